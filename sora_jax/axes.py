@@ -1,0 +1,24 @@
+"""The alphabet: one letter per axis, the same in names, einsums, docstrings, annotations and shardings.
+
+B rows · N token slots a row · M text slots a row · K runs (segments) a row · S distinct conditions a row ·
+P numbers a patch · D width · H heads · F width of a head · E text width · L layers ·
+T, Y, X, C video frames, height, width, channels · t, y, x, c latent frames, height, width, channels.
+"""
+
+from __future__ import annotations
+
+import jax
+from jaxtyping import Bool, Float, Int
+
+Clip = Float[jax.Array, "B T Y X C"]
+"""Pixels in [-1, 1]; T = 1 + 4k."""
+Latent = Float[jax.Array, "B t y x c"]
+Tokens = Float[jax.Array, "B N D"]
+Patches = Float[jax.Array, "B N P"]
+Coords = Float[jax.Array, "B N 3"]
+"""Time in seconds, y, x."""
+SegmentIds = Int[jax.Array, "B N"]
+"""1…K; 0 = empty slot."""
+Mask = Bool[jax.Array, "B N"]
+Text = Float[jax.Array, "B M E"]
+Sigma = Float[jax.Array, "B S"]

@@ -1,0 +1,259 @@
+"""The video autoencoder: a clip of pixels to a small grid of latents and back, causal in time.
+
+Time is folded in groups (of four, by default), and the first group is the clip's first frame four times over:
+1 + 4k frames become 1 + k latent frames, an image is a clip of one frame, and no layer has a case of its own
+for it. Space and time are folded into channels (the first fold is a Haar wavelet, so most work happens at an
+eighth of the pixels) and residual blocks of causal 3-D convolutions work between the folds. Every block begins
+as the identity, so training begins at a linear autoencoder, that is, near PCA.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sora_jax.axes import Clip, Latent
+
+Stride = tuple[int, int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class VAEConfig:
+    """Shape of the autoencoder. Stage i lies behind fold i; `decoder_*` are listed from fine to coarse too.
+
+    Attributes:
+      strides: folds in (time, height, width); the first must be (2, 2, 2), the Haar wavelet.
+      channels: numbers a latent cell.
+      encoder_widths, encoder_blocks: channels and residual blocks of each stage.
+      decoder_widths, decoder_blocks: the same for the way back.
+      latent_mean, latent_std: per channel, measured after training; `to_latent` and `from_latent` use them.
+      dtype: of the arithmetic; parameters stay float32.
+    """
+
+    strides: tuple[Stride, ...] = ((2, 2, 2), (1, 2, 2), (2, 2, 2))
+    channels: int = 16
+    encoder_widths: tuple[int, ...] = (24, 64, 160)
+    encoder_blocks: tuple[int, ...] = (0, 1, 2)
+    decoder_widths: tuple[int, ...] = (32, 96, 160)
+    decoder_blocks: tuple[int, ...] = (1, 2, 3)
+    latent_mean: tuple[float, ...] = (0.0,)
+    latent_std: tuple[float, ...] = (1.0,)
+    dtype: str = "float32"
+
+    @property
+    def compression(self) -> Stride:
+        """Pixels a latent cell spans: (frames, height, width)."""
+        time, height, width = (math.prod(axis) for axis in zip(*self.strides, strict=True))
+        return time, height, width
+
+
+class Past:
+    """What causal convolutions remember between the chunks of a stream: each one's last two inputs.
+
+    A whole clip is a stream of one chunk, whose past is zeros.
+    """
+
+    def __init__(self, steps: Sequence[jax.Array] | None = None) -> None:
+        self._old: Iterator[jax.Array] | None = None if steps is None else iter(steps)
+        self.new: list[jax.Array] = []
+
+    def extend(self, x: jax.Array, steps: int) -> jax.Array:
+        """Puts the last `steps` inputs before x [B,T,Y,X,C], and remembers x's own."""
+        before = jnp.zeros_like(x, shape=(x.shape[0], steps, *x.shape[2:])) if self._old is None else next(self._old)
+        x = jnp.concatenate([before, x], axis=1)
+        self.new.append(x[:, -steps:])
+        return x
+
+
+def fold(x: jax.Array, stride: Stride) -> jax.Array:
+    """Space and time to depth: [B, T, Y, X, C] → [B, T/a, Y/b, X/c, abc·C]."""
+    (B, T, Y, X, C), (a, b, c) = x.shape, stride
+    x = x.reshape(B, T // a, a, Y // b, b, X // c, c, C).transpose(0, 1, 3, 5, 2, 4, 6, 7)
+    return x.reshape(B, T // a, Y // b, X // c, a * b * c * C)
+
+
+def unfold(x: jax.Array, stride: Stride) -> jax.Array:
+    """The inverse of `fold`."""
+    (B, T, Y, X, C), (a, b, c) = x.shape, stride
+    x = x.reshape(B, T, Y, X, a, b, c, C // (a * b * c)).transpose(0, 1, 4, 2, 5, 3, 6, 7)
+    return x.reshape(B, T * a, Y * b, X * c, C // (a * b * c))
+
+
+def haar(x: jax.Array) -> jax.Array:
+    """Orthonormal Haar wavelet over the eight values of each folded 2×2×2 cube: [..., 8C] → [..., 8C].
+
+    Symmetric and its own inverse (the Hadamard matrix of order 8 over √8).
+    """
+    h2 = jnp.array([[1.0, 1.0], [1.0, -1.0]], x.dtype) / math.sqrt(2.0)
+    h8 = jnp.kron(jnp.kron(h2, h2), h2)
+    cubes = x.reshape(*x.shape[:-1], 8, x.shape[-1] // 8)
+    return jnp.einsum("...ic,ij->...jc", cubes, h8).reshape(x.shape)
+
+
+def causal_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """3-D convolution that sees no later time step: x [B, T+2, Y, X, I], kernel [3,3,3,I,O] → [B,T,Y,X,O].
+
+    The caller has put two past steps before x. On CPUs the three time taps are stacked as channels of one 2-D
+    convolution: measured with jax 0.12 in float32 that is 1.4 to 6 times faster than XLA's 3-D one, forward
+    and backward (experiments/LOG.md).
+    """
+    B, T, Y, X, C = x.shape
+    T -= 2
+    if jax.default_backend() != "cpu":
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1, 1), ((0, 0), (1, 1), (1, 1)), dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+        )
+    taps = jnp.concatenate([x[:, k : k + T] for k in range(3)], axis=-1).reshape(B * T, Y, X, 3 * C)
+    flat = kernel.transpose(1, 2, 0, 3, 4).reshape(3, 3, 3 * C, -1)
+    out = jax.lax.conv_general_dilated(taps, flat, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return out.reshape(B, T, Y, X, -1)
+
+
+class Linear(nnx.Module):
+    """A 1×1×1 convolution."""
+
+    def __init__(self, width_in: int, width_out: int, *, rngs: nnx.Rngs) -> None:
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (width_in, width_out)) / math.sqrt(width_in))
+        self.bias = nnx.Param(jnp.zeros(width_out))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
+
+
+class CausalConv(nnx.Module):
+    """A causal 3×3×3 convolution whose past is kept outside of it."""
+
+    def __init__(self, width_in: int, width_out: int, scale: float, *, rngs: nnx.Rngs) -> None:
+        std = scale / math.sqrt(27 * width_in)
+        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (3, 3, 3, width_in, width_out)))
+        self.bias = nnx.Param(jnp.zeros(width_out))
+
+    def __call__(self, x: jax.Array, past: Past) -> jax.Array:
+        return causal_conv(past.extend(x, 2), self.kernel[...].astype(x.dtype)) + self.bias[...].astype(x.dtype)
+
+
+class Block(nnx.Module):
+    """x + conv(silu(norm(conv(silu(norm x))))), the second convolution zero at first.
+
+    The norm is root mean square over channels, cell by cell: statistics over time or space would break
+    causality and make tiles differ from the whole.
+    """
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs) -> None:
+        self.scale = nnx.Param(jnp.ones((2, width)))
+        self.first = CausalConv(width, width, 1.0, rngs=rngs)
+        self.second = CausalConv(width, width, 0.0, rngs=rngs)
+
+    def __call__(self, x: jax.Array, past: Past) -> jax.Array:
+        scale = self.scale[...].astype(x.dtype)
+        h = self.first(jax.nn.silu(_normalise(x) * scale[0]), past)
+        return x + self.second(jax.nn.silu(_normalise(h) * scale[1]), past)
+
+
+class VAE(nnx.Module):
+    """Encoder and decoder. See the module's docstring."""
+
+    def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        folds = [math.prod(stride) for stride in config.strides]
+        widths_in = [3, *config.encoder_widths[:-1]]
+        self.down = nnx.List(
+            [Linear(f * i, o, rngs=rngs) for f, i, o in zip(folds, widths_in, config.encoder_widths, strict=True)]
+        )
+        self.encoder = _stages(config.encoder_widths, config.encoder_blocks, rngs)
+        self.to_moments = Linear(config.encoder_widths[-1], 2 * config.channels, rngs=rngs)
+        self.from_channels = Linear(config.channels, config.decoder_widths[-1], rngs=rngs)
+        self.decoder = _stages(config.decoder_widths, config.decoder_blocks, rngs)
+        widths_out = [3, *config.decoder_widths[:-1]]
+        self.up = nnx.List(
+            [Linear(i, f * o, rngs=rngs) for f, i, o in zip(folds, config.decoder_widths, widths_out, strict=True)]
+        )
+
+    def encode(self, clip_btyxc: Clip) -> tuple[Latent, Latent]:
+        """Mean and log variance of the latent of a clip in [-1, 1] with 1 + 4k frames.
+
+        Height and width must be multiples of `config.compression`.
+        """
+        return self.encode_chunk(clip_btyxc)[:2]
+
+    def decode(self, latent_btyxc: Latent) -> Clip:
+        """The clip (not clipped to [-1, 1]) of a raw latent: 1 + k latent frames give 1 + 4k frames."""
+        return self.decode_chunk(latent_btyxc)[0]
+
+    def encode_chunk(
+        self, chunk_btyxc: Clip, past: Sequence[jax.Array] | None = None
+    ) -> tuple[Latent, Latent, tuple[jax.Array, ...]]:
+        """One piece of a stream: the first has 1 + 4k frames and no past, later ones have 4k and the last's.
+
+        Returns the mean, the log variance and the past for the next piece.
+        """
+        self._check_size(chunk_btyxc.shape)
+        x = chunk_btyxc.astype(self.config.dtype)
+        if past is None:
+            x = jnp.concatenate([jnp.repeat(x[:, :1], self.config.compression[0] - 1, axis=1), x], axis=1)
+        memory = Past(past)
+        for i, (stride, down, blocks) in enumerate(zip(self.config.strides, self.down, self.encoder, strict=True)):
+            x = fold(x, stride)
+            x = down(haar(x) if i == 0 else x)
+            for block in blocks:
+                x = block(x, memory)
+        mean, logvar = jnp.split(self.to_moments(x).astype(jnp.float32), 2, axis=-1)
+        return mean, jnp.clip(logvar, -20.0, 10.0), tuple(memory.new)
+
+    def decode_chunk(
+        self, latent_btyxc: Latent, past: Sequence[jax.Array] | None = None
+    ) -> tuple[Clip, tuple[jax.Array, ...]]:
+        """One piece of a stream of latents: the first gives 1 + 4(t-1) frames, later ones 4t each."""
+        memory = Past(past)
+        x = self.from_channels(latent_btyxc.astype(self.config.dtype))
+        stages = list(zip(self.config.strides, self.up, self.decoder, strict=True))
+        for i, (stride, up, blocks) in reversed(list(enumerate(stages))):
+            for block in blocks:
+                x = block(x, memory)
+            x = up(x)
+            x = unfold(haar(x) if i == 0 else x, stride)
+        if past is None:
+            x = x[:, self.config.compression[0] - 1 :]
+        return x.astype(jnp.float32), tuple(memory.new)
+
+    def to_latent(self, clip_btyxc: Clip) -> Latent:
+        """The latent as the DiT sees it: the mean, each channel at mean 0 and deviation 1."""
+        return (self.encode(clip_btyxc)[0] - jnp.array(self.config.latent_mean)) / jnp.array(self.config.latent_std)
+
+    def from_latent(self, latent_btyxc: Latent) -> Clip:
+        """The inverse of `to_latent`: pixels in [-1, 1]."""
+        raw = latent_btyxc * jnp.array(self.config.latent_std) + jnp.array(self.config.latent_mean)
+        return jnp.clip(self.decode(raw), -1.0, 1.0)
+
+    def _check_size(self, shape: tuple[int, ...]) -> None:
+        _, height, width = self.config.compression
+        if shape[2] % height or shape[3] % width:
+            raise ValueError(f"A clip of {shape[2]}×{shape[3]} pixels is no multiple of {height}×{width}: pad it first.")
+
+
+def reconstruction_flops(config: VAEConfig, clips: int, frames: int, height: int, width: int) -> float:
+    """Floating-point operations (2 per multiply-add) of one encode and decode, convolutions and linears."""
+    cells = float(clips * (frames + config.compression[0] - 1) * height * width)
+    total, before_encoder, before_decoder = 0.0, 3, 3
+    for i, stride in enumerate(config.strides):
+        f = math.prod(stride)
+        cells /= f
+        e, d = config.encoder_widths[i], config.decoder_widths[i]
+        total += 2 * cells * f * (before_encoder * e + before_decoder * d)
+        total += 2 * cells * 2 * 27 * (config.encoder_blocks[i] * e * e + config.decoder_blocks[i] * d * d)
+        before_encoder, before_decoder = e, d
+    return total + 2 * cells * config.channels * (2 * before_encoder + before_decoder)
+
+
+def _stages(widths: Sequence[int], blocks: Sequence[int], rngs: nnx.Rngs) -> nnx.List:
+    return nnx.List([nnx.List([Block(w, rngs=rngs) for _ in range(n)]) for w, n in zip(widths, blocks, strict=True)])
+
+
+def _normalise(x: jax.Array) -> jax.Array:
+    square = jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(square + 1e-6).astype(x.dtype)
