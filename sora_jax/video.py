@@ -1,0 +1,426 @@
+"""A video as frames and a rate: read from files, written to files, resized, laid out to look at."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import fractions
+import io
+import math
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from sora_jax.errors import UserError, atomic_path
+
+Path = str | os.PathLike[str]
+
+# What transparent pixels lie on: the page on which most pictures with alpha are drawn to be seen.
+BACKDROP = (255, 255, 255)
+# Browsers slow down a GIF whose frames last less than two hundredths of a second.
+GIF_MAX_FPS = 50.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Video:
+    """Frames and their rate; a picture is a video of one frame.
+
+    Attributes:
+      frames: uint8[T,Y,X,3], RGB.
+      fps: frames a second.
+
+    Raises:
+      UserError: the frames are not such an array, or the rate is not a positive number.
+    """
+
+    frames: np.ndarray
+    fps: float
+
+    def __post_init__(self) -> None:
+        frames = np.asarray(self.frames)
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+            raise UserError(
+                f"A video's frames are uint8[T,Y,X,3], none of these empty, but these are "
+                f"{frames.dtype}{list(frames.shape)}."
+            )
+        fps = float(self.fps)
+        if not (math.isfinite(fps) and fps > 0):
+            raise UserError(f"A video's rate is a positive number of frames a second, not {self.fps}.")
+        object.__setattr__(self, "frames", frames)
+        object.__setattr__(self, "fps", fps)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @property
+    def duration(self) -> float:
+        """Seconds for which the frames are on show."""
+        return len(self.frames) / self.fps
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.frames.shape[1], self.frames.shape[2]
+
+    def save(self, path: Path, crf: int = 16) -> pathlib.Path:
+        """Writes the file whose kind the suffix of `path` names, and returns its path.
+
+        `.mp4` is H.264 4:2:0 tagged BT.709, and 4:4:4 where a side is odd, because 4:2:0 has only even ones
+        (not every browser plays 4:4:4). `.gif` loops for ever. `.png` is the one frame, or up to eight side
+        by side.
+
+        Args:
+          path: where to.
+          crf: x264's constant rate factor: 0 is lossless, 16 is good, 28 is small.
+
+        Raises:
+          UserError: the suffix is another, or the place can't be written.
+        """
+        path = pathlib.Path(path)
+        writers = {".mp4": lambda file: _write_mp4(self, file, crf), ".gif": self._gif, ".png": self._png}
+        write = writers.get(path.suffix.lower())
+        if write is None:
+            raise UserError(f"{path} can't be written: a video is saved as {', '.join(writers)}; choose one.")
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            write(file)
+        return path
+
+    def _repr_html_(self) -> str:
+        file = io.BytesIO()
+        if len(self) == 1:
+            self._png(file)
+            return f'<img src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
+        _write_mp4(self, file, crf=18)
+        data = base64.b64encode(file.getvalue()).decode()
+        return f'<video controls autoplay loop muted src="data:video/mp4;base64,{data}"></video>'
+
+    def _png(self, file: Any) -> None:
+        Image.fromarray(np.concatenate(self.frames[_spread(len(self), 8)], axis=1)).save(file, "PNG")
+
+    def _gif(self, file: Any) -> None:
+        fps = min(self.fps, GIF_MAX_FPS)
+        count = frame_count(self.duration, fps)
+        picked = np.minimum(((np.arange(count) + 0.5) * self.fps / fps).astype(int), len(self) - 1)
+        images = [Image.fromarray(frame) for frame in self.frames[picked]]
+        # A GIF counts hundredths of a second: rounding the ends, not the lengths, keeps the whole in time.
+        ends = np.round(np.arange(count + 1) * 100 / fps).astype(int)
+        durations = [int(10 * length) for length in np.diff(ends)]
+        images[0].save(file, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
+
+
+def read_video(path: Path, start: float = 0.0, frames: int | None = None) -> Video:
+    """Reads a video (mp4, webm, mov, gif, ...) or a picture (png, jpeg, ...; one frame, 1 fps).
+
+    Rotation tags are obeyed, transparency is laid on white, more than 8 bits become 8. Frames that come at
+    uneven times are resampled to the file's average rate: each instant gets the frame that is then on show.
+    Of a damaged file what is readable is kept.
+
+    Args:
+      path: the file.
+      start: seconds from the file's first frame; the result begins with the frame on show there.
+      frames: how many at most; None reads to the end.
+
+    Raises:
+      UserError: there is no such file, it is no video, none of it is readable, or it ends before `start`.
+    """
+    if frames is not None and frames < 1:
+        raise UserError(f"{path} can't be read: at least one frame has to be asked for, not {frames}.")
+    picture = _read_picture(path)
+    if picture is not None:
+        return Video(picture[None], 1.0)
+    with _opened(path) as (container, stream):
+        fps = _rate(stream)
+        shown = _resampled(_decoded(path, container, stream, start), fps)
+        kept = [frame for _, frame in zip(range(frames or 2**62), shown)]
+    if not kept:
+        raise UserError(f"{path} has no frame at {start:g} seconds: it ends before; start earlier.")
+    return Video(np.stack(kept), fps)
+
+
+def stream_frames(path: Path, start: float = 0.0) -> Iterator[tuple[float, np.ndarray]]:
+    """Yields (seconds from the file's first frame, uint8[Y,X,3]) in constant memory.
+
+    It begins with the frame on show at `start` (seconds), reached from the keyframe before it; frames come
+    at the times that the file gives, which need not be even. Past the end nothing comes.
+
+    Raises:
+      UserError: as `read_video`.
+    """
+    picture = _read_picture(path)
+    if picture is not None:
+        yield 0.0, picture
+        return
+    with _opened(path) as (container, stream):
+        for seconds, _, frame in _decoded(path, container, stream, start):
+            yield seconds, _to_rgb(frame)
+
+
+def resize(video: Video, height: int, width: int) -> Video:
+    """The same video at height x width pixels (Lanczos, which averages over area where it shrinks)."""
+    return _resampled_to(video, height, width, (0.0, 0.0, video.size[1], video.size[0]))
+
+
+def fit(video: Video, height: int, width: int) -> Video:
+    """The middle of the video that has the aspect ratio of height x width, at that size: nothing stretched."""
+    scale = min(video.size[0] / height, video.size[1] / width)
+    top, left = (video.size[0] - scale * height) / 2, (video.size[1] - scale * width) / 2
+    return _resampled_to(video, height, width, (left, top, left + scale * width, top + scale * height))
+
+
+def frame_size(resolution: int, aspect: str | float) -> tuple[int, int]:
+    """(height, width) whose short side is `resolution` and whose long side is even and nearest to `aspect`.
+
+    Args:
+      resolution: pixels of the short side.
+      aspect: width over height: "16:9", "9:16", "1:1", 1.78.
+
+    Raises:
+      UserError: the aspect ratio or the resolution is not a positive number.
+    """
+    try:
+        across, _, down = str(aspect).partition(":")
+        ratio = float(across) / float(down or 1)
+    except (ValueError, ZeroDivisionError):
+        ratio = math.nan
+    if not (math.isfinite(ratio) and ratio > 0):
+        raise UserError(f"The aspect ratio {aspect!r} is not width over height: write one like 16:9 or 1.78.")
+    if resolution < 1:
+        raise UserError(f"The resolution {resolution} is not a number of pixels: write one like 256.")
+    long = 2 * round(resolution * max(ratio, 1 / ratio) / 2)
+    return (resolution, long) if ratio >= 1 else (long, resolution)
+
+
+def frame_count(duration: float, fps: float) -> int:
+    """How many frames last `duration` seconds at `fps`: the nearest number, at least one."""
+    return max(1, round(duration * fps))
+
+
+def contact_sheet(
+    videos: Sequence[Video],
+    labels: Sequence[str],
+    columns: int = 1,
+    frames_per_video: int = 6,
+    frame_height: int = 112,
+    text_size: int = 14,
+) -> Image.Image:
+    """A sheet to look at: for each video its label above a strip of frames evenly spread in time.
+
+    Args:
+      videos: of any sizes; every frame is drawn `frame_height` pixels high, as wide as its aspect ratio says.
+      labels: one a video; long ones are wrapped, to three lines at most.
+      columns: strips side by side.
+      frames_per_video: at most; a picture has one.
+      frame_height: pixels.
+      text_size: pixels.
+
+    Raises:
+      UserError: there are no videos, or not one label a video.
+    """
+    if not videos or len(videos) != len(labels):
+        raise UserError(
+            f"A sheet needs one label a video, but got {len(videos)} videos, {len(labels)} labels."
+        )
+    margin = 8
+    strips = [_strip(video, frames_per_video, frame_height) for video in videos]
+    columns = min(columns, len(videos))
+    widths = [max(strip.width for strip in strips[column::columns]) for column in range(columns)]
+    lefts = [margin + sum(widths[:column]) + column * 2 * margin for column in range(columns)]
+    font = ImageFont.load_default(text_size)
+    texts = [_wrapped(label, font, widths[i % columns]) for i, label in enumerate(labels)]
+    line = math.ceil(text_size * 1.3)
+    rows = range(0, len(videos), columns)
+    text_heights = [line * max(text.count("\n") + 1 for text in texts[row : row + columns]) for row in rows]
+    height = margin + sum(text_heights) + len(rows) * (frame_height + 2 * margin)
+    sheet = Image.new("RGB", (lefts[-1] + widths[-1] + margin, height), "white")
+    draw = ImageDraw.Draw(sheet)
+    top = margin
+    for row, text_height in zip(rows, text_heights):
+        for i in range(row, min(row + columns, len(videos))):
+            left = lefts[i - row]
+            for number, words in enumerate(texts[i].split("\n")):
+                draw.text((left, top + number * line), words, fill="black", font=font)
+            sheet.paste(strips[i], (left, top + text_height))
+        top += text_height + frame_height + 2 * margin
+    return sheet
+
+
+def _write_mp4(video: Video, file: Any, crf: int) -> None:
+    height, width = video.size
+    with av.open(file, "w", format="mp4", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", _fraction(video.fps), {"crf": str(crf), "preset": "medium"})
+        stream.height, stream.width = height, width
+        stream.pix_fmt = "yuv420p" if height % 2 == 0 and width % 2 == 0 else "yuv444p"
+        context = stream.codec_context
+        context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+        context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
+        for index, array in enumerate(video.frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), "rgb24").reformat(
+                format=stream.pix_fmt, dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+            )
+            frame.pts, frame.time_base = index, 1 / _fraction(video.fps)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def _fraction(fps: float) -> fractions.Fraction:
+    """The rate as containers write it: 24000/1001 comes back exact from its float."""
+    return max(fractions.Fraction(fps).limit_denominator(1001), fractions.Fraction(1, 1001))
+
+
+def _read_picture(path: Path) -> np.ndarray | None:
+    """uint8[Y,X,3] upright, or None where the file is no picture, or one that moves."""
+    if not os.path.exists(path):
+        raise UserError(f"There is no file {path}: check the name.")
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder, not a video: name a file in it.")
+    try:
+        with Image.open(path) as image:
+            if getattr(image, "is_animated", False) and image.format in ("GIF", "PNG", "WEBP"):
+                return None
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):
+                # Pillow clips 16-bit greys where it converts them.
+                image = Image.fromarray((np.asarray(image, np.int64) // 256).clip(0, 255).astype(np.uint8))
+            if not image.has_transparency_data:
+                return np.asarray(image.convert("RGB"))
+            backdrop = Image.new("RGBA", image.size, (*BACKDROP, 255))
+            return np.asarray(Image.alpha_composite(backdrop, image.convert("RGBA")).convert("RGB"))
+    except Image.UnidentifiedImageError:
+        return None
+    except OSError as error:
+        raise UserError(f"{path} can't be read as a picture: {error}; is the file whole?") from error
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    try:
+        container = av.open(os.fspath(path))
+    except (av.FFmpegError, OSError) as error:
+        raise UserError(
+            f"{path} can't be read as a video: it is damaged, cut off or of another kind ({error.strerror})."
+        ) from error
+    with container:
+        if not container.streams.video:
+            raise UserError(f"{path} has no pictures in it, only sound or data: choose a video file.")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        yield container, stream
+
+
+def _rate(stream: Any) -> float:
+    rate = float(stream.average_rate or stream.guessed_rate or 0)
+    return rate if rate > 0 else 25.0
+
+
+def _decoded(path: Path, container: Any, stream: Any, start: float) -> Iterator[tuple[float, float, Any]]:
+    """Yields (start, end, frame) in seconds from the first frame, from the frame on show at `start` on."""
+    tick = float(stream.time_base)
+    first = (stream.start_time or 0) * tick
+    length = 1 / _rate(stream)
+    if start > 0:
+        with contextlib.suppress(av.FFmpegError):
+            container.seek(int((start + first) / tick), stream=stream, backward=True)
+    waiting, begin, seen = None, 0.0, False
+    for frame in _frames(container, stream):
+        begin = begin + length if frame.pts is None else frame.pts * tick - first
+        end = begin + (frame.duration * tick or length)
+        # A tick of grace: containers round times, and `start` may be the exact time of a frame.
+        if begin <= start + tick:
+            waiting = begin, end, frame
+        elif waiting is not None:
+            yield waiting
+            waiting = None
+            yield begin, end, frame
+        else:
+            yield begin, end, frame
+        seen = True
+    if waiting is not None and waiting[1] > start + tick:
+        yield waiting
+    if not seen and start <= 0:
+        raise UserError(f"{path} has no readable frame: the file is damaged or cut off.")
+
+
+def _frames(container: Any, stream: Any) -> Iterator[Any]:
+    """Decodes what can be decoded: bad packets are passed over, and a cut-off file ends where it is cut."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except (StopIteration, av.FFmpegError):
+            return
+        with contextlib.suppress(av.FFmpegError):
+            yield from packet.decode()
+
+
+def _resampled(decoded: Iterator[tuple[float, float, Any]], fps: float) -> Iterator[np.ndarray]:
+    """Frames at an even rate: the i-th is the one on show in the middle of the i-th interval."""
+    count, base, last, until = 0, None, None, 0.0
+    for begin, end, frame in decoded:
+        base = begin if base is None else base
+        while last is not None and (count + 0.5) / fps + base < begin:
+            yield last
+            count += 1
+        last, until = _to_rgb(frame), end
+    while last is not None and (count + 0.5) / fps + base < until:
+        yield last
+        count += 1
+
+
+def _to_rgb(frame: Any) -> np.ndarray:
+    """uint8[Y,X,3], upright and opaque."""
+    if any(component.is_alpha for component in frame.format.components) or frame.format.name == "pal8":
+        rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
+        alpha = rgba[..., 3:]
+        array = ((rgba[..., :3] * alpha + np.uint16(BACKDROP) * (255 - alpha) + 127) // 255).astype(np.uint8)
+    else:
+        array = frame.to_ndarray(format="rgb24")
+    return np.ascontiguousarray(np.rot90(array, round(frame.rotation / 90))) if frame.rotation else array
+
+
+def _resampled_to(video: Video, height: int, width: int, box: tuple[float, float, float, float]) -> Video:
+    if height < 1 or width < 1:
+        raise UserError(f"A video can't be {height} pixels high and {width} wide: both are at least 1.")
+    if (height, width) == video.size and box == (0, 0, width, height):
+        return video
+    images = (Image.fromarray(frame) for frame in video.frames)
+    resized = [np.asarray(i.resize((width, height), Image.Resampling.LANCZOS, box)) for i in images]
+    return Video(np.stack(resized), video.fps)
+
+
+def _spread(total: int, count: int) -> np.ndarray:
+    """Indices of `count` frames from the first to the last of `total`, evenly; all where there are fewer."""
+    return np.linspace(0, total - 1, min(total, count)).round().astype(int)
+
+
+def _strip(video: Video, count: int, height: int) -> Image.Image:
+    picked = Video(video.frames[_spread(len(video), count)], video.fps)
+    width = max(1, round(height * video.size[1] / video.size[0]))
+    frames = resize(picked, height, width).frames
+    gap = np.full((height, 2, 3), 255, np.uint8)
+    return Image.fromarray(np.concatenate([part for f in frames for part in (f, gap)][:-1], axis=1))
+
+
+def _wrapped(text: str, font: Any, width: int, lines: int = 3) -> str:
+    """Breaks `text` between words to `width` pixels; what does not fit in `lines` becomes an ellipsis."""
+    out = [""]
+    for word in text.split():
+        longer = f"{out[-1]} {word}".strip()
+        if out[-1] and font.getlength(longer) > width:
+            out.append(word)
+        else:
+            out[-1] = longer
+    if len(out) > lines:
+        out = [*out[: lines - 1], " ".join(out[lines - 1 :])]
+    for i, words in enumerate(out):
+        if font.getlength(words) > width:
+            while words and font.getlength(words + "...") > width:
+                words = words[:-1]
+            out[i] = words.rstrip() + "..."
+    return "\n".join(out)
