@@ -15,7 +15,7 @@ from typing import Any
 
 import av
 import numpy as np
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from sora_jax.errors import UserError, atomic_path
@@ -26,6 +26,13 @@ Path = str | os.PathLike[str]
 BACKDROP = (255, 255, 255)
 # Browsers slow down a GIF whose frames last less than two hundredths of a second.
 GIF_MAX_FPS = 50.0
+# Without these the conversion between RGB and YUV rounds down: a bias of one level in 256.
+EXACT = (
+    Interpolation.BICUBIC
+    | Interpolation.ACCURATE_RND
+    | Interpolation.FULL_CHR_H_INT
+    | Interpolation.FULL_CHR_H_INP
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,8 +95,8 @@ class Video:
         write = writers.get(path.suffix.lower())
         if write is None:
             raise UserError(f"{path} can't be written: a video is saved as {', '.join(writers)}; choose one.")
-        with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            write(file)
+        with atomic_path(path) as temporary:
+            write(str(temporary))
         return path
 
     def _repr_html_(self) -> str:
@@ -101,10 +108,10 @@ class Video:
         data = base64.b64encode(file.getvalue()).decode()
         return f'<video controls autoplay loop muted src="data:video/mp4;base64,{data}"></video>'
 
-    def _png(self, file: Any) -> None:
+    def _png(self, file: str | io.BytesIO) -> None:
         Image.fromarray(np.concatenate(self.frames[_spread(len(self), 8)], axis=1)).save(file, "PNG")
 
-    def _gif(self, file: Any) -> None:
+    def _gif(self, file: str | io.BytesIO) -> None:
         fps = min(self.fps, GIF_MAX_FPS)
         count = frame_count(self.duration, fps)
         picked = np.minimum(((np.arange(count) + 0.5) * self.fps / fps).astype(int), len(self) - 1)
@@ -251,9 +258,11 @@ def contact_sheet(
     return sheet
 
 
-def _write_mp4(video: Video, file: Any, crf: int) -> None:
+def _write_mp4(video: Video, file: str | io.BytesIO, crf: int) -> None:
     height, width = video.size
-    with av.open(file, "w", format="mp4", options={"movflags": "faststart"}) as container:
+    # faststart reads the file again to move its index to the front, which only a path allows.
+    options = {"movflags": "faststart"} if isinstance(file, str) else {}
+    with av.open(file, "w", format="mp4", options=options) as container:
         stream = container.add_stream("libx264", _fraction(video.fps), {"crf": str(crf), "preset": "medium"})
         stream.height, stream.width = height, width
         stream.pix_fmt = "yuv420p" if height % 2 == 0 and width % 2 == 0 else "yuv444p"
@@ -262,7 +271,10 @@ def _write_mp4(video: Video, file: Any, crf: int) -> None:
         context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
         for index, array in enumerate(video.frames):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), "rgb24").reformat(
-                format=stream.pix_fmt, dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+                format=stream.pix_fmt,
+                interpolation=EXACT,
+                dst_colorspace=Colorspace.ITU709,
+                dst_color_range=ColorRange.MPEG,
             )
             frame.pts, frame.time_base = index, 1 / _fraction(video.fps)
             container.mux(stream.encode(frame))
@@ -315,8 +327,12 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
 
 
 def _rate(stream: Any) -> float:
-    rate = float(stream.average_rate or stream.guessed_rate or 0)
-    return rate if rate > 0 else 25.0
+    rate = float(stream.average_rate or stream.guessed_rate or 25)
+    seconds = float((stream.duration or 0) * stream.time_base)
+    # Some containers only estimate their average rate, yet know what it is made of.
+    if stream.frames and seconds > 0 and abs(stream.frames - rate * seconds) > 0.5:
+        return stream.frames / seconds
+    return rate
 
 
 def _decoded(path: Path, container: Any, stream: Any, start: float) -> Iterator[tuple[float, float, Any]]:
@@ -334,11 +350,10 @@ def _decoded(path: Path, container: Any, stream: Any, start: float) -> Iterator[
         # A tick of grace: containers round times, and `start` may be the exact time of a frame.
         if begin <= start + tick:
             waiting = begin, end, frame
-        elif waiting is not None:
-            yield waiting
-            waiting = None
-            yield begin, end, frame
         else:
+            if waiting is not None:
+                yield waiting
+                waiting = None
             yield begin, end, frame
         seen = True
     if waiting is not None and waiting[1] > start + tick:
@@ -376,11 +391,11 @@ def _resampled(decoded: Iterator[tuple[float, float, Any]], fps: float) -> Itera
 def _to_rgb(frame: Any) -> np.ndarray:
     """uint8[Y,X,3], upright and opaque."""
     if any(component.is_alpha for component in frame.format.components) or frame.format.name == "pal8":
-        rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
+        rgba = frame.to_ndarray(format="rgba", interpolation=EXACT).astype(np.uint16)
         alpha = rgba[..., 3:]
         array = ((rgba[..., :3] * alpha + np.uint16(BACKDROP) * (255 - alpha) + 127) // 255).astype(np.uint8)
     else:
-        array = frame.to_ndarray(format="rgb24")
+        array = frame.to_ndarray(format="rgb24", interpolation=EXACT)
     return np.ascontiguousarray(np.rot90(array, round(frame.rotation / 90))) if frame.rotation else array
 
 
