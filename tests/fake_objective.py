@@ -1,0 +1,95 @@
+"""A tiny objective on which the loop is tested, and a command that trains it: linear regression with noise."""
+
+from __future__ import annotations
+
+import sys
+
+import grain
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import nnx
+from PIL import Image
+
+from sora_jax.train.loop import train
+
+ROWS, WIDTH = 4, 8
+
+
+class Line(nnx.Module):
+    """y = x @ w + b."""
+
+    def __init__(self, width: int, rngs: nnx.Rngs):
+        self.linear = nnx.Linear(width, 1, rngs=rngs)
+        self.width = width
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.linear(x)[..., 0]
+
+
+class LineObjective:
+    """Fits a line; `nan_at` poisons the data of that step (1 is the first)."""
+
+    def __init__(self, width: int = WIDTH, nan_at: int | None = None):
+        self.width, self.nan_at = width, nan_at
+        self.traces = 0
+
+    def init(self, key: jax.Array) -> Line:
+        return Line(self.width, nnx.Rngs(key))
+
+    def loss(self, model: Line, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
+        self.traces += 1
+        noise = 0.1 * jax.random.normal(key, batch["x"].shape)
+        error = model(batch["x"] + noise) - batch["y"]
+        return jnp.mean(error**2), {"error": jnp.mean(jnp.abs(error))}
+
+    def data(
+        self, config: ml_collections.ConfigDict, shard_index: int, shard_count: int
+    ) -> grain.IterDataset:
+        width, nan_at = self.width, self.nan_at
+
+        def make(index: int, rng: np.random.Generator) -> dict:
+            x = rng.standard_normal(width).astype(np.float32)
+            poisoned = nan_at is not None and index // ROWS == nan_at - 1
+            return {"x": x, "y": np.float32(np.nan if poisoned else x.sum() + 1), "index": np.int32(index)}
+
+        source = grain.MapDataset.range(config.data.clips)[shard_index::shard_count].seed(config.seed)
+        return source.random_map(make).repeat().to_iter_dataset().batch(ROWS)
+
+    def flops(self, batch: dict) -> float:
+        return 6.0 * batch["x"].size
+
+    def tokens(self, batch: dict) -> tuple[int, int]:
+        return ROWS * 3, ROWS * 4
+
+    def sample_sheet(self, model: Line, step: int) -> Image.Image:
+        return Image.new("RGB", (8, 8), (step % 256, 0, 0))
+
+
+def get_config(steps: int = 12) -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        {
+            "objective": "line",
+            "seed": 3,
+            "steps": steps,
+            "data": {"clips": 1000},
+            "optim": {},
+            "log": {"every": 1, "sheet_every": 0, "tensorboard": False},
+            "checkpoint": {"every": 3, "keep": 2},
+            "mesh": {"data": 1},
+            "stop_on_nan": True,
+        }
+    )
+
+
+class SlowLineObjective(LineObjective):
+    """Announces each batch on stdout and takes its time, so that a test can end the process at a chosen step."""
+
+    def tokens(self, batch: dict) -> tuple[int, int]:
+        print("step", int(batch["index"][0]) // ROWS + 1, flush=True)
+        return super().tokens(batch)
+
+
+if __name__ == "__main__":
+    train(get_config(int(sys.argv[2])), sys.argv[1], SlowLineObjective())
