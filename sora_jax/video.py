@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import fractions
 import io
+import itertools
 import math
 import os
 import pathlib
@@ -139,23 +140,39 @@ def read_video(path: Path, start: float = 0.0, frames: int | None = None) -> Vid
     """
     if frames is not None and frames < 1:
         raise UserError(f"{path} can't be read: at least one frame has to be asked for, not {frames}.")
-    picture = _read_picture(path)
-    if picture is not None:
-        return Video(picture[None], 1.0)
-    with _opened(path) as (container, stream):
-        fps = _rate(stream)
-        shown = _resampled(_decoded(path, container, stream, start), fps)
-        kept = [frame for _, frame in zip(range(frames or 2**62), shown)]
+    fps, _ = probe(path)
+    kept = [frame for _, frame in itertools.islice(stream_frames(path, start, fps), frames)]
     if not kept:
         raise UserError(f"{path} has no frame at {start:g} seconds: it ends before; start earlier.")
     return Video(np.stack(kept), fps)
 
 
-def stream_frames(path: Path, start: float = 0.0) -> Iterator[tuple[float, np.ndarray]]:
+def probe(path: Path) -> tuple[float, float]:
+    """(frames a second, seconds) as the file's header gives them; NaN seconds where it does not say.
+
+    Raises:
+      UserError: there is no such file, or it is no video.
+    """
+    if _read_picture(path) is not None:
+        return 1.0, 1.0
+    with _opened(path) as (container, stream):
+        if stream.duration:
+            return _rate(stream), float(stream.duration * stream.time_base)
+        return _rate(stream), container.duration / av.time_base if container.duration else math.nan
+
+
+def stream_frames(
+    path: Path, start: float = 0.0, fps: float | None = None
+) -> Iterator[tuple[float, np.ndarray]]:
     """Yields (seconds from the file's first frame, uint8[Y,X,3]) in constant memory.
 
-    It begins with the frame on show at `start` (seconds), reached from the keyframe before it; frames come
-    at the times that the file gives, which need not be even. Past the end nothing comes.
+    It begins with the frame on show at `start` (seconds), reached from the keyframe before it. Past the end
+    nothing comes.
+
+    Args:
+      path: the file.
+      start: seconds.
+      fps: resample to this even rate; None yields the file's own frames at the times that it gives.
 
     Raises:
       UserError: as `read_video`.
@@ -164,21 +181,37 @@ def stream_frames(path: Path, start: float = 0.0) -> Iterator[tuple[float, np.nd
     if picture is not None:
         yield 0.0, picture
         return
-    with _opened(path) as (container, stream):
-        for seconds, _, frame in _decoded(path, container, stream, start):
-            yield seconds, _to_rgb(frame)
+    decoded = _decoded(path, start)
+    if fps is not None:
+        decoded = _evenly(decoded, fps, late=0.5 / probe(path)[0])
+    for begin, _, frame in decoded:
+        yield begin, _to_rgb(frame)
+
+
+def resample(
+    frame: np.ndarray, height: int, width: int, box: tuple[float, float, float, float] | None = None
+) -> np.ndarray:
+    """One frame uint8[Y,X,3], or what lies in `box` (left, top, right, bottom), at height x width pixels.
+
+    Lanczos, whose window widens with the shrinking: every pixel of the source counts.
+    """
+    if height < 1 or width < 1:
+        raise UserError(f"A frame can't be {height} pixels high and {width} wide: both are at least 1.")
+    image = Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS, box)
+    return np.asarray(image)
 
 
 def resize(video: Video, height: int, width: int) -> Video:
-    """The same video at height x width pixels (Lanczos, which averages over area where it shrinks)."""
-    return _resampled_to(video, height, width, (0.0, 0.0, video.size[1], video.size[0]))
+    """The same video at height x width pixels; the aspect ratio may change."""
+    return Video(np.stack([resample(frame, height, width) for frame in video.frames]), video.fps)
 
 
 def fit(video: Video, height: int, width: int) -> Video:
     """The middle of the video that has the aspect ratio of height x width, at that size: nothing stretched."""
-    scale = min(video.size[0] / height, video.size[1] / width)
+    scale = min(video.size[0] / max(height, 1), video.size[1] / max(width, 1))
     top, left = (video.size[0] - scale * height) / 2, (video.size[1] - scale * width) / 2
-    return _resampled_to(video, height, width, (left, top, left + scale * width, top + scale * height))
+    box = (left, top, left + scale * width, top + scale * height)
+    return Video(np.stack([resample(frame, height, width, box) for frame in video.frames]), video.fps)
 
 
 def frame_size(resolution: int, aspect: str | float) -> tuple[int, int]:
@@ -335,34 +368,41 @@ def _rate(stream: Any) -> float:
     return rate
 
 
-def _decoded(path: Path, container: Any, stream: Any, start: float) -> Iterator[tuple[float, float, Any]]:
+def _decoded(path: Path, start: float) -> Iterator[tuple[float, float, Any]]:
     """Yields (start, end, frame) in seconds from the first frame, from the frame on show at `start` on."""
-    tick = float(stream.time_base)
-    first = (stream.start_time or 0) * tick
-    length = 1 / _rate(stream)
-    if start > 0:
-        with contextlib.suppress(av.FFmpegError):
-            container.seek(int((start + first) / tick), stream=stream, backward=True)
-    waiting, begin, seen = None, 0.0, False
-    for frame in _frames(container, stream):
-        begin = begin + length if frame.pts is None else frame.pts * tick - first
-        end = begin + (frame.duration * tick or length)
-        # A tick of grace: containers round times, and `start` may be the exact time of a frame.
-        if begin <= start + tick:
-            waiting = begin, end, frame
-        else:
-            if waiting is not None:
-                yield waiting
-                waiting = None
-            yield begin, end, frame
-        seen = True
-    if waiting is not None and waiting[1] > start + tick:
-        yield waiting
-    if not seen and start <= 0:
+    # Some containers jump too far, to a keyframe after the place: then from further back, then from the start.
+    for origin in (start, start - 5, 0.0):
+        with _opened(path) as (container, stream):
+            tick = float(stream.time_base)
+            offset = (stream.start_time or 0) * tick
+            length = 1 / _rate(stream)
+            # Containers round times, and `start` may be the exact time of a frame.
+            grace = min(tick, length / 4)
+            if origin > 0:
+                with contextlib.suppress(av.FFmpegError):
+                    container.seek(int((origin + offset) / tick), stream=stream)
+            end, shown = 0.0, None
+            for frame in _readable(container, stream):
+                begin = end if frame.pts is None else frame.pts * tick - offset
+                end = begin + (frame.duration * tick or length)
+                if begin <= start + grace:
+                    shown = begin, end, frame
+                elif shown is None and origin > 0:
+                    break
+                else:
+                    if shown is not None and shown[1] > start:
+                        yield shown
+                    shown = begin, end, frame
+            else:
+                if shown is not None or origin <= 0:
+                    break
+    if shown is None:
         raise UserError(f"{path} has no readable frame: the file is damaged or cut off.")
+    if end > start + grace:
+        yield shown
 
 
-def _frames(container: Any, stream: Any) -> Iterator[Any]:
+def _readable(container: Any, stream: Any) -> Iterator[Any]:
     """Decodes what can be decoded: bad packets are passed over, and a cut-off file ends where it is cut."""
     packets = container.demux(stream)
     while True:
@@ -374,17 +414,20 @@ def _frames(container: Any, stream: Any) -> Iterator[Any]:
             yield from packet.decode()
 
 
-def _resampled(decoded: Iterator[tuple[float, float, Any]], fps: float) -> Iterator[np.ndarray]:
-    """Frames at an even rate: the i-th is the one on show in the middle of the i-th interval."""
-    count, base, last, until = 0, None, None, 0.0
-    for begin, end, frame in decoded:
-        base = begin if base is None else base
-        while last is not None and (count + 0.5) / fps + base < begin:
-            yield last
+def _evenly(
+    decoded: Iterator[tuple[float, float, Any]], fps: float, late: float
+) -> Iterator[tuple[float, float, Any]]:
+    """The same at an even rate: at each instant, plus `late` against rounded times, the frame on show."""
+    base, shown, count, end = 0.0, None, 0, 0.0
+    for begin, until, frame in decoded:
+        if shown is None:
+            base = begin
+        while shown is not None and (at := base + count / fps) + late < begin:
+            yield at, at + 1 / fps, shown
             count += 1
-        last, until = _to_rgb(frame), end
-    while last is not None and (count + 0.5) / fps + base < until:
-        yield last
+        shown, end = frame, until
+    while (at := base + count / fps) + late < end:
+        yield at, at + 1 / fps, shown
         count += 1
 
 
@@ -397,16 +440,6 @@ def _to_rgb(frame: Any) -> np.ndarray:
     else:
         array = frame.to_ndarray(format="rgb24", interpolation=EXACT)
     return np.ascontiguousarray(np.rot90(array, round(frame.rotation / 90))) if frame.rotation else array
-
-
-def _resampled_to(video: Video, height: int, width: int, box: tuple[float, float, float, float]) -> Video:
-    if height < 1 or width < 1:
-        raise UserError(f"A video can't be {height} pixels high and {width} wide: both are at least 1.")
-    if (height, width) == video.size and box == (0, 0, width, height):
-        return video
-    images = (Image.fromarray(frame) for frame in video.frames)
-    resized = [np.asarray(i.resize((width, height), Image.Resampling.LANCZOS, box)) for i in images]
-    return Video(np.stack(resized), video.fps)
 
 
 def _spread(total: int, count: int) -> np.ndarray:
