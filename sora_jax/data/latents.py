@@ -1,0 +1,194 @@
+"""The latent cache: every clip encoded once by the frozen VAE and text encoder, kept in ArrayRecord shards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from array_record.python import array_record_module
+from flax import serialization
+from tqdm import tqdm
+
+from sora_jax.data.clips import Clip, Source
+from sora_jax.errors import UserError, atomic_path
+
+Record = dict[str, Any]
+"""latent: float16[t,y,x,c]; fps: float; key: str; captions: {kind: {text: float16[m,E], time: float16[m]}}."""
+
+_META = "meta.json"
+_FORMAT = 1
+_CLIPS_PER_SHARD = 1000
+
+
+class LatentCache:
+    """A finished latent cache: a random-access sequence of `Record`s, picklable.
+
+    Attributes:
+      mean, std: float32[c], of each latent channel over all clips, every position counting once.
+      fingerprint: names what encoded it.
+
+    Raises:
+      UserError: the folder holds no finished cache, or one of its files is gone.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        self.folder = pathlib.Path(folder)
+        try:
+            meta = json.loads((self.folder / _META).read_text())
+        except (OSError, ValueError):
+            raise UserError(f"{folder} holds no finished latent cache: encode the clips first.") from None
+        if meta["format"] != _FORMAT:
+            raise UserError(
+                f"{folder} is a latent cache of another version of sora_jax: encode the clips again."
+            )
+        paths = [self.folder / name for name in meta["shards"]]
+        for path in paths:
+            if not path.exists():
+                raise UserError(
+                    f"{path} is missing: delete the rest of this latent cache and encode the clips again."
+                )
+        self.mean = np.array(meta["mean"], np.float32)
+        self.std = np.array(meta["std"], np.float32)
+        self.fingerprint: str = meta["fingerprint"]
+        self._clips: int = meta["clips"]
+        self._bytes = _open_shards(paths)
+
+    def __len__(self) -> int:
+        return self._clips
+
+    def __getitem__(self, index: int) -> Record:
+        return serialization.msgpack_restore(self._bytes[index])
+
+    def __repr__(self) -> str:
+        return f"LatentCache({str(self.folder)!r}, clips={self._clips})"
+
+
+def write_latents(
+    source: Source,
+    encode: Callable[[list[Clip]], list[Record]],
+    folder: str | os.PathLike[str],
+    fingerprint: str,
+    clips: int | None = None,
+    batch: int = 8,
+    progress: bool = True,
+) -> LatentCache:
+    """Encodes the first `clips` clips of `source` (default: all) into a latent cache in `folder`.
+
+    A finished cache of the same `fingerprint` and number of clips is returned as it is. An interrupted one goes on
+    with the first shard that is missing: `meta.json`, which makes a cache finished, is written last. One process
+    writes at a time.
+
+    Args:
+      source: read in order; its clips may differ in shape.
+      encode: takes exactly `batch` clips of one shape, so it compiles once per shape, and returns a record for each.
+        What is left of a shape is filled up with copies of its last clip, whose records are thrown away.
+      fingerprint: names everything the records depend on: the data set's configuration and both encoders' weights.
+
+    Raises:
+      UserError: the folder holds another cache, it can't be written, the source is too short, or a latent isn't finite.
+    """
+    folder = pathlib.Path(folder)
+    clips = len(source) if clips is None else clips
+    if not 0 < clips <= len(source):
+        raise UserError(f"{clips} clips can't be encoded: the data set has {len(source)}.")
+    if (folder / _META).exists():
+        cache = LatentCache(folder)
+        if (cache.fingerprint, len(cache)) != (fingerprint, clips):
+            raise UserError(
+                f"{folder} holds {len(cache)} latents of {cache.fingerprint!r}, not {clips} of {fingerprint!r}: "
+                "delete it or choose another folder."
+            )
+        return cache
+
+    # The name ties a shard to what wrote it, so that no shard of an interrupted run of another encoder is taken over.
+    identity = hashlib.sha256(f"{_FORMAT} {clips} {fingerprint}".encode()).hexdigest()[:10]
+    starts = range(0, clips, _CLIPS_PER_SHARD)
+    paths = [
+        folder / f"latents-{identity}-{i:05d}-of-{len(starts):05d}.arrayrecord" for i in range(len(starts))
+    ]
+    for stale in set(folder.glob("*latents-*.arrayrecord")) - set(paths):
+        stale.unlink()
+    with tqdm(total=clips, desc="latents", unit="clip", disable=not progress) as bar:
+        for path, start in zip(paths, starts, strict=True):
+            indices = range(start, min(start + _CLIPS_PER_SHARD, clips))
+            if path.exists():
+                bar.update(len(indices))
+                continue
+            _write_shard(path, _encode(source, encode, indices, batch, bar))
+
+    mean, std = _statistics(_open_shards(paths))
+    meta = dict(format=_FORMAT, clips=clips, fingerprint=fingerprint, mean=mean.tolist(), std=std.tolist())
+    with atomic_path(folder / _META) as temporary:
+        temporary.write_text(json.dumps(meta | dict(shards=[path.name for path in paths]), indent=2))
+    return LatentCache(folder)
+
+
+def _encode(
+    source: Source, encode: Callable[[list[Clip]], list[Record]], indices: range, batch: int, bar: tqdm
+) -> list[Record]:
+    records: dict[int, Record] = {}
+    waiting: dict[tuple[int, ...], list[tuple[int, Clip]]] = {}
+
+    def flush(group: list[tuple[int, Clip]]) -> None:
+        clips = [clip for _, clip in group]
+        encoded = encode(clips + clips[-1:] * (batch - len(clips)))
+        for (index, clip), record in zip(group, encoded[: len(group)], strict=True):
+            records[index] = _checked(record, clip)
+        bar.update(len(group))
+        group.clear()
+
+    for index in indices:
+        clip = source[index]
+        group = waiting.setdefault(clip.video.frames.shape, [])
+        group.append((index, clip))
+        if len(group) == batch:
+            flush(group)
+    for group in waiting.values():
+        if group:
+            flush(group)
+    return [records[index] for index in indices]
+
+
+def _checked(record: Record, clip: Clip) -> Record:
+    """The record as it is stored: float16, and finite."""
+    latent = np.asarray(record["latent"]).astype(np.float16)
+    if not np.isfinite(latent).all():
+        raise UserError(
+            f"The latent of clip {clip.key!r} is not finite in float16: the VAE isn't trained or diverged."
+        )
+    captions = {
+        kind: {name: np.asarray(caption[name]).astype(np.float16) for name in ("text", "time")}
+        for kind, caption in record["captions"].items()
+    }
+    return dict(latent=latent, fps=float(record["fps"]), key=str(record["key"]), captions=captions)
+
+
+def _write_shard(path: pathlib.Path, records: Sequence[Record]) -> None:
+    with atomic_path(path) as temporary:
+        # One record a group, so that reading one at random decodes one; float16 latents hardly compress anyway.
+        writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+        for record in records:
+            writer.write(serialization.msgpack_serialize(record))
+        writer.close()
+
+
+def _open_shards(paths: Sequence[pathlib.Path]) -> grain.sources.ArrayRecordDataSource:
+    return grain.sources.ArrayRecordDataSource([str(path) for path in paths])
+
+
+def _statistics(shards: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    count, total, squares = 0, 0.0, 0.0
+    for index in range(len(shards)):
+        latent = serialization.msgpack_restore(shards[index])["latent"].astype(np.float64)
+        numbers = latent.reshape(-1, latent.shape[-1])
+        count += len(numbers)
+        total = total + numbers.sum(axis=0)
+        squares = squares + (numbers**2).sum(axis=0)
+    mean = total / count
+    return mean, np.sqrt(np.maximum(squares / count - mean**2, 1e-12))

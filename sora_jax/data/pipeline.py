@@ -1,0 +1,175 @@
+"""What the training loop reads: packed rows of latents for the DiT, plain batches of clips for the VAE."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping, Sequence
+
+import grain
+import numpy as np
+
+from sora_jax.data.clips import Clip, Source
+from sora_jax.data.latents import LatentCache, Record
+from sora_jax.data.packing import CoordinateMode, Grid, PackedBatch, Run, coordinates, pack_stream, patchify
+from sora_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineConfig:
+    """How records become packed batches.
+
+    Attributes:
+      row_tokens: N, token slots a row.
+      row_text: M, text slots a row.
+      rows: B, rows a batch, on this host.
+      max_runs: K, the most runs a row may hold.
+      patch: latent frames, rows and columns a patch.
+      coords: see `packing.coordinates`.
+      seed: of the order and of the captions drawn.
+      caption_weights: how often each kind of caption is drawn, among the kinds a record has; empty: all alike.
+      window: rows that are packed at a time, see `packing.pack_stream`.
+      threads: that read records.
+      prefetch: batches that are made ahead.
+    """
+
+    row_tokens: int = 512
+    row_text: int = 256
+    rows: int = 8
+    max_runs: int = 32
+    patch: Grid = (1, 2, 2)
+    coords: CoordinateMode = "fractional"
+    seed: int = 0
+    caption_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    window: int = 64
+    threads: int = 2
+    prefetch: int = 4
+
+
+def make_pipeline(
+    config: PipelineConfig,
+    records: str | os.PathLike[str] | Sequence[Record],
+    shard_index: int = 0,
+    shard_count: int = 1,
+    epochs: int | None = None,
+) -> grain.IterDataset[PackedBatch]:
+    """Streams packed batches (NumPy, float32), shuffled anew each epoch; its iterators have an exact, JSON-able state.
+
+    Args:
+      records: a latent cache, its folder, or any sequence of records. A cache's latents are normalised by its own
+        mean and standard deviation per channel; other records enter as they are.
+      shard_index, shard_count: this host and the number of hosts. Each epoch is dealt out to the hosts: their shares
+        are disjoint and together complete.
+      epochs: passes over the records; None never ends. The last batch of a finite stream is filled with empty rows.
+
+    Raises:
+      UserError: there are no records, or (while iterating) a run is longer than a row or has no caption of a kind
+        that is wanted.
+    """
+    if isinstance(records, (str, os.PathLike)):
+        records = LatentCache(records)
+    if len(records) == 0:
+        raise UserError("There are no records to train on: encode some clips first.")
+    statistics = (records.mean, records.std) if isinstance(records, LatentCache) else None
+    runs = (
+        grain.MapDataset.source(records)
+        .shuffle(seed=config.seed)
+        .repeat(epochs)
+        .random_map(functools.partial(draw_run, config=config, statistics=statistics), seed=config.seed)
+    )
+    share = runs[shard_index::shard_count].to_iter_dataset(_read_options(config.threads))
+    batches = pack_stream(
+        share, config.row_tokens, config.row_text, config.max_runs, config.rows, window=config.window
+    )
+    return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=config.prefetch)
+
+
+def draw_run(
+    record: Record,
+    rng: np.random.Generator,
+    config: PipelineConfig,
+    statistics: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Run:
+    """Makes a record a run of tokens, with one of its captions and nothing given.
+
+    Args:
+      statistics: mean and standard deviation, float32[c], to normalise the latent by.
+    """
+    latent = record["latent"].astype(np.float32)
+    if statistics is not None:
+        latent = (latent - statistics[0]) / statistics[1]
+    patches = patchify(latent, config.patch)
+    caption = record["captions"][_draw_kind(record, rng, config.caption_weights)]
+    return Run(
+        patches=patches,
+        coords=coordinates(latent.shape[:3], config.patch, record["fps"], mode=config.coords),
+        given=np.zeros(len(patches), bool),
+        text=caption["text"].astype(np.float32),
+        text_time=caption["time"].astype(np.float32),
+        key=record["key"],
+    )
+
+
+def clip_batches(
+    sources: Source | Sequence[tuple[Source, float]],
+    rows: int,
+    shape: tuple[int, int, int],
+    seed: int = 0,
+    shard_index: int = 0,
+    shard_count: int = 1,
+    threads: int = 2,
+    prefetch: int = 4,
+) -> grain.IterDataset[dict[str, np.ndarray]]:
+    """Streams batches {"clip": uint8[B,T,Y,X,3]} without end, for the VAE; checkpointable as `make_pipeline`.
+
+    Args:
+      sources: one data set, or several with their weights. Each is shuffled anew each time it has been read through.
+      rows: B, clips a batch, on this host.
+      shape: (T, Y, X) of the window cut at random from each clip, in frames and pixels.
+      threads: that render or decode clips.
+      prefetch: clips, beyond one batch, that are made ahead.
+
+    Raises:
+      UserError: a source is empty, no weight is positive, or (while iterating) a clip is smaller than the window.
+    """
+    several = isinstance(sources, (list, tuple)) and all(isinstance(source, tuple) for source in sources)
+    weighted = [pair for pair in (sources if several else [(sources, 1.0)]) if pair[1] > 0]
+    if not weighted or any(len(source) == 0 for source, _ in weighted):
+        raise UserError(
+            "There are no clips to train on: give at least one data set that isn't empty a weight above 0."
+        )
+    crop = functools.partial(_crop, shape=shape)
+    streams = []
+    for place, (source, _) in enumerate(weighted):
+        # A host takes its share before the mixing, or its stride could fall in step with the mixture.
+        clips = grain.MapDataset.source(source).shuffle(seed=seed + place).repeat()
+        streams.append(clips.random_map(crop, seed=seed + place)[shard_index::shard_count])
+    mixture = grain.MapDataset.mix(streams, weights=[weight for _, weight in weighted])
+    return mixture.to_iter_dataset(_read_options(threads, rows + prefetch)).batch(rows, drop_remainder=True)
+
+
+def _draw_kind(record: Record, rng: np.random.Generator, weights: Mapping[str, float]) -> str:
+    kinds = sorted(record["captions"])
+    chances = np.array([weights.get(kind, 0.0) if weights else 1.0 for kind in kinds])
+    if not chances.sum() > 0:
+        raise UserError(
+            f"The clip {record['key']!r} has captions of the kinds {', '.join(kinds) or 'none'}, but the pipeline "
+            f"wants {', '.join(weights) or 'any'}: change caption_weights."
+        )
+    return kinds[np.searchsorted(np.cumsum(chances), rng.random() * chances.sum(), side="right")]
+
+
+def _crop(clip: Clip, rng: np.random.Generator, shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
+    frames = clip.video.frames
+    if any(size < wanted for size, wanted in zip(frames.shape, shape)):
+        raise UserError(
+            f"The clip {clip.key!r} is {'×'.join(map(str, frames.shape[:3]))} (frames, height, width), smaller than "
+            f"the window of {'×'.join(map(str, shape))}: use larger clips or a smaller window."
+        )
+    corner = [int(rng.integers(size - wanted + 1)) for size, wanted in zip(frames.shape, shape)]
+    return {"clip": frames[tuple(slice(start, start + wanted) for start, wanted in zip(corner, shape))]}
+
+
+def _read_options(threads: int, ahead: int = 64) -> grain.ReadOptions:
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead if threads else 0)
