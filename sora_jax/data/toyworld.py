@@ -8,11 +8,16 @@ square that holds it.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
+from sora_jax.data import captions
 from sora_jax.data import scene as world
-from sora_jax.data.scene import Background, Scene, Shot, Thing
+from sora_jax.data.clips import Clip
+from sora_jax.data.scene import Background, Scene, Shot, Thing, WorldConfig, check_split, sample_scene
+from sora_jax.errors import UserError
+from sora_jax.video import Video
 
 _CHUNK = 1 << 17  # pixels drawn at once: their arrays stay in the cache
 
@@ -132,3 +137,68 @@ def _star(y: np.ndarray, x: np.ndarray, r: np.ndarray) -> np.ndarray:
     return (np.float32(edge_y / length) * x + np.float32(edge_x / length) * (y - outer * r)).astype(
         np.float32
     )
+
+
+class Toyworld:
+    """A source of captioned clips (see `data.clips.Source`), rendered when they are asked for.
+
+    Args:
+      config: how often what is drawn.
+      split: "train", "validation" (as train, other scenes), "heldout" (combinations that train never shows) or
+        "paraphrase" (scenes as in train, words that train never saw).
+      seed: another seed, another world of clips.
+      clips: how many; clip i does not depend on it.
+      shapes: (frames, height, width, fps) options, of which each clip draws one.
+
+    Raises:
+      UserError: there is no such split, or no shape, or one that isn't positive.
+    """
+
+    def __init__(
+        self,
+        config: WorldConfig | None = None,
+        split: str = "train",
+        seed: int = 0,
+        clips: int = 1_000_000,
+        shapes: Sequence[tuple[int, int, int, float]] = ((17, 64, 64, 8.0),),
+    ):
+        check_split(split)
+        if not shapes or any(min(shape) <= 0 for shape in shapes):
+            raise UserError(
+                f"Toyworld's shapes are (frames, height, width, fps), at least one and all positive, not {shapes}."
+            )
+        self.config = config or WorldConfig()
+        self.split, self.seed, self.clips = split, seed, clips
+        self.shapes = tuple((int(t), int(y), int(x), float(fps)) for t, y, x, fps in shapes)
+
+    def __len__(self) -> int:
+        return self.clips
+
+    def shape(self, index: int) -> tuple[int, int, int, float]:
+        """(frames, height, width, fps) of clip `index`."""
+        return self.shapes[self._rng(index, 1).integers(len(self.shapes))]
+
+    def scene(self, index: int) -> Scene:
+        """The truth about clip `index`."""
+        if not 0 <= index < self.clips:
+            raise IndexError(f"clip {index} of {self.clips}")
+        frames, height, width, fps = self.shape(index)
+        return sample_scene(self.seed, index, self.split, (frames - 1) / fps, width / height, self.config)
+
+    def __getitem__(self, index: int) -> Clip:
+        frames, height, width, fps = self.shape(index)
+        scene, rng = self.scene(index), self._rng(index, 2)
+        paraphrase = self.split == "paraphrase"
+        return Clip(
+            video=Video(render(scene, frames, height, width, fps), fps),
+            captions={
+                "short": captions.short_caption(scene, rng, paraphrase),
+                "detailed": captions.detailed_caption(scene, rng, paraphrase),
+            },
+            timed=captions.timed_captions(scene, rng, paraphrase),
+            key=f"toyworld-{self.split}-{self.seed}-{index}",
+        )
+
+    def _rng(self, index: int, purpose: int) -> np.random.Generator:
+        """A stream beside the scene's own, so that a change of words leaves the scenes as they were."""
+        return np.random.default_rng((self.seed, check_split(self.split), index, purpose))
