@@ -6,21 +6,26 @@ checkpoint can be read without the code that wrote it, and a mismatch can be tol
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from sora_jax.errors import UserError, as_user_error
+from sora_jax.errors import UserError, as_user_error, atomic_path
 
 policies = ocp.training.preservation_policies
+
+# What may change when a run goes on; anything else would make it another run.
+FREE_TO_CHANGE = ("steps", "log", "checkpoint", "mesh", "stop_on_nan")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +100,7 @@ class Checkpoints:
                 f"MB: free some and start again to continue from step {self.latest or 0}."
             )
         parts = {name: named_leaves(tree) for name, tree in trees.items()}
-        with _sentences(self.folder / str(step)):
+        with _writing(self.folder / str(step)):
             self._checkpointer.save_checkpointables_async(step, parts | {"data": iterator}, force=True)
 
     def restore(self, templates: dict[str, Any], iterator: Any) -> dict[str, Any]:
@@ -109,18 +114,18 @@ class Checkpoints:
         """
         folder = self.folder / str(self.latest)
         trees = {name: _load(folder, name, template) for name, template in templates.items()}
-        with _unreadable(folder):
+        with _reading(folder):
             ocp.load_checkpointables(folder, {"data": iterator})
         return trees
 
     def wait(self) -> None:
         """Returns when everything is on disk."""
-        with _sentences(self.folder):
+        with _writing(self.folder):
             self._checkpointer.wait()
 
     def close(self) -> None:
         """Waits, then releases the threads."""
-        with _sentences(self.folder):
+        with _writing(self.folder):
             self._checkpointer.close()
 
 
@@ -139,6 +144,44 @@ def read_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
         raise UserError(
             f"{path} can't be read ({error}): put the run's configuration back in its place."
         ) from error
+
+
+def keep_config(workdir: str | os.PathLike[str], config: Mapping[str, Any], resumed: bool) -> None:
+    """Writes `config` to workdir/config.json.
+
+    Args:
+      resumed: the workdir's run goes on, so what makes it this run must have stayed the same.
+
+    Raises:
+      UserError: a resumed run's model, data or optimizer differ; the sentence names the keys.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    new = json.loads(json.dumps(config))
+    if resumed:
+        old, now = _flat(read_config(workdir)), _flat(new)
+        changed = [
+            key
+            for key in sorted(old.keys() | now.keys())
+            if key.split(".")[0] not in FREE_TO_CHANGE and old.get(key, "absent") != now.get(key, "absent")
+        ]
+        if changed:
+            words = "; ".join(
+                f"{k} was {old.get(k, 'absent')} and is {now.get(k, 'absent')}" for k in changed[:5]
+            )
+            more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
+            raise UserError(
+                f"{workdir} holds a run of another configuration ({words}{more}): "
+                "go on with its own, or choose another workdir."
+            )
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(new, indent=2) + "\n")
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
 
 
 def load_params(
@@ -165,15 +208,16 @@ def load_params(
     folder = parent / str(steps[-1] if step is None else step)
     name = "ema" if ema and (folder / "ema").is_dir() else "params"
     if template is None:
-        with _unreadable(folder):
+        with _reading(folder):
             saved = ocp.metadata(folder, name).metadata
-        return jax.tree.map(np.asarray, _load(folder, name, saved))
+        shapes = {key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for key, leaf in saved.items()}
+        return jax.tree.map(np.asarray, _load(folder, name, shapes))
     return _load(folder, name, template)
 
 
 def _load(folder: pathlib.Path, name: str, template: Any) -> Any:
     wanted = named_leaves(template)
-    with _unreadable(folder):
+    with _reading(folder):
         saved = ocp.metadata(folder, name).metadata
     for key in [*wanted, *saved]:
         here, there = (tuple(table[key].shape) if key in table else None for table in (wanted, saved))
@@ -184,14 +228,10 @@ def _load(folder: pathlib.Path, name: str, template: Any) -> Any:
             )
     local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = {
-        key: jax.ShapeDtypeStruct(
-            leaf.shape,
-            leaf.dtype,
-            sharding=leaf.sharding if isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding else local,
-        )
+        key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or local)
         for key, leaf in wanted.items()
     }
-    with _unreadable(folder):
+    with _reading(folder):
         leaves = ocp.load_checkpointables(folder, {name: abstract})[name]
     return fill(template, leaves)
 
@@ -205,44 +245,37 @@ def _steps(parent: pathlib.Path) -> list[int]:
     return sorted(int(path.name) for path in parent.glob("*") if path.name.isdigit())
 
 
-class _sentences:
+@contextlib.contextmanager
+def _writing(place: pathlib.Path) -> Iterator[None]:
     """Turns what goes wrong while a checkpoint is written into a sentence."""
-
-    def __init__(self, place: pathlib.Path):
-        self.place = place
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        text = f"{error}"
-        if isinstance(error, OSError) and error.errno is not None:
-            raise as_user_error(error, self.place) from error
+    try:
+        yield
+    except OSError as error:
+        raise as_user_error(error, place) from error
+    except Exception as error:
+        # TensorStore has errors of its own, with the system's words in them.
         for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            # TensorStore has its own errors, with the system's words in them.
-            if error is not None and os.strerror(code) in text:
-                raise as_user_error(OSError(code, os.strerror(code)), self.place) from error
+            if os.strerror(code) in str(error):
+                raise as_user_error(OSError(code, os.strerror(code)), place) from error
+        raise
 
 
-class _unreadable:
+@contextlib.contextmanager
+def _reading(folder: pathlib.Path) -> Iterator[None]:
     """Turns what goes wrong while a checkpoint is read into a sentence that says how to go on without it."""
-
-    def __init__(self, folder: pathlib.Path):
-        self.folder = folder
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if not isinstance(error, Exception) or isinstance(error, UserError):
-            return
-        earlier = [step for step in _steps(self.folder.parent) if step < int(self.folder.name)]
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        earlier = [step for step in _steps(folder.parent) if step < int(folder.name)]
         onward = (
-            f"continue from step {earlier[-1]} ({self.folder.parent / str(earlier[-1])})"
+            f"continue from step {earlier[-1]} ({folder.parent / str(earlier[-1])})"
             if earlier
             else "start anew"
         )
-        reason = f"{error}".strip().splitlines()[0][:120] if f"{error}".strip() else kind.__name__
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:120]
         raise UserError(
-            f"Checkpoint {self.folder} can't be read, it is truncated or damaged ({reason}): delete that folder to {onward}."
+            f"Checkpoint {folder} can't be read, it is truncated or damaged ({reason}): "
+            f"delete that folder to {onward}."
         ) from error

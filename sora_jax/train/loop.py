@@ -11,13 +11,12 @@ import contextlib
 import dataclasses
 import difflib
 import functools
-import json
 import os
 import pathlib
 import signal
-import sys
 import threading
 import time
+import typing
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -27,25 +26,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
-from sora_jax import mesh as meshes
 from sora_jax.errors import UserError, atomic_path
-from sora_jax.train import optim
-from sora_jax.train.checkpoint import CheckpointConfig, Checkpoints, named_leaves, read_config
-from sora_jax.train.metrics import MetricsWriter, Throughput, parameter_count, peak_flops
-
-# What may change when a run goes on; anything else would make it another run.
-FREE_TO_CHANGE = ("steps", "log", "checkpoint", "mesh", "stop_on_nan")
-
-
-@dataclasses.dataclass(frozen=True)
-class LogConfig:
-    """Steps between rows of metrics; between sample sheets (0: none); whether TensorBoard gets them too."""
-
-    every: int = 50
-    sheet_every: int = 0
-    tensorboard: bool = False
+from sora_jax.mesh import MeshConfig, make_mesh, parameter_sharding, place_rows, sharding
+from sora_jax.train.checkpoint import CheckpointConfig, Checkpoints, keep_config, named_leaves
+from sora_jax.train.metrics import LogConfig, RunLog, Work, parameter_count
+from sora_jax.train.optim import OptimConfig, ema_update, make_optimizer, make_schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +42,10 @@ class LoopConfig:
     steps: int
     seed: int = 0
     stop_on_nan: bool = True
-    log: LogConfig = LogConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    mesh: meshes.MeshConfig = meshes.MeshConfig()
-    optim: optim.OptimConfig = optim.OptimConfig()
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
 
 
 @functools.partial(
@@ -79,6 +65,12 @@ class TrainState:
         trees = {"params": self.params, "optimizer": (self.step, self.opt_state), "ema": self.ema}
         return {name: tree for name, tree in trees.items() if tree is not None}
 
+    @classmethod
+    def of(cls, trees: dict[str, Any]) -> TrainState:
+        """The inverse of `trees`."""
+        step, opt_state = trees["optimizer"]
+        return cls(step, trees["params"], opt_state, trees.get("ema"))
+
 
 def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = None) -> TrainState:
     """Trains, or goes on training, until `config.steps`; returns the last state.
@@ -93,41 +85,41 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
     workdir = pathlib.Path(workdir)
     loop = read_loop_config(config)
     if objective is None:
+        # Only here: the loop runs on any objective, without the models of this package.
         from sora_jax.train.objectives import make_objective
 
         objective = make_objective(config)
-    mesh = meshes.make_mesh(loop.mesh)
+    mesh = make_mesh(loop.mesh)
     checkpoints = Checkpoints(workdir, loop.checkpoint)
-    keep_config(config, workdir, resumed=checkpoints.latest is not None)
+    if jax.process_index() == 0:
+        keep_config(workdir, config.to_dict(), resumed=checkpoints.latest is not None)
 
     with jax.set_mesh(mesh), contextlib.closing(checkpoints), stop_signals() as stop:
-        root = jax.device_put(jax.random.key(loop.seed), meshes.sharding(mesh, ""))
+        root = jax.device_put(jax.random.key(loop.seed), sharding(mesh, ""))
         init, step_fn = make_steps(objective, loop.optim)
         abstract = jax.eval_shape(init, root)
-        placed = jax.tree.map(lambda leaf: meshes.parameter_sharding(mesh, leaf.shape), abstract)
+        placed = jax.tree.map(lambda leaf: parameter_sharding(mesh, leaf.shape), abstract)
         data = iter(objective.data(config, jax.process_index(), jax.process_count()))
+        update = jax.jit(step_fn, donate_argnums=0, out_shardings=(placed, sharding(mesh, "")))
 
-        if checkpoints.latest is None:
-            state = jax.jit(init, out_shardings=placed)(root)
-        else:
+        step = start = checkpoints.latest or 0
+        if start:
             templates = jax.tree.map(
                 lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, placed
             )
-            trees = checkpoints.restore(templates.trees(), data)
-            state = TrainState(
-                *trees["optimizer"][:1], trees["params"], trees["optimizer"][1], trees.get("ema")
-            )
-        step = start = checkpoints.latest or 0
-        update = jax.jit(step_fn, donate_argnums=0, out_shardings=(placed, meshes.sharding(mesh, "")))
+            state = TrainState.of(checkpoints.restore(templates.trees(), data))
+        else:
+            state = jax.jit(init, out_shardings=placed)(root)
 
-        log = Log(workdir, loop, start, parameter_count(abstract.params))
+        log = RunLog(workdir, loop.log, start, loop.steps, parameter_count(abstract.params))
         pending: Pending | None = None
+        stopping = False
         with contextlib.closing(log):
-            while step < loop.steps and not stop.requested:
+            while step < loop.steps and not stopping:
                 before = time.perf_counter()
                 rows = next_batch(data, step)
                 waited = time.perf_counter() - before
-                batch = meshes.place_rows(mesh, rows)
+                batch = place_rows(mesh, rows)
                 with jax.transfer_guard("disallow"):
                     state, metrics = update(state, batch, root)
                 step += 1
@@ -136,17 +128,19 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
                         f"Step {step} compiled again: a batch changed its shapes or types.", stacklevel=1
                     )
 
-                # The host reads step N - 1 while the devices do step N.
+                # The host looks at step N - 1 while the devices do step N.
                 if pending is not None:
-                    log.read(pending, objective)
+                    look(pending, objective, log, loop.stop_on_nan)
                 pending = Pending(step, rows, metrics, waited)
-                due = step % loop.checkpoint.every == 0 or step == loop.steps or stop.requested
-                sheet_due = loop.log.sheet_every and step % loop.log.sheet_every == 0
-                if due or sheet_due or step == start + 1:
-                    # No state is saved whose loss was not seen to be finite.
-                    log.read(pending, objective)
+
+                stopping = stop.requested
+                save_due = stopping or step % loop.checkpoint.every == 0 or step == loop.steps
+                sheet_due = loop.log.sheet_every > 0 and step % loop.log.sheet_every == 0
+                if save_due or sheet_due:
+                    # Nothing is saved or shown of a step whose loss was not seen to be finite.
+                    look(pending, objective, log, loop.stop_on_nan)
                     pending = None
-                if due:
+                if save_due:
                     checkpoints.save(step, state.trees(), data)
                 if sheet_due:
                     log.sheet(
@@ -156,7 +150,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
     return state
 
 
-def make_steps(objective: Any, config: optim.OptimConfig) -> tuple[Callable, Callable]:
+def make_steps(objective: Any, config: OptimConfig) -> tuple[Callable, Callable]:
     """The two pure functions of training: `init(key) -> TrainState`, `step(state, batch, key) -> (state, metrics)`.
 
     `key` is the root: every draw folds the step in, so no key is ever saved.
@@ -164,23 +158,23 @@ def make_steps(objective: Any, config: optim.OptimConfig) -> tuple[Callable, Cal
 
     def init(key: jax.Array) -> TrainState:
         params = objective.init(jax.random.fold_in(key, 0))
-        optimizer = optim.make_optimizer(config, params)
+        optimizer = make_optimizer(config, params)
         ema = jax.tree.map(jnp.copy, params) if config.ema_decay else None
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema)
 
     def step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(key, state.step + 1)
-        optimizer = optim.make_optimizer(config, state.params)
+        optimizer = make_optimizer(config, state.params)
         (loss, metrics), gradients = jax.value_and_grad(objective.loss, has_aux=True)(
             state.params, batch, key
         )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = None if state.ema is None else optim.ema_update(state.ema, params, config.ema_decay, state.step)
+        ema = None if state.ema is None else ema_update(state.ema, params, config.ema_decay, state.step)
         own = {
             "loss": loss,
             "grad_norm": optax.global_norm(gradients),
-            "learning_rate": optim.make_schedule(config)(state.step),
+            "learning_rate": make_schedule(config)(state.step),
         }
         return TrainState(state.step + 1, params, opt_state, ema), metrics | own
 
@@ -197,72 +191,15 @@ class Pending:
     waited: float
 
 
-class Log:
-    """Reads each step's metrics, stops on those not finite, and tells: bar, metrics.jsonl, sheets."""
+def look(pending: Pending, objective: Any, log: RunLog, stop_on_nan: bool) -> None:
+    """Fetches the metrics of a step, logs them, and stops the run where they are not finite.
 
-    def __init__(self, workdir: pathlib.Path, loop: LoopConfig, start: int, parameters: int):
-        self.workdir, self.loop, self.start = workdir, loop, start
-        self.writer = (
-            MetricsWriter(workdir, start, loop.log.tensorboard) if jax.process_index() == 0 else None
-        )
-        self.throughput = Throughput(peak_flops())
-        self.window: list[dict[str, float]] = []
-        # Without a terminal each row of metrics is a line instead.
-        self.bar = tqdm(total=loop.steps, initial=start, unit="step", disable=None, dynamic_ncols=True)
-        self.say(f"{parameters:,} parameters on {jax.device_count()} x {jax.devices()[0].device_kind}")
-
-    def say(self, line: str) -> None:
-        if jax.process_index() == 0:
-            tqdm.write(line, file=sys.stderr)
-
-    def read(self, pending: Pending, objective: Any) -> None:
-        metrics = {name: float(value) for name, value in jax.device_get(pending.metrics).items()}
-        if self.loop.stop_on_nan and not np.isfinite([metrics["loss"], metrics["grad_norm"]]).all():
-            self.fail(pending, metrics)
-        self.window.append(metrics)
-        if pending.step == self.start + 1:
-            # The first step is mostly compilation; what follows is the pace.
-            self.throughput.read()
-        else:
-            self.throughput.add(
-                *objective.tokens(pending.rows), objective.flops(pending.rows), pending.waited
-            )
-        self.bar.update()
-        if pending.step % self.loop.log.every == 0 or pending.step == self.loop.steps:
-            self.row(pending.step)
-
-    def row(self, step: int) -> None:
-        """Writes the means since the last row."""
-        means = {name: float(np.mean([metrics[name] for metrics in self.window])) for name in self.window[-1]}
-        figures = means | self.throughput.read()
-        self.window.clear()
-        if self.writer is not None:
-            self.writer.write(step, figures)
-        shown = {"loss": f"{figures['loss']:.4f}"}
-        if "steps_per_second" in figures:
-            left = (self.loop.steps - step) / figures["steps_per_second"]
-            shown |= {
-                "tokens/s": f"{figures['tokens_per_second']:.0f}",
-                "utilisation": f"{figures['utilisation']:.1%}",
-                "padding": f"{figures['padding']:.1%}",
-                "left": tqdm.format_interval(left),
-            }
-        self.bar.set_postfix(shown)
-        if self.bar.disable:
-            self.say(
-                f"step {step}/{self.loop.steps} "
-                + " ".join(f"{name} {value}" for name, value in shown.items())
-            )
-
-    def sheet(self, step: int, image: Any) -> None:
-        if image is None or self.writer is None:
-            return
-        with atomic_path(self.workdir / "sheets" / f"step_{step:07d}.png") as path:
-            image.save(path)
-        self.writer.write_image(step, "sheet", image)
-
-    def fail(self, pending: Pending, metrics: dict[str, float]) -> None:
-        place = self.workdir / f"nan_batch_step{pending.step}.npz"
+    Raises:
+      UserError: loss or gradient norm are not finite; the batch is kept in the workdir.
+    """
+    metrics = {name: float(value) for name, value in jax.device_get(pending.metrics).items()}
+    if stop_on_nan and not np.isfinite([metrics["loss"], metrics["grad_norm"]]).all():
+        place = log.workdir / f"nan_batch_step{pending.step}.npz"
         with atomic_path(place) as path:
             np.savez(
                 path, **{name.replace("/", "."): leaf for name, leaf in named_leaves(pending.rows).items()}
@@ -270,13 +207,10 @@ class Log:
         raise UserError(
             f"Training stopped at step {pending.step}: loss {metrics['loss']:g} and gradient norm "
             f"{metrics['grad_norm']:g} are not both finite; the batch is in {place}, the last good checkpoint stays: "
-            "start again with a lower config.optim learning rate, or look at the batch."
+            "start again with a lower learning rate (config.optim), or look at the batch."
         )
-
-    def close(self) -> None:
-        self.bar.close()
-        if self.writer is not None:
-            self.writer.close()
+    real, slots = objective.tokens(pending.rows)
+    log.step(pending.step, metrics, Work(real, slots, objective.flops(pending.rows), pending.waited))
 
 
 def next_batch(data: Iterator[Any], step: int) -> Any:
@@ -288,57 +222,25 @@ def next_batch(data: Iterator[Any], step: int) -> Any:
         ) from None
 
 
-def keep_config(config: ConfigDict, workdir: pathlib.Path, resumed: bool) -> None:
-    """Writes workdir/config.json; on resume only where what makes the run what it is has stayed the same."""
-    new = json.loads(json.dumps(config.to_dict()))
-    if resumed:
-        old, now = (
-            _flat({k: v for k, v in c.items() if k not in FREE_TO_CHANGE})
-            for c in (read_config(workdir), new)
-        )
-        changed = [
-            key for key in sorted(old.keys() | now.keys()) if old.get(key, "absent") != now.get(key, "absent")
-        ]
-        if changed:
-            words = "; ".join(
-                f"{k} was {old.get(k, 'absent')} and is {now.get(k, 'absent')}" for k in changed[:5]
-            )
-            more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
-            raise UserError(
-                f"{workdir} holds a run of another configuration ({words}{more}): "
-                "go on with its own, or choose another workdir."
-            )
-    if jax.process_index() == 0:
-        with atomic_path(workdir / "config.json") as path:
-            path.write_text(json.dumps(new, indent=2) + "\n")
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
 def read_loop_config(config: ConfigDict) -> LoopConfig:
     """The loop's part of a configuration.
 
     Raises:
       UserError: a key is mistyped or missing.
     """
-    fields = {field.name: field for field in dataclasses.fields(LoopConfig)}
+    fields = [field.name for field in dataclasses.fields(LoopConfig)]
     for key in config:
         near = difflib.get_close_matches(key, fields, 1, 0.8)
         if key not in fields and near and near[0] not in config:
             raise UserError(f"config.{key} is no key of the configuration: did you mean config.{near[0]}?")
-    values: dict[str, Any] = {}
-    for name, field in fields.items():
-        if name in config:
-            nested = dataclasses.is_dataclass(field.default)
-            values[name] = component(type(field.default), config[name], name) if nested else config[name]
-        elif field.default is dataclasses.MISSING:
-            raise UserError(f"The configuration has no {name!r}: set config.{name}.")
-    return LoopConfig(**values)
+    values = {name: config[name] for name in fields if name in config}
+    for name, schema in typing.get_type_hints(LoopConfig).items():
+        if dataclasses.is_dataclass(schema) and name in values:
+            values[name] = component(schema, values[name], name)
+    try:
+        return LoopConfig(**values)
+    except TypeError as error:
+        raise UserError(f"The configuration is incomplete: {error}.") from error
 
 
 def component(schema: type, values: Mapping[str, Any], name: str) -> Any:
@@ -347,7 +249,7 @@ def component(schema: type, values: Mapping[str, Any], name: str) -> Any:
     Raises:
       UserError: a key that the component doesn't have, with the nearest that it has; or one that is missing.
     """
-    fields = {field.name: field for field in dataclasses.fields(schema)}
+    fields = [field.name for field in dataclasses.fields(schema)]
     for key in values:
         if key not in fields:
             near = difflib.get_close_matches(key, fields, 1, 0)

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
 import pathlib
+import sys
 import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
+from tqdm import tqdm
 
 from sora_jax.errors import UserError, as_user_error, atomic_path
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """How a run is told.
+
+    Attributes:
+      every: steps between rows of metrics.
+      sheet_every: steps between sheets of samples; 0: none.
+      tensorboard: rows and sheets go to workdir/tensorboard too.
+    """
+
+    every: int = 50
+    sheet_every: int = 0
+    tensorboard: bool = False
 
 
 class MetricsWriter:
@@ -44,7 +63,7 @@ class MetricsWriter:
             for name, value in row.items():
                 self._board.add_scalar(name, value, step)
 
-    def write_image(self, step: int, name: str, image: Any) -> None:
+    def write_image(self, step: int, name: str, image: PIL.Image.Image) -> None:
         """Shows a PIL image in TensorBoard, where that is on."""
         if self._board is not None:
             self._board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
@@ -60,42 +79,96 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in _lines(pathlib.Path(workdir) / "metrics.jsonl")]
 
 
-class Throughput:
-    """Tokens a second, utilisation and padding since it was last read."""
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What one step did: tokens, slots they stood in, model FLOPs, seconds it waited for its data."""
 
-    def __init__(self, peak: float):
-        """Args: `peak` is the FLOP/s that the devices could do at best."""
-        self.peak = peak
-        self._reset()
+    tokens: int
+    slots: int
+    flops: float
+    waited: float
 
-    def _reset(self) -> None:
-        self._start, self._waited = time.perf_counter(), 0.0
-        self._steps = self._real = self._slots = 0
-        self._flops = 0.0
 
-    def add(self, real: int, slots: int, flops: float, waited: float) -> None:
-        """Counts one step: its tokens, its slots, its model FLOPs, its seconds of waiting for data."""
-        self._steps += 1
-        self._real += real
-        self._slots += slots
-        self._flops += flops
-        self._waited += waited
+class RunLog:
+    """Tells how a run goes: a bar (or, without a terminal, lines), metrics.jsonl, TensorBoard, sheets."""
 
-    def read(self) -> dict[str, float]:
-        """Figures since the last read, none where no step was counted; starts anew."""
-        if not self._steps:
-            self._reset()
+    def __init__(
+        self, workdir: str | os.PathLike[str], config: LogConfig, start: int, steps: int, parameters: int
+    ):
+        """Args: `start` is the step that the run starts from, `steps` the one it goes to."""
+        self.workdir, self._every, self._start, self._steps = (
+            pathlib.Path(workdir),
+            config.every,
+            start,
+            steps,
+        )
+        self._writer = MetricsWriter(workdir, start, config.tensorboard) if jax.process_index() == 0 else None
+        self._peak = peak_flops()
+        self._metrics: list[dict[str, float]] = []
+        self._work: list[Work] = []
+        self._clock = time.perf_counter()
+        self._bar = tqdm(total=steps, initial=start, unit="step", disable=None, dynamic_ncols=True)
+        self._say(f"{parameters:,} parameters on {jax.device_count()} x {jax.devices()[0].device_kind}")
+
+    def step(self, step: int, metrics: dict[str, float], work: Work) -> None:
+        """Counts a finished step; each `every` steps, and at the last, writes the means since the last row."""
+        self._metrics.append(metrics)
+        self._bar.update()
+        if step == self._start + 1:
+            # Its time is mostly compilation.
+            self._clock = time.perf_counter()
+        else:
+            self._work.append(work)
+        if step % self._every == 0 or step == self._steps:
+            self._row(step)
+
+    def _row(self, step: int) -> None:
+        means = {name: float(np.mean([m[name] for m in self._metrics])) for name in self._metrics[-1]}
+        pace = self._pace()
+        if self._writer is not None:
+            self._writer.write(step, means | pace)
+        shown = {"loss": f"{means['loss']:.4f}"}
+        if pace:
+            shown["tokens/s"] = f"{pace['tokens_per_second']:.0f}"
+            shown["utilisation"] = f"{pace['utilisation']:.1%}"
+            shown["padding"] = f"{pace['padding']:.1%}"
+            shown["left"] = tqdm.format_interval((self._steps - step) / pace["steps_per_second"])
+        self._bar.set_postfix(shown)
+        if self._bar.disable:
+            self._say(
+                f"step {step}/{self._steps} " + " ".join(f"{name} {value}" for name, value in shown.items())
+            )
+        self._metrics, self._work, self._clock = [], [], time.perf_counter()
+
+    def _pace(self) -> dict[str, float]:
+        if not self._work:
             return {}
-        seconds = max(time.perf_counter() - self._start, 1e-9)
-        figures = {
-            "steps_per_second": self._steps / seconds,
-            "tokens_per_second": self._real / seconds,
-            "utilisation": self._flops / seconds / self.peak,
-            "padding": 1 - self._real / max(self._slots, 1),
-            "data_wait": self._waited / seconds,
+        seconds = time.perf_counter() - self._clock
+        tokens, slots = sum(work.tokens for work in self._work), sum(work.slots for work in self._work)
+        return {
+            "steps_per_second": len(self._work) / seconds,
+            "tokens_per_second": tokens / seconds,
+            "utilisation": sum(work.flops for work in self._work) / seconds / self._peak,
+            "padding": 1 - tokens / slots,
+            "data_wait": sum(work.waited for work in self._work) / seconds,
         }
-        self._reset()
-        return figures
+
+    def sheet(self, step: int, image: PIL.Image.Image | None) -> None:
+        """Saves a sheet of samples as workdir/sheets/step_0001000.png; None is passed over."""
+        if image is None or self._writer is None:
+            return
+        with atomic_path(self.workdir / "sheets" / f"step_{step:07d}.png") as path:
+            image.save(path)
+        self._writer.write_image(step, "sheet", image)
+
+    def close(self) -> None:
+        self._bar.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _say(self, line: str) -> None:
+        if self._writer is not None:
+            tqdm.write(line, file=sys.stderr)
 
 
 # Dense bf16 peaks in FLOP/s from the vendors' data sheets, by the start of jax.Device.device_kind.

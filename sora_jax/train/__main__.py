@@ -1,0 +1,111 @@
+"""Train from a configuration file: `python -m sora_jax.train --config configs/x.py --workdir runs/x`.
+
+`--config configs/x.py:tiny` hands "tiny" to the file's get_config; `--config.optim.lr=3e-4` overrides one value.
+"""
+
+from __future__ import annotations
+
+import difflib
+import pathlib
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from sora_jax.errors import UserError
+
+USAGE = "usage: python -m sora_jax.train --config configs/x.py[:arg] --workdir runs/x [--config.optim.lr=3e-4 ...]"
+
+
+def parse(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path, bool]:
+    """The configuration with its overrides, the workdir, and whether tracebacks are wanted.
+
+    Args:
+      argv: the arguments without the program's name.
+
+    Raises:
+      UserError: an unknown flag or key (with the nearest known one), a value of the wrong type, no such file.
+    """
+    overrides = [flag.lstrip("-").partition("=")[0] for flag in argv if re.match(r"--?config\.", flag)]
+    if (path := _value(argv, "config")) is None:
+        raise UserError(f"--config is missing; {USAGE}")
+    known = list(_keys(_load(path)))
+    for key in (name.removeprefix("config.") for name in overrides):
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1, 0)
+            raise UserError(f"config.{key} is no key of {path}: did you mean config.{near[0]}?")
+
+    arguments = ["train", *argv]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
+    flags.DEFINE_boolean("traceback", False, "Show tracebacks.", flag_values=values)
+    try:
+        rest = values(arguments)[1:]
+    except (flags.Error, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"The command line can't be read: {_last_line(error)}; {USAGE}") from error
+    if rest:
+        raise UserError(f"{rest[0]!r} is no flag of the training command; {USAGE}")
+    if values.workdir is None:
+        raise UserError(f"--workdir is missing; {USAGE}")
+    return values.config, pathlib.Path(values.workdir), values.traceback
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status: 0, or 2 after `error: <sentence>` on stderr."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if {"--help", "-h"} & set(argv):
+        print(f"{USAGE}\n\n{__doc__}")
+        return 0
+    try:
+        config, workdir, _ = parse(argv)
+        from sora_jax.train.loop import train
+
+        train(config, workdir)
+    except UserError as error:
+        if "--traceback" in argv:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _value(argv: Sequence[str], name: str) -> str | None:
+    """The value of a flag, written `--name=value` or `--name value`."""
+    for flag, following in zip(argv, [*argv[1:], None], strict=True):
+        if flag.startswith("-") and flag.lstrip("-").partition("=")[0] == name:
+            return flag.partition("=")[2] or following
+    return None
+
+
+def _load(path: str) -> ml_collections.ConfigDict:
+    file = pathlib.Path(path.split(":", 1)[0])
+    if not file.is_file():
+        near = difflib.get_close_matches(file.name, [other.name for other in file.parent.glob("*.py")], 1, 0)
+        hint = f": did you mean {file.parent / near[0]}?" if near else "."
+        raise UserError(f"There is no configuration file {file}{hint}")
+    try:
+        return config_flags.config_flags.ConfigFileFlagParser("config").parse(path)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} gives no configuration: {_last_line(error)}.") from error
+
+
+def _keys(config: Any, prefix: str = "") -> Iterator[str]:
+    for key, value in config.items():
+        yield prefix + key
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from _keys(value, f"{prefix}{key}.")
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].rstrip(".")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
