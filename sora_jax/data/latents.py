@@ -63,6 +63,8 @@ class LatentCache:
         return self._clips
 
     def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         return serialization.msgpack_restore(self._bytes[index])
 
     def __repr__(self) -> str:
@@ -123,9 +125,16 @@ def write_latents(
             _write_shard(path, _encode(source, encode, indices, batch, bar))
 
     mean, std = _statistics(_open_shards(paths))
-    meta = dict(format=_FORMAT, clips=clips, fingerprint=fingerprint, mean=mean.tolist(), std=std.tolist())
+    meta = {
+        "format": _FORMAT,
+        "fingerprint": fingerprint,
+        "clips": clips,
+        "mean": mean.tolist(),
+        "std": std.tolist(),
+        "shards": [path.name for path in paths],
+    }
     with atomic_path(folder / _META) as temporary:
-        temporary.write_text(json.dumps(meta | dict(shards=[path.name for path in paths]), indent=2))
+        temporary.write_text(json.dumps(meta, indent=2))
     return LatentCache(folder)
 
 
@@ -166,7 +175,7 @@ def _checked(record: Record, clip: Clip) -> Record:
         kind: {name: np.asarray(caption[name]).astype(np.float16) for name in ("text", "time")}
         for kind, caption in record["captions"].items()
     }
-    return dict(latent=latent, fps=float(record["fps"]), key=str(record["key"]), captions=captions)
+    return {"latent": latent, "fps": float(record["fps"]), "key": str(record["key"]), "captions": captions}
 
 
 def _write_shard(path: pathlib.Path, records: Sequence[Record]) -> None:
