@@ -1,0 +1,207 @@
+"""The optimizer: AdamW, or Muon for hidden matrices with AdamW for the rest; schedule, clipping, averaging.
+
+Which parameter is treated how follows from its path and shape, by the conventions that all models here keep:
+
+- a parameter below `blocks` or `layers` (unless that is a list) is stacked: its first axis is L, one slice a
+  layer, and no part of its shape;
+- names that end in `bias` or `scale` are no matrices, whatever their shape;
+- matrices are what else has two axes or more, the last one being the output. **Weight decay** acts on them
+  alone;
+- **Muon** takes hidden matrices: stacked ones [L, in, out], each layer by itself, and convolution kernels
+  [..., in, out] of four axes or more, as one matrix of all their inputs by their outputs. Unstacked [in, out]
+  matrices are the projections in and out of a model and embeddings: those go to AdamW, as Muon's authors advise.
+
+Sources: AdamW, Loshchilov & Hutter 2019 (arXiv:1711.05101). Muon, Jordan et al. 2024, scaled to AdamW's size of
+step so that one learning rate serves both, Liu et al. 2025 (arXiv:2502.16982).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+import optax.contrib
+
+from sora_jax.errors import UserError
+
+Tree = TypeVar("Tree")
+
+# Of paths such as blocks/qkv/bias/value; the keys of a list are numbers, and an NNX parameter's last is `value`.
+_STACKED = re.compile(r"(^|/)(blocks|layers)/(?!\d+(/|$))")
+_VECTOR = re.compile(r"(bias|scale)(/value)?$")
+_MUON_RMS = 0.2  # AdamW's usual root mean square of an update before the learning rate
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """How parameters follow their gradients. All counts are in calls of `update`, that is, in batches.
+
+    Attributes:
+      name: `"adamw"` or `"muon"`.
+      lr: the highest learning rate.
+      warmup: steps of linear rise to `lr`.
+      schedule: after it `"cosine"`, `"linear"` or `"constant"`, over `steps` in all.
+      final_lr_fraction: what is left of `lr` at the end; `"constant"` doesn't read it.
+      b1, b2, eps: AdamW's.
+      momentum: Muon's.
+      weight_decay: of matrices, times the learning rate of the moment.
+      clip_norm: the gradient's largest global norm; 0: no clipping.
+      ema_decay: of the average of the parameters (`ema_update`); 0: none is kept.
+      accumulate: batches whose mean gradient makes one update.
+    """
+
+    name: str = "adamw"
+    lr: float = 1e-3
+    warmup: int = 100
+    schedule: str = "cosine"
+    steps: int = 10_000
+    final_lr_fraction: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.99
+    eps: float = 1e-8
+    momentum: float = 0.95
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        for field, allowed, words in (
+            ("name", self.name in ("adamw", "muon"), "'adamw' or 'muon'"),
+            (
+                "schedule",
+                self.schedule in ("cosine", "linear", "constant"),
+                "'cosine', 'linear' or 'constant'",
+            ),
+            ("lr", self.lr > 0, "more than 0"),
+            ("steps", self.steps >= 1, "at least 1"),
+            ("warmup", self.warmup >= 0, "at least 0"),
+            ("final_lr_fraction", 0 <= self.final_lr_fraction <= 1, "from 0 to 1"),
+            ("weight_decay", self.weight_decay >= 0, "at least 0"),
+            ("clip_norm", self.clip_norm >= 0, "at least 0"),
+            ("ema_decay", 0 <= self.ema_decay < 1, "from 0 to below 1"),
+            ("accumulate", self.accumulate >= 1, "at least 1"),
+        ):
+            if not allowed:
+                raise UserError(f"The optimizer's {field} is {getattr(self, field)!r}: it must be {words}.")
+
+
+def make_schedule(config: OptimConfig) -> Callable[[jax.typing.ArrayLike], jax.Array]:
+    """The learning rate by step (from 0): its rise, its fall, and constant after `config.steps`."""
+
+    def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+        step = jnp.asarray(step, jnp.float32)
+        rise = jnp.minimum(1.0, (step + 1) / max(config.warmup, 1))
+        done = jnp.clip((step - config.warmup) / max(config.steps - config.warmup, 1), 0.0, 1.0)
+        left = {
+            "cosine": (1 + jnp.cos(jnp.pi * done)) / 2,
+            "linear": 1 - done,
+            "constant": jnp.ones_like(done),
+        }
+        final = config.final_lr_fraction
+        return config.lr * rise * (final + (1 - final) * left[config.schedule])
+
+    return schedule
+
+
+def make_optimizer(config: OptimConfig, params: Any) -> optax.GradientTransformation:
+    """Builds the whole chain: clipping, AdamW or Muon, weight decay, learning rate, accumulation.
+
+    Args:
+      config: its numbers.
+      params: the parameters' pytree (an NNX module will do); read for names and shapes alone.
+
+    Raises:
+      UserError: `config.name` is `"muon"` and `params` has no hidden matrix.
+    """
+    adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+    direction = adam
+    if config.name == "muon":
+        labels = update_rules(params)
+        if "muon" not in jax.tree.leaves(labels):
+            raise UserError(
+                "The optimizer is 'muon' and the model has no hidden matrices (stacked ones below 'blocks' or "
+                "'layers', or convolution kernels): choose 'adamw'."
+            )
+        muon = optax.chain(
+            optax.contrib.scale_by_muon(beta=config.momentum, weight_dimension_numbers=_dimension_numbers),
+            optax.stateless(lambda updates, _: jax.tree.map_with_path(_to_adam_size, updates)),
+        )
+        direction = optax.partition({"muon": muon, "adamw": adam}, labels)
+
+    schedule = make_schedule(config)
+    # The counter of an accumulating optimizer counts updates; the learning rate is that of the update's last batch.
+    learning_rate = lambda update: schedule(update * config.accumulate + config.accumulate - 1)
+    chain = optax.chain(
+        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+        direction,
+        optax.add_decayed_weights(config.weight_decay, mask=decayed),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+    if config.accumulate > 1:
+        return optax.MultiSteps(chain, config.accumulate).gradient_transformation()
+    return chain
+
+
+def decayed(params: Tree) -> Tree:
+    """For each parameter whether weight decay acts on it: on matrices alone."""
+    return jax.tree.map_with_path(_is_matrix, params)
+
+
+def update_rules(params: Tree) -> Tree:
+    """For each parameter the rule that a `"muon"` optimizer follows: `"muon"` or `"adamw"`."""
+
+    def rule(path: jax.tree_util.KeyPath, x: jax.Array) -> str:
+        axes = x.ndim - _stack_axes(path)
+        hidden = axes >= 4 or (axes == 2 and x.ndim == 3)  # what three axes mean can't be told
+        return "muon" if _is_matrix(path, x) and hidden else "adamw"
+
+    return jax.tree.map_with_path(rule, params)
+
+
+def ema_update(ema: Tree, params: Tree, decay: float, step: jax.typing.ArrayLike) -> Tree:
+    """The exponential moving average of the parameters after one more step.
+
+    The decay is at most (1 + step) / (10 + step), so that the random start is soon forgotten.
+
+    Args:
+      ema: the average so far, best in float32; begins as a copy of `params`.
+      params: the parameters now.
+      decay: the part of `ema` that stays, once warmed up.
+      step: steps done before this one, from 0.
+    """
+    step = jnp.asarray(step, jnp.float32)
+    rate = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda e, p: (e + rate * (p.astype(jnp.float32) - e)).astype(e.dtype), ema, params)
+
+
+def _stack_axes(path: jax.tree_util.KeyPath) -> int:
+    """1 if the parameter at `path` leads with an L axis, else 0."""
+    return int(bool(_STACKED.search(jax.tree_util.keystr(path, simple=True, separator="/"))))
+
+
+def _is_matrix(path: jax.tree_util.KeyPath, x: jax.Array) -> bool:
+    vector = _VECTOR.search(jax.tree_util.keystr(path, simple=True, separator="/"))
+    return not vector and x.ndim - _stack_axes(path) >= 2
+
+
+def _dimension_numbers(updates: Tree) -> Tree:
+    """How Muon reads each parameter: all axes but L and the last are inputs. Axes not named are batched over."""
+    return jax.tree.map_with_path(
+        lambda path, x: optax.contrib.MuonDimensionNumbers(
+            tuple(range(_stack_axes(path), x.ndim - 1)), (x.ndim - 1,)
+        ),
+        updates,
+    )
+
+
+def _to_adam_size(path: jax.tree_util.KeyPath, update: jax.Array) -> jax.Array:
+    # An orthogonal [in, out] matrix has the root mean square 1/√max(in, out).
+    width_in = math.prod(update.shape[_stack_axes(path) : -1])
+    return update * (_MUON_RMS * math.sqrt(max(width_in, update.shape[-1])))

@@ -1,0 +1,278 @@
+"""The optimizer's rules by hand: what decays, what Muon takes and how, the schedule, the average, accumulation."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sora_jax.errors import UserError
+from sora_jax.train.optim import (
+    OptimConfig,
+    decayed,
+    ema_update,
+    make_optimizer,
+    make_schedule,
+    update_rules,
+)
+
+PLAIN = OptimConfig(lr=0.1, warmup=0, schedule="constant", weight_decay=0, clip_norm=0)
+
+
+class Block(nnx.Module):
+    def __init__(self, rngs):
+        self.qkv = nnx.Linear(4, 6, rngs=rngs)
+        self.norm = nnx.LayerNorm(4, rngs=rngs)
+        self.qk_scale = nnx.Param(jnp.ones((2, 3)))
+
+
+class Model(nnx.Module):
+    """Every kind of parameter that the models here have."""
+
+    def __init__(self, key):
+        rngs = nnx.Rngs(key)
+        self.patch_in = nnx.Linear(3, 4, rngs=rngs)
+        self.blocks = jax.vmap(lambda key: Block(nnx.Rngs(key)))(jax.random.split(key, 2))
+        self.layers = nnx.List([nnx.Conv(2, 3, (3, 3, 3), rngs=rngs)])
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return Model(jax.random.key(0))
+
+
+def by_name(tree) -> dict[str, object]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value"): leaf
+        for path, leaf in leaves
+    }
+
+
+def gradients_like(params, seed=0):
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    drawn = [jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, drawn)
+
+
+def apply_steps(config, params, steps, gradients=None):
+    optimizer = make_optimizer(config, params)
+
+    @jax.jit
+    def step(params, state, gradients):
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    for index in range(steps):
+        drawn = gradients_like(params, index) if gradients is None else gradients
+        params, state = step(params, state, drawn)
+    return params
+
+
+def test_rules_follow_names_and_shapes(model):
+    matrices = {"patch_in/kernel", "blocks/qkv/kernel", "layers/0/kernel"}
+    assert {name for name, decays in by_name(decayed(model)).items() if decays} == matrices
+    assert {name for name, rule in by_name(update_rules(model)).items() if rule == "muon"} == {
+        "blocks/qkv/kernel",
+        "layers/0/kernel",
+    }
+    assert by_name(decayed(nnx.state(model))) == by_name(decayed(model))
+
+
+def test_plain_dicts_follow_the_same_rules():
+    params = {
+        "layers": {"value": jnp.ones((2, 3, 4)), "scale": jnp.ones((2, 3, 4)), "bias": jnp.ones((2, 3))},
+        "embedding": jnp.ones((3, 4)),
+        "heads": jnp.ones((3, 4, 5)),
+    }
+    assert by_name(update_rules(params)) == {
+        "layers": "muon",
+        "layers/scale": "adamw",
+        "layers/bias": "adamw",
+        "embedding": "adamw",
+        "heads": "adamw",
+    }
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_weight_decay_acts_on_matrices_alone(name, model):
+    config = dataclasses.replace(PLAIN, name=name, weight_decay=0.5)
+    zeros = jax.tree.map(jnp.zeros_like, model)
+    after = by_name(apply_steps(config, model, 1, zeros))
+    for path, before in by_name(model).items():
+        kept = 1 - 0.1 * 0.5 if path.endswith("kernel") else 1
+        np.testing.assert_allclose(after[path], kept * before, rtol=1e-6)
+
+
+def test_adamw_by_hand(model):
+    config = dataclasses.replace(PLAIN, b1=0.8, b2=0.9, eps=1e-3, weight_decay=0.2, lr=0.01)
+    after = by_name(apply_steps(config, model, 3))
+    start = by_name(model)
+    for path, decay in {"patch_in/kernel": 0.2, "patch_in/bias": 0.0}.items():
+        p, m, v = np.asarray(start[path], np.float64), 0.0, 0.0
+        for t in range(1, 4):
+            g = np.asarray(by_name(gradients_like(model, t - 1))[path], np.float64)
+            m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g**2
+            p = p - 0.01 * (m / (1 - 0.8**t) / (np.sqrt(v / (1 - 0.9**t)) + 1e-3) + decay * p)
+        np.testing.assert_allclose(after[path], p, rtol=1e-5, atol=1e-6)
+
+
+@settings(max_examples=6, deadline=None)
+@given(shape=st.sampled_from([(3, 4, 7), (2, 7, 4)]), seed=st.integers(0, 999))
+def test_muon_takes_a_stack_layer_by_layer(shape, seed):
+    config = dataclasses.replace(PLAIN, name="muon", weight_decay=0.1, momentum=0.8)
+    stacked = jax.random.normal(jax.random.key(seed), shape)
+    # Layers whose gradients differ in size by a thousand, which a shared norm would drown.
+    gradients = jax.random.normal(jax.random.key(seed + 1), shape)
+    gradients *= 10.0 ** -jnp.arange(0, 3 * shape[0], 3)[:, None, None]
+    together = apply_steps(config, {"blocks": {"w": stacked}}, 2, {"blocks": {"w": gradients}})["blocks"]["w"]
+
+    alone = optax.contrib.muon(config.lr, beta=0.8, weight_decay=0.1, consistent_rms=0.2)
+    update = jax.jit(alone.update)
+    for layer in range(shape[0]):
+        params, state = stacked[layer], alone.init(stacked[layer])
+        for _ in range(2):
+            updates, state = update(gradients[layer], state, params)
+            params = optax.apply_updates(params, updates)
+        np.testing.assert_allclose(together[layer], params, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 12), (2, 12, 8)])
+def test_muon_steps_are_orthogonal_and_of_adams_size(shape):
+    params = {"blocks": {"w": jnp.zeros(shape)}}
+    update = -apply_steps(dataclasses.replace(PLAIN, name="muon"), params, 1)["blocks"]["w"] / 0.1
+    for layer in update:
+        singular = np.linalg.svd(np.asarray(layer), compute_uv=False)
+        expected = 0.2 * math.sqrt(12)
+        assert expected * 0.6 < singular.min() and singular.max() < expected * 1.3
+        assert 0.12 < float(jnp.sqrt(jnp.mean(layer**2))) < 0.25
+
+
+def test_muon_takes_a_convolution_as_one_matrix(model):
+    config = dataclasses.replace(PLAIN, name="muon")
+    kernel = model.layers[0].kernel[...]
+    gradients = gradients_like(model)
+    conv = by_name(apply_steps(config, model, 1, gradients))["layers/0/kernel"] - kernel
+    flat = {"blocks": {"w": kernel.reshape(1, -1, kernel.shape[-1])}}
+    flat_gradients = {
+        "blocks": {"w": by_name(gradients)["layers/0/kernel"].reshape(flat["blocks"]["w"].shape)}
+    }
+    matrix = apply_steps(config, flat, 1, flat_gradients)["blocks"]["w"] - flat["blocks"]["w"]
+    np.testing.assert_allclose(conv.reshape(matrix.shape), matrix, atol=1e-5)
+
+
+def test_muon_leaves_the_rest_to_adamw(model):
+    adamw = by_name(apply_steps(dataclasses.replace(PLAIN), model, 3))
+    muon = by_name(apply_steps(dataclasses.replace(PLAIN, name="muon"), model, 3))
+    rules = by_name(update_rules(model))
+    assert {path for path in muon if np.allclose(muon[path], adamw[path], atol=1e-6)} == {
+        path for path, rule in rules.items() if rule == "adamw"
+    }
+
+
+def test_muon_without_hidden_matrices_is_refused():
+    with pytest.raises(UserError, match="choose 'adamw'"):
+        make_optimizer(OptimConfig(name="muon"), {"w": jnp.ones((3, 4)), "bias": jnp.ones(4)})
+
+
+@pytest.mark.parametrize(
+    ("schedule", "middle", "end"), [("cosine", 0.6, 0.2), ("linear", 0.6, 0.2), ("constant", 1, 1)]
+)
+def test_schedule(schedule, middle, end):
+    config = OptimConfig(lr=2.0, warmup=10, steps=110, schedule=schedule, final_lr_fraction=0.2)
+    rates = np.asarray(jax.jit(make_schedule(config))(jnp.arange(200)))
+    np.testing.assert_allclose(rates[:10], 2.0 * np.arange(1, 11) / 10, rtol=1e-6)
+    np.testing.assert_allclose(rates[[60, 110, 199]], 2.0 * np.array([middle, end, end]), rtol=1e-5)
+    assert np.all(np.diff(rates[10:]) <= 1e-6)
+    assert float(make_schedule(OptimConfig(lr=3.0, warmup=0))(0)) == pytest.approx(3.0)
+
+
+def test_clipping_bounds_the_global_norm():
+    # An epsilon far above the gradient makes Adam linear in it.
+    config = dataclasses.replace(PLAIN, lr=1.0, eps=1e6)
+    params = {"a": jnp.zeros(3), "b": jnp.zeros((2, 2))}
+    gradients = jax.tree.map(lambda x: x + 100.0, params)
+    clipped = apply_steps(dataclasses.replace(config, clip_norm=0.5), params, 1, gradients)
+    assert float(optax.tree.norm(clipped)) * 1e6 == pytest.approx(0.5, rel=1e-3)
+    free = apply_steps(config, params, 1, gradients)
+    assert float(optax.tree.norm(free)) * 1e6 == pytest.approx(100 * math.sqrt(7), rel=1e-2)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_accumulated_batches_are_one_batch_of_their_mean(name):
+    params = {"blocks": {"w": jnp.ones((2, 3, 4))}, "b": jnp.ones(3)}
+    config = dataclasses.replace(PLAIN, name=name, schedule="linear", steps=6, final_lr_fraction=0.0)
+    optimizer = make_optimizer(dataclasses.replace(config, accumulate=3), params)
+    state, accumulated = optimizer.init(params), params
+    update = jax.jit(optimizer.update)
+    parts = [gradients_like(params, seed) for seed in range(3)]
+    for index, part in enumerate(parts):
+        updates, state = update(part, state, accumulated)
+        accumulated = optax.apply_updates(accumulated, updates)
+        if index < 2:
+            jax.tree.map(np.testing.assert_array_equal, accumulated, params)
+    # The step follows the third batch, of whose learning rate 4/6 is left.
+    mean = jax.tree.map(lambda *x: sum(x) / 3, *parts)
+    once = apply_steps(dataclasses.replace(config, schedule="constant", lr=0.1 * 4 / 6), params, 1, mean)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), accumulated, once)
+
+
+def test_average_warms_up_and_then_decays(model):
+    ones = jax.tree.map(jnp.ones_like, model)
+    zeros = jax.tree.map(jnp.zeros_like, model)
+    update = jax.jit(ema_update, static_argnums=2)
+    for step, kept in ((0, 0.1), (10, 11 / 20), (10_000, 0.99)):
+        for leaf in jax.tree.leaves(update(ones, zeros, 0.99, step)):
+            np.testing.assert_allclose(leaf, kept, rtol=1e-5)
+    half = {"w": jnp.ones(3, jnp.bfloat16)}
+    averaged = ema_update({"w": jnp.zeros(3)}, half, 0.9999, 10**6)
+    assert averaged["w"].dtype == jnp.float32
+    np.testing.assert_allclose(averaged["w"], 1e-4, rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_learns_a_regression(name, model):
+    target = jax.random.normal(jax.random.key(1), (2, 4, 6))
+    loss = lambda model: jnp.mean((model.blocks.qkv.kernel[...] - target) ** 2)
+    config = OptimConfig(name=name, lr=0.3, warmup=5, steps=60, final_lr_fraction=0, weight_decay=0)
+    optimizer = make_optimizer(config, model)
+
+    @jax.jit
+    def step(params, state):
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    params, state = model, optimizer.init(model)
+    for _ in range(60):
+        params, state = step(params, state)
+    assert float(loss(params)) < 0.02 * float(loss(model))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"name": "sgd"},
+        {"schedule": "step"},
+        {"lr": 0.0},
+        {"steps": 0},
+        {"warmup": -1},
+        {"final_lr_fraction": 1.5},
+        {"weight_decay": -0.1},
+        {"clip_norm": -1.0},
+        {"ema_decay": 1.0},
+        {"accumulate": 0},
+    ],
+)
+def test_wrong_settings_are_refused(wrong):
+    (field,) = wrong
+    with pytest.raises(UserError, match=f"optimizer's {field} is .*: it must be"):
+        OptimConfig(**wrong)
