@@ -171,15 +171,17 @@ def test_patches_must_divide_the_latent():
 
 
 @pytest.mark.parametrize("mode", ["fractional", "absolute"])
-def test_coordinates_follow_patchify(mode):
+@pytest.mark.parametrize("patch", [(1, 2, 2), (2, 2, 2)])
+def test_coordinates_follow_patchify(mode, patch):
     """Cut a latent that holds its own positions: the patches must agree with the coordinates."""
-    grid, patch = (3, 4, 6), (1, 2, 2)
+    grid = (4, 4, 6)
     positions = np.stack(np.meshgrid(*[np.arange(n) for n in grid], indexing="ij"), axis=-1).astype(
         np.float32
     )
-    centre = patchify(positions, patch).reshape(-1, 4, 3).mean(axis=1)
+    patches = patchify(positions, patch)
+    centre = patches.reshape(len(patches), -1, 3).mean(axis=1)
     coords = coordinates(grid, patch, fps=8.0, mode=mode)
-    assert coords.dtype == np.float32 and coords.shape == (18, 3)
+    assert coords.dtype == np.float32 and coords.shape == (len(patches), 3)
     np.testing.assert_allclose(coords[:, 0], centre[:, 0] * 4 / 8)
     wanted = (centre[:, 1:] + 0.5 - [2, 3]) / 4 if mode == "fractional" else (centre[:, 1:] - 0.5) / 2
     np.testing.assert_allclose(coords[:, 1:], wanted)

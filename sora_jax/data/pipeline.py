@@ -157,7 +157,7 @@ def _draw_kind(record: Record, rng: np.random.Generator, weights: Mapping[str, f
             f"The clip {record['key']!r} has captions of the kinds {', '.join(kinds) or 'none'}, but the pipeline "
             f"wants {', '.join(weights) or 'any'}: change caption_weights."
         )
-    return kinds[np.searchsorted(np.cumsum(chances), rng.random() * chances.sum(), side="right")]
+    return kinds[rng.choice(len(kinds), p=chances / chances.sum())]
 
 
 def _crop(clip: Clip, rng: np.random.Generator, shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
