@@ -156,7 +156,7 @@ _PARAPHRASE = _Words(
 def short_caption(scene: Scene, rng: np.random.Generator, paraphrase: bool = False) -> str:
     """What is there and what it does, in about 25 words at most; of an image (no duration) only what is there.
 
-    Sizes are named in half of them and backgrounds in a quarter; a moving camera always, for without it the
+    Unless it is crowded, sizes are named in half of them and backgrounds in a quarter; a moving camera always, for without it the
     motion in the frame would contradict the words.
     """
     writer = _Writer(rng, paraphrase)
@@ -255,7 +255,7 @@ class _Writer:
             text = f"{self.one('count', many)}: {text}"
         elif length == 0 and self.rng.random() < 0.2:
             text = f"{self.one('image')} {text}"
-        if self.rng.random() < 0.25:
+        if self.rng.random() < 0.25 and not brief and many < 3:
             text += f" {self.one('over')} {_with_article(self.ground(shot.background))}"
         if length > 0 and shot.camera.kind != "still":
             text += f" while {self.camera(shot.camera)}"

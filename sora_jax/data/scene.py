@@ -382,7 +382,7 @@ def _place(
     """Gives the thing a path, the clearest of a few with respect to the others."""
     best, best_score = thing, -math.inf
     times = np.linspace(0.0, length, 5)
-    for _ in range(12):
+    for _ in range(24):
         placed = _sample_path(rng, thing, length, aspect, config)
         score = 0.0
         for other in others:
