@@ -344,9 +344,9 @@ def _sample_shot(rng, start: float, length: float, aspect: float, config: WorldC
     kind = _pick(rng, CAMERAS, config.cameras) if length > 0 else "still"
     things: list[Thing] = []
     count = _pick(rng, (1, 2, 3), config.objects)
-    if count == 3:  # three large ones leave each other no room
-        config = dataclasses.replace(config, sizes=(*config.sizes[:2], 0.0))
     for _ in range(count):
+        if count == 3 or any(thing.size == "large" for thing in things):  # they leave each other no room
+            config = dataclasses.replace(config, sizes=(*config.sizes[:2], 0.0))
         thing = _sample_kind(rng, config, length, kind, heldout, {t.colour for t in things})
         things.append(_place(rng, thing, things, length, aspect, config))
     # On a plain background a moving camera can't be told from moving things.
@@ -382,7 +382,7 @@ def _place(
     """Gives the thing a path, the clearest of a few with respect to the others."""
     best, best_score = thing, -math.inf
     times = np.linspace(0.0, length, 5)
-    for _ in range(24):
+    for _ in range(16):
         placed = _sample_path(rng, thing, length, aspect, config)
         score = 0.0
         for other in others:
@@ -414,21 +414,23 @@ def _sample_path(rng, thing: Thing, length: float, aspect: float, config: WorldC
     elif thing.motion == "bounce":
         unit = np.array(DIRECTIONS[thing.direction])
         path = min(rng.uniform(0.8, 1.4), 1.5 * length)
-        axis = int(rng.choice(np.flatnonzero(unit)))  # this wall is met first, or nearly so
-        to_wall = min(abs(unit[axis]) * path * rng.uniform(0.3, 0.65), high[axis] - low[axis])
-        start[axis] = high[axis] - to_wall if unit[axis] > 0 else low[axis] + to_wall
+        first = rng.choice(np.flatnonzero(unit))  # this wall is met midway, the other perhaps
+        for axis in np.flatnonzero(unit):
+            share = rng.uniform(0.3, 0.65 if axis == first else 1.2)
+            to_wall = min(abs(unit[axis]) * path * share, high[axis] - low[axis])
+            start[axis] = high[axis] - to_wall if unit[axis] > 0 else low[axis] + to_wall
         velocity = unit * path / length
     elif thing.motion == "straight":
         unit = np.array(DIRECTIONS[thing.direction])
         longest = min((high - low)[unit != 0] / np.abs(unit[unit != 0]))
         path = min(max(longest * rng.uniform(0.6, 1.0), 0.35), 1.0)
-        if rng.random() < config.leave:
-            path = longest + rng.uniform(0.5, 2.0) * thing.radius
-        path = min(path, 1.2 * length)
+        leaves = rng.random() < config.leave
+        path = min(longest * rng.uniform(1.0, 1.3) if leaves else path, 1.2 * length)
         # The whole path fits where it can; what doesn't fit sticks out at its end.
         low, high = low - np.minimum(unit * path, 0), high - np.maximum(unit * path, 0)
         backward = np.where(unit > 0, low, high)
         start = np.where(low <= high, rng.uniform(low, np.maximum(low, high)), backward)
+        start += leaves * rng.uniform(0.0, 0.5) * longest * unit
         velocity = unit * path / length
     pairs = {"start": tuple(map(float, start)), "velocity": tuple(map(float, velocity))}
     return dataclasses.replace(thing, **pairs, **extra)
