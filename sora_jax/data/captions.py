@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -48,7 +49,7 @@ class _Words:
     image: Choices
 
 
-def _itself(words) -> dict[str, Choices]:
+def _itself(words: Iterable[str]) -> dict[str, Choices]:
     return {word: (word,) for word in words}
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -326,7 +328,7 @@ def sample_scene(
     return Scene(tuple(shots), float(duration), float(aspect))
 
 
-def _pick(rng: np.random.Generator, options, weights=None):
+def _pick(rng: np.random.Generator, options: Sequence[Any], weights: Sequence[float] | None = None) -> Any:
     weights = weights or [1.0] * len(options)
     x = rng.random() * sum(weights)
     for option, weight in zip(options, weights, strict=True):
@@ -336,7 +338,13 @@ def _pick(rng: np.random.Generator, options, weights=None):
     return options[-1]
 
 
-def _sample_shot(rng, start: float, length: float, aspect: float, config: WorldConfig, heldout: bool) -> Shot:
+def _pair(values: np.ndarray) -> tuple[float, float]:
+    return float(values[0]), float(values[1])
+
+
+def _sample_shot(
+    rng: np.random.Generator, start: float, length: float, aspect: float, config: WorldConfig, heldout: bool
+) -> Shot:
     if length >= 0.75 and rng.random() < config.occluder:
         background = _sample_background(rng, _pick(rng, BACKGROUNDS, config.backgrounds))
         thing, occluder = _sample_passage(rng, length, aspect, heldout, background)
@@ -356,7 +364,7 @@ def _sample_shot(rng, start: float, length: float, aspect: float, config: WorldC
 
 
 def _sample_kind(
-    rng, config: WorldConfig, length: float, camera: str, heldout: bool, taken: set[str]
+    rng: np.random.Generator, config: WorldConfig, length: float, camera: str, heldout: bool, taken: set[str]
 ) -> Thing:
     """What a thing is and does, not yet where: redrawn until the split may show it."""
     weights = dict(zip(MOTIONS, config.motions, strict=True))
@@ -377,7 +385,12 @@ def _sample_kind(
 
 
 def _place(
-    rng, thing: Thing, others: list[Thing], length: float, aspect: float, config: WorldConfig
+    rng: np.random.Generator,
+    thing: Thing,
+    others: list[Thing],
+    length: float,
+    aspect: float,
+    config: WorldConfig,
 ) -> Thing:
     """Gives the thing a path, the clearest of a few with respect to the others."""
     best, best_score = thing, -math.inf
@@ -397,11 +410,15 @@ def _place(
     return best
 
 
-def _sample_path(rng, thing: Thing, length: float, aspect: float, config: WorldConfig) -> Thing:
+def _sample_path(
+    rng: np.random.Generator, thing: Thing, length: float, aspect: float, config: WorldConfig
+) -> Thing:
     """Where the thing starts and how it goes, so that the motion is plain to see within `length` seconds."""
     change = {"grow": rng.uniform(1.7, 2.2), "shrink": rng.uniform(0.5, 0.65)}.get(thing.motion, 1.0)
     low, high = np.array(room(thing, aspect, max(change, 1.0))).T
-    start, velocity, extra = rng.uniform(low, high), np.zeros(2), {}
+    start, velocity = rng.uniform(low, high), np.zeros(2)
+    unit = np.asarray(DIRECTIONS[thing.direction] if thing.direction else (0.0, 0.0))
+    extra: dict[str, float] = {}
     if thing.motion in ("grow", "shrink"):
         extra = {"growth": (change - 1) / length}
     elif thing.motion == "spin":
@@ -412,7 +429,6 @@ def _sample_path(rng, thing: Thing, length: float, aspect: float, config: WorldC
         fall = length * rng.uniform(0.4, 0.6)
         extra = {"gravity": float(np.clip(2 * (high[0] - start[0]) / fall**2, 1.0, 12.0))}
     elif thing.motion == "bounce":
-        unit = np.array(DIRECTIONS[thing.direction])
         path = min(rng.uniform(0.8, 1.4), 1.5 * length)
         first = rng.choice(np.flatnonzero(unit))  # this wall is met midway, the other perhaps
         for axis in np.flatnonzero(unit):
@@ -421,7 +437,6 @@ def _sample_path(rng, thing: Thing, length: float, aspect: float, config: WorldC
             start[axis] = high[axis] - to_wall if unit[axis] > 0 else low[axis] + to_wall
         velocity = unit * path / length
     elif thing.motion == "straight":
-        unit = np.array(DIRECTIONS[thing.direction])
         longest = min((high - low)[unit != 0] / np.abs(unit[unit != 0]))
         path = min(max(longest * rng.uniform(0.6, 1.0), 0.35), 1.0)
         leaves = rng.random() < config.leave
@@ -432,11 +447,12 @@ def _sample_path(rng, thing: Thing, length: float, aspect: float, config: WorldC
         start = np.where(low <= high, rng.uniform(low, np.maximum(low, high)), backward)
         start += leaves * rng.uniform(0.0, 0.5) * longest * unit
         velocity = unit * path / length
-    pairs = {"start": tuple(map(float, start)), "velocity": tuple(map(float, velocity))}
-    return dataclasses.replace(thing, **pairs, **extra)
+    return dataclasses.replace(thing, start=_pair(start), velocity=_pair(velocity), **extra)  # type: ignore[arg-type]
 
 
-def _sample_passage(rng, length: float, aspect: float, heldout: bool, background) -> tuple[Thing, Occluder]:
+def _sample_passage(
+    rng: np.random.Generator, length: float, aspect: float, heldout: bool, background: Background
+) -> tuple[Thing, Occluder]:
     """A thing that passes behind a pillar wide enough to hide the whole of it, and comes out again."""
     half_x = half_frame(aspect)[1]
     size = "medium" if half_x > 0.75 and rng.random() < 0.5 else "small"
@@ -459,17 +475,17 @@ def _sample_passage(rng, length: float, aspect: float, heldout: bool, background
     return thing, Occluder(float(x), float(half_width), colour)
 
 
-def _sample_background(rng, kind: str) -> Background:
+def _sample_background(rng: np.random.Generator, kind: str) -> Background:
     tone = _pick(rng, list(TONES))
     first = np.array(TONES[tone])
     contrast = {"plain": 0.0, "gradient": rng.uniform(45, 75), "textured": rng.uniform(18, 30)}[kind]
     second = np.round(first + (contrast if first.mean() < 128 else -contrast))
-    colours = tuple(tuple(int(channel) for channel in colour) for colour in (first, second))
+    colours = (TONES[tone], (int(second[0]), int(second[1]), int(second[2])))
     texture = _pick(rng, TEXTURES) if kind == "textured" else None
     return Background(kind, tone, texture, colours, rng.uniform(0, 2 * math.pi), rng.uniform(0.28, 0.45))
 
 
-def _sample_camera(rng, kind: str, things: list[Thing], length: float) -> Camera:
+def _sample_camera(rng: np.random.Generator, kind: str, things: list[Thing], length: float) -> Camera:
     if kind == "pan":
         direction = _pick(rng, ("left", "right", "up", "down"))
         # Slow beside what moves, so that a thing's direction in the frame stays nearest to its own.
@@ -477,7 +493,7 @@ def _sample_camera(rng, kind: str, things: list[Thing], length: float) -> Camera
         speed = min([rng.uniform(0.25, 0.4) / length, 0.6, *(0.35 * speed for speed in speeds)])
         velocity = np.array(DIRECTIONS[direction]) * speed
         centre = -velocity * length / 2
-        return Camera(kind, direction, tuple(map(float, centre)), tuple(map(float, velocity)))
+        return Camera(kind, direction, _pair(centre), _pair(velocity))
     if kind == "zoom":
         direction = _pick(rng, ("in", "out"))
         total = min(rng.uniform(0.28, 0.42), 0.6 * length)
