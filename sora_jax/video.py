@@ -16,7 +16,14 @@ from typing import Any
 
 import av
 import numpy as np
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
+from av.video.reformatter import (
+    ChromaLocation,
+    ColorPrimaries,
+    ColorRange,
+    Colorspace,
+    ColorTrc,
+    Interpolation,
+)
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from sora_jax.errors import UserError, atomic_path
@@ -303,7 +310,10 @@ def _write_mp4(video: Video, file: str | io.BytesIO, crf: int) -> None:
         context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
         context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
         for index, array in enumerate(video.frames):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), "rgb24").reformat(
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), "rgb24")
+            # H.264's colour samples lie at the left of their pixels; said too late, colours shift by half one.
+            frame.chroma_location = ChromaLocation.LEFT
+            frame = frame.reformat(
                 format=stream.pix_fmt,
                 interpolation=EXACT,
                 dst_colorspace=Colorspace.ITU709,

@@ -90,8 +90,15 @@ def test_splits_share_no_frame(folder):
                 assert all(allowed(second(frame)) for frame in clip.video.frames)
             else:
                 assert split == "train"
-    # A clip never spans the gap: before and after are two runs.
-    assert Footage(folder, split="validation", **every)[0].key != Footage(folder, **every)[0].key
+
+
+def test_every_tenth_block_is_held_out(tmp_path):
+    counting(250, 1, 16, 16).save(tmp_path / "slow.mp4")
+    held_out = {*range(40, 50), *range(140, 150), *range(240, 250)}
+    for split, allowed in (("train", set(range(250)) - held_out), ("validation", held_out)):
+        source = Footage(str(tmp_path), split=split, share_of_images=1, resolution=16, clips=150)
+        seen = {round(float(source[i].key.split("@")[1].split("s+")[0])) for i in range(150)}
+        assert seen <= allowed and len(seen) > 0.35 * len(allowed)
 
 
 def test_the_same_index_is_the_same_clip_everywhere(folder):
@@ -133,6 +140,10 @@ def test_crops_are_windows_at_random_places_and_scales(tmp_path):
     assert min(scales) < 1.15 and max(scales) > 1.75 and max(scales) < 2.15
     spread = np.ptp(np.array(places), axis=0)
     assert spread[0] > 40 and spread[1] > 15
+    # A frame too small for the window is enlarged until it holds it, not stretched.
+    frame = Footage(str(tmp_path), crop=(5, 64, 48), crop_short_side=(16, 20))[0].video.frames[0].astype(int)
+    assert frame[32, 40, 0] - frame[32, 8, 0] == pytest.approx(64, abs=4)
+    assert frame[48, 24, 1] - frame[16, 24, 1] == pytest.approx(64, abs=4)
 
 
 @pytest.mark.parametrize(

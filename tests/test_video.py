@@ -49,6 +49,12 @@ def test_mp4_comes_back_with_its_size_rate_and_colours(tmp_path, size):
     assert np.abs(error).mean() < 2 and np.abs(error.mean((0, 1, 2))).max() < 1.5
 
 
+def test_colours_are_not_shifted_on_the_way(tmp_path):
+    video = V.Video(gradients(5, 64, 96), 24)
+    error = V.read_video(video.save(tmp_path / "a.mp4", crf=0)).frames.astype(int) - video.frames
+    assert np.abs(error.mean((0, 1, 2))).max() < 0.4
+
+
 @pytest.mark.parametrize("colour", [(200, 30, 90), (0, 255, 0), (17, 17, 17)])
 def test_mp4_keeps_colours_and_says_which_they_are(tmp_path, colour):
     video = V.Video(np.full((3, 64, 96, 3), colour, np.uint8), 24)
