@@ -125,10 +125,9 @@ def _distance(shape: str, y: np.ndarray, x: np.ndarray, radius: np.ndarray, angl
 def _star(y: np.ndarray, x: np.ndarray, r: np.ndarray) -> np.ndarray:
     """Five points: by its mirrors the plane folds onto the half of one ray, where the edge is a line."""
     step = math.pi / 5
-    x = np.abs(x)
-    y = -y
-    for turn in (step, 2 * step, step):
-        sin, cos = np.float32(math.sin(turn)), np.float32(math.cos(turn))
+    sin, cos = np.float32(math.sin(step)), np.float32(math.cos(step))
+    x, y = np.abs(x), -y
+    for _ in range(2):
         beyond = 2 * np.maximum(x * cos - y * sin, 0)
         x, y = np.abs(x - beyond * cos), y + beyond * sin
     outer, inner = 1.3, 0.6
