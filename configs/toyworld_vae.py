@@ -1,0 +1,32 @@
+"""Trains the bundled model's autoencoder on toyworld and, where `config.data.source` names files, on footage.
+
+    python -m sora_jax.train --config configs/toyworld_vae.py --workdir runs/vae \
+      --config.data.source=toyworld:0.7,../shared/footage:0.3
+
+Expected on two CPU cores: see experiments/bundled_model/README.md.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "objective": "vae",
+            "seed": 0,
+            "steps": 2600,
+            "vae": {"dtype": "bfloat16"},
+            "loss": {"rows": 8, "crop": (9, 64, 64)},
+            "data": {
+                "source": "toyworld",
+                "cache": "",
+                "resolutions": (64, 96, 128, 160),
+                "aspects": ("1:1", "16:9", "9:16"),
+                "durations": (1.0,),
+                "rates": (8.0, 12.0, 24.0),
+            },
+            "optim": {"name": "muon", "lr": 3e-3, "warmup": 50, "schedule": "linear", "final_lr_fraction": 0.02, "steps": 2600},
+            "log": {"every": 20, "sheet_every": 500},
+            "checkpoint": {"every": 250, "keep": 2},
+        }
+    )

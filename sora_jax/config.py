@@ -1,0 +1,29 @@
+"""Configurations are plain values; each component has one dataclass that says what it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from sora_jax.errors import UserError
+
+
+def component(schema: type, values: Mapping[str, Any], name: str) -> Any:
+    """A component's dataclass from its part of the configuration, `config.<name>`.
+
+    Raises:
+      UserError: a key that the component doesn't have, with the nearest that it has; or one that is missing.
+    """
+    fields = [field.name for field in dataclasses.fields(schema)]
+    for key in values:
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, 1, 0)
+            raise UserError(
+                f"config.{name}.{key} is no key of {schema.__name__}: did you mean config.{name}.{near[0]}?"
+            )
+    try:
+        return schema(**values)
+    except TypeError as error:
+        raise UserError(f"config.{name} is incomplete: {error}.") from error

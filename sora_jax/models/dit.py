@@ -1,0 +1,198 @@
+"""The diffusion transformer: one stream of text and video tokens, a noise level σ per token.
+
+Conditions are a table: `sigma[b, 0]` is 0, the level of given tokens, and `sigma[b, k]` the level of run k. The
+modulation of adaLN-Zero (Peebles and Xie 2022) is computed once per entry and handed to the tokens that hold it.
+Layers are stacked along a leading axis and scanned, so compile time does not grow with depth.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sora_jax.axes import Coords, Patches, SegmentIds, Sigma, Text
+from sora_jax.errors import UserError
+from sora_jax.models.attention import attend
+from sora_jax.models.layers import Linear, fourier, gather_conditions, rms_norm, rotary_angles, rotate
+
+SIZES = {  # width, layers, heads: DiT's own (Peebles and Xie 2022, table 1), Ti from ViT, and onwards
+    "Ti": (192, 12, 3),
+    "S": (384, 12, 6),
+    "B": (768, 12, 12),
+    "L": (1024, 24, 16),
+    "XL": (1152, 28, 16),
+    "3B": (2304, 36, 18),
+    "7B": (3072, 48, 24),
+    "14B": (4096, 54, 32),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DiTConfig:
+    """Shape of the transformer.
+
+    Attributes:
+      size: a name of `SIZES`, or "" to take width, layers and heads as given.
+      patch: latent cells a token spans in (time, height, width).
+      channels: of the latent.
+      text_width: of the text encoder's states.
+      coords: how coordinates enter RoPE: "fractional" (centred, in short sides of the frame) or "absolute" (in
+        patches from the first corner); see `data.packing.coordinates`.
+      rope_periods: (longest, shortest) period for time in seconds and for space in units of `coords`.
+      dtype: of the arithmetic; parameters, norms, softmax and the residual stream's sums stay float32.
+      remat: what the backward pass keeps of a layer: "all", "dots" (matrix products) or "none" (recompute).
+      attention: a backend of `models.attention`.
+    """
+
+    size: str = "Ti"
+    width: int = 0
+    layers: int = 0
+    heads: int = 0
+    mlp_ratio: int = 4
+    patch: tuple[int, int, int] = (1, 2, 2)
+    channels: int = 16
+    text_width: int = 384
+    coords: str = "fractional"
+    rope_periods: tuple[tuple[float, float], tuple[float, float]] = ((64.0, 0.25), (8.0, 0.125))
+    dtype: str = "bfloat16"
+    remat: str = "all"
+    attention: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.size:
+            if self.size not in SIZES:
+                raise UserError(f"No DiT size is called {self.size!r}: choose one of {', '.join(SIZES)}.")
+            for name, value in zip(("width", "layers", "heads"), SIZES[self.size], strict=True):
+                if getattr(self, name) not in (0, value):
+                    raise UserError(f"dit.{name} can't be set beside dit.size={self.size!r}: set dit.size='' first.")
+                object.__setattr__(self, name, value)
+        if not self.heads or self.width % self.heads or (self.width // self.heads) % 2:
+            raise UserError(f"dit.heads={self.heads} must divide dit.width={self.width} into even heads.")
+        if self.remat not in POLICIES:
+            raise UserError(f"dit.remat={self.remat!r} is unknown: choose one of {', '.join(POLICIES)}.")
+
+    @property
+    def patch_width(self) -> int:
+        """P, numbers a token holds."""
+        time, height, width = self.patch
+        return time * height * width * self.channels
+
+
+POLICIES = {
+    "all": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "none": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Block(nnx.Module):
+    """Attention and an MLP, each behind adaLN-Zero: x + gate · f(norm(x) · (1 + scale) + shift)."""
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs) -> None:
+        D, head = config.width, config.width // config.heads
+        self.modulation = Linear(D, 6 * D, 0.0, rngs=rngs)
+        self.qkv = Linear(D, 3 * D, rngs=rngs)
+        self.qk_scale = nnx.Param(jnp.ones((2, head)))
+        self.out = Linear(D, D, rngs=rngs)
+        self.up = Linear(D, config.mlp_ratio * D, rngs=rngs)
+        self.down = Linear(config.mlp_ratio * D, D, rngs=rngs)
+
+    def __call__(
+        self,
+        x_bnd: jax.Array,
+        condition_bsd: jax.Array,
+        index_bn: jax.Array,
+        angles: tuple[jax.Array, jax.Array],
+        segment_ids_bn: SegmentIds,
+        config: DiTConfig,
+    ) -> jax.Array:
+        B, N, D = x_bnd.shape
+        dtype = jnp.dtype(config.dtype)
+        modulation = gather_conditions(self.modulation(condition_bsd.astype(dtype)), index_bn)
+        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation, 6, axis=-1)
+
+        h = rms_norm(x_bnd).astype(dtype) * (1 + scale1) + shift1
+        q, k, v = jnp.split(self.qkv(h).reshape(B, N, 3 * config.heads, D // config.heads), 3, axis=2)
+        qk_scale = self.qk_scale[...]
+        q, k = rotate(rms_norm(q, qk_scale[0]), angles), rotate(rms_norm(k, qk_scale[1]), angles)
+        h = attend(q, k, v, segment_ids_bn, config.attention).reshape(B, N, D)
+        x_bnd = x_bnd + gate1 * self.out(h)
+
+        h = rms_norm(x_bnd).astype(dtype) * (1 + scale2) + shift2
+        return x_bnd + gate2 * self.down(jax.nn.gelu(self.up(h)))
+
+
+class DiT(nnx.Module):
+    """See the module's docstring. `blocks` is one `Block` whose parameters carry a leading L axis."""
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs) -> None:
+        D = config.width
+        self.config = config
+        self.patch_in = Linear(config.patch_width, D, rngs=rngs)
+        self.text_in = Linear(config.text_width, D, rngs=rngs)
+        self.sigma_in = Linear(256, D, rngs=rngs)
+        self.sigma_out = Linear(D, D, rngs=rngs)
+        keys = jax.random.split(rngs.params(), config.layers)
+        self.blocks = jax.vmap(lambda key: Block(config, rngs=nnx.Rngs(params=key)))(keys)
+        self.modulation = Linear(D, 2 * D, 0.0, rngs=rngs)
+        self.patch_out = Linear(D, config.patch_width, 0.0, rngs=rngs)
+
+    def __call__(
+        self,
+        patches_bnp: Patches,
+        coords_bn3: Coords,
+        segment_ids_bn: SegmentIds,
+        condition_ids_bn: SegmentIds,
+        sigma_bs: Sigma,
+        text_bme: Text,
+        text_segment_ids_bm: SegmentIds,
+        text_time_bm: jax.Array,
+    ) -> jax.Array:
+        """Velocity of every token, float32 [B, N, P].
+
+        Args:
+          patches_bnp: noisy latent patches.
+          coords_bn3: time in seconds, y, x.
+          segment_ids_bn: which run a slot belongs to; 0 = empty.
+          condition_ids_bn: which entry of `sigma_bs` is a token's noise level.
+          sigma_bs: the noise levels of a row's conditions; entry k is run k's, which its text shares.
+          text_bme: text-encoder states.
+          text_segment_ids_bm: which run a word belongs to; 0 = empty.
+          text_time_bm: seconds from which a word holds.
+        """
+        config, M = self.config, text_bme.shape[1]
+        dtype = jnp.dtype(config.dtype)
+        text = self.text_in(rms_norm(text_bme).astype(dtype))
+        x = jnp.concatenate([text, self.patch_in(patches_bnp.astype(dtype))], axis=1).astype(jnp.float32)
+        segment_ids = jnp.concatenate([text_segment_ids_bm, segment_ids_bn], axis=1)
+        index = jnp.concatenate([text_segment_ids_bm, condition_ids_bn], axis=1)
+        text_coords = jnp.pad(text_time_bm[..., None], ((0, 0), (0, 0), (0, 2)))
+        coords = jnp.concatenate([text_coords, coords_bn3], axis=1)
+        angles = rotary_angles(coords, config.width // config.heads, config.rope_periods)
+        condition = self.sigma_out(jax.nn.silu(self.sigma_in(fourier(sigma_bs, 256, longest=4.0, shortest=2e-3))))
+        condition = jax.nn.silu(condition)
+
+        def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
+            return block(x, condition, index, angles, segment_ids, config), None
+
+        if config.remat != "all":
+            layer = jax.checkpoint(layer, policy=POLICIES[config.remat])
+        x, _ = jax.lax.scan(layer, x, self.blocks)
+        shift, scale = jnp.split(gather_conditions(self.modulation(condition), condition_ids_bn), 2, axis=-1)
+        return self.patch_out(rms_norm(x[:, M:]) * (1 + scale) + shift)
+
+
+def forward_flops(config: DiTConfig, tokens: float, attended: float) -> float:
+    """Floating-point operations (2 per multiply-add) of one forward pass that were worth doing.
+
+    Args:
+      config: the transformer.
+      tokens: real tokens, text and video.
+      attended: pairs of tokens within runs, Σ n² over runs.
+    """
+    D = config.width
+    per_token = 2 * D * D * (4 + 2 * config.mlp_ratio) * config.layers + 4 * D * config.patch_width
+    return tokens * per_token + 4.0 * attended * D * config.layers
