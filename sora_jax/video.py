@@ -1,4 +1,4 @@
-"""A video as frames and a rate: read from files, written to files, resized, laid out to look at."""
+"""A video as frames and a rate: read from files, written to files, resized."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import itertools
 import math
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import av
@@ -24,7 +24,7 @@ from av.video.reformatter import (
     ColorTrc,
     Interpolation,
 )
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageOps
 
 from sora_jax.errors import UserError, atomic_path
 
@@ -117,7 +117,7 @@ class Video:
         return f'<video controls autoplay loop muted src="data:video/mp4;base64,{data}"></video>'
 
     def _png(self, file: str | io.BytesIO) -> None:
-        Image.fromarray(np.concatenate(self.frames[_spread(len(self), 8)], axis=1)).save(file, "PNG")
+        Image.fromarray(np.concatenate(self.frames[evenly_spread(len(self), 8)], axis=1)).save(file, "PNG")
 
     def _gif(self, file: str | io.BytesIO) -> None:
         fps = min(self.fps, GIF_MAX_FPS)
@@ -249,53 +249,9 @@ def frame_count(duration: float, fps: float) -> int:
     return max(1, round(duration * fps))
 
 
-def contact_sheet(
-    videos: Sequence[Video],
-    labels: Sequence[str],
-    columns: int = 1,
-    frames_per_video: int = 6,
-    frame_height: int = 112,
-    text_size: int = 14,
-) -> Image.Image:
-    """A sheet to look at: for each video its label above a strip of frames evenly spread in time.
-
-    Args:
-      videos: of any sizes; every frame is drawn `frame_height` pixels high, as wide as its aspect ratio says.
-      labels: one a video; long ones are wrapped, to three lines at most.
-      columns: strips side by side.
-      frames_per_video: at most; a picture has one.
-      frame_height: pixels.
-      text_size: pixels.
-
-    Raises:
-      UserError: there are no videos, or not one label a video.
-    """
-    if not videos or len(videos) != len(labels):
-        raise UserError(
-            f"A sheet needs one label a video, but got {len(videos)} videos, {len(labels)} labels."
-        )
-    margin = 8
-    strips = [_strip(video, frames_per_video, frame_height) for video in videos]
-    columns = min(columns, len(videos))
-    widths = [max(strip.width for strip in strips[column::columns]) for column in range(columns)]
-    lefts = [margin + sum(widths[:column]) + column * 2 * margin for column in range(columns)]
-    font = ImageFont.load_default(text_size)
-    texts = [_wrapped(label, font, widths[i % columns]) for i, label in enumerate(labels)]
-    line = math.ceil(text_size * 1.3)
-    rows = range(0, len(videos), columns)
-    text_heights = [line * max(text.count("\n") + 1 for text in texts[row : row + columns]) for row in rows]
-    height = margin + sum(text_heights) + len(rows) * (frame_height + 2 * margin)
-    sheet = Image.new("RGB", (lefts[-1] + widths[-1] + margin, height), "white")
-    draw = ImageDraw.Draw(sheet)
-    top = margin
-    for row, text_height in zip(rows, text_heights):
-        for i in range(row, min(row + columns, len(videos))):
-            left = lefts[i - row]
-            for number, words in enumerate(texts[i].split("\n")):
-                draw.text((left, top + number * line), words, fill="black", font=font)
-            sheet.paste(strips[i], (left, top + text_height))
-        top += text_height + frame_height + 2 * margin
-    return sheet
+def evenly_spread(total: int, count: int) -> np.ndarray:
+    """Indices of `count` frames from the first to the last of `total`, evenly; all where there are fewer."""
+    return np.linspace(0, total - 1, min(total, count)).round().astype(int)
 
 
 def _write_mp4(video: Video, file: str | io.BytesIO, crf: int) -> None:
@@ -450,35 +406,3 @@ def _to_rgb(frame: Any) -> np.ndarray:
     else:
         array = frame.to_ndarray(format="rgb24", interpolation=EXACT)
     return np.ascontiguousarray(np.rot90(array, round(frame.rotation / 90))) if frame.rotation else array
-
-
-def _spread(total: int, count: int) -> np.ndarray:
-    """Indices of `count` frames from the first to the last of `total`, evenly; all where there are fewer."""
-    return np.linspace(0, total - 1, min(total, count)).round().astype(int)
-
-
-def _strip(video: Video, count: int, height: int) -> Image.Image:
-    picked = Video(video.frames[_spread(len(video), count)], video.fps)
-    width = max(1, round(height * video.size[1] / video.size[0]))
-    frames = resize(picked, height, width).frames
-    gap = np.full((height, 2, 3), 255, np.uint8)
-    return Image.fromarray(np.concatenate([part for f in frames for part in (f, gap)][:-1], axis=1))
-
-
-def _wrapped(text: str, font: Any, width: int, lines: int = 3) -> str:
-    """Breaks `text` between words to `width` pixels; what does not fit in `lines` becomes an ellipsis."""
-    out = [""]
-    for word in text.split():
-        longer = f"{out[-1]} {word}".strip()
-        if out[-1] and font.getlength(longer) > width:
-            out.append(word)
-        else:
-            out[-1] = longer
-    if len(out) > lines:
-        out = [*out[: lines - 1], " ".join(out[lines - 1 :])]
-    for i, words in enumerate(out):
-        if font.getlength(words) > width:
-            while words and font.getlength(words + "...") > width:
-                words = words[:-1]
-            out[i] = words.rstrip() + "..."
-    return "\n".join(out)

@@ -98,13 +98,15 @@ def _draw(thing: Thing, shot: Shot, times: np.ndarray, aspect: float, unit: int,
         offset = (corner[part] + 0.5 - centre[part]).astype(np.float32)
         y = (offset[:, :1] + np.arange(size[0], dtype=np.float32))[:, :, None]
         x = (offset[:, 1:] + np.arange(size[1], dtype=np.float32))[:, None, :]
-        distance = _distance(thing.shape, y, x, radius[part], angle[part])
+        distance = signed_distance(thing.shape, y, x, radius[part], angle[part])
         cover = np.clip(0.5 - distance, 0, 1)
         for frame, (top, left), alpha in zip(out[part], corner[part], cover, strict=True):
             _blend(frame[top : top + size[0], left : left + size[1]], alpha, world.COLOURS[thing.colour])
 
 
-def _distance(shape: str, y: np.ndarray, x: np.ndarray, radius: np.ndarray, angle: np.ndarray) -> np.ndarray:
+def signed_distance(
+    shape: str, y: np.ndarray, x: np.ndarray, radius: np.ndarray, angle: np.ndarray
+) -> np.ndarray:
     """Signed distance in pixels, negative inside: y f32[T,Y,1], x f32[T,1,X], radius and angle f64[T]."""
     r = radius.astype(np.float32)[:, None, None]
     if shape == "circle":
