@@ -1,0 +1,347 @@
+"""The command line: `sora-jax generate`, `models`, `train`, `evaluate`.
+
+What can be found wrong is found before the work begins. Heavy imports wait inside the commands, so that `--help`
+answers at once. Exit status: 0, 2 after `error: <sentence>`, 130 when stopped, 1 where the program itself is at
+fault.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from sora_jax import __version__
+from sora_jax.errors import UserError, atomic_path
+from sora_jax.terminal import VIDEO_SUFFIXES, ListOf, Number, Output, place_outputs, progress_bar, table
+
+_SHEET_CLIPS = 24
+_MODEL = click.option(
+    "--model",
+    default="toyworld",
+    help="A bundled model, a folder that holds one, or a training run's workdir.",
+)
+_QUIET = "sora_jax.quiet"
+
+
+def _common(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that every command has."""
+
+    def hush(context: click.Context, _: click.Parameter, quiet: bool) -> None:
+        context.meta[_QUIET] = quiet or context.meta.get(_QUIET, False)
+
+    silence = click.option(
+        "-q", "--quiet", is_flag=True, expose_value=False, callback=hush, help="No progress bar."
+    )
+    # main() looks for it, since an error may come before the options are read.
+    trace = click.option("--traceback", is_flag=True, expose_value=False, help="Show where an error arose.")
+    return trace(silence(command))
+
+
+def _sampling(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of whatever generates."""
+    seeds, solvers = click.IntRange(0, 2**31 - 1), click.Choice(["euler", "heun"])
+    for option in (
+        click.option("--seed", type=seeds, default=0, help="Another one, another video."),
+        click.option("--solver", type=solvers, default="euler"),
+        click.option(
+            "--guidance", type=Number(), default=4.0, help="Of the prompt; 1: none, more: stricter."
+        ),
+        click.option("--steps", type=click.IntRange(1), default=30, help="Of the solver."),
+        click.option("--fps", type=Number(above=0), default=8.0, help="Frames a second."),
+        click.option("--resolution", type=click.IntRange(1), default=64, help="The short side in pixels."),
+        _MODEL,
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100}
+)
+@click.version_option(__version__, prog_name="sora-jax", message="%(prog)s %(version)s")
+@_common
+def cli() -> None:
+    """Open video generation: any duration, resolution and aspect ratio."""
+
+
+@cli.command()
+@click.argument("prompts", metavar="PROMPT...", nargs=-1)
+@click.option(
+    "--prompt-file", type=click.File(encoding="utf-8"), help="One prompt a line; # begins a comment."
+)
+@_sampling
+@click.option("--duration", type=Number(above=0), default=2.0, help="Seconds.")
+@click.option("--aspect", default="1:1", help="Width to height, such as 16:9 or 1.78.")
+@click.option(
+    "--count", type=click.IntRange(1), default=1, help="Videos a prompt, with the seeds that follow."
+)
+@click.option("-o", "--output", default="out.mp4", help=f"A file ({', '.join(VIDEO_SUFFIXES)}) or a folder.")
+@_common
+@click.pass_context
+def generate(
+    context: click.Context,
+    prompts: tuple[str, ...],
+    prompt_file: Any,
+    model: str,
+    count: int,
+    output: str,
+    seed: int,
+    **fields: Any,
+) -> None:
+    """Make a video of each PROMPT.
+
+    Several prompts, or --count, make several files: out-1.mp4, out-2.mp4, ... All are sampled together.
+    """
+    prompts = (*prompts, *_read_prompts(prompt_file)) if prompt_file else prompts
+    if not prompts:
+        raise click.UsageError("There is no prompt: say what is to be seen, in quotes.")
+    if len(prompts) > 2 and not any(" " in prompt for prompt in prompts):
+        click.echo("note: each word is a prompt of its own here; put a prompt of several in quotes", err=True)
+    wanted = [(prompt, seed + i) for prompt in prompts for i in range(count)]
+    paths = place_outputs(output, wanted)
+
+    from sora_jax import studio as face
+    from sora_jax.video import frame_size
+
+    frame_size(fields["resolution"], fields["aspect"])
+    requests = [face.Request(prompt, seed=number, **fields) for prompt, number in wanted]
+    studio = face.load(model)
+    for request in requests:
+        studio.check(request)
+    with progress_bar(not context.meta[_QUIET], "step") as progress:
+        videos = studio.generate_batch(requests, progress)
+    for video, path in zip(videos, paths, strict=True):
+        video.save(path)
+        size = f"{video.size[1]}×{video.size[0]}"
+        click.echo(f"{path}  {size}, {len(video)} frames at {video.fps:g} fps ({video.duration:g} s)")
+
+
+@cli.command()
+@click.argument("folders", metavar="[PATH...]", nargs=-1)
+@_common
+def models(folders: tuple[str, ...]) -> None:
+    """List what can be loaded: bundled models, and models and training runs in each PATH (default: runs)."""
+    from sora_jax import studio as face
+
+    for folder in folders:
+        if not os.path.isdir(folder):
+            raise UserError(f"There is no folder {folder}: check the name.")
+    entries = face.models(folders or ("runs",))
+    rows = [(entry.name, entry.kind, entry.summary) for entry in entries]
+    click.echo(table(("model", "kind", "what it is"), rows) if rows else "There is no model here yet.")
+
+
+@cli.command(
+    add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def train(context: click.Context, arguments: tuple[str, ...]) -> None:
+    """Train: --config configs/x.py --workdir runs/x [--config.key=value ...]."""
+    from sora_jax.train.__main__ import main as train_main
+
+    context.exit(train_main(list(arguments)))
+
+
+@cli.group()
+@_common
+def evaluate() -> None:
+    """Measure a model."""
+
+
+@evaluate.command("vae")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@_MODEL
+@click.option(
+    "--resolution", type=click.IntRange(16), default=128, help="Each file's short side is scaled to it."
+)
+@click.option(
+    "--seconds", type=Number(at_least=0), default=4.0, help="At most this much of each file; 0: all."
+)
+@click.option("--start", type=Number(at_least=0), default=0.0, help="Seconds into each file.")
+@click.option("--json", "json_path", type=Output(), help="Write the figures here.")
+@click.option("--sheet", type=Output(".png"), help="Write originals and reconstructions here, to look at.")
+@_common
+@click.pass_context
+def evaluate_vae_command(
+    context: click.Context,
+    files: tuple[str, ...],
+    model: str,
+    json_path: pathlib.Path | None,
+    sheet: pathlib.Path | None,
+    **settings: Any,
+) -> None:
+    """PSNR and SSIM of what the autoencoder makes of videos and pictures."""
+    report = _report()
+    from sora_jax import studio as face
+
+    shown: list[tuple[str, Any]] = []
+
+    def show(label: str, pair: Sequence[Any]) -> None:
+        if len(shown) < _SHEET_CLIPS:
+            shown.extend([(f"original of {label}", pair[0]), ("reconstruction", pair[1])])
+
+    with progress_bar(not context.meta[_QUIET], "frame") as progress:
+        result = report.evaluate_vae(
+            face.load(model), files, **settings, progress=progress, show=show if sheet else None
+        )
+
+    def cells(name: str, size: str, frames: str, row: dict[str, Any]) -> tuple[str, ...]:
+        psnr = "lossless" if row["psnr"] is None else f"{row['psnr']:.2f}"
+        return name, size, frames, psnr, f"{row['ssim']:.4f}"
+
+    rows = [
+        cells(row["file"], f"{row['width']}×{row['height']}", str(row["frames"]), row)
+        for row in result["files"]
+    ]
+    rows.append(cells("mean", "", "", result["mean"]))
+    click.echo(table(("file", "size", "frames", "PSNR dB", "SSIM"), rows, numbers=4))
+    _write(result, json_path, shown, sheet, columns=2)
+
+
+@evaluate.command("toyworld")
+@click.option(
+    "--split", type=click.Choice(["heldout", "validation", "paraphrase", "train"]), default="heldout"
+)
+@click.option("--clips", type=click.IntRange(1), default=256, help="How many.")
+@_sampling
+@click.option("--durations", type=ListOf(Number(above=0)), default="2", help="Seconds, in turn: 2,4.")
+@click.option(
+    "--aspects", type=ListOf(click.STRING), default="1:1", help="Width to height, in turn: 1:1,16:9."
+)
+@click.option("--truth", is_flag=True, help="Read true clips instead: what the oracle itself gets wrong.")
+@click.option("--vae", is_flag=True, help="Read true clips through the autoencoder: what is lost there.")
+@click.option("--json", "json_path", type=Output(), help="Write the figures, and every clip's, here.")
+@click.option("--sheet", type=Output(".png"), help="Write the first clips here, to look at.")
+@_common
+@click.pass_context
+def evaluate_toyworld_command(
+    context: click.Context,
+    model: str,
+    truth: bool,
+    vae: bool,
+    json_path: pathlib.Path | None,
+    sheet: pathlib.Path | None,
+    **settings: Any,
+) -> None:
+    """How often a clip shows what its prompt says, read back without a network.
+
+    Prompts name one thing's size, colour, shape and direction; in the split "heldout" training never showed the
+    two together. The interval holds the true share in 95% of cases; chance is what a perfect clip of another
+    prompt would get.
+    """
+    if truth and vae:
+        raise click.UsageError("--truth and --vae exclude each other: choose one.")
+    report = _report()
+    from sora_jax import studio as face
+
+    shown: list[tuple[str, Any]] = []
+
+    def show(label: str, clips: Sequence[Any]) -> None:
+        if len(shown) < _SHEET_CLIPS:
+            shown.append((label, clips[0]))
+
+    source = "truth" if truth else "vae" if vae else "generated"
+    studio = None if truth else face.load(model)
+    with progress_bar(not context.meta[_QUIET], "clip") as progress:
+        result = report.evaluate_toyworld(
+            studio, source=source, progress=progress, show=show if sheet else None, **settings
+        )
+    click.echo(_accuracies(result["accuracy"]))
+    if len(result["shapes"]) > 1:
+        for part in result["shapes"]:
+            click.echo(f"\n{part['width']}×{part['height']}, {part['frames']} frames")
+            click.echo(_accuracies(part["accuracy"]))
+    _write(result, json_path, shown, sheet, columns=3)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns its exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return cli.main(arguments or ["--help"], prog_name="sora-jax", standalone_mode=False) or 0
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("stopped", err=True)
+        return 130
+    except Exception as error:  # noqa: BLE001 - whatever it is, the user gets one sentence
+        if "--traceback" in arguments:
+            traceback.print_exc()
+        if isinstance(error, click.ClickException):
+            place = f"; see {error.ctx.command_path} --help" if getattr(error, "ctx", None) else ""
+            click.echo(f"error: {error.format_message().rstrip('.')}{place}.", err=True)
+            return 2
+        if isinstance(error, UserError):
+            click.echo(f"error: {error}", err=True)
+            return 2
+        what = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no more is known'])[0]}"
+        click.echo(f"error: the program failed ({what}): run it with --traceback to see where.", err=True)
+        return 1
+
+
+def _read_prompts(file: Any) -> list[str]:
+    try:
+        lines = [line.strip() for line in file]
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{file.name} is no text in UTF-8: give a text file with one prompt a line."
+        ) from error
+    prompts = [line for line in lines if line and not line.startswith("#")]
+    if not prompts:
+        raise UserError(f"{file.name} has no prompt in it: write one a line.")
+    return prompts
+
+
+def _report() -> Any:
+    try:
+        from sora_jax.evaluation import report
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"Evaluating needs {error.name}: install it with pip install 'sora_jax[eval]'."
+        ) from error
+    return report
+
+
+def _accuracies(accuracy: dict[str, dict[str, Any]]) -> str:
+    rows = [
+        (
+            "all three" if name == "all" else name,
+            f"{row['right']}/{row['of']}",
+            f"{row['share']:.1%}",
+            f"{row['low']:.1%} to {row['high']:.1%}",
+            "-" if row["chance"] is None else f"{row['chance']:.1%}",
+        )
+        for name, row in accuracy.items()
+    ]
+    return table(("attribute", "right", "share", "95% interval", "chance"), rows, numbers=4)
+
+
+def _write(
+    result: dict[str, Any],
+    json_path: pathlib.Path | None,
+    shown: Sequence[tuple[str, Any]],
+    sheet: pathlib.Path | None,
+    columns: int,
+) -> None:
+    """Writes the figures and the sheet where asked, and names the files."""
+    if json_path:
+        with atomic_path(json_path) as temporary:
+            temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+    if sheet:
+        from sora_jax.sheet import contact_sheet
+
+        labels, videos = zip(*shown, strict=True)
+        with atomic_path(sheet) as temporary:
+            contact_sheet(videos, labels, columns).save(temporary)
+    for path in filter(None, (json_path, sheet)):
+        click.echo(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,378 @@
+"""What a model does, in figures: how well it keeps a video, and how well its clips keep to their prompts.
+
+Each function returns plain values, ready for a JSON file: the figures, the settings that gave them, and what made
+them (model, versions, commit).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import os
+import pathlib
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+import sora_jax
+from sora_jax.data import captions
+from sora_jax.data import scene as world
+from sora_jax.data.scene import Scene, WorldConfig, check_split, sample_scene
+from sora_jax.data.toyworld import render
+from sora_jax.errors import UserError
+from sora_jax.evaluation import oracle, quality
+from sora_jax.studio import Request, Studio
+from sora_jax.video import Video, frame_count, probe, resample, stream_frames
+
+Progress = Callable[[int, int], None]  # (done, in all)
+Show = Callable[[str, list[Video]], None]  # (label, the clips it speaks of)
+
+ATTRIBUTES = ("colour", "shape", "direction", "size", "count", "inside")
+SOURCES = ("generated", "truth", "vae")
+# One thing that goes straight, wholly inside the frame, under a camera that stands.
+ONE_THING = WorldConfig(
+    objects=(1.0, 0.0, 0.0),
+    motions=tuple(float(motion == "straight") for motion in world.MOTIONS),
+    cameras=(1.0, 0.0, 0.0),
+    two_shots=0.0,
+    occluder=0.0,
+    leave=0.0,
+)
+_BATCH = 32  # clips a call of the model: their noise and latents are held at once
+_PIXELS = 1 << 21  # of a piece of video held at once
+_OTHERS = 8  # prompts that each clip is held against for the level of chance
+
+
+def evaluate_vae(
+    studio: Studio,
+    files: Sequence[str | os.PathLike[str]],
+    resolution: int = 128,
+    seconds: float = 4.0,
+    start: float = 0.0,
+    progress: Progress | None = None,
+    show: Show | None = None,
+) -> dict[str, Any]:
+    """PSNR and SSIM of what the autoencoder makes of videos and pictures.
+
+    Each file is scaled so that its short side is `resolution`, cropped to even sides, and taken in pieces of at
+    most 49 frames, each encoded and decoded on its own; the figures are of all its frames (see `quality`).
+
+    Args:
+      studio: the model.
+      files: of any kind that `video.read_video` reads.
+      resolution: pixels.
+      seconds: at most this much of each file; 0 is all of it.
+      start: seconds into each file.
+      progress: called with (frames done, frames in all, as far as the files' headers tell).
+      show: called with each file's name and figures, and its first piece and that piece's reconstruction.
+
+    Returns:
+      `files` (a row each: path, frames, size, fps, psnr in decibels or None where nothing was lost, ssim), `mean`
+      over the files, `settings`, `model`, `made_by`.
+
+    Raises:
+      UserError: there are no files, or one can't be read or ends before `start`.
+    """
+    if not files:
+        raise UserError("There is no file to evaluate: name at least one video or picture.")
+    if resolution < 16 or seconds < 0 or start < 0:
+        raise UserError("The resolution is at least 16 pixels, and seconds and start are not negative.")
+    expected = [_expected_frames(path, seconds, start) for path in files]
+    rows: list[dict[str, Any]] = []
+    for number, path in enumerate(files):
+        done, error, similarity, sizes, first = 0, 0.0, 0.0, None, []
+        for piece, sizes in _pieces(path, resolution, seconds, start):
+            again = studio.reconstruct(piece)
+            error += len(piece) * 10 ** (-float(quality.psnr(again.frames, piece.frames)) / 10)
+            similarity += len(piece) * float(quality.ssim(again.frames, piece.frames))
+            first = first or [piece, again]
+            done += len(piece)
+            if progress:
+                before = sum(row["frames"] for row in rows) + done
+                progress(before, max(before, before - done + sum(expected[number:])))
+        if sizes is None:
+            raise UserError(f"{path} has no frame at {start:g} seconds: it ends before; start earlier.")
+        row = {
+            "file": os.fspath(path),
+            "frames": done,
+            "fps": first[0].fps,
+            "height": first[0].size[0],
+            "width": first[0].size[1],
+            "source_height": sizes[0],
+            "source_width": sizes[1],
+            "psnr": -10 * math.log10(error / done) if error else None,
+            "ssim": similarity / done,
+        }
+        rows.append(row)
+        if show:
+            show(f"{pathlib.Path(path).name}: {_decibels(row['psnr'])}, SSIM {row['ssim']:.3f}", first)
+    finite = [row["psnr"] for row in rows if row["psnr"] is not None]
+    return {
+        "evaluation": "vae",
+        "model": studio.name,
+        "settings": {"resolution": resolution, "seconds": seconds, "start": start},
+        "mean": {
+            "psnr": float(np.mean(finite)) if finite else None,
+            "ssim": float(np.mean([row["ssim"] for row in rows])),
+        },
+        "files": rows,
+        "made_by": made_by(),
+    }
+
+
+def evaluate_toyworld(
+    studio: Studio | None,
+    split: str = "heldout",
+    clips: int = 256,
+    durations: Sequence[float] = (2.0,),
+    aspects: Sequence[str] = ("1:1",),
+    resolution: int = 64,
+    fps: float = 8.0,
+    steps: int = 30,
+    guidance: float = 4.0,
+    solver: str = "euler",
+    seed: int = 0,
+    source: str = "generated",
+    progress: Progress | None = None,
+    show: Show | None = None,
+) -> dict[str, Any]:
+    """How often a clip shows what its prompt says, read back by Toyworld's oracle.
+
+    Prompts are of one thing that moves straight, and state its size, colour, shape and direction; in the split
+    "heldout" training never showed the colour of that shape, or that direction of that colour. Clips take the
+    shapes durations × aspects in turn.
+
+    Args:
+      studio: the model; None will do where `source` is "truth".
+      split: of `scene.SPLITS`; "paraphrase" has words that training never had.
+      clips: how many prompts; clip i has the seed `seed` + i.
+      durations, aspects, resolution, fps, steps, guidance, solver: as in `studio.Request`.
+      source: "generated", "truth" (true clips: how much the oracle itself gets wrong), or "vae" (true clips
+        through the autoencoder: how much is lost there).
+      progress: called with (clips done, clips in all).
+      show: called with each clip's prompt, followed by what was read wrong, and the clip.
+
+    Returns:
+      `accuracy` (see `_accuracy`; "all" is colour, shape and direction at once), `shapes` (the same for each
+      shape), `clips` (each one's prompt, truth, reading and verdicts), `settings`, `model`, `made_by`.
+
+    Raises:
+      UserError: no such split or source, no clips, or the model can't make such a clip.
+    """
+    if source not in SOURCES:
+        raise UserError(f"Clips can't come from {source!r}: choose one of {', '.join(SOURCES)}.")
+    if clips < 1 or not durations or not aspects:
+        raise UserError("At least one clip, one duration and one aspect ratio are needed.")
+    requests = [
+        Request("?", duration, resolution, aspect, fps, steps=steps, guidance=guidance, solver=solver)
+        for duration, aspect in itertools.product(durations, aspects)
+    ]
+    tasks = list(itertools.islice(_tasks(split, requests, seed), clips))
+    if source == "generated":
+        for _, request in tasks:
+            _needed(studio).check(request)
+    rows: list[dict[str, Any]] = []
+    for first in range(0, clips, _BATCH):
+        part = tasks[first : first + _BATCH]
+
+        def partly(done: int, in_all: int, part=part) -> None:
+            if progress:
+                progress(len(rows) + len(part) * done // max(in_all, 1), clips)
+
+        for (scene, request), video in zip(part, _videos(studio, part, source, partly), strict=True):
+            rows.append(_verdict(scene, request, video))
+            if show:
+                wrong = [name for name, right in rows[-1]["right"].items() if not right and name != "all"]
+                show(f"{request.prompt}: {'wrong ' + ', '.join(wrong) if wrong else 'all right'}", [video])
+        if progress:
+            progress(len(rows), clips)
+    chance = _chance(tasks)
+    per_shape = [rows[i :: len(requests)] for i in range(min(len(requests), clips))]
+    return {
+        "evaluation": "toyworld",
+        "model": None if studio is None else studio.name,
+        "settings": {
+            "split": split,
+            "clips": clips,
+            "durations": list(durations),
+            "aspects": list(aspects),
+            "resolution": resolution,
+            "fps": fps,
+            "seed": seed,
+            "source": source,
+        }
+        | ({"steps": steps, "guidance": guidance, "solver": solver} if source == "generated" else {}),
+        "accuracy": _accuracy(rows, chance),
+        "shapes": [
+            {key: some[0][key] for key in ("frames", "height", "width")}
+            | {"accuracy": _accuracy(some, chance)}
+            for some in per_shape
+        ],
+        "clips": rows,
+        "made_by": made_by(),
+    }
+
+
+def interval(right: int, of: int, z: float = 1.959964) -> tuple[float, float]:
+    """95% interval of a share, `right` of `of`: Wilson 1927, "Probable inference, the law of succession"."""
+    share, weight = right / of, 1 + z * z / of
+    middle = (share + z * z / (2 * of)) / weight
+    half = z * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of)) / weight
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def made_by() -> dict[str, Any]:
+    """What made a figure: versions, the device, and the commit where the package lies in a git checkout."""
+    folder = pathlib.Path(sora_jax.__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")  # else a checkout around an installed package
+        commit = git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        commit = None
+    return {
+        "sora_jax": sora_jax.__version__,
+        "commit": commit,
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def _expected_frames(path: str | os.PathLike[str], seconds: float, start: float) -> int:
+    fps, length = probe(path)
+    left = math.inf if math.isnan(length) else max(length - start, 0.0)
+    wanted = min(left, seconds or math.inf)
+    return frame_count(wanted, fps) if math.isfinite(wanted) else 0
+
+
+def _pieces(
+    path: str | os.PathLike[str], resolution: int, seconds: float, start: float
+) -> Iterator[tuple[Video, tuple[int, int]]]:
+    """(a piece of the scaled video, (height, width) in the file), one after another."""
+    fps = probe(path)[0]
+    limit = frame_count(seconds, fps) if seconds else None
+    frames = itertools.islice((frame for _, frame in stream_frames(path, start, fps)), limit)
+    piece: list[np.ndarray] = []
+    for frame in frames:
+        size = frame.shape[:2]
+        height, width = (round(side * resolution / min(size)) for side in size)
+        piece.append(resample(frame, height, width)[: height - height % 2, : width - width % 2])
+        if len(piece) == 1 + 4 * min(max(_PIXELS // (4 * height * width), 1), 12):
+            yield Video(np.stack(piece), fps), size
+            piece = []
+    if piece:
+        yield Video(np.stack(piece), fps), size
+
+
+def _decibels(psnr: float | None) -> str:
+    return "lossless" if psnr is None else f"{psnr:.2f} dB"
+
+
+Task = tuple[Scene, Request]
+
+
+def _tasks(split: str, requests: Sequence[Request], seed: int) -> Iterator[Task]:
+    """Scenes of one thing, each with the request that asks for it."""
+    number = 0
+    for index in itertools.count():
+        request = requests[number % len(requests)]
+        frames, height, width = request.shape()
+        scene = sample_scene(seed, index, split, (frames - 1) / request.fps, width / height, ONE_THING)
+        if len(scene.shots[0].things) > 1:  # held-out scenes have two now and then, whatever they are asked
+            continue
+        thing = scene.shots[0].things[0]
+        words = np.random.default_rng((seed, check_split(split), index, 3))
+        prompt = captions.single_object_prompt(
+            thing.shape, thing.colour, thing.size, thing.direction, words, split == "paraphrase"
+        )
+        yield scene, dataclasses.replace(request, prompt=prompt, seed=seed + number)
+        number += 1
+
+
+def _needed(studio: Studio | None) -> Studio:
+    if studio is None:
+        raise UserError(
+            "Only true clips can be read without a model: name one, or choose the source 'truth'."
+        )
+    return studio
+
+
+def _videos(studio: Studio | None, tasks: Sequence[Task], source: str, progress: Progress) -> list[Video]:
+    if source == "generated":
+        return _needed(studio).generate_batch([request for _, request in tasks], progress)
+    videos = [Video(render(scene, *request.shape(), request.fps), request.fps) for scene, request in tasks]
+    return videos if source == "truth" else [_needed(studio).reconstruct(video) for video in videos]
+
+
+def _verdict(scene: Scene, request: Request, video: Video) -> dict[str, Any]:
+    reading, thing = oracle.read(video), scene.shots[0].things[0]
+    names = ("shape", "colour", "size", "direction")
+    frames, height, width = request.shape()
+    return {
+        "prompt": request.prompt,
+        "seed": request.seed,
+        "frames": frames,
+        "height": height,
+        "width": width,
+        "truth": {name: getattr(thing, name) for name in names},
+        "read": [{name: getattr(seen, name) for name in (*names, "inside")} for seen in reading.things],
+        "right": oracle.score(reading, scene, _asked(scene)),
+    }
+
+
+def _asked(scene: Scene) -> tuple[str, ...]:
+    """The attributes that the prompt states: a picture's has no direction."""
+    return tuple(name for name in ATTRIBUTES if name != "direction" or scene.shots[0].things[0].direction)
+
+
+def _chance(tasks: Sequence[Task]) -> dict[str, float | None]:
+    """How often a perfect clip of another of the prompts is right; None where every prompt asks the same."""
+    earned: dict[str, list[bool]] = {}
+    for i, (scene, request) in enumerate(tasks):
+        for k in range(1, min(_OTHERS + 1, len(tasks))):
+            reading = _perfect_reading(tasks[(i + k) % len(tasks)][0], request)
+            for name, right in oracle.score(reading, scene, _asked(scene)).items():
+                earned.setdefault(name, []).append(right)
+    levels = {name: float(np.mean(right)) for name, right in earned.items()}
+    return {name: level if level < 1 else None for name, level in levels.items()}
+
+
+def _perfect_reading(scene: Scene, request: Request) -> oracle.Reading:
+    thing = scene.shots[0].things[0]
+    frames, *size = request.shape()
+    seen = oracle.ReadThing(
+        thing.shape, thing.colour, thing.size, thing.direction, thing.motion, inside=True, reappears=False
+    )
+    times = tuple(t / request.fps for t in range(frames))
+    return oracle.Reading((seen,), 0, ((0.0, frames / request.fps),), times, (size[0], size[1]))
+
+
+def _accuracy(rows: Sequence[dict[str, Any]], chance: dict[str, float | None]) -> dict[str, dict[str, Any]]:
+    """For each attribute: `right` of `of` clips, their `share`, its 95% interval `low` to `high`, and `chance`.
+
+    Chance is how often a perfect clip of another of the prompts would be right; None where all prompts ask the
+    same (one thing, inside the frame): there the figure speaks of the drawing, not of obedience.
+    """
+    out = {}
+    for name in (*ATTRIBUTES, "all"):
+        verdicts = [row["right"][name] for row in rows if name in row["right"]]
+        if not verdicts:
+            continue
+        low, high = interval(sum(verdicts), len(verdicts))
+        out[name] = {
+            "right": int(sum(verdicts)),
+            "of": len(verdicts),
+            "share": sum(verdicts) / len(verdicts),
+            "low": low,
+            "high": high,
+            "chance": chance.get(name),
+        }
+    return out

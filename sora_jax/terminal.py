@@ -1,0 +1,131 @@
+"""What the command line is made of: kinds of values, files tried before the work begins, a bar, a table."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import pathlib
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import click
+
+from sora_jax.errors import UserError, as_user_error
+
+VIDEO_SUFFIXES = (".mp4", ".gif", ".png")
+
+
+class Number(click.ParamType):
+    """A finite number above `above`; `at_least` where the bound itself will do."""
+
+    name = "number"
+
+    def __init__(self, above: float = -math.inf, at_least: float = -math.inf) -> None:
+        self.above, self.at_least = above, at_least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        if not (math.isfinite(number) and number > self.above and number >= self.at_least):
+            least = f"above {self.above:g}" if math.isfinite(self.above) else f"of at least {self.at_least:g}"
+            self.fail(f"{value} is not a number {least}.", param, ctx)
+        return number
+
+
+class ListOf(click.ParamType):
+    """Values of one type, separated by commas."""
+
+    name = "list"
+
+    def __init__(self, of: click.ParamType) -> None:
+        self.of = of
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[Any, ...]:
+        if isinstance(value, tuple):
+            return value
+        return tuple(self.of.convert(part.strip(), param, ctx) for part in value.split(","))
+
+
+class Output(click.ParamType):
+    """A file to be written; that it can be is tried before the work begins."""
+
+    name = "file"
+
+    def __init__(self, *suffixes: str) -> None:
+        self.suffixes = suffixes
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> pathlib.Path:
+        path = pathlib.Path(value)
+        check_output(path, self.suffixes)
+        return path
+
+
+def place_outputs(output: str, wanted: Sequence[tuple[str, int]]) -> list[pathlib.Path]:
+    """Where each (prompt, seed) goes; that all can be written is tried."""
+    path, paths = pathlib.Path(output), []
+    if path.is_dir() or output.endswith(("/", os.sep)):
+        for prompt, seed in wanted:
+            stem = f"{'-'.join(re.findall(r'\w+', prompt.lower()))[:48] or 'clip'}-{seed}"
+            place, again = path / f"{stem}.mp4", 1
+            while place in paths:
+                again += 1
+                place = path / f"{stem}-{again}.mp4"
+            paths.append(place)
+    elif len(wanted) == 1:
+        paths = [path]
+    else:
+        paths = [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(1, len(wanted) + 1)]
+    for path in paths:
+        check_output(path, VIDEO_SUFFIXES)
+    return paths
+
+
+def check_output(path: pathlib.Path, suffixes: Sequence[str] = ()) -> None:
+    """Raises UserError where `path` has none of the suffixes or can't be written; leaves nothing behind."""
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise UserError(f"{path} can't be written: its name must end in {' or '.join(suffixes)}.")
+    if path.is_dir():
+        raise UserError(f"{path} can't be written: it is a folder; name a file in it.")
+    folder = path.parent
+    while not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
+    try:
+        tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.stem}-", suffix=path.suffix).close()
+    except OSError as error:
+        raise as_user_error(error, path) from error
+
+
+@contextlib.contextmanager
+def progress_bar(visible: bool, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr with speed and time left; yields what is to be called with (done, in all)."""
+    from tqdm import tqdm
+
+    interval = 0.1 if sys.stderr.isatty() else 10.0
+    with tqdm(unit=unit, disable=not visible, mininterval=interval, dynamic_ncols=True) as bar:
+
+        def progress(done: int, in_all: int) -> None:
+            bar.total = in_all
+            bar.update(done - bar.n)
+
+        yield progress
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: int = 0) -> str:
+    """Columns under their heads; the last `numbers` of them are flush right."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    lines = []
+    for row in (head, *rows):
+        cells = [
+            cell.rjust(width) if i >= len(head) - numbers else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
