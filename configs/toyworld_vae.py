@@ -10,11 +10,12 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    return ConfigDict(
+    config = ConfigDict(
         {
             "objective": "vae",
             "seed": 0,
             "steps": 2600,
+            "init_from": "",
             "vae": {"dtype": "bfloat16"},
             "loss": {"rows": 8, "crop": (9, 64, 64)},
             "data": {
@@ -25,8 +26,16 @@ def get_config() -> ConfigDict:
                 "durations": (1.0,),
                 "rates": (8.0, 12.0, 24.0),
             },
-            "optim": {"name": "muon", "lr": 3e-3, "warmup": 50, "schedule": "linear", "final_lr_fraction": 0.02, "steps": 2600},
+            "optim": {
+                "name": "muon",
+                "lr": 3e-3,
+                "warmup": 50,
+                "schedule": "linear",
+                "final_lr_fraction": 0.02,
+            },
             "log": {"every": 20, "sheet_every": 500},
             "checkpoint": {"every": 250, "keep": 2},
         }
     )
+    config.optim.steps = config.get_ref("steps")
+    return config

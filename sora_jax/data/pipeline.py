@@ -57,8 +57,8 @@ def make_pipeline(
     """Streams packed batches (NumPy, float32), shuffled anew each epoch; its iterators have an exact, JSON-able state.
 
     Args:
-      records: a latent cache, its folder, or any sequence of records. A cache's latents are normalised by its own
-        mean and standard deviation per channel; other records enter as they are.
+      records: a latent cache, its folder, or any sequence of records; latents enter as they are, so encode them
+        normalised (`VAE.to_latent`).
       shard_index, shard_count: this host and the number of hosts. Each epoch is dealt out to the hosts: their shares
         are disjoint and together complete.
       epochs: passes over the records; None never ends. The last batch of a finite stream is filled with empty rows.
@@ -71,12 +71,11 @@ def make_pipeline(
         records = LatentCache(records)
     if len(records) == 0:
         raise UserError("There are no records to train on: encode some clips first.")
-    statistics = (records.mean, records.std) if isinstance(records, LatentCache) else None
     runs = (
         grain.MapDataset.source(records)
         .shuffle(seed=config.seed)
         .repeat(epochs)
-        .random_map(functools.partial(draw_run, config=config, statistics=statistics), seed=config.seed)
+        .random_map(functools.partial(draw_run, config=config), seed=config.seed)
     )
     share = runs[shard_index::shard_count].to_iter_dataset(_read_options(config.threads))
     batches = pack_stream(
@@ -89,16 +88,9 @@ def draw_run(
     record: Record,
     rng: np.random.Generator,
     config: PipelineConfig,
-    statistics: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Run:
-    """Makes a record a run of tokens, with one of its captions and nothing given.
-
-    Args:
-      statistics: mean and standard deviation, float32[c], to normalise the latent by.
-    """
+    """Makes a record a run of tokens, with one of its captions and nothing given."""
     latent = record["latent"].astype(np.float32)
-    if statistics is not None:
-        latent = (latent - statistics[0]) / statistics[1]
     patches = patchify(latent, config.patch)
     caption = record["captions"][_draw_kind(record, rng, config.caption_weights)]
     return Run(

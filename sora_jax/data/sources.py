@@ -5,9 +5,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
+from sora_jax.config import component
 from sora_jax.data.clips import Source
 from sora_jax.data.footage import Footage
+from sora_jax.data.scene import WorldConfig
 from sora_jax.data.toyworld import Toyworld
 from sora_jax.errors import UserError
 from sora_jax.video import frame_size
@@ -29,6 +33,7 @@ class DataConfig:
       rates: frames a second, of which a toyworld clip draws one; files keep their own up to the greatest.
       grid: frames are 1 + a multiple of the first, height and width multiples of the others.
       cache: a folder in which files are kept decoded, see `Footage`.
+      world: fields of toyworld's `WorldConfig` that differ from its own.
     """
 
     source: str = "toyworld"
@@ -41,6 +46,7 @@ class DataConfig:
     rates: tuple[float, ...] = (8.0,)
     grid: tuple[int, int, int] = (4, 16, 16)
     cache: str = ""
+    world: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("resolutions", "aspects", "durations", "rates"):
@@ -81,9 +87,12 @@ def make_sources(config: DataConfig, crop: tuple[int, int, int] | None = None) -
 
 def _make_source(config: DataConfig, name: str, crop: tuple[int, int, int] | None) -> Source:
     if name == "toyworld":
-        return Toyworld(split=config.split, seed=config.seed, clips=config.clips, shapes=config.shapes())
+        world = component(WorldConfig, config.world, "data.world")
+        return Toyworld(world, config.split, config.seed, config.clips, config.shapes())
     if not pathlib.Path(name).exists():
-        raise UserError(f"There is no data set {name!r}: say toyworld, or the path of a video file or a folder of them.")
+        raise UserError(
+            f"There is no data set {name!r}: say toyworld, or the path of a video file or a folder of them."
+        )
     moving = [seconds for seconds in config.durations if seconds > 0] or [0.0]
     return Footage(
         name,

@@ -25,7 +25,9 @@ def denoise(x: jax.Array, velocity: jax.Array, sigma: jax.Array) -> jax.Array:
     return x - sigma * velocity
 
 
-def draw_sigma(key: jax.Array, shape: tuple[int, ...], mean: float = 0.0, deviation: float = 1.0) -> jax.Array:
+def draw_sigma(
+    key: jax.Array, shape: tuple[int, ...], mean: float = 0.0, deviation: float = 1.0
+) -> jax.Array:
     """Noise levels whose logit is normal (Esser et al. 2024, equation 19)."""
     return jax.nn.sigmoid(mean + deviation * jax.random.normal(key, shape))
 

@@ -19,7 +19,9 @@ from sora_jax.errors import UserError
 Attend = Callable[[jax.Array, jax.Array, jax.Array, SegmentIds], jax.Array]
 
 
-def reference(q_bnhf: jax.Array, k_bnhf: jax.Array, v_bnhf: jax.Array, segment_ids_bn: SegmentIds) -> jax.Array:
+def reference(
+    q_bnhf: jax.Array, k_bnhf: jax.Array, v_bnhf: jax.Array, segment_ids_bn: SegmentIds
+) -> jax.Array:
     """Dense masked softmax attention with float32 logits (Vaswani et al. 2017, equation 1)."""
     mask = segment_ids_bn[:, None, :, None] == segment_ids_bn[:, None, None, :]
     logits = jnp.einsum("bnhf,bmhf->bhnm", q_bnhf, k_bnhf, preferred_element_type=jnp.float32)
@@ -29,7 +31,9 @@ def reference(q_bnhf: jax.Array, k_bnhf: jax.Array, v_bnhf: jax.Array, segment_i
 
 
 @jax.checkpoint
-def heads_first(q_bnhf: jax.Array, k_bnhf: jax.Array, v_bnhf: jax.Array, segment_ids_bn: SegmentIds) -> jax.Array:
+def heads_first(
+    q_bnhf: jax.Array, k_bnhf: jax.Array, v_bnhf: jax.Array, segment_ids_bn: SegmentIds
+) -> jax.Array:
     """The same sum laid out for CPUs: every head a plain matrix product, the mask added, nothing of N² kept.
 
     On a CPU this is bound by memory: writing the weights for the backward pass costs more than a second product
@@ -53,5 +57,7 @@ def attend(
     if backend == "auto":
         backend = jax.default_backend() if jax.default_backend() in BACKENDS else "reference"
     if backend not in BACKENDS:
-        raise UserError(f"No attention backend is called {backend!r}: choose auto or one of {', '.join(BACKENDS)}.")
+        raise UserError(
+            f"No attention backend is called {backend!r}: choose auto or one of {', '.join(BACKENDS)}."
+        )
     return BACKENDS[backend](q_bnhf, k_bnhf, v_bnhf, segment_ids_bn)

@@ -15,7 +15,7 @@ from flax import nnx
 
 from sora_jax.axes import Coords, Patches, SegmentIds, Sigma, Text
 from sora_jax.errors import UserError
-from sora_jax.models.attention import attend
+from sora_jax.models.attention import BACKENDS, attend
 from sora_jax.models.layers import Linear, fourier, gather_conditions, rms_norm, rotary_angles, rotate
 
 SIZES = {  # width, layers, heads: DiT's own (Peebles and Xie 2022, table 1), Ti from ViT, and onwards
@@ -67,12 +67,22 @@ class DiTConfig:
                 raise UserError(f"No DiT size is called {self.size!r}: choose one of {', '.join(SIZES)}.")
             for name, value in zip(("width", "layers", "heads"), SIZES[self.size], strict=True):
                 if getattr(self, name) not in (0, value):
-                    raise UserError(f"dit.{name} can't be set beside dit.size={self.size!r}: set dit.size='' first.")
+                    raise UserError(
+                        f"dit.{name} can't be set beside dit.size={self.size!r}: set dit.size='' first."
+                    )
                 object.__setattr__(self, name, value)
-        if not self.heads or self.width % self.heads or (self.width // self.heads) % 2:
+        for name in ("width", "layers", "heads"):
+            if getattr(self, name) < 1:
+                raise UserError(f"dit.{name}={getattr(self, name)} must be at least 1: set it, or set dit.size.")
+        if self.width % self.heads or (self.width // self.heads) % 2:
             raise UserError(f"dit.heads={self.heads} must divide dit.width={self.width} into even heads.")
-        if self.remat not in POLICIES:
-            raise UserError(f"dit.remat={self.remat!r} is unknown: choose one of {', '.join(POLICIES)}.")
+        for name, choices in (
+            ("remat", POLICIES),
+            ("attention", ("auto", *BACKENDS)),
+            ("coords", ("fractional", "absolute")),
+        ):
+            if getattr(self, name) not in choices:
+                raise UserError(f"dit.{name}={getattr(self, name)!r} is unknown: choose one of {', '.join(choices)}.")
 
     @property
     def patch_width(self) -> int:
@@ -172,7 +182,9 @@ class DiT(nnx.Module):
         text_coords = jnp.pad(text_time_bm[..., None], ((0, 0), (0, 0), (0, 2)))
         coords = jnp.concatenate([text_coords, coords_bn3], axis=1)
         angles = rotary_angles(coords, config.width // config.heads, config.rope_periods)
-        condition = self.sigma_out(jax.nn.silu(self.sigma_in(fourier(sigma_bs, 256, longest=4.0, shortest=2e-3))))
+        condition = self.sigma_out(
+            jax.nn.silu(self.sigma_in(fourier(sigma_bs, 256, longest=4.0, shortest=2e-3)))
+        )
         condition = jax.nn.silu(condition)
 
         def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:

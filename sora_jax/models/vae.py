@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sora_jax.axes import Clip, Latent
+from sora_jax.errors import UserError
 
 Stride = tuple[int, int, int]
 
@@ -45,6 +46,13 @@ class VAEConfig:
     latent_std: tuple[float, ...] = (1.0,)
     dtype: str = "float32"
 
+    def __post_init__(self) -> None:
+        if tuple(self.strides[0]) != (2, 2, 2):
+            raise UserError(f"vae.strides begins with {self.strides[0]}, but the first fold must be (2, 2, 2).")
+        for name in ("encoder_widths", "encoder_blocks", "decoder_widths", "decoder_blocks"):
+            if len(getattr(self, name)) != len(self.strides):
+                raise UserError(f"vae.{name} needs one number for each of the {len(self.strides)} vae.strides.")
+
     @property
     def compression(self) -> Stride:
         """Pixels a latent cell spans: (frames, height, width)."""
@@ -64,7 +72,11 @@ class Past:
 
     def extend(self, x: jax.Array, steps: int) -> jax.Array:
         """Puts the last `steps` inputs before x [B,T,Y,X,C], and remembers x's own."""
-        before = jnp.zeros_like(x, shape=(x.shape[0], steps, *x.shape[2:])) if self._old is None else next(self._old)
+        before = (
+            jnp.zeros_like(x, shape=(x.shape[0], steps, *x.shape[2:]))
+            if self._old is None
+            else next(self._old)
+        )
         x = jnp.concatenate([before, x], axis=1)
         self.new.append(x[:, -steps:])
         return x
@@ -134,7 +146,9 @@ class CausalConv(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(width_out))
 
     def __call__(self, x: jax.Array, past: Past) -> jax.Array:
-        return causal_conv(past.extend(x, 2), self.kernel[...].astype(x.dtype)) + self.bias[...].astype(x.dtype)
+        return causal_conv(past.extend(x, 2), self.kernel[...].astype(x.dtype)) + self.bias[...].astype(
+            x.dtype
+        )
 
 
 class Block(nnx.Module):
@@ -163,7 +177,10 @@ class VAE(nnx.Module):
         folds = [math.prod(stride) for stride in config.strides]
         widths_in = [3, *config.encoder_widths[:-1]]
         self.down = nnx.List(
-            [Linear(f * i, o, rngs=rngs) for f, i, o in zip(folds, widths_in, config.encoder_widths, strict=True)]
+            [
+                Linear(f * i, o, rngs=rngs)
+                for f, i, o in zip(folds, widths_in, config.encoder_widths, strict=True)
+            ]
         )
         self.encoder = _stages(config.encoder_widths, config.encoder_blocks, rngs)
         self.to_moments = Linear(config.encoder_widths[-1], 2 * config.channels, rngs=rngs)
@@ -171,7 +188,10 @@ class VAE(nnx.Module):
         self.decoder = _stages(config.decoder_widths, config.decoder_blocks, rngs)
         widths_out = [3, *config.decoder_widths[:-1]]
         self.up = nnx.List(
-            [Linear(i, f * o, rngs=rngs) for f, i, o in zip(folds, config.decoder_widths, widths_out, strict=True)]
+            [
+                Linear(i, f * o, rngs=rngs)
+                for f, i, o in zip(folds, config.decoder_widths, widths_out, strict=True)
+            ]
         )
 
     def encode(self, clip_btyxc: Clip) -> tuple[Latent, Latent]:
@@ -191,13 +211,18 @@ class VAE(nnx.Module):
         """One piece of a stream: the first has 1 + 4k frames and no past, later ones have 4k and the last's.
 
         Returns the mean, the log variance and the past for the next piece.
+
+        Raises:
+          UserError: the piece's frames or pixels don't fill whole latent cells.
         """
-        self._check_size(chunk_btyxc.shape)
+        self._check_size(chunk_btyxc.shape, first=past is None)
         x = chunk_btyxc.astype(self.config.dtype)
         if past is None:
             x = jnp.concatenate([jnp.repeat(x[:, :1], self.config.compression[0] - 1, axis=1), x], axis=1)
         memory = Past(past)
-        for i, (stride, down, blocks) in enumerate(zip(self.config.strides, self.down, self.encoder, strict=True)):
+        for i, (stride, down, blocks) in enumerate(
+            zip(self.config.strides, self.down, self.encoder, strict=True)
+        ):
             x = fold(x, stride)
             x = down(haar(x) if i == 0 else x)
             for block in blocks:
@@ -223,17 +248,22 @@ class VAE(nnx.Module):
 
     def to_latent(self, clip_btyxc: Clip) -> Latent:
         """The latent as the DiT sees it: the mean, each channel at mean 0 and deviation 1."""
-        return (self.encode(clip_btyxc)[0] - jnp.array(self.config.latent_mean)) / jnp.array(self.config.latent_std)
+        return (self.encode(clip_btyxc)[0] - jnp.array(self.config.latent_mean)) / jnp.array(
+            self.config.latent_std
+        )
 
     def from_latent(self, latent_btyxc: Latent) -> Clip:
         """The inverse of `to_latent`: pixels in [-1, 1]."""
         raw = latent_btyxc * jnp.array(self.config.latent_std) + jnp.array(self.config.latent_mean)
         return jnp.clip(self.decode(raw), -1.0, 1.0)
 
-    def _check_size(self, shape: tuple[int, ...]) -> None:
-        _, height, width = self.config.compression
+    def _check_size(self, shape: tuple[int, ...], first: bool) -> None:
+        time, height, width = self.config.compression
         if shape[2] % height or shape[3] % width:
-            raise ValueError(f"A clip of {shape[2]}×{shape[3]} pixels is no multiple of {height}×{width}: pad it first.")
+            raise UserError(f"A clip of {shape[2]}×{shape[3]} pixels is no multiple of {height}×{width}: pad it first.")
+        if shape[1] < 1 or (shape[1] - first) % time:
+            allowed = f"1, {1 + time}, {1 + 2 * time}, …" if first else f"a multiple of {time}, since it continues one"
+            raise UserError(f"A clip of {shape[1]} frames can't be encoded: their number must be {allowed}.")
 
 
 def reconstruction_flops(config: VAEConfig, clips: int, frames: int, height: int, width: int) -> float:
@@ -251,7 +281,9 @@ def reconstruction_flops(config: VAEConfig, clips: int, frames: int, height: int
 
 
 def _stages(widths: Sequence[int], blocks: Sequence[int], rngs: nnx.Rngs) -> nnx.List:
-    return nnx.List([nnx.List([Block(w, rngs=rngs) for _ in range(n)]) for w, n in zip(widths, blocks, strict=True)])
+    return nnx.List(
+        [nnx.List([Block(w, rngs=rngs) for _ in range(n)]) for w, n in zip(widths, blocks, strict=True)]
+    )
 
 
 def _normalise(x: jax.Array) -> jax.Array:

@@ -123,8 +123,7 @@ def make_optimizer(config: OptimConfig, params: Any) -> optax.GradientTransforma
     adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
     direction = adam
     if config.name == "muon":
-        labels = update_rules(params)
-        if "muon" not in jax.tree.leaves(labels):
+        if "muon" not in jax.tree.leaves(update_rules(params)):
             raise UserError(
                 "The optimizer is 'muon' and the model has no hidden matrices (stacked ones below 'blocks' or "
                 "'layers', or convolution kernels): choose 'adamw'."
@@ -133,7 +132,8 @@ def make_optimizer(config: OptimConfig, params: Any) -> optax.GradientTransforma
             optax.contrib.scale_by_muon(beta=config.momentum, weight_dimension_numbers=_dimension_numbers),
             optax.stateless(lambda updates, _: jax.tree.map_with_path(_to_adam_size, updates)),
         )
-        direction = optax.partition({"muon": muon, "adamw": adam}, labels)
+        # The function, not its result: that is a tree of the model's own type, which optax would call.
+        direction = optax.partition({"muon": muon, "adamw": adam}, update_rules)
 
     schedule = make_schedule(config)
     # The counter of an accumulating optimizer counts updates; the learning rate is that of the update's last batch.

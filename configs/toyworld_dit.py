@@ -1,0 +1,52 @@
+"""Trains a packed DiT on toyworld: one compiled step for every mix of durations, resolutions and aspect ratios.
+
+    python -m sora_jax.train --config configs/toyworld_dit.py --workdir runs/dit
+
+The argument is a size of `sora_jax.models.dit.SIZES`: `--config configs/toyworld_dit.py:S`. Other footage is one
+field away: `--config.data.source=path/to/videos`. Expected: see experiments/bundled_model/README.md.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(size: str = "Ti") -> ConfigDict:
+    config = ConfigDict(
+        {
+            "objective": "dit",
+            "seed": 0,
+            "steps": 20_000,
+            "autoencoder": "toyworld",
+            "init_from": "",
+            "dit": {"size": size, "dtype": "bfloat16"},
+            "text": {"max_tokens": 64},
+            "flow": {"mean": 0.0, "deviation": 1.0, "base_tokens": 64.0, "text_dropout": 0.1},
+            "data": {
+                "source": "toyworld",
+                "resolutions": (64,),
+                "aspects": ("1:1", "16:9", "9:16", "4:3"),
+                "durations": (0.0, 1.0, 2.0, 2.0, 3.0),
+                "rates": (8.0,),
+                "cache": "",
+                "world": {"objects": (0.7, 0.2, 0.1)},
+            },
+            "latents": {"folder": "", "clips": 40_000, "batch": 8},
+            "pipeline": {
+                "row_tokens": 256,
+                "row_text": 128,
+                "rows": 8,
+                "max_runs": 16,
+                "caption_weights": {"short": 0.7, "detailed": 0.25, "timed": 0.05},
+            },
+            "optim": {
+                "name": "muon",
+                "lr": 2e-3,
+                "warmup": 100,
+                "schedule": "linear",
+                "final_lr_fraction": 0.02,
+            },
+            "log": {"every": 20, "sheet_every": 1000},
+            "checkpoint": {"every": 500, "keep": 2},
+        }
+    )
+    config.optim.steps = config.get_ref("steps")
+    return config

@@ -1,0 +1,126 @@
+"""From clips to what the DiT learns from: latents and text states, each encoded once by the frozen encoders."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from sora_jax.data.clips import Clip
+from sora_jax.data.latents import LatentCache, Record, write_latents
+from sora_jax.data.sources import DataConfig, make_sources
+from sora_jax.models.text import TextConfig, TextEncoder, load_text_encoder
+from sora_jax.models.vae import VAE
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentsConfig:
+    """The latent cache.
+
+    Attributes:
+      folder: where it lies; empty: in the run's workdir.
+      clips: how many clips are encoded, over all sources.
+      batch: clips encoded at a time.
+    """
+
+    folder: str = ""
+    clips: int = 20_000
+    batch: int = 8
+
+
+class Chain:
+    """Several caches as one sequence of records."""
+
+    def __init__(self, caches: Sequence[LatentCache]) -> None:
+        self.caches = caches
+        self.ends = np.cumsum([len(cache) for cache in caches])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, index: int) -> Record:
+        which = int(np.searchsorted(self.ends, index, side="right"))
+        return self.caches[which][index - int(self.ends[which]) + len(self.caches[which])]
+
+    def __repr__(self) -> str:
+        return f"Chain({list(self.caches)!r})"
+
+
+def encode_sources(
+    config: LatentsConfig, data: DataConfig, vae: VAE, text: TextConfig, folder: str | os.PathLike[str]
+) -> Chain:
+    """Encodes `config.clips` clips of the data sets, in shares by weight, or opens what was encoded before.
+
+    Raises:
+      UserError: a data set or the text encoder is missing, or the folder holds latents of something else.
+    """
+    sources = make_sources(data)
+    total = sum(weight for _, weight in sources)
+    encode: Callable[[list[Clip]], list[Record]] | None = None
+    caches = []
+    for place, (source, weight) in enumerate(sources):
+        what = [place, data.source, dataclasses.asdict(data), dataclasses.asdict(text), _digest(vae)]
+        identity = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
+        clips = max(min(round(config.clips * weight / total), len(source)), 1)
+        if encode is None:
+            encode = make_encoder(vae, load_text_encoder(text))
+        caches.append(
+            write_latents(source, encode, pathlib.Path(folder) / identity, identity, clips, config.batch)
+        )
+    return Chain(caches)
+
+
+def make_encoder(vae: VAE, text: TextEncoder) -> Callable[[list[Clip]], list[Record]]:
+    """A function from clips of one shape (1 + 4k frames) to the records of a latent cache.
+
+    A clip's `timed` captions become one caption of kind "timed", in which the words of each shot hold from its
+    start; clips of one shot have none.
+    """
+    to_latent = jax.jit(lambda vae, clip: vae.to_latent(clip.astype(np.float32) / 127.5 - 1.0))
+
+    def encode(clips: list[Clip]) -> list[Record]:
+        latents = np.asarray(to_latent(vae, np.stack([clip.video.frames for clip in clips])))
+        told = [_captions(clip) for clip in clips]
+        words = [part for kinds in told for parts in kinds.values() for _, part in parts]
+        states = iter(text.encode(words, truncate=True))
+        return [
+            {
+                "latent": latent,
+                "fps": clip.video.fps,
+                "key": clip.key,
+                "captions": {
+                    kind: _join([(start, next(states)) for start, _ in parts])
+                    for kind, parts in kinds.items()
+                },
+            }
+            for clip, latent, kinds in zip(clips, latents, told, strict=True)
+        ]
+
+    return encode
+
+
+def _captions(clip: Clip) -> dict[str, list[tuple[float, str]]]:
+    """By kind, the words and the seconds from which they hold."""
+    kinds = {kind: [(0.0, words)] for kind, words in clip.captions.items()}
+    return kinds | ({"timed": list(clip.timed)} if len(clip.timed) > 1 else {})
+
+
+def _join(held: list[tuple[float, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {
+        "text": np.concatenate([states for _, states in held]),
+        "time": np.concatenate([np.full(len(states), start, np.float32) for start, states in held]),
+    }
+
+
+def _digest(vae: VAE) -> str:
+    """Names the autoencoder's weights and configuration."""
+    digest = hashlib.sha256(repr(vae.config).encode())
+    for leaf in jax.tree.leaves(vae):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()

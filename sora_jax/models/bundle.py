@@ -1,0 +1,229 @@
+"""Models as files: a folder with `config.json` and safetensors, or a training run's workdir; found by name.
+
+config.json       {"format": 1, "vae": {…}, "dit": {…}, "text": {…}, "limits": {…}, "card": {…}}
+vae.safetensors   weights, bfloat16 unless told otherwise; named as the parameters are, "down.0.kernel"
+dit.safetensors   (absent in a folder that holds an autoencoder only)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import nnx
+
+from sora_jax.config import component
+from sora_jax.errors import UserError, atomic_path
+from sora_jax.models.dit import DiT, DiTConfig
+from sora_jax.models.text import TextConfig
+from sora_jax.models.vae import VAE, VAEConfig
+from sora_jax.train.checkpoint import fill, load_params, named_leaves
+
+BUNDLED = pathlib.Path(__file__).parents[1] / "bundled"
+FORMAT = 1
+Model = TypeVar("Model", VAE, DiT)
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What one run may hold, as in training's rows.
+
+    Attributes:
+      tokens: video tokens of a run, and of a row.
+      text: tokens of a prompt.
+      row_text: text slots of a row.
+    """
+
+    tokens: int = 256
+    text: int = 64
+    row_text: int = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """A model, ready to use. `dit` is None where only an autoencoder was stored."""
+
+    name: str
+    vae: VAE
+    dit: DiT | None = None
+    text: TextConfig = dataclasses.field(default_factory=TextConfig)
+    limits: Limits = dataclasses.field(default_factory=Limits)
+    card: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def save_bundle(bundle: Bundle, folder: str | os.PathLike[str], dtype: str = "bfloat16") -> None:
+    """Writes a bundle's folder, `config.json` last, each file whole or not at all."""
+    folder = pathlib.Path(folder)
+    parts: dict[str, Any] = {"format": FORMAT, "vae": dataclasses.asdict(bundle.vae.config)}
+    _save_weights(bundle.vae, folder / "vae.safetensors", dtype)
+    if bundle.dit is not None:
+        _save_weights(bundle.dit, folder / "dit.safetensors", dtype)
+        parts["dit"] = dataclasses.asdict(bundle.dit.config)
+    for name in ("text", "limits"):
+        parts[name] = dataclasses.asdict(getattr(bundle, name))
+    with atomic_path(folder / "config.json") as temporary:
+        temporary.write_text(json.dumps(parts | {"card": bundle.card}, indent=2) + "\n")
+
+
+def load_bundle(name: str | os.PathLike[str] = "toyworld") -> Bundle:
+    """Loads a bundled model by name, a bundle's folder, or a training run's workdir (its averaged weights).
+
+    Raises:
+      UserError: there is no such model, or its files are damaged or of another architecture.
+    """
+    folder = find(name)
+    config = _read_json(folder / "config.json")
+    if "objective" in config:
+        return _load_run(folder, config)
+    if config.get("format") != FORMAT:
+        raise UserError(
+            f"{folder}/config.json is of format {config.get('format')!r}, and this version reads {FORMAT}."
+        )
+    vae_config = component(VAEConfig, config["vae"], "vae")
+    vae = _load_weights(lambda: VAE(vae_config, rngs=nnx.Rngs(0)), folder / "vae.safetensors")
+    dit = None
+    if "dit" in config:
+        values = {k: v for k, v in config["dit"].items() if not (config["dit"]["size"] and k in _DERIVED)}
+        dit_config = component(DiTConfig, values, "dit")
+        dit = _load_weights(lambda: DiT(dit_config, rngs=nnx.Rngs(0)), folder / "dit.safetensors")
+    text = component(TextConfig, config.get("text", {}), "text")
+    limits = component(Limits, config.get("limits", {}), "limits")
+    return Bundle(folder.name, vae, dit, text, limits, config.get("card", {}))
+
+
+def find(name: str | os.PathLike[str]) -> pathlib.Path:
+    """The folder of a bundled model, or `name` itself where it is a folder that holds a model.
+
+    Raises:
+      UserError: it is neither.
+    """
+    for folder in (BUNDLED / name, pathlib.Path(name)):
+        if (folder / "config.json").is_file():
+            return folder
+    known = ", ".join(bundled()) or "none"
+    raise UserError(
+        f"There is no model {str(name)!r}: name a bundled one ({known}), or a folder that holds a model or a training run."
+    )
+
+
+def bundled() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(config.parent.name for config in BUNDLED.glob("*/config.json"))
+
+
+def measure_latents(vae: VAE, clips: Iterable[np.ndarray]) -> VAE:
+    """The same autoencoder with `latent_mean` and `latent_std` measured over uint8[T,Y,X,3] clips of 1+4k frames."""
+    encode = jax.jit(lambda vae, clip: vae.encode(clip)[0])
+    cells = [
+        np.asarray(encode(vae, clip[None] / np.float32(127.5) - 1)).reshape(-1, vae.config.channels)
+        for clip in clips
+    ]
+    everything = np.concatenate(cells).astype(np.float64)
+    return with_config(
+        vae,
+        dataclasses.replace(
+            vae.config,
+            latent_mean=tuple(np.round(everything.mean(0), 5).tolist()),
+            latent_std=tuple(np.round(everything.std(0), 5).tolist()),
+        ),
+    )
+
+
+def with_config(vae: VAE, config: VAEConfig) -> VAE:
+    """The same weights under another configuration of equal architecture."""
+    template = jax.eval_shape(lambda: VAE(config, rngs=nnx.Rngs(0)))
+    return fill(template, named_leaves(vae))
+
+
+def take_weights(fresh: Model, name: str, part: str) -> Model:
+    """The weights of a stored model's "vae" or "dit" in place of `fresh`'s, to go on learning from them.
+
+    Raises:
+      UserError: there is no such model, it has no such part, or that is of another architecture.
+    """
+    stored = getattr(load_bundle(name), part)
+    if stored is None:
+        raise UserError(f"config.init_from: the model {name!r} has no {part}.")
+    ours, theirs = named_leaves(fresh), named_leaves(stored)
+    for key in [*ours, *theirs]:
+        if key not in ours or key not in theirs or ours[key].shape != theirs[key].shape:
+            raise UserError(
+                f"config.init_from: the {part} of {name!r} is of another architecture, beginning at {key!r}."
+            )
+    return fill(fresh, theirs)
+
+
+def _load_run(folder: pathlib.Path, config: dict[str, Any]) -> Bundle:
+    """A training run: its own configuration and its newest checkpoint."""
+    if config["objective"] == "vae":
+        vae_config = component(VAEConfig, config["vae"], "vae")
+        vae = load_params(folder, jax.eval_shape(lambda: VAE(vae_config, rngs=nnx.Rngs(0))))
+        return Bundle(folder.name, vae, card={"run": str(folder)})
+    if config["objective"] != "dit":
+        raise UserError(
+            f"{folder} is a run of objective {config['objective']!r}, which is no model that can be loaded."
+        )
+    if not (folder / "autoencoder" / "config.json").is_file():
+        raise UserError(f"{folder} has no autoencoder beside it yet: let the training start first.")
+    parts = load_bundle(folder / "autoencoder")
+    dit_config = component(DiTConfig, config["dit"], "dit")
+    dit = load_params(folder, jax.eval_shape(lambda: DiT(dit_config, rngs=nnx.Rngs(0))))
+    return dataclasses.replace(parts, name=folder.name, dit=dit, card={"run": str(folder)})
+
+
+_DERIVED = ("width", "layers", "heads")  # of DiTConfig.size
+
+
+def _save_weights(model: Any, path: pathlib.Path, dtype: str) -> None:
+    kept = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    tensors = {
+        name.replace("/", "."): np.ascontiguousarray(np.asarray(leaf).astype(kept))
+        for name, leaf in named_leaves(model).items()
+    }
+    with atomic_path(path) as temporary:
+        safetensors.numpy.save_file(tensors, temporary)
+
+
+def _load_weights(build: Callable[[], Model], path: pathlib.Path) -> Model:
+    template = jax.eval_shape(build)
+    wanted = {name.replace("/", "."): leaf for name, leaf in named_leaves(template).items()}
+    try:
+        tensors = safetensors.numpy.load_file(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: the model's folder is incomplete; fetch it again.") from error
+    except (OSError, safetensors.SafetensorError, ValueError) as error:
+        raise UserError(
+            f"{path} can't be read, it is damaged or cut short ({error}): fetch it again."
+        ) from error
+    for name in [*wanted, *tensors]:
+        here = wanted[name].shape if name in wanted else None
+        there = tensors[name].shape if name in tensors else None
+        if here != there:
+            raise UserError(
+                f"{path} is of another architecture than its config.json: {name!r} is {there or 'absent'} in the file "
+                f"and {here or 'absent'} in the configuration."
+            )
+    arrays = {
+        name: jnp.asarray(tensors[key].astype(np.float32))
+        for name, key in zip(named_leaves(template), wanted)
+    }
+    return fill(template, arrays)
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"{path} can't be read ({error}): the model's folder is damaged; fetch it again."
+        ) from error

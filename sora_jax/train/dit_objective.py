@@ -1,0 +1,155 @@
+"""Learning the diffusion transformer: the velocity of packed runs, each at a noise level of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+from flax import nnx
+from ml_collections import ConfigDict
+
+from sora_jax.config import component
+from sora_jax.data.encode import LatentsConfig, encode_sources
+from sora_jax.data.packing import PackedBatch
+from sora_jax.data.pipeline import PipelineConfig, make_pipeline
+from sora_jax.data.sources import DataConfig, make_sources
+from sora_jax.diffusion import flow
+from sora_jax.diffusion.sampler import condition_ids, gather_levels
+from sora_jax.models.bundle import Bundle, Limits, load_bundle, measure_latents, save_bundle, take_weights
+from sora_jax.models.dit import DiT, DiTConfig, forward_flops
+from sora_jax.models.text import TextConfig
+from sora_jax.models.vae import VAE
+from sora_jax.sheet import contact_sheet
+from sora_jax.studio import Request, Studio
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowConfig:
+    """How noise levels are drawn.
+
+    Attributes:
+      mean, deviation: of the normal logit of σ.
+      base_tokens: runs longer than this are shifted towards noise, see `flow.shift_factor`.
+      text_dropout: share of runs that learn without their words, for classifier-free guidance.
+    """
+
+    mean: float = 0.0
+    deviation: float = 1.0
+    base_tokens: float = 64.0
+    text_dropout: float = 0.1
+
+
+class DiTObjective:
+    """Rectified flow on packed rows; σ and the dropping of words are drawn per run, never per row."""
+
+    def __init__(self, config: ConfigDict, workdir: pathlib.Path) -> None:
+        self.workdir = workdir
+        self.init_from = config.get("init_from", "")
+        self.dit = component(DiTConfig, config.dit, "dit")
+        self.text = component(TextConfig, config.text, "text")
+        self.flow = component(FlowConfig, config.flow, "flow")
+        self.data_config = component(DataConfig, config.data, "data")
+        self.latents = component(LatentsConfig, config.latents, "latents")
+        own = {"patch": self.dit.patch, "coords": self.dit.coords}
+        self.pipeline = component(PipelineConfig, dict(config.pipeline) | own, "pipeline")
+        self.autoencoder = config.autoencoder
+        self._vae: VAE | None = None
+
+    def init(self, key: jax.Array) -> DiT:
+        fresh = DiT(self.dit, rngs=nnx.Rngs(params=key))
+        return take_weights(fresh, self.init_from, "dit") if self.init_from else fresh
+
+    def loss(self, model: DiT, batch: PackedBatch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Mean square of the velocity's error over the tokens that are painted."""
+        keys = dict(zip(("sigma", "noise", "drop"), jax.random.split(key, 3), strict=True))
+        B, K = batch.patches.shape[0], self.pipeline.max_runs
+        runs = jnp.arange(K + 1)
+        lengths = jnp.sum(batch.segment_ids[:, :, None] == runs, axis=1)
+        sigma = flow.draw_sigma(keys["sigma"], (B, K + 1), self.flow.mean, self.flow.deviation)
+        sigma = flow.shift(sigma, flow.shift_factor(lengths, self.flow.base_tokens)).at[:, 0].set(0.0)
+        kept = jax.random.bernoulli(keys["drop"], 1 - self.flow.text_dropout, (B, K + 1))
+        text_segment_ids = jnp.where(
+            jnp.take_along_axis(kept, batch.text_segment_ids, axis=1), batch.text_segment_ids, 0
+        )
+        ids = condition_ids(batch)
+        level = gather_levels(sigma, ids)[..., None]
+        noise = jax.random.normal(keys["noise"], batch.patches.shape)
+        predicted = model(
+            flow.interpolate(batch.patches, noise, level),
+            batch.coords,
+            batch.segment_ids,
+            ids,
+            sigma,
+            batch.text,
+            text_segment_ids,
+            batch.text_time,
+        )
+        error = jnp.mean(jnp.square(predicted - flow.velocity(batch.patches, noise)), axis=-1)
+        painted = (batch.segment_ids > 0) & ~batch.given
+        count = jnp.maximum(jnp.sum(painted), 1)
+        clean_error = jnp.sum(error * jnp.square(level[..., 0]) * painted) / count
+        return jnp.sum(error * painted) / count, {"clean_error": clean_error}
+
+    def data(self, config: ConfigDict, shard_index: int, shard_count: int) -> grain.IterDataset:
+        folder = pathlib.Path(self.latents.folder) if self.latents.folder else self.workdir / "latents"
+        records = encode_sources(self.latents, self.data_config, self.vae, self.text, folder)
+        return make_pipeline(self.pipeline, records, shard_index, shard_count)
+
+    @property
+    def vae(self) -> VAE:
+        """The frozen autoencoder, kept in `workdir/autoencoder` so that the run stays whole if the first one goes."""
+        if self._vae is None:
+            own = self.workdir / "autoencoder"
+            if not (own / "config.json").is_file():
+                vae = load_bundle(self.autoencoder).vae
+                if vae.config.latent_std == (1.0,):
+                    [(source, _), *_] = make_sources(self.data_config)
+                    vae = measure_latents(vae, [source[i].video.frames for i in range(min(64, len(source)))])
+                save_bundle(
+                    Bundle("autoencoder", vae, text=self.text, limits=self.limits), own, dtype="float32"
+                )
+            self._vae = load_bundle(own).vae
+        return self._vae
+
+    @property
+    def limits(self) -> Limits:
+        """What a run of this training could hold."""
+        rows = self.pipeline
+        return Limits(rows.row_tokens, min(self.text.max_tokens, rows.row_text), rows.row_text)
+
+    def flops(self, batch: PackedBatch) -> float:
+        tokens, attended = 0.0, 0.0
+        for ids, words in zip(batch.segment_ids, batch.text_segment_ids, strict=True):
+            counts = np.bincount(np.concatenate([ids, words]), minlength=2)[1:].astype(float)
+            tokens, attended = tokens + counts.sum(), attended + np.square(counts).sum()
+        return 3 * forward_flops(self.dit, tokens, attended)
+
+    def tokens(self, batch: PackedBatch) -> tuple[int, int]:
+        return int(np.count_nonzero(batch.segment_ids)), batch.segment_ids.size
+
+    def sample_sheet(self, model: DiT, step: int) -> PIL.Image.Image:
+        """What the model makes of captions of the validation split, beside the true clips."""
+        held_out = dataclasses.replace(self.data_config, split="validation", clips=6)
+        [(source, _), *_] = make_sources(held_out)
+        studio = Studio(Bundle("run", self.vae, model, self.text, self.limits))
+        clips: list[Any] = [source[i] for i in range(6)]
+        requests = [
+            Request(
+                clip.captions["short"] or "a video",
+                frames=len(clip.video.frames),
+                size=clip.video.size,
+                fps=clip.video.fps,
+                steps=20,
+            )
+            for clip in clips
+        ]
+        made = studio.generate_batch(requests)
+        videos = [video for clip, own in zip(clips, made, strict=True) for video in (clip.video, own)]
+        labels = [label for request in requests for label in (request.prompt, f"step {step}")]
+        return contact_sheet(videos, labels, columns=2)

@@ -1,0 +1,113 @@
+"""Learning the autoencoder: windows of clips, reconstructed through a sampled latent."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+from flax import nnx
+from ml_collections import ConfigDict
+
+from sora_jax.config import component
+from sora_jax.data.pipeline import clip_batches
+from sora_jax.data.sources import DataConfig, make_sources
+from sora_jax.models.bundle import take_weights
+from sora_jax.models.vae import VAE, VAEConfig, reconstruction_flops
+from sora_jax.sheet import contact_sheet
+from sora_jax.video import Video
+
+
+@dataclasses.dataclass(frozen=True)
+class VAELossConfig:
+    """How the autoencoder is trained.
+
+    Attributes:
+      rows: clips a batch.
+      crop: (frames, height, width) of each.
+      absolute, squared: weights of |error| and error², pixels in [-1, 1]: edges, and PSNR.
+      kl: weight of the Kullback-Leibler divergence from the unit normal, mean over latent numbers, in nats.
+    """
+
+    rows: int = 8
+    crop: tuple[int, int, int] = (9, 64, 64)
+    absolute: float = 1.0
+    squared: float = 4.0
+    kl: float = 1e-4
+
+
+class VAEObjective:
+    """Reconstruction of windows of clips through a sampled latent (Kingma and Welling 2013)."""
+
+    def __init__(self, config: ConfigDict, workdir: pathlib.Path) -> None:
+        del workdir  # an autoencoder keeps nothing beside its checkpoints
+        self.init_from = config.get("init_from", "")
+        self.vae = component(VAEConfig, config.vae, "vae")
+        self.loss_config = component(VAELossConfig, config.loss, "loss")
+        self.data_config = component(DataConfig, config.data, "data")
+
+    def init(self, key: jax.Array) -> VAE:
+        fresh = VAE(self.vae, rngs=nnx.Rngs(params=key))
+        return take_weights(fresh, self.init_from, "vae") if self.init_from else fresh
+
+    def loss(
+        self, model: VAE, batch: dict[str, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Mean over pixels, and PSNR in dB of the sampled reconstruction."""
+        weights = self.loss_config
+        clip = batch["clip"].astype(jnp.float32) / 127.5 - 1.0
+        mean, logvar = model.encode(clip)
+        latent = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+        error = model.decode(latent) - clip
+        absolute, squared = jnp.mean(jnp.abs(error)), jnp.mean(jnp.square(error))
+        kl = 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar)
+        metrics = {"psnr": 10 * jnp.log10(4.0 / squared), "kl": kl, "absolute": absolute}
+        return weights.absolute * absolute + weights.squared * squared + weights.kl * kl, metrics
+
+    def data(self, config: ConfigDict, shard_index: int, shard_count: int) -> grain.IterDataset:
+        sources = make_sources(self.data_config, crop=self.loss_config.crop)
+        return clip_batches(
+            sources,
+            self.loss_config.rows,
+            self.loss_config.crop,
+            seed=self.data_config.seed,
+            shard_index=shard_index,
+            shard_count=shard_count,
+        )
+
+    def flops(self, batch: dict[str, np.ndarray]) -> float:
+        return 3 * reconstruction_flops(self.vae, *batch["clip"].shape[:4])
+
+    def tokens(self, batch: dict[str, np.ndarray]) -> tuple[int, int]:
+        """Latent cells: windows have no padding."""
+        B, T, Y, X, _ = batch["clip"].shape
+        time, height, width = self.vae.compression
+        cells = B * (1 + (T - 1) // time) * (Y // height) * (X // width)
+        return cells, cells
+
+    def sample_sheet(self, model: VAE, step: int) -> PIL.Image.Image:
+        """Windows the training has not seen above their reconstructions."""
+        held_out = dataclasses.replace(self.data_config, split="validation", clips=64)
+        videos, labels = [], []
+        for source, _ in make_sources(held_out, crop=self.loss_config.crop):
+            for index in range(4):
+                T, Y, X = self.loss_config.crop
+                video = source[index].video
+                frames = video.frames[:T, :Y, :X]
+                clip = jnp.asarray(frames[None], jnp.float32) / 127.5 - 1.0
+                back = np.asarray(
+                    jnp.clip(_reconstruct(model, clip)[0] * 127.5 + 127.5, 0, 255).round(), np.uint8
+                )
+                psnr = 10 * np.log10(255.0**2 / np.mean(np.square(back.astype(np.float32) - frames)))
+                videos += [Video(frames, video.fps), Video(back, video.fps)]
+                labels += ["true", f"{psnr:.1f} dB"]
+        return contact_sheet(videos, labels, columns=2)
+
+
+@jax.jit
+def _reconstruct(model: VAE, clip: jax.Array) -> jax.Array:
+    return model.decode(model.encode(clip)[0])
