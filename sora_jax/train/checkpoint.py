@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
@@ -56,6 +57,21 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 def fill(template: Any, leaves: dict[str, Any]) -> Any:
     """The tree of `template` with its leaves taken by name."""
     return jax.tree.unflatten(jax.tree.structure(template), [leaves[name] for name in named_leaves(template)])
+
+
+@jax.jit
+def checksums(leaves: dict[str, jax.Array]) -> jax.Array:
+    """The sum of each array's bits, read as whole numbers, modulo 2^32: u32[leaves], by sorted name.
+
+    Whole numbers add up to the same sum in any order, so a checkpoint may move to other devices; and the sum of
+    a single changed number always differs. Orbax itself doesn't notice a flipped bit inside an array.
+    """
+
+    def bits(x: jax.Array) -> jax.Array:
+        whole = x if x.dtype == bool else jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+        return jnp.sum(whole.astype(jnp.uint32), dtype=jnp.uint32)
+
+    return jnp.stack([bits(leaves[name]) for name in sorted(leaves)])
 
 
 class Checkpoints:
@@ -100,8 +116,11 @@ class Checkpoints:
                 f"MB: free some and start again to continue from step {self.latest or 0}."
             )
         parts = {name: named_leaves(tree) for name, tree in trees.items()}
+        sums = {name: checksums(leaves) for name, leaves in parts.items()}
         with _writing(self.folder / str(step)):
-            self._checkpointer.save_checkpointables_async(step, parts | {"data": iterator}, force=True)
+            self._checkpointer.save_checkpointables_async(
+                step, parts | {"checksums": sums, "data": iterator}, force=True
+            )
 
     def restore(self, templates: dict[str, Any], iterator: Any) -> dict[str, Any]:
         """The trees of the newest checkpoint, and `iterator` set to the batch that comes next.
@@ -113,7 +132,9 @@ class Checkpoints:
           UserError: the checkpoint is of another architecture, or it can't be read.
         """
         folder = self.folder / str(self.latest)
-        trees = {name: _load(folder, name, template) for name, template in templates.items()}
+        # The model first: where the architecture differs, it is the model's parameter that says so.
+        order = sorted(templates, key=lambda name: name != "params")
+        trees = {name: _load(folder, name, templates[name]) for name in order}
         with _reading(folder):
             ocp.load_checkpointables(folder, {"data": iterator})
         return trees
@@ -208,17 +229,21 @@ def load_params(
     folder = parent / str(steps[-1] if step is None else step)
     name = "ema" if ema and (folder / "ema").is_dir() else "params"
     if template is None:
-        with _reading(folder):
-            saved = ocp.metadata(folder, name).metadata
-        shapes = {key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for key, leaf in saved.items()}
-        return jax.tree.map(np.asarray, _load(folder, name, shapes))
+        return jax.tree.map(np.asarray, _load(folder, name, _saved_shapes(folder, name)))
     return _load(folder, name, template)
 
 
-def _load(folder: pathlib.Path, name: str, template: Any) -> Any:
-    wanted = named_leaves(template)
+def _saved_shapes(folder: pathlib.Path, name: str) -> dict[str, jax.ShapeDtypeStruct]:
     with _reading(folder):
-        saved = ocp.metadata(folder, name).metadata
+        table = ocp.metadata(folder, name).metadata
+        # Orbax logs what it couldn't read and answers None.
+        if not isinstance(table, dict):
+            raise OSError(f"no shapes of {name}")
+        return {key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for key, leaf in table.items()}
+
+
+def _load(folder: pathlib.Path, name: str, template: Any) -> Any:
+    wanted, saved = named_leaves(template), _saved_shapes(folder, name)
     for key in [*wanted, *saved]:
         here, there = (tuple(table[key].shape) if key in table else None for table in (wanted, saved))
         if here != there:
@@ -228,12 +253,21 @@ def _load(folder: pathlib.Path, name: str, template: Any) -> Any:
             )
     local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = {
-        key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or local)
+        key: jax.ShapeDtypeStruct(
+            leaf.shape, saved[key].dtype, sharding=getattr(leaf, "sharding", None) or local
+        )
         for key, leaf in wanted.items()
     }
     with _reading(folder):
         leaves = ocp.load_checkpointables(folder, {name: abstract})[name]
-    return fill(template, leaves)
+        if (folder / "checksums").is_dir():
+            sums = ocp.load_checkpointables(folder, {"checksums": None})["checksums"][name]
+            for key, expected, found in zip(
+                sorted(leaves), np.asarray(sums), np.asarray(checksums(leaves)), strict=True
+            ):
+                if expected != found:
+                    raise OSError(f"{name} {key!r} is not what was saved")
+    return fill(template, {key: leaves[key].astype(leaf.dtype) for key, leaf in wanted.items()})
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

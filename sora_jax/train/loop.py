@@ -18,7 +18,7 @@ import threading
 import time
 import typing
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -27,6 +27,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from sora_jax.config import component
 from sora_jax.errors import UserError, atomic_path
 from sora_jax.mesh import MeshConfig, make_mesh, parameter_sharding, place_rows, sharding
 from sora_jax.train.checkpoint import CheckpointConfig, Checkpoints, keep_config, named_leaves
@@ -77,7 +78,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
 
     The run lives in `workdir`: config.json, metrics.jsonl, checkpoints/, sheets/. A run that was stopped at any
     point goes on from its newest checkpoint to the same parameters, bit for bit, as one that never stopped.
-    SIGTERM and Ctrl-C finish the step, save and return; a second Ctrl-C interrupts at once.
+    SIGTERM and Ctrl-C finish the step, save and return; a second one ends the run at once.
 
     Raises:
       UserError: a mistyped key, a workdir of another run, a loss that is not finite, a full disk.
@@ -88,7 +89,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
         # Only here: the loop runs on any objective, without the models of this package.
         from sora_jax.train.objectives import make_objective
 
-        objective = make_objective(config)
+        objective = make_objective(config, workdir)
     mesh = make_mesh(loop.mesh)
     checkpoints = Checkpoints(workdir, loop.checkpoint)
     if jax.process_index() == 0:
@@ -120,7 +121,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
                 rows = next_batch(data, step)
                 waited = time.perf_counter() - before
                 batch = place_rows(mesh, rows)
-                with jax.transfer_guard("disallow"):
+                # Only tracing, in the first step, may build constants on the host.
+                with jax.transfer_guard("disallow" if step > start else "allow"):
                     state, metrics = update(state, batch, root)
                 step += 1
                 if update._cache_size() > 1:
@@ -159,7 +161,7 @@ def make_steps(objective: Any, config: OptimConfig) -> tuple[Callable, Callable]
     def init(key: jax.Array) -> TrainState:
         params = objective.init(jax.random.fold_in(key, 0))
         optimizer = make_optimizer(config, params)
-        ema = jax.tree.map(jnp.copy, params) if config.ema_decay else None
+        ema = jax.tree.map(lambda p: jnp.array(p, jnp.float32), params) if config.ema_decay else None
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema)
 
     def step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -234,6 +236,8 @@ def read_loop_config(config: ConfigDict) -> LoopConfig:
         if key not in fields and near and near[0] not in config:
             raise UserError(f"config.{key} is no key of the configuration: did you mean config.{near[0]}?")
     values = {name: config[name] for name in fields if name in config}
+    # The learning rate falls over the whole run unless told otherwise.
+    values["optim"] = {"steps": config.get("steps", 1)} | dict(config.get("optim", {}))
     for name, schema in typing.get_type_hints(LoopConfig).items():
         if dataclasses.is_dataclass(schema) and name in values:
             values[name] = component(schema, values[name], name)
@@ -241,25 +245,6 @@ def read_loop_config(config: ConfigDict) -> LoopConfig:
         return LoopConfig(**values)
     except TypeError as error:
         raise UserError(f"The configuration is incomplete: {error}.") from error
-
-
-def component(schema: type, values: Mapping[str, Any], name: str) -> Any:
-    """A component's dataclass from its part of the configuration, `config.<name>`.
-
-    Raises:
-      UserError: a key that the component doesn't have, with the nearest that it has; or one that is missing.
-    """
-    fields = [field.name for field in dataclasses.fields(schema)]
-    for key in values:
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, 1, 0)
-            raise UserError(
-                f"config.{name}.{key} is no key of {schema.__name__}: did you mean config.{name}.{near[0]}?"
-            )
-    try:
-        return schema(**values)
-    except TypeError as error:
-        raise UserError(f"config.{name} is incomplete: {error}.") from error
 
 
 class Stop:
@@ -270,19 +255,24 @@ class Stop:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """SIGTERM and the first SIGINT ask the loop to stop; a second SIGINT interrupts it."""
+    """The first SIGTERM or SIGINT asks the loop to stop; a second one ends it at once."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     def ask(number: int, frame: Any) -> None:
         stop.requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        restore()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        signal.signal(number, ask)
     try:
         yield stop
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore()

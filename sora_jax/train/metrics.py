@@ -149,7 +149,7 @@ class RunLog:
             "steps_per_second": len(self._work) / seconds,
             "tokens_per_second": tokens / seconds,
             "utilisation": sum(work.flops for work in self._work) / seconds / self._peak,
-            "padding": 1 - tokens / slots,
+            "padding": 1 - tokens / max(slots, 1),
             "data_wait": sum(work.waited for work in self._work) / seconds,
         }
 

@@ -1,0 +1,248 @@
+"""The training loop on a tiny objective: it goes on where it was, whatever ended it."""
+
+import json
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import warnings
+
+import fake_objective
+import grain
+import jax
+import numpy as np
+import pytest
+from fake_objective import LineObjective, get_config
+
+from sora_jax.errors import UserError
+from sora_jax.train import __main__ as command
+from sora_jax.train.checkpoint import Checkpoints, load_params, read_config
+from sora_jax.train.loop import LoopConfig, read_loop_config, train
+from sora_jax.train.metrics import MetricsWriter, parameter_count, peak_flops, read_metrics
+
+
+def run_until_signal(workdir: pathlib.Path, steps: int, fatal_step: int, number: int) -> int:
+    arguments = [
+        sys.executable,
+        fake_objective.__file__,
+        str(workdir),
+        str(steps),
+        str(fatal_step),
+        str(number),
+    ]
+    return subprocess.run(arguments, check=False, capture_output=True, timeout=120).returncode
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y), strict=True)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    return workdir, train(get_config(20), workdir, LineObjective())
+
+
+def losses(workdir):
+    return [(row["step"], row["loss"], row["grad_norm"]) for row in read_metrics(workdir)]
+
+
+def test_killed_at_random_steps_ends_where_the_uninterrupted_run_ends(tmp_path, uninterrupted):
+    workdir, expected = uninterrupted
+    for step in sorted(random.Random().sample(range(2, 20), 3)):
+        assert run_until_signal(tmp_path, 20, step, signal.SIGKILL) == -signal.SIGKILL, step
+    state = train(get_config(20), tmp_path, LineObjective())
+    assert_same(state, expected)
+    assert losses(tmp_path) == losses(workdir)
+
+
+def test_sigterm_saves_and_exits_0(tmp_path, uninterrupted):
+    workdir, expected = uninterrupted
+    assert run_until_signal(tmp_path, 20, 7, signal.SIGTERM) == 0
+    # Step 7 is looked at while step 8 runs: 8 is finished and saved, off the grid of checkpoint.every = 3.
+    assert Checkpoints(tmp_path, LoopConfig("line", 20).checkpoint).latest == 8
+    assert_same(train(get_config(20), tmp_path, LineObjective()), expected)
+    assert losses(tmp_path) == losses(workdir)
+
+
+def test_it_learns_and_keeps_what_it_should(uninterrupted):
+    workdir, state = uninterrupted
+    rows = read_metrics(workdir)
+    assert [row["step"] for row in rows] == list(range(1, 21))
+    assert np.mean([row["loss"] for row in rows[-3:]]) < 0.7 * np.mean([row["loss"] for row in rows[:3]])
+    assert rows[5]["padding"] == pytest.approx(0.25)
+    assert rows[5]["learning_rate"] > rows[18]["learning_rate"] > 0
+    assert 0 < rows[5]["utilisation"] < 1
+    assert int(state.step) == 20
+    assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir()) == [18, 20]
+    assert read_config(workdir) == json.loads(get_config(20).to_json())
+
+
+def test_weights_load_without_the_optimizer(uninterrupted):
+    workdir, state = uninterrupted
+    template = jax.eval_shape(LineObjective().init, jax.random.key(0))
+    assert_same(load_params(workdir, template), state.ema)
+    assert_same(load_params(workdir, template, ema=False), state.params)
+    table = load_params(workdir, ema=False)
+    assert list(table) == ["linear/bias", "linear/kernel"]
+    np.testing.assert_array_equal(table["linear/kernel"], state.params.linear.kernel[...])
+    with pytest.raises(UserError, match="no checkpoint of step 5: there is only 18, 20"):
+        load_params(workdir, template, step=5)
+
+
+def test_compiles_one_step(tmp_path):
+    objective = LineObjective()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(get_config(6), tmp_path, objective)
+        train(get_config(9), tmp_path, objective)
+    assert objective.traces == 2  # one for each call of train
+
+
+def test_warns_when_a_batch_changes_its_shape(tmp_path):
+    class Ragged(LineObjective):
+        def data(self, config, shard_index, shard_count):
+            cut = lambda index, batch: batch if index < 3 else {key: leaf[:2] for key, leaf in batch.items()}
+            return super().data(config, shard_index, shard_count).map_with_index(cut)
+
+    with pytest.warns(UserWarning, match="Step 4 compiled again"):
+        train(get_config(5), tmp_path, Ragged())
+
+
+def test_stops_on_nan_and_keeps_the_batch(tmp_path):
+    with pytest.raises(UserError, match="stopped at step 5: loss nan"):
+        train(get_config(9), tmp_path, LineObjective(nan_at=5))
+    with np.load(tmp_path / "nan_batch_step5.npz") as batch:
+        assert list(batch["index"]) == [16, 17, 18, 19]
+        assert np.isnan(batch["y"]).all()
+    assert Checkpoints(tmp_path, LoopConfig("line", 9).checkpoint).latest == 3
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_never_saves_a_state_that_is_not_finite(tmp_path):
+    with pytest.raises(UserError, match="stopped at step 6"):
+        train(get_config(9), tmp_path, LineObjective(nan_at=6))
+    assert Checkpoints(tmp_path, LoopConfig("line", 9).checkpoint).latest == 3
+
+
+def test_goes_on_through_nan_where_asked(tmp_path):
+    config = get_config(4)
+    config.stop_on_nan = False
+    train(config, tmp_path, LineObjective(nan_at=2))
+    assert read_metrics(tmp_path)[1]["loss"] is None
+
+
+def test_sheets_and_tensorboard(tmp_path):
+    config = get_config(4)
+    config.log.update(sheet_every=2, tensorboard=True, every=2)
+    train(config, tmp_path, LineObjective())
+    assert sorted(p.name for p in (tmp_path / "sheets").iterdir()) == ["step_0000002.png", "step_0000004.png"]
+    assert list((tmp_path / "tensorboard").iterdir())
+    assert [row["step"] for row in read_metrics(tmp_path)] == [2, 4]
+
+
+def test_another_configuration_is_refused_by_name(tmp_path):
+    train(get_config(3), tmp_path, LineObjective())
+    config = get_config(3)
+    config.data.clips = 500
+    config.optim.lr = 0.5
+    with pytest.raises(UserError, match=r"data.clips was 1000 and is 500; optim.lr was 0.03 and is 0.5"):
+        train(config, tmp_path, LineObjective())
+    longer = get_config(5)
+    longer.log.every = 2
+    assert int(train(longer, tmp_path, LineObjective()).step) == 5
+    assert read_config(tmp_path)["steps"] == 5
+
+
+def test_the_end_of_the_data_is_a_sentence(tmp_path):
+    class Short(LineObjective):
+        def data(self, config, shard_index, shard_count):
+            return grain.experimental.LimitIterDataset(super().data(config, shard_index, shard_count), 2)
+
+    with pytest.raises(UserError, match="data ended after 2 steps"):
+        train(get_config(5), tmp_path, Short())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"optim": {"lrr": 1.0}},
+            r"config.optim.lrr is no key of OptimConfig: did you mean config.optim.lr\?",
+        ),
+        ({"log": {"evry": 1}}, r"config.log.evry is no key of LogConfig: did you mean config.log.every\?"),
+        ({"chekpoint": {}}, r"config.chekpoint is no key .* config.checkpoint\?"),
+    ],
+)
+def test_mistyped_keys_are_named_with_the_nearest(change, words):
+    config = get_config()
+    del config["checkpoint"]
+    with pytest.raises(UserError, match=words):
+        read_loop_config(type(config)({**config.to_dict(), **change}))
+
+
+def test_learning_rate_falls_over_the_run_unless_told_otherwise():
+    assert read_loop_config(get_config(77)).optim.steps == 77
+    config = get_config(77)
+    config.optim.steps = 5
+    assert read_loop_config(config).optim.steps == 5
+
+
+def test_metrics_drop_rows_past_the_resumed_step_and_a_torn_line(tmp_path):
+    with (tmp_path / "metrics.jsonl").open("w") as file:
+        file.write('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
+    writer = MetricsWriter(tmp_path, 2)
+    writer.write(3, {"loss": float("nan")})
+    writer.close()
+    assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2}, {"step": 3, "loss": None}]
+
+
+def test_peak_and_parameter_count():
+    assert 1e8 < peak_flops() < 1e16
+    assert parameter_count(LineObjective().init(jax.random.key(0))) == 9
+
+
+CONFIG_FILE = """
+import ml_collections
+
+def get_config(name="base"):
+    return ml_collections.ConfigDict({"name": name, "steps": 3, "optim": {"lr": 1e-3}})
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "line.py"
+    path.write_text(CONFIG_FILE)
+    return path
+
+
+def test_command_line_overrides(config_file):
+    arguments = [f"--config={config_file}:tiny", "--workdir", "runs/x", "--config.optim.lr=3e-4"]
+    config, workdir, traceback = command.parse(arguments)
+    assert (config.name, config.optim.lr, config.steps) == ("tiny", 3e-4, 3)
+    assert (workdir, traceback) == (pathlib.Path("runs/x"), False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config={}", "--workdir=r", "--config.optim.lrr=1"], "did you mean config.optim.lr?"),
+        (["--config={}", "--workdir=r", "--config.optm.lr=1"], "did you mean config.optim.lr?"),
+        (["--config={}", "--workdir=r", "--config.optim.lr=fast"], "could not convert string to float"),
+        (["--config={}", "--wrkdir=r"], "Did you mean: workdir"),
+        (["--config={}"], "--workdir is missing"),
+        (["--workdir=r"], "--config is missing"),
+        (["--config={}x", "--workdir=r"], "There is no configuration file"),
+        (["--config={}:a", "--workdir=r", "more"], "'more' is no flag"),
+    ],
+)
+def test_a_wrong_command_line_is_one_sentence_and_status_2(config_file, capsys, arguments, words):
+    assert command.main([argument.format(config_file) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert words in error
+    assert error.count("\n") == 1

@@ -1,0 +1,99 @@
+"""The mesh and its one table; several devices are virtual CPU devices in a process of their own."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from sora_jax.errors import UserError
+from sora_jax.mesh import MeshConfig, constrain, make_mesh, parameter_sharding, place_rows, sharding, spec
+
+
+def test_one_device():
+    mesh = make_mesh(MeshConfig(data=-1), jax.devices()[:1])
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1}
+    placed = place_rows(mesh, {"x": np.ones((3, 2), np.float32)})
+    assert placed["x"].sharding.spec == PartitionSpec(("data", "fsdp"))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (
+            MeshConfig(data=3),
+            r"data=3, fsdp=1, tensor=1, sequence=1\) asks for 3 devices and this machine has 1",
+        ),
+        (MeshConfig(data=-1, fsdp=2), "asks for a multiple of 2 devices and this machine has 1"),
+        (MeshConfig(data=-1, fsdp=-1), "at most one of which may be -1"),
+        (MeshConfig(data=0), "needs positive sizes"),
+    ],
+)
+def test_sizes_must_multiply_to_the_devices(config, words):
+    with pytest.raises(UserError, match=words):
+        make_mesh(config, jax.devices()[:1])
+
+
+def test_the_table():
+    assert spec("BND") == PartitionSpec(("data", "fsdp"), "sequence", None)
+    assert sharding(make_mesh(MeshConfig(), jax.devices()[:1]), "BNHF").spec[2] == "tensor"
+
+
+def test_constrain_without_a_mesh_does_nothing_and_checks_its_letters():
+    x = jnp.ones((2, 3))
+    assert constrain(x, "BN") is x
+    with pytest.raises(ValueError, match="names 3 axes and the array has 2"):
+        constrain(x, "BND")
+
+
+def test_four_devices_equal_one():
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_PLATFORMS": "cpu",
+    }
+    done = subprocess.run(
+        [sys.executable, __file__], env=environment, check=False, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def on_four_devices() -> None:
+    import tempfile
+
+    from fake_objective import LineObjective, get_config
+
+    from sora_jax.train.loop import train
+
+    mesh = make_mesh(MeshConfig(data=2, fsdp=-1))
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 1, "sequence": 1}
+    assert parameter_sharding(mesh, (3, 8)).spec == PartitionSpec(None, "fsdp")
+    assert parameter_sharding(mesh, (3, 5)).spec == PartitionSpec()
+    with jax.set_mesh(mesh):
+        x = jax.jit(lambda x: constrain(x * 2, "BN"))(jnp.ones((4, 6)))
+    assert x.sharding.spec[0] == ("data", "fsdp")
+    with pytest.raises(UserError, match="batch of 3 rows doesn't divide over data x fsdp = 4"):
+        place_rows(mesh, np.ones((3, 2)))
+
+    ends = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, sizes in (("split", {"data": 2, "fsdp": 2}), ("whole", {"data": 1})):
+            config = get_config(4)
+            config.mesh = sizes
+            if name == "whole":
+                jax.devices = lambda: jax.local_devices()[:1]
+            ends.append(train(config, f"{folder}/{name}", LineObjective()))
+        assert ends[0].params.linear.kernel[...].sharding.spec == PartitionSpec("fsdp")
+        for a, b in zip(jax.tree.leaves(ends[0]), jax.tree.leaves(ends[1]), strict=True):
+            np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-6)
+        # The checkpoint of four devices goes on on one.
+        config = get_config(6)
+        config.mesh = {"data": 1}
+        assert int(train(config, f"{folder}/split", LineObjective()).step) == 6
+
+
+if __name__ == "__main__":
+    on_four_devices()
