@@ -23,7 +23,7 @@ def get_config(size: str = "Ti") -> ConfigDict:
             "data": {
                 "source": "toyworld",
                 "resolutions": (64,),
-                "aspects": ("1:1", "16:9", "9:16", "4:3"),
+                "aspects": ("1:1", "1:1", "16:9", "9:16", "4:3"),
                 "durations": (0.0, 1.0, 2.0, 2.0, 3.0),
                 "rates": (8.0,),
                 "cache": "",

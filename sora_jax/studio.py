@@ -185,8 +185,11 @@ class Studio:
         """The video through the autoencoder and back; any size and number of frames."""
         frames, height, width = video.frames.shape[:3]
         shape = self._padded((frames, height, width), (1, 1, 1))
-        padding = [(0, full - have) for full, have in zip(shape, (frames, height, width), strict=True)]
-        clip = np.pad(video.frames, [*padding, (0, 0)], mode="edge")
+        sides = [
+            (full - have, (full - have) // 2) for full, have in zip(shape[1:], (height, width), strict=True)
+        ]
+        padding = [(0, shape[0] - frames), *((before, both - before) for both, before in sides), (0, 0)]
+        clip = np.pad(video.frames, padding, mode="edge")
         latent = _encode(self.vae, clip[None])[0]
         return Video(_to_pixels(_decode(self.vae, latent[None])[0], video.frames.shape), video.fps)
 
@@ -340,5 +343,7 @@ def _decode(vae: VAE, latent: jax.Array) -> jax.Array:
 
 
 def _to_pixels(clip: jax.Array, shape: Sequence[int]) -> np.ndarray:
+    """The first frames and the middle of each, as bytes."""
     T, Y, X = shape[:3]
-    return np.asarray(jnp.round((clip[:T, :Y, :X] + 1.0) * 127.5)).astype(np.uint8)
+    top, left = (clip.shape[1] - Y) // 2, (clip.shape[2] - X) // 2
+    return np.asarray(jnp.round((clip[:T, top : top + Y, left : left + X] + 1.0) * 127.5)).astype(np.uint8)

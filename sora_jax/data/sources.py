@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -54,17 +55,17 @@ class DataConfig:
                 raise UserError(f"config.data.{name} is empty: give at least one value.")
 
     def shapes(self) -> tuple[tuple[int, int, int, float], ...]:
-        """(frames, height, width, rate) of every combination, on the grid, each once."""
+        """(frames, height, width, rate) of every combination, on the grid (sides rounded up, as requests are)."""
         shapes = []
         for resolution, aspect, seconds, fps in itertools.product(
             self.resolutions, self.aspects, self.durations, self.rates
         ):
             sides = [
-                max(round(side / multiple), 1) * multiple
+                math.ceil(side / multiple) * multiple
                 for side, multiple in zip(frame_size(resolution, aspect), self.grid[1:], strict=True)
             ]
             shapes.append((1 + self.grid[0] * round(seconds * fps / self.grid[0]), *sides, fps))
-        return tuple(dict.fromkeys(shapes))
+        return tuple(shapes)
 
 
 def make_sources(config: DataConfig, crop: tuple[int, int, int] | None = None) -> list[tuple[Source, float]]:
