@@ -5,4 +5,26 @@
 >>> video.save("out.mp4")
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sora_jax.studio import Request, Studio, load, models
+    from sora_jax.video import Video, read_video
+
 __version__ = "0.1.0"
+__all__ = ["Request", "Studio", "Video", "load", "models", "read_video"]
+
+_FACE = {name: "studio" for name in ("Request", "Studio", "load", "models")} | {
+    name: "video" for name in ("Video", "read_video")
+}
+
+
+def __getattr__(name: str) -> Any:
+    # The face is loaded when it is first looked at: importing a part of the package doesn't import JAX and the rest.
+    if name not in _FACE:
+        raise AttributeError(f"module 'sora_jax' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"sora_jax.{_FACE[name]}"), name)

@@ -1,0 +1,134 @@
+"""The demo: a short training run on packed toyworld clips, then six prompts at six shapes by the bundled model.
+
+    make demo        or        python experiments/demo/run.py --out demo
+
+Writes mp4 files, a contact sheet and a page that shows them (index.html).
+"""
+
+from __future__ import annotations
+
+import html
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+import click
+
+ROOT = pathlib.Path(__file__).parents[2]
+PROMPTS = (
+    # prompt, duration in seconds, resolution, aspect
+    ("a red circle moves left", 2.0, 64, "1:1"),
+    ("a large blue square slides to the right", 2.0, 64, "16:9"),
+    ("a yellow star moves up", 2.0, 64, "9:16"),
+    ("a green triangle goes down and to the right", 3.0, 64, "4:3"),
+    ("a purple ring falls and bounces on the floor", 1.5, 64, "3:4"),
+    ("a pink square", 0.0, 64, "1:1"),
+)
+TRAINING = (
+    "--config=configs/toyworld_dit.py",
+    "--config.dit.size=",
+    "--config.dit.width=128",
+    "--config.dit.layers=4",
+    "--config.dit.heads=4",
+    "--config.latents.clips=240",
+    "--config.steps=60",
+    "--config.pipeline.rows=4",
+    "--config.optim.warmup=10",
+    "--config.log.every=5",
+    "--config.log.sheet_every=60",
+)
+PAGE = """<!doctype html>
+<meta charset="utf-8"><title>sora_jax: the demo</title>
+<style>
+  body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }}
+  main {{ display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: end; }}
+  figure {{ margin: 0; max-width: 20rem; }}
+  video, img.clip {{ height: 14rem; image-rendering: pixelated; border-radius: 4px; }}
+  figcaption small {{ color: #666; }}
+  img.sheet {{ max-width: 100%; }}
+</style>
+<h1>sora_jax: the demo</h1>
+<p>Six prompts at six shapes, packed into one batch and drawn by the bundled model <code>toyworld</code> in
+{seconds:.0f} s on this machine ({cores} cores).</p>
+<main>{figures}</main>
+<h2>The short training run before it</h2>
+<p>{training}</p>
+"""
+
+
+@click.command()
+@click.option(
+    "--out", default="demo", type=click.Path(path_type=pathlib.Path), help="Folder for the results."
+)
+@click.option("--train/--no-train", default=True, help="Whether to make the short training run first.")
+@click.option("--model", default="toyworld", help="The model that draws.")
+def main(out: pathlib.Path, train: bool, model: str) -> None:
+    """Trains for a minute, draws six prompts, and lays the results out in a page."""
+    out.mkdir(parents=True, exist_ok=True)
+    told = "Left out (--no-train)."
+    if train:
+        told = _train(out)
+
+    import sora_jax
+    from sora_jax.sheet import contact_sheet
+    from sora_jax.studio import Request
+
+    click.echo(f"Drawing {len(PROMPTS)} prompts at {len(PROMPTS)} shapes, in one batch:")
+    started = time.perf_counter()
+    studio = sora_jax.load(model)
+    requests = [
+        Request(prompt, duration=duration or 0.125, resolution=resolution, aspect=aspect)
+        for prompt, duration, resolution, aspect in PROMPTS
+    ]
+    with click.progressbar(length=100, label="denoising") as bar:
+        videos = studio.generate_batch(
+            requests, lambda done, steps: bar.update(100 * done // steps - bar.pos)
+        )
+    seconds = time.perf_counter() - started
+
+    figures, labels = [], []
+    for number, (request, video) in enumerate(zip(requests, videos, strict=True), 1):
+        picture = len(video.frames) == 1
+        name = f"{number}.{'png' if picture else 'mp4'}"
+        video.save(out / name)
+        height, width = video.size
+        shape = f"{width}×{height}" + ("" if picture else f", {video.duration:.3g} s at {video.fps:.3g} fps")
+        media = (
+            f'<img class="clip" src="{name}">'
+            if picture
+            else f'<video src="{name}" autoplay loop muted playsinline></video>'
+        )
+        figures.append(
+            f"<figure>{media}<figcaption>{html.escape(request.prompt)}<br><small>{shape}</small></figcaption></figure>"
+        )
+        labels.append(f"{request.prompt}  ({shape})")
+    contact_sheet(videos, labels, columns=2).save(out / "sheet.png")
+    page = PAGE.format(seconds=seconds, cores=os.cpu_count(), figures="\n".join(figures), training=told)
+    (out / "index.html").write_text(page)
+    click.echo(
+        f"{len(videos)} videos, {out / 'sheet.png'} and {out / 'index.html'} are ready ({seconds:.0f} s)."
+    )
+
+
+def _train(out: pathlib.Path) -> str:
+    """A minute of training, seen at the terminal; returns what the page says of it."""
+    workdir = out / "training"
+    shutil.rmtree(workdir, ignore_errors=True)
+    click.echo("A short training run on packed toyworld clips (the bundled model learned for longer):")
+    command = [sys.executable, "-m", "sora_jax.train", *TRAINING, f"--workdir={workdir.absolute()}"]
+    if subprocess.run(command, cwd=ROOT).returncode:
+        raise SystemExit("The training run failed; its error stands above.")
+    sheets = sorted((workdir / "sheets").glob("*.png"))
+    return (
+        "Sixty steps of a small transformer on packed rows of images and clips of many shapes. After so few it has "
+        f'learned little more than backgrounds:<br><img class="sheet" src="{sheets[-1].relative_to(out)}">'
+        if sheets
+        else "Sixty steps; no sheet was drawn."
+    )
+
+
+if __name__ == "__main__":
+    main()
