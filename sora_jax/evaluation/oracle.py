@@ -1,9 +1,9 @@
 """The oracle: reads Toyworld clips back without a neural network, and scores what it read against a scene.
 
-`read` turns frames into words (shape, colour, size, direction, motion, inside or cut off, back after it was hidden,
-cuts) and never sees the scene; `score` compares the words with a scene's truth. What a scene shows on the screen
-is the truth: under a moving camera a thing goes where the frame sees it go. Where the truth itself lies on a
-border (a thing that drifts just enough to be seen to, or that just touches the edge) either answer is right.
+`read` turns frames into words (shape, colour, size, direction, motion, inside or cut off, back after it was
+hidden, cuts) and never sees the scene; `score` compares the words with a scene's truth. What a scene shows
+on the screen is the truth: under a moving camera a thing goes where the frame sees it go. Where the truth itself lies
+on a border (a thing that drifts just enough to be seen to, or that just touches the edge) either answer is right.
 """
 
 from __future__ import annotations
@@ -22,19 +22,16 @@ from sora_jax.data.scene import Scene, Shot, Thing
 from sora_jax.data.toyworld import render
 from sora_jax.errors import UserError
 from sora_jax.evaluation import regions, shapes
-from sora_jax.video import Video
+from sora_jax.evaluation.motions import MOVES, name_direction, name_motion, start_radius
+from sora_jax.video import Video, resize
 
 ATTRIBUTES = ("count", "colour", "shape", "size", "direction", "motion", "inside", "reappears", "cuts")
 CAPTIONED = ("colour", "shape", "direction")  # what "all" asks for: all three, of every thing
 
-_MOVES = 0.13  # short sides that a centre must travel to count as moving; what moves goes 0.2 at least
-_GROWS = 1.2  # the radius at the end over that at the start, or the inverse
-_TURNS = math.radians(30)
 _HIDDEN, _SHOWN = 0.4, 0.6  # shares of a thing's area that is seen
-_STICKS_OUT = 1.0  # pixels beyond the frame's edge
-_WORDS = tuple(world.DIRECTIONS)
+_STICKS_OUT = 1.5  # pixels beyond the frame's edge
+_FINE = 128  # pixels of short side; what is finer is read at three quarters of this
 _SIZES = tuple(world.SIZES)
-_FALLS = Thing("circle", "red", motion="gravity")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +70,7 @@ class Reading:
       cuts: how many.
       shots: (start, end) of each in seconds.
       times: of the frames, in seconds.
-      size: (height, width) in pixels.
+      size: (height, width) in pixels, as it was read.
     """
 
     things: tuple[ReadThing, ...]
@@ -85,6 +82,8 @@ class Reading:
 
 def read(video: Video) -> Reading:
     """Reads a clip back; 64 pixels of short side are enough."""
+    if min(video.size) > _FINE:
+        video = resize(video, *(round(side * 0.75 * _FINE / min(video.size)) for side in video.size))
     times = np.arange(len(video)) / video.fps
     pixels = regions.segment(video.frames)
     starts = regions.find_cuts(video.frames, pixels)
@@ -102,14 +101,14 @@ def read(video: Video) -> Reading:
 def score(reading: Reading, scene: Scene, attributes: Sequence[str] = ATTRIBUTES) -> dict[str, bool]:
     """Whether each attribute was read right for every thing of the scene.
 
-    Things of the reading are matched to those of the same shot so that most of `attributes` agree; a thing that
-    has no match is wrong in all of them.
+    Things of the reading are matched to those of the same shot so that most of `attributes` agree; a thing
+    that has no match is wrong in all of them.
 
     Args:
       attributes: those that count, for instance those that a caption states.
 
     Returns:
-      one entry an attribute, and `"all"`: colour, shape and direction (those of them that count) are right at once.
+      one entry an attribute, and `"all"`: colour, shape and direction (those that count) are right at once.
 
     Raises:
       UserError: an attribute is unknown.
@@ -124,7 +123,6 @@ def score(reading: Reading, scene: Scene, attributes: Sequence[str] = ATTRIBUTES
     if "cuts" in right:
         right["cuts"] = reading.cuts == len(shots) - 1
     of_things = [name for name in attributes if name not in ("count", "cuts")]
-    together = True
     for begin, end, truths in shots:
         read_here = [t for t in reading.things if begin <= _middle(t, reading) < end]
         if "count" in right:
@@ -139,20 +137,18 @@ def score(reading: Reading, scene: Scene, attributes: Sequence[str] = ATTRIBUTES
         complete = len(rows) == len(truths)
         for name, i in zip(of_things, wanted, strict=True):
             right[name] &= complete and bool(agree[rows, columns, i].all())
-    for name in of_things:
-        together &= name not in CAPTIONED or right[name]
-    return right | {"all": together}
+    return right | {"all": all(right[name] for name in of_things if name in CAPTIONED)}
 
 
 @functools.cache
-def chance_levels(scenes: int = 300) -> dict[str, float]:
-    """How often each attribute is right when a clip is scored against another scene: what a blind guess earns.
+def chance_levels(scenes: int = 200) -> dict[str, float]:
+    """How often each attribute is right when a clip is scored against another scene: what a guess earns.
 
     Args:
       scenes: how many scenes of the training split are drawn.
     """
     drawn = [world.sample_scene(0, index) for index in range(scenes + 1)]
-    times, size = tuple(t / 8 for t in range(17)), (64, 64)
+    times, size = tuple(t / 4 for t in range(9)), (48, 48)
     scores = [score(_ideal(other, times, size), scene) for scene, other in itertools.pairwise(drawn)]
     return {name: float(np.mean([s[name] for s in scores])) for name in scores[0]}
 
@@ -162,17 +158,16 @@ def _describe(
 ) -> ReadThing:
     sure = track.sure if track.sure.any() else np.ones_like(track.sure)
     seconds = times[track.frames - first]
-    # Through a hole in the track (behind something) or past its end inside the frame, nothing is seen.
     shown = np.zeros(len(times))
     shown[track.frames - first] = track.visible
-    motion, direction = _motion(
+    motion, direction = name_motion(
         seconds[sure] - times[0], track.centre[sure], track.radius[sure], track.angle[sure]
     )
     out = _sticks_out(track.shape, track.centre, track.radius, size, motion == "spin")
     return ReadThing(
         shape=track.shape,
         colour=track.colour,
-        size=_size(_start_radius(seconds[sure] - times[0], track.radius[sure])),
+        size=_size(start_radius(seconds[sure] - times[0], track.radius[sure])),
         direction=direction,
         motion=motion,
         inside=bool((out <= _STICKS_OUT / min(size)).all()),
@@ -190,25 +185,10 @@ def _size(radius: float) -> str:
     return min(_SIZES, key=lambda size: abs(math.log(max(radius, 1e-3) / world.SIZES[size])))
 
 
-def _start_radius(t: np.ndarray, radius: np.ndarray) -> float:
-    """The radius at t = 0 of what grows or shrinks, else the one that it has in most frames."""
-    start, end = _ends(t, radius)
-    steady = 1 / _GROWS < end / start < _GROWS
-    return float(np.median(radius)) if steady else start - (end - start) * t[0] / max(t[-1] - t[0], 1e-6)
-
-
-def _ends(t: np.ndarray, radius: np.ndarray) -> tuple[float, float]:
-    """The first and the last radius on the straight line through f64[n] radii."""
-    if len(t) < 2:
-        return float(radius[0]), float(radius[0])
-    start, end = np.polyval(np.polyfit(t, radius, 1), t[[0, -1]])
-    return max(float(start), 1e-3), max(float(end), 1e-3)
-
-
 def _sticks_out(shape: str, centre: np.ndarray, radius: np.ndarray, size: tuple[int, int], turned: bool):
     """How far the shape reaches beyond the frame, in short sides: f64[n], negative inside.
 
-    Of a turned shape the least that it may, whatever its angle: half way between its sides and its corners.
+    A turned shape counts as reaching everywhere half way between its nearest side and its farthest corner.
     """
     half_y, half_x = (side / min(size) / 2 for side in size)
     up, down, side, reach = world.EXTENTS[shape]
@@ -220,72 +200,9 @@ def _sticks_out(shape: str, centre: np.ndarray, radius: np.ndarray, size: tuple[
 
 
 def _reappears(shown: np.ndarray, slack: float = 0.0) -> bool:
-    """Whether a share of area seen f64[n] sinks below `_HIDDEN` between two times at which it is above `_SHOWN`."""
+    """Whether a share of area f64[n] sinks below `_HIDDEN` between two times at which it is above `_SHOWN`."""
     high = np.flatnonzero(shown > _SHOWN - slack)
     return bool(high.size and (shown[high[0] : high[-1]] < _HIDDEN + slack).any())
-
-
-def _motion(
-    t: np.ndarray, centre: np.ndarray, radius: np.ndarray, angle: np.ndarray
-) -> tuple[str, str | None]:
-    """How a thing moves, and where to: from seconds f64[n], centres f64[n, 2], radii and angles f64[n]."""
-    if len(t) < 2:
-        return "still", None
-    travel = float(np.linalg.norm(np.ptp(centre, axis=0)))
-    first, last = _ends(t, radius)
-    ratio = last / first
-    if travel < _MOVES:
-        if abs(angle[-1] - angle[0]) > _TURNS:
-            return "spin", None
-        if ratio > _GROWS or ratio < 1 / _GROWS:
-            return ("grow" if ratio > 1 else "shrink"), None
-        return "still", None
-    straight, velocity = zip(*(_fit(t, axis, t[None]) for axis in centre.T), strict=True)
-    miss = math.hypot(*straight)
-    if miss < 0.008 + 0.03 * travel:
-        return "straight", _word(velocity)
-    fall, drop = _fit(t, centre[:, 0], _falls(t))
-    bounce, velocity = zip(*(_fit(t, axis, _zigzags(t)) for axis in centre.T), strict=True)
-    sideways = float(np.ptp(centre[:, 1]))
-    if sideways < 0.06 and drop > 0 and fall < bounce[0] + 0.004:
-        return "gravity", "down"
-    if math.hypot(*bounce) < 0.6 * miss:
-        return "bounce", _word(velocity)
-    return "straight", _word([v for _, v in (_fit(t, axis, t[None]) for axis in centre.T)])
-
-
-def _word(velocity: Sequence[float]) -> str:
-    y, x = velocity
-    return max(_WORDS, key=lambda word: y * world.DIRECTIONS[word][0] + x * world.DIRECTIONS[word][1])
-
-
-def _fit(t: np.ndarray, path: np.ndarray, family: np.ndarray) -> tuple[float, float]:
-    """Fits a + b f(t) for each f of a family f64[F, n]: the least root mean square that is left, and its b."""
-    f = family - family.mean(1, keepdims=True)
-    p = path - path.mean()
-    power = np.maximum((f**2).sum(1), 1e-9)
-    slope = f @ p / power
-    left = np.sqrt(np.maximum((p**2).sum() - slope**2 * power, 0) / len(t))
-    best = int(left.argmin())
-    return float(left[best]), float(slope[best])
-
-
-def _zigzags(t: np.ndarray) -> np.ndarray:
-    """Paths of unit speed that turn round at no, one or two times: f64[F, n]."""
-    turns = np.append(np.linspace(t[0], t[-1], 33)[1:-1], np.inf)
-    first, second = (turns[i][:, None] for i in np.triu_indices(len(turns)))
-    there = np.minimum(t, first)
-    back = np.clip(np.minimum(t, second) - first, 0, None)
-    again = np.clip(t - second, 0, None)
-    return there - np.nan_to_num(back, nan=0.0) + np.nan_to_num(again, nan=0.0)
-
-
-def _falls(t: np.ndarray) -> np.ndarray:
-    """Falls from rest by one short side, and what follows, for times of fall up to twice the shot: f64[F, n]."""
-    floor = world.room(_FALLS, 1.0)[0][1]
-    thing = dataclasses.replace(_FALLS, start=(floor - 1.0, 0.0))
-    times = np.linspace(0.1, 2.0, 60) * max(float(t[-1]), 0.1)
-    return np.stack([world.position(dataclasses.replace(thing, gravity=2 / s**2), t)[:, 0] for s in times])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,7 +215,7 @@ class _Truth:
 
 
 def _agree(thing: ReadThing, truth: _Truth) -> list[bool]:
-    values = dataclasses.asdict(thing)
+    values = dict(vars(thing))
     if truth.zoomed and thing.track:
         t, *_, radius = np.array(thing.track).T
         values["size"] = _size(float(np.interp(truth.middle, t, radius)))
@@ -335,29 +252,25 @@ def _truth_of(thing: Thing, shot: Shot, seconds: np.ndarray, aspect: float, size
     if len(t) < 2:
         motions, directions = world.MOTIONS, (None, thing.direction)
     elif shot.camera.kind != "still":
-        motion, direction = _motion(t, centre, radius, world.angle(thing, t))
+        motion, direction = name_motion(t, centre, radius, world.angle(thing, t))
         motions, directions = (motion, thing.motion), (direction,)
         travel = float(np.linalg.norm(np.ptp(centre, axis=0)))
-        if travel < 1.6 * _MOVES:
-            motions, directions = world.MOTIONS, (direction, None, _word(centre[-1] - centre[0]))
+        if travel < 1.6 * MOVES:
+            motions, directions = world.MOTIONS, (direction, None, name_direction(centre[-1] - centre[0]))
         elif direction is not None:
             # Halfway between two of the eight directions both are right.
             y, x = centre[-1] - centre[0]
             turn = math.atan2(y, x)
-            nudged = [_word((math.sin(turn + d), math.cos(turn + d))) for d in (-0.12, 0.0, 0.12)]
+            nudged = [name_direction((math.sin(turn + d), math.cos(turn + d))) for d in (-0.12, 0.0, 0.12)]
             directions = tuple(dict.fromkeys([direction, *nudged]))
     out = [
         float(_sticks_out(thing.shape, centre, radius, size, turned).max())
         for turned in {False, bool(thing.spin or thing.angle)}
     ]
-    pixel = 1 / min(size)
-    inside = (
-        (True,)
-        if max(out) < 0.5 * pixel
-        else (False,)
-        if min(out) > 2.0 * pixel
-        else (max(out) <= pixel, max(out) > pixel)
-    )
+    most, least = max(out) * min(size), min(out) * min(size)
+    inside: tuple[object, ...] = (most <= _STICKS_OUT,)
+    if most > 0.5 * _STICKS_OUT and least < 1.6 * _STICKS_OUT:
+        inside = (most <= _STICKS_OUT, most > _STICKS_OUT)
     return _Truth(
         {
             "shape": (thing.shape,),
@@ -373,7 +286,9 @@ def _truth_of(thing: Thing, shot: Shot, seconds: np.ndarray, aspect: float, size
     )
 
 
-def _truly_reappears(thing: Thing, shot: Shot, seconds: np.ndarray, aspect: float, size: tuple[int, int]):
+def _truly_reappears(
+    thing: Thing, shot: Shot, seconds: np.ndarray, aspect: float, size: tuple[int, int]
+) -> tuple[object, ...]:
     """Counts the thing's pixels in the shot and in the shot without all else."""
     if shot.occluder is None and len(shot.things) == 1:
         return (False,)
@@ -384,7 +299,7 @@ def _truly_reappears(thing: Thing, shot: Shot, seconds: np.ndarray, aspect: floa
         frames = render(Scene((late,), 0.0, aspect), len(seconds), *size, fps)
         counts.append((frames == np.array(world.COLOURS[thing.colour])).all(-1).sum((1, 2)))
     shown = counts[0] / np.maximum(counts[1], 1)
-    return tuple({_reappears(shown): 0, _reappears(shown, 0.15): 0, _reappears(shown, -0.15): 0})
+    return tuple(dict.fromkeys(_reappears(shown, slack) for slack in (0.0, 0.15, -0.15)))
 
 
 def _ideal(scene: Scene, times: Sequence[float], size: tuple[int, int]) -> Reading:

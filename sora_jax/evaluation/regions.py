@@ -1,8 +1,9 @@
 """From pixels to regions that move: the oracle's eyes.
 
-Toyworld's things are saturated and its backgrounds are not, so the part of a pixel's colour that is not grey says
-which thing it shows and, where an edge or a blur mixes it with the background, how much of it. Connected pixels of
-one colour are a region; regions of one colour that follow one another are a thing. Nothing here sees the scene.
+Toyworld's things are saturated and its backgrounds are not, so the part of a pixel's colour that is not grey
+says which thing it shows and, where an edge or a blur mixes it with the background, how much of it. Connected
+pixels of one colour are a region; regions of one colour that follow one another are a thing. Nothing here sees
+the scene.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def segment(frames: np.ndarray) -> Pixels:
 
 
 def _patches(mask: np.ndarray) -> np.ndarray:
-    """Numbers the patches of each frame; a gap of two pixels still joins, as a blur may open one in a thin tip."""
+    """Numbers the patches of each frame; a gap of two pixels still joins: a blur may open one in a thin tip."""
     near = np.zeros((3, 3, 3), bool)
     near[1] = True
     wide = ndimage.maximum_filter(mask.astype(np.uint8), (1, 3, 3), mode="constant")
@@ -146,8 +147,8 @@ def find_regions(pixels: Pixels) -> list[Region]:
 def follow(regions: list[Region], first: int, last: int, short: int) -> list[list[Region]]:
     """Sorts the regions of a shot into things, each a list with at most one region a frame.
 
-    Nearest goes to nearest; what is left over and never shares a frame with a thing of its colour is that thing,
-    hidden in between.
+    Nearest goes to nearest; what is left over and never shares a frame with a thing of its colour is that
+    thing, hidden in between.
 
     Args:
       first, last: the shot's first frame and the next shot's.

@@ -1,8 +1,8 @@
 """From regions to shapes: which template covers a thing, and where it is, how large and how turned.
 
-A thing that is seen whole needs no search: its area, its centroid and its moments give radius, centre and angle for
-each shape in turn, and the shape whose template then leaves least unexplained is the one. Only what is cut off by
-the frame or by another thing is fitted, to the pixels that could show it.
+A thing that is seen whole needs no search: its area, its centroid and its moments give radius, centre and angle
+for each shape in turn, and the shape whose template then leaves least unexplained is the one. Only what is cut
+off by the frame or by another thing is fitted, to the pixels that could show it.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _puzzle_out(windows: _Windows, area: np.ndarray) -> tuple[str, _Fit, float]:
 
 
 def _carry_on(frames: np.ndarray, values: np.ndarray, sure: np.ndarray) -> np.ndarray:
-    """Values f64[n, V] where the sure ones, and how fast they change at either end, say that the others are."""
+    """Values f64[n, V] where the sure ones, and how fast they change at their ends, say that the others are."""
     at, known = frames[sure].astype(float), values[sure]
     out = np.stack([np.interp(frames, at, column) for column in known.T], -1)
     if at.size > 1:
@@ -153,7 +153,7 @@ def _share_inside(shape: str, centre, radius, angle, size: np.ndarray) -> np.nda
 
 @dataclasses.dataclass
 class _Fit:
-    """Centre f64[n, 2] and radius f64[n] in pixels, angle f64[n] in radians, and the error that is left f64[n]."""
+    """Centre f64[n, 2] and radius f64[n] in pixels, angle f64[n] in radians, error that is left f64[n]."""
 
     centre: np.ndarray
     radius: np.ndarray
