@@ -1,0 +1,146 @@
+"""The face: exact shapes, packed requests equal to solo ones, one compilation, clear refusals, whole files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from sora_jax.diffusion.sampler import solver_step
+from sora_jax.errors import UserError
+from sora_jax.models.bundle import Bundle, Limits, load_bundle, save_bundle
+from sora_jax.models.dit import DiT, DiTConfig
+from sora_jax.models.text import TextConfig
+from sora_jax.models.vae import VAE, VAEConfig
+from sora_jax.studio import Request, Studio, load, models
+from sora_jax.video import Video
+
+TEXT = TextConfig(kind="hash", width=16, max_tokens=12)
+
+
+def tiny_bundle() -> Bundle:
+    vae = VAE(VAEConfig(channels=4, encoder_widths=(8, 8, 8), decoder_widths=(8, 8, 8)), rngs=nnx.Rngs(0))
+    config = DiTConfig(size="", width=32, layers=2, heads=2, channels=4, text_width=16, dtype="float32")
+    dit = DiT(config, rngs=nnx.Rngs(1))
+    # A fresh DiT answers 0 to everything (adaLN-Zero): give every parameter something to say.
+    leaves, tree = jax.tree.flatten(dit)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    noisy = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+    return Bundle("tiny", vae, jax.tree.unflatten(tree, noisy), TEXT, Limits(tokens=40, text=12, row_text=24))
+
+
+@pytest.fixture(scope="module")
+def studio() -> Studio:
+    return Studio(tiny_bundle())
+
+
+REQUESTS = [
+    Request("a red circle", duration=1.0, resolution=32, steps=3, seed=1),
+    Request("a blue star moves left", duration=1.5, resolution=30, aspect="16:9", fps=6, steps=2, seed=2),
+    Request("a ring", duration=0.1, resolution=37, aspect="1:1", steps=3, seed=3),
+    Request("two squares", duration=2.0, resolution=16, aspect="9:16", steps=4, guidance=1.0, seed=4),
+]
+
+
+def test_every_output_has_exactly_the_size_rate_and_frames_that_were_asked_for(studio):
+    videos = studio.generate_batch(REQUESTS)
+    assert [video.frames.shape for video in videos] == [(8, 32, 32, 3), (9, 30, 54, 3), (1, 37, 38, 3), (16, 28, 16, 3)]
+    assert [video.fps for video in videos] == [8, 6, 8, 8]
+
+
+def test_requests_packed_together_equal_each_alone(studio):
+    together = studio.generate_batch(REQUESTS)
+    for request, video in zip(REQUESTS, together, strict=True):
+        alone = studio.generate_batch([request])[0]
+        difference = np.abs(video.frames.astype(int) - alone.frames.astype(int))
+        assert difference.max() <= 1, request
+        assert alone.frames.std() > 0
+
+
+def test_another_seed_prompt_or_guidance_gives_another_video(studio):
+    base = studio.generate_batch(REQUESTS[:1])[0].frames
+    for change in ({"seed": 9}, {"prompt": "a green square"}, {"guidance": 1.0}):
+        other = studio.generate_batch([dataclasses.replace(REQUESTS[0], **change)])[0].frames
+        assert (other != base).any(), change
+
+
+def test_one_compilation_serves_all_shapes(studio):
+    solver_step.clear_cache()
+    studio.generate_batch(REQUESTS[:1])
+    assert solver_step._cache_size() == 1
+    for request in REQUESTS[1:]:
+        studio.generate_batch([request])
+    assert solver_step._cache_size() == 1
+
+
+def test_heun_takes_the_same_road_with_smaller_steps_error(studio):
+    fields = {"duration": 0.5, "resolution": 16, "seed": 5, "guidance": 2.0}
+    exact = studio.generate("a ring", steps=64, solver="heun", **fields).frames.astype(float)
+    errors = {
+        solver: np.abs(studio.generate("a ring", steps=6, solver=solver, **fields).frames - exact).mean()
+        for solver in ("euler", "heun")
+    }
+    assert errors["heun"] < errors["euler"]
+
+
+def test_reconstruction_keeps_any_shape(studio):
+    clip = np.random.default_rng(0).integers(0, 255, (6, 21, 35, 3), np.uint8)
+    assert studio.reconstruct(Video(clip, 7.0)).frames.shape == clip.shape
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"prompt": "  "}, "empty"),
+        ({"prompt": "a " * 40}, "shorten"),
+        ({"duration": 60.0}, "nearest that fits is a duration of"),
+        ({"resolution": 512, "duration": 0.125}, "a resolution of"),
+        ({"duration": -1.0}, "above 0"),
+        ({"fps": float("nan")}, "above 0"),
+        ({"aspect": "wide"}, "16:9"),
+        ({"steps": 0}, "steps=0"),
+        ({"solver": "magic"}, "euler, heun"),
+    ],
+)
+def test_what_the_model_cannot_do_is_refused_with_a_way_out(studio, fields, words):
+    with pytest.raises(UserError, match=words):
+        studio.generate_batch([Request(**({"prompt": "a ring", "resolution": 16} | fields))])
+
+
+def test_the_nearest_possible_that_a_refusal_names_is_possible(studio):
+    with pytest.raises(UserError) as error:
+        studio.check(Request("a ring", duration=9.0, resolution=32))
+    seconds = float(str(error.value).split("a duration of ")[1].split(" s")[0])
+    studio.check(Request("a ring", duration=seconds, resolution=32))
+
+
+def test_a_bundle_comes_back_as_it_was_stored(tmp_path, studio):
+    save_bundle(studio.bundle, tmp_path / "model", dtype="float32")
+    video = load(tmp_path / "model").generate("a ring", duration=0.5, resolution=16, steps=2)
+    same = studio.generate("a ring", duration=0.5, resolution=16, steps=2)
+    np.testing.assert_array_equal(video.frames, same.frames)
+    assert [entry.kind for entry in models([tmp_path])][-1] == "directory"
+
+
+def test_damaged_or_foreign_models_are_refused_in_a_sentence(tmp_path, studio):
+    with pytest.raises(UserError, match="no model 'nothing'"):
+        load("nothing")
+    folder = tmp_path / "model"
+    save_bundle(studio.bundle, folder)
+    weights = (folder / "dit.safetensors").read_bytes()
+    (folder / "dit.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(UserError, match="cut short"):
+        load_bundle(folder)
+    (folder / "dit.safetensors").write_bytes(weights)
+    config = json.loads((folder / "config.json").read_text())
+    config["dit"]["width"] = 64
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="another architecture"):
+        load_bundle(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        load_bundle(folder)
