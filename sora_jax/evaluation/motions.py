@@ -13,7 +13,7 @@ from sora_jax.data.scene import Thing
 
 MOVES = 0.13  # short sides that a centre must travel to count as moving; what moves goes 0.2 at least
 _GROWS = 1.2  # the radius at the end over that at the start, or the inverse
-_TURNS = math.radians(30)
+_TURNS = math.radians(20)
 _FALLING = Thing("circle", "red", motion="gravity")
 
 

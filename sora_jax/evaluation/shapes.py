@@ -14,7 +14,7 @@ import math
 import numpy as np
 
 from sora_jax.data import scene as world
-from sora_jax.data.toyworld import signed_distance as distance
+from sora_jax.data.toyworld import signed_distance
 from sora_jax.evaluation.regions import COLOURS, Pixels, Region
 
 _AREA = {"circle": math.pi, "square": 1.76**2, "triangle": 2.195, "star": 2.292, "ring": 2.679}  # of radius 1
@@ -145,7 +145,7 @@ def _share_inside(shape: str, centre, radius, angle, size: np.ndarray) -> np.nda
     """Share of the shape's area that lies inside the frame."""
     grid = (np.arange(24, dtype=np.float32) - 11.5) / 24 * 2.7
     y, x = (np.stack([v] * len(radius)) * radius[:, None].astype(np.float32) for v in (grid, grid))
-    inner = distance(shape, y[:, :, None], x[:, None, :], radius, angle) < 0
+    inner = signed_distance(shape, y[:, :, None], x[:, None, :], radius, angle) < 0
     rows, columns = y + centre[:, :1], x + centre[:, 1:]
     frame = ((rows > 0) & (rows < size[0]))[:, :, None] & ((columns > 0) & (columns < size[1]))[:, None, :]
     return (inner & frame).sum((1, 2)) / np.maximum(inner.sum((1, 2)), 1)
@@ -228,7 +228,7 @@ class _Windows:
     def template(self, shape: str, centre, radius, angle, soft: float = 1.0) -> np.ndarray:
         """Cover f32[n, P, P] of the shape, its edge `soft` pixels wide."""
         y, x = self._offsets(centre)
-        return np.clip(0.5 - distance(shape, y, x, radius, angle) / soft, 0, 1)
+        return np.clip(0.5 - signed_distance(shape, y, x, radius, angle) / soft, 0, 1)
 
     def error(self, shape: str, centre, radius, angle, soft: float = 1.5) -> np.ndarray:
         """What the template leaves unexplained, as a share of the template: f64[n]."""
