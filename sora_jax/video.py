@@ -240,7 +240,8 @@ def frame_size(resolution: int, aspect: str | float) -> tuple[int, int]:
         raise UserError(f"The aspect ratio {aspect!r} is not width over height: write one like 16:9 or 1.78.")
     if resolution < 1:
         raise UserError(f"The resolution {resolution} is not a number of pixels: write one like 256.")
-    long = 2 * round(resolution * max(ratio, 1 / ratio) / 2)
+    # A tie goes to the larger number, so that the long side is never the shorter one.
+    long = 2 * math.floor(resolution * max(ratio, 1 / ratio) / 2 + 0.5)
     return (resolution, long) if ratio >= 1 else (long, resolution)
 
 
