@@ -1,0 +1,14 @@
+"""Tests run on the CPU, and what XLA compiled for one is kept for the next: both unless told otherwise."""
+
+import os
+import pathlib
+
+import hypothesis
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Before jax is imported, so that the processes that tests start inherit it.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".jax_cache"))
+
+# Examples are drawn alike at every run in CI, and a busy machine is no failure.
+hypothesis.settings.register_profile("sora_jax", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("sora_jax")
