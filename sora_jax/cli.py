@@ -116,6 +116,7 @@ def generate(
     for request in requests:
         studio.check(request)
     with progress_bar(not context.meta[_QUIET], "step") as progress:
+        progress(0, fields["steps"])
         videos = studio.generate_batch(requests, progress)
     for video, path in zip(videos, paths, strict=True):
         video.save(path)
@@ -147,7 +148,7 @@ def train(context: click.Context, arguments: tuple[str, ...]) -> None:
     """Train: --config configs/x.py --workdir runs/x [--config.key=value ...]."""
     from sora_jax.train.__main__ import main as train_main
 
-    context.exit(train_main(list(arguments)))
+    context.exit(train_main(list(arguments) or ["--help"]))
 
 
 @cli.group()
@@ -270,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo("stopped", err=True)
         return 130
-    except Exception as error:  # noqa: BLE001 - whatever it is, the user gets one sentence
+    except Exception as error:
         if "--traceback" in arguments:
             traceback.print_exc()
         if isinstance(error, click.ClickException):

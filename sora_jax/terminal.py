@@ -73,7 +73,8 @@ def place_outputs(output: str, wanted: Sequence[tuple[str, int]]) -> list[pathli
     path, paths = pathlib.Path(output), []
     if path.is_dir() or output.endswith(("/", os.sep)):
         for prompt, seed in wanted:
-            stem = f"{'-'.join(re.findall(r'\w+', prompt.lower()))[:48] or 'clip'}-{seed}"
+            words = "-".join(re.findall(r"\w+", prompt.lower()))[:48].strip("-")
+            stem = f"{words or 'clip'}-{seed}"
             place, again = path / f"{stem}.mp4", 1
             while place in paths:
                 again += 1
@@ -108,14 +109,21 @@ def progress_bar(visible: bool, unit: str) -> Iterator[Callable[[int, int], None
     """A bar on stderr with speed and time left; yields what is to be called with (done, in all)."""
     from tqdm import tqdm
 
-    interval = 0.1 if sys.stderr.isatty() else 10.0
-    with tqdm(unit=unit, disable=not visible, mininterval=interval, dynamic_ncols=True) as bar:
+    bar: tqdm | None = None
 
-        def progress(done: int, in_all: int) -> None:
-            bar.total = in_all
-            bar.update(done - bar.n)
+    def progress(done: int, in_all: int) -> None:
+        nonlocal bar
+        if bar is None:  # not before: what is found wrong at the beginning is told without a bar above it
+            often = 0.1 if sys.stderr.isatty() else 10.0
+            bar = tqdm(unit=unit, disable=not visible, mininterval=often, dynamic_ncols=True, total=in_all)
+        bar.total = in_all
+        bar.update(done - bar.n)
 
+    try:
         yield progress
+    finally:
+        if bar is not None:
+            bar.close()
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: int = 0) -> str:

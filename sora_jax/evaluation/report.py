@@ -81,20 +81,21 @@ def evaluate_vae(
         raise UserError("There is no file to evaluate: name at least one video or picture.")
     if resolution < 16 or seconds < 0 or start < 0:
         raise UserError("The resolution is at least 16 pixels, and seconds and start are not negative.")
+    progress, show = progress or _ignore, show or _ignore
     expected = [_expected_frames(path, seconds, start) for path in files]
+    progress(0, sum(expected))
     rows: list[dict[str, Any]] = []
     for number, path in enumerate(files):
-        done, error, similarity, sizes, first = 0, 0.0, 0.0, None, []
-        for piece, sizes in _pieces(path, resolution, seconds, start):
+        done, error, similarity, source, first = 0, 0.0, 0.0, (0, 0), []
+        for piece, source in _pieces(path, resolution, seconds, start):  # noqa: B007
             again = studio.reconstruct(piece)
             error += len(piece) * 10 ** (-float(quality.psnr(again.frames, piece.frames)) / 10)
             similarity += len(piece) * float(quality.ssim(again.frames, piece.frames))
             first = first or [piece, again]
             done += len(piece)
-            if progress:
-                before = sum(row["frames"] for row in rows) + done
-                progress(before, max(before, before - done + sum(expected[number:])))
-        if sizes is None:
+            before = sum(row["frames"] for row in rows)
+            progress(before + done, before + max(done, sum(expected[number:])))
+        if not done:
             raise UserError(f"{path} has no frame at {start:g} seconds: it ends before; start earlier.")
         row = {
             "file": os.fspath(path),
@@ -102,14 +103,13 @@ def evaluate_vae(
             "fps": first[0].fps,
             "height": first[0].size[0],
             "width": first[0].size[1],
-            "source_height": sizes[0],
-            "source_width": sizes[1],
+            "source_height": source[0],
+            "source_width": source[1],
             "psnr": -10 * math.log10(error / done) if error else None,
             "ssim": similarity / done,
         }
         rows.append(row)
-        if show:
-            show(f"{pathlib.Path(path).name}: {_decibels(row['psnr'])}, SSIM {row['ssim']:.3f}", first)
+        show(f"{pathlib.Path(path).name}: {_decibels(row['psnr'])}, SSIM {row['ssim']:.3f}", first)
     finite = [row["psnr"] for row in rows if row["psnr"] is not None]
     return {
         "evaluation": "vae",
@@ -167,6 +167,7 @@ def evaluate_toyworld(
         raise UserError(f"Clips can't come from {source!r}: choose one of {', '.join(SOURCES)}.")
     if clips < 1 or not durations or not aspects:
         raise UserError("At least one clip, one duration and one aspect ratio are needed.")
+    progress, show = progress or _ignore, show or _ignore
     requests = [
         Request("?", duration, resolution, aspect, fps, steps=steps, guidance=guidance, solver=solver)
         for duration, aspect in itertools.product(durations, aspects)
@@ -176,20 +177,18 @@ def evaluate_toyworld(
         for _, request in tasks:
             _needed(studio).check(request)
     rows: list[dict[str, Any]] = []
+    progress(0, clips)
     for first in range(0, clips, _BATCH):
         part = tasks[first : first + _BATCH]
 
-        def partly(done: int, in_all: int, part=part) -> None:
-            if progress:
-                progress(len(rows) + len(part) * done // max(in_all, 1), clips)
+        def partly(done: int, in_all: int, first: int = first, size: int = len(part)) -> None:
+            progress(first + size * done // max(in_all, 1), clips)
 
         for (scene, request), video in zip(part, _videos(studio, part, source, partly), strict=True):
             rows.append(_verdict(scene, request, video))
-            if show:
-                wrong = [name for name, right in rows[-1]["right"].items() if not right and name != "all"]
-                show(f"{request.prompt}: {'wrong ' + ', '.join(wrong) if wrong else 'all right'}", [video])
-        if progress:
-            progress(len(rows), clips)
+            wrong = [name for name, right in rows[-1]["right"].items() if not right and name != "all"]
+            show(f"{request.prompt}: {'wrong ' + ', '.join(wrong) if wrong else 'all right'}", [video])
+    progress(clips, clips)
     chance = _chance(tasks)
     per_shape = [rows[i :: len(requests)] for i in range(min(len(requests), clips))]
     return {
@@ -244,6 +243,10 @@ def made_by() -> dict[str, Any]:
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
     }
+
+
+def _ignore(*_: Any) -> None:
+    """What `progress` and `show` are where nobody looks."""
 
 
 def _expected_frames(path: str | os.PathLike[str], seconds: float, start: float) -> int:
@@ -305,11 +308,14 @@ def _needed(studio: Studio | None) -> Studio:
     return studio
 
 
-def _videos(studio: Studio | None, tasks: Sequence[Task], source: str, progress: Progress) -> list[Video]:
+def _videos(studio: Studio | None, tasks: Sequence[Task], source: str, progress: Progress) -> Iterator[Video]:
     if source == "generated":
-        return _needed(studio).generate_batch([request for _, request in tasks], progress)
-    videos = [Video(render(scene, *request.shape(), request.fps), request.fps) for scene, request in tasks]
-    return videos if source == "truth" else [_needed(studio).reconstruct(video) for video in videos]
+        yield from _needed(studio).generate_batch([request for _, request in tasks], progress)
+        return
+    for done, (scene, request) in enumerate(tasks):
+        progress(done, len(tasks))
+        video = Video(render(scene, *request.shape(), request.fps), request.fps)
+        yield video if source == "truth" else _needed(studio).reconstruct(video)
 
 
 def _verdict(scene: Scene, request: Request, video: Video) -> dict[str, Any]:
