@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Request", "Studio", "Video", "load", "models", "read_video"]
 
-_FACE = {name: "studio" for name in ("Request", "Studio", "load", "models")} | {
-    name: "video" for name in ("Video", "read_video")
-}
+_FACE = dict.fromkeys(("Request", "Studio", "load", "models"), "studio") | dict.fromkeys(
+    ("Video", "read_video"), "video"
+)
 
 
 def __getattr__(name: str) -> Any:

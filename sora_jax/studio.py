@@ -231,7 +231,8 @@ class Studio:
             raise UserError(f"There is no solver {request.solver!r}: choose one of {', '.join(SOLVERS)}.")
         if (words := self.text.count_tokens(request.prompt)) > self.bundle.limits.text:
             raise UserError(
-                f"The prompt has {words} tokens and the model {self.name!r} reads {self.bundle.limits.text}: shorten it."
+                f"The prompt has {words} tokens and the model {self.name!r} reads {self.bundle.limits.text}: "
+                "shorten it."
             )
         if (tokens := self.tokens(request)) > self.bundle.limits.tokens:
             raise UserError(self._too_large(request, tokens))

@@ -48,7 +48,12 @@ REQUESTS = [
 
 def test_every_output_has_exactly_the_size_rate_and_frames_that_were_asked_for(studio):
     videos = studio.generate_batch(REQUESTS)
-    assert [video.frames.shape for video in videos] == [(8, 32, 32, 3), (9, 30, 54, 3), (1, 37, 38, 3), (16, 28, 16, 3)]
+    assert [video.frames.shape for video in videos] == [
+        (8, 32, 32, 3),
+        (9, 30, 54, 3),
+        (1, 37, 38, 3),
+        (16, 28, 16, 3),
+    ]
     assert [video.fps for video in videos] == [8, 6, 8, 8]
 
 

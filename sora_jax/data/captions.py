@@ -157,8 +157,8 @@ _PARAPHRASE = _Words(
 def short_caption(scene: Scene, rng: np.random.Generator, paraphrase: bool = False) -> str:
     """What is there and what it does, in about 25 words at most; of an image (no duration) only what is there.
 
-    Unless it is crowded, sizes are named in half of them and backgrounds in a quarter; a moving camera always, for without it the
-    motion in the frame would contradict the words.
+    Unless it is crowded, sizes are named in half of them and backgrounds in a quarter; a moving camera always, for
+    without it the motion in the frame would contradict the words.
     """
     writer = _Writer(rng, paraphrase)
     brief = len(scene.shots) > 1

@@ -178,7 +178,8 @@ class Footage:
         """The range of the short side, in pixels, to which frames are scaled before they are cropped."""
         if self.crop is None or self.crop_short_side is None:
             return self.resolution, self.resolution
-        return tuple(self.crop_short_side)
+        low, high = self.crop_short_side
+        return low, high
 
     def _draw_window(
         self, rng: np.random.Generator, height: int, width: int
@@ -258,9 +259,9 @@ def _spans(files: dict[str, tuple[float, float]], split: str) -> Iterator[Span]:
         blocks = max(1, math.ceil(frames / fps / BLOCK_SECONDS - 1e-6))
         bounds = [min(frames, round(block * BLOCK_SECONDS * fps)) for block in range(blocks + 1)]
         held_out = [(number + block) % BLOCKS_PER_HELD_OUT == HELD_OUT for block in range(blocks)]
-        for held, run in itertools.groupby(range(blocks), key=held_out.__getitem__):
+        for held, group in itertools.groupby(range(blocks), key=held_out.__getitem__):
             if held == (split == "validation"):
-                run = list(run)
+                run = list(group)
                 yield Span(file, fps, bounds[run[0]], bounds[run[-1] + 1])
         number += blocks
 

@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import grain
 import numpy as np
@@ -19,6 +19,16 @@ from sora_jax.data.clips import Clip, Source
 from sora_jax.errors import UserError, atomic_path
 
 Record = dict[str, Any]
+
+
+class Records(Protocol):
+    """A random-access sequence of records."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+
 """latent: float16[t,y,x,c]; fps: float; key: str; captions: {kind: {text: float16[m,E], time: float16[m]}}."""
 
 _META = "meta.json"

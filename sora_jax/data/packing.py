@@ -148,12 +148,15 @@ def pack_rows(
     text_starts: dict[int, int] = {}
     for i in order:
         n, m = sizes[i]
-        for row, (tokens, text, count) in enumerate(used):
-            if tokens + n <= row_tokens and text + m <= row_text and count < max_runs:
-                break
-        else:
-            row, tokens, text, count = len(used), 0, 0, 0
+        fitting = (
+            row
+            for row, (tokens, text, count) in enumerate(used)
+            if tokens + n <= row_tokens and text + m <= row_text and count < max_runs
+        )
+        row = next(fitting, len(used))
+        if row == len(used):
             used.append([0, 0, 0])
+        tokens, text, count = used[row]
         placements[i], text_starts[i] = Placement(row, count + 1, tokens, n), text
         used[row] = [tokens + n, text + m, count + 1]
     if rows is not None and len(used) > rows:
@@ -164,14 +167,14 @@ def pack_rows(
     batch = _empty_batch(runs[0], rows or len(used), row_tokens, row_text)
     for i, run in enumerate(runs):
         row, segment, start, n = placements[i]
-        tokens, text = slice(start, start + n), slice(text_starts[i], text_starts[i] + len(run.text))
-        batch.patches[row, tokens] = run.patches
-        batch.coords[row, tokens] = run.coords
-        batch.given[row, tokens] = run.given
-        batch.segment_ids[row, tokens] = segment
-        batch.text[row, text] = run.text
-        batch.text_time[row, text] = run.text_time
-        batch.text_segment_ids[row, text] = segment
+        slots, words = slice(start, start + n), slice(text_starts[i], text_starts[i] + len(run.text))
+        batch.patches[row, slots] = run.patches
+        batch.coords[row, slots] = run.coords
+        batch.given[row, slots] = run.given
+        batch.segment_ids[row, slots] = segment
+        batch.text[row, words] = run.text
+        batch.text_time[row, words] = run.text_time
+        batch.text_segment_ids[row, words] = segment
     return batch, [placements[i] for i in range(len(runs))]
 
 
@@ -190,8 +193,8 @@ def pack_stream(
     (64 fill 98–99.9%) and cost memory and, on resuming, the time to pack them again. The iterator's state is exact.
     A finite stream ends with empty rows that complete its last batch.
     """
-    length = {field: row_tokens for field in ("patches", "coords", "given")}
-    length |= {field: row_text for field in ("text", "text_time")}
+    length = dict.fromkeys(("patches", "coords", "given"), row_tokens)
+    length |= dict.fromkeys(("text", "text_time"), row_text)
 
     def features(run: Run) -> dict[str, np.ndarray]:
         check_fits(run, row_tokens, row_text)
@@ -233,7 +236,8 @@ def _patch_grid(grid: Sequence[int], patch: Grid) -> Grid:
         raise UserError(
             f"A latent of {_by(grid)} (time, height, width) can't be cut into patches of {_by(patch)}."
         )
-    return tuple(size // side for size, side in zip(grid, patch, strict=True))
+    t, y, x = (size // side for size, side in zip(grid, patch, strict=True))
+    return t, y, x
 
 
 def _by(sizes: Sequence[int]) -> str:

@@ -6,12 +6,13 @@ import dataclasses
 import functools
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import grain
 import numpy as np
 
 from sora_jax.data.clips import Clip, Source
-from sora_jax.data.latents import LatentCache, Record
+from sora_jax.data.latents import LatentCache, Record, Records
 from sora_jax.data.packing import CoordinateMode, Grid, PackedBatch, Run, coordinates, pack_stream, patchify
 from sora_jax.errors import UserError
 
@@ -49,7 +50,7 @@ class PipelineConfig:
 
 def make_pipeline(
     config: PipelineConfig,
-    records: str | os.PathLike[str] | Sequence[Record],
+    records: str | os.PathLike[str] | Records,
     shard_index: int = 0,
     shard_count: int = 1,
     epochs: int | None = None,
@@ -126,7 +127,8 @@ def clip_batches(
       UserError: a source is empty, no weight is positive, or (while iterating) a clip is smaller than the window.
     """
     several = isinstance(sources, (list, tuple)) and all(isinstance(source, tuple) for source in sources)
-    weighted = [pair for pair in (sources if several else [(sources, 1.0)]) if pair[1] > 0]
+    pairs: Any = sources if several else [(sources, 1.0)]
+    weighted = [pair for pair in pairs if pair[1] > 0]
     if not weighted or any(len(source) == 0 for source, _ in weighted):
         raise UserError(
             "There are no clips to train on: give at least one data set that isn't empty a weight above 0."

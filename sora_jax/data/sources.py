@@ -60,11 +60,11 @@ class DataConfig:
         for resolution, aspect, seconds, fps in itertools.product(
             self.resolutions, self.aspects, self.durations, self.rates
         ):
-            sides = [
+            height, width = (
                 math.ceil(side / multiple) * multiple
                 for side, multiple in zip(frame_size(resolution, aspect), self.grid[1:], strict=True)
-            ]
-            shapes.append((1 + self.grid[0] * round(seconds * fps / self.grid[0]), *sides, fps))
+            )
+            shapes.append((1 + self.grid[0] * round(seconds * fps / self.grid[0]), height, width, fps))
         return tuple(shapes)
 
 

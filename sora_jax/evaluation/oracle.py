@@ -13,6 +13,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -209,7 +210,7 @@ def _reappears(shown: np.ndarray, slack: float = 0.0) -> bool:
 class _Truth:
     """For each attribute of a thing the answers that are right; the first is the best."""
 
-    answers: dict[str, tuple[object, ...]]
+    answers: dict[str, tuple[Any, ...]]
     middle: float  # seconds into the clip, of a zoom: where a thing has its own size
     zoomed: bool
 

@@ -112,7 +112,8 @@ def find(name: str | os.PathLike[str]) -> pathlib.Path:
             return folder
     known = ", ".join(bundled()) or "none"
     raise UserError(
-        f"There is no model {str(name)!r}: name a bundled one ({known}), or a folder that holds a model or a training run."
+        f"There is no model {str(name)!r}: name a bundled one ({known}), or a folder that holds a model or a "
+        "training run."
     )
 
 
@@ -155,7 +156,7 @@ def take_weights(fresh: Model, name: str, part: str) -> Model:
     if stored is None:
         raise UserError(f"config.init_from: the model {name!r} has no {part}.")
     ours, theirs = named_leaves(fresh), named_leaves(stored)
-    for key in [*ours, *theirs]:
+    for key in ours | theirs:
         if key not in ours or key not in theirs or ours[key].shape != theirs[key].shape:
             raise UserError(
                 f"config.init_from: the {part} of {name!r} is of another architecture, beginning at {key!r}."
@@ -205,7 +206,7 @@ def _load_weights(build: Callable[[], Model], path: pathlib.Path) -> Model:
         raise UserError(
             f"{path} can't be read, it is damaged or cut short ({error}): fetch it again."
         ) from error
-    for name in [*wanted, *tensors]:
+    for name in wanted | tensors:
         here = wanted[name].shape if name in wanted else None
         there = tensors[name].shape if name in tensors else None
         if here != there:

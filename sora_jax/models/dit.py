@@ -8,6 +8,7 @@ Layers are stacked along a leading axis and scanned, so compile time does not gr
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +56,7 @@ class DiTConfig:
     patch: tuple[int, int, int] = (1, 2, 2)
     channels: int = 16
     text_width: int = 384
-    coords: str = "fractional"
+    coords: Literal["fractional", "absolute"] = "fractional"
     rope_periods: tuple[tuple[float, float], tuple[float, float]] = ((64.0, 0.25), (8.0, 0.125))
     dtype: str = "bfloat16"
     remat: str = "all"
@@ -73,7 +74,9 @@ class DiTConfig:
                 object.__setattr__(self, name, value)
         for name in ("width", "layers", "heads"):
             if getattr(self, name) < 1:
-                raise UserError(f"dit.{name}={getattr(self, name)} must be at least 1: set it, or set dit.size.")
+                raise UserError(
+                    f"dit.{name}={getattr(self, name)} must be at least 1: set it, or set dit.size."
+                )
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise UserError(f"dit.heads={self.heads} must divide dit.width={self.width} into even heads.")
         for name, choices in (
@@ -82,7 +85,9 @@ class DiTConfig:
             ("coords", ("fractional", "absolute")),
         ):
             if getattr(self, name) not in choices:
-                raise UserError(f"dit.{name}={getattr(self, name)!r} is unknown: choose one of {', '.join(choices)}.")
+                raise UserError(
+                    f"dit.{name}={getattr(self, name)!r} is unknown: choose one of {', '.join(choices)}."
+                )
 
     @property
     def patch_width(self) -> int:

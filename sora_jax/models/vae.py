@@ -48,10 +48,14 @@ class VAEConfig:
 
     def __post_init__(self) -> None:
         if tuple(self.strides[0]) != (2, 2, 2):
-            raise UserError(f"vae.strides begins with {self.strides[0]}, but the first fold must be (2, 2, 2).")
+            raise UserError(
+                f"vae.strides begins with {self.strides[0]}, but the first fold must be (2, 2, 2)."
+            )
         for name in ("encoder_widths", "encoder_blocks", "decoder_widths", "decoder_blocks"):
             if len(getattr(self, name)) != len(self.strides):
-                raise UserError(f"vae.{name} needs one number for each of the {len(self.strides)} vae.strides.")
+                raise UserError(
+                    f"vae.{name} needs one number for each of the {len(self.strides)} vae.strides."
+                )
 
     @property
     def compression(self) -> Stride:
@@ -260,9 +264,15 @@ class VAE(nnx.Module):
     def _check_size(self, shape: tuple[int, ...], first: bool) -> None:
         time, height, width = self.config.compression
         if shape[2] % height or shape[3] % width:
-            raise UserError(f"A clip of {shape[2]}×{shape[3]} pixels is no multiple of {height}×{width}: pad it first.")
+            raise UserError(
+                f"A clip of {shape[2]}×{shape[3]} pixels is no multiple of {height}×{width}: pad it first."
+            )
         if shape[1] < 1 or (shape[1] - first) % time:
-            allowed = f"1, {1 + time}, {1 + 2 * time}, …" if first else f"a multiple of {time}, since it continues one"
+            allowed = (
+                f"1, {1 + time}, {1 + 2 * time}, …"
+                if first
+                else f"a multiple of {time}, since it continues one"
+            )
             raise UserError(f"A clip of {shape[1]} frames can't be encoded: their number must be {allowed}.")
 
 

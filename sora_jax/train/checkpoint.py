@@ -112,8 +112,8 @@ class Checkpoints:
         need = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
         if shutil.disk_usage(self.folder).free < 1.05 * need:
             raise UserError(
-                f"No space is left on the disk for checkpoint {self.folder / str(step)}, which needs {need / 2**20:.0f} "
-                f"MB: free some and start again to continue from step {self.latest or 0}."
+                f"No space is left on the disk for checkpoint {self.folder / str(step)}, which needs "
+                f"{need / 2**20:.0f} MB: free some and start again to continue from step {self.latest or 0}."
             )
         parts = {name: named_leaves(tree) for name, tree in trees.items()}
         sums = {name: checksums(leaves) for name, leaves in parts.items()}

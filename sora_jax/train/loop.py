@@ -239,7 +239,7 @@ def read_loop_config(config: ConfigDict) -> LoopConfig:
     # The learning rate falls over the whole run unless told otherwise.
     values["optim"] = {"steps": config.get("steps", 1)} | dict(config.get("optim", {}))
     for name, schema in typing.get_type_hints(LoopConfig).items():
-        if dataclasses.is_dataclass(schema) and name in values:
+        if isinstance(schema, type) and dataclasses.is_dataclass(schema) and name in values:
             values[name] = component(schema, values[name], name)
     try:
         return LoopConfig(**values)
