@@ -187,7 +187,7 @@ def evaluate_vae_command(
 
     def show(label: str, pair: Sequence[Any]) -> None:
         if len(shown) < _SHEET_CLIPS:
-            shown.extend([(f"original of {label}", pair[0]), ("reconstruction", pair[1])])
+            shown.extend([("the original of", pair[0]), (label, pair[1])])
 
     with progress_bar(not context.meta[_QUIET], "frame") as progress:
         result = report.evaluate_vae(
@@ -275,7 +275,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--traceback" in arguments:
             traceback.print_exc()
         if isinstance(error, click.ClickException):
-            place = f"; see {error.ctx.command_path} --help" if getattr(error, "ctx", None) else ""
+            context = getattr(error, "ctx", None)
+            place = f"; see {context.command_path} --help" if context else ""
             click.echo(f"error: {error.format_message().rstrip('.')}{place}.", err=True)
             return 2
         if isinstance(error, UserError):

@@ -11,9 +11,14 @@ import threading
 
 import numpy as np
 import pytest
+from flax import nnx
 
 from sora_jax import cli, studio
 from sora_jax.errors import UserError
+from sora_jax.models.bundle import Bundle, Limits, save_bundle
+from sora_jax.models.dit import DiT, DiTConfig
+from sora_jax.models.text import TextConfig
+from sora_jax.models.vae import VAE, VAEConfig
 from sora_jax.video import Video, read_video
 
 
@@ -354,3 +359,38 @@ def test_evaluate_toyworld_prints_shares_and_writes_its_files(fake, capsys):
     assert result["settings"]["source"] == "truth" and len(result["clips"]) == 2
     assert cli.main(["evaluate", "toyworld", "--clips", "1", "--steps", "3", "--model", "m", "-q"]) == 0
     assert fake.loads == ["m"] and fake.requests[0].steps == 3
+
+
+def test_a_real_model_from_its_folder_to_files(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    vae = VAE(VAEConfig(channels=4, encoder_widths=(8, 8, 8), decoder_widths=(8, 8, 8)), rngs=nnx.Rngs(0))
+    dit = DiT(DiTConfig(size="", width=32, layers=1, heads=2, channels=4, text_width=16), rngs=nnx.Rngs(1))
+    text = TextConfig(kind="hash", width=16, max_tokens=16)
+    limits = Limits(tokens=16, text=16, row_text=32)
+    save_bundle(Bundle("tiny", vae, dit, text, limits), tmp_path / "tiny")
+    save_bundle(Bundle("still", vae, None, text, limits), tmp_path / "still")
+    small = ["--model", "tiny", "--resolution", "16", "--steps", "2", "--fps", "6"]
+    assert cli.main(["generate", "a star", "a ring moves left", *small, "--aspect", "16:9"]) == 0
+    out, err = capsys.readouterr()
+    assert [line.split("  ")[1] for line in out.splitlines()] == ["28×16, 12 frames at 6 fps (2 s)"] * 2
+    assert "2/2" in err
+    assert read_video("out-2.mp4").frames.shape == (12, 16, 28, 3)
+    assert (
+        cli.main(["evaluate", "toyworld", "--clips", "2", *small, "--aspects", "16:9", "--json", "x.json"])
+        == 0
+    )
+    assert json.loads(pathlib.Path("x.json").read_text())["accuracy"]["all"]["of"] == 2
+    capsys.readouterr()
+    for arguments, words in (
+        (["generate", "", *small], "prompt is empty"),
+        (["generate", "word " * 99, *small], "tokens and the model"),
+        (["generate", "a star", *small, "--duration", "60"], "nearest that fits"),
+        (["generate", "a star", *small, "--resolution", "999"], "nearest that fits"),
+        (["generate", "a star", "--model", "still"], "autoencoder only"),
+    ):
+        assert cli.main([*arguments, "-o", "bad.mp4"]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and err.count("\n") == 1 and words in err
+    assert not pathlib.Path("bad.mp4").exists()
+    assert cli.main(["models", "."]) == 0
+    assert {"still", "tiny"} <= {line.split()[0] for line in capsys.readouterr().out.splitlines()}

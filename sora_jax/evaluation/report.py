@@ -86,8 +86,9 @@ def evaluate_vae(
     progress(0, sum(expected))
     rows: list[dict[str, Any]] = []
     for number, path in enumerate(files):
-        done, error, similarity, source, first = 0, 0.0, 0.0, (0, 0), []
-        for piece, source in _pieces(path, resolution, seconds, start):  # noqa: B007
+        done, error, similarity, source = 0, 0.0, 0.0, (0, 0)
+        first: list[Video] = []
+        for piece, source in _pieces(path, resolution, seconds, start):
             again = studio.reconstruct(piece)
             error += len(piece) * 10 ** (-float(quality.psnr(again.frames, piece.frames)) / 10)
             similarity += len(piece) * float(quality.ssim(again.frames, piece.frames))
@@ -97,7 +98,7 @@ def evaluate_vae(
             progress(before + done, before + max(done, sum(expected[number:])))
         if not done:
             raise UserError(f"{path} has no frame at {start:g} seconds: it ends before; start earlier.")
-        row = {
+        row: dict[str, Any] = {
             "file": os.fspath(path),
             "frames": done,
             "fps": first[0].fps,
@@ -221,7 +222,7 @@ def interval(right: int, of: int, z: float = 1.959964) -> tuple[float, float]:
     share, weight = right / of, 1 + z * z / of
     middle = (share + z * z / (2 * of)) / weight
     half = z * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of)) / weight
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return round(max(0.0, middle - half), 9), round(min(1.0, middle + half), 9)
 
 
 def made_by() -> dict[str, Any]:
