@@ -1,6 +1,7 @@
 """The optimizer's rules by hand: what decays, what Muon takes and how, the schedule, the average, accumulation."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -10,7 +11,7 @@ import optax
 import optax.contrib
 import pytest
 from flax import nnx
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from sora_jax.errors import UserError
@@ -26,26 +27,28 @@ from sora_jax.train.optim import (
 PLAIN = OptimConfig(lr=0.1, warmup=0, schedule="constant", weight_decay=0, clip_norm=0)
 
 
-class Block(nnx.Module):
-    def __init__(self, rngs):
-        self.qkv = nnx.Linear(4, 6, rngs=rngs)
-        self.norm = nnx.LayerNorm(4, rngs=rngs)
-        self.qk_scale = nnx.Param(jnp.ones((2, 3)))
+class Weights(nnx.Module):
+    """A module of random parameters with the given names and shapes."""
+
+    def __init__(self, **shapes):
+        rng = np.random.default_rng(len(shapes))
+        for name, shape in shapes.items():
+            setattr(self, name, nnx.Param(rng.standard_normal(shape, np.float32)))
 
 
 class Model(nnx.Module):
     """Every kind of parameter that the models here have."""
 
-    def __init__(self, key):
-        rngs = nnx.Rngs(key)
-        self.patch_in = nnx.Linear(3, 4, rngs=rngs)
-        self.blocks = jax.vmap(lambda key: Block(nnx.Rngs(key)))(jax.random.split(key, 2))
-        self.layers = nnx.List([nnx.Conv(2, 3, (3, 3, 3), rngs=rngs)])
+    def __init__(self):
+        self.patch_in = Weights(kernel=(3, 4), bias=(4,))
+        self.blocks = Weights(qk_scale=(2, 2, 3))
+        self.blocks.qkv = Weights(kernel=(2, 4, 6), bias=(2, 6))
+        self.layers = nnx.List([Weights(kernel=(3, 3, 3, 2, 3), bias=(3,))])
 
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return Model(jax.random.key(0))
+    return Model()
 
 
 def by_name(tree) -> dict[str, object]:
@@ -57,25 +60,26 @@ def by_name(tree) -> dict[str, object]:
 
 
 def gradients_like(params, seed=0):
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    drawn = [jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(structure, drawn)
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), params)
 
 
-def apply_steps(config, params, steps, gradients=None):
-    optimizer = make_optimizer(config, params)
+def take_steps(optimizer, params, gradients):
+    """The parameters after one step for each tree of `gradients`."""
 
     @jax.jit
-    def step(params, state, gradients):
-        updates, state = optimizer.update(gradients, state, params)
+    def step(params, state, gradient):
+        updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), state
 
     state = optimizer.init(params)
-    for index in range(steps):
-        drawn = gradients_like(params, index) if gradients is None else gradients
-        params, state = step(params, state, drawn)
+    for gradient in gradients:
+        params, state = step(params, state, gradient)
     return params
+
+
+def apply_steps(config, params, gradients):
+    return take_steps(make_optimizer(config, params), params, gradients)
 
 
 def test_rules_follow_names_and_shapes(model):
@@ -107,7 +111,7 @@ def test_plain_dicts_follow_the_same_rules():
 def test_weight_decay_acts_on_matrices_alone(name, model):
     config = dataclasses.replace(PLAIN, name=name, weight_decay=0.5)
     zeros = jax.tree.map(jnp.zeros_like, model)
-    after = by_name(apply_steps(config, model, 1, zeros))
+    after = by_name(apply_steps(config, model, [zeros]))
     for path, before in by_name(model).items():
         kept = 1 - 0.1 * 0.5 if path.endswith("kernel") else 1
         np.testing.assert_allclose(after[path], kept * before, rtol=1e-6)
@@ -115,7 +119,7 @@ def test_weight_decay_acts_on_matrices_alone(name, model):
 
 def test_adamw_by_hand(model):
     config = dataclasses.replace(PLAIN, b1=0.8, b2=0.9, eps=1e-3, weight_decay=0.2, lr=0.01)
-    after = by_name(apply_steps(config, model, 3))
+    after = by_name(apply_steps(config, model, [gradients_like(model, seed) for seed in range(3)]))
     start = by_name(model)
     for path, decay in {"patch_in/kernel": 0.2, "patch_in/bias": 0.0}.items():
         p, m, v = np.asarray(start[path], np.float64), 0.0, 0.0
@@ -126,34 +130,46 @@ def test_adamw_by_hand(model):
         np.testing.assert_allclose(after[path], p, rtol=1e-5, atol=1e-6)
 
 
-@settings(max_examples=6, deadline=None)
+@functools.cache
+def muon_of_stack_and_of_layers(shape):
+    """Two compiled functions from (start, gradients) to parameters: the whole stack at once, and one layer."""
+    config = dataclasses.replace(PLAIN, name="muon", weight_decay=0.1, momentum=0.8)
+
+    def tree(stack):
+        return {"blocks": {"w": stack}}
+
+    def together(start, gradients):
+        return take_steps(stacked, tree(start), [tree(gradient) for gradient in gradients])["blocks"]["w"]
+
+    stacked = make_optimizer(config, tree(jnp.zeros(shape)))
+    alone = optax.contrib.muon(config.lr, beta=0.8, weight_decay=0.1, consistent_rms=0.2)
+    return jax.jit(together), jax.jit(functools.partial(take_steps, alone))
+
+
+# No shrinking: a seed says little.
+@settings(max_examples=20, deadline=None, phases=[Phase.generate])
 @given(shape=st.sampled_from([(3, 4, 7), (2, 7, 4)]), seed=st.integers(0, 999))
 def test_muon_takes_a_stack_layer_by_layer(shape, seed):
-    config = dataclasses.replace(PLAIN, name="muon", weight_decay=0.1, momentum=0.8)
-    stacked = jax.random.normal(jax.random.key(seed), shape)
+    together, alone = muon_of_stack_and_of_layers(shape)
+    start, *gradients = np.random.default_rng(seed).standard_normal((3, *shape), np.float32)
     # Layers whose gradients differ in size by a thousand, which a shared norm would drown.
-    gradients = jax.random.normal(jax.random.key(seed + 1), shape)
-    gradients *= 10.0 ** -jnp.arange(0, 3 * shape[0], 3)[:, None, None]
-    together = apply_steps(config, {"blocks": {"w": stacked}}, 2, {"blocks": {"w": gradients}})["blocks"]["w"]
-
-    alone = optax.contrib.muon(config.lr, beta=0.8, weight_decay=0.1, consistent_rms=0.2)
-    update = jax.jit(alone.update)
+    gradients = [gradient / 1000.0 ** np.arange(shape[0])[:, None, None] for gradient in gradients]
+    stack = together(start, gradients)
     for layer in range(shape[0]):
-        params, state = stacked[layer], alone.init(stacked[layer])
-        for _ in range(2):
-            updates, state = update(gradients[layer], state, params)
-            params = optax.apply_updates(params, updates)
-        np.testing.assert_allclose(together[layer], params, rtol=2e-4, atol=2e-5)
+        by_itself = alone(start[layer], [gradient[layer] for gradient in gradients])
+        np.testing.assert_allclose(stack[layer], by_itself, rtol=2e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 12), (2, 12, 8)])
 def test_muon_steps_are_orthogonal_and_of_adams_size(shape):
     params = {"blocks": {"w": jnp.zeros(shape)}}
-    update = -apply_steps(dataclasses.replace(PLAIN, name="muon"), params, 1)["blocks"]["w"] / 0.1
-    for layer in update:
+    config = dataclasses.replace(PLAIN, name="muon")
+    after = apply_steps(config, params, [gradients_like(params)])["blocks"]["w"]
+    for layer in after / -config.lr:
         singular = np.linalg.svd(np.asarray(layer), compute_uv=False)
         expected = 0.2 * math.sqrt(12)
-        assert expected * 0.6 < singular.min() and singular.max() < expected * 1.3
+        np.testing.assert_array_less(expected * 0.6, singular)
+        np.testing.assert_array_less(singular, expected * 1.3)
         assert 0.12 < float(jnp.sqrt(jnp.mean(layer**2))) < 0.25
 
 
@@ -161,18 +177,19 @@ def test_muon_takes_a_convolution_as_one_matrix(model):
     config = dataclasses.replace(PLAIN, name="muon")
     kernel = model.layers[0].kernel[...]
     gradients = gradients_like(model)
-    conv = by_name(apply_steps(config, model, 1, gradients))["layers/0/kernel"] - kernel
+    conv = by_name(apply_steps(config, model, [gradients]))["layers/0/kernel"] - kernel
     flat = {"blocks": {"w": kernel.reshape(1, -1, kernel.shape[-1])}}
     flat_gradients = {
         "blocks": {"w": by_name(gradients)["layers/0/kernel"].reshape(flat["blocks"]["w"].shape)}
     }
-    matrix = apply_steps(config, flat, 1, flat_gradients)["blocks"]["w"] - flat["blocks"]["w"]
+    matrix = apply_steps(config, flat, [flat_gradients])["blocks"]["w"] - flat["blocks"]["w"]
     np.testing.assert_allclose(conv.reshape(matrix.shape), matrix, atol=1e-5)
 
 
 def test_muon_leaves_the_rest_to_adamw(model):
-    adamw = by_name(apply_steps(dataclasses.replace(PLAIN), model, 3))
-    muon = by_name(apply_steps(dataclasses.replace(PLAIN, name="muon"), model, 3))
+    gradients = [gradients_like(model, seed) for seed in range(3)]
+    adamw = by_name(apply_steps(PLAIN, model, gradients))
+    muon = by_name(apply_steps(dataclasses.replace(PLAIN, name="muon"), model, gradients))
     rules = by_name(update_rules(model))
     assert {path for path in muon if np.allclose(muon[path], adamw[path], atol=1e-6)} == {
         path for path, rule in rules.items() if rule == "adamw"
@@ -201,9 +218,9 @@ def test_clipping_bounds_the_global_norm():
     config = dataclasses.replace(PLAIN, lr=1.0, eps=1e6)
     params = {"a": jnp.zeros(3), "b": jnp.zeros((2, 2))}
     gradients = jax.tree.map(lambda x: x + 100.0, params)
-    clipped = apply_steps(dataclasses.replace(config, clip_norm=0.5), params, 1, gradients)
+    clipped = apply_steps(dataclasses.replace(config, clip_norm=0.5), params, [gradients])
     assert float(optax.tree.norm(clipped)) * 1e6 == pytest.approx(0.5, rel=1e-3)
-    free = apply_steps(config, params, 1, gradients)
+    free = apply_steps(config, params, [gradients])
     assert float(optax.tree.norm(free)) * 1e6 == pytest.approx(100 * math.sqrt(7), rel=1e-2)
 
 
@@ -222,7 +239,7 @@ def test_accumulated_batches_are_one_batch_of_their_mean(name):
             jax.tree.map(np.testing.assert_array_equal, accumulated, params)
     # The step follows the third batch, of whose learning rate 4/6 is left.
     mean = jax.tree.map(lambda *x: sum(x) / 3, *parts)
-    once = apply_steps(dataclasses.replace(config, schedule="constant", lr=0.1 * 4 / 6), params, 1, mean)
+    once = apply_steps(dataclasses.replace(config, schedule="constant", lr=0.1 * 4 / 6), params, [mean])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), accumulated, once)
 
 
@@ -241,9 +258,12 @@ def test_average_warms_up_and_then_decays(model):
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_learns_a_regression(name, model):
-    target = jax.random.normal(jax.random.key(1), (2, 4, 6))
-    loss = lambda model: jnp.mean((model.blocks.qkv.kernel[...] - target) ** 2)
-    config = OptimConfig(name=name, lr=0.3, warmup=5, steps=60, final_lr_fraction=0, weight_decay=0)
+    target = np.random.default_rng(1).standard_normal((2, 4, 6), np.float32)
+
+    def loss(model):
+        return jnp.mean((model.blocks.qkv.kernel[...] - target) ** 2)
+
+    config = OptimConfig(name=name, lr=0.3, warmup=5, steps=60, weight_decay=0)
     optimizer = make_optimizer(config, model)
 
     @jax.jit
@@ -254,7 +274,7 @@ def test_learns_a_regression(name, model):
     params, state = model, optimizer.init(model)
     for _ in range(60):
         params, state = step(params, state)
-    assert float(loss(params)) < 0.02 * float(loss(model))
+    assert float(loss(params)) < 0.1 * float(loss(model))
 
 
 @pytest.mark.parametrize(

