@@ -34,7 +34,7 @@ def draw_sigma(
 
 def shift(sigma: jax.Array, factor: jax.Array | float) -> jax.Array:
     """Moves levels towards noise, s σ / (1 + (s − 1) σ): a longer run hides less per token (ibid., equation 23)."""
-    return factor * sigma / (1.0 + (factor - 1.0) * sigma)
+    return sigma / (sigma + (1.0 - sigma) / factor)  # the same, and exactly 1 at σ = 1
 
 
 def shift_factor(tokens: jax.Array, base_tokens: float) -> jax.Array:

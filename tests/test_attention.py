@@ -1,0 +1,122 @@
+"""Every attention backend against softmax attention in NumPy, where each run is alone."""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sora_jax.errors import UserError
+from sora_jax.models.attention import BACKENDS, attend
+
+B, N, H, F = 2, 16, 2, 8
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def tensors(seed: int = 0) -> tuple[np.ndarray, ...]:
+    """q, k, v and the gradient that comes back into the output."""
+    return tuple(np.random.default_rng(seed).normal(size=(4, B, N, H, F)).astype(np.float32))
+
+
+@lru_cache
+def packed(backend: str) -> Callable[..., tuple[jax.Array, tuple[jax.Array, ...]]]:
+    @jax.jit
+    def output_and_gradients(q, k, v, back, segment_ids):
+        with jax.default_matmul_precision("highest"):
+            out, pull = jax.vjp(lambda q, k, v: attend(q, k, v, segment_ids, backend), q, k, v)
+            return out, pull(back)
+
+    return output_and_gradients
+
+
+def alone(q: np.ndarray, k: np.ndarray, v: np.ndarray, back: np.ndarray) -> tuple[np.ndarray, ...]:
+    """One run [n,H,F] by itself: output and the gradients of q, k, v, in float64."""
+    q, k, v, back = (x.astype(np.float64).swapaxes(0, 1) for x in (q, k, v, back))
+    logits = q @ k.swapaxes(1, 2) / np.sqrt(F)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    to_weights = back @ v.swapaxes(1, 2)
+    to_logits = weights * (to_weights - (weights * to_weights).sum(-1, keepdims=True)) / np.sqrt(F)
+    results = weights @ v, to_logits @ k, to_logits.swapaxes(1, 2) @ q, weights.swapaxes(1, 2) @ back
+    return tuple(x.swapaxes(0, 1) for x in results)
+
+
+def check_runs(backend: str, segment_ids: np.ndarray, seed: int = 0) -> None:
+    q, k, v, back = tensors(seed)
+    back = back * (segment_ids > 0)[..., None, None]
+    out, gradients = packed(backend)(q, k, v, back, segment_ids)
+    got = [np.asarray(x) for x in (out, *gradients)]
+    assert all(np.isfinite(x).all() for x in got)
+    for row in range(B):
+        for segment in set(segment_ids[row]) - {0}:
+            slots = segment_ids[row] == segment
+            expected = alone(*(x[row, slots] for x in (q, k, v, back)))
+            for name, ours, theirs in zip(("output", "dq", "dk", "dv"), got, expected, strict=True):
+                np.testing.assert_allclose(
+                    ours[row, slots], theirs, atol=1e-5, rtol=1e-5, err_msg=f"{name} of run {segment}"
+                )
+    for name, gradient in zip("qkv", got[1:], strict=True):
+        assert not gradient[segment_ids == 0].any(), f"an empty slot's {name} has a part in a run's output"
+
+
+@every_backend
+@settings(max_examples=40)
+@given(ids=st.lists(st.integers(0, 4), min_size=B * N, max_size=B * N), seed=st.integers(0, 9))
+def test_packed_equals_alone(backend, ids, seed):
+    """Runs of any lengths, in any order, even torn ones: only the ids say who belongs together."""
+    check_runs(backend, np.array(ids, np.int32).reshape(B, N), seed)
+
+
+@every_backend
+def test_packed_equals_alone_at_the_extremes(backend):
+    full, singles, empty, last = (
+        np.full(N, 1),
+        np.arange(1, N + 1),
+        np.zeros(N),
+        np.eye(N)[-1],
+    )
+    check_runs(backend, np.stack([full, empty]).astype(np.int32))
+    check_runs(backend, np.stack([singles, last]).astype(np.int32))
+
+
+@every_backend
+def test_what_lies_in_other_slots_does_not_matter(backend):
+    """Not even when it's huge: a mask that only adds a large negative number to the logits would show."""
+    q, k, v, back = tensors()
+    ids = np.tile(np.repeat([1, 2, 0], [6, 6, 4]), (B, 1)).astype(np.int32)
+    mine = (ids == 1)[..., None, None]
+    here, gradients_here = packed(backend)(q, k, v, back * mine, ids)
+    other = [np.where(mine, x, 1e4 * x) for x in (q, k, v)]
+    there, gradients_there = packed(backend)(*other, back * mine, ids)
+    np.testing.assert_allclose(there[:, :6], here[:, :6], rtol=1e-6)
+    for a, b in zip(gradients_here, gradients_there, strict=True):
+        np.testing.assert_allclose(b[:, :6], a[:, :6], rtol=1e-5, atol=1e-6)
+        assert not np.asarray(b[:, 6:]).any()
+    assert np.isfinite(there).all()
+
+
+@every_backend
+def test_bfloat16_keeps_its_dtype_and_its_three_digits(backend):
+    ids = np.tile(np.repeat([1, 2, 0], [7, 5, 4]), (B, 1)).astype(np.int32)
+    q, k, v, _ = (jnp.asarray(x, jnp.bfloat16) for x in tensors())
+    out = attend(q, k, v, ids, backend)
+    assert out.dtype == jnp.bfloat16
+    exact = attend(*(x.astype(jnp.float32) for x in (q, k, v)), ids, "reference")
+    np.testing.assert_allclose(np.asarray(out, np.float32), exact, atol=0.03)
+
+
+def test_auto_is_what_suits_this_machine():
+    q, k, v, _ = tensors()
+    ids = np.ones((B, N), np.int32)
+    best = jax.default_backend() if jax.default_backend() in BACKENDS else "reference"
+    np.testing.assert_array_equal(attend(q, k, v, ids), attend(q, k, v, ids, best))
+
+
+def test_an_unknown_backend_is_refused_and_the_known_ones_are_named():
+    q, k, v, _ = tensors()
+    with pytest.raises(UserError, match="'flash'.*reference"):
+        attend(q, k, v, np.ones((B, N), np.int32), "flash")

@@ -1,0 +1,108 @@
+"""The flow's path, its velocity, the levels a sampler walks and the steps it takes."""
+
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sora_jax.diffusion import flow
+
+RNG = np.random.default_rng(0)
+CLEAN, NOISE = (RNG.normal(size=(3, 4)).astype(np.float32) for _ in range(2))
+
+
+def test_the_path_leads_from_data_to_noise():
+    np.testing.assert_array_equal(flow.interpolate(CLEAN, NOISE, 0.0), CLEAN)
+    np.testing.assert_array_equal(flow.interpolate(CLEAN, NOISE, 1.0), NOISE)
+
+
+def test_every_token_has_its_own_place_on_the_path():
+    sigma = np.array([[0.0], [0.25], [1.0]], np.float32)
+    mixed = flow.interpolate(CLEAN, NOISE, sigma)
+    np.testing.assert_array_equal(mixed[0], CLEAN[0])
+    np.testing.assert_allclose(mixed[1], 0.75 * CLEAN[1] + 0.25 * NOISE[1], rtol=1e-6)
+    np.testing.assert_array_equal(mixed[2], NOISE[2])
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.3, 1.0])
+def test_the_velocity_is_the_paths_derivative_and_points_back_to_the_data(sigma):
+    point, slope = jax.jvp(lambda s: flow.interpolate(CLEAN, NOISE, s), (sigma,), (1.0,))
+    np.testing.assert_allclose(flow.velocity(CLEAN, NOISE), slope, atol=1e-6)
+    np.testing.assert_allclose(flow.denoise(point, slope, sigma), CLEAN, atol=1e-6)
+
+
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+def test_euler_with_the_true_velocity_of_one_data_point_lands_on_it(factor):
+    x = NOISE
+    levels = np.asarray(flow.schedule(5, factor))
+    for sigma, following in pairwise(levels):
+        np.testing.assert_allclose(x, flow.interpolate(CLEAN, NOISE, sigma), atol=1e-5)
+        x = flow.euler(x, (x - CLEAN) / sigma, sigma, following)
+    np.testing.assert_allclose(x, CLEAN, atol=1e-5)
+
+
+def _error(solver: str, steps: int) -> float:
+    """Of dx/dσ = −2σx, whose solution from x(1) = 1 is exp(1 − σ²), at σ = 0."""
+    x, levels = np.float64(1.0), np.linspace(1.0, 0.0, steps + 1)
+    field = lambda x, sigma: -2 * sigma * x
+    for sigma, following in pairwise(levels):
+        slope = field(x, sigma)
+        guess = flow.euler(x, slope, sigma, following)
+        x = guess if solver == "euler" else flow.heun(x, slope, field(guess, following), sigma, following)
+    return abs(x - np.e)
+
+
+@pytest.mark.parametrize(("solver", "ratio"), [("euler", 2.0), ("heun", 4.0)])
+def test_a_solvers_error_falls_with_its_order(solver, ratio):
+    assert _error(solver, 32) / _error(solver, 64) == pytest.approx(ratio, rel=0.1)
+    assert _error("heun", 32) < _error("euler", 32) / 10
+
+
+@settings(max_examples=20)
+@given(steps=st.sampled_from([1, 2, 7, 50]), factor=st.floats(1.0, 8.0))
+def test_a_schedule_falls_from_one_to_zero(steps, factor):
+    levels = np.asarray(flow.schedule(steps, factor))
+    assert levels.shape == (steps + 1,)
+    assert (levels[0], levels[-1]) == (1.0, 0.0)
+    assert (np.diff(levels) < 0).all()
+
+
+def test_a_schedule_is_even_before_it_is_shifted():
+    np.testing.assert_allclose(flow.schedule(4), [1, 0.75, 0.5, 0.25, 0])
+
+
+@settings(max_examples=50)
+@given(factor=st.floats(1.0, 16.0))
+def test_a_shift_moves_towards_noise_keeps_the_order_and_can_be_undone(factor):
+    sigma = np.linspace(0.0, 1.0, 33)
+    shifted = flow.shift(sigma, factor)
+    assert (shifted[0], shifted[-1]) == (0.0, pytest.approx(1.0))
+    assert (np.diff(shifted) > 0).all()
+    assert (shifted >= sigma - 1e-12).all()
+    np.testing.assert_allclose(flow.shift(shifted, 1 / factor), sigma, atol=1e-12)
+
+
+def test_the_shift_grows_with_the_root_of_a_runs_length():
+    np.testing.assert_allclose(flow.shift_factor(jnp.array([16.0, 64, 256, 1024]), 64.0), [1, 1, 2, 4])
+    # Esser et al. 2024, section 5.3.2: their middle level at four times the tokens is 2/3.
+    assert float(flow.shift(0.5, flow.shift_factor(256.0, 64.0))) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(("mean", "deviation"), [(0.0, 1.0), (-0.5, 0.7)])
+def test_the_logit_of_a_drawn_level_is_normal(mean, deviation):
+    sigma = np.asarray(flow.draw_sigma(jax.random.key(0), (40_000,), mean, deviation), np.float64)
+    assert 0 < sigma.min() < sigma.max() < 1
+    logit = np.log(sigma / (1 - sigma))
+    assert logit.mean() == pytest.approx(mean, abs=0.02)
+    assert logit.std() == pytest.approx(deviation, abs=0.02)
+    assert np.mean(logit < mean + deviation) == pytest.approx(0.8413, abs=0.01)
+
+
+def test_guidance_extrapolates_from_the_unconditional():
+    np.testing.assert_allclose(flow.guide(CLEAN, NOISE, 1.0), CLEAN, atol=1e-6)
+    np.testing.assert_array_equal(flow.guide(CLEAN, NOISE, 0.0), NOISE)
+    np.testing.assert_allclose(flow.guide(CLEAN, NOISE, 3.0), 3 * CLEAN - 2 * NOISE, atol=1e-5)
