@@ -33,7 +33,7 @@ best=$(
     done | sort -k1,1n -k2,2nr | head -n 1 | cut -d ' ' -f 3-
 )
 if [ -z "$best" ]; then
-    echo "error: no Python 3.11 or newer with the venv module was found in PATH or pyenv: install one (python.org, your" \
+    echo "error: no Python 3.11 or newer with the venv module was found in PATH or pyenv: install one (from your" \
         "system's packages, or 'pyenv install 3.13'), or name it: make PYTHON=/path/to/python" >&2
     exit 1
 fi
