@@ -60,8 +60,8 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
         sizes[free[0]] = len(devices) // known
     if int(np.prod(list(sizes.values()))) != len(devices):
         raise UserError(
-            f"The mesh ({written}) asks for {'a multiple of ' if free else ''}{known} devices and this machine "
-            f"has {len(devices)}: change config.mesh, for example data=-1 for all that are left."
+            f"The mesh ({written}) asks for {'a multiple of ' if free else ''}{known} devices and this "
+            f"machine has {len(devices)}: change config.mesh, for example data=-1 for all that are left."
         )
     return jax.make_mesh(tuple(sizes.values()), MESH_AXES, (AxisType.Auto,) * len(MESH_AXES), devices=devices)
 
@@ -106,10 +106,11 @@ def place_rows(mesh: Mesh, batch: Any) -> Any:
     rows, parts = sharding(mesh, "B"), mesh.shape["data"] * mesh.shape["fsdp"]
 
     def place(leaf: np.ndarray) -> jax.Array:
-        if leaf.shape[0] * jax.process_count() % parts:
+        count = leaf.shape[0] * jax.process_count()
+        if count % parts:
             raise UserError(
-                f"A batch of {leaf.shape[0] * jax.process_count()} rows doesn't divide over data x fsdp = {parts} "
-                "devices: make the rows a multiple of it, or change config.mesh."
+                f"A batch of {count} rows doesn't divide over data x fsdp = {parts} devices: make the rows "
+                "a multiple of it, or change config.mesh."
             )
         return jax.make_array_from_process_local_data(rows, leaf)
 

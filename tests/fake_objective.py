@@ -1,4 +1,4 @@
-"""A tiny objective on which the loop is tested, and a command that trains it: linear regression with noise."""
+"""A tiny objective on which the loop is tested, and a command that trains it: linear regression."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def get_config(steps: int = 12) -> ml_collections.ConfigDict:
             "seed": 3,
             "steps": steps,
             "data": {"clips": 1000},
-            "optim": {"lr": 0.03, "warmup": 2, "ema_decay": 0.9},
+            "optim": {"lr": 0.1, "warmup": 2, "ema_decay": 0.9},
             "log": {"every": 1, "sheet_every": 0, "tensorboard": False},
             "checkpoint": {"every": 3, "keep": 2},
             "mesh": {"data": 1},

@@ -130,6 +130,7 @@ def test_a_damaged_checkpoint_is_told_or_harmless(tmp_path, damage):
         shutil.rmtree(folder)
         shutil.copytree(whole, folder)
     assert told >= 3
+    checkpoints.close()
     shutil.rmtree(folder)
     restored = Checkpoints(tmp_path, CheckpointConfig()).restore(templates(make_trees(0)), make_iterator())
     assert_same(restored, make_trees(1))
@@ -139,7 +140,7 @@ def test_one_changed_bit_changes_its_sum():
     leaves = {"b": jnp.ones((3, 5), jnp.bfloat16), "a": jnp.zeros(7), "c": jnp.array([True, False])}
     before = checksums(leaves)
     flipped = leaves["a"].view(jnp.uint32).at[6].set(1).view(jnp.float32)
-    assert list(before == checksums(leaves | {"a": flipped})) == [False, True, True]
+    assert checksums(leaves | {"a": flipped}) == before | {"a": before["a"] + 1}
 
 
 def test_a_full_disk_is_a_sentence_and_the_last_checkpoint_stays(tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """Train from a configuration file: `python -m sora_jax.train --config configs/x.py --workdir runs/x`.
 
-`--config configs/x.py:tiny` hands "tiny" to the file's get_config; `--config.optim.lr=3e-4` overrides one value.
+`--config configs/x.py:tiny` hands "tiny" to the file's get_config, `--config.optim.lr=3e-4` sets a value.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from ml_collections import config_flags
 
 from sora_jax.errors import UserError
 
-USAGE = "usage: python -m sora_jax.train --config configs/x.py[:arg] --workdir runs/x [--config.optim.lr=3e-4 ...]"
+USAGE = (
+    "usage: python -m sora_jax.train --config configs/x.py[:arg] --workdir runs/x [--config.key=value ...]"
+)
 
 
 def parse(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path, bool]:

@@ -59,19 +59,22 @@ def fill(template: Any, leaves: dict[str, Any]) -> Any:
     return jax.tree.unflatten(jax.tree.structure(template), [leaves[name] for name in named_leaves(template)])
 
 
-@jax.jit
-def checksums(leaves: dict[str, jax.Array]) -> jax.Array:
-    """The sum of each array's bits, read as whole numbers, modulo 2^32: u32[leaves], by sorted name.
+def checksums(leaves: dict[str, jax.Array]) -> dict[str, int]:
+    """The sum of each array's bits, read as whole numbers, modulo 2^32.
 
-    Whole numbers add up to the same sum in any order, so a checkpoint may move to other devices; and the sum of
-    a single changed number always differs. Orbax itself doesn't notice a flipped bit inside an array.
+    Whole numbers add up to the same sum in any order, so a checkpoint may move to other devices; and the sum
+    of a single changed number always differs. Orbax itself doesn't notice a flipped bit inside an array.
     """
+    return {name: int(total) for name, total in jax.device_get(_bit_sums(leaves)).items()}
 
-    def bits(x: jax.Array) -> jax.Array:
+
+@jax.jit
+def _bit_sums(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def total(x: jax.Array) -> jax.Array:
         whole = x if x.dtype == bool else jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
         return jnp.sum(whole.astype(jnp.uint32), dtype=jnp.uint32)
 
-    return jnp.stack([bits(leaves[name]) for name in sorted(leaves)])
+    return {name: total(x) for name, x in leaves.items()}
 
 
 class Checkpoints:
@@ -212,7 +215,7 @@ def load_params(
 
     Args:
       workdir: the run's folder.
-      template: the model as `jax.eval_shape` gives it; without it, a table from names to numpy arrays returns.
+      template: the model as `jax.eval_shape` gives it; without it, a table from names to numpy arrays.
       ema: take the averaged weights where the run has them.
       step: which checkpoint; default: the newest.
 
@@ -262,11 +265,9 @@ def _load(folder: pathlib.Path, name: str, template: Any) -> Any:
         leaves = ocp.load_checkpointables(folder, {name: abstract})[name]
         if (folder / "checksums").is_dir():
             sums = ocp.load_checkpointables(folder, {"checksums": None})["checksums"][name]
-            for key, expected, found in zip(
-                sorted(leaves), np.asarray(sums), np.asarray(checksums(leaves)), strict=True
-            ):
-                if expected != found:
-                    raise OSError(f"{name} {key!r} is not what was saved")
+            changed = [key for key, total in checksums(leaves).items() if total != sums[key]]
+            if changed:
+                raise OSError(f"{name} {changed[0]!r} is not what was saved")
     return fill(template, {key: leaves[key].astype(leaf.dtype) for key, leaf in wanted.items()})
 
 

@@ -1,7 +1,7 @@
 """The training loop. It knows objectives, not models: from a configuration to a trained state, top to bottom.
 
-An objective has `init(key) -> model`, `loss(model, batch, key) -> (loss, metrics)`, `data(config, shard_index,
-shard_count) -> grain.IterDataset`, `flops(batch) -> float`, `tokens(batch) -> (real, slots)` and
+An objective has `init(key) -> model`, `loss(model, batch, key) -> (loss, metrics)`, `data(config,
+shard_index, shard_count) -> grain.IterDataset`, `flops(batch) -> float`, `tokens(batch) -> (real, slots)` and
 `sample_sheet(model, step) -> PIL.Image | None`. Models are NNX modules used as plain pytrees.
 """
 
@@ -76,8 +76,8 @@ class TrainState:
 def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = None) -> TrainState:
     """Trains, or goes on training, until `config.steps`; returns the last state.
 
-    The run lives in `workdir`: config.json, metrics.jsonl, checkpoints/, sheets/. A run that was stopped at any
-    point goes on from its newest checkpoint to the same parameters, bit for bit, as one that never stopped.
+    The run lives in `workdir`: config.json, metrics.jsonl, checkpoints/, sheets/. A run that was stopped at
+    any point goes on from its newest checkpoint to the same parameters, bit for bit, as one never stopped.
     SIGTERM and Ctrl-C finish the step, save and return; a second one ends the run at once.
 
     Raises:
@@ -114,7 +114,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
 
         log = RunLog(workdir, loop.log, start, loop.steps, parameter_count(abstract.params))
         pending: Pending | None = None
-        stopping = False
+        stopping, compiled = False, 1
         with contextlib.closing(log):
             while step < loop.steps and not stopping:
                 before = time.perf_counter()
@@ -125,7 +125,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
                 with jax.transfer_guard("disallow" if step > start else "allow"):
                     state, metrics = update(state, batch, root)
                 step += 1
-                if update._cache_size() > 1:
+                if update._cache_size() > compiled:
+                    compiled = update._cache_size()
                     warnings.warn(
                         f"Step {step} compiled again: a batch changed its shapes or types.", stacklevel=1
                     )
@@ -153,7 +154,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
 
 
 def make_steps(objective: Any, config: OptimConfig) -> tuple[Callable, Callable]:
-    """The two pure functions of training: `init(key) -> TrainState`, `step(state, batch, key) -> (state, metrics)`.
+    """Training as pure functions: `init(key) -> TrainState`, `step(state, batch, key) -> (state, metrics)`.
 
     `key` is the root: every draw folds the step in, so no key is ever saved.
     """
@@ -175,7 +176,7 @@ def make_steps(objective: Any, config: OptimConfig) -> tuple[Callable, Callable]
         ema = None if state.ema is None else ema_update(state.ema, params, config.ema_decay, state.step)
         own = {
             "loss": loss,
-            "grad_norm": optax.global_norm(gradients),
+            "grad_norm": optax.tree.norm(gradients),
             "learning_rate": make_schedule(config)(state.step),
         }
         return TrainState(state.step + 1, params, opt_state, ema), metrics | own
@@ -185,7 +186,7 @@ def make_steps(objective: Any, config: OptimConfig) -> tuple[Callable, Callable]
 
 @dataclasses.dataclass(frozen=True)
 class Pending:
-    """A step that was dispatched and not yet looked at: its number, host batch, metrics, seconds of waiting."""
+    """A step dispatched and not yet looked at: its number, host batch, metrics, seconds of waiting."""
 
     step: int
     rows: Any
@@ -208,8 +209,8 @@ def look(pending: Pending, objective: Any, log: RunLog, stop_on_nan: bool) -> No
             )
         raise UserError(
             f"Training stopped at step {pending.step}: loss {metrics['loss']:g} and gradient norm "
-            f"{metrics['grad_norm']:g} are not both finite; the batch is in {place}, the last good checkpoint stays: "
-            "start again with a lower learning rate (config.optim), or look at the batch."
+            f"{metrics['grad_norm']:g} are not both finite; the batch is in {place}, the last good "
+            "checkpoint stays: start again with a lower learning rate (config.optim), or look at the batch."
         )
     real, slots = objective.tokens(pending.rows)
     log.step(pending.step, metrics, Work(real, slots, objective.flops(pending.rows), pending.waited))

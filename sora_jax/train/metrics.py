@@ -111,7 +111,7 @@ class RunLog:
         self._say(f"{parameters:,} parameters on {jax.device_count()} x {jax.devices()[0].device_kind}")
 
     def step(self, step: int, metrics: dict[str, float], work: Work) -> None:
-        """Counts a finished step; each `every` steps, and at the last, writes the means since the last row."""
+        """Counts a finished step; each `every` steps and at the end writes the means since the last row."""
         self._metrics.append(metrics)
         self._bar.update()
         if step == self._start + 1:
@@ -221,7 +221,7 @@ def _lines(path: pathlib.Path) -> list[str]:
     # Only a kill in the middle of a write leaves a last line without its end.
     if not path.exists():
         return []
-    return [line.rstrip("\n") for line in path.open() if line.endswith("\n")]
+    return [line.rstrip("\n") for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def _board(folder: pathlib.Path, step: int) -> Any:
@@ -229,6 +229,6 @@ def _board(folder: pathlib.Path, step: int) -> Any:
         import tensorboardX
     except ImportError as error:
         raise UserError(
-            "config.log.tensorboard needs the package tensorboardX: install it, or set config.log.tensorboard=False."
+            "config.log.tensorboard needs the package tensorboardX: install it, or set it to False."
         ) from error
     return tensorboardX.SummaryWriter(str(folder), purge_step=step + 1)
