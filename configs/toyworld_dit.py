@@ -17,7 +17,7 @@ def get_config(size: str = "Ti") -> ConfigDict:
             "steps": 20_000,
             "autoencoder": "toyworld",
             "init_from": "",
-            "dit": {"size": size, "dtype": "bfloat16"},
+            "dit": {"size": size, "dtype": "bfloat16", "remat": "dots"},
             "text": {"max_tokens": 64},
             "flow": {"mean": 0.0, "deviation": 1.0, "base_tokens": 64.0, "text_dropout": 0.1},
             "data": {
@@ -32,7 +32,7 @@ def get_config(size: str = "Ti") -> ConfigDict:
             "latents": {"folder": "", "clips": 40_000, "batch": 8},
             "pipeline": {
                 "row_tokens": 256,
-                "row_text": 128,
+                "row_text": 72,
                 "rows": 8,
                 "max_runs": 16,
                 "caption_weights": {"short": 0.7, "detailed": 0.25, "timed": 0.05},

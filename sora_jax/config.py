@@ -7,6 +7,8 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from sora_jax.errors import UserError
 
 
@@ -16,6 +18,8 @@ def component(schema: type, values: Mapping[str, Any], name: str) -> Any:
     Raises:
       UserError: a key that the component doesn't have, with the nearest that it has; or one that is missing.
     """
+    # A component holds plain values, hashable or not, and knows nothing of where they came from.
+    values = values.to_dict() if isinstance(values, ConfigDict) else values
     fields = [field.name for field in dataclasses.fields(schema)]
     for key in values:
         if key not in fields:
