@@ -32,9 +32,10 @@ def get_config(size: str = "Ti") -> ConfigDict:
             "latents": {"folder": "", "clips": 40_000, "batch": 8},
             "pipeline": {
                 "row_tokens": 256,
-                "row_text": 72,
+                "row_text": 96,
                 "rows": 8,
                 "max_runs": 16,
+                "window": 256,
                 "caption_weights": {"short": 0.7, "detailed": 0.25, "timed": 0.05},
             },
             "optim": {
