@@ -118,6 +118,14 @@ def test_motions(motion: str, thing: Thing) -> None:
     assert read.direction in (thing.direction, "down" if motion == "gravity" else thing.direction)
 
 
+@pytest.mark.parametrize("shape", world.SHAPES)
+def test_shapes_are_told_through_a_heavy_blur(shape: str) -> None:
+    thing = dataclasses.replace(BALL, shape=shape, size="medium", start=(0.1, -0.25))
+    frames = ndimage.gaussian_filter(clip_of(one(thing)).frames.astype(np.float32), (0, 2.2, 2.2, 0))
+    (read,) = oracle.read(Video(np.round(frames).astype(np.uint8), FPS)).things
+    assert (read.shape, read.direction) == (shape, "right")
+
+
 def test_track_tells_the_path() -> None:
     (read,) = oracle.read(clip_of(one(BALL))).things
     t, y, x, radius = np.array(read.track).T

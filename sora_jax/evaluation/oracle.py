@@ -171,7 +171,7 @@ def _describe(
         size=_size(start_radius(seconds[sure] - times[0], track.radius[sure])),
         direction=direction,
         motion=motion,
-        inside=bool((out <= _STICKS_OUT / min(size)).all()),
+        inside=not bool((track.edge & (out > _STICKS_OUT / min(size))).any()),
         reappears=_reappears(shown),
         shot=shot,
         track=tuple(

@@ -48,7 +48,9 @@ class Region:
     Attributes:
       frame, colour, patch: numbers; of the colour in `COLOURS`.
       area: square pixels. centre: f64[2], (y, x) in pixels.
-      clear: it touches neither the frame's edge nor another thing.
+      edge: it touches the frame's edge.
+      clear: it touches neither the edge nor another thing.
+      wedged: it touches two other things or more.
     """
 
     frame: int
@@ -56,7 +58,9 @@ class Region:
     patch: int
     area: float
     centre: np.ndarray
+    edge: bool
     clear: bool
+    wedged: bool
 
 
 def segment(frames: np.ndarray) -> Pixels:
@@ -130,7 +134,7 @@ def find_regions(pixels: Pixels) -> list[Region]:
         beside += np.bincount(which[here], (high != low)[y[here], x[here]], len(keys))
     seam = (beside > 0.8 * size) & (size < _SEAM * short**2)
     keep = np.flatnonzero((size >= max(_LEAST * short**2, 4)) & ~seam)
-    alone = np.bincount(patches[keep], minlength=patches.max() + 1)[patches] == 1
+    crowd = np.bincount(patches[keep], minlength=patches.max() + 1)[patches]
     return [
         Region(
             int(frames[i]),
@@ -138,7 +142,9 @@ def find_regions(pixels: Pixels) -> list[Region]:
             int(patches[i]),
             float(area[i]),
             centre[i],
-            bool(alone[i] & ~on_edge[i]),
+            bool(on_edge[i]),
+            bool(crowd[i] == 1 and not on_edge[i]),
+            bool(crowd[i] > 2),
         )
         for i in keep
     ]
@@ -156,12 +162,14 @@ def follow(regions: list[Region], first: int, last: int, short: int) -> list[lis
     """
     here = [region for region in regions if first <= region.frame < last]
     least = min(last - first, max(2, 0.2 * (last - first)))
-    # A thing is neither a flicker nor a crumb.
+    few = 0.6 * (last - first)
+    # A thing is neither a flicker nor a crumb, nor a seam that comes and goes with its two neighbours.
     return [
         sorted(thing, key=lambda region: region.frame)
         for colour in range(len(COLOURS))
         for thing in _join(_chain([region for region in here if region.colour == colour], 0.3 * short))
         if len(thing) >= least and max(region.area for region in thing) > 4 * _LEAST * short**2
+        if len(thing) > few or not all(region.wedged for region in thing)
     ]
 
 

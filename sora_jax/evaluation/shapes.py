@@ -19,7 +19,15 @@ from sora_jax.evaluation.regions import COLOURS, Pixels, Region
 
 _AREA = {"circle": math.pi, "square": 1.76**2, "triangle": 2.195, "star": 2.292, "ring": 2.679}  # of radius 1
 _FOLD = {"square": 4, "triangle": 3, "star": 5}  # symmetries under rotation
+_SPOKES = {
+    "square": 0.06,
+    "triangle": 0.07,
+    "star": 0.03,
+}  # symmetry that no circle has, however it is blurred
+_HOLE = 0.72
 _SLACK = 0.14  # more error than in the frames that show it best, up to which a thing counts as measured
+
+_FAINT = 0.1  # cover below which a pixel shows only that the background has tints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +41,7 @@ class Track:
       angle: f64[n], radians clockwise, continuous.
       visible: f64[n], share of the thing's area inside the frame that is seen.
       sure: bool[n], where centre and radius were measured on the thing, not on what was left of it.
+      edge: bool[n], where it touches the frame's edge.
       confidence: 0 to 1: how much of what is seen the shape's template explains.
     """
 
@@ -44,6 +53,7 @@ class Track:
     angle: np.ndarray
     visible: np.ndarray
     sure: np.ndarray
+    edge: np.ndarray
     confidence: float
 
 
@@ -84,8 +94,9 @@ def measure(thing: list[Region], pixels: Pixels) -> Track:
         (centre - size / 2) / size.min(),
         radius / size.min(),
         angle,
-        area / np.maximum(whole_area, 1.0),
+        windows.seen.sum((1, 2)) / np.maximum(whole_area, 1.0),
         sure,
+        np.array([region.edge for region in thing]),
         float(np.clip(1 - good, 0, 1)),
     )
 
@@ -93,7 +104,7 @@ def measure(thing: list[Region], pixels: Pixels) -> Track:
 def _recognise(windows: _Windows, whole: np.ndarray) -> tuple[str, _Fit, float]:
     """The shape of a thing that is `whole` bool[n] in some frames, its fit in these, and the usual error."""
     mass = windows.seen.sum((1, 2))
-    big = whole & (mass >= np.median(mass[whole]))
+    big = whole & (mass >= 0.85 * np.quantile(mass[whole], 0.8))
     centre = windows.centroid()
     fits = {}
     for shape in world.SHAPES:
@@ -102,9 +113,32 @@ def _recognise(windows: _Windows, whole: np.ndarray) -> tuple[str, _Fit, float]:
         error = np.minimum(windows.error(shape, centre, radius, angle), 1.0)
         fits[shape] = _Fit(centre, radius, angle, error)
     shape = min(fits, key=lambda name: fits[name].error[big].mean())
-    good = float(fits[shape].error[big].mean())
-    fits[shape].error[~whole] = np.inf
-    return shape, fits[shape], good
+    spokes, hole = windows.pick(big).symmetries()
+    if shape != "ring":
+        shape = _unblur(shape, spokes, hole)
+    fit = fits[shape]
+    if shape in _FOLD and _upright(shape, spokes):
+        fit.angle[:] = 0.0
+    good = float(fit.error[big].mean())
+    fit.error[~whole] = np.inf
+    return shape, fit, good
+
+
+def _unblur(shape: str, spokes: dict[str, np.ndarray], hole: float) -> str:
+    """A blur rounds everything: what seems round yet has a polygon's symmetry, or a hole, is no circle."""
+    if hole > _HOLE:
+        return "ring"
+    # Upright things add up over frames, turning ones don't and must show more.
+    signs = {
+        name: max(spokes[name].real.mean() / least, np.abs(spokes[name]).mean() / (3 * least))
+        for name, least in _SPOKES.items()
+    }
+    best = max(signs, key=lambda name: signs[name])
+    return best if shape == "circle" and signs[best] > 1 else shape
+
+
+def _upright(shape: str, spokes: dict[str, np.ndarray]) -> bool:
+    return bool(spokes[shape].real.mean() > 0.8 * np.abs(spokes[shape]).mean())
 
 
 def _puzzle_out(windows: _Windows, area: np.ndarray) -> tuple[str, _Fit, float]:
@@ -196,7 +230,8 @@ class _Windows:
         patch = np.array([region.patch for region in thing])[:, None, None]
         own = (pixels.colour[at] == colour + 1) & (pixels.patch[at] == patch)
         known = inside & (own | (pixels.colour[at] == 0))
-        return cls(np.where(known, pixels.cover[(*at, colour)], 0), known, corner.astype(float))
+        cover = pixels.cover[(*at, colour)]
+        return cls(np.where(known & (cover > _FAINT), cover, 0), known, corner.astype(float))
 
     def pick(self, index: np.ndarray) -> _Windows:
         """Only the squares numbered `index`."""
@@ -224,6 +259,26 @@ class _Windows:
         spot = (-y + 1j * x) / radius[:, None, None]
         moment = (self.seen * spot**fold * (np.abs(spot) < 1.5)).sum((1, 2))
         return (np.angle(moment) - (math.pi if shape == "square" else 0.0)) / fold
+
+    def symmetries(self) -> tuple[dict[str, np.ndarray], float]:
+        """How much the cover has of each polygon's symmetry, and of a hole.
+
+        Returns:
+          for each polygon complex128[n]: 0 without its symmetry; upright ones are positive, and sharp ones 0.55
+          (triangle), 0.29 (square), 0.57 (star); and the squared distance from the centre in units of a disc's of
+          the same area: 0.5 for a disc, 0.6 for a star, 0.87 for a ring.
+        """
+        y, x = self._offsets(self.centroid())
+        mass = np.maximum(self.seen.sum((1, 2)), 1.0)
+        spot = (-y + 1j * x) / np.sqrt(mass / math.pi)[:, None, None]
+        # Beyond it lies nothing of any shape, only echoes.
+        weight = self.seen * np.abs(spot) ** 2 * (np.abs(spot) < 1.9)
+        turn = spot / np.maximum(np.abs(spot), 1e-6)
+        whole = np.maximum(weight.sum((1, 2)), 1e-6)
+        spokes = {name: (weight * turn**fold).sum((1, 2)) / whole for name, fold in _FOLD.items()}
+        # The corners of an upright square lie on the diagonals.
+        spokes["square"] = -spokes["square"]
+        return spokes, float(np.median(weight.sum((1, 2)) / mass))
 
     def template(self, shape: str, centre, radius, angle, soft: float = 1.0) -> np.ndarray:
         """Cover f32[n, P, P] of the shape, its edge `soft` pixels wide."""
