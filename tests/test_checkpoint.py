@@ -143,6 +143,15 @@ def test_one_changed_bit_changes_its_sum():
     assert checksums(leaves | {"a": flipped}) == before | {"a": before["a"] + 1}
 
 
+def test_half_written_checkpoints_are_swept_away(tmp_path):
+    save_two(tmp_path)
+    rest = tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp" / "params"
+    rest.mkdir(parents=True)
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    assert checkpoints.latest == 2
+    assert not rest.parent.exists()
+
+
 def test_a_full_disk_is_a_sentence_and_the_last_checkpoint_stays(tmp_path, monkeypatch):
     save_two(tmp_path)
     usage = namedtuple("usage", "total used free")

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ml_collections
-from absl import flags
+from absl import flags, logging
 from ml_collections import config_flags
 
 from sora_jax.errors import UserError
@@ -63,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if {"--help", "-h"} & set(argv):
         print(f"{USAGE}\n\n{__doc__}")
         return 0
+    if "--traceback" not in argv:
+        # Libraries log the traceback of what they then raise; the sentence is enough.
+        logging.set_verbosity(logging.FATAL)
     try:
         config, workdir, _ = parse(argv)
         from sora_jax.train.loop import train

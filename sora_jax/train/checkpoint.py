@@ -87,11 +87,14 @@ class Checkpoints:
             policy = policies.AnyPreservationPolicy([policy, policies.EveryNSteps(config.keep_every)])
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0:
+                # What a killed run had half written.
+                for rest in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                    shutil.rmtree(rest)
             self._checkpointer = ocp.training.Checkpointer(
                 self.folder,
                 save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
                 preservation_policy=policy,
-                cleanup_tmp_directories=True,
             )
         except OSError as error:
             raise as_user_error(error, self.folder) from error
