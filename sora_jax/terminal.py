@@ -99,7 +99,8 @@ def check_output(path: pathlib.Path, suffixes: Sequence[str] = ()) -> None:
     while not os.path.lexists(folder) and folder != folder.parent:
         folder = folder.parent
     try:
-        tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.stem}-", suffix=path.suffix).close()
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.stem}-", suffix=path.suffix) as file:
+            file.write(bytes(1 << 16))  # a full disk still lets an empty file be made
     except OSError as error:
         raise as_user_error(error, path) from error
 
