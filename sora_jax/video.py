@@ -16,14 +16,8 @@ from typing import Any
 
 import av
 import numpy as np
-from av.video.reformatter import (
-    ChromaLocation,
-    ColorPrimaries,
-    ColorRange,
-    Colorspace,
-    ColorTrc,
-    Interpolation,
-)
+from av.video import reformatter
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
 from PIL import Image, ImageOps
 
 from sora_jax.errors import UserError, atomic_path
@@ -269,7 +263,8 @@ def _write_mp4(video: Video, file: str | io.BytesIO, crf: int) -> None:
         for index, array in enumerate(video.frames):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), "rgb24")
             # H.264's colour samples lie at the left of their pixels; said too late, colours shift by half one.
-            frame.chroma_location = ChromaLocation.LEFT
+            if hasattr(frame, "chroma_location"):  # PyAV 19; Python 3.11 gets an older one
+                frame.chroma_location = reformatter.ChromaLocation.LEFT
             frame = frame.reformat(
                 format=stream.pix_fmt,
                 interpolation=EXACT,

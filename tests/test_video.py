@@ -49,6 +49,10 @@ def test_mp4_comes_back_with_its_size_rate_and_colours(tmp_path, size):
     assert np.abs(error).mean() < 2 and np.abs(error.mean((0, 1, 2))).max() < 1.5
 
 
+@pytest.mark.skipif(
+    not hasattr(av.VideoFrame, "chroma_location"),
+    reason="PyAV before 19 (Python 3.11) can't say where colour samples lie: half a pixel off",
+)
 def test_colours_are_not_shifted_on_the_way(tmp_path):
     video = V.Video(gradients(5, 64, 96), 24)
     error = V.read_video(video.save(tmp_path / "a.mp4", crf=0)).frames.astype(int) - video.frames
