@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(size: str = "Ti") -> ConfigDict:
-    config = ConfigDict(
+    return ConfigDict(
         {
             "objective": "dit",
             "seed": 0,
@@ -49,5 +49,3 @@ def get_config(size: str = "Ti") -> ConfigDict:
             "checkpoint": {"every": 500, "keep": 2},
         }
     )
-    config.optim.steps = config.get_ref("steps")
-    return config

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    config = ConfigDict(
+    return ConfigDict(
         {
             "objective": "vae",
             "seed": 0,
@@ -37,5 +37,3 @@ def get_config() -> ConfigDict:
             "checkpoint": {"every": 250, "keep": 2},
         }
     )
-    config.optim.steps = config.get_ref("steps")
-    return config

@@ -202,19 +202,33 @@ def test_a_runs_velocity_depends_on_its_own_words_alone_and_on_when_they_hold(mo
             np.testing.assert_array_equal(ours, theirs)
 
 
+def all_given(i: int) -> PackedBatch:
+    """The batch with every token of run i given."""
+    given, place = np.array(BATCH.given), PLACES[i]
+    given[place.row, place.start : place.start + place.length] = True
+    return dataclasses.replace(BATCH, given=given)
+
+
+def run_at(model: DiT, batch: PackedBatch, i: int, sigma: float) -> np.ndarray:
+    """The velocity of run i at the noise level `sigma`."""
+    table = sigma_table([*SIGMAS[:i], sigma, *SIGMAS[i + 1 :]], PLACES, 2)
+    return unpack(forward(model, batch, table), PLACES)[i]
+
+
 def test_given_tokens_have_noise_level_zero(model):
     """A run that is all given and has no words looks the same at any σ: as one at σ = 0 that is not given."""
     i = next(i for i, run in enumerate(RUNS) if not len(run.text))
-    given = np.array(BATCH.given)
-    place = PLACES[i]
-    given[place.row, place.start : place.start + place.length] = True
-    as_given = dataclasses.replace(BATCH, given=given)
-    at = lambda batch, sigma: unpack(
-        forward(model, batch, sigma_table([*SIGMAS[:i], sigma, *SIGMAS[i + 1 :]], PLACES, 2)), [place]
-    )
-    np.testing.assert_array_equal(at(as_given, 0.3), at(as_given, 0.8))
-    close(at(as_given, 0.3), at(BATCH, 0.0), 1e-6)
-    assert np.abs(at(BATCH, 0.3)[0] - at(BATCH, 0.0)[0]).max() > 1e-2
+    given = all_given(i)
+    np.testing.assert_array_equal(run_at(model, given, i, 0.3), run_at(model, given, i, 0.8))
+    close(run_at(model, given, i, 0.3), run_at(model, BATCH, i, 0.0), 1e-6)
+    assert np.abs(run_at(model, BATCH, i, 0.3) - run_at(model, BATCH, i, 0.0)).max() > 1e-2
+
+
+def test_words_share_their_runs_noise_level(model):
+    """Of a run that is all given, the words alone know σ."""
+    i = next(i for i, run in enumerate(RUNS) if len(run.text))
+    given = all_given(i)
+    assert np.abs(run_at(model, given, i, 0.3) - run_at(model, given, i, 0.8)).max() > 1e-3
 
 
 def test_a_run_may_begin_anywhere_in_time_and_space(model, outputs):
@@ -295,7 +309,8 @@ def test_sizes_named_after_their_parameters_have_about_as_many(size):
         ({"size": "XXL"}, "'XXL'.*XL"),
         ({"size": "S", "width": 64}, "dit.width.*dit.size='S'"),
         ({"width": 30, "heads": 4}, "heads=4.*width=30"),
-        ({"width": 6, "heads": 2}, "even"),
+        ({"width": 14, "heads": 2}, "heads=2.*width=14.*even"),
+        ({"width": 8, "heads": 2}, "heads=2.*width=8.*6 or more"),
         ({"width": 0}, "width=0"),
         ({"heads": 0}, "heads=0"),
         ({"layers": 0}, "layers=0"),

@@ -28,11 +28,7 @@ PROMPTS = (
     ("a pink square", 0.0, 64, "1:1"),
 )
 TRAINING = (
-    "--config=configs/toyworld_dit.py",
-    "--config.dit.size=",
-    "--config.dit.width=128",
-    "--config.dit.layers=4",
-    "--config.dit.heads=4",
+    "--config=configs/toyworld_dit.py:Pico",
     "--config.latents.clips=240",
     "--config.steps=60",
     "--config.pipeline.rows=4",

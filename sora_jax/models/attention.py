@@ -41,9 +41,9 @@ def heads_first(
     205 for the same sum with its weights kept; experiments/LOG.md).
     """
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_bnhf, k_bnhf, v_bnhf))
-    alone = segment_ids_bn[:, None, :, None] == segment_ids_bn[:, None, None, :]
+    mask = segment_ids_bn[:, None, :, None] == segment_ids_bn[:, None, None, :]
     logits = jnp.matmul(q / math.sqrt(q.shape[-1]), k.swapaxes(-1, -2), preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(logits + jnp.where(alone, 0.0, -1e30), axis=-1)
+    weights = jax.nn.softmax(logits + jnp.where(mask, 0.0, -1e30), axis=-1)
     return (weights.astype(v.dtype) @ v).transpose(0, 2, 1, 3)
 
 

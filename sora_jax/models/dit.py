@@ -19,7 +19,9 @@ from sora_jax.errors import UserError
 from sora_jax.models.attention import BACKENDS, attend
 from sora_jax.models.layers import Linear, fourier, gather_conditions, rms_norm, rotary_angles, rotate
 
-SIZES = {  # width, layers, heads: DiT's own (Peebles and Xie 2022, table 1), Ti from ViT, and onwards
+# Width, layers, heads: S to XL are DiT's own (Peebles and Xie 2022, table 1), Ti is ViT's, Pico is for demonstrations.
+SIZES = {
+    "Pico": (128, 4, 4),
     "Ti": (192, 12, 3),
     "S": (384, 12, 6),
     "B": (768, 12, 12),
@@ -77,8 +79,12 @@ class DiTConfig:
                 raise UserError(
                     f"dit.{name}={getattr(self, name)} must be at least 1: set it, or set dit.size."
                 )
-        if self.width % self.heads or (self.width // self.heads) % 2:
-            raise UserError(f"dit.heads={self.heads} must divide dit.width={self.width} into even heads.")
+        head = self.width // self.heads
+        # RoPE turns pairs of a head's numbers: at least one pair each for time, y and x.
+        if self.width % self.heads or head % 2 or head < 6:
+            raise UserError(
+                f"dit.heads={self.heads} must divide dit.width={self.width} into heads of an even width, 6 or more."
+            )
         for name, choices in (
             ("remat", POLICIES),
             ("attention", ("auto", *BACKENDS)),
