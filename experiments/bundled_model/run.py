@@ -1,4 +1,4 @@
-"""Regenerates the bundled model `toyworld`: autoencoder, transformer, files, figures. See README.md beside this.
+"""Regenerates the bundled model `toyworld`: autoencoder, transformer, files, figures. See README.md beside.
 
     python experiments/bundled_model/run.py vae
     python experiments/bundled_model/run.py dit
@@ -68,7 +68,8 @@ def export(run: str, name: str) -> None:
     card = {
         "summary": "Toyworld at 64 pixels, up to 3 s at 8 fps: coloured shapes that move as told.",
         "licence": "Apache-2.0",
-        "data": "toyworld (this package); the autoencoder also on Big Buck Bunny, © 2008 Blender Foundation, CC BY 3.0",
+        "data": "toyworld (this package); the autoencoder also on Big Buck Bunny, "
+        "© 2008 Blender Foundation, www.bigbuckbunny.org, CC BY 3.0",
         "commit": subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT
         ).stdout.strip(),
@@ -87,20 +88,86 @@ def export(run: str, name: str) -> None:
 @click.option("--model", default="toyworld")
 @click.option("--clips", default=256)
 def evaluate(model: str, clips: int) -> None:
-    """Every figure of README.md, as JSON files beside it."""
+    """Every figure of README.md, as JSON files beside it (and sheets to look at, for two of them)."""
+    text = ("evaluate", "toyworld", "--model", model, "--clips", str(clips))
     for split in ("validation", "heldout", "paraphrase"):
+        sheet = () if split == "validation" else ("--sheet", str(HERE / f"{split}.png"))
+        _command(*text, "--split", split, "--json", str(HERE / f"{split}.json"), *sheet)
+    unseen = (
+        "--durations",
+        "1.5,2.5",
+        "--aspects",
+        "3:4,3:2",
+    )  # training's: 0, 1, 2, 3 s; 1:1, 16:9, 9:16, 4:3
+    _command(*text, "--split", "validation", *unseen, "--json", str(HERE / "unseen_shapes.json"))
+    for kind in ("truth", "vae"):
+        _command(*text, "--split", "validation", f"--{kind}", "--json", str(HERE / f"{kind}.json"))
+    _reconstruction(model)
+    for file in sorted(FOOTAGE.glob("*.mp4")):  # its seconds 40 to 50 are held out, see data/footage.py
+        where = ("--start", "40", "--seconds", "10", "--json", str(HERE / "footage.json"))
+        _command("evaluate", "vae", str(file), "--model", model, "--resolution", "128", *where)
+
+
+@main.command()
+@click.argument("runs", nargs=-1, type=click.Path(exists=True))
+@click.option("--clips", default=96)
+def curve(runs: tuple[str, ...], clips: int) -> None:
+    """Accuracy of copies of one run, each with another checkpoint, against steps: curve.json, curve.png."""
+    import matplotlib.pyplot as plt
+
+    points = []
+    for run in runs:
+        out = HERE / "point.json"
         _command(
             "evaluate",
             "toyworld",
             "--model",
-            model,
+            run,
             "--split",
-            split,
+            "validation",
             "--clips",
             str(clips),
             "--json",
-            str(HERE / f"{split}.json"),
+            str(out),
         )
+        figures = json.loads(out.read_text())
+        out.unlink()
+        [step] = (
+            int(folder.name)
+            for folder in (pathlib.Path(run) / "checkpoints").iterdir()
+            if folder.name.isdigit()
+        )
+        shares = {name: row["share"] for name, row in figures["accuracy"].items()}
+        points.append({"step": step, "clips": clips, **shares})
+    points.sort(key=lambda point: point["step"])
+    (HERE / "curve.json").write_text(json.dumps(points, indent=1) + "\n")
+    figure, axes = plt.subplots(figsize=(6, 4))
+    for name in ("colour", "direction", "shape", "all"):
+        axes.plot([p["step"] for p in points], [100 * p[name] for p in points], marker="o", label=name)
+    axes.set(xlabel="training steps", ylabel="clips read right, %", ylim=(0, 102), xscale="log")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(HERE / "curve.png", dpi=110)
+
+
+def _reconstruction(model: str) -> None:
+    """PSNR of toyworld's clips through the autoencoder, by shape: autoencoder.json."""
+    import sora_jax
+    from sora_jax.data.toyworld import Toyworld
+    from sora_jax.evaluation.quality import psnr
+
+    studio, figures = sora_jax.load(model), {}
+    for shape in ((17, 64, 64, 8.0), (1, 64, 64, 8.0), (17, 128, 128, 8.0)):
+        source = Toyworld(split="validation", clips=64, shapes=(shape,))
+        clips = [source[i].video for i in range(64)]
+        values = [float(psnr(studio.reconstruct(clip).frames, clip.frames)) for clip in clips]
+        figures["×".join(map(str, shape[:3]))] = {
+            "psnr": round(sum(values) / len(values), 2),
+            "clips": len(values),
+        }
+    (HERE / "autoencoder.json").write_text(json.dumps(figures, indent=1) + "\n")
+    click.echo(json.dumps(figures))
 
 
 def _train(config: str, run: str, *overrides: str) -> None:
