@@ -61,10 +61,10 @@ def make_runs() -> list[Run]:
     return runs
 
 
-def make_dit(config: DiTConfig = CONFIG, filled: bool = True) -> DiT:
-    """A model at its beginning, or `filled`: no parameter is zero, so that every layer matters."""
-    model = jax.jit(lambda key: DiT(config, rngs=nnx.Rngs(params=key)))(jax.random.key(0))
-    return jax.tree.map(lambda x: x + 0.1 * wave(*x.shape), model) if filled else model
+def make_dit(config: DiTConfig = CONFIG) -> DiT:
+    """A model in which no parameter is zero, so that every layer matters."""
+    shapes = jax.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0)))
+    return jax.tree.map(lambda x: wave(*x.shape) / np.sqrt(x.shape[-2] if x.ndim > 1 else 4), shapes)
 
 
 def velocity(model: DiT, batch: PackedBatch, sigma: Any) -> jax.Array:
@@ -260,7 +260,7 @@ def test_scanning_and_recomputing_change_no_number(model, how, monkeypatch):
 
 
 def test_at_the_beginning_blocks_are_the_identity_and_the_velocity_is_zero():
-    model = make_dit(filled=False)
+    model = jax.jit(lambda key: DiT(CONFIG, rngs=nnx.Rngs(params=key)))(jax.random.key(0))
     assert not np.asarray(forward(model, BATCH, TABLE)).any()
     # With a last layer that is not zero, layers that do nothing give what other layers that do nothing give.
     model.patch_out.kernel[...] = wave(*model.patch_out.kernel.shape)
