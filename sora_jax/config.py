@@ -28,6 +28,11 @@ def component(schema: type, values: Mapping[str, Any], name: str) -> Any:
                 f"config.{name}.{key} is no key of {schema.__name__}: did you mean config.{name}.{near[0]}?"
             )
     try:
-        return schema(**values)
+        return schema(**{key: _fixed(value) for key, value in values.items()})
     except TypeError as error:
         raise UserError(f"config.{name} is incomplete: {error}.") from error
+
+
+def _fixed(value: Any) -> Any:
+    """Lists (of JSON) as tuples: a configuration is a static part of a model, so `jax.jit` hashes it."""
+    return tuple(map(_fixed, value)) if isinstance(value, (list, tuple)) else value
