@@ -105,7 +105,9 @@ def evaluate(model: str, clips: int) -> None:
     _reconstruction(model)
     for file in sorted(FOOTAGE.glob("*.mp4")):  # its seconds 40 to 50 are held out, see data/footage.py
         where = ("--start", "40", "--seconds", "10", "--json", str(HERE / "footage.json"))
-        _command("evaluate", "vae", os.path.relpath(file, ROOT), "--model", model, "--resolution", "128", *where)
+        _command(
+            "evaluate", "vae", os.path.relpath(file, ROOT), "--model", model, "--resolution", "128", *where
+        )
 
 
 @main.command()
