@@ -100,7 +100,7 @@ def main(out: pathlib.Path, train: bool, model: str) -> None:
         figures.append(
             f"<figure>{media}<figcaption>{html.escape(request.prompt)}<br><small>{shape}</small></figcaption></figure>"
         )
-        labels.append(f"{request.prompt}  ({shape})")
+        labels.append(f"{request.prompt}  ({shape.replace('×', 'x')})")  # the sheet's font has no ×
     contact_sheet(videos, labels, columns=2).save(out / "sheet.png")
     page = PAGE.format(seconds=seconds, cores=os.cpu_count(), figures="\n".join(figures), training=told)
     (out / "index.html").write_text(page)
