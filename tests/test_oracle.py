@@ -10,6 +10,7 @@ import pytest
 from scipy import ndimage
 
 from sora_jax.data import scene as world
+from sora_jax.data.sampling import sample_scene
 from sora_jax.data.scene import Background, Occluder, Scene, Shot, Thing
 from sora_jax.data.toyworld import render
 from sora_jax.errors import UserError
@@ -45,7 +46,7 @@ def drawn(count: int) -> list[tuple[Scene, Video]]:
         height, width = SIZES[index % 4]
         duration = (1.0, 1.5, 2.0, 3.0)[index // 4 % 4]
         split = "heldout" if index % 3 == 0 else "train"
-        scene = world.sample_scene(7, index, split, duration, width / height)
+        scene = sample_scene(7, index, split, duration, width / height)
         pairs.append((scene, clip_of(scene, (height, width))))
     return pairs
 

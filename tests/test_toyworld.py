@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from sora_jax.data import captions
 from sora_jax.data import scene as world
+from sora_jax.data.sampling import sample_scene
 from sora_jax.data.scene import COLOURS, DIRECTIONS, MOTIONS, SHAPES, SIZES, Scene, Shot, Thing, WorldConfig
 from sora_jax.data.toyworld import Toyworld, render
 from sora_jax.errors import UserError
@@ -26,7 +27,7 @@ DURATION = (FRAMES - 1) / FPS
 
 def scenes(count=400, split="train", duration=DURATION, aspect=1.0, **distribution):
     config = WorldConfig(**distribution)
-    return [world.sample_scene(0, index, split, duration, aspect, config) for index in range(count)]
+    return [sample_scene(0, index, split, duration, aspect, config) for index in range(count)]
 
 
 def things(*args, **kwargs):
@@ -110,7 +111,7 @@ def test_splits_share_no_scene():
 
 def test_unknown_split_is_a_clear_error():
     with pytest.raises(UserError, match="no split 'test'"):
-        world.sample_scene(0, 0, "test")
+        sample_scene(0, 0, "test")
     with pytest.raises(UserError, match="no split"):
         Toyworld(split="valid")
 
@@ -127,7 +128,7 @@ def test_unknown_split_is_a_clear_error():
 def test_what_bounces_or_falls_stays_inside_the_frame(index, duration, aspect):
     motions = (0.0, 0.0, 0.5, 0.5, 0.0, 0.0, 0.0)
     config = WorldConfig(motions=motions, cameras=(1.0, 0.0, 0.0), occluder=0.0)
-    scene = world.sample_scene(0, index, "train", duration, aspect, config)
+    scene = sample_scene(0, index, "train", duration, aspect, config)
     for thing in scene.shots[0].things:
         path = world.position(thing, np.linspace(0, 2 * duration, 200), aspect)
         for along, (low, high) in zip(path.T, world.room(thing, aspect), strict=True):

@@ -15,7 +15,8 @@ import numpy as np
 from sora_jax.data import captions
 from sora_jax.data import scene as world
 from sora_jax.data.clips import Clip
-from sora_jax.data.scene import Background, Scene, Shot, Thing, WorldConfig, check_split, sample_scene
+from sora_jax.data.sampling import sample_scene
+from sora_jax.data.scene import Background, Scene, Shot, Thing, WorldConfig, check_split
 from sora_jax.errors import UserError
 from sora_jax.video import Video
 

@@ -19,6 +19,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from sora_jax.data import scene as world
+from sora_jax.data.sampling import sample_scene
 from sora_jax.data.scene import Scene, Shot, Thing
 from sora_jax.data.toyworld import render
 from sora_jax.errors import UserError
@@ -148,7 +149,7 @@ def chance_levels(scenes: int = 200) -> dict[str, float]:
     Args:
       scenes: how many scenes of the training split are drawn.
     """
-    drawn = [world.sample_scene(0, index) for index in range(scenes + 1)]
+    drawn = [sample_scene(0, index) for index in range(scenes + 1)]
     times, size = tuple(t / 4 for t in range(9)), (48, 48)
     scores = [score(_ideal(other, times, size), scene) for scene, other in itertools.pairwise(drawn)]
     return {name: float(np.mean([s[name] for s in scores])) for name in scores[0]}

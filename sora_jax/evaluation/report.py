@@ -21,7 +21,8 @@ import numpy as np
 import sora_jax
 from sora_jax.data import captions
 from sora_jax.data import scene as world
-from sora_jax.data.scene import Scene, WorldConfig, check_split, sample_scene
+from sora_jax.data.sampling import sample_scene
+from sora_jax.data.scene import Scene, WorldConfig, check_split
 from sora_jax.data.toyworld import render
 from sora_jax.errors import UserError
 from sora_jax.evaluation import oracle, quality
