@@ -17,7 +17,7 @@ def get_config(size: str = "Ti") -> ConfigDict:
             "steps": 20_000,
             "autoencoder": "toyworld",
             "init_from": "",
-            "dit": {"size": size, "dtype": "bfloat16", "remat": "dots"},
+            "dit": {"size": size, "absolute": False, "dtype": "bfloat16", "remat": "dots"},
             "text": {"max_tokens": 64},
             "flow": {"mean": 0.0, "deviation": 1.0, "base_tokens": 64.0, "text_dropout": 0.1},
             "data": {
@@ -44,6 +44,8 @@ def get_config(size: str = "Ti") -> ConfigDict:
                 "warmup": 100,
                 "schedule": "linear",
                 "final_lr_fraction": 0.02,
+                "ema_decay": 0.999,
+                "weight_decay": 0.01,
             },
             "log": {"every": 20, "sheet_every": 1000},
             "checkpoint": {"every": 500, "keep": 2},

@@ -32,6 +32,8 @@ def get_config() -> ConfigDict:
                 "warmup": 50,
                 "schedule": "linear",
                 "final_lr_fraction": 0.02,
+                "ema_decay": 0.999,
+                "weight_decay": 0.01,
             },
             "log": {"every": 20, "sheet_every": 500},
             "checkpoint": {"every": 250, "keep": 2},

@@ -251,9 +251,14 @@ def test_figures_that_cannot_be_written_leave_the_old_ones(fake, capsys, monkeyp
 
 
 def test_ctrl_c_stops_with_130(fake, capsys):
+    # A shell's background job ignores SIGINT, and so would the test in it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     fake.before = lambda: signal.raise_signal(signal.SIGINT)
     assert threading.current_thread() is threading.main_thread()
-    assert cli.main(["generate", "a star"]) == 130
+    try:
+        assert cli.main(["generate", "a star"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     err = capsys.readouterr().err
     assert err.splitlines()[-1] == "stopped" and "Traceback" not in err and _files() == []
 

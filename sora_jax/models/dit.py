@@ -32,6 +32,8 @@ SIZES = {
     "14B": (4096, 46, 32),
 }
 
+POSITION_WIDTH = 32
+
 
 @dataclasses.dataclass(frozen=True)
 class DiTConfig:
@@ -45,6 +47,8 @@ class DiTConfig:
       coords: how coordinates enter RoPE: "fractional" (centred, in short sides of the frame) or "absolute" (in
         patches from the first corner); see `data.packing.coordinates`.
       rope_periods: (longest, shortest) period for time in seconds and for space in units of `coords`.
+      absolute: whether Fourier features of the coordinates are added to the patches too. RoPE alone tells a token
+        where it is only by way of its words, which lie at the frame's centre at time 0.
       dtype: of the arithmetic; parameters, norms, softmax and the residual stream's sums stay float32.
       remat: what the backward pass keeps of a layer: "all", "dots" (matrix products) or "none" (recompute).
       attention: a backend of `models.attention`.
@@ -60,6 +64,7 @@ class DiTConfig:
     text_width: int = 384
     coords: Literal["fractional", "absolute"] = "fractional"
     rope_periods: tuple[tuple[float, float], tuple[float, float]] = ((64.0, 0.25), (8.0, 0.125))
+    absolute: bool = False
     dtype: str = "bfloat16"
     remat: str = "all"
     attention: str = "auto"
@@ -154,6 +159,8 @@ class DiT(nnx.Module):
         self.config = config
         self.patch_in = Linear(config.patch_width, D, rngs=rngs)
         self.text_in = Linear(config.text_width, D, rngs=rngs)
+        if config.absolute:
+            self.position_in = Linear(3 * POSITION_WIDTH, D, 0.0, rngs=rngs)
         self.sigma_in = Linear(256, D, rngs=rngs)
         self.sigma_out = Linear(D, D, rngs=rngs)
         keys = jax.random.split(rngs.params(), config.layers)
@@ -187,7 +194,10 @@ class DiT(nnx.Module):
         config, M = self.config, text_bme.shape[1]
         dtype = jnp.dtype(config.dtype)
         text = self.text_in(rms_norm(text_bme).astype(dtype))
-        x = jnp.concatenate([text, self.patch_in(patches_bnp.astype(dtype))], axis=1).astype(jnp.float32)
+        patches = self.patch_in(patches_bnp.astype(dtype))
+        if config.absolute:
+            patches = patches + self.position_in(_position(coords_bn3, config).astype(dtype))
+        x = jnp.concatenate([text, patches], axis=1).astype(jnp.float32)
         segment_ids = jnp.concatenate([text_segment_ids_bm, segment_ids_bn], axis=1)
         index = jnp.concatenate([text_segment_ids_bm, condition_ids_bn], axis=1)
         text_coords = jnp.pad(text_time_bm[..., None], ((0, 0), (0, 0), (0, 2)))
@@ -206,6 +216,16 @@ class DiT(nnx.Module):
         x, _ = jax.lax.scan(layer, x, self.blocks)
         shift, scale = jnp.split(gather_conditions(self.modulation(condition), condition_ids_bn), 2, axis=-1)
         return self.patch_out(rms_norm(x[:, M:]) * (1 + scale) + shift)
+
+
+def _position(coords_bn3: Coords, config: DiTConfig) -> jax.Array:
+    """Fourier features of time, y and x, [B, N, 3 · POSITION_WIDTH], at RoPE's periods."""
+    time, space = config.rope_periods
+    axes = [
+        fourier(coords_bn3[..., i], POSITION_WIDTH, *periods)
+        for i, periods in enumerate((time, space, space))
+    ]
+    return jnp.concatenate(axes, axis=-1)
 
 
 def forward_flops(config: DiTConfig, tokens: float, attended: float) -> float:
