@@ -95,7 +95,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
     if jax.process_index() == 0:
         keep_config(workdir, config.to_dict(), resumed=checkpoints.latest is not None)
 
-    with jax.set_mesh(mesh), contextlib.closing(checkpoints), stop_signals() as stop:
+    with jax.set_mesh(mesh), contextlib.closing(checkpoints):
         root = jax.device_put(jax.random.key(loop.seed), sharding(mesh, ""))
         init, step_fn = make_steps(objective, loop.optim)
         abstract = jax.eval_shape(init, root)
@@ -115,7 +115,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
         log = RunLog(workdir, loop.log, start, loop.steps, parameter_count(abstract.params))
         pending: Pending | None = None
         stopping, compiled = False, 1
-        with contextlib.closing(log):
+        # Until here there is nothing to save, and encoding a data set may take long: a signal ends that at once.
+        with contextlib.closing(log), stop_signals() as stop:
             while step < loop.steps and not stopping:
                 before = time.perf_counter()
                 rows = next_batch(data, step)
