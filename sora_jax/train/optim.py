@@ -26,7 +26,6 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import optax
-import optax.contrib
 
 from sora_jax.errors import UserError
 
@@ -35,6 +34,7 @@ Tree = TypeVar("Tree")
 # Of paths such as blocks/qkv/bias/value; the keys of a list are numbers, and an NNX parameter's last is `value`.
 _STACKED = re.compile(r"(^|/)(blocks|layers)/(?!\d+(/|$))")
 _VECTOR = re.compile(r"(bias|scale)(/value)?$")
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _MUON_RMS = 0.2  # AdamW's usual root mean square of an update before the learning rate
 
 
@@ -129,8 +129,8 @@ def make_optimizer(config: OptimConfig, params: Any) -> optax.GradientTransforma
                 "'layers', or convolution kernels): choose 'adamw'."
             )
         muon = optax.chain(
-            optax.contrib.scale_by_muon(beta=config.momentum, weight_dimension_numbers=_dimension_numbers),
-            optax.stateless(lambda updates, _: jax.tree.map_with_path(_to_adam_size, updates)),
+            optax.trace(config.momentum, nesterov=True),
+            optax.stateless(lambda updates, _: jax.tree.map_with_path(_muon, updates)),
         )
         # The function, not its result: that is a tree of the model's own type, which optax would call.
         direction = optax.partition({"muon": muon, "adamw": adam}, update_rules)
@@ -191,17 +191,33 @@ def _is_matrix(path: jax.tree_util.KeyPath, x: jax.Array) -> bool:
     return not vector and x.ndim - _stack_axes(path) >= 2
 
 
-def _dimension_numbers(updates: Tree) -> Tree:
-    """How Muon reads each parameter: all axes but L and the last are inputs. Axes not named are batched over."""
-    return jax.tree.map_with_path(
-        lambda path, x: optax.contrib.MuonDimensionNumbers(
-            tuple(range(_stack_axes(path), x.ndim - 1)), (x.ndim - 1,)
-        ),
-        updates,
-    )
-
-
-def _to_adam_size(path: jax.tree_util.KeyPath, update: jax.Array) -> jax.Array:
+def _muon(path: jax.tree_util.KeyPath, update: jax.Array) -> jax.Array:
+    """Muon's step for one parameter: each of its matrices made orthogonal, at AdamW's size."""
+    stack = _stack_axes(path)
+    width_in, width_out = math.prod(update.shape[stack:-1]), update.shape[-1]
+    matrices = update.reshape(-1, width_in, width_out)
     # An orthogonal [in, out] matrix has the root mean square 1/√max(in, out).
-    width_in = math.prod(update.shape[_stack_axes(path) : -1])
-    return update * (_MUON_RMS * math.sqrt(max(width_in, update.shape[-1])))
+    size = _MUON_RMS * math.sqrt(max(width_in, width_out))
+    return size * orthogonalise(matrices).reshape(update.shape)
+
+
+def orthogonalise(matrices: jax.Array) -> jax.Array:
+    """The nearest semi-orthogonal matrix of each [..., m, n], singular values within about 0.7 to 1.2.
+
+    Newton-Schulz iterations with Jordan's coefficients, X ← (aI + bXXᵀ + c(XXᵀ)²)X. As every factor is a
+    polynomial of the first XXᵀ, they commute: the iteration runs on the small square side alone, and the long
+    side is touched twice. For a convolution's 4320×160 matrix that is a fifth of the work.
+    """
+    if matrices.shape[-2] > matrices.shape[-1]:
+        return orthogonalise(matrices.mT).mT
+    x = matrices.astype(jnp.float32)
+    x = x / (jnp.linalg.norm(x, axis=(-2, -1), keepdims=True) + 1e-8)
+    a, b, c = _NEWTON_SCHULZ
+    gram = x @ x.mT
+    identity = jnp.eye(x.shape[-2])
+    product = identity
+    for _ in range(5):
+        factor = a * identity + b * gram + c * (gram @ gram)
+        product = factor @ product
+        gram = factor @ gram @ factor
+    return product @ x
