@@ -17,7 +17,16 @@ def get_config(size: str = "Ti") -> ConfigDict:
             "steps": 20_000,
             "autoencoder": "toyworld",
             "init_from": "",
-            "dit": {"size": size, "absolute": False, "dtype": "bfloat16", "remat": "dots"},
+            "dit": {
+                "size": size,
+                "width": 0,
+                "layers": 0,
+                "heads": 0,
+                "absolute": True,
+                "pooled_text": True,
+                "dtype": "bfloat16",
+                "remat": "dots",
+            },
             "text": {"max_tokens": 64},
             "flow": {"mean": 0.0, "deviation": 1.0, "base_tokens": 64.0, "text_dropout": 0.1},
             "data": {

@@ -30,7 +30,6 @@ from sora_jax.models.text import TextEncoder, load_text_encoder
 from sora_jax.models.vae import VAE
 from sora_jax.video import Video, frame_count, frame_size
 
-BASE_TOKENS = 64.0  # FlowConfig.base_tokens: longer runs spend more of their steps near noise
 MOST_STEPS = 1000
 MOST_RUNS = 16  # a row
 MOST_ROWS = 4  # a call of the compiled step
@@ -160,7 +159,7 @@ class Studio:
         needed = len(pack()[0].segment_ids)
         rows = min(needed, MOST_ROWS)
         batch, places = pack(rows=math.ceil(needed / rows) * rows)
-        noise, sigmas, guidance = _plan(requests, places, batch)
+        noise, sigmas, guidance = _plan(requests, places, batch, self.bundle.base_tokens)
 
         # Every call has the same shapes, whatever the requests': one compilation.
         parts = [slice(first, first + rows) for first in range(0, len(batch.segment_ids), rows)]
@@ -316,7 +315,7 @@ def _summary(folder: pathlib.Path) -> str:
 
 
 def _plan(
-    requests: Sequence[Request], places: Sequence[Placement], batch: PackedBatch
+    requests: Sequence[Request], places: Sequence[Placement], batch: PackedBatch, base_tokens: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Noise [B,N,P], levels [steps+1,B,S] and guidance [B,S]; each run has its own, wherever it lies."""
     rows, slots, width = batch.patches.shape
@@ -327,7 +326,7 @@ def _plan(
     for request, place in zip(requests, places, strict=True):
         draw = np.random.default_rng(request.seed).standard_normal((place.length, width))
         noise[place.row, place.start : place.start + place.length] = draw
-        factor = flow.shift_factor(jnp.array(place.length), BASE_TOKENS)
+        factor = flow.shift_factor(jnp.array(place.length), base_tokens)
         sigmas[: request.steps + 1, place.row, place.segment] = flow.schedule(request.steps, factor)
         guidance[place.row, place.segment] = request.guidance
     return noise, sigmas, guidance

@@ -100,9 +100,9 @@ BATCH, PLACES = pack_rows(RUNS, N, M, K)
 TABLE = sigma_table(SIGMAS, PLACES, 2)
 
 
-@pytest.fixture(scope="module")
-def model() -> DiT:
-    return make_dit()
+@pytest.fixture(scope="module", params=[{}, {"absolute": True, "pooled_text": True}], ids=["plain", "all"])
+def model(request) -> DiT:
+    return make_dit(dataclasses.replace(CONFIG, **request.param))
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +232,8 @@ def test_words_share_their_runs_noise_level(model):
 
 
 def test_a_run_may_begin_anywhere_in_time_and_space(model, outputs):
+    if model.config.absolute:
+        pytest.skip("absolute coordinates say where it begins")
     """Rotary embedding sees differences alone: true of video by itself; words stand at the origin."""
     i = next(i for i, run in enumerate(RUNS) if not len(run.text))
     moved = dataclasses.replace(BATCH, coords=BATCH.coords + np.array([8.0, -1.0, 0.5], np.float32))

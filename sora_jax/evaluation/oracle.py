@@ -103,8 +103,8 @@ def read(video: Video) -> Reading:
 def score(reading: Reading, scene: Scene, attributes: Sequence[str] = ATTRIBUTES) -> dict[str, bool]:
     """Whether each attribute was read right for every thing of the scene.
 
-    Things of the reading are matched to those of the same shot so that most of `attributes` agree; a thing
-    that has no match is wrong in all of them.
+    A shot of n things is judged by the n most prominent that were read in it, matched so that most of `attributes`
+    agree; a thing that has no match is wrong in all of them.
 
     Args:
       attributes: those that count, for instance those that a caption states.
@@ -129,6 +129,8 @@ def score(reading: Reading, scene: Scene, attributes: Sequence[str] = ATTRIBUTES
         read_here = [t for t in reading.things if begin <= _middle(t, reading) < end]
         if "count" in right:
             right["count"] &= len(read_here) == len(truths)
+        # In a clip full of fragments one of them is always right: what was asked for must be what one sees most of.
+        read_here = sorted(read_here, key=_prominence, reverse=True)[: len(truths)]
         agree = np.array([[_agree(t, truth) for t in read_here] for truth in truths]).reshape(
             len(truths), len(read_here), len(ATTRIBUTES)
         )
@@ -227,6 +229,11 @@ def _agree(thing: ReadThing, truth: _Truth) -> list[bool]:
 def _middle(thing: ReadThing, reading: Reading) -> float:
     """Seconds into the clip around which the thing is seen."""
     return float(np.median([t for t, *_ in thing.track] or reading.shots[thing.shot]))
+
+
+def _prominence(thing: ReadThing) -> float:
+    """Area times frames."""
+    return sum(radius**2 for *_, radius in thing.track)
 
 
 def _truth(

@@ -1,6 +1,6 @@
 """Models as files: a folder with `config.json` and safetensors, or a training run's workdir; found by name.
 
-config.json       {"format": 1, "vae": {…}, "dit": {…}, "text": {…}, "limits": {…}, "card": {…}}
+config.json       {"format": 1, "vae": {…}, "dit": {…}, "text": {…}, "limits": {…}, "base_tokens": …, "card": {…}}
 vae.safetensors   weights, bfloat16 unless told otherwise; named as the parameters are, "down.0.kernel"
 dit.safetensors   (absent in a folder that holds an autoencoder only)
 """
@@ -51,13 +51,18 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-    """A model, ready to use. `dit` is None where only an autoencoder was stored."""
+    """A model, ready to use. `dit` is None where only an autoencoder was stored.
+
+    `base_tokens` is `flow.shift_factor`'s as the transformer was trained: runs longer than this spend more of their
+    steps near noise.
+    """
 
     name: str
     vae: VAE
     dit: DiT | None = None
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
     limits: Limits = dataclasses.field(default_factory=Limits)
+    base_tokens: float = 64.0
     card: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -71,6 +76,7 @@ def save_bundle(bundle: Bundle, folder: str | os.PathLike[str], dtype: str = "bf
         parts["dit"] = dataclasses.asdict(bundle.dit.config)
     for name in ("text", "limits"):
         parts[name] = dataclasses.asdict(getattr(bundle, name))
+    parts["base_tokens"] = bundle.base_tokens
     with atomic_path(folder / "config.json") as temporary:
         temporary.write_text(json.dumps(parts | {"card": bundle.card}, indent=2) + "\n")
 
@@ -98,7 +104,8 @@ def load_bundle(name: str | os.PathLike[str] = "toyworld") -> Bundle:
         dit = _load_weights(lambda: DiT(dit_config, rngs=nnx.Rngs(0)), folder / "dit.safetensors")
     text = component(TextConfig, config.get("text", {}), "text")
     limits = component(Limits, config.get("limits", {}), "limits")
-    return Bundle(folder.name, vae, dit, text, limits, config.get("card", {}))
+    base_tokens = config.get("base_tokens", Bundle.base_tokens)
+    return Bundle(folder.name, vae, dit, text, limits, base_tokens, config.get("card", {}))
 
 
 def find(name: str | os.PathLike[str]) -> pathlib.Path:
@@ -152,7 +159,8 @@ def take_weights(fresh: Model, name: str, part: str) -> Model:
     Raises:
       UserError: there is no such model, it has no such part, or that is of another architecture.
     """
-    stored = getattr(load_bundle(name), part)
+    with jax.ensure_compile_time_eval():  # training builds its model under jit; files are read outside of it
+        stored = getattr(load_bundle(name), part)
     if stored is None:
         raise UserError(f"config.init_from: the model {name!r} has no {part}.")
     ours, theirs = named_leaves(fresh), named_leaves(stored)

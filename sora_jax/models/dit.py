@@ -49,6 +49,8 @@ class DiTConfig:
       rope_periods: (longest, shortest) period for time in seconds and for space in units of `coords`.
       absolute: whether Fourier features of the coordinates are added to the patches too. RoPE alone tells a token
         where it is only by way of its words, which lie at the frame's centre at time 0.
+      pooled_text: whether the mean of a run's words joins σ in its condition (as in Esser et al. 2024, figure 2),
+        beside the words in the stream: a short way from a caption to every token.
       dtype: of the arithmetic; parameters, norms, softmax and the residual stream's sums stay float32.
       remat: what the backward pass keeps of a layer: "all", "dots" (matrix products) or "none" (recompute).
       attention: a backend of `models.attention`.
@@ -65,6 +67,7 @@ class DiTConfig:
     coords: Literal["fractional", "absolute"] = "fractional"
     rope_periods: tuple[tuple[float, float], tuple[float, float]] = ((64.0, 0.25), (8.0, 0.125))
     absolute: bool = False
+    pooled_text: bool = False
     dtype: str = "bfloat16"
     remat: str = "all"
     attention: str = "auto"
@@ -163,6 +166,8 @@ class DiT(nnx.Module):
             self.position_in = Linear(3 * POSITION_WIDTH, D, 0.0, rngs=rngs)
         self.sigma_in = Linear(256, D, rngs=rngs)
         self.sigma_out = Linear(D, D, rngs=rngs)
+        if config.pooled_text:
+            self.pooled_in = Linear(config.text_width, D, rngs=rngs)
         keys = jax.random.split(rngs.params(), config.layers)
         self.blocks = jax.vmap(lambda key: Block(config, rngs=nnx.Rngs(params=key)))(keys)
         self.modulation = Linear(D, 2 * D, 0.0, rngs=rngs)
@@ -193,7 +198,8 @@ class DiT(nnx.Module):
         """
         config, M = self.config, text_bme.shape[1]
         dtype = jnp.dtype(config.dtype)
-        text = self.text_in(rms_norm(text_bme).astype(dtype))
+        words = rms_norm(text_bme)
+        text = self.text_in(words.astype(dtype))
         patches = self.patch_in(patches_bnp.astype(dtype))
         if config.absolute:
             patches = patches + self.position_in(_position(coords_bn3, config).astype(dtype))
@@ -203,10 +209,10 @@ class DiT(nnx.Module):
         text_coords = jnp.pad(text_time_bm[..., None], ((0, 0), (0, 0), (0, 2)))
         coords = jnp.concatenate([text_coords, coords_bn3], axis=1)
         angles = rotary_angles(coords, config.width // config.heads, config.rope_periods)
-        condition = self.sigma_out(
-            jax.nn.silu(self.sigma_in(fourier(sigma_bs, 256, longest=4.0, shortest=2e-3)))
-        )
-        condition = jax.nn.silu(condition)
+        condition = self.sigma_in(fourier(sigma_bs, 256, longest=4.0, shortest=2e-3))
+        if config.pooled_text:
+            condition = condition + self.pooled_in(_pool(words, text_segment_ids_bm, sigma_bs.shape[1]))
+        condition = jax.nn.silu(self.sigma_out(jax.nn.silu(condition)))
 
         def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
             return block(x, condition, index, angles, segment_ids, config), None
@@ -216,6 +222,14 @@ class DiT(nnx.Module):
         x, _ = jax.lax.scan(layer, x, self.blocks)
         shift, scale = jnp.split(gather_conditions(self.modulation(condition), condition_ids_bn), 2, axis=-1)
         return self.patch_out(rms_norm(x[:, M:]) * (1 + scale) + shift)
+
+
+def _pool(words_bme: jax.Array, segment_ids_bm: SegmentIds, conditions: int) -> jax.Array:
+    """The mean of each run's words, [B, S, E]; zero where a run has none, and for condition 0, which no run owns."""
+    owned = segment_ids_bm[:, None, :] == jnp.arange(conditions)[:, None]
+    owned = (owned & (segment_ids_bm[:, None, :] > 0)).astype(words_bme.dtype)
+    total = jnp.einsum("bsm,bme->bse", owned, words_bme)
+    return total / jnp.maximum(owned.sum(-1, keepdims=True), 1.0)
 
 
 def _position(coords_bn3: Coords, config: DiTConfig) -> jax.Array:

@@ -111,9 +111,7 @@ class DiTObjective:
                 if vae.config.latent_std == (1.0,):
                     [(source, _), *_] = make_sources(self.data_config)
                     vae = measure_latents(vae, [source[i].video.frames for i in range(min(64, len(source)))])
-                save_bundle(
-                    Bundle("autoencoder", vae, text=self.text, limits=self.limits), own, dtype="float32"
-                )
+                save_bundle(self._bundle("autoencoder", vae), own, dtype="float32")
             self._vae = load_bundle(own).vae
         return self._vae
 
@@ -122,6 +120,9 @@ class DiTObjective:
         """What a run of this training could hold."""
         rows = self.pipeline
         return Limits(rows.row_tokens, min(self.text.max_tokens, rows.row_text), rows.row_text)
+
+    def _bundle(self, name: str, vae: VAE, dit: DiT | None = None) -> Bundle:
+        return Bundle(name, vae, dit, self.text, self.limits, self.flow.base_tokens)
 
     def flops(self, batch: PackedBatch) -> float:
         tokens, attended = 0.0, 0.0
@@ -137,7 +138,7 @@ class DiTObjective:
         """What the model makes of captions of the validation split, beside the true clips."""
         held_out = dataclasses.replace(self.data_config, split="validation", clips=6)
         [(source, _), *_] = make_sources(held_out)
-        studio = Studio(Bundle("run", self.vae, model, self.text, self.limits))
+        studio = Studio(self._bundle("run", self.vae, model))
         clips: list[Any] = [source[i] for i in range(6)]
         requests = [
             Request(
