@@ -28,7 +28,13 @@ def get_config(size: str = "Ti") -> ConfigDict:
                 "remat": "dots",
             },
             "text": {"max_tokens": 64},
-            "flow": {"mean": 0.0, "deviation": 1.0, "base_tokens": 64.0, "text_dropout": 0.1},
+            "flow": {
+                "mean": 0.0,
+                "deviation": 1.0,
+                "base_tokens": 8.0,
+                "text_dropout": 0.1,
+                "text_noise": 0.3,
+            },
             "data": {
                 "source": "toyworld",
                 "resolutions": (64,),

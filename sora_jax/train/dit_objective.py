@@ -23,6 +23,7 @@ from sora_jax.diffusion import flow
 from sora_jax.diffusion.sampler import condition_ids, gather_levels
 from sora_jax.models.bundle import Bundle, Limits, load_bundle, measure_latents, save_bundle, take_weights
 from sora_jax.models.dit import DiT, DiTConfig, forward_flops
+from sora_jax.models.layers import rms_norm
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAE
 from sora_jax.sheet import contact_sheet
@@ -37,12 +38,15 @@ class FlowConfig:
       mean, deviation: of the normal logit of σ.
       base_tokens: runs longer than this are shifted towards noise, see `flow.shift_factor`.
       text_dropout: share of runs that learn without their words, for classifier-free guidance.
+      text_noise: deviation of noise on the words' states, in their own root mean square: near words, which training
+        may never have seen, then mean nearly the same.
     """
 
     mean: float = 0.0
     deviation: float = 1.0
     base_tokens: float = 64.0
     text_dropout: float = 0.1
+    text_noise: float = 0.0
 
 
 class DiTObjective:
@@ -67,7 +71,7 @@ class DiTObjective:
 
     def loss(self, model: DiT, batch: PackedBatch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Mean square of the velocity's error over the tokens that are painted."""
-        keys = dict(zip(("sigma", "noise", "drop"), jax.random.split(key, 3), strict=True))
+        keys = dict(zip(("sigma", "noise", "drop", "text"), jax.random.split(key, 4), strict=True))
         B, K = batch.patches.shape[0], self.pipeline.max_runs
         runs = jnp.arange(K + 1)
         lengths = jnp.sum(batch.segment_ids[:, :, None] == runs, axis=1)
@@ -77,6 +81,7 @@ class DiTObjective:
         text_segment_ids = jnp.where(
             jnp.take_along_axis(kept, batch.text_segment_ids, axis=1), batch.text_segment_ids, 0
         )
+        blur = self.flow.text_noise * jax.random.normal(keys["text"], batch.text.shape)
         ids = condition_ids(batch)
         level = gather_levels(sigma, ids)[..., None]
         noise = jax.random.normal(keys["noise"], batch.patches.shape)
@@ -86,7 +91,7 @@ class DiTObjective:
             batch.segment_ids,
             ids,
             sigma,
-            batch.text,
+            rms_norm(batch.text) + blur,
             text_segment_ids,
             batch.text_time,
         )
