@@ -9,7 +9,7 @@ field away: `--config.data.source=path/to/videos`. Expected: see experiments/bun
 from ml_collections import ConfigDict
 
 
-def get_config(size: str = "Ti") -> ConfigDict:
+def get_config(size: str = "Nano") -> ConfigDict:
     return ConfigDict(
         {
             "objective": "dit",
@@ -42,7 +42,14 @@ def get_config(size: str = "Ti") -> ConfigDict:
                 "durations": (0.0, 1.0, 2.0, 2.0, 3.0),
                 "rates": (8.0,),
                 "cache": "",
-                "world": {"objects": (0.7, 0.2, 0.1)},
+                "world": {
+                    "objects": (0.8, 0.13, 0.07),
+                    "motions": (0.06, 0.62, 0.08, 0.07, 0.06, 0.05, 0.06),
+                    "backgrounds": (0.5, 0.25, 0.25),
+                    "cameras": (0.88, 0.06, 0.06),
+                    "two_shots": 0.06,
+                    "occluder": 0.06,
+                },
             },
             "latents": {"folder": "", "clips": 40_000, "batch": 8},
             "pipeline": {

@@ -192,6 +192,16 @@ def test_only_the_attributes_asked_for() -> None:
         oracle.score(reading, one(BALL), ("smell",))
 
 
+def test_fragments_that_happen_to_be_right_earn_nothing() -> None:
+    """A clip of many things is judged by what one sees most of, not by the best of them."""
+    asked, other = Thing("star", "red", "small", start=(-0.3, -0.3)), Thing("square", "blue", "large")
+    reading = oracle.read(clip_of(Scene((Shot(0.0, (other, asked)),), 2.0)))
+    assert len(reading.things) == 2
+    right = oracle.score(reading, one(asked))
+    assert not (right["count"] or right["shape"] or right["colour"] or right["all"])
+    assert oracle.score(reading, one(other))["all"]
+
+
 def test_things_that_cross_keep_their_names() -> None:
     crossing = Thing("square", "blue", "large", "straight", "left", start=(0.1, 0.25), velocity=(0.0, -0.3))
     scene = Scene((Shot(0.0, (BALL, crossing)),), 2.0)

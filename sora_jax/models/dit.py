@@ -19,9 +19,11 @@ from sora_jax.errors import UserError
 from sora_jax.models.attention import BACKENDS, attend
 from sora_jax.models.layers import Linear, fourier, gather_conditions, rms_norm, rotary_angles, rotate
 
-# Width, layers, heads: S to XL are DiT's own (Peebles and Xie 2022, table 1), Ti is ViT's, Pico is for demonstrations.
+# Width, layers, heads: S to XL are DiT's own (Peebles and Xie 2022, table 1), Ti is ViT's; Pico and Nano
+# are for demonstrations, and for what two cores can train.
 SIZES = {
     "Pico": (128, 4, 4),
+    "Nano": (192, 6, 3),
     "Ti": (192, 12, 3),
     "S": (384, 12, 6),
     "B": (768, 12, 12),
