@@ -176,7 +176,8 @@ def test_the_causal_convolution_is_one_on_every_path(backend, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("backend", "flags", "three_axes"), [("cpu", "", False), ("cpu", vae.ONEDNN_FLAG, True), ("tpu", "", True)]
+    ("backend", "flags", "three_axes"),
+    [("cpu", "", False), ("cpu", vae.ONEDNN_FLAG, True), ("tpu", "", True)],
 )
 def test_which_form_the_convolution_takes(monkeypatch, backend, flags, three_axes):
     x, kernel = jnp.ones((1, 3, 4, 4, 2)), jnp.ones((3, 3, 3, 2, 2))

@@ -21,7 +21,7 @@ Choices = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class _Words:
-    """Ways to say each thing; the first of a direction's is the briefest."""
+    """Ways to say each thing; the first of a direction's is the briefest. What stands twice comes twice as often."""
 
     shapes: dict[str, Choices]
     colours: dict[str, Choices]
@@ -49,25 +49,57 @@ class _Words:
     image: Choices
 
 
-def _itself(words: Iterable[str]) -> dict[str, Choices]:
-    return {word: (word,) for word in words}
+def _mostly(words: Iterable[str], others: dict[str, str]) -> dict[str, Choices]:
+    """Each word itself half of the time, else one of its others: "ruby vermilion cherry-red"."""
+    return {word: (word,) * len(others[word].split()) + tuple(others[word].split()) for word in words}
 
 
 _TRAINING = _Words(
-    shapes=_itself(world.SHAPES),
-    colours=_itself(world.COLOURS),
+    shapes=_mostly(
+        world.SHAPES,
+        {
+            "circle": "ball orb sphere",
+            "square": "tile cube quadrate",
+            "triangle": "pyramid wedge delta",
+            "star": "starfish pentagram asterisk",
+            "ring": "loop wheel bagel",
+        },
+    ),
+    colours=_mostly(
+        world.COLOURS,
+        {
+            "red": "ruby vermilion cherry-red",
+            "orange": "pumpkin amber apricot",
+            "yellow": "canary mustard sunflower-yellow",
+            "green": "lime mint grass-green",
+            "cyan": "teal blue-green lagoon-coloured",
+            "blue": "navy sapphire ultramarine",
+            "purple": "lavender plum lilac",
+            "pink": "fuchsia salmon magenta",
+        },
+    ),
     sizes={"small": ("small", "little"), "medium": ("medium", "medium-sized"), "large": ("large", "big")},
     directions={
-        "left": ("left", "to the left"),
-        "right": ("right", "to the right"),
-        "up": ("up", "straight up"),
-        "down": ("down", "straight down"),
-        "up-left": ("up and left", "up and to the left", "diagonally up and to the left"),
-        "up-right": ("up and right", "up and to the right", "diagonally up and to the right"),
-        "down-left": ("down and left", "down and to the left", "diagonally down and to the left"),
-        "down-right": ("down and right", "down and to the right", "diagonally down and to the right"),
+        "left": ("left", "to the left", "toward the left", "from right to left"),
+        "right": ("right", "to the right", "toward the right", "from left to right"),
+        "up": ("up", "straight up", "skyward", "toward the sky"),
+        "down": ("down", "straight down", "earthward", "toward the earth"),
+        "up-left": ("up and left", "up and to the left", "diagonally up and to the left", "left and up"),
+        "up-right": ("up and right", "up and to the right", "diagonally up and to the right", "right and up"),
+        "down-left": (
+            "down and left",
+            "down and to the left",
+            "diagonally down and to the left",
+            "left and down",
+        ),
+        "down-right": (
+            "down and right",
+            "down and to the right",
+            "diagonally down and to the right",
+            "right and down",
+        ),
     },
-    straight=("moves", "slides", "travels", "goes", "heads"),
+    straight=("moves", "slides", "travels", "goes", "heads", "flies", "sails"),
     bounce=("bounces off the edges, starting", "bounces around, first moving"),
     rebound=("bounces off the edges", "bounces around"),
     fall=("falls", "drops down"),
