@@ -1,0 +1,115 @@
+"""At which noise levels does a transformer use its words? The question that explained direction at chance.
+
+    python experiments/bundled_model/diagnose.py toyworld --clips 48
+
+A true clip is noised to σ and its velocity predicted under every possible word for one attribute; the word with the
+least error is the model's answer (a diffusion classifier: Li et al. 2023, arXiv:2303.16203). "gain" is how much lower
+the error is under the right word than on average: what training can earn there by reading.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+import click
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+
+import sora_jax
+from sora_jax.data import captions
+from sora_jax.data.packing import PackedBatch, Run, coordinates, pack_rows, patchify
+from sora_jax.data.sampling import sample_scene
+from sora_jax.data.scene import COLOURS, DIRECTIONS, SHAPES, Thing
+from sora_jax.data.toyworld import render
+from sora_jax.diffusion import flow
+from sora_jax.evaluation.report import ONE_THING
+from sora_jax.models.dit import DiT
+from sora_jax.studio import Studio
+
+SIGMAS = (0.98, 0.95, 0.9, 0.8, 0.65, 0.5, 0.3)
+WORDS = {"colour": tuple(COLOURS), "shape": SHAPES, "direction": tuple(DIRECTIONS)}
+FRAMES, SIDE, FPS = 17, 64, 8.0
+TEXT = 24  # slots; prompts here are shorter
+
+
+@click.command()
+@click.argument("model", default="toyworld")
+@click.option("--clips", default=48)
+@click.option("--plot", type=click.Path(), default=str(pathlib.Path(__file__).parent / "words.png"))
+def main(model: str, clips: int, plot: str) -> None:
+    """Prints accuracy and gain by attribute and σ, and draws them."""
+    studio = sora_jax.load(model)
+    things, latents = true_clips(studio, clips)
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    for attribute, words in WORDS.items():
+        errors = np.stack(
+            [errors_by_word(studio, *clip, attribute) for clip in zip(things, latents, strict=True)]
+        )
+        right = np.array([words.index(getattr(thing, attribute)) for thing in things])
+        own = np.take_along_axis(errors, right[:, None, None], axis=1)[:, 0]
+        accuracy = np.mean(errors.argmin(1) == right[:, None], axis=0)
+        gain = np.mean(errors.mean(1) - own, axis=0)
+        for sigma, a, g in zip(SIGMAS, accuracy, gain, strict=True):
+            click.echo(
+                f"{attribute:9}  σ {sigma:.2f}  right {a:5.0%} (chance {1 / len(words):.0%})  gain {g:+.4f}"
+            )
+        for axis, values in zip(axes, (100 * accuracy, gain), strict=True):
+            axis.plot(SIGMAS, values, "o-", label=attribute)
+    axes[0].set(xlabel="σ", ylabel="right word found, %", ylim=(0, 103))
+    axes[1].set(xlabel="σ", ylabel="error saved by the right word")
+    axes[0].legend()
+    figure.savefig(plot, dpi=120)
+
+
+def true_clips(studio: Studio, count: int) -> tuple[list[Thing], list[np.ndarray]]:
+    """Things that move straight, one a clip, and the clips' latents."""
+    things: list[Thing] = []
+    latents = []
+    encode = jax.jit(lambda vae, clip: vae.to_latent(clip.astype(jnp.float32)[None] / 127.5 - 1.0)[0])
+    for index in range(count):
+        scene = sample_scene(1, index, "validation", (FRAMES - 1) / FPS, 1.0, ONE_THING)
+        things.append(scene.shots[0].things[0])
+        latents.append(np.asarray(encode(studio.vae, render(scene, FRAMES, SIDE, SIDE, FPS))))
+    return things, latents
+
+
+def errors_by_word(studio: Studio, thing: Thing, latent: np.ndarray, attribute: str) -> np.ndarray:
+    """Mean square error of the velocity under each word: [words, σ]."""
+    config = studio.dit.config
+    patches = patchify(latent, config.patch)
+    coords = coordinates(latent.shape[:3], config.patch, fps=FPS, mode=config.coords)
+    noise = np.random.default_rng(0).standard_normal(patches.shape).astype(np.float32)
+    rows = []
+    for word in WORDS[attribute]:
+        said = {name: getattr(thing, name) for name in WORDS} | {attribute: word}
+        rng = np.random.default_rng(0)  # the same wording for every word
+        prompt = captions.single_object_prompt(said["shape"], said["colour"], None, said["direction"], rng)
+        [states] = studio.text.encode([prompt])
+        given = np.zeros(len(patches), bool)
+        rows.append(Run(patches, coords, given, states, np.zeros(len(states), np.float32)))
+    batches = [pack_rows([run], len(patches), TEXT, 1)[0] for run in rows]
+    batch = jax.tree.map(lambda *parts: jnp.concatenate(parts), *batches)
+    return np.stack([np.asarray(_errors(studio.dit, batch, noise, sigma)) for sigma in SIGMAS], axis=1)
+
+
+@jax.jit
+def _errors(dit: DiT, batch: PackedBatch, noise: jax.Array, sigma: jax.typing.ArrayLike) -> jax.Array:
+    rows = batch.patches.shape[0]
+    table = jnp.broadcast_to(jnp.array([0.0, 1.0]) * sigma, (rows, 2))
+    predicted = dit(
+        flow.interpolate(batch.patches, noise, jnp.asarray(sigma)),
+        batch.coords,
+        batch.segment_ids,
+        batch.segment_ids,
+        table,
+        batch.text,
+        batch.text_segment_ids,
+        batch.text_time,
+    )
+    return jnp.mean(jnp.square(predicted - flow.velocity(batch.patches, noise)), axis=(1, 2))
+
+
+if __name__ == "__main__":
+    main()
