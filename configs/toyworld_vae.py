@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
                 "ema_decay": 0.999,
                 "weight_decay": 0.01,
             },
-            "log": {"every": 20, "sheet_every": 500},
-            "checkpoint": {"every": 250, "keep": 2},
+            "log": {"every": 50, "sheet_every": 2000},
+            "checkpoint": {"every": 500, "keep": 2},
         }
     )

@@ -18,7 +18,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import sora_jax
-from sora_jax.data import captions
 from sora_jax.data.packing import PackedBatch, Run, coordinates, pack_rows, patchify
 from sora_jax.data.sampling import sample_scene
 from sora_jax.data.scene import COLOURS, DIRECTIONS, SHAPES, Thing
@@ -84,8 +83,8 @@ def errors_by_word(studio: Studio, thing: Thing, latent: np.ndarray, attribute: 
     rows = []
     for word in WORDS[attribute]:
         said = {name: getattr(thing, name) for name in WORDS} | {attribute: word}
-        rng = np.random.default_rng(0)  # the same wording for every word
-        prompt = captions.single_object_prompt(said["shape"], said["colour"], None, said["direction"], rng)
+        article = "an" if said["colour"][0] in "aeiou" else "a"
+        prompt = f"{article} {said['colour']} {said['shape']} moves {said['direction'].replace('-', ' and ')}"
         [states] = studio.text.encode([prompt])
         given = np.zeros(len(patches), bool)
         rows.append(Run(patches, coords, given, states, np.zeros(len(states), np.float32)))

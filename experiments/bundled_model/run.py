@@ -21,9 +21,11 @@ import sys
 
 import click
 
-# bfloat16 on CPUs: without it XLA widens every product to float32 (experiments/LOG.md).
+# bfloat16 on CPUs: without the first XLA widens every product to float32 (experiments/LOG.md).
 if "XLA_FLAGS" not in os.environ and "cpu" in os.environ.get("JAX_PLATFORMS", "cpu"):
-    os.environ["XLA_FLAGS"] = "--xla_cpu_experimental_onednn_custom_call=true"
+    os.environ["XLA_FLAGS"] = (
+        "--xla_cpu_experimental_onednn_custom_call=true --xla_cpu_prefer_vector_width=512"
+    )
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -39,7 +41,7 @@ def main() -> None:
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 def vae(overrides: tuple[str, ...]) -> None:
     """Trains the autoencoder on toyworld and, where there is footage beside the project, on that."""
-    source = f"toyworld:0.7,{FOOTAGE}:0.3" if FOOTAGE.is_dir() else "toyworld"
+    source = f"toyworld:0.85,{FOOTAGE}:0.15" if FOOTAGE.is_dir() else "toyworld"
     _train(
         "toyworld_vae",
         "vae",
