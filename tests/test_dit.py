@@ -255,7 +255,7 @@ def test_scanning_and_recomputing_change_no_number(model, how, monkeypatch):
         # A new function: jit remembers the trace of the old one.
         got = jax.jit(lambda *arguments: pulled_sum(*arguments))(model, BATCH, TABLE, weights)
     else:
-        other = make_dit(dataclasses.replace(CONFIG, remat=how))
+        other = make_dit(dataclasses.replace(model.config, remat=how))
         got = forward_backward(other, BATCH, TABLE, weights)
     for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         close(ours, theirs)
@@ -274,8 +274,8 @@ def test_at_the_beginning_blocks_are_the_identity_and_the_velocity_is_zero():
     np.testing.assert_array_equal(forward(model, BATCH, TABLE), out)
 
 
-def test_bfloat16_is_near_float32_and_the_velocity_is_float32(outputs):
-    half = forward(make_dit(dataclasses.replace(CONFIG, dtype="bfloat16")), BATCH, TABLE)
+def test_bfloat16_is_near_float32_and_the_velocity_is_float32(model, outputs):
+    half = forward(make_dit(dataclasses.replace(model.config, dtype="bfloat16")), BATCH, TABLE)
     assert half.dtype == jnp.float32
     for ours, theirs in zip(unpack(half, PLACES), outputs, strict=True):
         close(ours, theirs, 0.1)
