@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -164,12 +164,21 @@ def take_weights(fresh: Model, name: str, part: str) -> Model:
     if stored is None:
         raise UserError(f"config.init_from: the model {name!r} has no {part}.")
     ours, theirs = named_leaves(fresh), named_leaves(stored)
-    for key in ours | theirs:
-        if key not in ours or key not in theirs or ours[key].shape != theirs[key].shape:
-            raise UserError(
-                f"config.init_from: the {part} of {name!r} is of another architecture, beginning at {key!r}."
-            )
+    for key, _, _ in _differences(ours, theirs):
+        raise UserError(
+            f"config.init_from: the {part} of {name!r} is of another architecture, beginning at {key!r}."
+        )
     return fill(fresh, theirs)
+
+
+def _differences(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any]
+) -> Iterator[tuple[str, tuple[int, ...] | None, tuple[int, ...] | None]]:
+    """(name, our shape, their shape) of each parameter that isn't alike in both; None where one is absent."""
+    for key in dict.fromkeys([*ours, *theirs]):
+        here, there = (leaves[key].shape if key in leaves else None for leaves in (ours, theirs))
+        if here != there:
+            yield key, here, there
 
 
 def _load_run(folder: pathlib.Path, config: dict[str, Any]) -> Bundle:
@@ -214,14 +223,11 @@ def _load_weights(build: Callable[[], Model], path: pathlib.Path) -> Model:
         raise UserError(
             f"{path} can't be read, it is damaged or cut short ({error}): fetch it again."
         ) from error
-    for name in wanted | tensors:
-        here = wanted[name].shape if name in wanted else None
-        there = tensors[name].shape if name in tensors else None
-        if here != there:
-            raise UserError(
-                f"{path} is of another architecture than its config.json: {name!r} is {there or 'absent'} in the file "
-                f"and {here or 'absent'} in the configuration."
-            )
+    for name, here, there in _differences(wanted, tensors):
+        raise UserError(
+            f"{path} is of another architecture than its config.json: {name!r} is {there or 'absent'} in the file "
+            f"and {here or 'absent'} in the configuration."
+        )
     arrays = {
         name: jnp.asarray(tensors[key].astype(np.float32))
         for name, key in zip(named_leaves(template), wanted)
