@@ -77,6 +77,21 @@ def test_a_run_can_be_drawn_from(whole):
     assert video.frames.shape == (4, 32, 32, 3)
 
 
+def test_a_run_begins_from_another_ones_average(whole, tmp_path):
+    config = tiny_config(whole.parent, 1)
+    config.init_from = str(whole)
+    config.optim.lr = 1e-12
+    train(config, tmp_path / "next")
+    before, after = load_params(whole, ema=True), load_params(tmp_path / "next", ema=False)
+    for name in before:
+        np.testing.assert_allclose(after[name], before[name], atol=1e-6, err_msg=name)
+
+
+def test_a_run_knows_the_schedule_it_was_trained_with(whole):
+    wanted = tiny_config(whole.parent, 9).flow.base_tokens
+    assert load(whole).bundle.base_tokens == wanted != 64.0
+
+
 def test_a_run_of_another_model_is_refused(whole):
     config = tiny_config(whole.parent, 9)
     config.dit.layers = 3
