@@ -61,7 +61,8 @@ def dit(overrides: tuple[str, ...]) -> None:
 @main.command()
 @click.option("--run", default="runs/dit", help="Workdir of the transformer's run.")
 @click.option("--name", default="toyworld")
-def export(run: str, name: str) -> None:
+@click.option("--history", default="", help="What the weights learned from before this run, in a sentence.")
+def export(run: str, name: str, history: str) -> None:
     """Writes the run's averaged weights, configuration and card into the package."""
     from sora_jax.models.bundle import BUNDLED, load_bundle, save_bundle
 
@@ -78,6 +79,7 @@ def export(run: str, name: str) -> None:
         "date": datetime.date.today().isoformat(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, no accelerator",
         "steps": metrics[-1]["step"],
+        "history": history or "trained from nothing",
         "loss": round(sum(row["loss"] for row in metrics[-20:]) / len(metrics[-20:]), 4),
         "config": json.loads((pathlib.Path(run) / "config.json").read_text()),
     }
