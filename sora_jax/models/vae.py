@@ -131,11 +131,13 @@ def causal_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return out.reshape(B, T, Y, X, -1)
 
 
-@jax.custom_vjp
-def _conv3d(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jax.lax.conv_general_dilated(
         x, kernel, (1, 1, 1), ((0, 0), (1, 1), (1, 1)), dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
     )
+
+
+_conv3d = jax.custom_vjp(_convolve)
 
 
 def _conv3d_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -148,7 +150,7 @@ def _conv3d_backward(saved: tuple[jax.Array, jax.Array], grad: jax.Array) -> tup
     x, kernel = saved
     padded = jnp.pad(grad, ((0, 0), (2, 2), (0, 0), (0, 0), (0, 0)))
     grad_x = _conv3d(padded, kernel[::-1, ::-1, ::-1].swapaxes(-1, -2))
-    return grad_x, jax.linear_transpose(lambda k: _conv3d.fun(x, k), kernel)(grad)[0]
+    return grad_x, jax.linear_transpose(lambda k: _convolve(x, k), kernel)(grad)[0]
 
 
 _conv3d.defvjp(_conv3d_forward, _conv3d_backward)
