@@ -51,7 +51,7 @@ def _sampling(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--seed", type=seeds, default=0, help="Another one, another video."),
         click.option("--solver", type=solvers, default="euler"),
         click.option(
-            "--guidance", type=Number(), default=4.0, help="Of the prompt; 1: none, more: stricter."
+            "--guidance", type=Number(), default=3.0, help="Of the prompt; 1: none, more: stricter."
         ),
         click.option("--steps", type=click.IntRange(1), default=30, help="Of the solver."),
         click.option("--fps", type=Number(above=0), default=8.0, help="Frames a second."),

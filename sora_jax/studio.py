@@ -59,7 +59,7 @@ class Request:
     fps: float = 8.0
     seed: int = 0
     steps: int = 30
-    guidance: float = 4.0
+    guidance: float = 3.0
     solver: str = "euler"
     frames: int | None = None
     size: tuple[int, int] | None = None
@@ -225,7 +225,7 @@ class Studio:
         if not 1 <= request.steps <= MOST_STEPS:
             raise UserError(f"steps={request.steps} can't be walked: give a number from 1 to {MOST_STEPS}.")
         if not math.isfinite(request.guidance):
-            raise UserError(f"guidance={request.guidance} is no weight: give a number, for example 4.")
+            raise UserError(f"guidance={request.guidance} is no weight: give a number, for example 3.")
         if request.solver not in SOLVERS:
             raise UserError(f"There is no solver {request.solver!r}: choose one of {', '.join(SOLVERS)}.")
         if (words := self.text.count_tokens(request.prompt)) > self.bundle.limits.text:

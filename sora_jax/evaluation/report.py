@@ -135,7 +135,7 @@ def evaluate_toyworld(
     resolution: int = 64,
     fps: float = 8.0,
     steps: int = 30,
-    guidance: float = 4.0,
+    guidance: float = 3.0,
     solver: str = "euler",
     seed: int = 0,
     source: str = "generated",
