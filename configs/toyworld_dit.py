@@ -57,7 +57,7 @@ def get_config(size: str = "Nano") -> ConfigDict:
                 "row_text": 96,
                 "rows": 4,
                 "max_runs": 16,
-                "window": 256,
+                "window": 512,
                 "caption_weights": {"short": 0.7, "detailed": 0.25, "timed": 0.05},
             },
             "optim": {
