@@ -231,9 +231,9 @@ def test_words_share_their_runs_noise_level(model):
     assert np.abs(run_at(model, given, i, 0.3) - run_at(model, given, i, 0.8)).max() > 1e-3
 
 
-def test_a_run_may_begin_anywhere_in_time_and_space(model, outputs):
-    if model.config.absolute:
-        pytest.skip("absolute coordinates say where it begins")
+def test_a_run_may_begin_anywhere_in_time_and_space(model):
+    model = make_dit(dataclasses.replace(model.config, absolute=False))  # absolute ones say where it begins
+    outputs = unpack(forward(model, BATCH, TABLE), PLACES)
     """Rotary embedding sees differences alone: true of video by itself; words stand at the origin."""
     i = next(i for i, run in enumerate(RUNS) if not len(run.text))
     moved = dataclasses.replace(BATCH, coords=BATCH.coords + np.array([8.0, -1.0, 0.5], np.float32))

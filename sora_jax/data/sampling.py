@@ -164,7 +164,7 @@ def _sample_path(
     low, high = np.array(room(thing, aspect, max(change, 1.0))).T
     start, velocity = rng.uniform(low, high), np.zeros(2)
     unit = np.asarray(DIRECTIONS[thing.direction] if thing.direction else (0.0, 0.0))
-    extra: dict[str, float] = {}
+    extra: dict[str, Any] = {}
     if thing.motion in ("grow", "shrink"):
         extra = {"growth": (change - 1) / length}
     elif thing.motion == "spin":
@@ -193,7 +193,7 @@ def _sample_path(
         start = np.where(low <= high, rng.uniform(low, np.maximum(low, high)), backward)
         start += leaves * rng.uniform(0.0, 0.5) * longest * unit
         velocity = unit * path / length
-    return dataclasses.replace(thing, start=_pair(start), velocity=_pair(velocity), **extra)  # type: ignore[arg-type]
+    return dataclasses.replace(thing, start=_pair(start), velocity=_pair(velocity), **extra)
 
 
 def _sample_passage(

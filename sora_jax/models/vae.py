@@ -20,6 +20,7 @@ from flax import nnx
 
 from sora_jax.axes import Clip, Latent
 from sora_jax.errors import UserError
+from sora_jax.models.layers import Linear
 
 Stride = tuple[int, int, int]
 
@@ -154,17 +155,6 @@ def _conv3d_backward(saved: tuple[jax.Array, jax.Array], grad: jax.Array) -> tup
 
 
 _conv3d.defvjp(_conv3d_forward, _conv3d_backward)
-
-
-class Linear(nnx.Module):
-    """A 1×1×1 convolution."""
-
-    def __init__(self, width_in: int, width_out: int, *, rngs: nnx.Rngs) -> None:
-        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (width_in, width_out)) / math.sqrt(width_in))
-        self.bias = nnx.Param(jnp.zeros(width_out))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
 
 
 class CausalConv(nnx.Module):
