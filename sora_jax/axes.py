@@ -15,8 +15,8 @@ Clip = Float[jax.Array, "B T Y X C"]
 Latent = Float[jax.Array, "B t y x c"]
 Tokens = Float[jax.Array, "B N D"]
 Patches = Float[jax.Array, "B N P"]
-Coords = Float[jax.Array, "B N 3"]
-"""Time in seconds, y, x."""
+Coords = Float[jax.Array, "B N 5"]
+"""The box a token covers: centre in seconds, y, x; extent in seconds and height."""
 SegmentIds = Int[jax.Array, "B N"]
 """1…K; 0 = empty slot."""
 Mask = Bool[jax.Array, "B N"]

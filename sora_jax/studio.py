@@ -1,43 +1,38 @@
 """The face: load a model and make videos with it.
 
 >>> import sora_jax
->>> video = sora_jax.load("toyworld").generate("a red circle moves left", duration=2.0, aspect="16:9")
->>> video.save("out.mp4")
+>>> studio = sora_jax.load("toyworld")
+>>> video = studio.generate("a red circle moves left", duration=2.0, aspect="16:9")
+>>> studio.extend(video, seconds=2.0).save("out.mp4")
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from sora_jax.data.packing import PackedBatch, Placement, Run, coordinates, pack_rows, unpack, unpatchify
-from sora_jax.diffusion import flow
-from sora_jax.diffusion.sampler import SOLVERS, sample
+from sora_jax import plans
+from sora_jax.diffusion import abilities
+from sora_jax.engine import Engine, Progress, Settings, Task, to_bytes
 from sora_jax.errors import UserError
 from sora_jax.models.bundle import Bundle, bundled, find, load_bundle
-from sora_jax.models.dit import DiT
-from sora_jax.models.text import TextEncoder, load_text_encoder
-from sora_jax.models.vae import VAE
-from sora_jax.video import Video, frame_count, frame_size
-
-MOST_STEPS = 1000
-MOST_RUNS = 16  # a row
-MOST_ROWS = 4  # a call of the compiled step
+from sora_jax.models.text import TextEncoder
+from sora_jax.plans import Plan, Source
+from sora_jax.storyboard import Storyboard, read_storyboard
+from sora_jax.video import Path, Video, frame_count, frame_size
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
-    """What is asked for.
+class Request(Settings):
+    """What is asked for: a video of a prompt.
 
     Attributes:
       prompt: what is to be seen.
@@ -45,11 +40,9 @@ class Request:
       resolution: the short side in pixels; the long side follows from `aspect` to the nearest even number.
       aspect: width to height, "16:9" or a number.
       fps: frames a second.
-      seed: another one, another video.
-      steps: of the solver.
-      guidance: weight of classifier-free guidance; 1 is none.
-      solver: "euler" or "heun".
       frames, size: the exact number of frames and (height, width), instead of duration, resolution and aspect.
+
+    And what `engine.Settings` has: seed, steps, guidance, solver, ...
     """
 
     prompt: str
@@ -57,10 +50,6 @@ class Request:
     resolution: int = 64
     aspect: str | float = "1:1"
     fps: float = 8.0
-    seed: int = 0
-    steps: int = 30
-    guidance: float = 3.0
-    solver: str = "euler"
     frames: int | None = None
     size: tuple[int, int] | None = None
 
@@ -68,6 +57,10 @@ class Request:
         """Frames, height and width of the video."""
         frames = frame_count(self.duration, self.fps) if self.frames is None else self.frames
         return (frames, *(frame_size(self.resolution, self.aspect) if self.size is None else self.size))
+
+    def settings(self) -> Settings:
+        """Its part that says how it is sampled."""
+        return Settings(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,48 +73,46 @@ class ModelEntry:
     summary: str
 
 
-class Studio:
-    """A loaded model. One instance serves any number of requests, of any shapes."""
+def _aloud(note: str) -> None:
+    print(f"note: {note}", file=sys.stderr)
 
-    def __init__(self, bundle: Bundle, text: TextEncoder | None = None) -> None:
-        self.bundle = bundle
-        self._text = text
 
-    @property
-    def name(self) -> str:
-        return self.bundle.name
+class Studio(Engine):
+    """A loaded model. One instance serves any number of requests, of any shapes.
 
-    @property
-    def vae(self) -> VAE:
-        return self.bundle.vae
+    Every ability takes what it is given as a file, a `Video`, a picture or an array, and the fields of
+    `engine.Settings` as keywords; `progress` is called with (steps done, steps in all).
 
-    @property
-    def card(self) -> dict[str, Any]:
-        return self.bundle.card
+    Args:
+      say: called with a sentence where something is made otherwise than it was asked for.
+    """
 
-    @property
-    def dit(self) -> DiT:
-        """The transformer.
+    def __init__(
+        self, bundle: Bundle, text: TextEncoder | None = None, say: Callable[[str], None] = _aloud
+    ) -> None:
+        super().__init__(bundle, text)
+        self.say = say
+
+    def make(self, plans: Sequence[Plan], progress: Progress | None = None) -> list[Video]:
+        """Videos of several plans, whatever their abilities and shapes, packed into rows together.
 
         Raises:
-          UserError: the model is an autoencoder only.
+          UserError: a prompt is too long, or a frame more than the model holds.
         """
-        if self.bundle.dit is None:
-            raise UserError(
-                f"The model {self.name!r} is an autoencoder only: it can reconstruct, but not generate."
-            )
-        return self.bundle.dit
+        for plan in plans:
+            self._check_plan(plan)
+        for note in dict.fromkeys(note for plan in plans for note in plan.notes):
+            self.say(note)
+        tasks = [Task(self.encode(plan.sketch), plan.words, plan.settings) for plan in plans]
+        videos = []
+        for plan, canvas in zip(plans, self.fill(tasks, progress), strict=True):
+            frames = self.decode_floats(canvas, *plan.sketch.frames.shape[:3])
+            if plan.finish is not None:
+                frames = plan.finish(frames)
+            videos.append(Video(to_bytes(frames[plan.keep]), plan.sketch.fps))
+        return videos
 
-    @property
-    def text(self) -> TextEncoder:
-        """The text encoder, loaded when first needed."""
-        if self._text is None:
-            self._text = load_text_encoder(self.bundle.text)
-        return self._text
-
-    def generate(
-        self, prompt: str, progress: Callable[[int, int], None] | None = None, **fields: Any
-    ) -> Video:
+    def generate(self, prompt: str, progress: Progress | None = None, **fields: Any) -> Video:
         """A video of `prompt`; `fields` are those of `Request`.
 
         Raises:
@@ -129,81 +120,186 @@ class Studio:
         """
         return self.generate_batch([Request(prompt, **fields)], progress)[0]
 
-    def generate_batch(
-        self, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None
-    ) -> list[Video]:
+    def generate_batch(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Video]:
         """Videos of several requests, whose shapes may all differ, packed into rows together.
 
         Each result is what its request gives alone, up to rounding.
 
-        Args:
-          progress: called with (steps done, steps in all).
-
         Raises:
           UserError: as `generate`; or the requests differ in solver, which is one for a batch.
         """
-        if not requests:
-            return []
         for request in requests:
             self.check(request)
-        if len({request.solver for request in requests}) > 1:
-            raise UserError("Requests in one batch share their solver: generate them apart, or choose one.")
-        grids = [self.grid(request) for request in requests]
-        states = self.text.encode([request.prompt for request in requests])
-        runs = [
-            self._run(request, grid, words)
-            for request, grid, words in zip(requests, grids, states, strict=True)
-        ]
-        limits, patch = self.bundle.limits, self.dit.config.patch
-        pack = functools.partial(pack_rows, runs, limits.tokens, limits.row_text, MOST_RUNS)
-        needed = len(pack()[0].segment_ids)
-        rows = min(needed, MOST_ROWS)
-        batch, places = pack(rows=math.ceil(needed / rows) * rows)
-        noise, sigmas, guidance = _plan(requests, places, batch, self.bundle.base_tokens)
+        return self.make([self.plan(request) for request in requests], progress)
 
-        # Every call has the same shapes, whatever the requests': one compilation.
-        parts = [slice(first, first + rows) for first in range(0, len(batch.segment_ids), rows)]
-        filled = []
-        for done, part in enumerate(parts):
-            report = None
-            if progress is not None:
-                report = functools.partial(
-                    lambda done, step, of: progress(done * of + step, len(parts) * of), done
-                )
-            few = jax.tree.map(lambda leaf, part=part: leaf[part], batch)
-            solver = requests[0].solver
-            filled.append(sample(self.dit, few, noise[part], sigmas[:, part], guidance[part], solver, report))
-        return [
-            self._decode(unpatchify(patches, grid, patch), request)
-            for patches, grid, request in zip(
-                unpack(np.concatenate(filled), places), grids, requests, strict=True
-            )
-        ]
+    def plan(self, request: Request) -> Plan:
+        """Text to video: nothing is given."""
+        return Plan(
+            abilities.blank(request.shape(), request.fps), ((0.0, request.prompt),), request.settings()
+        )
+
+    def image(self, prompt: str, progress: Progress | None = None, **fields: Any) -> Video:
+        """A picture of `prompt`: a clip of one frame. `fields` are those of `Request`."""
+        return self.generate(prompt, progress, frames=1, **fields)
+
+    def variations(
+        self, prompt: str, count: int = 4, progress: Progress | None = None, **fields: Any
+    ) -> list[Video]:
+        """The same request under `count` seeds, from `seed` on."""
+        if count < 1:
+            raise UserError(f"{count} variations make nothing: ask for at least one.")
+        first = fields.pop("seed", 0)
+        return self.generate_batch(
+            [Request(prompt, seed=first + i, **fields) for i in range(count)], progress
+        )
+
+    def animate(
+        self, picture: Any, prompt: str = "", progress: Progress | None = None, **options: Any
+    ) -> Video:
+        """A video in which the picture is the first frame, or another one; see `plans.animate`."""
+        return self.make([plans.animate(self, picture, prompt, **options)], progress)[0]
+
+    def extend(
+        self,
+        video: Source,
+        seconds: float,
+        prompt: str = "",
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Video:
+        """The video and what comes after it, or before; see `plans.extend`."""
+        return self.make([plans.extend(self, video, seconds, prompt, **options)], progress)[0]
+
+    def recut(
+        self,
+        video: Source,
+        start: float,
+        end: float,
+        seconds: float,
+        prompt: str = "",
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Video:
+        """A part of the video, continued; see `plans.recut`."""
+        return self.make([plans.recut(self, video, start, end, seconds, prompt, **options)], progress)[0]
+
+    def loop(
+        self,
+        video: Source | None = None,
+        prompt: str = "",
+        seconds: float = 1.5,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Video:
+        """An endless loop of a video, or of a prompt alone: made first, then led back to its beginning.
+
+        `options` are those of `plans.loop`, and for a prompt alone those of `Request` too.
+        """
+        if video is None:
+            own = {field.name for field in dataclasses.fields(Request)} - {"prompt"}
+            fields = {name: value for name, value in options.items() if name in own}
+            video = self.generate(prompt, progress, **fields)
+            kept = {field.name for field in dataclasses.fields(Settings)} | {"strength"}
+            options = {name: value for name, value in options.items() if name in kept}
+        return self.make([plans.loop(self, video, seconds, prompt, **options)], progress)[0]
+
+    def fill_frames(
+        self,
+        video: Source,
+        missing: Sequence[tuple[float, float]],
+        prompt: str = "",
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Video:
+        """The video with frames painted that are missing; see `plans.fill`."""
+        return self.make([plans.fill(self, video, missing, prompt, **options)], progress)[0]
+
+    def smooth(
+        self,
+        video: Source,
+        fps: float = 24.0,
+        prompt: str = "",
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Video:
+        """The video at a higher frame rate; see `plans.smooth`."""
+        return self.make([plans.smooth(self, video, fps, prompt, **options)], progress)[0]
+
+    def connect(
+        self,
+        a: Source,
+        b: Source,
+        seconds: float = 1.5,
+        prompt: str = "",
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Video:
+        """One video, a passage, and the other; see `plans.connect`."""
+        return self.make([plans.connect(self, a, b, seconds, prompt, **options)], progress)[0]
+
+    def blend(
+        self,
+        a: Source,
+        b: Source,
+        curve: Sequence[tuple[float, float]] | None = None,
+        prompt: str = "",
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Video:
+        """Both videos at once, by a weight over time; see `plans.blend`."""
+        return self.make([plans.blend(self, a, b, curve, prompt, **options)], progress)[0]
+
+    def inpaint(
+        self, video: Source, prompt: str = "", progress: Progress | None = None, **options: Any
+    ) -> Video:
+        """The video with a box, or what a mask shows, painted anew; see `plans.inpaint`."""
+        return self.make([plans.inpaint(self, video, prompt, **options)], progress)[0]
+
+    def outpaint(
+        self,
+        video: Source,
+        aspect: str | float,
+        prompt: str = "",
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Video:
+        """The video in a frame of another aspect ratio; see `plans.outpaint`."""
+        return self.make([plans.outpaint(self, video, aspect, prompt, **options)], progress)[0]
+
+    def edit(
+        self,
+        video: Source,
+        prompt: str,
+        strength: float = 0.7,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Video:
+        """The video as another prompt has it; see `plans.edit`."""
+        return self.make([plans.edit(self, video, prompt, strength, **options)], progress)[0]
+
+    def upscale(
+        self,
+        video: Source,
+        resolution: int,
+        prompt: str = "",
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Video:
+        """The video at a higher resolution; see `plans.upscale`."""
+        return self.make([plans.upscale(self, video, resolution, prompt, **options)], progress)[0]
+
+    def storyboard(
+        self, board: Storyboard | Path, progress: Progress | None = None, **settings: Any
+    ) -> Video:
+        """The video that a storyboard, or its YAML file, tells; see `storyboard.Storyboard`."""
+        board = board if isinstance(board, Storyboard) else read_storyboard(board)
+        return self.make([board.plan(self, **settings)], progress)[0]
 
     def reconstruct(self, video: Video) -> Video:
         """The video through the autoencoder and back; any size and number of frames."""
-        frames, height, width = video.frames.shape[:3]
-        shape = self._padded((frames, height, width), (1, 1, 1))
-        sides = [
-            (full - have, (full - have) // 2) for full, have in zip(shape[1:], (height, width), strict=True)
-        ]
-        padding = [(0, shape[0] - frames), *((before, both - before) for both, before in sides), (0, 0)]
-        clip = np.pad(video.frames, padding, mode="edge")
-        latent = _encode(self.vae, clip[None])[0]
-        return Video(_to_pixels(_decode(self.vae, latent[None])[0], video.frames.shape), video.fps)
-
-    def grid(self, request: Request) -> tuple[int, int, int]:
-        """The latent (frames, height, width) that holds a request; it is cropped to the exact shape when decoded."""
-        time, *space = self.vae.config.compression
-        frames, *sides = self._padded(request.shape(), self.dit.config.patch)
-        height, width = (side // factor for side, factor in zip(sides, space, strict=True))
-        return 1 + (frames - 1) // time, height, width
-
-    def tokens(self, request: Request) -> int:
-        """Video tokens that a request takes."""
-        return math.prod(
-            side // by for side, by in zip(self.grid(request), self.dit.config.patch, strict=True)
-        )
+        frames = video.frames
+        sketch = abilities.Sketch(frames, np.zeros(frames.shape[:3], np.float32), video.fps)
+        return Video(self.decode(self.encode(sketch), *frames.shape[:3]), video.fps)
 
     def check(self, request: Request) -> None:
         """Whether the model can do it.
@@ -222,67 +318,50 @@ class Studio:
         ):
             if not (math.isfinite(value) and value > 0):
                 raise UserError(f"{name}={value:g} makes no video: give a number above 0.")
-        if not 1 <= request.steps <= MOST_STEPS:
-            raise UserError(f"steps={request.steps} can't be walked: give a number from 1 to {MOST_STEPS}.")
-        if not math.isfinite(request.guidance):
-            raise UserError(f"guidance={request.guidance} is no weight: give a number, for example 3.")
-        if request.solver not in SOLVERS:
-            raise UserError(f"There is no solver {request.solver!r}: choose one of {', '.join(SOLVERS)}.")
-        if (words := self.text.count_tokens(request.prompt)) > self.bundle.limits.text:
-            raise UserError(
-                f"The prompt has {words} tokens and the model {self.name!r} reads {self.bundle.limits.text}: "
-                "shorten it."
-            )
-        if (tokens := self.tokens(request)) > self.bundle.limits.tokens:
-            raise UserError(self._too_large(request, tokens))
-
-    def _too_large(self, request: Request, tokens: int) -> str:
+        request.settings().check()
+        self._check_words(((0.0, request.prompt),))
         frames, height, width = request.shape()
-        ways = []
-        time = self.vae.config.compression[0]
-        for fewer in range(frames - 1, 0, -1):
-            if (fewer - 1) % time == 0 and self._fits(dataclasses.replace(request, frames=fewer)):
-                ways.append(f"a duration of {fewer / request.fps:.3g} s at this size")
+        if self._holds(height, width) < min(frames, 2):
+            raise UserError(self._too_large(request))
+
+    def _check_plan(self, plan: Plan) -> None:
+        plan.settings.check()
+        self._check_words(plan.words)
+        _, height, width, _ = plan.sketch.frames.shape
+        if plan.sketch.strength.max() == 1 and self._holds(height, width) < min(len(plan.sketch.frames), 2):
+            raise UserError(self._too_large(Request("?", size=(height, width))))
+
+    def _check_words(self, words: Sequence[tuple[float, str]]) -> None:
+        limits, in_all = self.bundle.limits, 0
+        for _, prompt in words:
+            count = self.text.count_tokens(prompt)
+            in_all += count
+            if count > limits.text:
+                raise UserError(
+                    f"The prompt has {count} tokens and the model {self.name!r} reads {limits.text}: shorten it."
+                )
+        if in_all > limits.row_text:
+            raise UserError(
+                f"The cards have {in_all} tokens together and the model {self.name!r} reads {limits.row_text}: use "
+                "fewer words."
+            )
+
+    def _holds(self, height: int, width: int) -> int:
+        """Latent frames of a size that the model sees at once."""
+        return self.window(self.frame_tokens(height, width))
+
+    def _too_large(self, request: Request) -> str:
+        _, height, width = request.shape()
+        tokens = self.frame_tokens(height, width)
+        short, nearest = min(height, width), 0
+        for smaller in range(short - 1, 0, -1):
+            if self._holds(*(max(round(side * smaller / short), 1) for side in (height, width))) >= 2:
+                nearest = smaller
                 break
-        if request.size is None:
-            for smaller in range(request.resolution - 1, 0, -1):
-                if self._fits(dataclasses.replace(request, resolution=smaller)):
-                    ways.append(f"a resolution of {smaller} for this long")
-                    break
         return (
-            f"{frames} frames of {width}×{height} take {tokens} tokens, and the model {self.name!r} holds "
-            f"{self.bundle.limits.tokens}: the nearest that fits is {' or '.join(ways) or 'a smaller video'}."
+            f"A frame of {width}×{height} takes {tokens} tokens, and the model {self.name!r} holds "
+            f"{self.bundle.limits.tokens} in a run of two or more: the nearest that fits is a resolution of {nearest}."
         )
-
-    def _fits(self, request: Request) -> bool:
-        return self.tokens(request) <= self.bundle.limits.tokens
-
-    def _padded(self, shape: tuple[int, int, int], patch: Sequence[int]) -> tuple[int, int, int]:
-        """The nearest frames, height and width on the model's grid that hold `shape`."""
-        time, *space = self.vae.config.compression
-        latent_frames = 1 + math.ceil((shape[0] - 1) / time)
-        frames = 1 + (math.ceil(latent_frames / patch[0]) * patch[0] - 1) * time
-        units = [factor * by for factor, by in zip(space, patch[1:], strict=True)]
-        height, width = (math.ceil(side / unit) * unit for side, unit in zip(shape[1:], units, strict=True))
-        return frames, height, width
-
-    def _run(self, request: Request, grid: tuple[int, int, int], words: np.ndarray) -> Run:
-        config = self.dit.config
-        n = self.tokens(request)
-        return Run(
-            patches=np.zeros((n, config.patch_width), np.float32),
-            coords=coordinates(
-                grid, config.patch, request.fps, self.vae.config.compression[0], config.coords
-            ),
-            given=np.zeros(n, bool),
-            text=words,
-            text_time=np.zeros(len(words), np.float32),
-            key=request.prompt,
-        )
-
-    def _decode(self, latent: np.ndarray, request: Request) -> Video:
-        clip = _decode(self.vae, latent[None])[0]
-        return Video(_to_pixels(clip, request.shape()), request.fps)
 
 
 def load(name: str | os.PathLike[str] = "toyworld") -> Studio:
@@ -312,38 +391,3 @@ def _summary(folder: pathlib.Path) -> str:
     if "objective" in config:
         return f"training run of objective {config['objective']!r}"
     return config.get("card", {}).get("summary", "autoencoder" if "dit" not in config else "no summary")
-
-
-def _plan(
-    requests: Sequence[Request], places: Sequence[Placement], batch: PackedBatch, base_tokens: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Noise [B,N,P], levels [steps+1,B,S] and guidance [B,S]; each run has its own, wherever it lies."""
-    rows, slots, width = batch.patches.shape
-    steps = max(request.steps for request in requests)
-    noise = np.zeros((rows, slots, width), np.float32)
-    sigmas = np.zeros((steps + 1, rows, MOST_RUNS + 1), np.float32)
-    guidance = np.ones((rows, MOST_RUNS + 1), np.float32)
-    for request, place in zip(requests, places, strict=True):
-        draw = np.random.default_rng(request.seed).standard_normal((place.length, width))
-        noise[place.row, place.start : place.start + place.length] = draw
-        factor = flow.shift_factor(jnp.array(place.length), base_tokens)
-        sigmas[: request.steps + 1, place.row, place.segment] = flow.schedule(request.steps, factor)
-        guidance[place.row, place.segment] = request.guidance
-    return noise, sigmas, guidance
-
-
-@jax.jit
-def _encode(vae: VAE, clip: jax.Array) -> jax.Array:
-    return vae.to_latent(clip.astype(jnp.float32) / 127.5 - 1.0)
-
-
-@jax.jit
-def _decode(vae: VAE, latent: jax.Array) -> jax.Array:
-    return vae.from_latent(latent)
-
-
-def _to_pixels(clip: jax.Array, shape: Sequence[int]) -> np.ndarray:
-    """The first frames and the middle of each, as bytes."""
-    T, Y, X = shape[:3]
-    top, left = (clip.shape[1] - Y) // 2, (clip.shape[2] - X) // 2
-    return np.asarray(jnp.round((clip[:T, top : top + Y, left : left + X] + 1.0) * 127.5)).astype(np.uint8)

@@ -7,14 +7,17 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
 
+from sora_jax.data.canvases import draw_layout
 from sora_jax.data.clips import Clip
 from sora_jax.data.latents import LatentCache, Record, write_latents
 from sora_jax.data.sources import DataConfig, make_sources
+from sora_jax.diffusion.canvas import lay_streams
 from sora_jax.models.text import TextConfig, TextEncoder, load_text_encoder
 from sora_jax.models.vae import VAE
 
@@ -27,11 +30,13 @@ class LatentsConfig:
       folder: where it lies; empty: in the run's workdir.
       clips: how many clips are encoded, over all sources.
       batch: clips encoded at a time.
+      layouts: how often each kind of `canvases.draw_layout` is drawn; empty: every clip is one stream.
     """
 
     folder: str = ""
     clips: int = 20_000
     batch: int = 8
+    layouts: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Chain:
@@ -66,18 +71,24 @@ def encode_sources(
     caches = []
     for place, (source, weight) in enumerate(sources):
         what = [place, data.source, dataclasses.asdict(data), dataclasses.asdict(text), _digest(vae)]
+        what.append(sorted(config.layouts.items()))
         identity = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
         clips = max(min(round(config.clips * weight / total), len(source)), 1)
         if encode is None:
-            encode = make_encoder(vae, load_text_encoder(text))
+            encode = make_encoder(vae, load_text_encoder(text), config.layouts)
         caches.append(
             write_latents(source, encode, pathlib.Path(folder) / identity, identity, clips, config.batch)
         )
     return Chain(caches)
 
 
-def make_encoder(vae: VAE, text: TextEncoder) -> Callable[[list[Clip]], list[Record]]:
+def make_encoder(
+    vae: VAE, text: TextEncoder, layouts: Mapping[str, float] | None = None
+) -> Callable[[list[Clip]], list[Record]]:
     """A function from clips of one shape (1 + 4k frames) to the records of a latent cache.
+
+    Clips that are encoded together share a layout (drawn by the first one's key): one stream, or several, see
+    `canvas.lay_streams`.
 
     A clip's `timed` captions become one caption of kind "timed", in which the words of each shot hold from its
     start; clips of one shot have none.
@@ -85,7 +96,21 @@ def make_encoder(vae: VAE, text: TextEncoder) -> Callable[[list[Clip]], list[Rec
     to_latent = jax.jit(lambda vae, clip: vae.to_latent(clip.astype(np.float32) / 127.5 - 1.0))
 
     def encode(clips: list[Clip]) -> list[Record]:
-        latents = np.asarray(to_latent(vae, np.stack([clip.video.frames for clip in clips])))
+        frames = np.stack([clip.video.frames for clip in clips])
+        rng = np.random.default_rng(zlib.crc32(clips[0].key.encode()))
+        fixed = draw_layout(rng, frames.shape[1], layouts or {"none": 1.0})
+        streams = lay_streams(fixed)
+        parts = [
+            to_latent(vae, frames[:, np.minimum(np.arange(s.begin, s.begin + s.frames), frames.shape[1] - 1)])
+            for s in streams
+        ]
+        latents = np.concatenate([np.asarray(part) for part in parts], axis=1)
+        ends = np.concatenate([stream.ends for stream in streams])
+        layout = {
+            "ends": ends,
+            "first": np.concatenate([stream.ends == stream.begin for stream in streams]),
+            "given": fixed[np.minimum(ends, len(fixed) - 1)],
+        }
         told = [_captions(clip) for clip in clips]
         words = [part for kinds in told for parts in kinds.values() for _, part in parts]
         states = iter(text.encode(words, truncate=True))
@@ -99,6 +124,7 @@ def make_encoder(vae: VAE, text: TextEncoder) -> Callable[[list[Clip]], list[Rec
                     for kind, parts in kinds.items()
                 },
             }
+            | layout
             for clip, latent, kinds in zip(clips, latents, told, strict=True)
         ]
 

@@ -29,10 +29,11 @@ class Records(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
 
-"""latent: float16[t,y,x,c]; fps: float; key: str; captions: {kind: {text: float16[m,E], time: float16[m]}}."""
+"""latent: float16[t,y,x,c]; fps: float; key: str; captions: {kind: {text: float16[m,E], time: float16[m]}};
+ends: int32[t], first: bool[t], given: bool[t]: how its streams lie, and what the layout means to give."""
 
 _META = "meta.json"
-_FORMAT = 1
+_FORMAT = 2
 _CLIPS_PER_SHARD = 1000
 
 
@@ -185,7 +186,12 @@ def _checked(record: Record, clip: Clip) -> Record:
         kind: {name: np.asarray(caption[name]).astype(np.float16) for name in ("text", "time")}
         for kind, caption in record["captions"].items()
     }
-    return {"latent": latent, "fps": float(record["fps"]), "key": str(record["key"]), "captions": captions}
+    layout = {
+        name: np.asarray(record[name]).astype(dtype)
+        for name, dtype in (("ends", np.int32), ("first", bool), ("given", bool))
+    }
+    own = {"latent": latent, "fps": float(record["fps"]), "key": str(record["key"]), "captions": captions}
+    return own | layout
 
 
 def _write_shard(path: pathlib.Path, records: Sequence[Record]) -> None:

@@ -21,23 +21,42 @@ CoordinateMode = Literal["fractional", "absolute"]
 class PackedBatch:
     """Rows of fixed length that hold many runs each. An array may be NumPy's or JAX's.
 
+    A row's tokens share few conditions: a run, the level where σ starts, the words in force. They are a table of S
+    entries, so that whatever depends on them alone is computed S times a row; entry 0 is that of given tokens.
+
     Attributes:
       patches: float[B,N,P], clean latent patches.
-      coords: float[B,N,3], time in seconds, y, x as they enter RoPE.
+      coords: float[B,N,5], the box that a token covers: its centre (seconds, y, x) as it enters RoPE, and its
+        extent (seconds, height); see `coordinates`.
       segment_ids: int32[B,N], 1…K in order of place; 0 is an empty slot.
-      given: bool[B,N], conditioning tokens: σ = 0, no loss.
+      start: float[B,N], where σ starts: 1 to be painted, 0 given (never noisy, no loss), between to be repainted.
+      condition_ids: int32[B,N], a token's entry of the table; 0 where it is given, or the slot empty.
       text: float[B,M,E], states of the text encoder.
       text_segment_ids: int32[B,M], as above; a run without words has no slot here.
       text_time: float[B,M], seconds from which these words hold; 0 is the whole clip.
+      text_condition_ids: int32[B,M], the entry whose σ a word shares.
+      condition_runs: int32[B,S], the run an entry belongs to; 0 = unused.
+      condition_time: float[B,S], seconds from which the words in force there hold.
+      condition_start: float[B,S], where σ starts there.
     """
 
     patches: Any
     coords: Any
     segment_ids: Any
-    given: Any
+    start: Any
+    condition_ids: Any
     text: Any
     text_segment_ids: Any
     text_time: Any
+    text_condition_ids: Any
+    condition_runs: Any
+    condition_time: Any
+    condition_start: Any
+
+    @property
+    def given(self) -> Any:
+        """bool[B,N]: conditioning tokens; an empty slot is none."""
+        return (self.segment_ids > 0) & (self.start == 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +65,9 @@ class Run:
 
     Attributes:
       patches: float[n,P].
-      coords: float32[n,3], see `coordinates`.
-      given: bool[n].
+      coords: float32[n,5], see `coordinates`.
+      start: float[n], where σ starts, 0…1; 0 is given.
+      words_time: float[n], which words are in force: the `text_time` of those, see `words_in_force`.
       text: float[m,E]; m may be 0.
       text_time: float[m], seconds.
       key: names the clip, in errors.
@@ -55,10 +75,17 @@ class Run:
 
     patches: np.ndarray
     coords: np.ndarray
-    given: np.ndarray
+    start: np.ndarray
+    words_time: np.ndarray
     text: np.ndarray
     text_time: np.ndarray
     key: str = ""
+
+    @property
+    def conditions(self) -> int:
+        """How many entries of a row's table it needs."""
+        painted = self.start > 0
+        return len(np.unique(np.stack([self.start, self.words_time])[:, painted], axis=1).T)
 
 
 class Placement(NamedTuple):
@@ -89,12 +116,24 @@ def unpatchify(patches: np.ndarray, grid: Grid, patch: Grid) -> np.ndarray:
 
 
 def coordinates(
-    grid: Grid, patch: Grid, fps: float, frames_per_latent: int = 4, mode: CoordinateMode = "fractional"
+    grid: Grid,
+    patch: Grid,
+    fps: float,
+    frames_per_latent: int = 4,
+    mode: CoordinateMode = "fractional",
+    ends: Sequence[int] | np.ndarray | None = None,
+    first: Sequence[bool] | np.ndarray | None = None,
+    corner: tuple[int, int] = (0, 0),
+    frame: tuple[int, int] | None = None,
 ) -> np.ndarray:
-    """Returns float32[n,3]: time, y and x of the centre of each patch of a latent of size `grid` (t, y, x).
+    """Returns float32[n,5]: the box that each patch of a latent of size `grid` (t, y, x) covers.
 
-    Time is in seconds. Latent frame j ends with video frame `frames_per_latent`·j, so its time is that over `fps`;
-    the first is one frame at 0, as an image is. A patch of several latent frames takes their mean.
+    The first three are its time, y and x, which enter RoPE; the last two its extent: the seconds from the first to
+    the last video frame it shows (0 for a single one), and its height in the units of y. They tell frame rates,
+    single frames and resolutions apart.
+
+    Time is in seconds. Latent frame j ends with video frame `ends[j]`, so its time is that over `fps`; a patch of
+    several latent frames takes their mean.
 
     "absolute": y and x count patches from the top left corner: 0, 1, 2, … A patch always spans one unit, so a
     picture at twice the resolution is twice as wide.
@@ -103,22 +142,56 @@ def coordinates(
     as in Toyworld: the same picture has the same coordinates at every resolution. NaViT divides each side by its
     own length instead, and every frame becomes a unit square; one unit for both sides keeps squares square, so
     the model sees the aspect ratio, and a wider frame only adds coordinates beside the ones it knew.
+
+    Args:
+      ends: the last video frame of each latent frame; None is a whole clip's: 0, and then every
+        `frames_per_latent`-th.
+      first: latent frames that show one video frame alone; None is a whole clip's: the first.
+      corner, frame: where this latent lies in a larger frame (top, left), and that one's (height, width), in cells.
     """
     if not fps > 0:
         raise UserError(f"A clip can't have {fps} frames per second: give a positive number.")
-    axes = [np.arange(count, dtype=np.float64) for count in _patch_grid(grid, patch)]
-    axes[0] = (axes[0] * patch[0] + (patch[0] - 1) / 2) * frames_per_latent / fps
+    t, y, x = _patch_grid(grid, patch)
+    last = np.arange(grid[0]) * frames_per_latent if ends is None else np.asarray(ends)
+    alone = np.arange(grid[0]) == 0 if first is None else np.asarray(first)
+    begin = last - np.where(alone, 0, frames_per_latent)
+    time = last.reshape(t, patch[0]).mean(1) / fps
+    span = (last.reshape(t, patch[0]).max(1) - begin.reshape(t, patch[0]).min(1)) / fps
+    frame = frame or (grid[1], grid[2])
     if mode == "fractional":
-        short_side = min(grid[1:])
-        for axis in (1, 2):
-            axes[axis] = ((axes[axis] + 0.5) * patch[axis] - grid[axis] / 2) / short_side
-    elif mode != "absolute":
+        unit = float(min(frame))
+        offset = (corner[0] - frame[0] / 2, corner[1] - frame[1] / 2)
+    elif mode == "absolute":
+        unit, offset = float(patch[1]), (corner[0] - patch[1] / 2, corner[1] - patch[2] / 2)
+    else:
         raise UserError(f'Coordinates are "fractional" or "absolute", not "{mode}".')
-    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3).astype(np.float32)
+    rows, columns = (
+        (np.arange(count) + 0.5) * side + shift
+        for count, side, shift in zip((y, x), patch[1:], offset, strict=True)
+    )
+    wide = unit if mode == "fractional" else float(patch[2])
+    centre = np.stack(np.meshgrid(time, rows / unit, columns / wide, indexing="ij"), axis=-1)
+    extent = np.broadcast_to(np.stack([span, np.full(t, patch[1] / unit)], -1)[:, None, None], (t, y, x, 2))
+    return np.concatenate([centre, extent], axis=-1).reshape(-1, 5).astype(np.float32)
+
+
+def words_in_force(time: np.ndarray, text_time: np.ndarray) -> np.ndarray:
+    """The `text_time` of the words that hold at each of `time`: the latest that has come; float32, as `time`.
+
+    Before the first, and where there are no words, it is the first's, or 0.
+    """
+    starts = np.unique(text_time) if len(text_time) else np.zeros(1)
+    which = np.searchsorted(starts, np.asarray(time) + 1e-3, side="right") - 1
+    return starts[np.maximum(which, 0)].astype(np.float32)
 
 
 def pack_rows(
-    runs: Sequence[Run], row_tokens: int, row_text: int, max_runs: int, rows: int | None = None
+    runs: Sequence[Run],
+    row_tokens: int,
+    row_text: int,
+    max_runs: int,
+    rows: int | None = None,
+    conditions: int | None = None,
 ) -> tuple[PackedBatch, list[Placement]]:
     """Packs a finite list of runs into few rows (first-fit decreasing), in NumPy.
 
@@ -128,6 +201,7 @@ def pack_rows(
       row_text: M, text slots a row.
       max_runs: K, the most runs a row may hold.
       rows: pads with empty rows to exactly this many, for a shape that is known beforehand.
+      conditions: S - 1, entries of a row's table; None is `max_runs`, one a run.
 
     Returns:
       The batch and one placement per run, in the order of `runs`, for `unpack`.
@@ -137,44 +211,45 @@ def pack_rows(
     """
     if not runs:
         raise UserError("There is nothing to pack: give at least one run.")
+    conditions = max_runs if conditions is None else conditions
     for run in runs:
-        check_fits(run, row_tokens, row_text)
-    sizes = [(len(run.patches), len(run.text)) for run in runs]
+        check_fits(run, row_tokens, row_text, conditions)
+    sizes = [(len(run.patches), len(run.text), run.conditions) for run in runs]
     order = sorted(
         range(len(runs)), key=lambda i: -max(sizes[i][0] / row_tokens, sizes[i][1] / max(row_text, 1))
     )
-    used: list[list[int]] = []  # tokens, text and runs of each row
+    used: list[list[int]] = []  # tokens, text, conditions and runs of each row
     placements: dict[int, Placement] = {}
     text_starts: dict[int, int] = {}
     for i in order:
-        n, m = sizes[i]
+        wanted, most = (*sizes[i], 1), (row_tokens, row_text, conditions, max_runs)
         fitting = (
             row
-            for row, (tokens, text, count) in enumerate(used)
-            if tokens + n <= row_tokens and text + m <= row_text and count < max_runs
+            for row, taken in enumerate(used)
+            if all(have + more <= limit for have, more, limit in zip(taken, wanted, most, strict=True))
         )
         row = next(fitting, len(used))
         if row == len(used):
-            used.append([0, 0, 0])
-        tokens, text, count = used[row]
-        placements[i], text_starts[i] = Placement(row, count + 1, tokens, n), text
-        used[row] = [tokens + n, text + m, count + 1]
+            used.append([0, 0, 0, 0])
+        tokens, text, _, count = used[row]
+        placements[i], text_starts[i] = Placement(row, count + 1, tokens, sizes[i][0]), text
+        used[row] = [have + more for have, more in zip(used[row], wanted, strict=True)]
     if rows is not None and len(used) > rows:
         raise UserError(
             f"{len(runs)} runs need {len(used)} rows, but there are {rows}: give more or longer rows."
         )
 
-    batch = _empty_batch(runs[0], rows or len(used), row_tokens, row_text)
+    columns = _empty_columns(runs[0], rows or len(used), row_tokens, row_text)
     for i, run in enumerate(runs):
         row, segment, start, n = placements[i]
         slots, words = slice(start, start + n), slice(text_starts[i], text_starts[i] + len(run.text))
-        batch.patches[row, slots] = run.patches
-        batch.coords[row, slots] = run.coords
-        batch.given[row, slots] = run.given
-        batch.segment_ids[row, slots] = segment
-        batch.text[row, words] = run.text
-        batch.text_time[row, words] = run.text_time
-        batch.text_segment_ids[row, words] = segment
+        for name in _OF_TOKENS:
+            columns[name][row, slots] = getattr(run, name)
+        for name in _OF_WORDS:
+            columns[name][row, words] = getattr(run, name)
+        columns["segment_ids"][row, slots] = segment
+        columns["text_segment_ids"][row, words] = segment
+    batch = _with_conditions(columns, conditions)
     return batch, [placements[i] for i in range(len(runs))]
 
 
@@ -185,19 +260,24 @@ def unpack(array: Any, placements: Sequence[Placement]) -> list[np.ndarray]:
 
 
 def pack_stream(
-    runs: grain.IterDataset, row_tokens: int, row_text: int, max_runs: int, rows: int, window: int = 64
+    runs: grain.IterDataset,
+    row_tokens: int,
+    row_text: int,
+    max_runs: int,
+    rows: int,
+    window: int = 64,
+    run_conditions: int = 1,
 ) -> grain.IterDataset:
     """Packs a stream of `Run`s into a stream of PackedBatch (NumPy), with Grain's first-fit packer.
 
     `window` rows are open at a time and close together once a run fits none of them; more rows waste fewer slots
     (64 fill 98–99.9%) and cost memory and, on resuming, the time to pack them again. The iterator's state is exact.
-    A finite stream ends with empty rows that complete its last batch.
+    A finite stream ends with empty rows that complete its last batch. A run may have `run_conditions` conditions.
     """
-    length = dict.fromkeys(("patches", "coords", "given"), row_tokens)
-    length |= dict.fromkeys(("text", "text_time"), row_text)
+    length = dict.fromkeys(_OF_TOKENS, row_tokens) | dict.fromkeys(_OF_WORDS, row_text)
 
     def features(run: Run) -> dict[str, np.ndarray]:
-        check_fits(run, row_tokens, row_text)
+        check_fits(run, row_tokens, row_text, run_conditions)
         return {field: getattr(run, field) for field in length}
 
     packed = grain.experimental.FirstFitPackIterDataset(
@@ -210,17 +290,18 @@ def pack_stream(
 
     def collate(packed_rows: Sequence[dict[str, np.ndarray]]) -> PackedBatch:
         columns = grain.experimental.batch_and_pad(packed_rows, batch_size=rows)
-        return PackedBatch(
-            segment_ids=columns["patches_segment_ids"],
-            text_segment_ids=columns["text_segment_ids"],
-            **{field: columns[field] for field in length},
-        )
+        own = {field: columns[field] for field in length}
+        own |= {
+            "segment_ids": columns["patches_segment_ids"],
+            "text_segment_ids": columns["text_segment_ids"],
+        }
+        return _with_conditions(own, max_runs * run_conditions)
 
     return packed.batch(rows, batch_fn=collate)
 
 
-def check_fits(run: Run, row_tokens: int, row_text: int) -> None:
-    """Raises UserError if `run` is longer than a row, or has no tokens."""
+def check_fits(run: Run, row_tokens: int, row_text: int, conditions: int = 1) -> None:
+    """Raises UserError if `run` is longer than a row, has no tokens or too many conditions."""
     n, m = len(run.patches), len(run.text)
     if n == 0:
         raise UserError(f"The run {run.key!r} has no tokens: leave it out.")
@@ -229,6 +310,44 @@ def check_fits(run: Run, row_tokens: int, row_text: int) -> None:
             f"The run {run.key!r} has {n} tokens and {m} text tokens, but a row holds {row_tokens} and {row_text}: "
             "use longer rows or a shorter or smaller clip."
         )
+    if run.conditions > conditions:
+        raise UserError(
+            f"The run {run.key!r} has {run.conditions} conditions (levels of noise, words in force), but it may have "
+            f"{conditions}: use fewer, or fewer cards in a storyboard."
+        )
+
+
+_OF_TOKENS = ("patches", "coords", "start", "words_time")
+_OF_WORDS = ("text", "text_time")
+
+
+def _with_conditions(columns: dict[str, np.ndarray], conditions: int) -> PackedBatch:
+    """The batch of `columns`, with its table: an entry for each run's start levels and words in force."""
+    segments, start, time = columns["segment_ids"], columns["start"], columns.pop("words_time")
+    rows = len(segments)
+    runs = np.zeros((rows, conditions + 1), np.int32)
+    times, starts = (np.zeros((rows, conditions + 1), np.float32) for _ in range(2))
+    ids, text_ids = np.zeros_like(segments), np.zeros_like(columns["text_segment_ids"])
+    for row in range(rows):
+        painted = (segments[row] > 0) & (start[row] > 0)
+        told = np.stack([segments[row], -start[row], time[row]], axis=-1)[painted]
+        entries, inverse = np.unique(told, axis=0, return_inverse=True)
+        used = slice(1, 1 + len(entries))
+        ids[row, painted] = 1 + inverse.reshape(-1)
+        runs[row, used], starts[row, used], times[row, used] = entries[:, 0], -entries[:, 1], entries[:, 2]
+        of_run = columns["text_segment_ids"][row][:, None] == runs[row][None, 1:]
+        own = of_run & (columns["text_time"][row][:, None] == times[row][None, 1:])
+        # Words that are nowhere in force take their run's first entry; words of a run that is given take 0.
+        found = np.concatenate([own, of_run], axis=1) & (np.tile(runs[row, 1:], 2) > 0)
+        text_ids[row] = np.where(found.any(1), 1 + found.argmax(1) % conditions, 0)
+    return PackedBatch(
+        **columns,
+        condition_ids=ids,
+        text_condition_ids=text_ids,
+        condition_runs=runs,
+        condition_time=times,
+        condition_start=starts,
+    )
 
 
 def _patch_grid(grid: Sequence[int], patch: Grid) -> Grid:
@@ -244,13 +363,11 @@ def _by(sizes: Sequence[int]) -> str:
     return "×".join(map(str, sizes))
 
 
-def _empty_batch(like: Run, rows: int, row_tokens: int, row_text: int) -> PackedBatch:
-    return PackedBatch(
-        patches=np.zeros((rows, row_tokens, like.patches.shape[1]), like.patches.dtype),
-        coords=np.zeros((rows, row_tokens, 3), np.float32),
-        segment_ids=np.zeros((rows, row_tokens), np.int32),
-        given=np.zeros((rows, row_tokens), bool),
-        text=np.zeros((rows, row_text, like.text.shape[1]), like.text.dtype),
-        text_segment_ids=np.zeros((rows, row_text), np.int32),
-        text_time=np.zeros((rows, row_text), np.float32),
-    )
+def _empty_columns(like: Run, rows: int, row_tokens: int, row_text: int) -> dict[str, np.ndarray]:
+    lengths = dict.fromkeys(_OF_TOKENS, row_tokens) | dict.fromkeys(_OF_WORDS, row_text)
+    columns = {
+        name: np.zeros((rows, length, *getattr(like, name).shape[1:]), getattr(like, name).dtype)
+        for name, length in lengths.items()
+    }
+    ids = {"segment_ids": row_tokens, "text_segment_ids": row_text}
+    return columns | {name: np.zeros((rows, length), np.int32) for name, length in ids.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,10 +12,14 @@ from typing import Any
 import grain
 import numpy as np
 
+from sora_jax.data.canvases import draw_canvas
 from sora_jax.data.clips import Clip, Source
 from sora_jax.data.latents import LatentCache, Record, Records
-from sora_jax.data.packing import CoordinateMode, Grid, PackedBatch, Run, coordinates, pack_stream, patchify
+from sora_jax.data.packing import CoordinateMode, Grid, PackedBatch, Run, pack_stream
+from sora_jax.diffusion.canvas import Canvas, space_window, to_run
 from sora_jax.errors import UserError
+
+RUN_CONDITIONS = 2  # levels and words in force that a run of training may have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +34,10 @@ class PipelineConfig:
       patch: latent frames, rows and columns a patch.
       coords: see `packing.coordinates`.
       seed: of the order and of the captions drawn.
+      canvases: how often each kind of `canvases.draw_canvas` is drawn; empty: nothing is given but what the latents'
+        layouts mean to be.
+      time_window: how often a part of a clip's time is taken.
+      frame_tokens: frames of more tokens are cut to a window of at most this many, as the sampler's are; 0: none is.
       caption_weights: how often each kind of caption is drawn, among the kinds a record has; empty: all alike.
       window: rows that are packed at a time, see `packing.pack_stream`.
       threads: that read records.
@@ -42,6 +51,9 @@ class PipelineConfig:
     patch: Grid = (1, 2, 2)
     coords: CoordinateMode = "fractional"
     seed: int = 0
+    canvases: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    time_window: float = 0.0
+    frame_tokens: int = 0
     caption_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     window: int = 64
     threads: int = 2
@@ -80,7 +92,7 @@ def make_pipeline(
     )
     share = runs[shard_index::shard_count].to_iter_dataset(_read_options(config.threads))
     batches = pack_stream(
-        share, config.row_tokens, config.row_text, config.max_runs, config.rows, window=config.window
+        share, config.row_tokens, config.row_text, config.max_runs, config.rows, config.window, RUN_CONDITIONS
     )
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=config.prefetch)
 
@@ -90,18 +102,24 @@ def draw_run(
     rng: np.random.Generator,
     config: PipelineConfig,
 ) -> Run:
-    """Makes a record a run of tokens, with one of its captions and nothing given."""
+    """Makes a record a run of tokens, with one of its captions and a canvas drawn at random."""
     latent = record["latent"].astype(np.float32)
-    patches = patchify(latent, config.patch)
+    start = np.broadcast_to(np.where(record["given"], 0.0, 1.0)[:, None, None], latent.shape[:3])
+    whole = Canvas(latent, start.astype(np.float32), record["ends"], record["first"], record["fps"])
+    if config.frame_tokens:
+        sides = space_window(whole.grid, config.patch, config.frame_tokens)
+        steps = ((size - side) // by for size, side, by in zip(latent.shape[1:3], sides, config.patch[1:]))
+        top, left = (int(rng.integers(count + 1)) * by for count, by in zip(steps, config.patch[1:]))
+        whole = whole.crop(top, left, *sides)
+    a_frame = math.prod(whole.grid[1:]) // math.prod(config.patch[1:])
+    most = max(config.row_tokens // a_frame, 1) * config.patch[0]
+    canvas = draw_canvas(rng, whole, config.canvases, config.time_window, most)
     caption = record["captions"][_draw_kind(record, rng, config.caption_weights)]
-    return Run(
-        patches=patches,
-        coords=coordinates(latent.shape[:3], config.patch, record["fps"], mode=config.coords),
-        given=np.zeros(len(patches), bool),
-        text=caption["text"].astype(np.float32),
-        text_time=caption["time"].astype(np.float32),
-        key=record["key"],
-    )
+    run = to_run(canvas, config.patch, caption["text"], caption["time"], config.coords, record["key"])
+    # More words in force than a run has conditions for: levels and shots at once. The levels yield.
+    if run.conditions > RUN_CONDITIONS:
+        run = dataclasses.replace(run, start=np.ceil(run.start))
+    return run
 
 
 def clip_batches(

@@ -32,6 +32,7 @@ class DataConfig:
       durations: seconds, of which a toyworld clip draws one (0: an image); files give clips between the least
         above 0 and the greatest, and images in the share of zeros.
       rates: frames a second, of which a toyworld clip draws one; files keep their own up to the greatest.
+      max_frames: longer toyworld clips end there (on the grid); 0: none does.
       grid: frames are 1 + a multiple of the first, height and width multiples of the others.
       cache: a folder in which files are kept decoded, see `Footage`.
       world: fields of toyworld's `WorldConfig` that differ from its own.
@@ -45,6 +46,7 @@ class DataConfig:
     aspects: tuple[str, ...] = ("1:1",)
     durations: tuple[float, ...] = (2.0,)
     rates: tuple[float, ...] = (8.0,)
+    max_frames: int = 0
     grid: tuple[int, int, int] = (4, 16, 16)
     cache: str = ""
     world: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -64,7 +66,10 @@ class DataConfig:
                 math.ceil(side / multiple) * multiple
                 for side, multiple in zip(frame_size(resolution, aspect), self.grid[1:], strict=True)
             )
-            shapes.append((1 + self.grid[0] * round(seconds * fps / self.grid[0]), height, width, fps))
+            groups = round(seconds * fps / self.grid[0])
+            if self.max_frames:
+                groups = min(groups, (self.max_frames - 1) // self.grid[0])
+            shapes.append((1 + self.grid[0] * groups, height, width, fps))
         return tuple(shapes)
 
 

@@ -40,11 +40,19 @@ class Limits:
 
     Attributes:
       tokens: video tokens of a run, and of a row.
+      latent_frames: of a run, the most that training showed; 0: as many as there are tokens for.
+      frame_tokens: tokens of a latent frame, the most that training showed; 0: as many as there are.
+      resolution: short side of whole frames that training showed, in pixels; 0: any.
+      fps: the most frames a second that training showed; 0: any.
       text: tokens of a prompt.
       row_text: text slots of a row.
     """
 
     tokens: int = 256
+    latent_frames: int = 0
+    frame_tokens: int = 0
+    resolution: int = 0
+    fps: float = 0.0
     text: int = 64
     row_text: int = 128
 

@@ -1,7 +1,8 @@
 """The diffusion transformer: one stream of text and video tokens, a noise level σ per token.
 
-Conditions are a table: `sigma[b, 0]` is 0, the level of given tokens, and `sigma[b, k]` the level of run k. The
-modulation of adaLN-Zero (Peebles and Xie 2022) is computed once per entry and handed to the tokens that hold it.
+Conditions are a table (see `data.packing.PackedBatch`): `sigma[b, 0]` is 0, the level of given tokens, and
+`sigma[b, s]` the level of entry s, which belongs to a run and to the words in force in it. The modulation of
+adaLN-Zero (Peebles and Xie 2022) is computed once per entry and handed to the tokens that hold it.
 Layers are stacked along a leading axis and scanned, so compile time does not grow with depth.
 """
 
@@ -14,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sora_jax.axes import Coords, Patches, SegmentIds, Sigma, Text
+from sora_jax.axes import Coords, Patches, SegmentIds, Sigma
+from sora_jax.data.packing import PackedBatch
 from sora_jax.errors import UserError
 from sora_jax.models.attention import BACKENDS, attend
 from sora_jax.models.layers import Linear, fourier, gather_conditions, rms_norm, rotary_angles, rotate
@@ -49,8 +51,9 @@ class DiTConfig:
       coords: how coordinates enter RoPE: "fractional" (centred, in short sides of the frame) or "absolute" (in
         patches from the first corner); see `data.packing.coordinates`.
       rope_periods: (longest, shortest) period for time in seconds and for space in units of `coords`.
-      absolute: whether Fourier features of the coordinates are added to the patches too. RoPE alone tells a token
-        where it is only by way of its words, which lie at the frame's centre at time 0.
+      absolute: whether Fourier features of the coordinates, and of how much of time and space a token covers, are
+        added to the patches too. RoPE alone tells a token where it is only by way of its words, which lie at the
+        frame's centre at time 0, and tells nothing of frame rate and resolution.
       pooled_text: whether the mean of a run's words joins σ in its condition (as in Esser et al. 2024, figure 2),
         beside the words in the stream: a short way from a caption to every token.
       dtype: of the arithmetic; parameters, norms, softmax and the residual stream's sums stay float32.
@@ -165,7 +168,7 @@ class DiT(nnx.Module):
         self.patch_in = Linear(config.patch_width, D, rngs=rngs)
         self.text_in = Linear(config.text_width, D, rngs=rngs)
         if config.absolute:
-            self.position_in = Linear(3 * POSITION_WIDTH, D, 0.0, rngs=rngs)
+            self.position_in = Linear(5 * POSITION_WIDTH, D, 0.0, rngs=rngs)
         self.sigma_in = Linear(256, D, rngs=rngs)
         self.sigma_out = Linear(D, D, rngs=rngs)
         if config.pooled_text:
@@ -175,45 +178,30 @@ class DiT(nnx.Module):
         self.modulation = Linear(D, 2 * D, 0.0, rngs=rngs)
         self.patch_out = Linear(D, config.patch_width, 0.0, rngs=rngs)
 
-    def __call__(
-        self,
-        patches_bnp: Patches,
-        coords_bn3: Coords,
-        segment_ids_bn: SegmentIds,
-        condition_ids_bn: SegmentIds,
-        sigma_bs: Sigma,
-        text_bme: Text,
-        text_segment_ids_bm: SegmentIds,
-        text_time_bm: jax.Array,
-    ) -> jax.Array:
+    def __call__(self, patches_bnp: Patches, batch: PackedBatch, sigma_bs: Sigma) -> jax.Array:
         """Velocity of every token, float32 [B, N, P].
 
         Args:
           patches_bnp: noisy latent patches.
-          coords_bn3: time in seconds, y, x.
-          segment_ids_bn: which run a slot belongs to; 0 = empty.
-          condition_ids_bn: which entry of `sigma_bs` is a token's noise level.
-          sigma_bs: the noise levels of a row's conditions; entry k is run k's, which its text shares.
-          text_bme: text-encoder states.
-          text_segment_ids_bm: which run a word belongs to; 0 = empty.
-          text_time_bm: seconds from which a word holds.
+          batch: everything else about the rows; its own `patches` are not looked at.
+          sigma_bs: the noise levels of a row's conditions; that of entry 0, of given tokens, is 0.
         """
-        config, M = self.config, text_bme.shape[1]
+        config, M = self.config, batch.text.shape[1]
         dtype = jnp.dtype(config.dtype)
-        words = rms_norm(text_bme)
+        words = rms_norm(batch.text)
         text = self.text_in(words.astype(dtype))
         patches = self.patch_in(patches_bnp.astype(dtype))
         if config.absolute:
-            patches = patches + self.position_in(_position(coords_bn3, config).astype(dtype))
+            patches = patches + self.position_in(_position(batch.coords, config).astype(dtype))
         x = jnp.concatenate([text, patches], axis=1).astype(jnp.float32)
-        segment_ids = jnp.concatenate([text_segment_ids_bm, segment_ids_bn], axis=1)
-        index = jnp.concatenate([text_segment_ids_bm, condition_ids_bn], axis=1)
-        text_coords = jnp.pad(text_time_bm[..., None], ((0, 0), (0, 0), (0, 2)))
-        coords = jnp.concatenate([text_coords, coords_bn3], axis=1)
+        segment_ids = jnp.concatenate([batch.text_segment_ids, batch.segment_ids], axis=1)
+        index = jnp.concatenate([batch.text_condition_ids, batch.condition_ids], axis=1)
+        text_coords = jnp.pad(batch.text_time[..., None], ((0, 0), (0, 0), (0, 4)))
+        coords = jnp.concatenate([text_coords, batch.coords], axis=1)
         angles = rotary_angles(coords, config.width // config.heads, config.rope_periods)
         condition = self.sigma_in(fourier(sigma_bs, 256, longest=4.0, shortest=2e-3))
         if config.pooled_text:
-            condition = condition + self.pooled_in(_pool(words, text_segment_ids_bm, sigma_bs.shape[1]))
+            condition = condition + self.pooled_in(_pool(words, batch))
         condition = jax.nn.silu(self.sigma_out(jax.nn.silu(condition)))
 
         def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
@@ -222,24 +210,27 @@ class DiT(nnx.Module):
         if config.remat != "all":
             layer = jax.checkpoint(layer, policy=POLICIES[config.remat])
         x, _ = jax.lax.scan(layer, x, self.blocks)
-        shift, scale = jnp.split(gather_conditions(self.modulation(condition), condition_ids_bn), 2, axis=-1)
+        shift, scale = jnp.split(
+            gather_conditions(self.modulation(condition), batch.condition_ids), 2, axis=-1
+        )
         return self.patch_out(rms_norm(x[:, M:]) * (1 + scale) + shift)
 
 
-def _pool(words_bme: jax.Array, segment_ids_bm: SegmentIds, conditions: int) -> jax.Array:
-    """The mean of each run's words, [B, S, E]; zero where a run has none, and for condition 0, which no run owns."""
-    owned = segment_ids_bm[:, None, :] == jnp.arange(conditions)[:, None]
-    owned = (owned & (segment_ids_bm[:, None, :] > 0)).astype(words_bme.dtype)
+def _pool(words_bme: jax.Array, batch: PackedBatch) -> jax.Array:
+    """The mean of the words in force under each condition, [B, S, E]; zero where there are none."""
+    same_run = batch.condition_runs[:, :, None] == batch.text_segment_ids[:, None, :]
+    in_force = batch.condition_time[:, :, None] == batch.text_time[:, None, :]
+    owned = (same_run & in_force & (batch.condition_runs[:, :, None] > 0)).astype(words_bme.dtype)
     total = jnp.einsum("bsm,bme->bse", owned, words_bme)
     return total / jnp.maximum(owned.sum(-1, keepdims=True), 1.0)
 
 
-def _position(coords_bn3: Coords, config: DiTConfig) -> jax.Array:
-    """Fourier features of time, y and x, [B, N, 3 · POSITION_WIDTH], at RoPE's periods."""
+def _position(coords_bn5: Coords, config: DiTConfig) -> jax.Array:
+    """Fourier features of each token's box, [B, N, 5 · POSITION_WIDTH], at RoPE's periods."""
     time, space = config.rope_periods
     axes = [
-        fourier(coords_bn3[..., i], POSITION_WIDTH, *periods)
-        for i, periods in enumerate((time, space, space))
+        fourier(coords_bn5[..., i], POSITION_WIDTH, *periods)
+        for i, periods in enumerate((time, space, space, time, space))
     ]
     return jnp.concatenate(axes, axis=-1)
 

@@ -42,20 +42,20 @@ def frequencies(count: int, longest: float, shortest: float) -> jax.Array:
 
 
 def rotary_angles(
-    coords_bn3: Coords, head_width: int, periods: tuple[tuple[float, float], tuple[float, float]]
+    coords_bn5: Coords, head_width: int, periods: tuple[tuple[float, float], tuple[float, float]]
 ) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines of 3-D rotary embedding (Su et al. 2021): [B, N, 3] → two of [B, N, F/2].
+    """Cosines and sines of 3-D rotary embedding (Su et al. 2021): [B, N, 5] → two of [B, N, F/2].
 
     Args:
-      coords_bn3: time, y, x.
+      coords_bn5: time, y, x come first; what follows is not turned by.
       head_width: F; a quarter of its pairs turn with time (rounded), the rest with y and x equally.
       periods: (longest, shortest) period for time and for space, in the coordinates' own units.
     """
     pairs = head_width // 2
     space = (3 * pairs // 4) // 2
     (long_time, short_time), (long_space, short_space) = periods
-    in_time = coords_bn3[..., :1] * frequencies(pairs - 2 * space, long_time, short_time)
-    in_space = [coords_bn3[..., i : i + 1] * frequencies(space, long_space, short_space) for i in (1, 2)]
+    in_time = coords_bn5[..., :1] * frequencies(pairs - 2 * space, long_time, short_time)
+    in_space = [coords_bn5[..., i : i + 1] * frequencies(space, long_space, short_space) for i in (1, 2)]
     angles = jnp.concatenate([in_time, *in_space], axis=-1)
     return jnp.cos(angles), jnp.sin(angles)
 

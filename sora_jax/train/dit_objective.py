@@ -20,7 +20,7 @@ from sora_jax.data.packing import PackedBatch
 from sora_jax.data.pipeline import PipelineConfig, make_pipeline
 from sora_jax.data.sources import DataConfig, make_sources
 from sora_jax.diffusion import flow
-from sora_jax.diffusion.sampler import condition_ids, gather_levels
+from sora_jax.diffusion.flow import gather_levels
 from sora_jax.models.bundle import Bundle, Limits, load_bundle, measure_latents, save_bundle, take_weights
 from sora_jax.models.dit import DiT, DiTConfig, forward_flops
 from sora_jax.models.layers import rms_norm
@@ -73,30 +73,22 @@ class DiTObjective:
         """Mean square of the velocity's error over the tokens that are painted."""
         keys = dict(zip(("sigma", "noise", "drop", "text"), jax.random.split(key, 4), strict=True))
         B, K = batch.patches.shape[0], self.pipeline.max_runs
-        runs = jnp.arange(K + 1)
-        lengths = jnp.sum(batch.segment_ids[:, :, None] == runs, axis=1)
-        sigma = flow.draw_sigma(keys["sigma"], (B, K + 1), self.flow.mean, self.flow.deviation)
-        sigma = flow.shift(sigma, flow.shift_factor(lengths, self.flow.base_tokens)).at[:, 0].set(0.0)
+        painted = (batch.segment_ids > 0) & ~batch.given
+        # A run's level is shifted by all that it holds, given tokens too: they are what its redundancy comes from.
+        lengths = jnp.sum(batch.segment_ids[:, :, None] == jnp.arange(K + 1), axis=1)
+        run_sigma = flow.draw_sigma(keys["sigma"], (B, K + 1), self.flow.mean, self.flow.deviation)
+        run_sigma = flow.shift(run_sigma, flow.shift_factor(lengths, self.flow.base_tokens))
+        sigma = jnp.minimum(gather_levels(run_sigma, batch.condition_runs), batch.condition_start)
         kept = jax.random.bernoulli(keys["drop"], 1 - self.flow.text_dropout, (B, K + 1))
         text_segment_ids = jnp.where(
             jnp.take_along_axis(kept, batch.text_segment_ids, axis=1), batch.text_segment_ids, 0
         )
         blur = self.flow.text_noise * jax.random.normal(keys["text"], batch.text.shape)
-        ids = condition_ids(batch)
-        level = gather_levels(sigma, ids)[..., None]
+        level = gather_levels(sigma, batch.condition_ids)[..., None]
         noise = jax.random.normal(keys["noise"], batch.patches.shape)
-        predicted = model(
-            flow.interpolate(batch.patches, noise, level),
-            batch.coords,
-            batch.segment_ids,
-            ids,
-            sigma,
-            rms_norm(batch.text) + blur,
-            text_segment_ids,
-            batch.text_time,
-        )
+        seen = dataclasses.replace(batch, text=rms_norm(batch.text) + blur, text_segment_ids=text_segment_ids)
+        predicted = model(flow.interpolate(batch.patches, noise, level), seen, sigma)
         error = jnp.mean(jnp.square(predicted - flow.velocity(batch.patches, noise)), axis=-1)
-        painted = (batch.segment_ids > 0) & ~batch.given
         count = jnp.maximum(jnp.sum(painted), 1)
         clean_error = jnp.sum(error * jnp.square(level[..., 0]) * painted) / count
         return jnp.sum(error * painted) / count, {"clean_error": clean_error}
@@ -124,7 +116,16 @@ class DiTObjective:
     def limits(self) -> Limits:
         """What a run of this training could hold."""
         rows = self.pipeline
-        return Limits(rows.row_tokens, min(self.text.max_tokens, rows.row_text), rows.row_text)
+        data = self.data_config
+        return Limits(
+            tokens=rows.row_tokens,
+            latent_frames=max(1 + (shape[0] - 1) // data.grid[0] for shape in data.shapes()),
+            frame_tokens=rows.frame_tokens,
+            resolution=min(data.resolutions),
+            fps=max(data.rates),
+            text=min(self.text.max_tokens, rows.row_text),
+            row_text=rows.row_text,
+        )
 
     def _bundle(self, name: str, vae: VAE, dit: DiT | None = None) -> Bundle:
         return Bundle(name, vae, dit, self.text, self.limits, self.flow.base_tokens)

@@ -1,0 +1,173 @@
+"""Storyboards: cards with a time, a text and perhaps a picture or a clip; a YAML file becomes a plan.
+
+duration: 4            # seconds; all but cards may be left out
+fps: 8
+resolution: 64
+aspect: "16:9"
+loop: 1.5              # seconds that lead back to the beginning; left out, it doesn't loop
+cards:
+  - at: 0
+    text: a red circle moves right
+    image: circle.png  # what is seen at that time; or clip: circle.mp4
+  - at: 2
+    text: a blue square moves left
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import yaml
+
+from sora_jax.diffusion import abilities
+from sora_jax.diffusion.canvas import Sketch
+from sora_jax.engine import Engine, Settings
+from sora_jax.errors import UserError
+from sora_jax.plans import Plan, Source, cover, take
+from sora_jax.video import Path, frame_count, frame_size
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """From `at` seconds on its words hold; at that time its picture is seen, or its clip begins."""
+
+    at: float
+    text: str
+    image: Source | None = None
+    clip: Source | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Storyboard:
+    """See the module's docstring.
+
+    Raises:
+      UserError: there is no card, their times don't rise, or lie outside of the video.
+    """
+
+    cards: tuple[Card, ...]
+    duration: float = 2.0
+    fps: float = 8.0
+    resolution: int = 64
+    aspect: str | float = "1:1"
+    loop: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.cards:
+            raise UserError("The storyboard has no cards: give at least one, with a time and a text.")
+        for name in ("duration", "fps", "resolution"):
+            value = getattr(self, name)
+            if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+                raise UserError(f"The storyboard's {name} is {value!r}: give a number above 0.")
+        for number, card in enumerate(self.cards, 1):
+            if not 0 <= card.at < self.duration:
+                raise UserError(
+                    f"Card {number} of the storyboard is at {card.at:g} s, outside of the video's {self.duration:g} s."
+                )
+            if not card.text.strip() and card.image is None and card.clip is None:
+                raise UserError(f"Card {number} of the storyboard has neither text nor picture: give it one.")
+            if card.image is not None and card.clip is not None:
+                raise UserError(
+                    f"Card {number} of the storyboard has a picture and a clip: give one of the two."
+                )
+        for number, (card, after) in enumerate(zip(self.cards, self.cards[1:]), 1):
+            if after.at <= card.at:
+                raise UserError(
+                    f"Cards {number} and {number + 1} of the storyboard are at {card.at:g} and {after.at:g} s: put "
+                    "them in the order of their times, each at its own."
+                )
+
+    def plan(self, engine: Engine, **settings: Any) -> Plan:
+        """What is to be made of it.
+
+        Raises:
+          UserError: a picture or clip can't be read, or a clip lasts beyond the next card.
+        """
+        size = frame_size(self.resolution, self.aspect)
+        T = frame_count(self.duration, self.fps)
+        sketch = abilities.blank((T, *size), self.fps)
+        notes: list[str] = []
+        ends = [*(card.at for card in self.cards[1:]), self.duration]
+        for number, (card, end) in enumerate(zip(self.cards, ends, strict=True), 1):
+            source = card.image if card.clip is None else card.clip
+            if source is None:
+                continue
+            media = take(engine, source, fps=self.fps, seconds=1e-3 if card.clip is None else None)
+            notes += media.notes
+            first = round(card.at * self.fps)
+            last = first + len(media.video)
+            if last > round(end * self.fps) and card.clip is not None:
+                raise UserError(
+                    f"The clip of card {number} lasts {media.video.duration:g} s from {card.at:g} s on and overlaps "
+                    f"what follows at {end:g} s: shorten it, or move the next card."
+                )
+            sketch.frames[first:last] = cover(media.video.frames, size)
+            sketch.strength[first:last] = 0
+        keep = slice(None)
+        if self.loop:
+            sketch, keep = _looped(sketch, frame_count(self.loop, self.fps))
+        words = tuple((card.at, card.text) for card in self.cards if card.text.strip())
+        return Plan(sketch, words, Settings(**settings), keep, notes=tuple(notes))
+
+
+def read_storyboard(path: Path) -> Storyboard:
+    """Reads a YAML file; its pictures' and clips' paths are relative to it.
+
+    Raises:
+      UserError: the file is missing or no storyboard.
+    """
+    path = pathlib.Path(path)
+    try:
+        parts = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        what = str(error).splitlines()[0]
+        raise UserError(f"{path} is no YAML ({what}): see docs/abilities.md for a storyboard.") from error
+    if not isinstance(parts, dict) or not isinstance(parts.get("cards"), list):
+        raise UserError(f"{path} is no storyboard: it needs a list of cards, see docs/abilities.md.")
+    _known(path, "storyboard", parts, Storyboard)
+    cards = []
+    for number, entry in enumerate(parts["cards"], 1):
+        if not isinstance(entry, dict):
+            raise UserError(f"{path}: card {number} is no card: it needs at least a time and a text.")
+        _known(path, f"card {number}", entry, Card)
+        try:
+            at = float(entry.get("at", 0.0))
+        except (TypeError, ValueError):
+            raise UserError(
+                f"{path}: card {number} is at {entry['at']!r}, which is no number of seconds."
+            ) from None
+        files = {name: path.parent / os.fspath(entry[name]) for name in ("image", "clip") if entry.get(name)}
+        cards.append(Card(at, str(entry.get("text", "")), **files))
+    fields = {name: value for name, value in parts.items() if name != "cards"}
+    try:
+        return Storyboard(tuple(cards), **fields)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _known(path: pathlib.Path, what: str, parts: Mapping[str, Any], schema: type) -> None:
+    names = [field.name for field in dataclasses.fields(schema)]
+    for name in parts:
+        if name not in names:
+            raise UserError(f"{path}: the {what} has no {name!r}: it may have {', '.join(names)}.")
+
+
+def _looped(sketch: Sketch, new: int) -> tuple[Sketch, slice]:
+    """The sketch and `new` frames that lead back to its first one, which must be given to come back to."""
+    if not sketch.fixed[0]:
+        raise UserError(
+            "A storyboard that loops begins with a picture to come back to: give its first card, at 0 s, an image."
+        )
+    T = len(sketch.frames)
+    frames = np.concatenate([sketch.frames, np.repeat(sketch.frames[:1], new + 1, axis=0)])
+    strength = np.concatenate([sketch.strength, np.ones((new + 1, *sketch.strength.shape[1:]), np.float32)])
+    strength[-1] = 0
+    return Sketch(frames, strength, sketch.fps), slice(T + new)
