@@ -1,4 +1,4 @@
-"""The command line: `sora-jax generate`, `models`, `train`, `evaluate`.
+"""The command line: `sora-jax generate`, `models`, `train`, `evaluate`; the abilities are in `commands.py`.
 
 What can be found wrong is found before the work begins. Heavy imports wait inside the commands, so that `--help`
 answers at once. Exit status: 0, 2 after `error: <sentence>`, 130 when stopped, 1 where the program itself is at
@@ -12,61 +12,25 @@ import os
 import pathlib
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from sora_jax import __version__
+from sora_jax.commands import COMMANDS
 from sora_jax.errors import UserError, atomic_path
+from sora_jax.options import MODEL, QUIET, as_settings, common, said, settings, shape
 from sora_jax.terminal import VIDEO_SUFFIXES, ListOf, Number, Output, place_outputs, progress_bar, table
 
 _SHEET_CLIPS = 24
-_MODEL = click.option(
-    "--model",
-    default="toyworld",
-    help="A bundled model, a folder that holds one, or a training run's workdir.",
-)
-_QUIET = "sora_jax.quiet"
-
-
-def _common(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that every command has."""
-
-    def hush(context: click.Context, _: click.Parameter, quiet: bool) -> None:
-        context.meta[_QUIET] = quiet or context.meta.get(_QUIET, False)
-
-    silence = click.option(
-        "-q", "--quiet", is_flag=True, expose_value=False, callback=hush, help="No progress bar."
-    )
-    # main() looks for it, since an error may come before the options are read.
-    trace = click.option("--traceback", is_flag=True, expose_value=False, help="Show where an error arose.")
-    return trace(silence(command))
-
-
-def _sampling(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of whatever generates."""
-    seeds, solvers = click.IntRange(0, 2**31 - 1), click.Choice(["euler", "heun"])
-    for option in (
-        click.option("--seed", type=seeds, default=0, help="Another one, another video."),
-        click.option("--solver", type=solvers, default="euler"),
-        click.option(
-            "--guidance", type=Number(), default=3.0, help="Of the prompt; 1: none, more: stricter."
-        ),
-        click.option("--steps", type=click.IntRange(1), default=30, help="Of the solver."),
-        click.option("--fps", type=Number(above=0), default=8.0, help="Frames a second."),
-        click.option("--resolution", type=click.IntRange(1), default=64, help="The short side in pixels."),
-        _MODEL,
-    ):
-        command = option(command)
-    return command
 
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100}
 )
 @click.version_option(__version__, prog_name="sora-jax", message="%(prog)s %(version)s")
-@_common
+@common
 def cli() -> None:
     """Open video generation: any duration, resolution and aspect ratio."""
 
@@ -76,14 +40,15 @@ def cli() -> None:
 @click.option(
     "--prompt-file", type=click.File(encoding="utf-8"), help="One prompt a line; # begins a comment."
 )
-@_sampling
+@shape
+@settings
 @click.option("--duration", type=Number(above=0), default=2.0, help="Seconds.")
 @click.option("--aspect", default="1:1", help="Width to height, such as 16:9 or 1.78.")
 @click.option(
     "--count", type=click.IntRange(1), default=1, help="Videos a prompt, with the seeds that follow."
 )
 @click.option("-o", "--output", default="out.mp4", help=f"A file ({', '.join(VIDEO_SUFFIXES)}) or a folder.")
-@_common
+@common
 @click.pass_context
 def generate(
     context: click.Context,
@@ -92,7 +57,6 @@ def generate(
     model: str,
     count: int,
     output: str,
-    seed: int,
     **fields: Any,
 ) -> None:
     """Make a video of each PROMPT.
@@ -104,6 +68,8 @@ def generate(
         raise click.UsageError("There is no prompt: say what is to be seen, in quotes.")
     if len(prompts) > 2 and not any(" " in prompt for prompt in prompts):
         click.echo("note: each word is a prompt of its own here; put a prompt of several in quotes", err=True)
+    own = as_settings(fields)
+    seed = own.pop("seed")
     wanted = [(prompt, seed + i) for prompt in prompts for i in range(count)]
     paths = place_outputs(output, wanted)
 
@@ -111,22 +77,21 @@ def generate(
     from sora_jax.video import frame_size
 
     frame_size(fields["resolution"], fields["aspect"])
-    requests = [face.Request(prompt, seed=number, **fields) for prompt, number in wanted]
+    requests = [face.Request(prompt, seed=number, **own, **fields) for prompt, number in wanted]
     studio = face.load(model)
     for request in requests:
         studio.check(request)
-    with progress_bar(not context.meta[_QUIET], "step") as progress:
-        progress(0, fields["steps"])
+    with progress_bar(not context.meta[QUIET], "step") as progress:
+        progress(0, own["steps"])
         videos = studio.generate_batch(requests, progress)
     for video, path in zip(videos, paths, strict=True):
         video.save(path)
-        size = f"{video.size[1]}×{video.size[0]}"
-        click.echo(f"{path}  {size}, {len(video)} frames at {video.fps:g} fps ({video.duration:g} s)")
+        said(path, video)
 
 
 @cli.command()
 @click.argument("folders", metavar="[PATH...]", nargs=-1)
-@_common
+@common
 def models(folders: tuple[str, ...]) -> None:
     """List what can be loaded: bundled models, and models and training runs in each PATH (default: runs)."""
     from sora_jax import studio as face
@@ -152,14 +117,14 @@ def train(context: click.Context, arguments: tuple[str, ...]) -> None:
 
 
 @cli.group()
-@_common
+@common
 def evaluate() -> None:
     """Measure a model."""
 
 
 @evaluate.command("vae")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
-@_MODEL
+@MODEL
 @click.option(
     "--resolution", type=click.IntRange(16), default=128, help="Each file's short side is scaled to it."
 )
@@ -169,7 +134,7 @@ def evaluate() -> None:
 @click.option("--start", type=Number(at_least=0), default=0.0, help="Seconds into each file.")
 @click.option("--json", "json_path", type=Output(), help="Write the figures here.")
 @click.option("--sheet", type=Output(".png"), help="Write originals and reconstructions here, to look at.")
-@_common
+@common
 @click.pass_context
 def evaluate_vae_command(
     context: click.Context,
@@ -177,7 +142,7 @@ def evaluate_vae_command(
     model: str,
     json_path: pathlib.Path | None,
     sheet: pathlib.Path | None,
-    **settings: Any,
+    **fields: Any,
 ) -> None:
     """PSNR and SSIM of what the autoencoder makes of videos and pictures."""
     report = _report()
@@ -189,9 +154,9 @@ def evaluate_vae_command(
         if len(shown) < _SHEET_CLIPS:
             shown.extend([("the original of", pair[0]), (label, pair[1])])
 
-    with progress_bar(not context.meta[_QUIET], "frame") as progress:
+    with progress_bar(not context.meta[QUIET], "frame") as progress:
         result = report.evaluate_vae(
-            face.load(model), files, **settings, progress=progress, show=show if sheet else None
+            face.load(model), files, **fields, progress=progress, show=show if sheet else None
         )
 
     def cells(name: str, size: str, frames: str, row: dict[str, Any]) -> tuple[str, ...]:
@@ -212,7 +177,8 @@ def evaluate_vae_command(
     "--split", type=click.Choice(["heldout", "validation", "paraphrase", "train"]), default="heldout"
 )
 @click.option("--clips", type=click.IntRange(1), default=256, help="How many.")
-@_sampling
+@shape
+@settings
 @click.option("--durations", type=ListOf(Number(above=0)), default="2", help="Seconds, in turn: 2,4.")
 @click.option(
     "--aspects", type=ListOf(click.STRING), default="1:1", help="Width to height, in turn: 1:1,16:9."
@@ -221,7 +187,7 @@ def evaluate_vae_command(
 @click.option("--vae", is_flag=True, help="Read true clips through the autoencoder: what is lost there.")
 @click.option("--json", "json_path", type=Output(), help="Write the figures, and every clip's, here.")
 @click.option("--sheet", type=Output(".png"), help="Write the first clips here, to look at.")
-@_common
+@common
 @click.pass_context
 def evaluate_toyworld_command(
     context: click.Context,
@@ -230,7 +196,7 @@ def evaluate_toyworld_command(
     vae: bool,
     json_path: pathlib.Path | None,
     sheet: pathlib.Path | None,
-    **settings: Any,
+    **fields: Any,
 ) -> None:
     """How often a clip shows what its prompt says, read back without a network.
 
@@ -251,9 +217,14 @@ def evaluate_toyworld_command(
 
     source = "truth" if truth else "vae" if vae else "generated"
     studio = None if truth else face.load(model)
-    with progress_bar(not context.meta[_QUIET], "clip") as progress:
+    with progress_bar(not context.meta[QUIET], "clip") as progress:
         result = report.evaluate_toyworld(
-            studio, source=source, progress=progress, show=show if sheet else None, **settings
+            studio,
+            source=source,
+            progress=progress,
+            show=show if sheet else None,
+            **as_settings(fields),
+            **fields,
         )
     click.echo(_accuracies(result["accuracy"]))
     if len(result["shapes"]) > 1:
@@ -261,6 +232,10 @@ def evaluate_toyworld_command(
             click.echo(f"\n{part['width']}×{part['height']}, {part['frames']} frames")
             click.echo(_accuracies(part["accuracy"]))
     _write(result, json_path, shown, sheet, columns=3)
+
+
+for command in COMMANDS:
+    cli.add_command(command)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

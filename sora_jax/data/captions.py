@@ -229,6 +229,11 @@ def single_object_prompt(
     )
 
 
+def plain_direction(direction: str) -> str:
+    """The briefest of training's words for a direction."""
+    return _TRAINING.directions[direction][0]
+
+
 class _Writer:
     """Draws words from one vocabulary with one generator."""
 

@@ -141,6 +141,7 @@ def evaluate_toyworld(
     source: str = "generated",
     progress: Progress | None = None,
     show: Show | None = None,
+    **settings: Any,
 ) -> dict[str, Any]:
     """How often a clip shows what its prompt says, read back by Toyworld's oracle.
 
@@ -156,6 +157,7 @@ def evaluate_toyworld(
       source: "generated", "truth" (true clips: how much the oracle itself gets wrong), or "vae" (true clips
         through the autoencoder: how much is lost there).
       progress: called with (clips done, clips in all).
+      settings: further ones of `engine.Settings`.
       show: called with each clip's prompt, followed by what was read wrong, and the clip.
 
     Returns:
@@ -171,7 +173,9 @@ def evaluate_toyworld(
         raise UserError("At least one clip, one duration and one aspect ratio are needed.")
     progress, show = progress or _ignore, show or _ignore
     requests = [
-        Request("?", duration, resolution, aspect, fps, steps=steps, guidance=guidance, solver=solver)
+        Request(
+            "?", duration, resolution, aspect, fps, steps=steps, guidance=guidance, solver=solver, **settings
+        )
         for duration, aspect in itertools.product(durations, aspects)
     ]
     tasks = list(itertools.islice(_tasks(split, requests, seed), clips))
@@ -206,7 +210,11 @@ def evaluate_toyworld(
             "seed": seed,
             "source": source,
         }
-        | ({"steps": steps, "guidance": guidance, "solver": solver} if source == "generated" else {}),
+        | (
+            {"steps": steps, "guidance": guidance, "solver": solver} | settings
+            if source == "generated"
+            else {}
+        ),
         "accuracy": _accuracy(rows, chance),
         "shapes": [
             {key: some[0][key] for key in ("frames", "height", "width")}
