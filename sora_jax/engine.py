@@ -23,6 +23,7 @@ from sora_jax.diffusion.canvas import (
     GROUP,
     Canvas,
     Sketch,
+    Stream,
     blend_windows,
     lay_streams,
     make_canvas,
@@ -197,6 +198,9 @@ class Engine:
         frames = np.pad(sketch.frames, [(0, 0), *padding, (0, 0)], mode="edge")
         strength = np.pad(sketch.strength, [(0, 0), *padding], mode="edge")
         streams = lay_streams(sketch.fixed)
+        if self.bundle.dit is not None and len(streams) == 1:  # whole patches in time too
+            count, by = len(streams[0].ends), self.dit.config.patch[0]
+            streams = [Stream(0, 1 + GROUP * (math.ceil(count / by) * by - 1))]
         open_frames = (strength == 1).all((1, 2))
         latents = []
         for stream in streams:
@@ -383,12 +387,13 @@ class _Job:
             self.places = space_windows((y, x), self.patch, limits.frame_tokens)
             frame_tokens = math.prod(self.places[0][2:]) // math.prod(self.patch[1:])
         most = engine.window(frame_tokens)
-        if most < min(t, 2):
+        by = self.patch[0]
+        if most < min(t, 2 * by):
             raise UserError(
                 f"Frames of {frame_tokens} tokens are more than the model {engine.name!r} holds in a row of "
                 f"{limits.tokens}: choose a lower resolution."
             )
-        self.windows = windows(task.canvas, most, max(most // 2, 1))
+        self.windows = windows(task.canvas, most, max(most // by // 2, 1) * by, by)
         count = t * y * x // math.prod(self.patch)
         width = math.prod(self.patch) * task.canvas.latent.shape[3]
         draw = np.random.default_rng(task.settings.seed).standard_normal((count, width))

@@ -100,7 +100,7 @@ class Storyboard:
                 continue
             media = take(engine, source, fps=self.fps, seconds=1e-3 if card.clip is None else None)
             notes += media.notes
-            first = round(card.at * self.fps)
+            first = min(round(card.at * self.fps), T - 1)
             last = first + len(media.video)
             if last > round(end * self.fps) and card.clip is not None:
                 raise UserError(

@@ -7,6 +7,7 @@ starts, and takes a window of it now and then.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -105,9 +106,7 @@ def draw_canvas(rng: Rng, canvas: Canvas, weights: Mapping[str, float], window: 
     kind = _draw(rng, weights, _CANVASES, "pipeline.canvases") if weights else "none"
     start = np.ones_like(canvas.start)
     _CANVASES[kind](rng, start)
-    return Canvas(
-        canvas.latent, start if start.any() else np.ones_like(start), canvas.ends, canvas.first, canvas.fps
-    )
+    return dataclasses.replace(canvas, start=start if start.any() else np.ones_like(start))
 
 
 def _first(rng: Rng, start: np.ndarray) -> None:
@@ -128,8 +127,8 @@ def _margins(rng: Rng, start: np.ndarray) -> None:
 
 
 def _levels(rng: Rng, start: np.ndarray) -> None:
-    begin, end = sorted(rng.integers(len(start) + 1, size=2))
-    start[begin : max(end, begin + 1)] = np.float32(rng.uniform(0.05, 0.95))
+    begin, last = sorted(rng.integers(len(start), size=2))
+    start[begin : last + 1] = np.float32(rng.uniform(0.05, 0.95))
 
 
 def _rectangle(rng: Rng, start: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from sora_jax.data.canvases import draw_layout
 from sora_jax.data.clips import Clip
 from sora_jax.data.latents import LatentCache, Record, write_latents
 from sora_jax.data.sources import DataConfig, make_sources
-from sora_jax.diffusion.canvas import lay_streams
+from sora_jax.diffusion.canvas import frames_shown, lay_streams
 from sora_jax.models.text import TextConfig, TextEncoder, load_text_encoder
 from sora_jax.models.vae import VAE
 
@@ -109,7 +109,7 @@ def make_encoder(
         layout = {
             "ends": ends,
             "first": np.concatenate([stream.ends == stream.begin for stream in streams]),
-            "given": fixed[np.minimum(ends, len(fixed) - 1)],
+            "given": np.array([fixed[shown].all() for shown in frames_shown(streams, len(fixed))]),
         }
         told = [_captions(clip) for clip in clips]
         words = [part for kinds in told for parts in kinds.values() for _, part in parts]

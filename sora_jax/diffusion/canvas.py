@@ -84,6 +84,15 @@ def _up(frames: int) -> int:
     return -(-frames // GROUP) * GROUP
 
 
+def frames_shown(streams: Sequence[Stream], frames: int) -> list[np.ndarray]:
+    """Which of a clip's `frames` each latent frame shows; what lies beyond the clip's end shows its last."""
+    return [
+        np.minimum(np.arange(end if end == stream.begin else end - GROUP + 1, end + 1), frames - 1)
+        for stream in streams
+        for end in stream.ends
+    ]
+
+
 @dataclasses.dataclass(frozen=True)
 class Canvas:
     """Latents to fill, and how they lie in the clip.
@@ -165,10 +174,7 @@ def make_canvas(
     blocks = start.reshape(T, Y // high, high, X // wide, wide).max((2, 4))
     ends = np.concatenate([stream.ends for stream in streams])
     first = np.concatenate([stream.ends == stream.begin for stream in streams])
-    groups = [
-        blocks[np.clip(np.arange(end if alone else end - GROUP + 1, end + 1), 0, T - 1)].max(0)
-        for end, alone in zip(ends, first, strict=True)
-    ]
+    groups = [blocks[shown].max(0) for shown in frames_shown(streams, T)]
     return Canvas(np.concatenate(latents).astype(np.float32), np.stack(groups), ends, first, fps)
 
 
@@ -180,7 +186,7 @@ def to_run(
     mode: CoordinateMode = "fractional",
     key: str = "",
 ) -> Run:
-    """The canvas as tokens. Time counts from its first latent frame, whatever part of a clip it is.
+    """The canvas as tokens. Time counts from its earliest latent frame, whatever part of a clip it is.
 
     Args:
       text: float[m,E], states of its words.
@@ -191,12 +197,15 @@ def to_run(
         raise UserError(
             f"A patch of {patch[0]} latent frames can't hold clips that are given in the middle: use dit.patch=(1, …)."
         )
-    zero = int(canvas.ends[0])
+    # The earliest, not the first: a stream's last frame may lie behind the next one's first, and two cards that
+    # hold there must not both begin at 0.
+    zero = int(canvas.ends.min())
     time = canvas.ends.reshape(-1, patch[0]).mean(1) / canvas.fps
+    # Words are found by their time, so it is one type, whatever that of a record.
+    text_time, begin = text_time.astype(np.float32), np.float32(zero / canvas.fps)
     in_force = words_in_force(time, text_time)
     needed = text_time >= in_force.min() - 1e-3
-    held = np.maximum(text_time[needed] - zero / canvas.fps, 0).astype(np.float32)
-    in_force = np.maximum(in_force - zero / canvas.fps, 0).astype(np.float32)
+    held, in_force = np.maximum(text_time[needed] - begin, 0), np.maximum(in_force - begin, 0)
     start = patchify(canvas.start[..., None], patch).max(1).astype(np.float32)
     return Run(
         patches=patchify(canvas.latent, patch).astype(np.float32),
@@ -246,7 +255,8 @@ def space_windows(sides: tuple[int, int], patch: Grid, frame_tokens: int) -> lis
     height, width = space_window((1, *sides), patch, frame_tokens)
     axes = []
     for full, own, by in zip(sides, (height, width), patch[1:], strict=True):
-        count = 1 if own == full else 1 + math.ceil((full - own) / max(2 * own / 3, by))
+        step = max(2 * own // (3 * by), 1) * by
+        count = 1 + math.ceil((full - own) / step)
         axes.append([round((full - own) * i / max(count - 1, 1) / by) * by for i in range(count)])
     return [(top, left, height, width) for top in axes[0] for left in axes[1]]
 
@@ -267,40 +277,36 @@ def blend_windows(
     return total / weight
 
 
-def windows(canvas: Canvas, most: int, context: int) -> list[tuple[slice, slice]]:
+def windows(canvas: Canvas, most: int, context: int, by: int = 1) -> list[tuple[slice, slice]]:
     """Cuts a canvas that is longer than `most` latent frames into pieces that are filled one after another.
 
     Each is (window, new): the latent frames the model sees, and those of them that it fills then; those filled
-    before, or given, are its context. From what is given first the windows walk forward; where only a later part
-    is given, backward from there.
+    before, or given, are its context. From what is given first the windows walk forward to the end, then backward
+    to the beginning.
 
     Args:
       most: latent frames of a window.
       context: of those, how many are to be known already; the rest is new.
+      by: latent frames of a patch, whose multiples all of these are.
     """
-    t = len(canvas)
-    if t <= most:
-        return [(slice(0, t), slice(0, t))]
+    if len(canvas) <= most:
+        return [(slice(0, len(canvas)), slice(0, len(canvas)))]
     if not 0 < context < most:
         raise UserError(
             f"A window of {most} latent frames can't have {context} of context: less, at least one."
         )
-    known = canvas.fixed
-    if known.all():
-        return []
-    backward = bool(not known[0] and known.any())
-    order = range(t)[::-1] if backward else range(t)
-    todo = [j for j in order if not known[j]]
+    known = canvas.fixed.reshape(-1, by).all(1)
+    most, context, last = most // by, context // by, len(known) - 1
+    start = int(known.argmax())
     out: list[tuple[slice, slice]] = []
-    done = 0
-    while done < len(todo):
-        head = todo[done]
-        step = -1 if backward else 1
-        # Context behind what comes next, and as much beyond it as there is room for: given frames ahead are seen.
-        begin = min(max(head - step * context, 0), t - 1) if out or known[0 if not backward else -1] else head
-        end = min(max(begin + step * (most - 1), 0), t - 1)
-        low, high = min(begin, end), max(begin, end) + 1
-        new = [j for j in todo[done:] if low <= j < high]
-        done += len(new)
-        out.append((slice(low, high), slice(min(new), max(new) + 1)))
+    for step, todo in ((1, start + np.flatnonzero(~known[start:])), (-1, np.arange(start)[::-1])):
+        while todo.size:
+            # Context behind what comes next, and as much beyond it as there is room for: given frames ahead are seen.
+            near = max(todo[0] - context, start) if step > 0 else min(todo[0] + context, last)
+            low, high = sorted((int(near), int(np.clip(near + step * (most - 1), 0, last))))
+            count = np.count_nonzero((low <= todo) & (todo <= high))
+            new, todo = todo[:count], todo[count:]
+            out.append(
+                (slice(low * by, (high + 1) * by), slice(int(new.min()) * by, (int(new.max()) + 1) * by))
+            )
     return out
