@@ -1,7 +1,7 @@
 # Needs Python >= 3.11, make and git; everything else goes into .venv, once.
 
 .DEFAULT_GOAL := help
-.PHONY: demo test lint help clean
+.PHONY: demo test lint gallery help clean
 
 RUN := .venv/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
@@ -13,6 +13,9 @@ demo: .venv/.installed  ## train a small model for a minute, draw videos, lay th
 
 test: lint  ## lint, then every test but the slow ones
 	$(RUN) -m pytest
+
+gallery: .venv/.installed  ## every picture of docs/abilities.md, from prompts and seeds
+	$(RUN) experiments/gallery/run.py
 
 lint: .venv/.installed  ## ruff's rules and format, mypy's types
 	$(RUN) -m ruff check

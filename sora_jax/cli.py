@@ -234,6 +234,53 @@ def evaluate_toyworld_command(
     _write(result, json_path, shown, sheet, columns=3)
 
 
+@evaluate.command("abilities")
+@click.argument("names", metavar="[ABILITY...]", nargs=-1)
+@click.option("--clips", type=click.IntRange(1), default=64, help="How many of each.")
+@click.option("--json", "json_path", type=Output(), help="Write the figures here.")
+@click.option("--sheet", type=Output(".png"), help="Write the first clips here, to look at.")
+@settings
+@common
+@click.pass_context
+def evaluate_abilities_command(
+    context: click.Context,
+    names: tuple[str, ...],
+    clips: int,
+    model: str,
+    json_path: pathlib.Path | None,
+    sheet: pathlib.Path | None,
+    **fields: Any,
+) -> None:
+    """Whether each ABILITY (default: all) does what it is for, on toyworld's clips, whose truth is known."""
+    _report()
+    from sora_jax import studio as face
+    from sora_jax.evaluation.abilities import evaluate_abilities
+
+    own, shown = as_settings(fields), []
+    seed = own.pop("seed")
+
+    def show(label: str, videos: Sequence[Any]) -> None:
+        if len(shown) < _SHEET_CLIPS:
+            shown.extend(
+                (label if number else "given, or the truth", video) for number, video in enumerate(videos)
+            )
+
+    with progress_bar(not context.meta[QUIET], "clip") as progress:
+        result = evaluate_abilities(
+            face.load(model), names, clips, seed, progress, show if sheet else None, **own
+        )
+    rows = []
+    for name, criteria in result["abilities"].items():
+        for criterion, row in criteria.items():
+            if "share" in row:
+                cells = f"{row['share']:.1%}", f"{row['low']:.1%} to {row['high']:.1%}"
+            else:
+                cells = f"{row['mean']:.2f}", f"{row['least']:.2f} to {row['most']:.2f}"
+            rows.append((name, criterion, *cells))
+    click.echo(table(("ability", "criterion", "share or mean", "95% interval or range"), rows, numbers=2))
+    _write(result, json_path, shown, sheet, columns=2)
+
+
 for command in COMMANDS:
     cli.add_command(command)
 

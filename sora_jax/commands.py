@@ -38,9 +38,13 @@ def _ability(
 def _input(studio: Any, video: str, start: float, end: float | None, fps: float | None = None) -> Any:
     from sora_jax import plans
 
+    return plans.take(studio, video, fps=fps, start=start, seconds=_length(video, start, end))
+
+
+def _length(video: str, start: float, end: float | None) -> float | None:
     if end is not None and end <= start:
         raise UserError(f"--end {end:g} is not after --start {start:g}: nothing of {video} is left.")
-    return plans.take(studio, video, fps=fps, start=start, seconds=None if end is None else end - start)
+    return None if end is None else end - start
 
 
 @_ability(
@@ -419,9 +423,10 @@ def upscale(
 
     own = as_settings(fields) | ({} if strength is None else {"strength": strength})
 
+    length = _length(video, start, end)
+
     def plan(studio: Any) -> Any:
-        media = _input(studio, video, start, end)
-        return plans.upscale(studio, media, resolution, prompt, **own)
+        return plans.upscale(studio, video, resolution, prompt, start=start, seconds=length, **own)
 
     make(context, model, output, plan, (video, start, 0.0))
 

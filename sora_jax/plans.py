@@ -7,6 +7,7 @@ said aloud. One function an ability; `Studio` has a method for each, and makes a
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from sora_jax.diffusion.canvas import GROUP, Sketch
 from sora_jax.engine import Engine, Settings, Words
 from sora_jax.errors import UserError
 from sora_jax.media import Media, read_media
-from sora_jax.video import Path, Video, frame_count, frame_size, resample
+from sora_jax.video import Path, Video, frame_count, frame_size, resample, resize
 
 Source = Path | Video | np.ndarray | PIL.Image.Image | Media
 CONTEXT = 1 + 2 * GROUP  # frames of a clip that what leads back to it sees
@@ -62,16 +63,21 @@ def take(
     """Reads what is given, at the size and rate that the model can hold."""
     if isinstance(source, Media):
         return source
-    limits = engine.bundle.limits
-    return read_media(
-        source,
-        fps=fps,
-        start=start,
-        seconds=seconds,
-        resolution=resolution,
-        most_resolution=limits.resolution or None,
-        most_fps=limits.fps or None,
-    )
+    limits, notes = engine.bundle.limits, []
+    first = read_media(source, fps=fps, start=start, seconds=1e-6)
+    if resolution is None and limits.resolution and min(first.source_size) > limits.resolution:
+        resolution = limits.resolution
+    rate = first.source_fps if isinstance(source, (str, os.PathLike)) else first.video.fps
+    if fps is None and limits.fps and rate > limits.fps + 1e-6:
+        fps = limits.fps
+        notes.append(
+            f"The video is taken at {fps:g} frames a second, not its {rate:g}: the model holds no more."
+        )
+    media = read_media(source, fps=fps, start=start, seconds=seconds, resolution=resolution)
+    if media.video.size != media.source_size:
+        (high, wide), (y, x) = media.source_size, media.video.size
+        notes.append(f"The picture of {wide}×{high} is taken at {x}×{y}, the nearest that the model holds.")
+    return dataclasses.replace(media, notes=(*media.notes, *notes))
 
 
 def animate(
@@ -285,7 +291,7 @@ def outpaint(engine: Engine, video: Source, aspect: str | float, prompt: str = "
     if engine.frame_tokens(*size) > most:  # room for two latent frames at least
         shrink = (most / engine.frame_tokens(*size)) ** 0.5
         Y, X = (max(2 * int(side * shrink / 2), 2) for side in (Y, X))
-        frames = resample(frames, Y, X)
+        frames = resize(media.video, Y, X).frames
         size = (Y, 2 * round(Y * ratio / 2)) if ratio > X / Y else (2 * round(X / ratio / 2), X)
         notes.append(f"The video is {size[1]}×{size[0]}, the nearest that the model can hold.")
     sketch = abilities.outpaint(frames, size, media.video.fps)
@@ -323,15 +329,17 @@ def upscale(
     prompt: str = "",
     *,
     strength: float = UPSCALE_STRENGTH,
+    start: float = 0.0,
+    seconds: float | None = None,
     **settings: Any,
 ) -> Plan:
-    """The video at a higher resolution: scaled up, then its details repainted."""
-    media = read_media(video) if not isinstance(video, Media) else video
+    """The video, or `seconds` of it from `start` on, at a higher resolution: scaled up, its details repainted."""
+    media = video if isinstance(video, Media) else read_media(video, start=start, seconds=seconds)
     Y, X = media.video.size
     if resolution <= min(Y, X):
         raise UserError(f"The video's short side has {min(Y, X)} pixels already: ask for more than that.")
     high, wide = (2 * round(side * resolution / min(Y, X) / 2) for side in (Y, X))
-    frames = resample(media.video.frames, high, wide)
+    frames = resize(media.video, high, wide).frames
     sketch = abilities.edit(frames, strength, media.video.fps)
     return Plan(sketch, _words(prompt), Settings(**settings), notes=media.notes)
 
@@ -341,7 +349,7 @@ def cover(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     scale = max(size[0] / frames.shape[1], size[1] / frames.shape[2])
     sides = [max(round(side * scale), full) for side, full in zip(frames.shape[1:3], size, strict=True)]
     if tuple(sides) != frames.shape[1:3]:
-        frames = resample(frames, *sides)
+        frames = np.stack([resample(frame, *sides) for frame in frames])
     top, left = ((side - full) // 2 for side, full in zip(sides, size, strict=True))
     return frames[:, top : top + size[0], left : left + size[1]]
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import PIL.Image
 
 from sora_jax import plans
 from sora_jax.data import captions
@@ -24,7 +25,7 @@ from sora_jax.evaluation.report import ONE_THING, interval, made_by
 from sora_jax.plans import Plan
 from sora_jax.storyboard import Card, Storyboard
 from sora_jax.studio import Studio
-from sora_jax.video import Video, resample
+from sora_jax.video import Video, resize
 
 FPS, SIZE, BATCH = 8.0, (64, 64), 16
 BOUNCES = dataclasses.replace(ONE_THING, motions=tuple(float(m == "bounce") for m in world.MOTIONS))
@@ -301,15 +302,20 @@ def _smooth(studio: Studio, clips: int, seed: int, settings: dict[str, Any]) -> 
 def _upscale(studio: Studio, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
     for i, scene in _scenes(clips, seed, 1.0):
         truth = _video(scene, 9, (128, 128))
-        small = Video(resample(truth.frames, 64, 64), FPS)
+        small = resize(truth, 64, 64)
         plan = plans.upscale(studio, small, 128, _prompt(scene, i), seed=seed + i, **settings)
 
         def judge(video: Video, truth: Video = truth, small: Video = small) -> Row:
             ours = float(quality.psnr(video.frames, truth.frames))
-            bicubic = float(quality.psnr(resample(small.frames, 128, 128), truth.frames))
+            bicubic = float(quality.psnr(_bicubic(small, 128, 128), truth.frames))
             return {"better than bicubic": ours > bicubic, "PSNR": ours, "bicubic": bicubic}
 
         yield Trial(_prompt(scene, i), plan, judge, truth)
+
+
+def _bicubic(video: Video, height: int, width: int) -> np.ndarray:
+    size, filter_ = (width, height), PIL.Image.Resampling.BICUBIC
+    return np.stack([np.asarray(PIL.Image.fromarray(frame).resize(size, filter_)) for frame in video.frames])
 
 
 def _given(studio: Studio, video: Video, given: Video, places: Sequence[int]) -> Row:
