@@ -37,7 +37,7 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def settings(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The fields of `engine.Settings`, and the model."""
+    """The fields of `filling.Settings`, and the model."""
     seeds, share = click.IntRange(0, 2**31 - 1), click.FloatRange(0, 1)
     for option in (
         click.option("--negative", default="", help="Words for what is not to be seen."),
@@ -77,7 +77,7 @@ def shape(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def as_settings(fields: dict[str, Any]) -> dict[str, Any]:
-    """What `settings` read, as keywords of `engine.Settings`; takes them out of `fields`.
+    """What `settings` read, as keywords of `filling.Settings`; takes them out of `fields`.
 
     Raises:
       UserError: the interval is not two numbers.

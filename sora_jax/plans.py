@@ -17,8 +17,9 @@ import PIL.ImageFilter
 
 from sora_jax.diffusion import abilities
 from sora_jax.diffusion.canvas import GROUP, Sketch
-from sora_jax.engine import Engine, Settings, Words
+from sora_jax.engine import Engine
 from sora_jax.errors import UserError
+from sora_jax.filling import Settings, Words
 from sora_jax.media import Media, read_media
 from sora_jax.video import Path, Video, frame_count, frame_size, resample, resize
 

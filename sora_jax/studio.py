@@ -21,8 +21,9 @@ import numpy as np
 
 from sora_jax import plans
 from sora_jax.diffusion import abilities
-from sora_jax.engine import Engine, Progress, Settings, Task, to_bytes
+from sora_jax.engine import Engine, to_bytes
 from sora_jax.errors import UserError
+from sora_jax.filling import Progress, Settings, Task
 from sora_jax.models.bundle import Bundle, bundled, find, load_bundle
 from sora_jax.models.text import TextEncoder
 from sora_jax.plans import Plan, Source
@@ -42,7 +43,7 @@ class Request(Settings):
       fps: frames a second.
       frames, size: the exact number of frames and (height, width), instead of duration, resolution and aspect.
 
-    And what `engine.Settings` has: seed, steps, guidance, solver, ...
+    And what `filling.Settings` has: seed, steps, guidance, solver, ...
     """
 
     prompt: str
@@ -81,7 +82,7 @@ class Studio(Engine):
     """A loaded model. One instance serves any number of requests, of any shapes.
 
     Every ability takes what it is given as a file, a `Video`, a picture or an array, and the fields of
-    `engine.Settings` as keywords; `progress` is called with (steps done, steps in all).
+    `filling.Settings` as keywords; `progress` is called with (steps done, steps in all).
 
     Args:
       say: called with a sentence where something is made otherwise than it was asked for.

@@ -64,7 +64,7 @@ def evaluate_abilities(
       seed: of the scenes and the sampler.
       progress: called with (clips done, clips in all).
       show: called with a label and what was given and made, for each clip.
-      settings: of `engine.Settings`.
+      settings: of `filling.Settings`.
 
     Raises:
       UserError: there is no such ability.

@@ -157,7 +157,7 @@ def evaluate_toyworld(
       source: "generated", "truth" (true clips: how much the oracle itself gets wrong), or "vae" (true clips
         through the autoencoder: how much is lost there).
       progress: called with (clips done, clips in all).
-      settings: further ones of `engine.Settings`.
+      settings: further ones of `filling.Settings`.
       show: called with each clip's prompt, followed by what was read wrong, and the clip.
 
     Returns:
