@@ -14,7 +14,7 @@ from flax import nnx
 from sora_jax.data.packing import PackedBatch, Placement, Run, coordinates, pack_rows, unpack
 from sora_jax.diffusion import flow
 from sora_jax.errors import UserError
-from sora_jax.models.dit import SIZES, DiT, DiTConfig, forward_flops
+from sora_jax.models.dit import SIZES, DiT, DiTConfig, _pool, forward_flops
 from sora_jax.train.optim import OptimConfig, make_optimizer
 
 CONFIG = DiTConfig(
@@ -53,7 +53,8 @@ def make_runs() -> list[Run]:
             Run(
                 patches=wave(n, CONFIG.patch_width, pitch=1 + 0.1 * i),
                 coords=coords,
-                given=np.arange(n) < given,
+                start=(np.arange(n) >= given).astype(np.float32),
+                words_time=np.zeros(n, np.float32),
                 text=wave(words, CONFIG.text_width, pitch=2 + 0.1 * i),
                 text_time=np.arange(words, dtype=np.float32) / 2,
             )
@@ -68,16 +69,15 @@ def make_dit(config: DiTConfig = CONFIG) -> DiT:
 
 
 def velocity(model: DiT, batch: PackedBatch, sigma: Any) -> jax.Array:
-    ids = jnp.where(batch.given, 0, batch.segment_ids)
-    words = batch.text, batch.text_segment_ids, batch.text_time
-    return model(batch.patches, batch.coords, batch.segment_ids, ids, sigma, *words)
+    return model(batch.patches, batch, sigma)
 
 
-def sigma_table(sigmas: Sequence[float], placements: Sequence[Placement], rows: int) -> np.ndarray:
-    table = np.full((rows, K + 1), 0.33, np.float32)
+def sigma_table(sigmas: Sequence[float], placements: Sequence[Placement], batch: PackedBatch) -> np.ndarray:
+    """Every entry of a run has the run's level; those that belong to none have one that must not matter."""
+    table = np.full(batch.condition_runs.shape, 0.33, np.float32)
     table[:, 0] = 0
     for sigma, place in zip(sigmas, placements, strict=True):
-        table[place.row, place.segment] = sigma
+        table[place.row, batch.condition_runs[place.row] == place.segment] = sigma
     return table
 
 
@@ -97,7 +97,7 @@ def pulled_sum(
 forward, forward_backward = jax.jit(velocity), jax.jit(pulled_sum)
 RUNS = make_runs()
 BATCH, PLACES = pack_rows(RUNS, N, M, K)
-TABLE = sigma_table(SIGMAS, PLACES, 2)
+TABLE = sigma_table(SIGMAS, PLACES, BATCH)
 
 
 @pytest.fixture(scope="module", params=[{}, {"absolute": True, "pooled_text": True}], ids=["plain", "all"])
@@ -138,7 +138,7 @@ def test_packed_equals_alone(model, i):
     batch, (own,) = pack_rows([RUNS[i]], N, M, K)
     own_weights = np.zeros((1, N, CONFIG.patch_width), np.float32)
     own_weights[0, : own.length] = wave(own.length, CONFIG.patch_width, pitch=3)
-    table = sigma_table([SIGMAS[i]], [own], 1)
+    table = sigma_table([SIGMAS[i]], [own], batch)
     alone, (alone_in_parameters, alone_in_patches) = forward_backward(model, batch, table, own_weights)
 
     (packed_run,), (alone_run,) = unpack(packed, [place]), unpack(alone, [own])
@@ -154,34 +154,35 @@ def test_packed_equals_alone(model, i):
 def test_a_row_without_empty_slots_and_without_words_gives_the_same(model, outputs):
     i = next(i for i, run in enumerate(RUNS) if not len(run.text))
     batch, (own,) = pack_rows([RUNS[i]], len(RUNS[i].patches), 0, K)
-    close(unpack(forward(model, batch, sigma_table([SIGMAS[i]], [own], 1)), [own]), [outputs[i]])
+    close(unpack(forward(model, batch, sigma_table([SIGMAS[i]], [own], batch)), [own]), [outputs[i]])
 
 
-def test_neither_the_order_of_rows_nor_of_slots_nor_of_ids_matters(model):
+def test_neither_the_order_of_rows_nor_of_slots_nor_of_ids_nor_of_the_table_matters(model):
     out = np.asarray(forward(model, BATCH, TABLE))
     renamed, order = np.array([0, 3, 1, 2]), np.random.default_rng(0).permutation
-    slots, words, rows = order(N), order(M), np.array([1, 0])
-    shuffle = lambda x, slots: np.asarray(x)[rows][:, slots]
-    batch = PackedBatch(
-        patches=shuffle(BATCH.patches, slots),
-        coords=shuffle(BATCH.coords, slots),
-        segment_ids=renamed[shuffle(BATCH.segment_ids, slots)].astype(np.int32),
-        given=shuffle(BATCH.given, slots),
-        text=shuffle(BATCH.text, words),
-        text_segment_ids=renamed[shuffle(BATCH.text_segment_ids, words)].astype(np.int32),
-        text_time=shuffle(BATCH.text_time, words),
-    )
-    table = TABLE[rows]
-    table[:, renamed] = TABLE[rows]
+    slots, words, rows, entries = order(N), order(M), np.array([1, 0]), np.array([0, 2, 3, 1])
+    places = np.argsort(entries).astype(np.int32)  # where an entry of the table has gone
+    told = {
+        "ids": ("segment_ids", "text_segment_ids", "condition_runs"),
+        "entries": ("condition_ids", "text_condition_ids"),
+    }
+
+    def shuffle(name: str) -> np.ndarray:
+        own = entries if name in ("condition_runs", "condition_time", "condition_start") else slots
+        array = np.asarray(getattr(BATCH, name))[rows][:, words if name.startswith("text") else own]
+        array = renamed[array].astype(np.int32) if name in told["ids"] else array
+        return places[array] if name in told["entries"] else array
+
+    batch = PackedBatch(**{field.name: shuffle(field.name) for field in dataclasses.fields(PackedBatch)})
     real = batch.segment_ids > 0
-    close(np.asarray(forward(model, batch, table))[real], shuffle(out, slots)[real])
+    close(np.asarray(forward(model, batch, TABLE[rows][:, entries]))[real], out[rows][:, slots][real])
 
 
 def test_a_runs_velocity_depends_on_its_own_noise_level_alone(model, outputs):
     for i in range(len(RUNS)):
         sigmas = list(SIGMAS)
         sigmas[i] -= 0.15
-        changed = unpack(forward(model, BATCH, sigma_table(sigmas, PLACES, 2)), PLACES)
+        changed = unpack(forward(model, BATCH, sigma_table(sigmas, PLACES, BATCH)), PLACES)
         for j in range(len(RUNS)):
             if i == j:
                 assert np.abs(changed[j] - outputs[j]).max() > 1e-2
@@ -195,6 +196,16 @@ def test_a_runs_velocity_depends_on_its_own_words_alone_and_on_when_they_hold(mo
     for change in (
         {"text": np.where(mine[..., None], -BATCH.text, BATCH.text)},
         {"text_time": np.where(mine, BATCH.text_time + 1, BATCH.text_time)},
+    ) + (
+        # Other words are in force.
+        (
+            {
+                "condition_time": np.where(BATCH.condition_runs == place.segment, 0.5, 0.0)
+                * (np.arange(2) == place.row)[:, None]
+            },
+        )
+        if model.config.pooled_text
+        else ()
     ):
         changed = unpack(forward(model, dataclasses.replace(BATCH, **change), TABLE), PLACES)
         assert np.abs(changed[0] - outputs[0]).max() > 1e-3, f"{list(change)} does not matter"
@@ -203,15 +214,16 @@ def test_a_runs_velocity_depends_on_its_own_words_alone_and_on_when_they_hold(mo
 
 
 def all_given(i: int) -> PackedBatch:
-    """The batch with every token of run i given."""
-    given, place = np.array(BATCH.given), PLACES[i]
-    given[place.row, place.start : place.start + place.length] = True
-    return dataclasses.replace(BATCH, given=given)
+    """The batch with every token of run i given; its words keep the run's level."""
+    start, entries, place = np.array(BATCH.start), np.array(BATCH.condition_ids), PLACES[i]
+    own = np.s_[place.row, place.start : place.start + place.length]
+    start[own] = entries[own] = 0
+    return dataclasses.replace(BATCH, start=start, condition_ids=entries)
 
 
 def run_at(model: DiT, batch: PackedBatch, i: int, sigma: float) -> np.ndarray:
     """The velocity of run i at the noise level `sigma`."""
-    table = sigma_table([*SIGMAS[:i], sigma, *SIGMAS[i + 1 :]], PLACES, 2)
+    table = sigma_table([*SIGMAS[:i], sigma, *SIGMAS[i + 1 :]], PLACES, batch)
     return unpack(forward(model, batch, table), PLACES)[i]
 
 
@@ -231,13 +243,64 @@ def test_words_share_their_runs_noise_level(model):
     assert np.abs(run_at(model, given, i, 0.3) - run_at(model, given, i, 0.8)).max() > 1e-3
 
 
+def test_the_parts_of_a_run_have_levels_of_their_own(model, outputs):
+    """Two entries of one run at the same level are as one; at another level, tokens that hold it change."""
+    i, extra = 0, np.s_[PLACES[0].row, :]
+    wide = lambda table, value: np.pad(table, ((0, 0), (0, 1)), constant_values=value)
+    place = PLACES[i]
+    half = np.s_[place.row, place.start + place.length // 2 : place.start + place.length]
+    entries = np.array(BATCH.condition_ids)
+    own = entries[half][0]
+    entries[half] = K + 1
+    runs, times, starts = (
+        wide(table, 0) for table in (BATCH.condition_runs, BATCH.condition_time, BATCH.condition_start)
+    )
+    for table in (runs, times, starts):
+        table[extra][K + 1] = table[extra][own]
+    batch = dataclasses.replace(
+        BATCH, condition_ids=entries, condition_runs=runs, condition_time=times, condition_start=starts
+    )
+    table = wide(TABLE, 0.1)
+    table[place.row, K + 1] = table[place.row, own]
+    for ours, theirs in zip(unpack(forward(model, batch, table), PLACES), outputs, strict=True):
+        close(ours, theirs)
+    table[place.row, K + 1] -= 0.4
+    changed = unpack(forward(model, batch, table), PLACES)
+    assert np.abs(changed[i][place.length // 2 :] - outputs[i][place.length // 2 :]).max() > 1e-2
+    for ours, theirs in zip(changed[1:], outputs[1:], strict=True):
+        close(ours, theirs)
+
+
+def test_the_words_in_force_are_what_is_pooled():
+    """Two shots in one run: each token's condition has its own shot's words, and words beyond count nowhere."""
+    run = dataclasses.replace(
+        RUNS[0],
+        text_time=np.array([0, 0, 1], np.float32),
+        words_time=np.repeat([0, 1, 1], 4).astype(np.float32),
+    )
+    batch, (place,) = pack_rows([run], N, M, K)
+    pooled = np.asarray(_pool(jnp.asarray(batch.text), batch))
+    entries = batch.condition_ids[0, : place.length]
+    painted = run.start > 0
+    wanted = np.where(run.words_time[:, None] == 0, run.text[:2].mean(0), run.text[2])
+    np.testing.assert_allclose(pooled[0, entries[painted]], wanted[painted], rtol=1e-6)
+    assert not pooled[0, 0].any()
+
+
 def test_a_run_may_begin_anywhere_in_time_and_space(model):
+    """Rotary embedding sees differences alone: true of video by itself; words stand at the origin."""
     model = make_dit(dataclasses.replace(model.config, absolute=False))  # absolute ones say where it begins
     outputs = unpack(forward(model, BATCH, TABLE), PLACES)
-    """Rotary embedding sees differences alone: true of video by itself; words stand at the origin."""
     i = next(i for i, run in enumerate(RUNS) if not len(run.text))
-    moved = dataclasses.replace(BATCH, coords=BATCH.coords + np.array([8.0, -1.0, 0.5], np.float32))
+    moved = dataclasses.replace(BATCH, coords=BATCH.coords + np.array([8.0, -1.0, 0.5, 0.0, 0.0], np.float32))
     close(unpack(forward(model, moved, TABLE), PLACES)[i], outputs[i], 1e-4)
+
+
+def test_what_a_token_covers_is_told_where_places_are(model, outputs):
+    wider = dataclasses.replace(BATCH, coords=BATCH.coords * np.array([1, 1, 1, 2, 2], np.float32))
+    changed = unpack(forward(model, wider, TABLE), PLACES)
+    for ours, theirs in zip(changed, outputs, strict=True):
+        assert (np.abs(ours - theirs).max() > 1e-2) == model.config.absolute
 
 
 def unrolled(body: Callable, carry: Any, layers: Any) -> tuple[Any, None]:
@@ -336,12 +399,17 @@ def test_the_count_of_operations_is_the_compilers(tokens, monkeypatch):
     like = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct((1, *shape), dtype)
     batch = PackedBatch(
         patches=like(tokens, config.patch_width),
-        coords=like(tokens, 3),
+        coords=like(tokens, 5),
         segment_ids=like(tokens, dtype=jnp.int32),
-        given=like(tokens, dtype=bool),
+        start=like(tokens),
+        condition_ids=like(tokens, dtype=jnp.int32),
         text=like(0, config.text_width),
         text_segment_ids=like(0, dtype=jnp.int32),
         text_time=like(0),
+        text_condition_ids=like(0, dtype=jnp.int32),
+        condition_runs=like(2, dtype=jnp.int32),
+        condition_time=like(2),
+        condition_start=like(2),
     )
     lowered = jax.jit(lambda *arguments: velocity(*arguments)).lower(model, batch, like(2))
     counted = lowered.cost_analysis()["flops"]
@@ -356,7 +424,7 @@ def golden_step() -> dict[str, float]:
     model, config = make_dit(), OptimConfig(lr=1e-3, warmup=1, schedule="constant", clip_norm=1.0)
     model = jax.tree.map(lambda x: 0.1 * wave(*x.shape), model)
     optimizer = make_optimizer(config, model)
-    sigma = np.take_along_axis(TABLE, np.where(BATCH.given, 0, BATCH.segment_ids), axis=1)[..., None]
+    sigma = np.take_along_axis(TABLE, BATCH.condition_ids, axis=1)[..., None]
     noise = wave(*BATCH.patches.shape, pitch=5)
     noisy = dataclasses.replace(BATCH, patches=flow.interpolate(BATCH.patches, noise, sigma))
     counts = ((BATCH.segment_ids > 0) & ~BATCH.given)[..., None]

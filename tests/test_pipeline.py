@@ -58,7 +58,12 @@ class Encoder:
             }
             for extra, kind in ((1, "short"), (3, "detailed"))
         }
-        return {"latent": latent, "fps": clip.video.fps, "key": clip.key, "captions": captions}
+        one_stream = {
+            "ends": 4 * np.arange(len(latent), dtype=np.int32),
+            "first": np.arange(len(latent)) == 0,
+            "given": np.zeros(len(latent), bool),
+        }
+        return {"latent": latent, "fps": clip.video.fps, "key": clip.key, "captions": captions} | one_stream
 
 
 def records(count: int) -> list[dict]:
@@ -159,6 +164,7 @@ def test_a_caches_latents_enter_as_they_are_and_its_statistics_are_theirs(tmp_pa
             count + len(tokens) * 4,
         )
         assert batch.patches.dtype == batch.text.dtype == np.float32 and not batch.given.any()
+        np.testing.assert_array_equal(batch.start, batch.segment_ids > 0)
     assert count == sum(record["latent"][..., 0].size for record in cache)
     np.testing.assert_allclose(total / count, cache.mean, atol=1e-5)
     np.testing.assert_allclose(np.sqrt(squares / count - (total / count) ** 2), cache.std, atol=1e-4)
@@ -245,8 +251,25 @@ def test_captions_are_drawn_by_weight():
 def test_the_pipeline_says_what_does_not_fit():
     with pytest.raises(UserError, match="no records to train on"):
         make_pipeline(CONFIG, [])
-    with pytest.raises(UserError, match="has 4 tokens and . text tokens, but a row holds 3 and 40"):
-        next(iter(make_pipeline(dataclasses.replace(CONFIG, row_tokens=3), records(8))))
+    with pytest.raises(UserError, match="has 2 tokens and . text tokens, but a row holds 1 and 40"):
+        next(iter(make_pipeline(dataclasses.replace(CONFIG, row_tokens=1), records(8))))
+    with pytest.raises(UserError, match=r"text tokens, but a row holds 64 and 2"):
+        next(iter(make_pipeline(dataclasses.replace(CONFIG, row_text=2), records(8))))
+
+
+def test_a_clip_longer_than_a_row_is_read_in_windows_of_its_time():
+    narrow, given = dataclasses.replace(CONFIG, row_tokens=3, max_runs=1), records(30)
+    begins = set()
+    for batch, _ in zip(make_pipeline(narrow, given), range(40)):
+        for row, ids in zip(range(2), batch.segment_ids, strict=True):
+            record = given[int(batch.patches[row, 0, 0])]
+            a_frame = record["latent"][0, ..., 0].size // 4
+            whole, frames = len(record["latent"]), (ids > 0).sum() / a_frame
+            assert frames == whole or 1 <= frames <= 3 // a_frame
+            coords = batch.coords[row, ids > 0]
+            assert coords[0, 0] == 0 and np.ptp(coords[:, 0]) == (frames - 1) / 2
+            begins.add((whole, frames, float(coords[0, 3])))  # 0: the clip's first frame, 0.5: a later group
+    assert {(3, 3.0, 0.0), (2, 1.0, 0.0), (2, 1.0, 0.5)} <= begins
 
 
 def test_a_single_record_makes_a_stream():
