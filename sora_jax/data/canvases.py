@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import numpy as np
 
 from sora_jax.diffusion.canvas import GROUP, Canvas, lay_streams
 from sora_jax.errors import UserError
 
-Rng = np.random.Generator
+Rng: TypeAlias = np.random.Generator
 
 
 def draw_layout(rng: Rng, frames: int, weights: Mapping[str, float]) -> np.ndarray:

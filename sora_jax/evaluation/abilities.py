@@ -133,7 +133,7 @@ def _prompt(scene: Scene, seed: int, colour: str | None = None) -> str:
         return captions.short_caption(scene, rng)
     if colour is None:
         return captions.single_object_prompt(thing.shape, thing.colour, None, thing.direction, rng)
-    return f"a {colour} {thing.shape} moves {captions.plain_direction(thing.direction)}"
+    return f"a {colour} {thing.shape} moves {captions.plain_direction(thing.direction or 'right')}"
 
 
 def _read(video: Video, scene: Scene, names: Sequence[str]) -> Row:
