@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -46,6 +46,7 @@ class _Words:
     count: dict[int, Choices]
     camera: dict[str, Choices]
     cut: Choices
+    fade: Choices
     image: Choices
 
 
@@ -127,6 +128,7 @@ _TRAINING = _Words(
         "still": ("is still", "does not move"),
     },
     cut=("then", "then a cut to", "cut to"),
+    fade=("fading into", "dissolving into"),
     image=("a picture of", "an image of"),
 )
 _PARAPHRASE = _Words(
@@ -182,6 +184,7 @@ _PARAPHRASE = _Words(
         "still": ("is fixed", "remains stationary"),
     },
     cut=("afterwards", "followed by"),
+    fade=("blending into", "turning into"),
     image=("a drawing of", "a snapshot of"),
 )
 
@@ -194,21 +197,34 @@ def short_caption(scene: Scene, rng: np.random.Generator, paraphrase: bool = Fal
     """
     writer = _Writer(rng, paraphrase)
     brief = len(scene.shots) > 1
-    return f", {writer.one('cut')} ".join(writer.short(shot, scene, brief) for shot in scene.shots)
+    return _chain(scene, writer, lambda shot: writer.short(shot, scene, brief), ", {} ")
 
 
 def detailed_caption(scene: Scene, rng: np.random.Generator, paraphrase: bool = False) -> str:
     """Every attribute of the scene in sentences, in about 60 words at most."""
     writer = _Writer(rng, paraphrase)
-    return f" {writer.one('cut').capitalize()}: ".join(writer.detailed(shot, scene) for shot in scene.shots)
+    return _chain(scene, writer, lambda shot: writer.detailed(shot, scene), " {}: ", capital=True)
+
+
+def _chain(
+    scene: Scene, writer: _Writer, tell: Callable[[Shot], str], joint: str, capital: bool = False
+) -> str:
+    """The shots' words, joined as the shots are."""
+    kind = "fade" if any(shot.fade for shot in scene.shots) else "cut"
+    word = writer.one(kind)
+    return joint.format(word.capitalize() if capital else word).join(tell(shot) for shot in scene.shots)
 
 
 def timed_captions(
     scene: Scene, rng: np.random.Generator, paraphrase: bool = False
 ) -> tuple[tuple[float, str], ...]:
-    """(start in seconds, short caption) of each shot, in order."""
+    """(start in seconds, short caption) of each shot, in order; one that dissolves from the last says so."""
     writer = _Writer(rng, paraphrase)
-    return tuple((shot.start, writer.short(shot, scene, brief=False)) for shot in scene.shots)
+    tell = lambda shot: writer.short(shot, scene, brief=False)
+    return tuple(
+        (shot.start, f"{writer.one('fade')} {tell(shot)}" if shot.fade else tell(shot))
+        for shot in scene.shots
+    )
 
 
 def single_object_prompt(

@@ -71,6 +71,8 @@ def sample_scene(
         while shots and shot.background.tone == shots[-1].background.tone:
             shot = dataclasses.replace(shot, background=_sample_background(rng, shot.background.kind))
         shots.append(shot)
+    if len(shots) > 1 and rng.random() < config.dissolves:
+        shots[1] = dataclasses.replace(shots[1], fade=float(rng.uniform(0.3, 0.8) * duration))
     return Scene(tuple(shots), float(duration), float(aspect))
 
 

@@ -156,13 +156,17 @@ class Occluder:
 
 @dataclasses.dataclass(frozen=True)
 class Shot:
-    """What is seen from `start` (seconds into the scene) until the next shot."""
+    """What is seen from `start` (seconds into the scene) until the next shot.
+
+    With a `fade` above 0 it dissolves from the shot before: that many seconds, half of them before `start`.
+    """
 
     start: float
     things: tuple[Thing, ...]
     background: Background = Background()
     camera: Camera = Camera()
     occluder: Occluder | None = None
+    fade: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +192,7 @@ class WorldConfig:
     backgrounds: tuple[float, ...] = (0.40, 0.25, 0.35)  # BACKGROUNDS
     cameras: tuple[float, ...] = (0.80, 0.10, 0.10)  # CAMERAS
     two_shots: float = 0.10
+    dissolves: float = 0.0  # of second shots: the rest begin with a cut
     occluder: float = 0.08
     leave: float = 0.08  # of straight motions: may end beyond the edge of the frame
 

@@ -32,7 +32,20 @@ def render(scene: Scene, frames: int, height: int, width: int, fps: float) -> np
         on = (times >= shot.start - 1e-9) & (times < end - 1e-9)
         if on.any():
             _render_shot(shot, times[on] - shot.start, scene.aspect, video[on.argmax() :][: on.sum()])
+    for before, shot in zip(scene.shots, scene.shots[1:]):
+        on = np.abs(times - shot.start) < shot.fade / 2
+        if on.any():
+            _dissolve(before, shot, times[on], scene.aspect, video[on.argmax() :][: on.sum()])
     return video
+
+
+def _dissolve(before: Shot, after: Shot, times: np.ndarray, aspect: float, out: np.ndarray) -> None:
+    mixed = np.zeros(out.shape, np.float32)
+    weight = (0.5 + (times - after.start) / after.fade)[:, None, None, None].astype(np.float32)
+    for shot, share in ((before, 1 - weight), (after, weight)):
+        _render_shot(shot, times - shot.start, aspect, out)
+        mixed += share * out
+    out[:] = mixed + np.float32(0.5)
 
 
 def _render_shot(shot: Shot, times: np.ndarray, aspect: float, out: np.ndarray) -> None:
