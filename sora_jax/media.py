@@ -1,0 +1,426 @@
+"""The one door through which abilities take what they are given: files of all kinds, videos, arrays, pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import heapq
+import itertools
+import math
+import os
+import pathlib
+from collections.abc import Iterable, Iterator
+from typing import Any, NoReturn
+
+import av
+import numpy as np
+from av.video.reformatter import ColorTrc
+from PIL import Image
+
+from sora_jax.errors import UserError, atomic_path
+from sora_jax.video import (
+    Path,
+    Video,
+    decoded,
+    evenly,
+    frame_count,
+    frame_size,
+    opaque,
+    opened,
+    packets,
+    picture_pixels,
+    pixels,
+    rate_of,
+    read_picture,
+    resample,
+    seconds_of,
+)
+
+# Frames in memory; a large picture size allows fewer than `most_frames`.
+MOST_BYTES = 4 << 30
+# By suffix: the sound that goes into the file as it is, and what other sound becomes. Containers take more than
+# these, players don't.
+SOUND = {
+    ".mp4": ({"aac", "mp3", "opus", "flac", "alac", "ac3"}, "aac"),
+    ".m4v": ({"aac", "mp3", "alac", "ac3"}, "aac"),
+    ".mov": ({"aac", "mp3", "alac", "ac3", "pcm_s16le"}, "aac"),
+    ".webm": ({"opus", "vorbis"}, "libopus"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Media:
+    """What was read, and what had to be done for it.
+
+    Attributes:
+      video: frames upright and opaque, at an even rate.
+      source_size: (height, width) of the first frame as stored, upright.
+      source_fps: frames a second on the average; 1 for a picture.
+      source_frames: how many frames the source has; None where its header doesn't tell.
+      notes: what was changed or left out, a sentence each.
+      path: the file, for its sound; None where the source was no file.
+    """
+
+    video: Video
+    source_size: tuple[int, int]
+    source_fps: float
+    source_frames: int | None
+    notes: tuple[str, ...]
+    path: pathlib.Path | None
+
+
+def read_media(
+    source: Path | Video | np.ndarray | Image.Image,
+    *,
+    fps: float | None = None,
+    start: float = 0.0,
+    seconds: float | None = None,
+    resolution: int | None = None,
+    most_frames: int = 2000,
+) -> Media:
+    """Reads anything that abilities take, in memory that grows with the result, not with the source.
+
+    Rotation tags are obeyed, transparency is laid on white, more than 8 bits become 8, pixels that are not square
+    become so, uneven times become even ones. Of a damaged video what can be decoded is used, the frame before
+    standing in for a lost one, and the notes say how much that was; a damaged picture is refused.
+
+    Args:
+      source: a file (mp4, webm, mov, gif, apng, png, jpeg, webp, ...); a `Video`; a picture of Pillow's; or an
+        array [Y,X], [Y,X,C], [T,Y,X] or [T,Y,X,C] of uint8, or of floats in 0..1, where C is 1 (grey),
+        3 (RGB) or 4 (RGBA).
+      fps: the rate of the result, in frames a second, and that at which an array's frames follow each other. None
+        keeps the source's.
+      start: seconds into the source; the result begins with the frame on show there.
+      seconds: how many to read; None reads to the end. (A single picture stays one frame whatever these are.)
+      resolution: the short side of the result in pixels, where the long side is the nearest even number. None
+        keeps the source's size.
+      most_frames: a source that gives more is refused, without decoding it where its header tells its duration.
+        Of large frames fewer than these are allowed (`MOST_BYTES`).
+
+    Raises:
+      UserError: the source can't be read, ends before `start`, or is too long; or an argument makes no sense.
+    """
+    for name, value in {"fps": fps, "seconds": seconds}.items():
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise UserError(f"{name} is a positive number, not {value}.")
+    if not (math.isfinite(start) and start >= 0):
+        raise UserError(f"start is a number of seconds from 0 on, not {start}.")
+    if resolution is not None and resolution < 1:
+        raise UserError(f"resolution is a number of pixels from 1 on, not {resolution}.")
+
+    read = _reading_of(source, fps, start)
+    still = read.frames == 1
+    rate, first_second = fps or read.fps, 0.0 if still else start
+    count = 1 if still else None if seconds is None else frame_count(seconds, rate)
+    moments = itertools.islice(evenly(read.watched(), rate, read.fps, first_second), count)
+    _, _, frame = next(moments, (0.0, 0.0, None))
+    if frame is None:
+        raise UserError(f"{read.name} has no frame at {start:g} seconds: it ends before; start earlier.")
+    array = read.rgb(frame)
+    source_size = array.shape[:2]
+    height, width = _result_size(source_size, read.stretch_of(frame), resolution)
+
+    most = min(most_frames, MOST_BYTES // (3 * height * width))
+    wanted = min((read.seconds - first_second) * rate, math.inf if count is None else count)
+
+    def refuse(length: str) -> NoReturn:
+        raise UserError(
+            f"{read.name} {length} frames to read at {rate:.4g} a second, but {most} of {width}x{height} pixels "
+            f"are the most: read a part with --start and --seconds, or choose a lower rate or resolution."
+        )
+
+    if wanted >= most + 0.5:
+        refuse(f"lasts {read.seconds:.6g} seconds, {wanted:.0f}")
+    shown, result = frame, resample(array, height, width)
+    del array  # a large frame is not held while the next one comes
+
+    def finished() -> Iterator[np.ndarray]:
+        nonlocal shown, result
+        for number, following in enumerate(itertools.chain([frame], (frame for _, _, frame in moments))):
+            if number == most:
+                refuse(f"has more than {most}")
+            if following is not shown:
+                shown, result = following, resample(read.rgb(following), height, width)
+            yield result
+
+    # It grows in place, where a list of frames would stand in memory beside the array made of it.
+    video = Video(np.fromiter(finished(), np.dtype((np.uint8, (height, width, 3)))), rate)
+    wanted_end = math.inf if seconds is None or still else start + seconds
+    notes = (*_changes(read, video, source_size), *_losses(read, first_second, wanted_end))
+    return Media(video, source_size, read.fps, read.frames, notes, read.path)
+
+
+def keep_sound(source: Path, video_path: Path, start: float = 0.0, at: float = 0.0) -> bool:
+    """Puts the sound of `source` into the video at `video_path`, in place of any that it has.
+
+    The sound ends with the video. It is copied as it is where players take it in such a file, and becomes AAC
+    (Opus in WebM) where not; it is cut at its own packets, so silence of up to some hundredths of a second may
+    stand at a cut, but nothing shifts.
+
+    Args:
+      source: the file that was read.
+      video_path: mp4, m4v, mov or webm, which is replaced.
+      start: the second of the source's pictures from which its sound is taken.
+      at: the second of the video at which it begins.
+
+    Returns:
+      False, with nothing written, where there is no sound to keep or `video_path` is of a kind that has none.
+
+    Raises:
+      UserError: there is no such file, or the video can't be read or written.
+    """
+    path = pathlib.Path(video_path)
+    kept, encoder = SOUND.get(path.suffix.lower(), (set(), ""))
+    for file in (source, path):
+        if not os.path.isfile(file):
+            raise UserError(f"There is no file {file}: check the name.")
+    if not encoder:
+        return False
+    with contextlib.ExitStack() as stack:
+        try:
+            container = stack.enter_context(av.open(os.fspath(source)))
+        except av.FFmpegError:
+            return False
+        sound = container.streams.best("audio")
+        if sound is None:
+            return False
+        if start > 0:
+            with contextlib.suppress(av.FFmpegError):
+                container.seek(int(start * av.time_base))
+        copied = sound.codec_context.codec.canonical_name in kept
+        shown = next(iter(container.streams.video), sound)
+        shift = at - start - float((shown.start_time or 0) * shown.time_base)
+        with opened(path) as (film, stream):
+            pieces = _pieces(container, sound, shift, at, seconds_of(film, stream), copied)
+        first = next(pieces, None)
+        if first is None:
+            return False
+        # The index in front, so that browsers play the file while it loads.
+        options = {} if path.suffix.lower() == ".webm" else {"movflags": "faststart"}
+        with (
+            _spoken(source, path),
+            atomic_path(path) as temporary,
+            opened(path) as (film, stream),
+            av.open(str(temporary), "w", options=options) as out,
+        ):
+            film_out = out.add_stream_from_template(stream)
+            if copied:
+                sound_out = out.add_stream_from_template(sound)
+            else:
+                layout = "mono" if sound.channels == 1 else "stereo"
+                sound_out = out.add_stream(encoder, rate=48000, layout=layout)
+            films = _written((packet for packet in packets(film, stream) if packet.size), film_out, True)
+            sounds = _written(itertools.chain([first], pieces), sound_out, copied)
+            for packet in heapq.merge(films, sounds, key=lambda packet: packet.dts * packet.time_base):
+                out.mux(packet)
+    return True
+
+
+@dataclasses.dataclass
+class _Reading:
+    """A source before it is read, and what showed on the way.
+
+    Attributes:
+      name: what messages call it.
+      moments: (start, end, frame) in seconds; the frame is an array or PyAV's.
+      fps, seconds, frames: as the header tells; NaN seconds and None frames where it doesn't.
+      stretch: the width of a stored pixel over its height.
+      high_range: whether its colours are HDR.
+      lost: seconds of the frames that could not be decoded whole.
+      uneven, transparent, sizes: of the frames read so far.
+      end: where the last frame ends, once all are read; infinity before.
+    """
+
+    name: str
+    moments: Iterator[tuple[float, float, Any]]
+    fps: float
+    seconds: float
+    frames: int | None
+    path: pathlib.Path | None = None
+    stretch: float = 1.0
+    high_range: bool = False
+    lost: list[float] = dataclasses.field(default_factory=list)
+    uneven: bool = False
+    transparent: bool = False
+    sizes: set[tuple[int, ...]] = dataclasses.field(default_factory=set)
+    end: float = math.inf
+
+    def watched(self) -> Iterator[tuple[float, float, Any]]:
+        """The moments, while it is noted how even they are and where they end."""
+        before, end = None, 0.0
+        for begin, end, frame in self.moments:
+            if before is not None and not 0.5 < (begin - before) * self.fps < 1.5:
+                self.uneven = True
+            before = begin
+            yield begin, end, frame
+        self.end = end
+
+    def rgb(self, frame: Any) -> np.ndarray:
+        """uint8[Y,X,3], upright and opaque."""
+        array = _array_pixels(frame) if isinstance(frame, np.ndarray) else pixels(frame)
+        self.sizes.add(array.shape[:2])
+        if array.shape[-1] == 4 and array[..., 3].min() < 255:
+            self.transparent = True
+        return opaque(array)
+
+    def stretch_of(self, frame: Any) -> float:
+        """The same as `stretch` once the frame is upright."""
+        return 1 / self.stretch if getattr(frame, "rotation", 0) % 180 else self.stretch
+
+
+def _reading_of(source: Any, fps: float | None, start: float) -> _Reading:
+    if isinstance(source, str | os.PathLike):
+        return _file(pathlib.Path(source), start)
+    if isinstance(source, Video):
+        return _array(source.frames, "The video", source.fps, start)
+    if isinstance(source, Image.Image):
+        return _array(picture_pixels(source)[None], "The picture", 1.0, start)
+    if not hasattr(source, "__array__"):
+        raise UserError(
+            f"What is read is a path, a Video, an array or a picture of Pillow's, not {type(source).__name__}."
+        )
+    frames = _frames(np.asarray(source))
+    if fps is None and len(frames) > 1:
+        raise UserError("An array of frames doesn't tell its rate: say fps, or pass a Video.")
+    return _array(frames, "The array", fps or 1.0, start)
+
+
+def _file(path: pathlib.Path, start: float) -> _Reading:
+    picture = read_picture(path)
+    if picture is not None:
+        return dataclasses.replace(_array(picture[None], str(path), 1.0, 0.0), path=path)
+    lost: list[float] = []
+    with opened(path) as (container, stream):
+        ratio = float(stream.sample_aspect_ratio or 1)
+        return _Reading(
+            name=str(path),
+            moments=decoded(path, start, lost),
+            fps=rate_of(stream),
+            seconds=seconds_of(container, stream),
+            frames=stream.frames or None,
+            path=path,
+            stretch=ratio if 0.1 < ratio < 10 else 1.0,  # anything else is damage
+            high_range=stream.codec_context.color_trc in (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67),
+            lost=lost,
+        )
+
+
+def _array(frames: np.ndarray, name: str, fps: float, start: float) -> _Reading:
+    # A single picture has no time to start at.
+    begin = 0 if len(frames) == 1 else int(start * fps + 1e-6)
+    moments = ((i / fps, (i + 1) / fps, frames[i]) for i in range(begin, len(frames)))
+    return _Reading(name, moments, fps, len(frames) / fps, len(frames))
+
+
+def _frames(array: np.ndarray) -> np.ndarray:
+    """uint8 or float [T,Y,X,C] of an array that leaves out axes."""
+    shape = array.shape
+    if array.ndim == 2 or (array.ndim == 3 and shape[-1] in (1, 3, 4)):
+        array = array[None]
+    if array.ndim == 3:
+        array = array[..., None]
+    if array.ndim != 4 or array.shape[-1] not in (1, 3, 4) or 0 in shape:
+        raise UserError(
+            f"An array is a picture [Y,X] or [Y,X,C] or a video [T,Y,X] or [T,Y,X,C] with 1, 3 or 4 channels C "
+            f"and nothing empty, not {list(shape)}."
+        )
+    if np.issubdtype(array.dtype, np.floating):
+        low, high = float(array.min()), float(array.max())
+        if not (low >= -1e-3 and high <= 1 + 1e-3):
+            raise UserError(f"An array of floats lies in 0..1, not in {low:.4g}..{high:.4g}: rescale it.")
+    elif array.dtype != np.uint8:
+        raise UserError(f"An array is of uint8, or of floats in 0..1, not of {array.dtype}: convert it.")
+    return array
+
+
+def _array_pixels(frame: np.ndarray) -> np.ndarray:
+    """uint8[Y,X,3 or 4] of uint8 or float [Y,X,1, 3 or 4]."""
+    if frame.dtype != np.uint8:
+        frame = (frame.astype(np.float32).clip(0, 1) * 255 + 0.5).astype(np.uint8)
+    return np.repeat(frame, 3, -1) if frame.shape[-1] == 1 else frame
+
+
+def _result_size(size: tuple[int, int], stretch: float, resolution: int | None) -> tuple[int, int]:
+    # The side that is too short grows: nothing is lost.
+    height, width = round(size[0] / min(stretch, 1)), round(size[1] * max(stretch, 1))
+    return (height, width) if resolution is None else frame_size(resolution, width / height)
+
+
+def _changes(read: _Reading, video: Video, source_size: tuple[int, int]) -> Iterator[str]:
+    if video.size != source_size:
+        (height, width), (new_height, new_width) = source_size, video.size
+        square = "" if read.stretch == 1 else ", its own not being square"
+        yield f"{read.name} was resized from {width}x{height} to {new_width}x{new_height} pixels{square}."
+    if len(read.sizes) > 1:
+        yield f"{read.name} changes its size midway: all frames were brought to that of the first."
+    if read.frames != 1 and not math.isclose(video.fps, read.fps, rel_tol=1e-6):
+        yield f"{read.name} was taken from {read.fps:.4g} to {video.fps:.4g} frames a second."
+    if read.uneven and not read.lost:
+        yield (
+            f"{read.name} has frames at uneven times: {video.fps:.4g} even ones a second show what is on show then."
+        )
+    if read.transparent:
+        yield f"{read.name} is transparent in places: it was laid on white."
+    if read.high_range:
+        yield f"{read.name} has HDR colours, which look pale here: convert it to SDR first if that matters."
+
+
+def _losses(read: _Reading, start: float, end: float) -> Iterator[str]:
+    lost = sum(start - 1 / read.fps < second < end for second in read.lost)
+    if lost:
+        yield (
+            f"{read.name} is damaged: {lost} frames could not be decoded whole; what was left of them, or the "
+            f"frame before, stands in."
+        )
+    # Headers may count the sound's last bit too.
+    grace = max(3 / read.fps, 0.25)
+    if read.seconds - read.end > grace and end > read.end:
+        yield (
+            f"{read.name} lasts {read.seconds:.4g} seconds by its header, but its pictures end after "
+            f"{read.end:.4g}: these were used."
+        )
+    elif math.isfinite(end) and end - read.end > grace:
+        yield f"{read.name} ends after {read.end:.4g} seconds, before the {end:.4g} asked for."
+
+
+def _pieces(
+    container: Any, stream: Any, shift: float, at: float, until: float, copied: bool
+) -> Iterator[Any]:
+    """The sound's packets, or its frames where these are to be encoded anew, between `at` and `until`."""
+    for packet in packets(container, stream):
+        pieces = [packet] if copied else []
+        if not copied:
+            with contextlib.suppress(av.FFmpegError):
+                pieces = packet.decode()
+        for piece in pieces:
+            if piece.pts is None:
+                continue
+            begin = float(piece.pts * piece.time_base) + shift
+            if begin >= until:
+                return
+            if begin < at:
+                continue
+            piece.pts += round(shift / piece.time_base)
+            if copied:
+                piece.dts = piece.pts
+            yield piece
+
+
+@contextlib.contextmanager
+def _spoken(source: Path, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except av.FFmpegError as error:
+        raise UserError(f"The sound of {source} can't be put into {path}: {error.strerror}.") from error
+
+
+def _written(pieces: Iterable[Any], stream: Any, copied: bool) -> Iterator[Any]:
+    """Packets for `stream`, of packets or of frames to be encoded."""
+    for piece in pieces:
+        if copied:
+            piece.stream = stream
+            yield piece
+        else:
+            yield from stream.encode(piece)
+    if not copied:
+        yield from stream.encode(None)
