@@ -146,13 +146,15 @@ def fill(
         raise UserError("What is made in one batch shares its solver: make it apart, or choose one.")
     jobs = [_Job(bundle, task) for task in tasks]
     rounds = max((len(job.windows) for job in jobs), default=0)
+    steps: list[int] = []  # of a round; the first one's is every other's share of the whole
     for number in range(rounds):
         busy = [job for job in jobs if number < len(job.windows)]
         report = None
         if progress is not None:
 
             def report(done: int, of: int, number: int = number) -> None:
-                progress(number * of + done, rounds * of)
+                steps.append(of)
+                progress(number * steps[0] + done * steps[0] // of, rounds * steps[0])
 
         pieces = [piece for job in busy for piece in job.pieces(number)]
         filled = iter(_sample(bundle, encoder, pieces, report))
