@@ -13,15 +13,15 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import PIL.Image
-import PIL.ImageFilter
 
+from sora_jax.compositing import agree, cover, detailed, paste
 from sora_jax.diffusion import abilities
 from sora_jax.diffusion.canvas import GROUP, Sketch
 from sora_jax.engine import Engine
 from sora_jax.errors import UserError
 from sora_jax.filling import Settings, Words
 from sora_jax.media import Media, read_media
-from sora_jax.video import Video, frame_count, frame_size, resample, resize
+from sora_jax.video import Video, frame_count, frame_size, resize
 
 Source: TypeAlias = str | os.PathLike[str] | Video | np.ndarray | PIL.Image.Image | Media
 CONTEXT = 1 + 2 * GROUP  # frames of a clip that what leads back to it sees
@@ -275,9 +275,7 @@ def inpaint(
         if not inside.any():
             raise UserError("The mask is black everywhere: what is to be painted anew must be light in it.")
     sketch = abilities.inpaint(frames, inside, media.video.fps, strength)
-    return Plan(
-        sketch, _words(prompt), Settings(**settings), finish=_paste(frames, inside), notes=media.notes
-    )
+    return Plan(sketch, _words(prompt), Settings(**settings), finish=paste(frames, inside), notes=media.notes)
 
 
 def outpaint(engine: Engine, video: Source, aspect: str | float, prompt: str = "", **settings: Any) -> Plan:
@@ -303,7 +301,7 @@ def outpaint(engine: Engine, video: Source, aspect: str | float, prompt: str = "
         sketch,
         _words(prompt),
         Settings(**settings),
-        finish=_paste(sketch.frames, outside),
+        finish=paste(sketch.frames, outside),
         notes=tuple(notes),
     )
 
@@ -336,25 +334,26 @@ def upscale(
     seconds: float | None = None,
     **settings: Any,
 ) -> Plan:
-    """The video, or `seconds` of it from `start` on, at a higher resolution: scaled up, its details repainted."""
+    """The video, or `seconds` of it from `start` on, at a higher resolution: scaled up, its edges repainted.
+
+    Scaled down again, the result gives the input.
+    """
     media = video if isinstance(video, Media) else read_media(video, start=start, seconds=seconds)
     Y, X = media.video.size
     if resolution <= min(Y, X):
         raise UserError(f"The video's short side has {min(Y, X)} pixels already: ask for more than that.")
     high, wide = (2 * round(side * resolution / min(Y, X) / 2) for side in (Y, X))
-    frames = resize(media.video, high, wide).frames
-    sketch = abilities.edit(frames, strength, media.video.fps)
-    return Plan(sketch, _words(prompt), Settings(**settings), notes=media.notes)
-
-
-def cover(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8[T,Y,X,3] scaled so that it fills `size` (height, width), what sticks out cut off evenly."""
-    scale = max(size[0] / frames.shape[1], size[1] / frames.shape[2])
-    sides = [max(round(side * scale), full) for side, full in zip(frames.shape[1:3], size, strict=True)]
-    if tuple(sides) != frames.shape[1:3]:
-        frames = np.stack([resample(frame, *sides) for frame in frames])
-    top, left = ((side - full) // 2 for side, full in zip(sides, size, strict=True))
-    return frames[:, top : top + size[0], left : left + size[1]]
+    larger = resize(media.video, high, wide).frames
+    edges = detailed(larger)
+    sketch = abilities.inpaint(larger, edges, media.video.fps, strength)
+    over, small = paste(larger, edges), media.video.frames
+    return Plan(
+        sketch,
+        _words(prompt),
+        Settings(**settings),
+        finish=lambda painted: agree(over(painted), small),
+        notes=media.notes,
+    )
 
 
 def _words(prompt: str) -> Words:
@@ -370,14 +369,3 @@ def _pair(engine: Engine, a: Source, b: Source) -> tuple[Video, Video, tuple[str
         notes += ("The second video is cropped to the first one's shape.",)
     frames = cover(second.video.frames, first.video.size)
     return first.video, Video(frames, first.video.fps), notes
-
-
-def _paste(frames: np.ndarray, inside: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Keeps `frames` outside of `inside` as they are, and fades into what was painted within two pixels of it."""
-    soft = [
-        np.asarray(PIL.Image.fromarray((own * 255).astype(np.uint8)).filter(PIL.ImageFilter.BoxBlur(1)))
-        for own in inside
-    ]
-    weight = np.where(inside, np.clip(np.stack(soft) / 127.5 - 1.0, 0, 1), 0).astype(np.float32)[..., None]
-    own = frames.astype(np.float32) / 127.5 - 1.0
-    return lambda painted: own + weight * (painted - own)

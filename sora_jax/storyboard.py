@@ -25,12 +25,13 @@ from typing import Any
 import numpy as np
 import yaml
 
+from sora_jax.compositing import cover
 from sora_jax.diffusion import abilities
 from sora_jax.diffusion.canvas import Sketch
 from sora_jax.engine import Engine
 from sora_jax.errors import UserError
 from sora_jax.filling import Settings
-from sora_jax.plans import Plan, Source, cover, take
+from sora_jax.plans import Plan, Source, take
 from sora_jax.video import Path, frame_count, frame_size
 
 
