@@ -380,6 +380,8 @@ def test_a_real_model_from_its_folder_to_files(tmp_path, monkeypatch, capsys):
     assert [line.split("  ")[1] for line in out.splitlines()] == ["28×16, 12 frames at 6 fps (2 s)"] * 2
     assert "2/2" in err
     assert read_video("out-2.mp4").frames.shape == (12, 16, 28, 3)
+    assert cli.main(["generate", "a star", *small, "--duration", "15", "-o", "long.mp4"]) == 0
+    assert "90 frames at 6 fps (15 s)" in capsys.readouterr().out, "longer than the model sees at once"
     assert (
         cli.main(["evaluate", "toyworld", "--clips", "2", *small, "--aspects", "16:9", "--json", "x.json"])
         == 0
@@ -389,7 +391,7 @@ def test_a_real_model_from_its_folder_to_files(tmp_path, monkeypatch, capsys):
     for arguments, words in (
         (["generate", "", *small], "prompt is empty"),
         (["generate", "word " * 99, *small], "tokens and the model"),
-        (["generate", "a star", *small, "--duration", "60"], "nearest that fits"),
+        (["generate", "a star", *small, "--resolution", "48"], "nearest that fits is a resolution of 32"),
         (["generate", "a star", *small, "--resolution", "999"], "nearest that fits"),
         (["generate", "a star", "--model", "still"], "autoencoder only"),
     ):
