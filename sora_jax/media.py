@@ -126,7 +126,7 @@ def read_media(
     def refuse(length: str) -> NoReturn:
         raise UserError(
             f"{read.name} {length} frames to read at {rate:.4g} a second, but {most} of {width}x{height} pixels "
-            f"are the most: read a part with --start and --seconds, or choose a lower rate or resolution."
+            f"are the most: read a part with --start and --end."
         )
 
     if wanted >= most + 0.5:
@@ -170,50 +170,19 @@ def keep_sound(source: Path, video_path: Path, start: float = 0.0, at: float = 0
       UserError: there is no such file, or the video can't be read or written.
     """
     path = pathlib.Path(video_path)
-    kept, encoder = SOUND.get(path.suffix.lower(), (set(), ""))
     for file in (source, path):
         if not os.path.isfile(file):
             raise UserError(f"There is no file {file}: check the name.")
-    if not encoder:
+    if path.suffix.lower() not in SOUND:
         return False
-    with contextlib.ExitStack() as stack:
+    try:
+        return _join(source, path, start, at, copy=True)
+    except av.FFmpegError:
+        # Packets too damaged for the container: what can be decoded of them is not.
         try:
-            container = stack.enter_context(av.open(os.fspath(source)))
-        except av.FFmpegError:
-            return False
-        sound = container.streams.best("audio")
-        if sound is None:
-            return False
-        if start > 0:
-            with contextlib.suppress(av.FFmpegError):
-                container.seek(int(start * av.time_base))
-        copied = sound.codec_context.codec.canonical_name in kept
-        shown = next(iter(container.streams.video), sound)
-        shift = at - start - float((shown.start_time or 0) * shown.time_base)
-        with opened(path) as (film, stream):
-            pieces = _pieces(container, sound, shift, at, seconds_of(film, stream), copied)
-        first = next(pieces, None)
-        if first is None:
-            return False
-        # The index in front, so that browsers play the file while it loads.
-        options = {} if path.suffix.lower() == ".webm" else {"movflags": "faststart"}
-        with (
-            _spoken(source, path),
-            atomic_path(path) as temporary,
-            opened(path) as (film, stream),
-            av.open(str(temporary), "w", options=options) as out,
-        ):
-            film_out = out.add_stream_from_template(stream)
-            if copied:
-                sound_out = out.add_stream_from_template(sound)
-            else:
-                layout = "mono" if sound.channels == 1 else "stereo"
-                sound_out = out.add_stream(encoder, rate=48000, layout=layout)
-            films = _written((packet for packet in packets(film, stream) if packet.size), film_out, True)
-            sounds = _written(itertools.chain([first], pieces), sound_out, copied)
-            for packet in heapq.merge(films, sounds, key=lambda packet: packet.dts * packet.time_base):
-                out.mux(packet)
-    return True
+            return _join(source, path, start, at, copy=False)
+        except av.FFmpegError as error:
+            raise UserError(f"The sound of {source} can't be put into {path}: {error.strerror}.") from error
 
 
 @dataclasses.dataclass
@@ -383,6 +352,47 @@ def _losses(read: _Reading, start: float, end: float) -> Iterator[str]:
         yield f"{read.name} ends after {read.end:.4g} seconds, before the {end:.4g} asked for."
 
 
+def _join(source: Path, path: pathlib.Path, start: float, at: float, copy: bool) -> bool:
+    kept, encoder = SOUND[path.suffix.lower()]
+    with contextlib.ExitStack() as stack:
+        try:
+            container = stack.enter_context(av.open(os.fspath(source)))
+        except av.FFmpegError:
+            return False
+        sound = container.streams.best("audio")
+        if sound is None or sound.codec_context is None:
+            return False
+        if start > 0:
+            with contextlib.suppress(av.FFmpegError):
+                container.seek(int(start * av.time_base))
+        copied = copy and sound.codec_context.codec.canonical_name in kept
+        shown = next(iter(container.streams.video), sound)
+        shift = at - start - float((shown.start_time or 0) * shown.time_base)
+        with opened(path) as (film, stream):
+            pieces = _pieces(container, sound, shift, at, seconds_of(film, stream), copied)
+        first = next(pieces, None)
+        if first is None:
+            return False
+        # The index in front, so that browsers play the file while it loads.
+        options = {} if path.suffix.lower() == ".webm" else {"movflags": "faststart"}
+        with (
+            atomic_path(path) as temporary,
+            opened(path) as (film, stream),
+            av.open(str(temporary), "w", options=options) as out,
+        ):
+            film_out = out.add_stream_from_template(stream)
+            if copied:
+                sound_out = out.add_stream_from_template(sound)
+            else:
+                layout = "mono" if sound.channels == 1 else "stereo"
+                sound_out = out.add_stream(encoder, rate=48000, layout=layout)
+            films = _written((packet for packet in packets(film, stream) if packet.size), film_out, True)
+            sounds = _written(itertools.chain([first], pieces), sound_out, copied)
+            for packet in heapq.merge(films, sounds, key=lambda packet: packet.dts * packet.time_base):
+                out.mux(packet)
+    return True
+
+
 def _pieces(
     container: Any, stream: Any, shift: float, at: float, until: float, copied: bool
 ) -> Iterator[Any]:
@@ -404,14 +414,6 @@ def _pieces(
             if copied:
                 piece.dts = piece.pts
             yield piece
-
-
-@contextlib.contextmanager
-def _spoken(source: Path, path: Path) -> Iterator[None]:
-    try:
-        yield
-    except av.FFmpegError as error:
-        raise UserError(f"The sound of {source} can't be put into {path}: {error.strerror}.") from error
 
 
 def _written(pieces: Iterable[Any], stream: Any, copied: bool) -> Iterator[Any]:

@@ -296,15 +296,22 @@ def read_picture(path: Path) -> np.ndarray | None:
         raise UserError(f"{path} is empty: its writing or its download failed; do that again.")
     try:
         with Image.open(path) as image:
-            if getattr(image, "is_animated", False) and image.format in ("GIF", "PNG", "WEBP"):
+            if image.format in ("GIF", "PNG", "WEBP") and _moves(image):
                 return None
             return picture_pixels(image)
     except Image.UnidentifiedImageError:
         return None
     except Image.DecompressionBombError as error:
         raise UserError(f"{path} has too many pixels for a picture: make it smaller first.") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged file makes Pillow's plugins stumble in ways of their own
         raise UserError(f"{path} can't be read as a picture: {error}; is the file whole?") from error
+
+
+def _moves(image: Image.Image) -> bool:
+    try:
+        return getattr(image, "is_animated", False)
+    except Exception:  # a GIF that is cut off between frames
+        return True
 
 
 def picture_pixels(image: Image.Image) -> np.ndarray:
@@ -350,6 +357,8 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
         if container.metadata.get("major_brand") in ("heic", "heix"):  # FFmpeg gives one tile of many
             raise UserError(f"{path} is a HEIC picture, which can't be read here: save it as JPEG or PNG.")
         films = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+        if films and films[0].codec_context is None:  # FFmpeg has no such codec
+            raise UserError(f"{path} is coded in a way that is not known here: save it as H.264 in an mp4.")
         if not films:
             raise UserError(f"{path} has no pictures in it, only sound or data: choose a video file.")
         films[0].thread_type = "AUTO"

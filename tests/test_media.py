@@ -366,6 +366,29 @@ def test_cut_off(tmp_path, name, codec):
     assert M.read_media(path, seconds=0.5).notes == ()
 
 
+def test_a_gif_is_used_as_far_as_it_goes(tmp_path):
+    images = [Image.fromarray(frame) for frame in pictures(10)]
+    images[0].save(tmp_path / "a.gif", save_all=True, append_images=images[1:], duration=50)
+    data = (tmp_path / "a.gif").read_bytes()
+    for size in range(len(data) // 2, len(data) // 2 + 40):
+        (tmp_path / "a.gif").write_bytes(data[:size])
+        got = numbers(M.read_media(tmp_path / "a.gif", fps=20).video)
+        assert got[0] == 0 and max(got) >= 3 and got == sorted(got)
+
+
+def test_a_codec_that_nobody_knows(tmp_path):
+    write(tmp_path / "a.mkv", pictures(3), codec="ffv1", pix_fmt="bgr0", sound=("flac", 48000, 0.0))
+    data = (tmp_path / "a.mkv").read_bytes()
+    video = write(tmp_path / "b.mp4", pictures(3))
+    (tmp_path / "a.mkv").write_bytes(data.replace(b"A_FLAC", b"A_FLOP"))
+    assert numbers(M.read_media(tmp_path / "a.mkv").video) == [0, 1, 2] and not M.keep_sound(
+        tmp_path / "a.mkv", video
+    )
+    (tmp_path / "a.mkv").write_bytes(data.replace(b"V_FFV1", b"V_FFV7"))
+    with pytest.raises(UserError, match="coded in a way"):
+        M.read_media(tmp_path / "a.mkv")
+
+
 def test_too_long_is_said_before_anything_is_decoded(tmp_path, monkeypatch):
     path = write(tmp_path / "a.mp4", pictures(200, 16, 16))
     taken = 0
@@ -382,8 +405,7 @@ def test_too_long_is_said_before_anything_is_decoded(tmp_path, monkeypatch):
         M.read_media(path, most_frames=50)
     message = str(error.value)
     assert all(
-        word in message
-        for word in ("a.mp4 lasts 8 seconds, 200 frames", "50 of 16x16", "--start", "--seconds")
+        word in message for word in ("a.mp4 lasts 8 seconds, 200 frames", "50 of 16x16", "--start", "--end")
     )
     assert taken <= 2
     # What is asked for is counted, not what is there.
