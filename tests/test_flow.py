@@ -45,6 +45,40 @@ def test_euler_with_the_true_velocity_of_one_data_point_lands_on_it(factor):
     np.testing.assert_allclose(x, CLEAN, atol=1e-5)
 
 
+def test_a_slope_points_to_the_clean():
+    sigma = np.array([[0.0], [0.25], [1.0]], np.float32)
+    x = flow.interpolate(CLEAN, NOISE, sigma)
+    np.testing.assert_allclose(flow.slope(x, CLEAN, sigma)[1:], flow.velocity(CLEAN, NOISE)[1:], atol=1e-5)
+    assert np.isfinite(flow.slope(x, CLEAN, sigma)).all()
+
+
+def _step(last_sigma: float, sigma: float, next_sigma: float) -> np.ndarray:
+    last_clean = CLEAN + 0.1 * NOISE
+    return np.asarray(
+        flow.multistep(NOISE, CLEAN, last_clean, *map(jnp.float32, (sigma, next_sigma, last_sigma)))
+    )
+
+
+def test_without_a_step_before_or_with_an_endless_one_a_multistep_is_eulers():
+    for last_sigma, sigma, next_sigma in ((0.5, 0.5, 0.2), (1.0, 0.9, 0.5), (0.5, 0.2, 0.0), (1.0, 1.0, 0.9)):
+        first = flow.euler(NOISE, (NOISE - CLEAN) / sigma, sigma, next_sigma)
+        np.testing.assert_allclose(_step(last_sigma, sigma, next_sigma), first, atol=1e-5)
+    # Where steps in λ are even, half the last change of the denoised is added: Lu et al. 2022b, algorithm 2.
+    last, now, then = (1 / (1 + np.exp(snr)) for snr in (-0.5, 0.5, 1.5))
+    target = CLEAN + 0.5 * (CLEAN - (CLEAN + 0.1 * NOISE))
+    np.testing.assert_allclose(
+        _step(last, now, then), flow.euler(NOISE, (NOISE - target) / now, now, then), atol=1e-5
+    )
+
+
+def test_a_step_is_corrected_with_the_mean_of_the_denoised_at_its_ends():
+    last, now = jnp.float32(0.8), jnp.float32(0.5)
+    other = CLEAN + 1
+    got = flow.correct(2 * NOISE, NOISE, CLEAN, other, now, last)
+    np.testing.assert_allclose(got, flow.euler(NOISE, (NOISE - CLEAN - 0.5) / last, last, now), atol=1e-5)
+    np.testing.assert_array_equal(flow.correct(2 * NOISE, NOISE, CLEAN, other, now, now), 2 * NOISE)
+
+
 def _error(solver: str, steps: int) -> float:
     """Of dx/dσ = −2σx, whose solution from x(1) = 1 is exp(1 − σ²), at σ = 0."""
     x, levels = np.float64(1.0), np.linspace(1.0, 0.0, steps + 1)
@@ -73,6 +107,16 @@ def test_a_schedule_falls_from_one_to_zero(steps, factor):
 
 def test_a_schedule_is_even_before_it_is_shifted():
     np.testing.assert_allclose(flow.schedule(4), [1, 0.75, 0.5, 0.25, 0])
+    np.testing.assert_allclose(flow.schedule(2, start=0.5), [0.5, 0.25, 0])
+
+
+@settings(max_examples=20)
+@given(start=st.floats(0.05, 1.0), factor=st.floats(1.0, 8.0))
+def test_a_schedule_begins_exactly_where_it_is_told(start, factor):
+    levels = np.asarray(flow.schedule(5, factor, start))
+    assert levels[0] == np.float32(start)
+    even = flow.unshift(levels, factor)
+    np.testing.assert_allclose(even, even[0] * np.linspace(1, 0, 6), atol=1e-6)
 
 
 @settings(max_examples=50)
@@ -83,7 +127,7 @@ def test_a_shift_moves_towards_noise_keeps_the_order_and_can_be_undone(factor):
     assert (shifted[0], shifted[-1]) == (0.0, pytest.approx(1.0))
     assert (np.diff(shifted) > 0).all()
     assert (shifted >= sigma - 1e-12).all()
-    np.testing.assert_allclose(flow.shift(shifted, 1 / factor), sigma, atol=1e-12)
+    np.testing.assert_allclose(flow.unshift(shifted, factor), sigma, atol=1e-12)
 
 
 def test_the_shift_grows_with_the_root_of_a_runs_length():
@@ -100,9 +144,3 @@ def test_the_logit_of_a_drawn_level_is_normal(mean, deviation):
     assert logit.mean() == pytest.approx(mean, abs=0.02)
     assert logit.std() == pytest.approx(deviation, abs=0.02)
     assert np.mean(logit < mean + deviation) == pytest.approx(0.8413, abs=0.01)
-
-
-def test_guidance_extrapolates_from_the_unconditional():
-    np.testing.assert_allclose(flow.guide(CLEAN, NOISE, 1.0), CLEAN, atol=1e-6)
-    np.testing.assert_array_equal(flow.guide(CLEAN, NOISE, 0.0), NOISE)
-    np.testing.assert_allclose(flow.guide(CLEAN, NOISE, 3.0), 3 * CLEAN - 2 * NOISE, atol=1e-5)

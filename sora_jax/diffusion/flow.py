@@ -42,14 +42,26 @@ def shift_factor(tokens: jax.Array, base_tokens: float) -> jax.Array:
     return jnp.sqrt(jnp.maximum(tokens / base_tokens, 1.0))
 
 
-def schedule(steps: int, factor: jax.Array | float = 1.0) -> jax.Array:
-    """`steps` + 1 levels from 1 to 0, evenly spaced and then shifted."""
-    return shift(jnp.linspace(1.0, 0.0, steps + 1), factor)
+def unshift(sigma: jax.Array, factor: jax.Array | float) -> jax.Array:
+    """Undoes `shift`."""
+    return shift(sigma, 1.0 / factor)
 
 
-def guide(conditional: jax.Array, unconditional: jax.Array, weight: jax.Array | float) -> jax.Array:
-    """Classifier-free guidance (Ho and Salimans 2022): u + w (c − u)."""
-    return unconditional + weight * (conditional - unconditional)
+def schedule(steps: int, factor: jax.Array | float = 1.0, start: jax.Array | float = 1.0) -> jax.Array:
+    """`steps` + 1 levels from `start` to 0, evenly spaced before they are shifted."""
+    start = jnp.asarray(start, jnp.float32)
+    levels = shift(unshift(start, factor) * jnp.linspace(1.0, 0.0, steps + 1), factor)
+    return levels.at[0].set(start)  # not what is left of it after there and back
+
+
+def gather_levels(table_bs: jax.Array, ids_bn: jax.Array) -> jax.Array:
+    """The table's entry for each token, [B, S] and [B, N] → [B, N]."""
+    return jnp.take_along_axis(table_bs, ids_bn, axis=1)
+
+
+def slope(x: jax.Array, clean: jax.Array, sigma: jax.Array) -> jax.Array:
+    """The velocity that points to `clean`, (x_σ − x₀) / σ: undoes `denoise`; at σ = 0 a number without meaning."""
+    return (x - clean) / jnp.maximum(sigma, 1e-8)
 
 
 def euler(x: jax.Array, slope: jax.Array, sigma: jax.Array, next_sigma: jax.Array) -> jax.Array:
@@ -62,3 +74,54 @@ def heun(
 ) -> jax.Array:
     """One second-order step: the mean of the slopes at both ends (Karras et al. 2022, algorithm 1)."""
     return x + (next_sigma - sigma) * 0.5 * (slope + next_slope)
+
+
+def multistep(
+    x: jax.Array,
+    clean: jax.Array,
+    last_clean: jax.Array,
+    sigma: jax.Array,
+    next_sigma: jax.Array,
+    last_sigma: jax.Array,
+) -> jax.Array:
+    """One second-order step of one evaluation: DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2).
+
+    With α = 1 − σ its λ is log((1 − σ) / σ), and its first-order step is Euler's. It is that one where a run
+    begins, and where λ has no end: after a step from σ = 1, and in one to σ′ = 0. Its order is two but for a
+    logarithm, for steps in λ don't get shorter near the ends.
+
+    Args:
+      clean, last_clean: the denoised at σ and at the level of the step before.
+      last_sigma: that level; where it isn't above σ there was no such step.
+    """
+    half_log_snr = lambda level: jnp.log1p(-level) - jnp.log(level)
+    ahead = half_log_snr(next_sigma) - half_log_snr(sigma)
+    behind = half_log_snr(sigma) - half_log_snr(
+        last_sigma
+    )  # infinite after a step from σ = 1: no extrapolation
+    usable = (last_sigma > sigma) & (next_sigma > 0)
+    ratio = jnp.where(usable, ahead / (2 * behind), 0.0)
+    target = clean + ratio * (clean - last_clean)
+    return euler(x, slope(x, target, sigma), sigma, next_sigma)
+
+
+def correct(
+    x: jax.Array,
+    last_x: jax.Array,
+    clean: jax.Array,
+    last_clean: jax.Array,
+    sigma: jax.Array,
+    last_sigma: jax.Array,
+) -> jax.Array:
+    """The step that led to `x` taken again, knowing the denoised at its end: UniC-1 (Zhao et al. 2023).
+
+    Before `multistep` it makes a predictor and corrector of one evaluation, as UniPC; that paper's second order
+    corrects with one denoised more.
+
+    Args:
+      x, clean: at σ, where the step ended.
+      last_x, last_clean: at `last_sigma`, where it began; where that isn't above σ there was none, and `x` remains.
+    """
+    target = 0.5 * (clean + last_clean)
+    again = euler(last_x, slope(last_x, target, last_sigma), last_sigma, sigma)
+    return jnp.where(last_sigma > sigma, again, x)
