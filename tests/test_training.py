@@ -60,6 +60,7 @@ def whole(tmp_path_factory) -> pathlib.Path:
 def test_one_compilation_serves_a_stream_of_many_shapes(whole):
     config = json.loads((whole / "config.json").read_text())
     assert len(config["data"]["durations"]) > 2 and len(config["data"]["aspects"]) > 2
+    assert len(config["latents"]["layouts"]) > 2 and len(config["pipeline"]["canvases"]) > 2
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 10))
     assert all(np.isfinite(row["loss"]) for row in rows)

@@ -15,7 +15,7 @@ from sora_jax.train.loop import train
 
 
 def tiny_config(folder: pathlib.Path, steps: int) -> ConfigDict:
-    """configs/toyworld_dit.py with tiny parts; `folder` gets the autoencoder that it needs."""
+    """configs/toyworld_dit.py with tiny parts; `folder` gets the autoencoder that it needs, and latents."""
     path = pathlib.Path(__file__).parents[1] / "configs" / "toyworld_dit.py"
     spec = importlib.util.spec_from_file_location("toyworld_dit", path)
     module = importlib.util.module_from_spec(spec)
@@ -41,7 +41,10 @@ def tiny_config(folder: pathlib.Path, steps: int) -> ConfigDict:
     )
     config.text = ConfigDict({"kind": "hash", "width": 16, "max_tokens": 64})
     config.data.resolutions = (32,)
+    config.data.rates = (8.0,)
+    config.data.max_frames = 13
     config.latents.clips = 60
+    config.latents.folder = str(folder / "latents")
     config.pipeline.rows = 2
     config.pipeline.window = 8
     config.optim.schedule = "constant"
