@@ -86,8 +86,8 @@ def errors_by_word(studio: Studio, thing: Thing, latent: np.ndarray, attribute: 
         article = "an" if said["colour"][0] in "aeiou" else "a"
         prompt = f"{article} {said['colour']} {said['shape']} moves {said['direction'].replace('-', ' and ')}"
         [states] = studio.text.encode([prompt])
-        given = np.zeros(len(patches), bool)
-        rows.append(Run(patches, coords, given, states, np.zeros(len(states), np.float32)))
+        everywhere, from_0 = np.ones(len(patches), np.float32), np.zeros(len(patches), np.float32)
+        rows.append(Run(patches, coords, everywhere, from_0, states, np.zeros(len(states), np.float32)))
     batches = [pack_rows([run], len(patches), TEXT, 1)[0] for run in rows]
     batch = jax.tree.map(lambda *parts: jnp.concatenate(parts), *batches)
     return np.stack([np.asarray(_errors(studio.dit, batch, noise, sigma)) for sigma in SIGMAS], axis=1)
@@ -97,16 +97,7 @@ def errors_by_word(studio: Studio, thing: Thing, latent: np.ndarray, attribute: 
 def _errors(dit: DiT, batch: PackedBatch, noise: jax.Array, sigma: jax.typing.ArrayLike) -> jax.Array:
     rows = batch.patches.shape[0]
     table = jnp.broadcast_to(jnp.array([0.0, 1.0]) * sigma, (rows, 2))
-    predicted = dit(
-        flow.interpolate(batch.patches, noise, jnp.asarray(sigma)),
-        batch.coords,
-        batch.segment_ids,
-        batch.segment_ids,
-        table,
-        batch.text,
-        batch.text_segment_ids,
-        batch.text_time,
-    )
+    predicted = dit(flow.interpolate(batch.patches, noise, jnp.asarray(sigma)), batch, table)
     return jnp.mean(jnp.square(predicted - flow.velocity(batch.patches, noise)), axis=(1, 2))
 
 
