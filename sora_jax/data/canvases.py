@@ -36,6 +36,8 @@ def draw_layout(rng: Rng, frames: int, weights: Mapping[str, float]) -> np.ndarr
     length = frames
     while max(stream.ends[-1] for stream in lay_streams(fixed[:length])) >= frames:
         length -= 1
+    if fixed[:length].all():  # nothing is left to paint: a clip of one stream
+        return np.zeros(1 + (frames - 1) // GROUP * GROUP, bool)
     return fixed[:length]
 
 
