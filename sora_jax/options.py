@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,9 @@ MODEL = click.option(
     help="A bundled model, a folder that holds one, or a training run's workdir.",
 )
 OUTPUT = click.option(
-    "-o", "--output", default="out.mp4", help=f"The file to write ({', '.join(VIDEO_SUFFIXES)})."
+    "-o",
+    "--output",
+    help=f"The file to write ({', '.join(VIDEO_SUFFIXES)}).  [default: out.mp4, of a picture out.png]",
 )
 
 
@@ -53,9 +56,19 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
             default="0,1",
             help="Noise levels between which guidance acts: lowest,highest.",
         ),
-        click.option("--guidance-method", type=click.Choice(["cfg", "zero", "apg"]), default="cfg"),
+        click.option(
+            "--guidance-method",
+            type=click.Choice(["cfg", "zero", "apg"]),
+            default="cfg",
+            help="Classifier-free, CFG-Zero* or adaptive projected.",
+        ),
         click.option("--seed", type=seeds, default=0, help="Another one, another video."),
-        click.option("--solver", type=click.Choice(["euler", "heun", "dpm"]), default="euler"),
+        click.option(
+            "--solver",
+            type=click.Choice(["euler", "heun", "dpm"]),
+            default="euler",
+            help="heun asks the model twice a step.",
+        ),
         click.option(
             "--guidance", type=Number(), default=3.0, help="Of the prompt; 1: none, more: stricter."
         ),
@@ -91,35 +104,41 @@ def as_settings(fields: dict[str, Any]) -> dict[str, Any]:
     return own
 
 
-def make(
-    context: click.Context,
-    model: str,
-    output: str,
-    plan: Callable[[Any], Any],
-    sound: tuple[str, float, float] | None = None,
-) -> None:
-    """Makes what `plan(studio)` returns and writes it.
+def bar() -> contextlib.AbstractContextManager[Callable[[int, int], None]]:
+    """The bar of the command that runs, where it isn't to be quiet."""
+    return progress_bar(not click.get_current_context().meta[QUIET], "step")
 
-    Args:
-      sound: (file, seconds into it, seconds into the result) whose sound goes along, where it has some.
-    """
-    path = pathlib.Path(output)
+
+def make(model: str, output: str | None, plan: Callable[[Any], Any]) -> None:
+    """Makes what `plan(studio)` returns and writes it."""
+    path = pathlib.Path(output or "out.mp4")
     check_output(path, VIDEO_SUFFIXES)
 
     from sora_jax import studio as face
     from sora_jax.media import keep_sound
 
     studio = face.load(model)
-    studio.say = lambda note: click.echo(f"note: {note}", err=True)
+    studio.say = note
     wanted = plan(studio)
-    with progress_bar(not context.meta[QUIET], "step") as progress:
+    with bar() as progress:
         video = studio.make([wanted], progress)[0]
+    path = path if output or len(video) > 1 else path.with_suffix(".png")
     video.save(path)
-    heard = sound is not None and keep_sound(sound[0], path, start=sound[1], at=sound[2])
+    try:
+        heard = wanted.sound is not None and keep_sound(wanted.sound[0], path, *wanted.sound[1:])
+    except UserError as error:  # the pictures are there
+        note(str(error))
+        heard = False
     said(path, video, ", with the input's sound" if heard else "")
+
+
+def note(sentence: str) -> None:
+    """Something that was done otherwise than it was asked for."""
+    click.echo(f"note: {sentence}", err=True)
 
 
 def said(path: pathlib.Path, video: Any, more: str = "") -> None:
     """One line about a file that was written."""
     size = f"{video.size[1]}×{video.size[0]}"
-    click.echo(f"{path}  {size}, {len(video)} frames at {video.fps:g} fps ({video.duration:g} s){more}")
+    time = f", {len(video)} frames at {video.fps:g} fps ({video.duration:g} s)" if len(video) > 1 else ""
+    click.echo(f"{path}  {size}{time}{more}")

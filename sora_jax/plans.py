@@ -7,6 +7,7 @@ said aloud. One function an ability; `Studio` has a method for each, and makes a
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -23,13 +24,48 @@ from sora_jax.filling import Settings, Words
 from sora_jax.media import Media, read_media
 from sora_jax.video import Video, frame_count, frame_size, resize
 
-Source: TypeAlias = str | os.PathLike[str] | Video | np.ndarray | PIL.Image.Image | Media
 CONTEXT = 1 + 2 * GROUP  # frames of a clip that what leads back to it sees
 
 # Shares of the sampler's way (experiments/abilities).
 CONNECT_STRENGTH = 0.9
 BLEND_STRENGTH = 0.7
 UPSCALE_STRENGTH = 0.3
+STILL_FPS = 8.0  # of what is made from a picture, which has no rate
+
+Whole: TypeAlias = str | os.PathLike[str] | Video | np.ndarray | PIL.Image.Image
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What is given, from one time to another.
+
+    Attributes:
+      source: a file, a video, an array or a picture.
+      start, end: seconds into it; without an end, to its own.
+
+    Raises:
+      UserError: the end is not after the start.
+    """
+
+    source: Whole
+    start: float = 0.0
+    end: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.end is not None and not self.end > self.start:
+            raise UserError(
+                f"The end, {self.end:g} s, is not after the start, {self.start:g} s: nothing would be left."
+            )
+
+    def read(self, seconds: float | None = None, **options: Any) -> Media:
+        """Reads it, or at most so many `seconds` of it; see `media.read_media`."""
+        if self.end is not None:
+            seconds = min(self.end - self.start, math.inf if seconds is None else seconds)
+        return read_media(self.source, start=self.start, seconds=seconds, **options)
+
+
+Source: TypeAlias = Whole | Part
+Sound: TypeAlias = tuple[str | os.PathLike[str], float, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +79,7 @@ class Plan:
       keep: frames of the sketch that the result shows.
       finish: what becomes of the painted frames, float32[T,Y,X,3] in [-1, 1], all of the sketch's.
       notes: what was changed or left out of what was asked for, a sentence each.
+      sound: (file, seconds into it, seconds into the result) whose sound goes along, where it has some.
     """
 
     sketch: Sketch
@@ -51,34 +88,63 @@ class Plan:
     keep: slice = slice(None)
     finish: Callable[[np.ndarray], np.ndarray] | None = None
     notes: tuple[str, ...] = ()
+    sound: Sound | None = None
 
 
 def take(
     engine: Engine,
     source: Source,
     fps: float | None = None,
-    start: float = 0.0,
     seconds: float | None = None,
-    resolution: int | None = None,
+    size: tuple[int, int] | None = None,
 ) -> Media:
-    """Reads what is given, at the size and rate that the model can hold."""
-    if isinstance(source, Media):
-        return source
-    limits, notes = engine.bundle.limits, []
-    first = read_media(source, fps=fps, start=start, seconds=1e-6)
-    if resolution is None and limits.resolution and min(first.source_size) > limits.resolution:
-        resolution = limits.resolution
-    rate = first.source_fps if isinstance(source, (str, os.PathLike)) else first.video.fps
-    if fps is None and limits.fps and rate > limits.fps + 1e-6:
-        fps = limits.fps
-        notes.append(
-            f"The video is taken at {fps:g} frames a second, not its {rate:g}: the model holds no more."
+    """Reads what is given at the size and rate that the model can hold.
+
+    Args:
+      engine: the model.
+      source: what is given.
+      fps: of the result; None keeps the source's where the model can.
+      seconds: at most so many.
+      size: (height, width) to which the picture is scaled, what sticks out cut off.
+    """
+    part, limits = _part(source), engine.bundle.limits
+    first = part.read(1e-6, fps=fps)
+    Y, X = own = first.video.size
+    picture = (first.source_frames, first.source_fps) == (1, 1)
+    slower = fps is None and 0 < limits.fps < first.video.fps - 1e-6
+    if fps is None and (picture or slower):
+        fps = limits.fps if slower else min(STILL_FPS, limits.fps or STILL_FPS)
+    high, wide = held(engine, own) if size is None else size
+    scale = max(high / Y, wide / X) if size else min(high, wide) / min(own)
+    short = round(min(own) * scale)
+    media = part.read(seconds, fps=fps, resolution=None if short == min(own) else short)
+    notes = media.notes
+    if slower or (size is None and short < min(own)):
+        high, wide = media.video.size
+        notes += (
+            f"{wide}×{high} at {media.video.fps:g} fps is the nearest that the model {engine.name!r} holds.",
         )
-    media = read_media(source, fps=fps, start=start, seconds=seconds, resolution=resolution)
-    if media.video.size != media.source_size:
-        (high, wide), (y, x) = media.source_size, media.video.size
-        notes.append(f"The picture of {wide}×{high} is taken at {x}×{y}, the nearest that the model holds.")
-    return dataclasses.replace(media, notes=(*media.notes, *notes))
+    if size is None or media.video.size == size:
+        return dataclasses.replace(media, notes=notes)
+    if max(np.subtract(media.video.size, size)) > 3:
+        notes += (f"{_name(part.source)} was cropped to the shape of {size[1]}×{size[0]}.",)
+    return dataclasses.replace(
+        media, video=Video(cover(media.video.frames, size), media.video.fps), notes=notes
+    )
+
+
+def held(engine: Engine, size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) itself where the model holds such frames, else the nearest of that shape that it does."""
+    short = most = min(size)
+    if engine.bundle.limits.resolution:
+        most = min(most, engine.bundle.limits.resolution)
+    for smaller in (most, *range(most - 1 - (most - 1) % 2, 0, -2)):
+        fitting = size if smaller == short else frame_size(smaller, size[1] / size[0])
+        if engine.window(engine.frame_tokens(*fitting)) >= 2:
+            return fitting
+    raise UserError(
+        f"Pictures of {size[1]}×{size[0]} are too long for the model {engine.name!r}: crop them to another shape."
+    )
 
 
 def animate(
@@ -105,12 +171,14 @@ def animate(
     for time, source in pictures.items():
         if isinstance(time, str) and time not in places:
             raise UserError(f"A picture can't be placed at {time!r}: say first, last or a number of seconds.")
-        media = take(engine, source, seconds=1e-3, resolution=resolution)
-        notes += media.notes
-        frame = media.video.frames[0]
         if size is None:
-            size = frame_size(min(frame.shape[:2]), aspect) if aspect else frame.shape[:2]
-        taken[places[time] if isinstance(time, str) else round(time * fps)] = cover(frame[None], size)[0]
+            own = _part(source).read(1e-6).video.size
+            size = held(engine, frame_size(min(own), aspect) if aspect else own)
+            if resolution is not None:
+                size = frame_size(resolution, size[1] / size[0])
+        media = take(engine, source, fps, 1e-6, size)
+        notes += media.notes
+        taken[places[time] if isinstance(time, str) else round(time * fps)] = media.video.frames[0]
     assert size is not None
     sketch = abilities.animate(taken, (T, *size), fps)
     return Plan(sketch, _words(prompt), Settings(**settings), notes=tuple(notes))
@@ -129,18 +197,17 @@ def extend(
     """The video goes on for `seconds`; backward, it begins that much earlier."""
     media = take(engine, video, fps)
     rate = media.video.fps
-    sketch = abilities.extend(media.video.frames, frame_count(seconds, rate), rate, backward)
-    return Plan(sketch, _words(prompt), Settings(**settings), notes=media.notes)
+    new = frame_count(seconds, rate)
+    sketch = abilities.extend(media.video.frames, new, rate, backward)
+    sound = _sound(video, at=new / rate if backward else 0.0)
+    return Plan(sketch, _words(prompt), Settings(**settings), notes=media.notes, sound=sound)
 
 
 def recut(
-    engine: Engine, video: Source, start: float, end: float, seconds: float, prompt: str = "", **settings: Any
+    engine: Engine, video: Whole, start: float, end: float, seconds: float, prompt: str = "", **settings: Any
 ) -> Plan:
     """The video from `start` to `end`, and `seconds` more of it as the model continues it."""
-    if not 0 <= start < end:
-        raise UserError(f"A cut from {start:g} to {end:g} s leaves nothing: give a start before the end.")
-    media = take(engine, video, start=start, seconds=end - start)
-    return extend(engine, media, seconds, prompt, **settings)
+    return extend(engine, Part(video, start, end), seconds, prompt, **settings)
 
 
 def loop(
@@ -183,22 +250,24 @@ def fill(
             )
         gone[round(begin * rate) : max(round(end * rate), round(begin * rate) + 1)] = True
     sketch = abilities.fill(media.video.frames, gone, rate)
-    return Plan(sketch, _words(prompt), Settings(**settings), notes=media.notes)
+    return Plan(sketch, _words(prompt), Settings(**settings), notes=media.notes, sound=_sound(video))
 
 
 def smooth(engine: Engine, video: Source, fps: float = 24.0, prompt: str = "", **settings: Any) -> Plan:
     """More frames a second: new ones between those that are given."""
     media = take(engine, video)
     rate, notes = media.video.fps, list(media.notes)
-    factor = max(round(fps / rate), 2)
     if len(media.video) < 2:
         raise UserError("A single frame has nothing between: give a video of two frames or more.")
+    if fps < rate * (1 + 1e-3):
+        raise UserError(f"The video is taken at {rate:g} frames a second already: ask for more than that.")
+    factor = max(round(fps / rate), 2)
     if abs(factor * rate - fps) > 1e-3 * fps:
         notes.append(
             f"The video has {factor * rate:g} frames a second, {factor} times its {rate:g}, not {fps:g}."
         )
     sketch = abilities.smooth(media.video.frames, factor, factor * rate)
-    return Plan(sketch, _words(prompt), Settings(**settings), notes=tuple(notes))
+    return Plan(sketch, _words(prompt), Settings(**settings), notes=tuple(notes), sound=_sound(video))
 
 
 def connect(
@@ -254,6 +323,8 @@ def inpaint(
     """
     if (box is None) == (mask is None):
         raise UserError("What is to be painted anew is a box or a mask: give one of the two.")
+    if box is not None and len(box) != 4:
+        raise UserError(f"The box is four numbers, left, top, width and height, not {len(box)}.")
     media = take(engine, video)
     frames = media.video.frames
     T, Y, X, _ = frames.shape
@@ -270,39 +341,44 @@ def inpaint(
         columns = slice(int(left * X / wide), -(-(left + width) * X // wide))
         inside[:, rows, columns] = True
     else:
-        light = cover(read_media(mask, fps=media.video.fps).video.frames, (Y, X)).mean(-1) > 127
+        assert mask is not None
+        part = dataclasses.replace(_part(mask), start=_part(mask).start + _part(video).start)
+        shown = take(engine, part, media.video.fps, T / media.video.fps, (Y, X))
+        light = shown.video.frames.mean(-1) > 127
         inside |= light[np.minimum(np.arange(T), len(light) - 1)]
         if not inside.any():
             raise UserError("The mask is black everywhere: what is to be painted anew must be light in it.")
     sketch = abilities.inpaint(frames, inside, media.video.fps, strength)
-    return Plan(sketch, _words(prompt), Settings(**settings), finish=paste(frames, inside), notes=media.notes)
-
-
-def outpaint(engine: Engine, video: Source, aspect: str | float, prompt: str = "", **settings: Any) -> Plan:
-    """The picture grows to another aspect ratio; the input's own pixels stay in its middle."""
-    media = take(engine, video)
-    frames = media.video.frames
-    Y, X = frames.shape[1:3]
-    ratio = np.divide(*frame_size(1000, aspect)[::-1])
-    size = (Y, 2 * round(Y * ratio / 2)) if ratio > X / Y else (2 * round(X / ratio / 2), X)
-    if size == (Y, X):
-        raise UserError(f"The video has the aspect ratio {aspect} already: name another one.")
-    notes = list(media.notes)
-    most = engine.bundle.limits.tokens // 2
-    if engine.frame_tokens(*size) > most:  # room for two latent frames at least
-        shrink = (most / engine.frame_tokens(*size)) ** 0.5
-        Y, X = (max(2 * int(side * shrink / 2), 2) for side in (Y, X))
-        frames = resize(media.video, Y, X).frames
-        size = (Y, 2 * round(Y * ratio / 2)) if ratio > X / Y else (2 * round(X / ratio / 2), X)
-        notes.append(f"The video is {size[1]}×{size[0]}, the nearest that the model can hold.")
-    sketch = abilities.outpaint(frames, size, media.video.fps)
-    outside = sketch.strength > 0
     return Plan(
         sketch,
         _words(prompt),
         Settings(**settings),
-        finish=paste(sketch.frames, outside),
-        notes=tuple(notes),
+        finish=paste(frames, inside),
+        notes=media.notes,
+        sound=_sound(video),
+    )
+
+
+def outpaint(engine: Engine, video: Source, aspect: str | float, prompt: str = "", **settings: Any) -> Plan:
+    """The picture grows to another aspect ratio; the input's own pixels stay in its middle."""
+    Y, X = _part(video).read(1e-6).video.size
+    ratio = np.divide(*frame_size(1000, aspect)[::-1])
+    size = (Y, 2 * round(Y * ratio / 2)) if ratio > X / Y else (2 * round(X / ratio / 2), X)
+    if size[0] <= Y and size[1] <= X:
+        raise UserError(f"The video has the aspect ratio {aspect} already: name another one.")
+    scale = min(np.divide(held(engine, size), size))
+    if scale < 1:
+        Y, X = (max(2 * int(side * scale / 2), 2) for side in (Y, X))
+        size = (Y, 2 * round(Y * ratio / 2)) if ratio > X / Y else (2 * round(X / ratio / 2), X)
+    media = take(engine, video, size=(Y, X))
+    sketch = abilities.outpaint(media.video.frames, size, media.video.fps)
+    return Plan(
+        sketch,
+        _words(prompt),
+        Settings(**settings),
+        finish=paste(sketch.frames, sketch.strength > 0),
+        notes=media.notes,
+        sound=_sound(video),
     )
 
 
@@ -318,9 +394,13 @@ def edit(
     """What is seen changes to `prompt`; `strength`, 0 to 1, says how far; `motion` keeps motion and frees looks."""
     if not 0 <= strength <= 1:
         raise UserError(f"strength={strength:g} is not between 0 (all stays) and 1 (nothing does).")
+    if not prompt.strip():
+        raise UserError(
+            "The prompt is empty: say what is to be seen instead, for example 'a blue circle moves right'."
+        )
     media = take(engine, video)
     sketch = abilities.edit(media.video.frames, strength, media.video.fps, motion)
-    return Plan(sketch, _words(prompt), Settings(**settings), notes=media.notes)
+    return Plan(sketch, _words(prompt), Settings(**settings), notes=media.notes, sound=_sound(video))
 
 
 def upscale(
@@ -330,15 +410,13 @@ def upscale(
     prompt: str = "",
     *,
     strength: float = UPSCALE_STRENGTH,
-    start: float = 0.0,
-    seconds: float | None = None,
     **settings: Any,
 ) -> Plan:
-    """The video, or `seconds` of it from `start` on, at a higher resolution: scaled up, its edges repainted.
+    """The video at a higher resolution: scaled up, its edges repainted.
 
     Scaled down again, the result gives the input.
     """
-    media = video if isinstance(video, Media) else read_media(video, start=start, seconds=seconds)
+    media = _part(video).read()
     Y, X = media.video.size
     if resolution <= min(Y, X):
         raise UserError(f"The video's short side has {min(Y, X)} pixels already: ask for more than that.")
@@ -353,6 +431,7 @@ def upscale(
         Settings(**settings),
         finish=lambda painted: agree(over(painted), small),
         notes=media.notes,
+        sound=_sound(video),
     )
 
 
@@ -360,12 +439,22 @@ def _words(prompt: str) -> Words:
     return ((0.0, prompt),) if prompt.strip() else ()
 
 
+def _part(source: Source) -> Part:
+    return source if isinstance(source, Part) else Part(source)
+
+
+def _name(source: Whole) -> str:
+    return str(source) if isinstance(source, (str, os.PathLike)) else "What is given"
+
+
+def _sound(video: Source, at: float = 0.0) -> Sound | None:
+    """The input's sound from where its pictures begin, `at` seconds into the result."""
+    part = _part(video)
+    return (part.source, part.start, at) if isinstance(part.source, (str, os.PathLike)) else None
+
+
 def _pair(engine: Engine, a: Source, b: Source) -> tuple[Video, Video, tuple[str, ...]]:
     """Both videos, the second at the first one's rate and size."""
     first = take(engine, a)
-    second = take(engine, b, fps=first.video.fps)
-    notes = first.notes + second.notes
-    if second.video.size != first.video.size:
-        notes += ("The second video is cropped to the first one's shape.",)
-    frames = cover(second.video.frames, first.video.size)
-    return first.video, Video(frames, first.video.fps), notes
+    second = take(engine, b, fps=first.video.fps, size=first.video.size)
+    return first.video, second.video, first.notes + second.notes

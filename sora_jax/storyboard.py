@@ -3,12 +3,12 @@
 duration: 4            # seconds; all but cards may be left out
 fps: 8
 resolution: 64
-aspect: "16:9"
+aspect: 16:9
 loop: 1.5              # seconds that lead back to the beginning; left out, it doesn't loop
 cards:
   - at: 0
     text: a red circle moves right
-    image: circle.png  # what is seen at that time; or clip: circle.mp4
+    image: circle.png  # what is seen at that time; or clip: circle.mp4, of which start: 1 and end: 2.5 take a part
   - at: 2
     text: a blue square moves left
 """
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -25,24 +24,28 @@ from typing import Any
 import numpy as np
 import yaml
 
-from sora_jax.compositing import cover
 from sora_jax.diffusion import abilities
 from sora_jax.diffusion.canvas import Sketch
 from sora_jax.engine import Engine
 from sora_jax.errors import UserError
 from sora_jax.filling import Settings
-from sora_jax.plans import Plan, Source, take
+from sora_jax.plans import Part, Plan, Whole, take
 from sora_jax.video import Path, frame_count, frame_size
 
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """From `at` seconds on its words hold; at that time its picture is seen, or its clip begins."""
+    """From `at` seconds on its words hold; at that time its picture is seen, or its clip begins.
 
-    at: float
-    text: str
-    image: Source | None = None
-    clip: Source | None = None
+    `start` and `end`, in seconds, say which part of the clip, or which frame of a film is the picture.
+    """
+
+    at: float = 0.0
+    text: str = ""
+    image: Whole | None = None
+    clip: Whole | None = None
+    start: float = 0.0
+    end: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +68,10 @@ class Storyboard:
             raise UserError("The storyboard has no cards: give at least one, with a time and a text.")
         for name in ("duration", "fps", "resolution"):
             value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+            if not (math.isfinite(value) and value > 0):
                 raise UserError(f"The storyboard's {name} is {value!r}: give a number above 0.")
+        if not (math.isfinite(self.loop) and self.loop >= 0):
+            raise UserError(f"The storyboard's loop is {self.loop!r}: give seconds, or leave it out.")
         for number, card in enumerate(self.cards, 1):
             if not 0 <= card.at < self.duration:
                 raise UserError(
@@ -79,10 +84,10 @@ class Storyboard:
                     f"Card {number} of the storyboard has a picture and a clip: give one of the two."
                 )
         for number, (card, after) in enumerate(zip(self.cards, self.cards[1:]), 1):
-            if after.at <= card.at:
+            if round(after.at * self.fps) <= round(card.at * self.fps):
                 raise UserError(
                     f"Cards {number} and {number + 1} of the storyboard are at {card.at:g} and {after.at:g} s: put "
-                    "them in the order of their times, each at its own."
+                    f"them in the order of their times, a frame (1/{self.fps:g} s) or more apart."
                 )
 
     def plan(self, engine: Engine, **settings: Any) -> Plan:
@@ -100,16 +105,18 @@ class Storyboard:
             source = card.image if card.clip is None else card.clip
             if source is None:
                 continue
-            media = take(engine, source, fps=self.fps, seconds=1e-3 if card.clip is None else None)
+            seconds = 1e-6 if card.clip is None else None
+            media = take(engine, Part(source, card.start, card.end), self.fps, seconds, size)
             notes += media.notes
             first = min(round(card.at * self.fps), T - 1)
             last = first + len(media.video)
-            if last > round(end * self.fps) and card.clip is not None:
+            if last > round(end * self.fps):
                 raise UserError(
-                    f"The clip of card {number} lasts {media.video.duration:g} s from {card.at:g} s on and overlaps "
-                    f"what follows at {end:g} s: shorten it, or move the next card."
+                    f"The clip of card {number} lasts {media.video.duration:g} s from {card.at:g} s on, beyond "
+                    f"{end:g} s, where {'the next card begins' if number < len(self.cards) else 'the video ends'}: "
+                    "give the card an end for its clip."
                 )
-            sketch.frames[first:last] = cover(media.video.frames, size)
+            sketch.frames[first:last] = media.video.frames
             sketch.strength[first:last] = 0
         keep = slice(None)
         if self.loop:
@@ -126,40 +133,48 @@ def read_storyboard(path: Path) -> Storyboard:
     """
     path = pathlib.Path(path)
     try:
-        parts = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # As text: YAML would read 16:9 as 969, and no as false.
+        parts = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        what = str(error).splitlines()[0]
+        mark = getattr(error, "problem_mark", None)
+        what = f"line {mark.line + 1}" if mark else "it is no text"
         raise UserError(f"{path} is no YAML ({what}): see docs/abilities.md for a storyboard.") from error
     if not isinstance(parts, dict) or not isinstance(parts.get("cards"), list):
         raise UserError(f"{path} is no storyboard: it needs a list of cards, see docs/abilities.md.")
-    _known(path, "storyboard", parts, Storyboard)
+    fields = _known(path, "storyboard", parts, Storyboard)
     cards = []
     for number, entry in enumerate(parts["cards"], 1):
         if not isinstance(entry, dict):
             raise UserError(f"{path}: card {number} is no card: it needs at least a time and a text.")
-        _known(path, f"card {number}", entry, Card)
-        try:
-            at = float(entry.get("at", 0.0))
-        except (TypeError, ValueError):
-            raise UserError(
-                f"{path}: card {number} is at {entry['at']!r}, which is no number of seconds."
-            ) from None
-        files = {name: path.parent / os.fspath(entry[name]) for name in ("image", "clip") if entry.get(name)}
-        cards.append(Card(at, str(entry.get("text", "")), **files))
-    fields = {name: value for name, value in parts.items() if name != "cards"}
+        own = _known(path, f"card {number}", entry, Card)
+        cards.append(
+            Card(**own | {name: path.parent / own[name] for name in ("image", "clip") if name in own})
+        )
     try:
-        return Storyboard(tuple(cards), **fields)
+        return Storyboard(**fields | {"cards": tuple(cards)})
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def _known(path: pathlib.Path, what: str, parts: Mapping[str, Any], schema: type) -> None:
-    names = [field.name for field in dataclasses.fields(schema)]
-    for name in parts:
-        if name not in names:
-            raise UserError(f"{path}: the {what} has no {name!r}: it may have {', '.join(names)}.")
+def _known(path: pathlib.Path, what: str, parts: Mapping[str, Any], schema: type) -> dict[str, Any]:
+    """What is said of a card or a storyboard, its numbers read."""
+    fields = {field.name: str(field.type) for field in dataclasses.fields(schema)}
+    values: dict[str, Any] = {}
+    for name, value in parts.items():
+        if name not in fields:
+            raise UserError(f"{path}: the {what} has no {name!r}: it may have {', '.join(fields)}.")
+        if value == "":  # a key without a value
+            continue
+        kind: Any = {"float": float, "float | None": float, "int": int}.get(fields[name])
+        try:
+            values[name] = kind(value) if kind else value
+        except (TypeError, ValueError):
+            raise UserError(f"{path}: the {what}'s {name} is {value!r}: give a number.") from None
+        if not kind and name != "cards" and not isinstance(value, str):
+            raise UserError(f"{path}: the {what}'s {name} is {value!r}: give a text.")
+    return values
 
 
 def _looped(sketch: Sketch, new: int) -> tuple[Sketch, slice]:

@@ -329,7 +329,7 @@ class Studio(Engine):
         plan.settings.check()
         self._check_words(plan.words)
         _, height, width, _ = plan.sketch.frames.shape
-        if plan.sketch.strength.max() == 1 and self._holds(height, width) < min(len(plan.sketch.frames), 2):
+        if self._holds(height, width) < min(len(plan.sketch.frames), 2) and plan.sketch.strength.max() == 1:
             raise UserError(self._too_large(Request("?", size=(height, width))))
 
     def _check_words(self, words: Sequence[tuple[float, str]]) -> None:

@@ -54,6 +54,33 @@ class ListOf(click.ParamType):
         return tuple(self.of.convert(part.strip(), param, ctx) for part in value.split(","))
 
 
+class Place(click.ParamType):
+    """first, last or seconds."""
+
+    name = "place"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
+        return value if value in ("first", "last") else Number(at_least=0).convert(value, param, ctx)
+
+
+class Pair(click.ParamType):
+    """Two numbers of at least 0 with `sign` between them; where one may stand `alone`, it is both."""
+
+    name = "pair"
+
+    def __init__(self, sign: str, alone: bool = False) -> None:
+        self.sign, self.alone = sign, alone
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, float]:
+        first, sign, second = value.partition(self.sign)
+        if not sign and not self.alone:
+            self.fail(f"{value!r} is not two numbers with {self.sign!r} between.", param, ctx)
+        number = Number(at_least=0)
+        return number.convert(first, param, ctx), number.convert(second if sign else first, param, ctx)
+
+
 class Output(click.ParamType):
     """A file to be written; that it can be is tried before the work begins."""
 
