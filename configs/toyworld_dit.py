@@ -24,6 +24,7 @@ def get_config(size: str = "Nano") -> ConfigDict:
                 "heads": 0,
                 "absolute": True,
                 "pooled_text": True,
+                "hints": True,
                 "dtype": "bfloat16",
                 "remat": "dots",
             },

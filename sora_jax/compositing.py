@@ -53,3 +53,23 @@ def agree(painted: np.ndarray, small: np.ndarray, rounds: int = 3) -> np.ndarray
     for _ in range(rounds):
         result = result + scaled(wanted - scaled(result, wanted), result)
     return np.asarray(jnp.clip(result, -1.0, 1.0))
+
+
+def overrule(painted: np.ndarray, plain: np.ndarray, sure: float = 0.06, unsure: float = 0.2) -> np.ndarray:
+    """`plain` where the two hardly differ, `painted` where they do; both float32[T,Y,X,3] in [-1, 1].
+
+    What stands still needs no painting, and the autoencoder's own noise should not show there.
+
+    Args:
+      sure, unsure: differences, as shares of the way from black to white, up to which `plain` is kept, and from
+        which on it is overruled.
+    """
+    difference = np.abs(painted - plain).max(-1) / 2
+    near = [
+        np.asarray(
+            PIL.Image.fromarray(own).filter(PIL.ImageFilter.MaxFilter(3)).filter(PIL.ImageFilter.BoxBlur(1))
+        )
+        for own in (np.clip(difference, 0, 1) * 255).astype(np.uint8)
+    ]
+    weight = np.clip((np.stack(near) / 255.0 - sure) / (unsure - sure), 0, 1)[..., None].astype(np.float32)
+    return plain + weight * (painted - plain)

@@ -38,6 +38,7 @@ class PackedBatch:
       condition_runs: int32[B,S], the run an entry belongs to; 0 = unused.
       condition_time: float[B,S], seconds from which the words in force there hold.
       condition_start: float[B,S], where σ starts there.
+      hints: float[B,N,2(P+1)], see `Run`; None for a model that takes none.
     """
 
     patches: Any
@@ -52,6 +53,7 @@ class PackedBatch:
     condition_runs: Any
     condition_time: Any
     condition_start: Any
+    hints: Any = None
 
     @property
     def given(self) -> Any:
@@ -71,6 +73,8 @@ class Run:
       text: float[m,E]; m may be 0.
       text_time: float[m], seconds.
       key: names the clip, in errors.
+      hints: float[n,2(P+1)], what is given at a token's own place, latest before it and earliest after it: a patch
+        and its nearness, see `find_hints`; None is none.
     """
 
     patches: np.ndarray
@@ -80,6 +84,12 @@ class Run:
     text: np.ndarray
     text_time: np.ndarray
     key: str = ""
+    hints: Any = None
+
+    def __post_init__(self) -> None:
+        if self.hints is None:
+            n, width = self.patches.shape
+            object.__setattr__(self, "hints", np.zeros((n, 2 * (width + 1)), np.float32))
 
     @property
     def conditions(self) -> int:
@@ -173,6 +183,31 @@ def coordinates(
     centre = np.stack(np.meshgrid(time, rows / unit, columns / wide, indexing="ij"), axis=-1)
     extent = np.broadcast_to(np.stack([span, np.full(t, patch[1] / unit)], -1)[:, None, None], (t, y, x, 2))
     return np.concatenate([centre, extent], axis=-1).reshape(-1, 5).astype(np.float32)
+
+
+def find_hints(patches: np.ndarray, start: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """For each token the patches that are given at its place, latest before it and earliest after it.
+
+    Args:
+      patches: float[t,m,P]: m places, t times.
+      start: float[t,m]; 0 is given.
+      time: float[t], seconds, in the order of the latent frames.
+
+    Returns:
+      float32[t,m,2(P+1)]: each of the two as a patch and its nearness, exp(−seconds between); zeros where there is
+      none, and for tokens that are given themselves.
+    """
+    t, m, width = patches.shape
+    out = np.zeros((t, m, 2, width + 1), np.float32)
+    for side, order in enumerate((range(t), range(t - 1, -1, -1))):
+        last = np.full(m, -1)
+        for j in order:
+            known = last >= 0
+            out[j, known, side, :width] = patches[last[known], known]
+            out[j, known, side, width] = np.exp(-np.abs(time[j] - time[last[known]]))
+            last = np.where(start[j] == 0, j, last)
+    out[start == 0] = 0
+    return out.reshape(t, m, -1)
 
 
 def words_in_force(time: np.ndarray, text_time: np.ndarray) -> np.ndarray:
@@ -317,7 +352,7 @@ def check_fits(run: Run, row_tokens: int, row_text: int, conditions: int = 1) ->
         )
 
 
-_OF_TOKENS = ("patches", "coords", "start", "words_time")
+_OF_TOKENS = ("patches", "coords", "start", "words_time", "hints")
 _OF_WORDS = ("text", "text_time")
 
 

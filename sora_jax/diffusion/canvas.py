@@ -18,7 +18,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sora_jax.data.packing import CoordinateMode, Grid, Run, coordinates, patchify, unpatchify, words_in_force
+from sora_jax.data.packing import (
+    CoordinateMode,
+    Grid,
+    Run,
+    coordinates,
+    find_hints,
+    patchify,
+    unpatchify,
+    words_in_force,
+)
 from sora_jax.errors import UserError
 
 GROUP = 4  # video frames of a latent frame, but for a stream's first
@@ -207,8 +216,11 @@ def to_run(
     needed = text_time >= in_force.min() - 1e-3
     held, in_force = np.maximum(text_time[needed] - begin, 0), np.maximum(in_force - begin, 0)
     start = patchify(canvas.start[..., None], patch).max(1).astype(np.float32)
+    patches = patchify(canvas.latent, patch).astype(np.float32)
+    by_time = (len(time), -1)
+    hints = find_hints(patches.reshape(*by_time, patches.shape[1]), start.reshape(by_time), time)
     return Run(
-        patches=patchify(canvas.latent, patch).astype(np.float32),
+        patches=patches,
         coords=coordinates(
             canvas.grid,
             patch,
@@ -225,6 +237,7 @@ def to_run(
         text=text[needed].astype(np.float32),
         text_time=held,
         key=key,
+        hints=hints.reshape(len(patches), -1),
     )
 
 

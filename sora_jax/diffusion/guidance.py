@@ -128,8 +128,10 @@ def without_words(batch: PackedBatch, negative: PackedBatch | None = None) -> Pa
 
 
 def without_given(batch: PackedBatch) -> PackedBatch:
-    """The batch with the slots of given tokens empty."""
-    return dataclasses.replace(batch, segment_ids=jnp.where(batch.given, 0, batch.segment_ids))
+    """The batch with the slots of given tokens empty, and no hint of them."""
+    emptied = jnp.where(batch.given, 0, batch.segment_ids)
+    hints = None if batch.hints is None else jnp.zeros_like(batch.hints)
+    return dataclasses.replace(batch, segment_ids=emptied, hints=hints)
 
 
 def combine(

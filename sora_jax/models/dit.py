@@ -56,6 +56,8 @@ class DiTConfig:
         frame's centre at time 0, and tells nothing of frame rate and resolution.
       pooled_text: whether the mean of a run's words joins σ in its condition (as in Esser et al. 2024, figure 2),
         beside the words in the stream: a short way from a caption to every token.
+      hints: whether a token is shown what is given at its own place before and after it (`data.packing.find_hints`),
+        beside what attention finds: a short way to keep what doesn't change.
       dtype: of the arithmetic; parameters, norms, softmax and the residual stream's sums stay float32.
       remat: what the backward pass keeps of a layer: "all", "dots" (matrix products) or "none" (recompute).
       attention: a backend of `models.attention`.
@@ -73,6 +75,7 @@ class DiTConfig:
     rope_periods: tuple[tuple[float, float], tuple[float, float]] = ((64.0, 0.25), (8.0, 0.125))
     absolute: bool = False
     pooled_text: bool = False
+    hints: bool = False
     dtype: str = "bfloat16"
     remat: str = "all"
     attention: str = "auto"
@@ -169,6 +172,8 @@ class DiT(nnx.Module):
         self.text_in = Linear(config.text_width, D, rngs=rngs)
         if config.absolute:
             self.position_in = Linear(5 * POSITION_WIDTH, D, 0.0, rngs=rngs)
+        if config.hints:
+            self.hints_in = Linear(2 * (config.patch_width + 1), D, 0.0, rngs=rngs)
         self.sigma_in = Linear(256, D, rngs=rngs)
         self.sigma_out = Linear(D, D, rngs=rngs)
         if config.pooled_text:
@@ -193,6 +198,8 @@ class DiT(nnx.Module):
         patches = self.patch_in(patches_bnp.astype(dtype))
         if config.absolute:
             patches = patches + self.position_in(_position(batch.coords, config).astype(dtype))
+        if config.hints:
+            patches = patches + self.hints_in(batch.hints.astype(dtype))
         x = jnp.concatenate([text, patches], axis=1).astype(jnp.float32)
         segment_ids = jnp.concatenate([batch.text_segment_ids, batch.segment_ids], axis=1)
         index = jnp.concatenate([batch.text_condition_ids, batch.condition_ids], axis=1)
