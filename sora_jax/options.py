@@ -65,12 +65,14 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--seed", type=seeds, default=0, help="Another one, another video."),
         click.option(
             "--solver",
-            type=click.Choice(["euler", "heun", "dpm"]),
+            type=click.Choice(["euler", "heun", "dpm", "unipc"]),
             default="euler",
             help="heun asks the model twice a step.",
         ),
         click.option(
-            "--guidance", type=Number(), default=3.0, help="Of the prompt; 1: none, more: stricter."
+            "--guidance",
+            type=Number(),
+            help="Of the prompt; 1: none, more: stricter.  [default: 3; for smooth 1]",
         ),
         click.option("--steps", type=click.IntRange(1), default=30, help="Of the solver."),
         MODEL,
@@ -97,6 +99,8 @@ def as_settings(fields: dict[str, Any]) -> dict[str, Any]:
     """
     names = ("negative", "given_guidance", "guidance_rescale", "guidance_interval", "guidance_method")
     own = {name: fields.pop(name) for name in (*names, "seed", "solver", "guidance", "steps")}
+    if own["guidance"] is None:
+        del own["guidance"]
     if len(own["guidance_interval"]) != 2:
         raise UserError(
             "--guidance-interval is two numbers, the lowest and the highest level: for example 0.2,0.9."

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import PIL.Image
 
-from sora_jax.compositing import agree, cover, detailed, paste
+from sora_jax.compositing import agree, cover, detailed, overrule, paste
 from sora_jax.diffusion import abilities
 from sora_jax.diffusion.canvas import GROUP, Sketch
 from sora_jax.engine import Engine
@@ -254,7 +254,11 @@ def fill(
 
 
 def smooth(engine: Engine, video: Source, fps: float = 24.0, prompt: str = "", **settings: Any) -> Plan:
-    """More frames a second: new ones between those that are given."""
+    """More frames a second: new ones between those that are given.
+
+    Where what was painted hardly differs from a cross-fade of its neighbours, that is shown: there nothing moves.
+    Words are not followed closely by default, since the neighbours say more.
+    """
     media = take(engine, video)
     rate, notes = media.video.fps, list(media.notes)
     if len(media.video) < 2:
@@ -267,7 +271,18 @@ def smooth(engine: Engine, video: Source, fps: float = 24.0, prompt: str = "", *
             f"The video has {factor * rate:g} frames a second, {factor} times its {rate:g}, not {fps:g}."
         )
     sketch = abilities.smooth(media.video.frames, factor, factor * rate)
-    return Plan(sketch, _words(prompt), Settings(**settings), notes=tuple(notes), sound=_sound(video))
+
+    def still(painted: np.ndarray) -> np.ndarray:
+        return overrule(painted, abilities.between(painted[::factor], factor))
+
+    return Plan(
+        sketch,
+        _words(prompt),
+        Settings(**{"guidance": 1.0} | settings),
+        finish=still,
+        notes=tuple(notes),
+        sound=_sound(video),
+    )
 
 
 def connect(

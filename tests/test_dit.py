@@ -57,6 +57,7 @@ def make_runs() -> list[Run]:
                 words_time=np.zeros(n, np.float32),
                 text=wave(words, CONFIG.text_width, pitch=2 + 0.1 * i),
                 text_time=np.arange(words, dtype=np.float32) / 2,
+                hints=wave(n, 2 * (CONFIG.patch_width + 1), pitch=3 + 0.1 * i),
             )
         )
     return runs
@@ -100,7 +101,9 @@ BATCH, PLACES = pack_rows(RUNS, N, M, K)
 TABLE = sigma_table(SIGMAS, PLACES, BATCH)
 
 
-@pytest.fixture(scope="module", params=[{}, {"absolute": True, "pooled_text": True}], ids=["plain", "all"])
+@pytest.fixture(
+    scope="module", params=[{}, {"absolute": True, "pooled_text": True, "hints": True}], ids=["plain", "all"]
+)
 def model(request) -> DiT:
     return make_dit(dataclasses.replace(CONFIG, **request.param))
 

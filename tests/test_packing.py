@@ -14,6 +14,7 @@ from sora_jax.data.packing import (
     PackedBatch,
     Run,
     coordinates,
+    find_hints,
     pack_rows,
     pack_stream,
     patchify,
@@ -283,4 +284,23 @@ def test_a_packed_batch_is_a_pytree():
     batch, _ = pack_rows([make_run(3, 2)], 8, 4, 2)
     doubled = jax.tree.map(lambda array: array * 2, batch)
     assert isinstance(doubled, PackedBatch) and doubled.segment_ids.max() == 2
-    assert len(jax.tree.leaves(batch)) == len(dataclasses.fields(PackedBatch)) == 12
+    assert len(jax.tree.leaves(batch)) == len(dataclasses.fields(PackedBatch)) == 13
+
+
+@given(st.integers(1, 6), st.integers(1, 4), st.integers(0, 2**31))
+@settings(max_examples=60, deadline=None)
+def test_a_hint_is_the_nearest_given_patch_at_the_same_place_on_either_side(t, m, seed):
+    rng = np.random.default_rng(seed)
+    patches, start = rng.normal(size=(t, m, 3)), rng.integers(2, size=(t, m)).astype(float)
+    time = np.cumsum(rng.uniform(0.1, 1.0, t))
+    hints = find_hints(patches, start, time).reshape(t, m, 2, 4)
+    for j, place in np.ndindex(t, m):
+        given = [i for i in range(t) if start[i, place] == 0 and i != j]
+        sides = [i for i in given if i < j][-1:], [i for i in given if i > j][:1]
+        for side, found in enumerate(sides):
+            if start[j, place] == 0 or not found:
+                assert not hints[j, place, side].any()
+            else:
+                np.testing.assert_allclose(hints[j, place, side, :3], patches[found[0], place], rtol=1e-6)
+                near = np.exp(-abs(time[j] - time[found[0]]))
+                np.testing.assert_allclose(hints[j, place, side, 3], near, rtol=1e-6)

@@ -122,6 +122,15 @@ def mix(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return np.round((1 - w) * a + w * b).astype(np.uint8)
 
 
+def between(frames: np.ndarray, factor: int) -> np.ndarray:
+    """`factor` − 1 cross-fades between each two frames [T,...], which stay themselves."""
+    place = np.arange(1 + (len(frames) - 1) * factor) / factor
+    before = np.minimum(place.astype(int), len(frames) - 1)
+    after = np.minimum(before + 1, len(frames) - 1)
+    weight = (place - before).reshape(-1, *[1] * (frames.ndim - 1)).astype(np.float32)
+    return (1 - weight) * frames[before] + weight * frames[after]
+
+
 def curve(points: Sequence[tuple[float, float]], frames: int, fps: float) -> np.ndarray:
     """Weights float32[T] on straight lines between (seconds, weight) points.
 
