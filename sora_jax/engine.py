@@ -26,6 +26,7 @@ from sora_jax.models.text import TextEncoder, load_text_encoder
 from sora_jax.models.vae import VAE
 
 CHUNK = 4  # latent frames that the autoencoder codes at a time
+SEAM = 8  # video frames over which a seam between two streams is taken up
 
 
 class Engine:
@@ -124,17 +125,39 @@ class Engine:
         """The first frames of a canvas, and the middle of each: uint8[T,Y,X,3]."""
         return to_bytes(self.decode_floats(canvas, frames, height, width))
 
-    def decode_floats(self, canvas: Canvas, frames: int, height: int, width: int) -> np.ndarray:
-        """As `decode`, in [-1, 1]: float32[T,Y,X,3]. Where streams overlap, the later one's frames are kept."""
+    def decode_floats(
+        self,
+        canvas: Canvas,
+        frames: int,
+        height: int,
+        width: int,
+        painted: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """As `decode`, in [-1, 1]: float32[T,Y,X,3]. Where streams overlap, the later one's frames are kept.
+
+        Args:
+          painted: bool[t], latent frames that were painted. Where their stream reaches over the next one's begin,
+            it shows that frame too: what the two differ by is taken up over the painted frames before the seam.
+        """
         _, high, wide = self.vae.config.compression
         full = canvas.grid[1] * high, canvas.grid[2] * wide
         top, left = (full[0] - height) // 2, (full[1] - width) // 2
         out = np.zeros((frames, height, width, 3), np.float32)
+        end = open_from = 0  # of the stream before: behind its last frame, and its last painted frames' first
         for stream in canvas.streams():
             begin = int(canvas.ends[stream.start])
             clip = self._decode_stream(canvas.latent[stream])[: max(frames - begin, 0)]
-            out[begin : begin + len(clip)] = clip[:, top : top + height, left : left + width]
-        return out
+            clip = clip[:, top : top + height, left : left + width]
+            if begin < min(end, frames) and open_from < begin:
+                before = out[max(open_from, begin - SEAM) : begin]
+                rise = np.arange(1, len(before) + 1, dtype=np.float32) / (len(before) + 1)
+                before += rise[:, None, None, None] * (clip[0] - out[begin])
+            out[begin : begin + len(clip)] = clip
+            end, open_from = begin + len(clip), begin + len(clip)
+            if painted is not None and painted[stream][-1]:
+                last_given = np.flatnonzero(~painted[stream])
+                open_from = int(canvas.ends[stream][last_given[-1]]) + 1 if last_given.size else begin
+        return np.clip(out, -1.0, 1.0)
 
     def fill(self, tasks: Sequence[Task], progress: Progress | None = None) -> list[Canvas]:
         """See `filling.fill`."""

@@ -219,10 +219,10 @@ def loop(
     strength: float = 1.0,
     **settings: Any,
 ) -> Plan:
-    """The video, and `seconds` that lead from its end back to its beginning."""
+    """The video, and about `seconds` that lead from its end back to its beginning."""
     media = take(engine, video)
     frames, fps = media.video.frames, media.video.fps
-    new = frame_count(seconds, fps)
+    new = _passage(seconds, fps)
     again = min(len(frames), CONTEXT)
     sketch = abilities.loop(frames, new, again, fps, strength)
     return Plan(
@@ -295,10 +295,10 @@ def connect(
     strength: float = CONNECT_STRENGTH,
     **settings: Any,
 ) -> Plan:
-    """One video turns into the other over `seconds`."""
+    """One video turns into the other over about `seconds`."""
     first, second, notes = _pair(engine, a, b)
     fps = first.fps
-    sketch = abilities.connect(first.frames, second.frames, frame_count(seconds, fps), fps, strength)
+    sketch = abilities.connect(first.frames, second.frames, _passage(seconds, fps), fps, strength)
     return Plan(sketch, _words(prompt), Settings(**settings), notes=notes)
 
 
@@ -466,6 +466,11 @@ def _sound(video: Source, at: float = 0.0) -> Sound | None:
     """The input's sound from where its pictures begin, `at` seconds into the result."""
     part = _part(video)
     return (part.source, part.start, at) if isinstance(part.source, (str, os.PathLike)) else None
+
+
+def _passage(seconds: float, fps: float) -> int:
+    """Frames that lead to a given clip: its first one is painted once more, so that the seam can be taken up."""
+    return max(GROUP * round((frame_count(seconds, fps) + 1) / GROUP), GROUP) - 1
 
 
 def _pair(engine: Engine, a: Source, b: Source) -> tuple[Video, Video, tuple[str, ...]]:

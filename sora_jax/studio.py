@@ -106,8 +106,9 @@ class Studio(Engine):
             self.say(note)
         tasks = [Task(self.encode(plan.sketch), plan.words, plan.settings) for plan in plans]
         videos = []
-        for plan, canvas in zip(plans, self.fill(tasks, progress), strict=True):
-            frames = self.decode_floats(canvas, *plan.sketch.frames.shape[:3])
+        for plan, task, canvas in zip(plans, tasks, self.fill(tasks, progress), strict=True):
+            painted = task.canvas.start.any((1, 2))
+            frames = self.decode_floats(canvas, *plan.sketch.frames.shape[:3], painted=painted)
             if plan.finish is not None:
                 frames = plan.finish(frames)
             videos.append(Video(to_bytes(frames[plan.keep]), plan.sketch.fps))

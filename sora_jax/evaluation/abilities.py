@@ -183,11 +183,10 @@ def _loop(studio: Studio, clips: int, seed: int, settings: dict[str, Any]) -> It
 
         def judge(video: Video, truth: Video = truth) -> Row:
             steps = steps_between(video.frames, around=True)
-            ratio = float(steps[-1] / np.median(steps[:-1]))
             return {
-                "closes": bool(ratio <= 1),
-                "closing step": ratio,
-                "largest step": float(steps.max() / np.median(steps)),
+                "closes": bool(steps[-1] <= np.median(steps[:-1])),
+                "closing step over median": float(steps[-1] / np.median(steps[:-1])),
+                "largest over median": float(steps.max() / np.median(steps)),
             } | _given(studio, video, truth, range(9))
 
         yield Trial(prompt, plan, judge, truth)
