@@ -174,7 +174,7 @@ _ability(
     "Clip A turns into clip B.",
     _A,
     _B,
-    click.option("--seconds", type=_SECONDS, default=1.5, help="How long the passage takes."),
+    click.option("--seconds", type=_SECONDS, default=2.0, help="How long the passage takes."),
     click.option("--strength", type=_SHARE, help="1: free; less: nearer to a cross-fade."),
     _PROMPT,
     *_part("A", "-a"),

@@ -72,7 +72,7 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--guidance",
             type=Number(),
-            help="Of the prompt; 1: none, more: stricter.  [default: 3; for smooth 1]",
+            help="Of the prompt; 1: none, more: stricter.  [default: 3; between given clips 1]",
         ),
         click.option("--steps", type=click.IntRange(1), default=30, help="Of the solver."),
         MODEL,

@@ -27,9 +27,10 @@ from sora_jax.video import Video, frame_count, frame_size, resize
 CONTEXT = 1 + 2 * GROUP  # frames of a clip that what leads back to it sees
 
 # Shares of the sampler's way (experiments/abilities).
-CONNECT_STRENGTH = 0.9
 BLEND_STRENGTH = 0.7
 UPSCALE_STRENGTH = 0.3
+# Between two given clips the neighbours say more than the words: not led away from them unless it is asked for.
+BETWEEN: Mapping[str, Any] = {"guidance": 1.0}
 STILL_FPS = 8.0  # of what is made from a picture, which has no rate
 
 Whole: TypeAlias = str | os.PathLike[str] | Video | np.ndarray | PIL.Image.Image
@@ -225,9 +226,8 @@ def loop(
     new = _passage(seconds, fps)
     again = min(len(frames), CONTEXT)
     sketch = abilities.loop(frames, new, again, fps, strength)
-    return Plan(
-        sketch, _words(prompt), Settings(**settings), keep=slice(len(frames) + new), notes=media.notes
-    )
+    keep = slice(len(frames) + new)
+    return Plan(sketch, _words(prompt), Settings(**BETWEEN | settings), keep, notes=media.notes)
 
 
 def fill(
@@ -257,7 +257,6 @@ def smooth(engine: Engine, video: Source, fps: float = 24.0, prompt: str = "", *
     """More frames a second: new ones between those that are given.
 
     Where what was painted hardly differs from a cross-fade of its neighbours, that is shown: there nothing moves.
-    Words are not followed closely by default, since the neighbours say more.
     """
     media = take(engine, video)
     rate, notes = media.video.fps, list(media.notes)
@@ -278,7 +277,7 @@ def smooth(engine: Engine, video: Source, fps: float = 24.0, prompt: str = "", *
     return Plan(
         sketch,
         _words(prompt),
-        Settings(**{"guidance": 1.0} | settings),
+        Settings(**BETWEEN | settings),
         finish=still,
         notes=tuple(notes),
         sound=_sound(video),
@@ -289,17 +288,17 @@ def connect(
     engine: Engine,
     a: Source,
     b: Source,
-    seconds: float = 1.5,
+    seconds: float = 2.0,
     prompt: str = "",
     *,
-    strength: float = CONNECT_STRENGTH,
+    strength: float = 1.0,
     **settings: Any,
 ) -> Plan:
-    """One video turns into the other over about `seconds`."""
+    """One video turns into the other over about `seconds`, from a cross-fade where `strength` is below 1."""
     first, second, notes = _pair(engine, a, b)
     fps = first.fps
     sketch = abilities.connect(first.frames, second.frames, _passage(seconds, fps), fps, strength)
-    return Plan(sketch, _words(prompt), Settings(**settings), notes=notes)
+    return Plan(sketch, _words(prompt), Settings(**BETWEEN | settings), notes=notes)
 
 
 def blend(

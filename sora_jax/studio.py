@@ -108,7 +108,8 @@ class Studio(Engine):
         videos = []
         for plan, task, canvas in zip(plans, tasks, self.fill(tasks, progress), strict=True):
             painted = task.canvas.start.any((1, 2))
-            frames = self.decode_floats(canvas, *plan.sketch.frames.shape[:3], painted=painted)
+            T, Y, X = plan.sketch.frames.shape[:3]
+            frames = self.decode_floats(canvas, T, Y, X, painted)
             if plan.finish is not None:
                 frames = plan.finish(frames)
             videos.append(Video(to_bytes(frames[plan.keep]), plan.sketch.fps))
@@ -231,7 +232,7 @@ class Studio(Engine):
         self,
         a: Source,
         b: Source,
-        seconds: float = 1.5,
+        seconds: float = 2.0,
         prompt: str = "",
         progress: Progress | None = None,
         **options: Any,

@@ -121,7 +121,7 @@ def smooth(studio: Studio) -> Picture:
 @picture
 def connect(studio: Studio) -> Picture:
     a, b = RIGHT("red", "circle", 9), clip("square", "blue", (0.1, 0.2), (0.0, -0.25), 9, tone=(70, 74, 84))
-    return [("A", a), ("B", b), ("A, the passage, B", studio.connect(a, b, 1.5, seed=1))]
+    return [("A", a), ("B", b), ("A, the passage, B", studio.connect(a, b, seed=1))]
 
 
 @picture

@@ -196,7 +196,7 @@ def _connect(studio: Studio, clips: int, seed: int, settings: dict[str, Any]) ->
     pairs = zip(_scenes(clips, seed, 1.0), _scenes(clips, seed, 1.0, offset=10_000))
     for (i, one), (_, other) in pairs:
         a, b = _video(one, 9), _video(other, 9)
-        plan = plans.connect(studio, a, b, 1.5, seed=seed + i, **settings)
+        plan = plans.connect(studio, a, b, seed=seed + i, **settings)
 
         def judge(video: Video, a: Video = a, b: Video = b) -> Row:
             T, steps = len(video), steps_between(video.frames)
