@@ -30,7 +30,7 @@ CONTEXT = 1 + 2 * GROUP  # frames of a clip that what leads back to it sees
 BLEND_STRENGTH = 0.7
 UPSCALE_STRENGTH = 0.3
 # Between two given clips the neighbours say more than the words: not led away from them unless it is asked for.
-BETWEEN: Mapping[str, Any] = {"guidance": 1.0}
+BETWEEN: dict[str, Any] = {"guidance": 1.0}
 STILL_FPS = 8.0  # of what is made from a picture, which has no rate
 
 Whole: TypeAlias = str | os.PathLike[str] | Video | np.ndarray | PIL.Image.Image

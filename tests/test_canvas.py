@@ -318,7 +318,7 @@ SETTINGS = Settings(steps=2, guidance=1.0)
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return Engine(tiny_bundle(SHORT, absolute=True, pooled_text=True))
+    return Engine(tiny_bundle(SHORT, absolute=True, pooled_text=True, hints=True))
 
 
 @pytest.fixture(scope="module")
@@ -342,7 +342,8 @@ def test_what_is_given_is_the_autoencoders_own_reconstruction_of_it(ability, row
     before = model.encode(sketch)
     (after,) = model.fill([Task(before, ((0.0, "a ring"),), SETTINGS)])
     assert rows == "one window" or len(windows(before, 3, 1)) >= MANY.get(ability, 2)
-    painted, coded = model.decode_floats(after, *shape), model.decode_floats(before, *shape)
+    painted = model.decode_floats(after, *shape, painted=before.start.any((1, 2)))
+    coded = model.decode_floats(before, *shape)
     np.testing.assert_array_equal(painted[sketch.fixed], coded[sketch.fixed])
     np.testing.assert_array_equal(after.latent[before.start == 0], before.latent[before.start == 0])
     for piece in pieces(sketch.fixed):
@@ -353,6 +354,22 @@ def test_what_is_given_is_the_autoencoders_own_reconstruction_of_it(ability, row
     changed = np.abs(after.latent - before.latent).max(-1) > 1e-3
     np.testing.assert_array_equal(changed, before.start > 0)
     assert np.isfinite(painted).all()
+
+
+def test_a_seam_is_taken_up_over_the_painted_frames_before_it(engine):
+    sketch = abilities.connect(
+        clip(5), clip(7, 1), 11, 8.0
+    )  # the last group shows the second clip's first frame too
+    before = engine.encode(sketch)
+    (after,) = engine.fill([Task(before, (), SETTINGS)])
+    shape = sketch.frames.shape[:3]
+    plain = engine.decode_floats(after, *shape)
+    moved = engine.decode_floats(after, *shape, painted=before.start.any((1, 2))) - plain
+    assert not moved[:8].any() and not moved[16:].any()
+    inside = np.abs(plain[8:16] + moved[8:16]).max(0) < 0.999  # what is clipped aside
+    assert inside.mean() > 0.2 and np.abs(moved[15][inside]).max() > 1e-3
+    for frame in range(8, 15):
+        np.testing.assert_allclose(moved[frame][inside] * 8, moved[15][inside] * (frame - 7), atol=1e-4)
 
 
 def tasks(model: Engine) -> list[Task]:
