@@ -52,13 +52,13 @@ def _ability(name: str, says: str, *options: Option, plan: Callable[..., Any] | 
         own = as_settings(fields)
 
         def wanted(studio: Any) -> Any:
-            from sora_jax import plans
+            from sora_jax import inputs, plans
 
             for video, mark in (("video", ""), ("a", "_a"), ("b", "_b")):
                 if f"start{mark}" in fields:
                     begin, end = fields.pop(f"start{mark}"), fields.pop(f"end{mark}")
                     if fields[video] is not None:
-                        fields[video] = plans.Part(fields[video], begin, end)
+                        fields[video] = inputs.Part(fields[video], begin, end)
             made = plan if callable(plan) else getattr(plans, plan or name)
             return made(studio, **{key: value for key, value in fields.items() if value is not None}, **own)
 

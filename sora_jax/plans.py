@@ -7,22 +7,19 @@ said aloud. One function an ability; `Studio` has a method for each, and makes a
 from __future__ import annotations
 
 import dataclasses
-import math
-import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import PIL.Image
 
-from sora_jax.compositing import agree, cover, detailed, overrule, paste
+from sora_jax.compositing import agree, detailed, overrule, paste
 from sora_jax.diffusion import abilities
 from sora_jax.diffusion.canvas import GROUP, Sketch
 from sora_jax.engine import Engine
 from sora_jax.errors import UserError
 from sora_jax.filling import Settings, Words
-from sora_jax.media import Media, read_media
-from sora_jax.video import Video, frame_count, frame_size, resize
+from sora_jax.inputs import Part, Sound, Source, Whole, as_part, held, sound_of, take, take_pair
+from sora_jax.video import frame_count, frame_size, resize
 
 CONTEXT = 1 + 2 * GROUP  # frames of a clip that what leads back to it sees
 
@@ -31,42 +28,6 @@ BLEND_STRENGTH = 0.7
 UPSCALE_STRENGTH = 0.3
 # Between two given clips the neighbours say more than the words: not led away from them unless it is asked for.
 BETWEEN: dict[str, Any] = {"guidance": 1.0}
-STILL_FPS = 8.0  # of what is made from a picture, which has no rate
-
-Whole: TypeAlias = str | os.PathLike[str] | Video | np.ndarray | PIL.Image.Image
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """What is given, from one time to another.
-
-    Attributes:
-      source: a file, a video, an array or a picture.
-      start, end: seconds into it; without an end, to its own.
-
-    Raises:
-      UserError: the end is not after the start.
-    """
-
-    source: Whole
-    start: float = 0.0
-    end: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.end is not None and not self.end > self.start:
-            raise UserError(
-                f"The end, {self.end:g} s, is not after the start, {self.start:g} s: nothing would be left."
-            )
-
-    def read(self, seconds: float | None = None, **options: Any) -> Media:
-        """Reads it, or at most so many `seconds` of it; see `media.read_media`."""
-        if self.end is not None:
-            seconds = min(self.end - self.start, math.inf if seconds is None else seconds)
-        return read_media(self.source, start=self.start, seconds=seconds, **options)
-
-
-Source: TypeAlias = Whole | Part
-Sound: TypeAlias = tuple[str | os.PathLike[str], float, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,62 +51,6 @@ class Plan:
     finish: Callable[[np.ndarray], np.ndarray] | None = None
     notes: tuple[str, ...] = ()
     sound: Sound | None = None
-
-
-def take(
-    engine: Engine,
-    source: Source,
-    fps: float | None = None,
-    seconds: float | None = None,
-    size: tuple[int, int] | None = None,
-) -> Media:
-    """Reads what is given at the size and rate that the model can hold.
-
-    Args:
-      engine: the model.
-      source: what is given.
-      fps: of the result; None keeps the source's where the model can.
-      seconds: at most so many.
-      size: (height, width) to which the picture is scaled, what sticks out cut off.
-    """
-    part, limits = _part(source), engine.bundle.limits
-    first = part.read(1e-6, fps=fps)
-    Y, X = own = first.video.size
-    picture = (first.source_frames, first.source_fps) == (1, 1)
-    slower = fps is None and 0 < limits.fps < first.video.fps - 1e-6
-    if fps is None and (picture or slower):
-        fps = limits.fps if slower else min(STILL_FPS, limits.fps or STILL_FPS)
-    high, wide = held(engine, own) if size is None else size
-    scale = max(high / Y, wide / X) if size else min(high, wide) / min(own)
-    short = round(min(own) * scale)
-    media = part.read(seconds, fps=fps, resolution=None if short == min(own) else short)
-    notes = media.notes
-    if slower or (size is None and short < min(own)):
-        high, wide = media.video.size
-        notes += (
-            f"{wide}×{high} at {media.video.fps:g} fps is the nearest that the model {engine.name!r} holds.",
-        )
-    if size is None or media.video.size == size:
-        return dataclasses.replace(media, notes=notes)
-    if max(np.subtract(media.video.size, size)) > 3:
-        notes += (f"{_name(part.source)} was cropped to the shape of {size[1]}×{size[0]}.",)
-    return dataclasses.replace(
-        media, video=Video(cover(media.video.frames, size), media.video.fps), notes=notes
-    )
-
-
-def held(engine: Engine, size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) itself where the model holds such frames, else the nearest of that shape that it does."""
-    short = most = min(size)
-    if engine.bundle.limits.resolution:
-        most = min(most, engine.bundle.limits.resolution)
-    for smaller in (most, *range(most - 1 - (most - 1) % 2, 0, -2)):
-        fitting = size if smaller == short else frame_size(smaller, size[1] / size[0])
-        if engine.window(engine.frame_tokens(*fitting)) >= 2:
-            return fitting
-    raise UserError(
-        f"Pictures of {size[1]}×{size[0]} are too long for the model {engine.name!r}: crop them to another shape."
-    )
 
 
 def animate(
@@ -173,7 +78,7 @@ def animate(
         if isinstance(time, str) and time not in places:
             raise UserError(f"A picture can't be placed at {time!r}: say first, last or a number of seconds.")
         if size is None:
-            own = _part(source).read(1e-6).video.size
+            own = as_part(source).read(1e-6).video.size
             size = held(engine, frame_size(min(own), aspect) if aspect else own)
             if resolution is not None:
                 size = frame_size(resolution, size[1] / size[0])
@@ -200,7 +105,7 @@ def extend(
     rate = media.video.fps
     new = frame_count(seconds, rate)
     sketch = abilities.extend(media.video.frames, new, rate, backward)
-    sound = _sound(video, at=new / rate if backward else 0.0)
+    sound = sound_of(video, at=new / rate if backward else 0.0)
     return Plan(sketch, _words(prompt), Settings(**settings), notes=media.notes, sound=sound)
 
 
@@ -250,7 +155,7 @@ def fill(
             )
         gone[round(begin * rate) : max(round(end * rate), round(begin * rate) + 1)] = True
     sketch = abilities.fill(media.video.frames, gone, rate)
-    return Plan(sketch, _words(prompt), Settings(**settings), notes=media.notes, sound=_sound(video))
+    return Plan(sketch, _words(prompt), Settings(**settings), notes=media.notes, sound=sound_of(video))
 
 
 def smooth(engine: Engine, video: Source, fps: float = 24.0, prompt: str = "", **settings: Any) -> Plan:
@@ -280,7 +185,7 @@ def smooth(engine: Engine, video: Source, fps: float = 24.0, prompt: str = "", *
         Settings(**BETWEEN | settings),
         finish=still,
         notes=tuple(notes),
-        sound=_sound(video),
+        sound=sound_of(video),
     )
 
 
@@ -295,7 +200,7 @@ def connect(
     **settings: Any,
 ) -> Plan:
     """One video turns into the other over about `seconds`, from a cross-fade where `strength` is below 1."""
-    first, second, notes = _pair(engine, a, b)
+    first, second, notes = take_pair(engine, a, b)
     fps = first.fps
     sketch = abilities.connect(first.frames, second.frames, _passage(seconds, fps), fps, strength)
     return Plan(sketch, _words(prompt), Settings(**BETWEEN | settings), notes=notes)
@@ -312,7 +217,7 @@ def blend(
     **settings: Any,
 ) -> Plan:
     """Both videos at once; `curve` has (seconds, weight of the second), by default from 0 to 1 all along."""
-    first, second, notes = _pair(engine, a, b)
+    first, second, notes = take_pair(engine, a, b)
     T, fps = min(len(first), len(second)), first.fps
     if len(first) != len(second):
         notes += (f"Both videos are used as long as the shorter one lasts, {T / fps:g} s.",)
@@ -356,7 +261,7 @@ def inpaint(
         inside[:, rows, columns] = True
     else:
         assert mask is not None
-        part = dataclasses.replace(_part(mask), start=_part(mask).start + _part(video).start)
+        part = dataclasses.replace(as_part(mask), start=as_part(mask).start + as_part(video).start)
         shown = take(engine, part, media.video.fps, T / media.video.fps, (Y, X))
         light = shown.video.frames.mean(-1) > 127
         inside |= light[np.minimum(np.arange(T), len(light) - 1)]
@@ -369,13 +274,13 @@ def inpaint(
         Settings(**settings),
         finish=paste(frames, inside),
         notes=media.notes,
-        sound=_sound(video),
+        sound=sound_of(video),
     )
 
 
 def outpaint(engine: Engine, video: Source, aspect: str | float, prompt: str = "", **settings: Any) -> Plan:
     """The picture grows to another aspect ratio; the input's own pixels stay in its middle."""
-    Y, X = _part(video).read(1e-6).video.size
+    Y, X = as_part(video).read(1e-6).video.size
     ratio = np.divide(*frame_size(1000, aspect)[::-1])
     size = (Y, 2 * round(Y * ratio / 2)) if ratio > X / Y else (2 * round(X / ratio / 2), X)
     if size[0] <= Y and size[1] <= X:
@@ -392,7 +297,7 @@ def outpaint(engine: Engine, video: Source, aspect: str | float, prompt: str = "
         Settings(**settings),
         finish=paste(sketch.frames, sketch.strength > 0),
         notes=media.notes,
-        sound=_sound(video),
+        sound=sound_of(video),
     )
 
 
@@ -414,7 +319,7 @@ def edit(
         )
     media = take(engine, video)
     sketch = abilities.edit(media.video.frames, strength, media.video.fps, motion)
-    return Plan(sketch, _words(prompt), Settings(**settings), notes=media.notes, sound=_sound(video))
+    return Plan(sketch, _words(prompt), Settings(**settings), notes=media.notes, sound=sound_of(video))
 
 
 def upscale(
@@ -430,7 +335,7 @@ def upscale(
 
     Scaled down again, the result gives the input.
     """
-    media = _part(video).read()
+    media = as_part(video).read()
     Y, X = media.video.size
     if resolution <= min(Y, X):
         raise UserError(f"The video's short side has {min(Y, X)} pixels already: ask for more than that.")
@@ -445,7 +350,7 @@ def upscale(
         Settings(**settings),
         finish=lambda painted: agree(over(painted), small),
         notes=media.notes,
-        sound=_sound(video),
+        sound=sound_of(video),
     )
 
 
@@ -453,27 +358,6 @@ def _words(prompt: str) -> Words:
     return ((0.0, prompt),) if prompt.strip() else ()
 
 
-def _part(source: Source) -> Part:
-    return source if isinstance(source, Part) else Part(source)
-
-
-def _name(source: Whole) -> str:
-    return str(source) if isinstance(source, (str, os.PathLike)) else "What is given"
-
-
-def _sound(video: Source, at: float = 0.0) -> Sound | None:
-    """The input's sound from where its pictures begin, `at` seconds into the result."""
-    part = _part(video)
-    return (part.source, part.start, at) if isinstance(part.source, (str, os.PathLike)) else None
-
-
 def _passage(seconds: float, fps: float) -> int:
     """Frames that lead to a given clip: its first one is painted once more, so that the seam can be taken up."""
     return max(GROUP * round((frame_count(seconds, fps) + 1) / GROUP), GROUP) - 1
-
-
-def _pair(engine: Engine, a: Source, b: Source) -> tuple[Video, Video, tuple[str, ...]]:
-    """Both videos, the second at the first one's rate and size."""
-    first = take(engine, a)
-    second = take(engine, b, fps=first.video.fps, size=first.video.size)
-    return first.video, second.video, first.notes + second.notes

@@ -29,7 +29,8 @@ from sora_jax.diffusion.canvas import Sketch
 from sora_jax.engine import Engine
 from sora_jax.errors import UserError
 from sora_jax.filling import Settings
-from sora_jax.plans import Part, Plan, Whole, take
+from sora_jax.inputs import Part, Whole, take
+from sora_jax.plans import Plan
 from sora_jax.video import Path, frame_count, frame_size
 
 

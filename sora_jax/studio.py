@@ -24,9 +24,10 @@ from sora_jax.diffusion import abilities
 from sora_jax.engine import Engine, to_bytes
 from sora_jax.errors import UserError
 from sora_jax.filling import Progress, Settings, Task
+from sora_jax.inputs import Source
 from sora_jax.models.bundle import Bundle, bundled, find, load_bundle
 from sora_jax.models.text import TextEncoder
-from sora_jax.plans import Plan, Source
+from sora_jax.plans import Plan
 from sora_jax.storyboard import Storyboard, read_storyboard
 from sora_jax.video import Path, Video, frame_count, frame_size
 

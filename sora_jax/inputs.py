@@ -1,0 +1,133 @@
+"""What abilities are given: parts of files, videos, arrays and pictures, at a size and rate that the model can hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from typing import Any, TypeAlias
+
+import numpy as np
+import PIL.Image
+
+from sora_jax.compositing import cover
+from sora_jax.engine import Engine
+from sora_jax.errors import UserError
+from sora_jax.media import Media, read_media
+from sora_jax.video import Video, frame_size
+
+STILL_FPS = 8.0  # of what is made from a picture, which has no rate
+
+Whole: TypeAlias = str | os.PathLike[str] | Video | np.ndarray | PIL.Image.Image
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What is given, from one time to another.
+
+    Attributes:
+      source: a file, a video, an array or a picture.
+      start, end: seconds into it; without an end, to its own.
+
+    Raises:
+      UserError: the end is not after the start.
+    """
+
+    source: Whole
+    start: float = 0.0
+    end: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.end is not None and not self.end > self.start:
+            raise UserError(
+                f"The end, {self.end:g} s, is not after the start, {self.start:g} s: nothing would be left."
+            )
+
+    def read(self, seconds: float | None = None, **options: Any) -> Media:
+        """Reads it, or at most so many `seconds` of it; see `media.read_media`."""
+        if self.end is not None:
+            seconds = min(self.end - self.start, math.inf if seconds is None else seconds)
+        return read_media(self.source, start=self.start, seconds=seconds, **options)
+
+
+Source: TypeAlias = Whole | Part
+Sound: TypeAlias = tuple[str | os.PathLike[str], float, float]
+
+
+def take(
+    engine: Engine,
+    source: Source,
+    fps: float | None = None,
+    seconds: float | None = None,
+    size: tuple[int, int] | None = None,
+) -> Media:
+    """Reads what is given at the size and rate that the model can hold.
+
+    Args:
+      engine: the model.
+      source: what is given.
+      fps: of the result; None keeps the source's where the model can.
+      seconds: at most so many.
+      size: (height, width) to which the picture is scaled, what sticks out cut off.
+    """
+    part, limits = as_part(source), engine.bundle.limits
+    first = part.read(1e-6, fps=fps)
+    Y, X = own = first.video.size
+    picture = (first.source_frames, first.source_fps) == (1, 1)
+    slower = fps is None and 0 < limits.fps < first.video.fps - 1e-6
+    if fps is None and (picture or slower):
+        fps = limits.fps if slower else min(STILL_FPS, limits.fps or STILL_FPS)
+    high, wide = held(engine, own) if size is None else size
+    scale = max(high / Y, wide / X) if size else min(high, wide) / min(own)
+    short = round(min(own) * scale)
+    media = part.read(seconds, fps=fps, resolution=None if short == min(own) else short)
+    notes = media.notes
+    if slower or (size is None and short < min(own)):
+        high, wide = media.video.size
+        notes += (
+            f"{wide}×{high} at {media.video.fps:g} fps is the nearest that the model {engine.name!r} holds.",
+        )
+    if size is None or media.video.size == size:
+        return dataclasses.replace(media, notes=notes)
+    if max(np.subtract(media.video.size, size)) > 3:
+        notes += (f"{name_of(part.source)} was cropped to the shape of {size[1]}×{size[0]}.",)
+    return dataclasses.replace(
+        media, video=Video(cover(media.video.frames, size), media.video.fps), notes=notes
+    )
+
+
+def held(engine: Engine, size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) itself where the model holds such frames, else the nearest of that shape that it does."""
+    short = most = min(size)
+    if engine.bundle.limits.resolution:
+        most = min(most, engine.bundle.limits.resolution)
+    for smaller in (most, *range(most - 1 - (most - 1) % 2, 0, -2)):
+        fitting = size if smaller == short else frame_size(smaller, size[1] / size[0])
+        if engine.window(engine.frame_tokens(*fitting)) >= 2:
+            return fitting
+    raise UserError(
+        f"Pictures of {size[1]}×{size[0]} are too long for the model {engine.name!r}: crop them to another shape."
+    )
+
+
+def as_part(source: Source) -> Part:
+    """The whole of a source that isn't a part already."""
+    return source if isinstance(source, Part) else Part(source)
+
+
+def name_of(source: Whole) -> str:
+    """What it is called in sentences."""
+    return str(source) if isinstance(source, (str, os.PathLike)) else "What is given"
+
+
+def sound_of(video: Source, at: float = 0.0) -> Sound | None:
+    """The input's sound from where its pictures begin, `at` seconds into the result."""
+    part = as_part(video)
+    return (part.source, part.start, at) if isinstance(part.source, (str, os.PathLike)) else None
+
+
+def take_pair(engine: Engine, a: Source, b: Source) -> tuple[Video, Video, tuple[str, ...]]:
+    """Both videos, the second at the first one's rate and size."""
+    first = take(engine, a)
+    second = take(engine, b, fps=first.video.fps, size=first.video.size)
+    return first.video, second.video, first.notes + second.notes
