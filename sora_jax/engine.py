@@ -26,7 +26,8 @@ from sora_jax.models.text import TextEncoder, load_text_encoder
 from sora_jax.models.vae import VAE
 
 CHUNK = 4  # latent frames that the autoencoder codes at a time
-SEAM = 8  # video frames over which a seam between two streams is taken up
+SEAMS = (8, 3)  # video frames over which a seam between two streams is taken up: of shades, of things
+SHADE = 16  # pixels: what differs over larger places is a shade
 
 
 class Engine:
@@ -137,7 +138,8 @@ class Engine:
 
         Args:
           painted: bool[t], latent frames that were painted. Where their stream reaches over the next one's begin,
-            it shows that frame too: what the two differ by is taken up over the painted frames before the seam.
+            it shows that frame too: what the two differ by is taken up over the painted frames before the seam,
+            little by little where it is a shade, shortly before where it is a thing in another place.
         """
         _, high, wide = self.vae.config.compression
         full = canvas.grid[1] * high, canvas.grid[2] * wide
@@ -149,9 +151,7 @@ class Engine:
             clip = self._decode_stream(canvas.latent[stream])[: max(frames - begin, 0)]
             clip = clip[:, top : top + height, left : left + width]
             if begin < min(end, frames) and open_from < begin:
-                before = out[max(open_from, begin - SEAM) : begin]
-                rise = np.arange(1, len(before) + 1, dtype=np.float32) / (len(before) + 1)
-                before += rise[:, None, None, None] * (clip[0] - out[begin])
+                _take_up(out[open_from:begin], clip[0] - out[begin])
             out[begin : begin + len(clip)] = clip
             end, open_from = begin + len(clip), begin + len(clip)
             if painted is not None and painted[stream][-1]:
@@ -185,6 +185,17 @@ class Engine:
             clip, past = _decode_piece(self.vae, padded[None], past)
             parts.append(np.asarray(clip[0])[: GROUP * len(piece)])
         return np.concatenate(parts)
+
+
+def _take_up(before: np.ndarray, difference: np.ndarray) -> None:
+    """Adds a growing share of `difference` [Y,X,3] to the last of the frames `before` [n,Y,X,3], in place."""
+    Y, X, _ = difference.shape
+    coarse = jax.image.resize(difference, (max(Y // SHADE, 1), max(X // SHADE, 1), 3), "linear")
+    shade = np.asarray(jax.image.resize(coarse, difference.shape, "linear"))
+    for frames, part in zip(SEAMS, (shade, difference - shade), strict=True):
+        last = before[-frames:]
+        rise = np.arange(1, len(last) + 1, dtype=np.float32) / (len(last) + 1)
+        last += rise[:, None, None, None] * part
 
 
 def to_bytes(frames: np.ndarray) -> np.ndarray:

@@ -30,7 +30,7 @@ from sora_jax.diffusion.canvas import (
     windows,
 )
 from sora_jax.diffusion.sampler import solver_step
-from sora_jax.engine import Engine
+from sora_jax.engine import SEAMS, Engine
 from sora_jax.errors import UserError
 from sora_jax.filling import Settings, Task, _plan
 from sora_jax.models.bundle import Limits
@@ -367,9 +367,15 @@ def test_a_seam_is_taken_up_over_the_painted_frames_before_it(engine):
     moved = engine.decode_floats(after, *shape, painted=before.start.any((1, 2))) - plain
     assert not moved[:8].any() and not moved[16:].any()
     inside = np.abs(plain[8:16] + moved[8:16]).max(0) < 0.999  # what is clipped aside
-    assert inside.mean() > 0.2 and np.abs(moved[15][inside]).max() > 1e-3
-    for frame in range(8, 15):
-        np.testing.assert_allclose(moved[frame][inside] * 8, moved[15][inside] * (frame - 7), atol=1e-4)
+    long, short = (
+        moved[16 - frames][inside] for frames in SEAMS
+    )  # a shade from the first on, things from here
+    shade = long * 9
+    things = (short - shade * 6 / 9) * 4
+    for frame in range(8, 16):
+        wanted = shade * (frame - 7) / 9 + things * max(frame - 12, 0) / 4
+        np.testing.assert_allclose(moved[frame][inside], wanted, atol=1e-4)
+    assert np.abs(shade).max() > 1e-3 and np.abs(things).max() > 1e-3
 
 
 def tasks(model: Engine) -> list[Task]:

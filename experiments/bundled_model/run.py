@@ -69,7 +69,7 @@ def export(run: str, name: str, history: str) -> None:
     bundle = load_bundle(run)
     metrics = [json.loads(line) for line in (pathlib.Path(run) / "metrics.jsonl").read_text().splitlines()]
     card = {
-        "summary": "Toyworld at 64 pixels, 8 to 24 fps: coloured shapes that move as told, and what is missing filled in.",
+        "summary": "Toyworld at 64 pixels, 8 to 24 fps: coloured shapes that move as told; fills in what is missing.",
         "licence": "Apache-2.0",
         "data": "toyworld (this package); the autoencoder also on Big Buck Bunny, "
         "© 2008 Blender Foundation, www.bigbuckbunny.org, CC BY 3.0",
