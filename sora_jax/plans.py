@@ -128,11 +128,11 @@ def loop(
     """The video, and about `seconds` that lead from its end back to its beginning."""
     media = take(engine, video)
     frames, fps = media.video.frames, media.video.fps
-    new = _passage(seconds, fps)
+    new, said = _passage(seconds, fps)
     again = min(len(frames), CONTEXT)
     sketch = abilities.loop(frames, new, again, fps, strength)
     keep = slice(len(frames) + new)
-    return Plan(sketch, _words(prompt), Settings(**BETWEEN | settings), keep, notes=media.notes)
+    return Plan(sketch, _words(prompt), Settings(**BETWEEN | settings), keep, notes=media.notes + said)
 
 
 def fill(
@@ -202,8 +202,9 @@ def connect(
     """One video turns into the other over about `seconds`, from a cross-fade where `strength` is below 1."""
     first, second, notes = take_pair(engine, a, b)
     fps = first.fps
-    sketch = abilities.connect(first.frames, second.frames, _passage(seconds, fps), fps, strength)
-    return Plan(sketch, _words(prompt), Settings(**BETWEEN | settings), notes=notes)
+    new, said = _passage(seconds, fps)
+    sketch = abilities.connect(first.frames, second.frames, new, fps, strength)
+    return Plan(sketch, _words(prompt), Settings(**BETWEEN | settings), notes=notes + said)
 
 
 def blend(
@@ -358,6 +359,12 @@ def _words(prompt: str) -> Words:
     return ((0.0, prompt),) if prompt.strip() else ()
 
 
-def _passage(seconds: float, fps: float) -> int:
-    """Frames that lead to a given clip: its first one is painted once more, so that the seam can be taken up."""
-    return max(GROUP * round((frame_count(seconds, fps) + 1) / GROUP), GROUP) - 1
+def _passage(seconds: float, fps: float) -> tuple[int, tuple[str, ...]]:
+    """Frames that lead to a given clip, and what is to be said of them.
+
+    The clip's first frame is painted once more, so that the seam can be taken up: 4k − 1 frames.
+    """
+    wanted = frame_count(seconds, fps)
+    frames = max(GROUP * round((wanted + 1) / GROUP), GROUP) - 1
+    note = f"The passage takes {frames} frames ({frames / fps:.3g} s), the nearest that the model paints to {wanted}."
+    return frames, () if frames == wanted else (note,)

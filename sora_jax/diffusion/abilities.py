@@ -98,13 +98,17 @@ def inpaint(clip: np.ndarray, mask: np.ndarray, fps: float, strength: float = 1.
 
 
 def outpaint(clip: np.ndarray, size: tuple[int, int], fps: float) -> Sketch:
-    """The clip in the middle of a larger frame (height, width), whose margins are open."""
+    """The clip in the middle of a larger frame (height, width), whose margins are open.
+
+    The margins hold the clip's edge colours, which the autoencoder looks at beside the clip, and nothing is made of.
+    """
     T, Y, X, _ = clip.shape
-    top, left = (size[0] - Y) // 2, (size[1] - X) // 2
-    sketch = blank((T, *size), fps)
-    inside = np.s_[:, top : top + Y, left : left + X]
-    sketch.frames[inside], sketch.strength[inside] = clip, 0
-    return sketch
+    margins = [
+        ((full - have) // 2, full - have - (full - have) // 2)
+        for full, have in zip(size, (Y, X), strict=True)
+    ]
+    strength = np.pad(np.zeros((T, Y, X), np.float32), [(0, 0), *margins], constant_values=1)
+    return Sketch(np.pad(clip, [(0, 0), *margins, (0, 0)], mode="edge"), strength, fps)
 
 
 def edit(clip: np.ndarray, strength: float, fps: float, motion: bool = False) -> Sketch:
