@@ -16,6 +16,7 @@ from sora_jax.diffusion.canvas import (
     Canvas,
     Sketch,
     Stream,
+    check_groups,
     lay_streams,
     make_canvas,
 )
@@ -34,6 +35,7 @@ class Engine:
     """A loaded model. One instance serves any number of canvases, of any shapes."""
 
     def __init__(self, bundle: Bundle, text: TextEncoder | None = None) -> None:
+        check_groups(bundle.vae.config.compression[0])
         self.bundle = bundle
         self._text = text
 

@@ -17,6 +17,8 @@ from tiny_model import tiny_bundle
 
 from sora_jax import cli, media
 from sora_jax.commands import COMMANDS
+from sora_jax.diffusion.guidance import METHODS
+from sora_jax.diffusion.sampler import SOLVERS
 from sora_jax.models.bundle import Limits, save_bundle
 from sora_jax.video import read_video
 
@@ -187,7 +189,7 @@ def test_a_result_without_a_name_is_called_out(home, tmp_path, monkeypatch, caps
     assert capsys.readouterr().out.startswith("out.png  32×32\nout.mp4  48×32, 8 frames at 8 fps (1 s)\n")
 
 
-def test_a_loop_as_gif_repeats_for_ever_and_leads_back(home, tmp_path):
+def test_a_loop_as_gif_repeats_for_ever(home, tmp_path):
     path = tmp_path / "loop.gif"
     assert cli.main(["loop", "moves.gif", "--model", "tiny", "--steps", "2", "-q", "-o", str(path)]) == 0
     with Image.open(path) as image:
@@ -351,3 +353,10 @@ def test_a_long_video_is_refused_before_it_is_decoded(damaged, home, monkeypatch
     monkeypatch.setattr(media, "decoded", counted)
     assert cli.main(["extend", "long.mp4", "--seconds", "1", "--model", "tiny"]) == 2
     assert "--start and --end" in capsys.readouterr().err and taken <= 6
+
+
+def test_the_options_of_the_sampler_are_those_that_it_has(home):
+    # They are written out in options.py, so that --help needs no JAX.
+    choices = {option.name: option.type for option in cli.cli.commands["edit"].params}
+    assert tuple(choices["solver"].choices) == SOLVERS
+    assert tuple(choices["guidance_method"].choices) == METHODS

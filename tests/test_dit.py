@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from tiny_batch import wave
 
 from sora_jax.data.packing import PackedBatch, Placement, Run, coordinates, pack_rows, unpack
 from sora_jax.diffusion import flow
@@ -32,16 +33,6 @@ N, M, K = 16, 6, 3
 #        latent grid, words, given tokens
 SHAPES = [((3, 4, 4), 3, 4), ((1, 4, 4), 4, 0), ((1, 4, 6), 0, 0), ((2, 2, 2), 2, 1), ((1, 2, 2), 1, 0)]
 SIGMAS = (0.9, 0.2, 0.55, 0.4, 0.7)
-
-
-def wave(*shape: int, pitch: float = 1.0) -> np.ndarray:
-    """Numbers of variance near 1 that look random and are the same in every version of every library."""
-    phase = np.arange(np.prod(shape, dtype=int), dtype=np.float64)
-    return (
-        (1.4 * np.sin(pitch * 12.9898 * phase + 0.7 * np.sin(phase * 78.233)))
-        .reshape(shape)
-        .astype(np.float32)
-    )
 
 
 def make_runs() -> list[Run]:

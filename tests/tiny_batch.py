@@ -28,7 +28,7 @@ ROWS, N, M, K, S = 2, 20, 6, 3, 5
 
 
 def wave(*shape: int, pitch: float = 1.0) -> np.ndarray:
-    """Numbers of variance near 1 that look random."""
+    """Numbers of variance near 1 that look random and are the same in every version of every library."""
     phase = np.arange(np.prod(shape, dtype=int), dtype=np.float64)
     return (
         (1.4 * np.sin(pitch * 12.9898 * phase + 0.7 * np.sin(phase * 78.233)))

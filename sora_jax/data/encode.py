@@ -17,7 +17,7 @@ from sora_jax.data.canvases import draw_layout
 from sora_jax.data.clips import Clip
 from sora_jax.data.latents import LatentCache, Record, write_latents
 from sora_jax.data.sources import DataConfig, make_sources
-from sora_jax.diffusion.canvas import frames_shown, lay_streams
+from sora_jax.diffusion.canvas import check_groups, frames_shown, lay_streams
 from sora_jax.models.text import TextConfig, TextEncoder, load_text_encoder
 from sora_jax.models.vae import VAE
 
@@ -93,6 +93,7 @@ def make_encoder(
     A clip's `timed` captions become one caption of kind "timed", in which the words of each shot hold from its
     start; clips of one shot have none.
     """
+    check_groups(vae.config.compression[0])
     to_latent = jax.jit(lambda vae, clip: vae.to_latent(clip.astype(np.float32) / 127.5 - 1.0))
 
     def encode(clips: list[Clip]) -> list[Record]:

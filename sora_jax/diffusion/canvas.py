@@ -25,7 +25,6 @@ from sora_jax.data.packing import (
     coordinates,
     find_hints,
     patchify,
-    unpatchify,
     words_in_force,
 )
 from sora_jax.errors import UserError
@@ -89,6 +88,15 @@ def lay_streams(fixed: Sequence[bool] | np.ndarray) -> list[Stream]:
     return streams
 
 
+def check_groups(frames: int) -> None:
+    """Raises UserError where an autoencoder's latent frame doesn't show `GROUP` video frames."""
+    if frames != GROUP:
+        raise UserError(
+            f"The autoencoder's latent frames show {frames} video frames, and canvases are laid for {GROUP}: choose "
+            "vae.strides whose first numbers multiply to that."
+        )
+
+
 def _up(frames: int) -> int:
     return -(-frames // GROUP) * GROUP
 
@@ -149,14 +157,6 @@ class Canvas:
         frame = self.frame or (self.grid[1], self.grid[2])
         return dataclasses.replace(
             self, latent=self.latent[window], start=self.start[window], corner=corner, frame=frame
-        )
-
-    def given(self, latent: np.ndarray | None = None) -> Canvas:
-        """The same with everything given, and with other latents where told."""
-        return dataclasses.replace(
-            self,
-            latent=self.latent if latent is None else latent,
-            start=np.zeros_like(self.start),
         )
 
     def streams(self) -> list[slice]:
@@ -241,11 +241,6 @@ def to_run(
     )
 
 
-def from_patches(canvas: Canvas, patches: np.ndarray, patch: Grid) -> Canvas:
-    """The canvas filled with a run's patches."""
-    return canvas.given(unpatchify(patches, canvas.grid, patch))
-
-
 def space_window(grid: Grid, patch: Grid, frame_tokens: int) -> tuple[int, int]:
     """Height and width, in cells, of the window of a frame that takes at most `frame_tokens` tokens.
 
@@ -302,6 +297,8 @@ def windows(canvas: Canvas, most: int, context: int, by: int = 1) -> list[tuple[
       context: of those, how many are to be known already; the rest is new.
       by: latent frames of a patch, whose multiples all of these are.
     """
+    if canvas.fixed.all():
+        return []
     if len(canvas) <= most:
         return [(slice(0, len(canvas)), slice(0, len(canvas)))]
     if not 0 < context < most:
