@@ -22,6 +22,7 @@ def get_config(size: str = "Nano") -> ConfigDict:
                 "width": 0,
                 "layers": 0,
                 "heads": 0,
+                "patch": (1, 1, 1),
                 "absolute": True,
                 "pooled_text": True,
                 "hints": True,
@@ -32,7 +33,7 @@ def get_config(size: str = "Nano") -> ConfigDict:
             "flow": {
                 "mean": 0.0,
                 "deviation": 1.0,
-                "base_tokens": 8.0,
+                "base_tokens": 32.0,
                 "text_dropout": 0.1,
                 "text_noise": 0.3,
             },
@@ -68,9 +69,9 @@ def get_config(size: str = "Nano") -> ConfigDict:
                 },
             },
             "pipeline": {
-                "row_tokens": 256,
+                "row_tokens": 640,
                 "row_text": 96,
-                "rows": 4,
+                "rows": 2,
                 "max_runs": 16,
                 "window": 512,
                 "canvases": {
@@ -82,7 +83,7 @@ def get_config(size: str = "Nano") -> ConfigDict:
                     "levels": 0.05,
                 },
                 "time_window": 0.15,
-                "frame_tokens": 36,
+                "frame_tokens": 144,
                 "caption_weights": {"short": 0.7, "detailed": 0.25, "timed": 1.5},
             },
             "optim": {
