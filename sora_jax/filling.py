@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sora_jax.data.packing import PackedBatch, Placement, pack_rows, patchify, unpack, unpatchify
+from sora_jax.data.packing import PackedBatch, Placement, pack_rows, unpack
+from sora_jax.data.patches import patchify, unpatchify
 from sora_jax.diffusion import flow
 from sora_jax.diffusion.canvas import Canvas, blend_windows, space_windows, to_run, windows
 from sora_jax.diffusion.guidance import METHODS, Guidance, tabulate

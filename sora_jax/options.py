@@ -119,7 +119,7 @@ def make(model: str, output: str | None, plan: Callable[[Any], Any]) -> None:
     check_output(path, VIDEO_SUFFIXES)
 
     from sora_jax import studio as face
-    from sora_jax.media import keep_sound
+    from sora_jax.sound import keep_sound
 
     studio = face.load(model)
     studio.say = note

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from sora_jax.decoding import Path
 from sora_jax.diffusion import abilities
 from sora_jax.diffusion.canvas import Sketch
 from sora_jax.engine import Engine
@@ -31,7 +32,7 @@ from sora_jax.errors import UserError
 from sora_jax.filling import Settings
 from sora_jax.inputs import Part, Whole, take
 from sora_jax.plans import Plan
-from sora_jax.video import Path, frame_count, frame_size
+from sora_jax.video import frame_count, frame_size
 
 
 @dataclasses.dataclass(frozen=True)

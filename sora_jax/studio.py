@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from sora_jax import plans
+from sora_jax.decoding import Path
 from sora_jax.diffusion import abilities
 from sora_jax.engine import Engine, to_bytes
 from sora_jax.errors import UserError
@@ -29,7 +30,7 @@ from sora_jax.models.bundle import Bundle, bundled, find, load_bundle
 from sora_jax.models.text import TextEncoder
 from sora_jax.plans import Plan
 from sora_jax.storyboard import Storyboard, read_storyboard
-from sora_jax.video import Path, Video, frame_count, frame_size
+from sora_jax.video import Video, frame_count, frame_size
 
 
 @dataclasses.dataclass(frozen=True)

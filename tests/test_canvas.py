@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_model import tiny_bundle
 
-from sora_jax.data.packing import coordinates, pack_rows, unpatchify
+from sora_jax.data.packing import pack_rows
+from sora_jax.data.patches import coordinates, unpatchify
 from sora_jax.diffusion import abilities, flow
 from sora_jax.diffusion.canvas import (
     GROUP,

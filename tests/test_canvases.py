@@ -20,7 +20,8 @@ from tiny_run import tiny_config
 from sora_jax.data.canvases import draw_canvas, draw_layout
 from sora_jax.data.clips import Clip
 from sora_jax.data.encode import make_encoder
-from sora_jax.data.packing import PackedBatch, coordinates, pack_stream
+from sora_jax.data.packing import PackedBatch, pack_stream
+from sora_jax.data.patches import coordinates
 from sora_jax.data.pipeline import RUN_CONDITIONS, PipelineConfig, draw_run, make_pipeline
 from sora_jax.diffusion import flow
 from sora_jax.diffusion.canvas import Canvas, frames_shown, lay_streams

@@ -11,8 +11,8 @@ import shlex
 import av
 import numpy as np
 import pytest
+from film_files import click, pictures, turned, write
 from PIL import Image
-from test_media import click, pictures, turned, write
 from tiny_model import tiny_bundle
 
 from sora_jax import cli, media

@@ -12,7 +12,8 @@ import pytest
 from flax import nnx
 from tiny_batch import wave
 
-from sora_jax.data.packing import PackedBatch, Placement, Run, coordinates, pack_rows, unpack
+from sora_jax.data.packing import PackedBatch, Placement, Run, pack_rows, unpack
+from sora_jax.data.patches import coordinates
 from sora_jax.diffusion import flow
 from sora_jax.errors import UserError
 from sora_jax.models.dit import SIZES, DiT, DiTConfig, _pool, forward_flops

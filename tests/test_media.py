@@ -9,32 +9,15 @@ import tracemalloc
 import av
 import numpy as np
 import pytest
+from film_files import numbers, pictures, turned, write
 from PIL import Image
 
 from sora_jax import media as M
 from sora_jax.errors import UserError
+from sora_jax.sound import keep_sound
 from sora_jax.video import Video
 
 FOOTAGE = pathlib.Path(__file__).parents[2] / "shared" / "footage" / "big_buck_bunny_000-400s_270p.mp4"
-
-FAST = {
-    "libx264": {"preset": "ultrafast", "crf": "15"},
-    "libx265": {"preset": "ultrafast", "x265-params": "log-level=error"},
-    "libvpx": {"deadline": "realtime", "cpu-used": "8"},
-    "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8", "crf": "15"},
-}
-
-
-def pictures(count: int, height: int = 48, width: int = 64) -> list[np.ndarray]:
-    """Grey frames whose brightness is ten times their number (it wraps after 25), red in their upper left part."""
-    frames = [np.full((height, width, 3), 10 * (i % 25), np.uint8) for i in range(count)]
-    for frame in frames:
-        frame[: height // 4, : width // 4] = (250, 0, 0)
-    return frames
-
-
-def numbers(video: Video) -> list[int]:
-    return [round(float(frame[-8:, -8:].mean()) / 10) for frame in video.frames]
 
 
 def red(frame: np.ndarray) -> str:
@@ -42,62 +25,6 @@ def red(frame: np.ndarray) -> str:
     reddish = (frame[..., 0] > 150) & (frame[..., 1] < 90)
     y, x = np.argwhere(reddish).mean(0) / frame.shape[:2]
     return ("upper " if y < 0.5 else "lower ") + ("left" if x < 0.5 else "right")
-
-
-def write(path, frames, fps=25, codec="libx264", pix_fmt="yuv420p", times_ms=None, sound=None, sar=None):
-    """Writes with PyAV alone; `sound` is (codec, rate, the second of a click)."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(
-            codec, fractions.Fraction(fps), options={"g": "10"} | FAST.get(codec, {})
-        )
-        stream.height, stream.width = frames[0].shape[:2]
-        stream.pix_fmt = pix_fmt
-        if sar:
-            stream.codec_context.sample_aspect_ratio = sar
-        if times_ms is not None:
-            stream.codec_context.time_base = fractions.Fraction(1, 1000)
-        voice = sound and container.add_stream(sound[0], rate=sound[1], layout="mono")
-        for i, array in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(array, "rgba" if array.shape[-1] == 4 else "rgb24")
-            frame = frame.reformat(format=pix_fmt)
-            frame.pts, frame.time_base = i, 1 / fractions.Fraction(fps)
-            if times_ms is not None:
-                frame.pts, frame.time_base = times_ms[i], fractions.Fraction(1, 1000)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-        if sound:
-            _, rate, second = sound
-            samples = np.zeros((1, int(len(frames) / fps * rate)), np.float32)
-            first = int(second * rate)
-            samples[0, first : first + rate // 50] = 0.8 * np.sin(np.arange(rate // 50) * 6283 / rate)
-            frame = av.AudioFrame.from_ndarray(samples, "fltp", "mono")
-            frame.sample_rate, frame.pts = rate, 0
-            container.mux(voice.encode(frame))
-            container.mux(voice.encode(None))
-    return path
-
-
-def click(path) -> float:
-    """The second of the sound's first loud sample, counted from the first frame."""
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        offset = float((stream.start_time or 0) * stream.time_base)
-        resampler = av.AudioResampler("flt", "mono")
-        for decoded in container.decode(container.streams.audio[0]):
-            for frame in resampler.resample(decoded):
-                loud = np.flatnonzero(np.abs(frame.to_ndarray()[0]) > 0.15)
-                if len(loud):
-                    return float(frame.pts * frame.time_base) + loud[0] / frame.sample_rate - offset
-    return float("nan")
-
-
-def turned(path: pathlib.Path, quarter: int) -> pathlib.Path:
-    """Writes the matrix of `quarter` clockwise turns into an mp4's track header, as phones do."""
-    data, one = path.read_bytes(), 1 << 16
-    matrix = {1: (0, one, 0, -one, 0), 2: (-one, 0, 0, 0, -one), 3: (0, -one, 0, one, 0)}[quarter]
-    place = data.index(struct.pack(">5i", one, 0, 0, 0, one), data.index(b"tkhd"))
-    path.write_bytes(data[:place] + struct.pack(">5i", *matrix) + data[place + 20 :])
-    return path
 
 
 @pytest.mark.parametrize(
@@ -381,7 +308,7 @@ def test_a_codec_that_nobody_knows(tmp_path):
     data = (tmp_path / "a.mkv").read_bytes()
     video = write(tmp_path / "b.mp4", pictures(3))
     (tmp_path / "a.mkv").write_bytes(data.replace(b"A_FLAC", b"A_FLOP"))
-    assert numbers(M.read_media(tmp_path / "a.mkv").video) == [0, 1, 2] and not M.keep_sound(
+    assert numbers(M.read_media(tmp_path / "a.mkv").video) == [0, 1, 2] and not keep_sound(
         tmp_path / "a.mkv", video
     )
     (tmp_path / "a.mkv").write_bytes(data.replace(b"V_FFV1", b"V_FFV7"))
@@ -444,56 +371,6 @@ def test_memory_is_the_results(tmp_path):
     # One frame being made smaller, never all of them.
     assert tracemalloc.get_traced_memory()[1] < 2.5 * 2160 * 3840 * 3
     tracemalloc.stop()
-
-
-@pytest.mark.parametrize(
-    "name, sound, video_name",
-    [
-        ("a.mp4", "aac", "b.mp4"),
-        ("a.webm", "libopus", "b.webm"),
-        ("a.webm", "libopus", "b.mp4"),
-        ("a.mp4", "libmp3lame", "b.webm"),
-        ("a.mov", "pcm_s16le", "b.mp4"),
-        ("a.mkv", "flac", "b.mov"),
-    ],
-)
-def test_sound_stays_with_its_picture(tmp_path, name, sound, video_name):
-    codecs = {".webm": "libvpx"}
-    source = tmp_path / name
-    write(source, pictures(50), codec=codecs.get(source.suffix, "libx264"), sound=(sound, 48000, 1.2))
-    assert numbers(M.read_media(source).video)[:9] == list(range(9))
-    video = tmp_path / video_name
-    silent = write(video, pictures(40), codec=codecs.get(video.suffix, "libx264")).read_bytes()
-    for start, at in ((0.0, 0.0), (0.9, 0.0), (0.51, 0.33)):
-        video.write_bytes(silent)
-        assert M.keep_sound(source, video, start, at)
-        assert click(video) == pytest.approx(1.2 - start + at, abs=0.003)
-        read = M.read_media(video)
-        assert len(read.video) == 40 and numbers(read.video)[:25] == list(range(25)) and read.notes == ()
-        with av.open(str(video)) as container:
-            assert container.duration / av.time_base == pytest.approx(1.6, abs=0.11)
-            codec = container.streams.audio[0].codec_context.codec.canonical_name
-    kind = sound.removeprefix("lib").replace("mp3lame", "mp3")
-    kept, other = M.SOUND[video.suffix]
-    assert codec == (kind if kind in kept else other.removeprefix("lib"))
-    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([name, video_name])
-
-
-def test_where_there_is_no_sound_to_keep(tmp_path):
-    silent = write(tmp_path / "silent.mp4", pictures(10))
-    loud = write(tmp_path / "loud.mp4", pictures(10), sound=("aac", 48000, 0.1))
-    Image.fromarray(pictures(1)[0]).save(tmp_path / "a.png")
-    video = write(tmp_path / "b.mp4", pictures(10))
-    before = video.read_bytes()
-    for source in (silent, tmp_path / "a.png"):
-        assert not M.keep_sound(source, video)
-    assert not M.keep_sound(loud, video, start=5) and not M.keep_sound(loud, video, at=5)
-    assert not M.keep_sound(loud, tmp_path / "a.png")
-    assert video.read_bytes() == before
-    with pytest.raises(UserError, match="absent.mp4"):
-        M.keep_sound(tmp_path / "absent.mp4", video)
-    with pytest.raises(UserError, match="absent.mp4"):
-        M.keep_sound(loud, tmp_path / "absent.mp4")
 
 
 def test_files_of_other_people():

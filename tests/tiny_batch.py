@@ -6,7 +6,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from sora_jax.data.packing import PackedBatch, Placement, Run, coordinates, pack_rows
+from sora_jax.data.packing import PackedBatch, Placement, Run, pack_rows
+from sora_jax.data.patches import coordinates
 from sora_jax.diffusion import flow
 from sora_jax.diffusion.guidance import METHODS, Guidance
 from sora_jax.models.dit import DiT, DiTConfig

@@ -18,7 +18,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import sora_jax
-from sora_jax.data.packing import PackedBatch, Run, coordinates, pack_rows, patchify
+from sora_jax.data.packing import PackedBatch, Run, pack_rows
+from sora_jax.data.patches import coordinates, patchify
 from sora_jax.data.sampling import sample_scene
 from sora_jax.data.scene import COLOURS, DIRECTIONS, SHAPES, Thing
 from sora_jax.data.toyworld import render

@@ -15,7 +15,8 @@ import numpy as np
 from sora_jax.data.canvases import draw_canvas
 from sora_jax.data.clips import Clip, Source
 from sora_jax.data.latents import LatentCache, Record, Records
-from sora_jax.data.packing import CoordinateMode, Grid, PackedBatch, Run, pack_stream
+from sora_jax.data.packing import PackedBatch, Run, pack_stream
+from sora_jax.data.patches import CoordinateMode, Grid
 from sora_jax.diffusion.canvas import Canvas, space_window, to_run
 from sora_jax.errors import UserError
 
@@ -32,7 +33,7 @@ class PipelineConfig:
       rows: B, rows a batch, on this host.
       max_runs: K, the most runs a row may hold.
       patch: latent frames, rows and columns a patch.
-      coords: see `packing.coordinates`.
+      coords: see `patches.coordinates`.
       seed: of the order and of the captions drawn.
       canvases: how often each kind of `canvases.draw_canvas` is drawn; empty: nothing is given but what the latents'
         layouts mean to be.

@@ -18,15 +18,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sora_jax.data.packing import (
-    CoordinateMode,
-    Grid,
-    Run,
-    coordinates,
-    find_hints,
-    patchify,
-    words_in_force,
-)
+from sora_jax.data.packing import Run, words_in_force
+from sora_jax.data.patches import CoordinateMode, Grid, coordinates, find_hints, patchify
 from sora_jax.errors import UserError
 
 GROUP = 4  # video frames of a latent frame, but for a stream's first

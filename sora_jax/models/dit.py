@@ -49,14 +49,14 @@ class DiTConfig:
       channels: of the latent.
       text_width: of the text encoder's states.
       coords: how coordinates enter RoPE: "fractional" (centred, in short sides of the frame) or "absolute" (in
-        patches from the first corner); see `data.packing.coordinates`.
+        patches from the first corner); see `data.patches.coordinates`.
       rope_periods: (longest, shortest) period for time in seconds and for space in units of `coords`.
       absolute: whether Fourier features of the coordinates, and of how much of time and space a token covers, are
         added to the patches too. RoPE alone tells a token where it is only by way of its words, which lie at the
         frame's centre at time 0, and tells nothing of frame rate and resolution.
       pooled_text: whether the mean of a run's words joins σ in its condition (as in Esser et al. 2024, figure 2),
         beside the words in the stream: a short way from a caption to every token.
-      hints: whether a token is shown what is given at its own place before and after it (`data.packing.find_hints`),
+      hints: whether a token is shown what is given at its own place before and after it (`data.patches.find_hints`),
         beside what attention finds: a short way to keep what doesn't change.
       dtype: of the arithmetic; parameters, norms, softmax and the residual stream's sums stay float32.
       remat: what the backward pass keeps of a layer: "all", "dots" (matrix products) or "none" (recompute).
