@@ -200,8 +200,8 @@ def evaluate_toyworld_command(
 ) -> None:
     """How often a clip shows what its prompt says, read back without a network.
 
-    Prompts name one thing's size, colour, shape and direction; in the split "heldout" training never showed the
-    two together. The interval holds the true share in 95% of cases; chance is what a perfect clip of another
+    Prompts name one thing's size, colour, shape and direction; in the split "heldout" training never showed
+    that shape in that colour, or that colour in that direction. The interval holds the true share in 95% of cases; chance is what a perfect clip of another
     prompt would get.
     """
     if truth and vae:

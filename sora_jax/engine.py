@@ -72,8 +72,10 @@ class Engine:
         patch = self.bundle.dit.config.patch if self.bundle.dit else (1, 1, 1)
         _, *space = self.vae.config.compression
         high, wide = (
-            math.ceil(side / (pixels * by)) * by
-            for side, pixels, by in zip((height, width), space, patch[1:], strict=True)
+            math.ceil(side / (multiple := math.lcm(pixels * by, grid))) * multiple // pixels
+            for side, pixels, by, grid in zip(
+                (height, width), space, patch[1:], self.bundle.limits.grid, strict=True
+            )
         )
         return high, wide
 

@@ -31,8 +31,8 @@ class MeshConfig:
     Attributes:
       data: copies of the model, each with rows of its own.
       fsdp: rows are split over it too, and so is each parameter (ZeRO-3).
-      tensor: attention heads and hidden widths are split over it.
-      sequence: the token slots of a row are split over it.
+      tensor: attention heads and hidden widths are to be split over it; no model does so yet.
+      sequence: the token slots of a row are to be split over it; no model does so yet.
     """
 
     data: int = 1

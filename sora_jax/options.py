@@ -26,7 +26,7 @@ OUTPUT = click.option(
 
 
 def common(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that every command has."""
+    """The options that every command but `train` has."""
 
     def hush(context: click.Context, _: click.Parameter, quiet: bool) -> None:
         context.meta[QUIET] = quiet or context.meta.get(QUIET, False)

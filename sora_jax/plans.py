@@ -1,7 +1,7 @@
 """From what a person asks for to a plan: read what is given, paint the sketch, say what becomes of the result.
 
 Where size, rate or duration is not named, the input's own is kept, or the nearest that the model can hold, which is
-said aloud. One function an ability; `Studio` has a method for each, and makes any number of plans at once.
+said aloud. One function an ability; `Studio` has a method for each (`fill_frames` for `fill`), and makes any number of plans at once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sora_jax.video import frame_count, frame_size, resize
 
 CONTEXT = 1 + 2 * GROUP  # frames of a clip that what leads back to it sees
 
-# Shares of the sampler's way (experiments/abilities).
+# Shares of the sampler's way.
 BLEND_STRENGTH = 0.7
 UPSCALE_STRENGTH = 0.3
 # Between two given clips the neighbours say more than the words: not led away from them unless it is asked for.

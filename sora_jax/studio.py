@@ -203,7 +203,7 @@ class Studio(Engine):
         if video is None:
             own = {field.name for field in dataclasses.fields(Request)} - {"prompt"}
             fields = {name: value for name, value in options.items() if name in own}
-            video = self.generate(prompt, progress, **fields)
+            video = self.generate(prompt, progress, **{"duration": 1.5} | fields)
             kept = {field.name for field in dataclasses.fields(Settings)} | {"strength"}
             options = {name: value for name, value in options.items() if name in kept}
         return self.make([plans.loop(self, video, seconds, prompt, **options)], progress)[0]

@@ -65,9 +65,10 @@ def dit(overrides: tuple[str, ...]) -> None:
 def export(run: str, name: str, history: str) -> None:
     """Writes the run's averaged weights, configuration and card into the package."""
     from sora_jax.models.bundle import BUNDLED, load_bundle, save_bundle
+    from sora_jax.train.metrics import read_metrics
 
     bundle = load_bundle(run)
-    metrics = [json.loads(line) for line in (pathlib.Path(run) / "metrics.jsonl").read_text().splitlines()]
+    metrics = read_metrics(run)
     card = {
         "summary": "Toyworld at 64 pixels, 8 to 24 fps: coloured shapes that move as told; fills in what is missing.",
         "licence": "Apache-2.0",

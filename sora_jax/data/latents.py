@@ -19,6 +19,8 @@ from sora_jax.data.clips import Clip, Source
 from sora_jax.errors import UserError, atomic_path
 
 Record = dict[str, Any]
+"""latent: float16[t,y,x,c]; fps: float; key: str; captions: {kind: {text: float16[m,E], time: float16[m]}};
+ends: int32[t], first: bool[t], given: bool[t]: how its streams lie, and what the layout means to give."""
 
 
 class Records(Protocol):
@@ -28,9 +30,6 @@ class Records(Protocol):
 
     def __getitem__(self, index: int) -> Record: ...
 
-
-"""latent: float16[t,y,x,c]; fps: float; key: str; captions: {kind: {text: float16[m,E], time: float16[m]}};
-ends: int32[t], first: bool[t], given: bool[t]: how its streams lie, and what the layout means to give."""
 
 _META = "meta.json"
 _FORMAT = 2

@@ -1,4 +1,4 @@
-"""Clips to rows and back: patches, coordinates, and the packed batch (NaViT's patch n' pack)."""
+"""Runs to rows and back: the packed batch (NaViT's patch n' pack)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PackedBatch:
     Attributes:
       patches: float[B,N,P], clean latent patches.
       coords: float[B,N,5], the box that a token covers: its centre (seconds, y, x) as it enters RoPE, and its
-        extent (seconds, height); see `coordinates`.
+        extent (seconds, height); see `patches.coordinates`.
       segment_ids: int32[B,N], 1…K in order of place; 0 is an empty slot.
       start: float[B,N], where σ starts: 1 to be painted, 0 given (never noisy, no loss), between to be repainted.
       condition_ids: int32[B,N], a token's entry of the table; 0 where it is given, or the slot empty.
@@ -64,14 +64,14 @@ class Run:
 
     Attributes:
       patches: float[n,P].
-      coords: float32[n,5], see `coordinates`.
+      coords: float32[n,5], see `patches.coordinates`.
       start: float[n], where σ starts, 0…1; 0 is given.
       words_time: float[n], which words are in force: the `text_time` of those, see `words_in_force`.
       text: float[m,E]; m may be 0.
       text_time: float[m], seconds.
       key: names the clip, in errors.
       hints: float[n,2(P+1)], what is given at a token's own place, latest before it and earliest after it: a patch
-        and its nearness, see `find_hints`; None is none.
+        and its nearness, see `patches.find_hints`; None is none.
     """
 
     patches: np.ndarray

@@ -1,7 +1,7 @@
 """Whether each ability does what it is for, on toyworld's clips, whose truth is known.
 
-Every function takes a studio, a number of clips and a seed, and returns the share of clips that pass (or decibels)
-by criterion, with the rows behind them, and clips to look at. None of them looks at a network.
+Every function of `TRIALS` takes a studio, a number of clips and a seed, and yields clips to make, each with how it is
+judged: by the oracle, or in decibels; no network judges.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def evaluate_abilities(
     """Figures of some abilities, or of all: {"abilities": {name: {criterion: figure}}, …}.
 
     A criterion that is true or false gives `share`, its 95% interval `low` to `high`, and `of`; a number gives its
-    `mean` and `median`.
+    `mean`, `median`, `least` and `most`.
 
     Args:
       names: keys of `TRIALS`; empty: all.

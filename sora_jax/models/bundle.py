@@ -44,6 +44,7 @@ class Limits:
       frame_tokens: tokens of a latent frame, the most that training showed; 0: as many as there are.
       resolution: short side of whole frames that training showed, in pixels; 0: any.
       fps: the most frames a second that training showed; 0: any.
+      grid: pixels of whose multiples the sides (height, width) of padded frames were in training.
       text: tokens of a prompt.
       row_text: text slots of a row.
     """
@@ -53,6 +54,7 @@ class Limits:
     frame_tokens: int = 0
     resolution: int = 0
     fps: float = 0.0
+    grid: tuple[int, int] = (1, 1)
     text: int = 64
     row_text: int = 128
 

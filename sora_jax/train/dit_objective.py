@@ -123,6 +123,7 @@ class DiTObjective:
             frame_tokens=rows.frame_tokens,
             resolution=min(data.resolutions),
             fps=max(data.rates),
+            grid=data.grid[1:],
             text=min(self.text.max_tokens, rows.row_text),
             row_text=rows.row_text,
         )
