@@ -8,17 +8,14 @@ T, Y, X, C video frames, height, width, channels · t, y, x, c latent frames, he
 from __future__ import annotations
 
 import jax
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 Clip = Float[jax.Array, "B T Y X C"]
 """Pixels in [-1, 1]; T = 1 + 4k."""
 Latent = Float[jax.Array, "B t y x c"]
-Tokens = Float[jax.Array, "B N D"]
 Patches = Float[jax.Array, "B N P"]
 Coords = Float[jax.Array, "B N 5"]
 """The box a token covers: centre in seconds, y, x; extent in seconds and height."""
 SegmentIds = Int[jax.Array, "B N"]
 """1…K; 0 = empty slot."""
-Mask = Bool[jax.Array, "B N"]
-Text = Float[jax.Array, "B M E"]
 Sigma = Float[jax.Array, "B S"]

@@ -201,8 +201,8 @@ def evaluate_toyworld_command(
     """How often a clip shows what its prompt says, read back without a network.
 
     Prompts name one thing's size, colour, shape and direction; in the split "heldout" training never showed
-    that shape in that colour, or that colour in that direction. The interval holds the true share in 95% of cases; chance is what a perfect clip of another
-    prompt would get.
+    that shape in that colour, or that colour in that direction. The interval holds the true share in 95% of
+    cases; chance is what a perfect clip of another prompt would get.
     """
     if truth and vae:
         raise click.UsageError("--truth and --vae exclude each other: choose one.")

@@ -1,7 +1,8 @@
 """From what a person asks for to a plan: read what is given, paint the sketch, say what becomes of the result.
 
 Where size, rate or duration is not named, the input's own is kept, or the nearest that the model can hold, which is
-said aloud. One function an ability; `Studio` has a method for each (`fill_frames` for `fill`), and makes any number of plans at once.
+said aloud. One function an ability; `Studio` has a method for each (`fill_frames` for `fill`), and makes any number
+of plans at once.
 """
 
 from __future__ import annotations

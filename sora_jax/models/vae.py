@@ -2,9 +2,9 @@
 
 Time is folded in groups (of four, by default), and the first group is the clip's first frame four times over:
 1 + 4k frames become 1 + k latent frames, an image is a clip of one frame, and no layer has a case of its own
-for it. Space and time are folded into channels (the first fold is a Haar wavelet, and one of space
-follows at once, so most work happens at a 32nd of the pixels) and residual blocks of causal 3-D convolutions work between the folds. Every block begins
-as the identity, so training begins at a linear autoencoder, that is, near PCA.
+for it. Space and time are folded into channels (the first fold is a Haar wavelet, and one of space follows at
+once, so most work happens at a 32nd of the pixels) and residual blocks of causal 3-D convolutions work between the
+folds. Every block begins as the identity, so training begins at a linear autoencoder, that is, near PCA.
 """
 
 from __future__ import annotations
