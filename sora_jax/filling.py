@@ -53,7 +53,7 @@ class Settings:
     """
 
     seed: int = 0
-    steps: int = 30
+    steps: int = 12
     guidance: float = 3.0
     solver: str = "euler"
     guidance_method: str = "cfg"

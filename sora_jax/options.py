@@ -74,7 +74,7 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
             type=Number(),
             help="Of the prompt; 1: none, more: stricter.  [default: 3; between given clips 1]",
         ),
-        click.option("--steps", type=click.IntRange(1), default=30, help="Of the solver."),
+        click.option("--steps", type=click.IntRange(1), default=12, help="Of the solver."),
         MODEL,
     ):
         command = option(command)

@@ -95,7 +95,7 @@ def test_one_prompt_one_file(fake, capsys):
     assert out == "out.mp4  56×32, 12 frames at 8 fps (1.5 s)\n"
     assert "4/4" in err and "step/s" in err, "a bar with its speed"
     (request,) = fake.requests
-    assert (request.prompt, request.seed, request.steps, request.guidance) == ("a red circle", 7, 30, 3.0)
+    assert (request.prompt, request.seed, request.steps, request.guidance) == ("a red circle", 7, 12, 3.0)
     assert read_video("out.mp4").frames.shape == (12, 32, 56, 3)
     assert fake.loads == ["toyworld"]
 

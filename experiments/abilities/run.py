@@ -22,7 +22,7 @@ HERE = pathlib.Path(__file__).parent
 @click.command()
 @click.option("--model", default="toyworld")
 @click.option("--clips", default=64)
-@click.option("--steps", default=30)
+@click.option("--steps", default=12)
 @click.option("--only", default="", help="Some abilities: animate,extend.")
 def main(model: str, clips: int, steps: int, only: str) -> None:
     """Measures, and draws the first six clips of each ability."""

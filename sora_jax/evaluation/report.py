@@ -134,7 +134,7 @@ def evaluate_toyworld(
     aspects: Sequence[str] = ("1:1",),
     resolution: int = 64,
     fps: float = 8.0,
-    steps: int = 30,
+    steps: int = 12,
     guidance: float = 3.0,
     solver: str = "euler",
     seed: int = 0,
