@@ -88,7 +88,7 @@ def get_config(size: str = "Nano") -> ConfigDict:
             },
             "optim": {
                 "name": "muon",
-                "lr": 2e-3,
+                "lr": 6e-4,
                 "warmup": 100,
                 "schedule": "linear",
                 "final_lr_fraction": 0.02,
