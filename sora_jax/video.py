@@ -203,14 +203,6 @@ def resize(video: Video, height: int, width: int) -> Video:
     return Video(np.stack([resample(frame, height, width) for frame in video.frames]), video.fps)
 
 
-def fit(video: Video, height: int, width: int) -> Video:
-    """The middle of the video that has the aspect ratio of height x width, at that size: nothing stretched."""
-    scale = min(video.size[0] / max(height, 1), video.size[1] / max(width, 1))
-    top, left = (video.size[0] - scale * height) / 2, (video.size[1] - scale * width) / 2
-    box = (left, top, left + scale * width, top + scale * height)
-    return Video(np.stack([resample(frame, height, width, box) for frame in video.frames]), video.fps)
-
-
 def frame_size(resolution: int, aspect: str | float) -> tuple[int, int]:
     """(height, width) whose short side is `resolution` and whose long side is even and nearest to `aspect`.
 

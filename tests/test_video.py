@@ -205,19 +205,15 @@ def test_what_is_left_of_a_cut_file_is_kept(tmp_path):
     assert 1 <= len(V.read_video(tmp_path / "cut.mp4")) < 24
 
 
-def test_resize_and_fit():
+def test_resize():
     video = V.Video(gradients(2, 40, 80), 24)
     assert V.resize(video, 10, 10).frames.shape == (2, 10, 10, 3)
     # Every pixel of the source counts: a chequerboard shrinks to grey.
     board = np.indices((40, 80)).sum(0)[None, ..., None] % 2 * np.full(3, 255)
     grey = V.resize(V.Video(board.astype(np.uint8), 24), 10, 20).frames
     assert np.abs(grey.astype(int) - 127).max() <= 2
-    middle = V.fit(video, 20, 20).frames
-    assert middle.shape == (2, 20, 20, 3)
-    # A square out of the middle of 80 columns: red runs from a quarter to three quarters.
-    assert 60 < middle[0, 10, 0, 0] < 70 and 183 < middle[0, 10, -1, 0] < 195
     with pytest.raises(UserError, match="at least 1"):
-        V.fit(video, 0, 10)
+        V.resize(video, 0, 10)
 
 
 def test_frame_size():

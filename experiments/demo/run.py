@@ -31,7 +31,6 @@ TRAINING = (
     "--config=configs/toyworld_dit.py:Pico",
     "--config.latents.clips=240",
     "--config.steps=60",
-    "--config.pipeline.rows=4",
     "--config.optim.warmup=10",
     "--config.log.every=5",
     "--config.log.sheet_every=60",

@@ -177,10 +177,6 @@ class Scene:
     duration: float
     aspect: float = 1.0
 
-    def shot_at(self, seconds: float) -> Shot:
-        """The shot that is on at `seconds`."""
-        return [shot for shot in self.shots if shot.start <= seconds + 1e-9][-1]
-
 
 @dataclasses.dataclass(frozen=True)
 class WorldConfig:
