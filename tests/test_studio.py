@@ -7,11 +7,13 @@ import json
 
 import numpy as np
 import pytest
+from flax import nnx
 from tiny_model import tiny_bundle
 
 from sora_jax.diffusion.sampler import SOLVERS, solver_step
 from sora_jax.errors import UserError
-from sora_jax.models.bundle import load_bundle, save_bundle
+from sora_jax.models.bundle import load_bundle, save_bundle, take_weights
+from sora_jax.models.dit import DiT
 from sora_jax.studio import Request, Studio, load, models
 from sora_jax.video import Video
 
@@ -138,6 +140,17 @@ def test_a_bundle_comes_back_as_it_was_stored(tmp_path, studio):
     same = studio.generate("a ring", duration=0.5, resolution=16, steps=2)
     np.testing.assert_array_equal(video.frames, same.frames)
     assert [entry.kind for entry in models([tmp_path])][-1] == "directory"
+
+
+def test_training_goes_on_from_a_model_that_lacks_a_layer(tmp_path, studio):
+    save_bundle(studio.bundle, tmp_path / "model", dtype="float32")
+    config = dataclasses.replace(studio.dit.config, near=True)
+    taken = take_weights(DiT(config, rngs=nnx.Rngs(7)), str(tmp_path / "model"), "dit")
+    assert not np.asarray(taken.blocks.near_scale[...]).any()
+    np.testing.assert_array_equal(taken.blocks.qkv.kernel[...], studio.dit.blocks.qkv.kernel[...])
+    narrow = DiT(dataclasses.replace(config, mlp_ratio=3), rngs=nnx.Rngs(7))
+    with pytest.raises(UserError, match="another architecture"):
+        take_weights(narrow, str(tmp_path / "model"), "dit")
 
 
 def test_damaged_or_foreign_models_are_refused_in_a_sentence(tmp_path, studio):

@@ -174,11 +174,13 @@ def take_weights(fresh: Model, name: str, part: str) -> Model:
     if stored is None:
         raise UserError(f"config.init_from: the model {name!r} has no {part}.")
     ours, theirs = named_leaves(fresh), named_leaves(stored)
-    for key, _, _ in _differences(ours, theirs):
+    for key, _, there in _differences(ours, theirs):
+        if there is None:  # a field switched on since, whose layer begins as `fresh` has it
+            continue
         raise UserError(
             f"config.init_from: the {part} of {name!r} is of another architecture, beginning at {key!r}."
         )
-    return fill(fresh, theirs)
+    return fill(fresh, ours | theirs)
 
 
 def _differences(
