@@ -26,7 +26,6 @@ def get_config(size: str = "Nano") -> ConfigDict:
                 "absolute": True,
                 "pooled_text": True,
                 "hints": True,
-                "near": False,
                 "dtype": "bfloat16",
                 "remat": "dots",
             },

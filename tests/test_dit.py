@@ -13,7 +13,7 @@ from flax import nnx
 from tiny_batch import wave
 
 from sora_jax.data.packing import PackedBatch, Placement, Run, pack_rows, unpack
-from sora_jax.data.patches import coordinates, find_neighbours
+from sora_jax.data.patches import coordinates
 from sora_jax.diffusion import flow
 from sora_jax.errors import UserError
 from sora_jax.models.dit import SIZES, DiT, DiTConfig, _pool, forward_flops
@@ -50,7 +50,6 @@ def make_runs() -> list[Run]:
                 text=wave(words, CONFIG.text_width, pitch=2 + 0.1 * i),
                 text_time=np.arange(words, dtype=np.float32) / 2,
                 hints=wave(n, 2 * (CONFIG.patch_width + 1), pitch=3 + 0.1 * i),
-                neighbours=find_neighbours(tuple(np.floor_divide(grid, CONFIG.patch).tolist())),
             )
         )
     return runs
@@ -94,10 +93,9 @@ BATCH, PLACES = pack_rows(RUNS, N, M, K)
 TABLE = sigma_table(SIGMAS, PLACES, BATCH)
 
 
-ALL = {"absolute": True, "pooled_text": True, "hints": True, "near": True}
-
-
-@pytest.fixture(scope="module", params=[{}, ALL], ids=["plain", "all"])
+@pytest.fixture(
+    scope="module", params=[{}, {"absolute": True, "pooled_text": True, "hints": True}], ids=["plain", "all"]
+)
 def model(request) -> DiT:
     return make_dit(dataclasses.replace(CONFIG, **request.param))
 

@@ -8,7 +8,6 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sora_jax.data.patches import NEIGHBOURS, find_neighbours
 from sora_jax.models import layers
 
 PERIODS = ((64.0, 0.25), (8.0, 0.125))
@@ -128,38 +127,3 @@ def test_each_token_gets_its_conditions_row_and_gives_it_its_gradient():
     for row in range(2):
         np.add.at(scattered[row], index[row], weights[row])
     np.testing.assert_allclose(gradient, scattered, rtol=1e-5, atol=1e-6)
-
-
-def test_neighbours_are_added_as_a_depthwise_convolution_adds_them():
-    """A run's grid is found in a row that holds another run too; the gradient is the sum's own."""
-    grid, other = (2, 3, 4), (1, 2, 2)
-    offsets = np.concatenate([np.zeros((3, 10), int), find_neighbours(grid), find_neighbours(other)])[None]
-    segment_ids = np.repeat([0, 1, 2], [3, 24, 4])[None]
-    places = layers.places_of(jnp.asarray(offsets), jnp.asarray(segment_ids))
-    x, kernel, weights = normal(1, 31, 5), normal(10, 5), normal(1, 31, 5)
-
-    def convolved(x, kernel):
-        out = [x[0, :3]]
-        for begin, shape in ((3, grid), (27, other)):
-            clip = x[0, begin : begin + np.prod(shape)].reshape(*shape, 5)
-            padded = jnp.pad(clip, [(1, 1)] * 3 + [(0, 0)])
-            total = clip
-            for k, step in enumerate(NEIGHBOURS):
-                window = tuple(slice(1 + s, 1 + s + n) for s, n in zip(step, shape, strict=True))
-                total = total + kernel[k] * padded[window]
-            out.append(total.reshape(-1, 5))
-        return jnp.concatenate(out)[None]
-
-    added = lambda x, kernel: layers.add_neighbours(x, kernel, places)
-    np.testing.assert_allclose(added(x, kernel), convolved(x, kernel), rtol=1e-5, atol=1e-5)
-    ours, theirs = (
-        jax.grad(lambda x, kernel, f=f: (f(x, kernel) * weights).sum(), argnums=(0, 1))(x, kernel)
-        for f in (added, convolved)
-    )
-    for mine, other_gradient in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(mine, other_gradient, rtol=1e-4, atol=1e-5)
-
-
-def test_a_slot_that_was_emptied_is_nobody_s_neighbour():
-    offsets, segment_ids = find_neighbours((1, 1, 3))[None], jnp.array([[1, 0, 1]])
-    assert (layers.places_of(jnp.asarray(offsets), segment_ids) == 3).all()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sora_jax.data.patches import NEIGHBOURS, coordinates, find_hints, find_neighbours, patchify, unpatchify
+from sora_jax.data.patches import coordinates, find_hints, patchify, unpatchify
 from sora_jax.errors import UserError
 
 
@@ -106,18 +106,3 @@ def test_a_hint_is_the_nearest_given_patch_at_the_same_place_on_either_side(t, m
                 np.testing.assert_allclose(hints[j, place, side, :3], patches[found[0], place], rtol=1e-6)
                 near = np.exp(-abs(time[j] - time[found[0]]))
                 np.testing.assert_allclose(hints[j, place, side, 3], near, rtol=1e-6)
-
-
-@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 5))
-@settings(max_examples=40, deadline=None)
-def test_a_neighbour_lies_one_step_away_and_is_mutual(t, y, x):
-    grid = (t, y, x)
-    offsets = find_neighbours(grid)
-    for n, place in enumerate(np.ndindex(grid)):
-        for k, step in enumerate(NEIGHBOURS):
-            there = np.add(place, step)
-            if not ((there >= 0) & (there < grid)).all():
-                assert offsets[n, k] == 0
-                continue
-            assert n + offsets[n, k] == np.ravel_multi_index(there, grid)
-            assert offsets[n + offsets[n, k], -1 - k] == -offsets[n, k]

@@ -144,9 +144,9 @@ def test_a_bundle_comes_back_as_it_was_stored(tmp_path, studio):
 
 def test_training_goes_on_from_a_model_that_lacks_a_layer(tmp_path, studio):
     save_bundle(studio.bundle, tmp_path / "model", dtype="float32")
-    config = dataclasses.replace(studio.dit.config, near=True)
+    config = dataclasses.replace(studio.dit.config, hints=True)
     taken = take_weights(DiT(config, rngs=nnx.Rngs(7)), str(tmp_path / "model"), "dit")
-    assert not np.asarray(taken.blocks.near_scale[...]).any()
+    assert not np.asarray(taken.hints_in.kernel[...]).any()
     np.testing.assert_array_equal(taken.blocks.qkv.kernel[...], studio.dit.blocks.qkv.kernel[...])
     narrow = DiT(dataclasses.replace(config, mlp_ratio=3), rngs=nnx.Rngs(7))
     with pytest.raises(UserError, match="another architecture"):

@@ -10,7 +10,6 @@ import grain
 import jax
 import numpy as np
 
-from sora_jax.data.patches import NEIGHBOURS
 from sora_jax.errors import UserError
 
 
@@ -37,7 +36,6 @@ class PackedBatch:
       condition_time: float[B,S], seconds from which the words in force there hold.
       condition_start: float[B,S], where σ starts there.
       hints: float[B,N,2(P+1)], see `Run`; None for a model that takes none.
-      neighbours: int32[B,N,10], see `Run`; None for a model that looks at none.
     """
 
     patches: Any
@@ -53,7 +51,6 @@ class PackedBatch:
     condition_time: Any
     condition_start: Any
     hints: Any = None
-    neighbours: Any = None
 
     @property
     def given(self) -> Any:
@@ -75,8 +72,6 @@ class Run:
       key: names the clip, in errors.
       hints: float[n,2(P+1)], what is given at a token's own place, latest before it and earliest after it: a patch
         and its nearness, see `patches.find_hints`; None is none.
-      neighbours: int32[n,10], how many slots further each neighbour of a token lies, see `patches.find_neighbours`;
-        None is none.
     """
 
     patches: np.ndarray
@@ -87,15 +82,11 @@ class Run:
     text_time: np.ndarray
     key: str = ""
     hints: Any = None
-    neighbours: Any = None
 
     def __post_init__(self) -> None:
         if self.hints is None:
             n, width = self.patches.shape
             object.__setattr__(self, "hints", np.zeros((n, 2 * (width + 1)), np.float32))
-        if self.neighbours is None:
-            none = np.zeros((len(self.patches), len(NEIGHBOURS)), np.int32)
-            object.__setattr__(self, "neighbours", none)
 
     @property
     def conditions(self) -> int:
@@ -255,7 +246,7 @@ def check_fits(run: Run, row_tokens: int, row_text: int, conditions: int = 1) ->
         )
 
 
-_OF_TOKENS = ("patches", "coords", "start", "words_time", "hints", "neighbours")
+_OF_TOKENS = ("patches", "coords", "start", "words_time", "hints")
 _OF_WORDS = ("text", "text_time")
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -14,13 +12,6 @@ from sora_jax.errors import UserError
 Grid = tuple[int, int, int]
 
 CoordinateMode = Literal["fractional", "absolute"]
-
-# Around a token, in (time, y, x): eight in space, its place before and after. Mirrored, the list is its negative.
-NEIGHBOURS = tuple(
-    step
-    for step in itertools.product((-1, 0, 1), repeat=3)
-    if any(step) and (step[0] == 0 or step[1:] == (0, 0))
-)
 
 
 def patchify(latent: np.ndarray, patch: Grid) -> np.ndarray:
@@ -124,23 +115,6 @@ def find_hints(patches: np.ndarray, start: np.ndarray, time: np.ndarray) -> np.n
             last = np.where(start[j] == 0, j, last)
     out[start == 0] = 0
     return out.reshape(t, m, -1)
-
-
-@functools.lru_cache(maxsize=256)
-def find_neighbours(grid: Grid) -> np.ndarray:
-    """How many slots further in its run each of a token's `NEIGHBOURS` lies, int32[n,10]; 0 where there is none.
-
-    Args:
-      grid: tokens in (time, y, x), in the order of `patchify`.
-    """
-    places = np.stack(np.meshgrid(*map(np.arange, grid), indexing="ij"), axis=-1).reshape(-1, 1, 3)
-    steps = np.array(NEIGHBOURS)
-    there = places + steps
-    inside = ((there >= 0) & (there < np.array(grid))).all(-1)
-    offsets = steps @ np.array([grid[1] * grid[2], grid[2], 1])
-    found = np.where(inside, offsets, 0).astype(np.int32)
-    found.flags.writeable = False  # it is kept, and shared
-    return found
 
 
 def _patch_grid(grid: Sequence[int], patch: Grid) -> Grid:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sora_jax.data.packing import Run, words_in_force
-from sora_jax.data.patches import CoordinateMode, Grid, coordinates, find_hints, find_neighbours, patchify
+from sora_jax.data.patches import CoordinateMode, Grid, coordinates, find_hints, patchify
 from sora_jax.errors import UserError
 
 GROUP = 4  # video frames of a latent frame, but for a stream's first
@@ -231,7 +231,6 @@ def to_run(
         text_time=held,
         key=key,
         hints=hints.reshape(len(patches), -1),
-        neighbours=find_neighbours(tuple(side // by for side, by in zip(canvas.grid, patch, strict=True))),
     )
 
 

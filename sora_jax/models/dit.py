@@ -17,19 +17,9 @@ from flax import nnx
 
 from sora_jax.axes import Coords, Patches, SegmentIds, Sigma
 from sora_jax.data.packing import PackedBatch
-from sora_jax.data.patches import NEIGHBOURS
 from sora_jax.errors import UserError
 from sora_jax.models.attention import BACKENDS, attend
-from sora_jax.models.layers import (
-    Linear,
-    add_neighbours,
-    fourier,
-    gather_conditions,
-    places_of,
-    rms_norm,
-    rotary_angles,
-    rotate,
-)
+from sora_jax.models.layers import Linear, fourier, gather_conditions, rms_norm, rotary_angles, rotate
 
 # Width, layers, heads: S to XL are DiT's own (Peebles and Xie 2022, table 1), Ti is ViT's; Pico and Nano
 # are for demonstrations, and for what two cores can train.
@@ -68,8 +58,6 @@ class DiTConfig:
         beside the words in the stream: a short way from a caption to every token.
       hints: whether a token is shown what is given at its own place before and after it (`data.patches.find_hints`),
         beside what attention finds: a short way to keep what doesn't change.
-      near: whether attention and MLP of a layer see a token's neighbours in the grid too (`layers.add_neighbours`):
-        outlines cross patches, and attention learns to look next door only slowly.
       dtype: of the arithmetic; parameters, norms, softmax and the residual stream's sums stay float32.
       remat: what the backward pass keeps of a layer: "all", "dots" (matrix products) or "none" (recompute).
       attention: a backend of `models.attention`.
@@ -88,7 +76,6 @@ class DiTConfig:
     absolute: bool = False
     pooled_text: bool = False
     hints: bool = False
-    near: bool = False
     dtype: str = "bfloat16"
     remat: str = "all"
     attention: str = "auto"
@@ -147,8 +134,6 @@ class Block(nnx.Module):
         self.qkv = Linear(D, 3 * D, rngs=rngs)
         self.qk_scale = nnx.Param(jnp.ones((2, head)))
         self.out = Linear(D, D, rngs=rngs)
-        if config.near:
-            self.near_scale = nnx.Param(jnp.zeros((2, len(NEIGHBOURS), D)))
         self.up = Linear(D, config.mlp_ratio * D, rngs=rngs)
         self.down = Linear(config.mlp_ratio * D, D, rngs=rngs)
 
@@ -159,7 +144,6 @@ class Block(nnx.Module):
         index_bn: jax.Array,
         angles: tuple[jax.Array, jax.Array],
         segment_ids_bn: SegmentIds,
-        neighbours_bnk: jax.Array | None,
         config: DiTConfig,
     ) -> jax.Array:
         B, N, D = x_bnd.shape
@@ -168,8 +152,6 @@ class Block(nnx.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation, 6, axis=-1)
 
         h = rms_norm(x_bnd).astype(dtype) * (1 + scale1) + shift1
-        if neighbours_bnk is not None:
-            h = add_neighbours(h, self.near_scale[0].astype(dtype), neighbours_bnk)
         q, k, v = jnp.split(self.qkv(h).reshape(B, N, 3 * config.heads, D // config.heads), 3, axis=2)
         qk_scale = self.qk_scale[...]
         q, k = rotate(rms_norm(q, qk_scale[0]), angles), rotate(rms_norm(k, qk_scale[1]), angles)
@@ -177,8 +159,6 @@ class Block(nnx.Module):
         x_bnd = x_bnd + gate1 * self.out(h)
 
         h = rms_norm(x_bnd).astype(dtype) * (1 + scale2) + shift2
-        if neighbours_bnk is not None:
-            h = add_neighbours(h, self.near_scale[1].astype(dtype), neighbours_bnk)
         return x_bnd + gate2 * self.down(jax.nn.gelu(self.up(h)))
 
 
@@ -231,13 +211,8 @@ class DiT(nnx.Module):
             condition = condition + self.pooled_in(_pool(words, batch))
         condition = jax.nn.silu(self.sigma_out(jax.nn.silu(condition)))
 
-        neighbours = None
-        if config.near:
-            neighbours = jnp.pad(batch.neighbours, ((0, 0), (M, 0), (0, 0)))
-            neighbours = places_of(neighbours, segment_ids)
-
         def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
-            return block(x, condition, index, angles, segment_ids, neighbours, config), None
+            return block(x, condition, index, angles, segment_ids, config), None
 
         if config.remat != "all":
             layer = jax.checkpoint(layer, policy=POLICIES[config.remat])

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sora_jax.axes import Coords, SegmentIds
+from sora_jax.axes import Coords
 
 
 class Linear(nnx.Module):
@@ -74,50 +74,3 @@ def gather_conditions(table_bsd: jax.Array, index_bn: jax.Array) -> jax.Array:
     """
     hot = jax.nn.one_hot(index_bn, table_bsd.shape[1], dtype=table_bsd.dtype)
     return jnp.einsum("bns,bsd->bnd", hot, table_bsd)
-
-
-def places_of(offsets_bnk: jax.Array, segment_ids_bn: SegmentIds) -> jax.Array:
-    """Slots of the neighbours that lie `offsets` further in the row, int32[B,N,K]; N where one is none of its run's."""
-    N = segment_ids_bn.shape[1]
-    places = jnp.arange(N)[:, None] + offsets_bnk
-    whose = jax.vmap(lambda ids, there: ids[there])(segment_ids_bn, jnp.clip(places, 0, N - 1))
-    known = (offsets_bnk != 0) & (segment_ids_bn[..., None] > 0) & (whose == segment_ids_bn[..., None])
-    return jnp.where(known, places, N)
-
-
-@jax.custom_vjp
-def add_neighbours(x_bnd: jax.Array, kernel_kd: jax.Array, places_bnk: jax.Array) -> jax.Array:
-    """x + Σ kernel[k] · x[places[k]]: a depthwise convolution over the grid that a run's tokens were cut from.
-
-    As before ConvNeXt's MLPs (Liu et al. 2022), but the grid is known by its tokens' neighbours alone, so that rows
-    may hold runs of any shape.
-
-    Args:
-      kernel_kd: a weight for each neighbour and channel.
-      places_bnk: slots, N for none; the k-th neighbour's own K-1-k-th is this token (`data.patches.NEIGHBOURS`).
-    """
-    return x_bnd + sum(kernel_kd[k] * near for k, near in enumerate(_neighbours(x_bnd, places_bnk)))
-
-
-def _neighbours(x_bnd: jax.Array, places_bnk: jax.Array) -> list[jax.Array]:
-    padded = jnp.pad(x_bnd, ((0, 0), (0, 1), (0, 0)))
-    take = jax.vmap(lambda x, place: x.at[place].get(mode="promise_in_bounds"))
-    return [take(padded, places_bnk[..., k]) for k in range(places_bnk.shape[-1])]
-
-
-def _add_forward(x, kernel, places):
-    return add_neighbours(x, kernel, places), (x, kernel, places)
-
-
-def _add_backward(kept, pulled):
-    # A gather's own gradient is a scatter-add, slow on every backend; neighbours being mutual, it is a gather too.
-    x, kernel, places = kept
-    from_x = add_neighbours(pulled, kernel[::-1], places)
-    to_kernel = [
-        jnp.einsum("bnd,bnd->d", near, pulled, preferred_element_type=jnp.float32)
-        for near in _neighbours(x, places)
-    ]
-    return from_x, jnp.stack(to_kernel).astype(kernel.dtype), None
-
-
-add_neighbours.defvjp(_add_forward, _add_backward)
