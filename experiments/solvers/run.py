@@ -33,7 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "apg 5": {"guidance": 5.0, "guidance_method": "apg"},
     "apg 8": {"guidance": 8.0, "guidance_method": "apg"},
 }
-GUIDANCE_STEPS = (8, 30)
+GUIDANCE_STEPS = (12,)
 SHOWN = ("colour", "shape", "direction", "count", "all")
 SHEET_PROMPTS = (
     "a red circle moves left",
@@ -74,9 +74,9 @@ def solvers(model: str, clips: int, split: str, only: str) -> None:
 @model_option
 @clips_option
 @split_option
-@click.option("--solver", default="unipc")
+@click.option("--solver", default="euler")
 def guidance(model: str, clips: int, split: str, solver: str) -> None:
-    """Every variant of guidance, with one solver at few and at many steps."""
+    """Every variant of guidance, with one solver at the default number of steps."""
     import sora_jax
 
     settings = {
@@ -146,8 +146,10 @@ def _plot_guidance(rows: dict[str, dict[str, Any]], path: pathlib.Path) -> None:
     """A bar for each variant with its 95% interval; a panel for each number of steps."""
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, len(GUIDANCE_STEPS), figsize=(5 * len(GUIDANCE_STEPS), 4.5), sharey=True)
-    for axes, steps in zip(panels, GUIDANCE_STEPS, strict=True):
+    figure, panels = plt.subplots(
+        1, len(GUIDANCE_STEPS), figsize=(5 * len(GUIDANCE_STEPS), 4.5), squeeze=False
+    )
+    for axes, steps in zip(panels[0], GUIDANCE_STEPS, strict=True):
         own = [rows[f"{name}, {steps}"]["accuracy"]["all"] for name in VARIANTS]
         shares = [100 * row["share"] for row in own]
         reach = [
@@ -157,7 +159,7 @@ def _plot_guidance(rows: dict[str, dict[str, Any]], path: pathlib.Path) -> None:
         axes.barh(list(VARIANTS), shares, xerr=reach, color="#6a9", ecolor="#555")
         axes.set(xlabel="colour, shape and direction right, %", title=f"{steps} steps", xlim=(0, 102))
         axes.grid(alpha=0.3, axis="x")
-    panels[0].invert_yaxis()
+    panels[0, 0].invert_yaxis()
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
