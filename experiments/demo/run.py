@@ -75,8 +75,8 @@ def main(out: pathlib.Path, train: bool, model: str) -> None:
     started = time.perf_counter()
     studio = sora_jax.load(model)
     requests = [
-        Request(prompt, duration=duration or 0.125, resolution=resolution, aspect=aspect)
-        for prompt, duration, resolution, aspect in PROMPTS
+        Request(prompt, duration=duration or 0.125, resolution=resolution, aspect=aspect, seed=seed)
+        for seed, (prompt, duration, resolution, aspect) in enumerate(PROMPTS)
     ]
     with click.progressbar(length=100, label="denoising") as bar:
         videos = studio.generate_batch(
