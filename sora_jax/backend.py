@@ -12,6 +12,7 @@ import logging
 import os
 import pathlib
 import platform
+import warnings
 
 ONEDNN = "--xla_cpu_experimental_onednn_custom_call"
 """bfloat16 products and 3-D convolutions through oneDNN: without it XLA widens every product to float32."""
@@ -46,6 +47,8 @@ def prepare() -> None:
             if name not in given
         ]
         os.environ["XLA_FLAGS"] = " ".join([given, *own]).strip()
+    # Programs with oneDNN's calls can't be kept (jax 0.12: bad_alloc while writing them), and JAX says so each time.
+    warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
     if CACHE not in os.environ:
         os.environ[CACHE] = str(_cache_home() / f"{version}-{_machine()}")
     _check_cache()

@@ -59,7 +59,6 @@ def test_a_folder_that_cannot_be_written_is_told_and_done_without(clean, tmp_pat
 
 
 def test_a_second_start_takes_what_the_first_compiled(tmp_path):
-    """Through oneDNN's calls too, which not every cache can hold."""
     program = (
         "import sora_jax, jax, jax.numpy as jnp\n"
         "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)\n"

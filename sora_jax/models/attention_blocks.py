@@ -7,6 +7,9 @@ import jax.numpy as jnp
 
 from sora_jax.axes import SegmentIds
 
+CHECKPOINT = "attention"
+"""What kernels keep for the backward pass bears this name: a result and a number a token, not worth computing again."""
+
 
 def sharing(segment_ids_bn: SegmentIds, block: int) -> jax.Array:
     """bool[B,G,G]: pairs of blocks of `block` tokens that may hold tokens of one run; a block always has itself.

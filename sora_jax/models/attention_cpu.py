@@ -13,9 +13,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from sora_jax.axes import SegmentIds
-from sora_jax.models.attention_blocks import sharing
+from sora_jax.models.attention_blocks import CHECKPOINT, sharing
 
 BLOCK = 256  # tokens; smaller skips more, larger has better matrix products (experiments/LOG.md)
 _NOTHING = -1e30
@@ -78,8 +79,10 @@ def _forward(q, k, v, ids, first, second, count) -> tuple[jax.Array, tuple[Any, 
 
     start = jnp.zeros_like(q), jnp.zeros((G, H, K)), jnp.full((G, H, K), _NOTHING)
     out, total, peak = jax.lax.fori_loop(0, count, pair, start)
-    out = out / total[..., None]
-    return out, (q, k, v, ids, first, second, count, out, peak + jnp.log(total))
+    out, normaliser = (
+        checkpoint_name(x, CHECKPOINT) for x in (out / total[..., None], peak + jnp.log(total))
+    )
+    return out, (q, k, v, ids, first, second, count, out, normaliser)
 
 
 def _backward(kept: tuple[Any, ...], pulled: jax.Array) -> tuple[jax.Array | None, ...]:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from sora_jax.axes import SegmentIds
-from sora_jax.models.attention_blocks import sharing
+from sora_jax.models.attention_blocks import CHECKPOINT, sharing
 
 BLOCKS = (512, 256, 128)  # tokens: the largest that wastes no more than an eighth of a row is taken
 
@@ -62,7 +62,7 @@ def _attend_row(q_hnf, k_hnf, v_hnf, ids_n, share_gg, block: int, interpret: boo
         save_residuals=False,
         mask_value=kernel.DEFAULT_MASK_VALUE,
         attn_logits_soft_cap=None,
-        residual_checkpoint_name=None,
+        residual_checkpoint_name=CHECKPOINT,
         mask_function=None,
         interpret=interpret,
     )

@@ -19,6 +19,7 @@ from sora_jax.axes import Coords, Patches, SegmentIds, Sigma
 from sora_jax.data.packing import PackedBatch
 from sora_jax.errors import UserError
 from sora_jax.models.attention import BACKENDS, attend
+from sora_jax.models.attention_blocks import CHECKPOINT
 from sora_jax.models.layers import Linear, fourier, gather_conditions, rms_norm, rotary_angles, rotate
 
 # Width, layers, heads: S to XL are DiT's own (Peebles and Xie 2022, table 1), Ti is ViT's; Pico and Nano
@@ -59,7 +60,8 @@ class DiTConfig:
       hints: whether a token is shown what is given at its own place before and after it (`data.patches.find_hints`),
         beside what attention finds: a short way to keep what doesn't change.
       dtype: of the arithmetic; parameters, norms, softmax and the residual stream's sums stay float32.
-      remat: what the backward pass keeps of a layer: "all", "dots" (matrix products) or "none" (recompute).
+      remat: what the backward pass keeps of a layer: "all", "dots" (matrix products, and attention's result) or "none"
+        (recompute).
       attention: a backend of `models.attention`.
     """
 
@@ -120,7 +122,10 @@ class DiTConfig:
 
 POLICIES = {
     "all": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(CHECKPOINT),
+    ),
     "none": jax.checkpoint_policies.nothing_saveable,
 }
 
