@@ -35,14 +35,8 @@ WORDS = 64  # a caption's slots where it has a row of its own
 # Room for words and runs in a packed row: enough that tokens are what fills it.
 ROOMS = {"toyworld": (320, 32), "web": (320, 32), "hostile": (2048, 256)}
 WAYS = ("padding", "buckets", "packing")
-LENGTHS = (
-    1,
-    4,
-    8,
-    16,
-    24,
-    32,
-)  # buckets' latent frames; a clip is cut to the longest it fills (Open-Sora's way)
+# Buckets' latent frames: a clip is cut to the longest that it fills, as Open-Sora does. All of toyworld's are there.
+LENGTHS = (1, 3, 5, 7, 10, 14, 20, 31)
 
 
 @click.command()
