@@ -89,6 +89,7 @@ class Queue:
             raise UserError(f"There is no solver {solver!r}: choose one of {', '.join(SOLVERS)}.")
         self.model, self.room, self.solver = model, room, solver
         self.passes = 1
+        self.walked = 0  # runs that the last step took further
         self._line: list[tuple[int, Request]] = []
         self._waited = 0
         self._seats: list[_Seat] = []
@@ -125,6 +126,7 @@ class Queue:
     def step(self) -> dict[int, np.ndarray]:
         """Seats who fits, walks everyone one step, and returns whoever is finished: {ticket: float32[n,P]}."""
         self._admit()
+        self.walked = len(self._seats)
         if not self._seats:
             return {}
         shape = (self.room.rows, self.room.conditions + 1)
