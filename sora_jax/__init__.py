@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sora_jax import backend
+
 if TYPE_CHECKING:
     from sora_jax.studio import Request, Studio, load, models
     from sora_jax.video import Video, read_video
+
+backend.prepare()  # before JAX starts, and without importing it
 
 __version__ = "0.1.0"
 __all__ = ["Request", "Studio", "Video", "load", "models", "read_video"]

@@ -82,7 +82,7 @@ def generate(
     for request in requests:
         studio.check(request)
     with progress_bar(not context.meta[QUIET], "step") as progress:
-        progress(0, own["steps"])
+        progress(0, own["steps"] * len(requests))
         videos = studio.generate_batch(requests, progress)
     for video, path in zip(videos, paths, strict=True):
         video.save(path)

@@ -1,27 +1,25 @@
 """Filling canvases: windows in time and space, packed into rows together, walked by the one sampler.
 
 A canvas may be longer than a row of tokens: it is filled in windows that overlap in time, and what has been filled
-is given to the next. Every call of the sampler's compiled step has the same shapes, whatever the canvases'.
+is given to the next. Windows of all canvases stand in one queue, whose compiled step has the same shapes throughout.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sora_jax.data.packing import PackedBatch, Placement, pack_rows, unpack
+from sora_jax.data.packing import pack_rows
 from sora_jax.data.patches import patchify, unpatchify
 from sora_jax.diffusion import flow
 from sora_jax.diffusion.canvas import Canvas, blend_windows, space_windows, to_run, windows
-from sora_jax.diffusion.guidance import METHODS, Guidance, tabulate
-from sora_jax.diffusion.sampler import SOLVERS, sample
+from sora_jax.diffusion.continuous import Queue, Request, Room
+from sora_jax.diffusion.guidance import METHODS, Guidance
+from sora_jax.diffusion.sampler import SOLVERS
 from sora_jax.errors import UserError
 from sora_jax.models.bundle import Bundle
 from sora_jax.models.dit import DiT
@@ -145,156 +143,101 @@ def fill(
         task.settings.check()
     if len({task.settings.solver for task in tasks}) > 1:
         raise UserError("What is made in one batch shares its solver: make it apart, or choose one.")
-    jobs = [_Job(bundle, task) for task in tasks]
-    rounds = max((len(job.windows) for job in jobs), default=0)
-    steps: list[int] = []  # of a round; the first one's is every other's share of the whole
-    for number in range(rounds):
-        busy = [job for job in jobs if number < len(job.windows)]
-        report = None
+    told = _told(encoder, [task.words for task in tasks])
+    avoided = _told(encoder, [((0.0, task.settings.negative),) for task in tasks])
+    jobs = [
+        _Job(bundle, task, words, unwanted)
+        for task, words, (unwanted, _) in zip(tasks, told, avoided, strict=True)
+    ]
+    busy = [job for job in jobs if job.windows]
+    if not busy:
+        return [job.canvas for job in jobs]
+    limits, asked = bundle.limits, {job: job.requests() for job in busy}
+    runs = [request.run for requests in asked.values() for request in requests]
+    needed = pack_rows(runs, limits.tokens, limits.row_text, MOST_RUNS, conditions=MOST_CONDITIONS)[0]
+    rows = min(len(needed.segment_ids), MOST_ROWS)
+    room = Room(rows, limits.tokens, limits.row_text, MOST_RUNS, MOST_CONDITIONS)
+    queue = Queue(transformer(bundle), room, tasks[0].settings.solver)
+    tickets: dict[int, tuple[_Job, int]] = {}
+    steps, done = sum(job.steps for job in busy), 0
+    while asked or queue.busy:
+        for job, requests in asked.items():
+            tickets |= {queue.add(request): (job, place) for place, request in enumerate(requests)}
+        asked = {}
+        for ticket, patches in queue.step().items():
+            job, place = tickets.pop(ticket)
+            # Windows follow one another: what is filled is given to the next.
+            if job.take(place, patches) and job.windows:
+                asked[job] = job.requests()
+        done += queue.walked
         if progress is not None:
-
-            def report(done: int, of: int, number: int = number) -> None:
-                steps.append(of)
-                progress(number * steps[0] + done * steps[0] // of, rounds * steps[0])
-
-        pieces = [piece for job in busy for piece in job.pieces(number)]
-        filled = iter(_sample(bundle, encoder, pieces, report))
-        for job in busy:
-            job.take(number, filled)
+            progress(done, steps)
     return [job.canvas for job in jobs]
-
-
-def _sample(
-    bundle: Bundle, encoder: TextEncoder, pieces: Sequence[_Piece], progress: Progress | None
-) -> list[np.ndarray]:
-    """Fills one window of each canvas; returns their latents."""
-    dit = transformer(bundle)
-    config, limits = dit.config, bundle.limits
-    states = _told(encoder, [piece.words for piece in pieces])
-    runs = [
-        to_run(piece.canvas, config.patch, text, time, config.coords, _name(piece.words))
-        for piece, (text, time) in zip(pieces, states, strict=True)
-    ]
-    pack = functools.partial(
-        pack_rows, row_tokens=limits.tokens, row_text=limits.row_text, max_runs=MOST_RUNS
-    )
-    needed = len(pack(runs, conditions=MOST_CONDITIONS)[0].segment_ids)
-    rows = min(needed, MOST_ROWS)
-    full = math.ceil(needed / rows) * rows
-    batch, places = pack(runs, rows=full, conditions=MOST_CONDITIONS)
-    negative = None
-    if any(piece.settings.negative for piece in pieces):
-        negative = _negative(encoder, pieces, batch, places)
-    noise = np.zeros_like(batch.patches)
-    for piece, place in zip(pieces, places, strict=True):
-        noise[place.row, place.start : place.start + place.length] = patchify(piece.noise, config.patch)
-    sigmas, guidance = _plan([piece.settings for piece in pieces], places, batch, bundle.base_tokens)
-
-    # Every call has the same shapes, whatever the canvases': one compilation.
-    parts = [slice(first, first + rows) for first in range(0, full, rows)]
-    out = []
-    for done, part in enumerate(parts):
-        report = None
-        if progress is not None:
-
-            def report(step: int, of: int, done: int = done) -> None:
-                progress(done * of + step, len(parts) * of)
-
-        few = functools.partial(jax.tree.map, lambda leaf, part=part: leaf[part])
-        out.append(
-            sample(
-                dit,
-                few(batch),
-                noise[part],
-                sigmas[:, part],
-                few(guidance),
-                pieces[0].settings.solver,
-                None if negative is None else few(negative),
-                report,
-            )
-        )
-    return [
-        unpatchify(patches, piece.canvas.grid, config.patch)
-        for patches, piece in zip(unpack(np.concatenate(out), places), pieces, strict=True)
-    ]
-
-
-def _negative(
-    encoder: TextEncoder, pieces: Sequence[_Piece], batch: PackedBatch, places: Sequence[Placement]
-) -> PackedBatch:
-    """The same rows with the words for what is not to be seen."""
-    words: list[Words] = [((0.0, p.settings.negative),) if p.settings.negative else () for p in pieces]
-    text, ids = np.zeros_like(batch.text), np.zeros_like(batch.text_segment_ids)
-    conditions = np.zeros_like(ids)
-    used = np.zeros(len(ids), int)
-    for (states, _), place in zip(_told(encoder, words), places, strict=True):
-        slots = slice(used[place.row], used[place.row] + len(states))
-        if slots.stop > ids.shape[1]:
-            raise UserError("The negative prompts of this batch are too long together: shorten them.")
-        text[place.row, slots], ids[place.row, slots] = states, place.segment
-        entries = np.flatnonzero(batch.condition_runs[place.row] == place.segment)
-        conditions[place.row, slots] = entries[0] if entries.size else 0
-        used[place.row] = slots.stop
-    return dataclasses.replace(
-        batch,
-        text=text,
-        text_segment_ids=ids,
-        text_time=np.zeros_like(batch.text_time),
-        text_condition_ids=conditions,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Piece:
-    """What one run of the sampler fills."""
-
-    canvas: Canvas
-    noise: np.ndarray
-    words: Words
-    settings: Settings
 
 
 class _Job:
     """A task on its way: its canvas as far as it is filled, and the windows that are left."""
 
-    def __init__(self, bundle: Bundle, task: Task) -> None:
-        self.task, self.canvas, self.patch = task, task.canvas, transformer(bundle).config.patch
+    def __init__(
+        self, bundle: Bundle, task: Task, words: tuple[np.ndarray, np.ndarray], negative: np.ndarray
+    ) -> None:
+        self.task, self.canvas, self.words = task, task.canvas, words
+        self.negative = negative if len(negative) else None
+        self.config, self.base_tokens = transformer(bundle).config, bundle.base_tokens
+        patch, limits = self.config.patch, bundle.limits
         t, y, x = task.canvas.grid
-        limits = bundle.limits
         self.places = [(0, 0, y, x)]
-        frame_tokens = y * x // math.prod(self.patch[1:])
+        frame_tokens = y * x // math.prod(patch[1:])
         if limits.frame_tokens and frame_tokens > limits.frame_tokens and task.canvas.start.max() < 1:
-            self.places = space_windows((y, x), self.patch, limits.frame_tokens)
-            frame_tokens = math.prod(self.places[0][2:]) // math.prod(self.patch[1:])
+            self.places = space_windows((y, x), patch, limits.frame_tokens)
+            frame_tokens = math.prod(self.places[0][2:]) // math.prod(patch[1:])
         most = window(bundle, frame_tokens)
-        by = self.patch[0]
+        by = patch[0]
         if most < min(t, 2 * by):
             raise UserError(
                 f"Frames of {frame_tokens} tokens are more than the model {bundle.name!r} holds in a row of "
                 f"{limits.tokens}: choose a lower resolution."
             )
         self.windows = windows(task.canvas, most, max(most // by // 2, 1) * by, by)
-        count = t * y * x // math.prod(self.patch)
-        width = math.prod(self.patch) * task.canvas.latent.shape[3]
+        self.filled: dict[int, np.ndarray] = {}  # by place
+        count = t * y * x // math.prod(patch)
+        width = math.prod(patch) * task.canvas.latent.shape[3]
         draw = np.random.default_rng(task.settings.seed).standard_normal((count, width))
-        self.noise = unpatchify(draw.astype(np.float32), (t, y, x), self.patch)
+        self.noise = unpatchify(draw.astype(np.float32), (t, y, x), patch)
 
-    def pieces(self, number: int) -> list[_Piece]:
-        seen, _ = self.windows[number]
+    @property
+    def steps(self) -> int:
+        """Of all runs that it still takes."""
+        return len(self.windows) * len(self.places) * self.task.settings.steps
+
+    def requests(self) -> list[Request]:
+        """The runs that fill its next window, one a place."""
+        seen, _ = self.windows[0]
         part = self.canvas.part(seen)
         return [
-            _Piece(
-                part.crop(*place) if len(self.places) > 1 else part,
-                self.noise[seen, place[0] : place[0] + place[2], place[1] : place[1] + place[3]],
-                self.task.words,
-                self.task.settings,
+            self._request(
+                part.crop(top, left, high, wide) if len(self.places) > 1 else part,
+                self.noise[seen, top : top + high, left : left + wide],
             )
-            for place in self.places
+            for top, left, high, wide in self.places
         ]
 
-    def take(self, number: int, filled: Any) -> None:
-        seen, new = self.windows[number]
-        latents = [next(filled) for _ in self.places]
+    def _request(self, canvas: Canvas, noise: np.ndarray) -> Request:
+        name = " / ".join(prompt for _, prompt in self.task.words)
+        run = to_run(canvas, self.config.patch, *self.words, self.config.coords, name)
+        settings = self.task.settings
+        factor = flow.shift_factor(jnp.array(len(run.patches)), self.base_tokens)
+        levels = np.asarray(flow.schedule(settings.steps, factor, float(run.start.max())))
+        return Request(run, patchify(noise, self.config.patch), levels, settings.weights, self.negative)
+
+    def take(self, place: int, patches: np.ndarray) -> bool:
+        """Takes what fills a place of its window; true where that was the window's last."""
+        seen, new = self.windows[0]
+        _, _, high, wide = self.places[place]
+        self.filled[place] = unpatchify(patches, (seen.stop - seen.start, high, wide), self.config.patch)
+        if len(self.filled) < len(self.places):
+            return False
+        latents = [self.filled[place] for place in range(len(self.places))]
         whole = blend_windows(latents, self.places, self.canvas.grid[1:])
         latent, start = self.canvas.latent.copy(), self.canvas.start.copy()
         fresh = np.s_[new.start - seen.start : new.stop - seen.start]
@@ -302,6 +245,9 @@ class _Job:
         latent[new] = np.where(painted, whole[fresh], latent[new])
         start[new] = 0
         self.canvas = dataclasses.replace(self.canvas, latent=latent, start=start)
+        self.filled = {}
+        del self.windows[0]
+        return True
 
 
 def _told(encoder: TextEncoder, words: Sequence[Words]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -319,23 +265,3 @@ def _told(encoder: TextEncoder, words: Sequence[Words]) -> list[tuple[np.ndarray
         )
         out.append((text, time))
     return out
-
-
-def _name(words: Words) -> str:
-    return " / ".join(prompt for _, prompt in words)
-
-
-def _plan(
-    settings: Sequence[Settings], places: Sequence[Placement], batch: PackedBatch, base_tokens: float
-) -> tuple[np.ndarray, Guidance]:
-    """Levels [steps+1,B,S] and guidance by entry of the table; each run has its own, wherever it lies."""
-    steps = max(own.steps for own in settings)
-    sigmas = np.zeros((steps + 1, *batch.condition_runs.shape), np.float32)
-    for own, place in zip(settings, places, strict=True):
-        mine = batch.condition_runs[place.row] == place.segment
-        starts = batch.condition_start[place.row, mine]
-        if starts.size:
-            factor = flow.shift_factor(jnp.array(place.length), base_tokens)
-            levels = np.asarray(flow.schedule(own.steps, factor, float(starts.max())))
-            sigmas[: own.steps + 1, place.row, mine] = np.minimum(levels[:, None], starts)
-    return sigmas, tabulate([own.weights for own in settings], places, batch.condition_runs)

@@ -1,7 +1,7 @@
 """Every attention backend against softmax attention in NumPy, where each run is alone."""
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,14 @@ from hypothesis import strategies as st
 
 from sora_jax.errors import UserError
 from sora_jax.models.attention import BACKENDS, attend
+from sora_jax.models.attention_blocks import sharing
+from sora_jax.models.attention_cpu import blocked
+from sora_jax.models.attention_tpu import splash
 
 B, N, H, F = 2, 16, 2, 8
-every_backend = pytest.mark.parametrize("backend", BACKENDS)
+# A TPU's kernel in plain JAX, and a CPU's in blocks so small that rows of 16 have several.
+KERNELS = BACKENDS | {"tpu": partial(splash, interpret=True), "cpu, small": partial(blocked, block=8)}
+every_backend = pytest.mark.parametrize("backend", KERNELS)
 
 
 def tensors(seed: int = 0) -> tuple[np.ndarray, ...]:
@@ -27,7 +32,7 @@ def packed(backend: str) -> Callable[..., tuple[jax.Array, tuple[jax.Array, ...]
     @jax.jit
     def output_and_gradients(q, k, v, back, segment_ids):
         with jax.default_matmul_precision("highest"):
-            out, pull = jax.vjp(lambda q, k, v: attend(q, k, v, segment_ids, backend), q, k, v)
+            out, pull = jax.vjp(lambda q, k, v: KERNELS[backend](q, k, v, segment_ids), q, k, v)
             return out, pull(back)
 
     return output_and_gradients
@@ -103,10 +108,11 @@ def test_what_lies_in_other_slots_does_not_matter(backend):
 def test_bfloat16_keeps_its_dtype_and_its_three_digits(backend):
     ids = np.tile(np.repeat([1, 2, 0], [7, 5, 4]), (B, 1)).astype(np.int32)
     q, k, v, _ = (jnp.asarray(x, jnp.bfloat16) for x in tensors())
-    out = attend(q, k, v, ids, backend)
+    out = KERNELS[backend](q, k, v, ids)
     assert out.dtype == jnp.bfloat16
     exact = attend(*(x.astype(jnp.float32) for x in (q, k, v)), ids, "reference")
-    np.testing.assert_allclose(np.asarray(out, np.float32), exact, atol=0.03)
+    filled = np.s_[:, :12]  # what an empty slot holds is a kernel's own affair
+    np.testing.assert_allclose(np.asarray(out, np.float32)[filled], exact[filled], atol=0.03)
 
 
 def test_auto_is_what_suits_this_machine():
@@ -120,3 +126,27 @@ def test_an_unknown_backend_is_refused_and_the_known_ones_are_named():
     q, k, v, _ = tensors()
     with pytest.raises(UserError, match="'flash'.*reference"):
         attend(q, k, v, np.ones((B, N), np.int32), "flash")
+
+
+def test_a_kernel_of_another_machine_is_told_and_this_machine_s_taken(caplog):
+    q, k, v, _ = tensors()
+    ids = np.ones((B, N), np.int32)
+    np.testing.assert_array_equal(attend(q, k, v, ids, "tpu"), attend(q, k, v, ids))
+    assert "Attention 'tpu' needs another machine than this one (cpu): 'cpu' is taken." in caplog.messages
+
+
+@given(ids=st.lists(st.integers(0, 5), min_size=24, max_size=24))
+def test_blocks_that_are_left_out_share_no_run(ids):
+    row = np.array(ids, np.int32)
+    share = np.asarray(sharing(jnp.asarray(row[None]), 4))[0]
+    for a, b in np.ndindex(share.shape):
+        here, there = (set(row[4 * i : 4 * i + 4]) - {0} for i in (a, b))
+        assert share[a, b] or not here & there
+
+
+def test_a_packed_row_leaves_out_all_that_can_be_left_out():
+    """Text first, then runs in order: a block sees its own run's blocks, text among them, and its neighbours'."""
+    row = np.concatenate([np.repeat([1, 2, 3, 0], [4, 4, 4, 4]), np.repeat([1, 2, 3, 0], [16, 24, 8, 16])])
+    share = np.asarray(sharing(jnp.asarray(row[None].astype(np.int32)), 4))[0]
+    exact = np.array([[bool(set(a) & set(b) - {0}) for b in row.reshape(-1, 4)] for a in row.reshape(-1, 4)])
+    np.testing.assert_array_equal(share, exact | np.eye(len(exact), dtype=bool))

@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -14,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_model import tiny_bundle
 
-from sora_jax.data.packing import pack_rows
 from sora_jax.data.patches import coordinates, unpatchify
-from sora_jax.diffusion import abilities, flow
+from sora_jax.diffusion import abilities
 from sora_jax.diffusion.canvas import (
     GROUP,
     Canvas,
@@ -34,7 +32,7 @@ from sora_jax.diffusion.canvas import (
 from sora_jax.diffusion.sampler import solver_step
 from sora_jax.engine import SEAMS, Engine
 from sora_jax.errors import UserError
-from sora_jax.filling import Settings, Task, _plan
+from sora_jax.filling import Settings, Task
 from sora_jax.models.bundle import Limits
 from sora_jax.models.vae import VAE
 from sora_jax.plans import Plan
@@ -441,27 +439,6 @@ def test_frames_of_which_no_two_fit_a_row_are_refused(narrow):
     sketch = abilities.blank((5, 32, 64), 8.0)
     with pytest.raises(UserError, match="Frames of 8 tokens are more than .* holds in a row of 6"):
         narrow.fill([Task(narrow.encode(sketch))])
-
-
-def test_what_starts_lower_waits_until_its_run_comes_down_to_it():
-    start = np.array([1, 0.5, 0, 0.5], np.float32)[:, None, None]
-    words = np.zeros((0, 6)), np.zeros(0)
-    runs = [to_run(make_plain(own), (1, 1, 1), *words) for own in (start, 0.6 * start[::-1])]
-    batch, places = pack_rows(runs, 12, 4, 4, conditions=6)
-    chosen = [Settings(steps=5, guidance=4.0), Settings(steps=3)]
-    sigmas, guidance = _plan(chosen, places, batch, 1.0)
-    factor, tokens = flow.shift_factor(jnp.array(4.0), 1.0), np.arange(12)
-    assert sigmas.shape == (6, 1, 7) and not sigmas[..., 0].any()
-    for place, run, own in zip(places, runs, chosen, strict=True):
-        walk = np.zeros(6, np.float32)
-        walk[: own.steps + 1] = flow.schedule(own.steps, factor, run.start.max())
-        mine = (place.start <= tokens) & (tokens < place.start + place.length)
-        levels = sigmas[:, 0][:, batch.condition_ids[0, mine]]
-        np.testing.assert_allclose(levels, np.minimum(walk[:, None], run.start), atol=1e-6)
-        painted = batch.condition_ids[0, mine & (batch.start[0] > 0)]
-        assert (guidance.text[0, painted] == own.guidance).all()
-    unused = batch.condition_runs[0] == 0
-    assert not sigmas[:, 0, unused].any() and (guidance.text[0, unused] == 1).all()
 
 
 def test_an_autoencoder_of_other_groups_is_refused():

@@ -358,7 +358,7 @@ def test_evaluate_toyworld_prints_shares_and_writes_its_files(fake, capsys):
     assert list(rows) == ["attribute", "colour", "shape", "direction", "size", "count", "inside", "all three"]
     assert rows["colour"][:2] == ["2/2", "100.0%"] and rows["count"][-1] == "-"
     assert "64×64, 8 frames" in out and "64×64, 16 frames" in out
-    assert "2/2" in err and "clip/s" in err
+    assert "4/4" in err  # two runs of two steps and "clip/s" in err
     assert fake.loads == [], "true clips need no model"
     result = json.loads(pathlib.Path("x.json").read_text())
     assert result["settings"]["source"] == "truth" and len(result["clips"]) == 2
@@ -378,7 +378,7 @@ def test_a_real_model_from_its_folder_to_files(tmp_path, monkeypatch, capsys):
     assert cli.main(["generate", "a star", "a ring moves left", *small, "--aspect", "16:9"]) == 0
     out, err = capsys.readouterr()
     assert [line.split("  ")[1] for line in out.splitlines()] == ["28×16, 12 frames at 6 fps (2 s)"] * 2
-    assert "2/2" in err
+    assert "4/4" in err  # two runs of two steps
     assert read_video("out-2.mp4").frames.shape == (12, 16, 28, 3)
     assert cli.main(["generate", "a star", *small, "--duration", "15", "-o", "long.mp4"]) == 0
     assert "90 frames at 6 fps (15 s)" in capsys.readouterr().out, "longer than the model sees at once"

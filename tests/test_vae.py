@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from sora_jax.backend import ONEDNN
 from sora_jax.errors import UserError
 from sora_jax.models import vae
 from sora_jax.models.vae import VAE, VAEConfig
@@ -177,7 +178,7 @@ def test_the_causal_convolution_is_one_on_every_path(backend, monkeypatch):
 
 @pytest.mark.parametrize(
     ("backend", "flags", "three_axes"),
-    [("cpu", "", False), ("cpu", vae.ONEDNN_FLAG, True), ("tpu", "", True)],
+    [("cpu", "", False), ("cpu", f"{ONEDNN}=true", True), ("tpu", "", True)],
 )
 def test_which_form_the_convolution_takes(monkeypatch, backend, flags, three_axes):
     x, kernel = jnp.ones((1, 3, 4, 4, 2)), jnp.ones((3, 3, 3, 2, 2))

@@ -21,12 +21,6 @@ import sys
 
 import click
 
-# bfloat16 on CPUs: without the first XLA widens every product to float32 (experiments/LOG.md).
-if "XLA_FLAGS" not in os.environ and "cpu" in os.environ.get("JAX_PLATFORMS", "cpu"):
-    os.environ["XLA_FLAGS"] = (
-        "--xla_cpu_experimental_onednn_custom_call=true --xla_cpu_prefer_vector_width=512"
-    )
-
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parents[1]
 FOOTAGE = ROOT.parent / "shared" / "footage"

@@ -19,7 +19,16 @@ from sora_jax.axes import Coords, Patches, SegmentIds, Sigma
 from sora_jax.data.packing import PackedBatch
 from sora_jax.errors import UserError
 from sora_jax.models.attention import BACKENDS, attend
-from sora_jax.models.layers import Linear, fourier, gather_conditions, rms_norm, rotary_angles, rotate
+from sora_jax.models.attention_blocks import CHECKPOINT
+from sora_jax.models.layers import (
+    Linear,
+    fourier,
+    gather_conditions,
+    permute,
+    rms_norm,
+    rotary_angles,
+    rotate,
+)
 
 # Width, layers, heads: S to XL are DiT's own (Peebles and Xie 2022, table 1), Ti is ViT's; Pico and Nano
 # are for demonstrations, and for what two cores can train.
@@ -59,7 +68,8 @@ class DiTConfig:
       hints: whether a token is shown what is given at its own place before and after it (`data.patches.find_hints`),
         beside what attention finds: a short way to keep what doesn't change.
       dtype: of the arithmetic; parameters, norms, softmax and the residual stream's sums stay float32.
-      remat: what the backward pass keeps of a layer: "all", "dots" (matrix products) or "none" (recompute).
+      remat: what the backward pass keeps of a layer: "all", "dots" (matrix products, and attention's result) or "none"
+        (recompute).
       attention: a backend of `models.attention`.
     """
 
@@ -120,7 +130,10 @@ class DiTConfig:
 
 POLICIES = {
     "all": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(CHECKPOINT),
+    ),
     "none": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -205,6 +218,13 @@ class DiT(nnx.Module):
         index = jnp.concatenate([batch.text_condition_ids, batch.condition_ids], axis=1)
         text_coords = jnp.pad(batch.text_time[..., None], ((0, 0), (0, 0), (0, 4)))
         coords = jnp.concatenate([text_coords, batch.coords], axis=1)
+        # Each run's words before its patches, empty slots last: what attends to each other then lies together, and
+        # attention leaves out as many blocks as it can.
+        order = jnp.argsort(jnp.where(segment_ids > 0, segment_ids, segment_ids.shape[1]), axis=1)
+        inverse = jnp.argsort(order, axis=1)
+        x = permute(x, order, inverse)
+        segment_ids, index = (jnp.take_along_axis(ids, order, axis=1) for ids in (segment_ids, index))
+        coords = jnp.take_along_axis(coords, order[..., None], axis=1)
         angles = rotary_angles(coords, config.width // config.heads, config.rope_periods)
         condition = self.sigma_in(fourier(sigma_bs, 256, longest=4.0, shortest=2e-3))
         if config.pooled_text:
@@ -220,7 +240,8 @@ class DiT(nnx.Module):
         shift, scale = jnp.split(
             gather_conditions(self.modulation(condition), batch.condition_ids), 2, axis=-1
         )
-        return self.patch_out(rms_norm(x[:, M:]) * (1 + scale) + shift)
+        x = permute(x, inverse, order)[:, M:]
+        return self.patch_out(rms_norm(x) * (1 + scale) + shift)
 
 
 def _pool(words_bme: jax.Array, batch: PackedBatch) -> jax.Array:

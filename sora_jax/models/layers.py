@@ -67,6 +67,24 @@ def rotate(x_bnhf: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
+@jax.custom_vjp
+def permute(x_bnd: jax.Array, order_bn: jax.Array, inverse_bn: jax.Array) -> jax.Array:
+    """x[order] in each row; `inverse` undoes it, and brings the gradient back: a gather's own is a slow scatter."""
+    return jnp.take_along_axis(x_bnd, order_bn[..., None], axis=1)
+
+
+def _permute_forward(x, order, inverse):
+    return permute(x, order, inverse), (order, inverse)
+
+
+def _permute_backward(kept, pulled):
+    order, inverse = kept
+    return permute(pulled, inverse, order), None, None
+
+
+permute.defvjp(_permute_forward, _permute_backward)
+
+
 def gather_conditions(table_bsd: jax.Array, index_bn: jax.Array) -> jax.Array:
     """Row of the table for each token, [B,S,D] and [B,N] → [B,N,D], as a product with a one-hot matrix.
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -19,12 +18,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sora_jax.axes import Clip, Latent
+from sora_jax.backend import onednn
 from sora_jax.errors import UserError
 from sora_jax.models.layers import Linear
 
 Stride = tuple[int, int, int]
-
-ONEDNN_FLAG = "--xla_cpu_experimental_onednn_custom_call=true"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,10 +117,10 @@ def causal_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """3-D convolution that sees no later time step: x [B, T+2, Y, X, I], kernel [3,3,3,I,O] → [B,T,Y,X,O].
 
     The caller has put two past steps before x. XLA's CPU backend is slow at 3-D convolutions unless it may call
-    oneDNN (`ONEDNN_FLAG`); without, the three time taps are stacked as channels of one 2-D convolution, which is
+    oneDNN (`backend.onednn`); without, the three time taps are stacked as channels of one 2-D convolution, which is
     1.4 to 6 times faster there (experiments/LOG.md).
     """
-    if jax.default_backend() != "cpu" or ONEDNN_FLAG in os.environ.get("XLA_FLAGS", ""):
+    if jax.default_backend() != "cpu" or onednn():
         return _conv3d(x, kernel)
     B, T, Y, X, C = x.shape
     T -= 2

@@ -1,0 +1,104 @@
+"""32 mixed requests: one after another, in batches of equal shape, or from one queue. See README.md beside.
+
+python experiments/batching/run.py --json experiments/batching/batching.json
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import json
+import os
+import pathlib
+import platform
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+import jax
+import numpy as np
+
+import sora_jax
+from sora_jax.diffusion import abilities
+from sora_jax.diffusion.canvas import Canvas
+from sora_jax.filling import Settings, Task
+
+# (seconds, height, width, steps) in turn: images and clips, four aspect ratios, four numbers of steps.
+SHAPES = (
+    (0.0, 64, 64, 12),
+    (2.0, 64, 64, 12),
+    (1.0, 64, 112, 8),
+    (0.0, 112, 64, 20),
+    (3.0, 64, 64, 12),
+    (1.0, 64, 80, 30),
+    (2.0, 112, 64, 12),
+    (0.0, 64, 64, 8),
+)
+PROMPTS = (
+    "a red circle moves left",
+    "a large blue square moves up",
+    "a yellow star",
+    "a green ring moves right",
+)
+
+
+@click.command()
+@click.option("--json", "out", type=click.Path(path_type=pathlib.Path), help="Where to write the figures.")
+@click.option("--model", default="toyworld")
+@click.option("--count", default=32)
+@click.option("--repeats", default=2, help="The best of so many is told.")
+def main(out: pathlib.Path | None, model: str, count: int, repeats: int) -> None:
+    """Prints seconds, ratios and how far results differ; decoding is left out, for it is the same for all."""
+    studio = sora_jax.load(model)
+    tasks = [make(studio, *shape, number) for number, shape in zip(range(count), itertools.cycle(SHAPES))]
+    ways: dict[str, Callable[[], list[Canvas]]] = {
+        "one after another": lambda: [canvas for task in tasks for canvas in studio.fill([task])],
+        "batches of equal shape": lambda: alike(studio, tasks),
+        "one queue": lambda: studio.fill(tasks),
+    }
+    rows: dict[str, Any] = {}
+    results = {}
+    for name, way in ways.items():
+        results[name] = way()  # compiles
+        taken = []
+        for _ in range(repeats):
+            started = time.perf_counter()
+            way()
+            taken.append(time.perf_counter() - started)
+        rows[name] = {"seconds": min(taken)}
+    solo = results["one after another"]
+    click.echo(f"{'way':24} {'seconds':>8} {'ratio':>7} {'largest difference':>20}")
+    for name, row in rows.items():
+        row["ratio"] = rows["one after another"]["seconds"] / row["seconds"]
+        row["difference"] = max(
+            float(np.abs(a.latent - b.latent).max()) for a, b in zip(results[name], solo, strict=True)
+        )
+        click.echo(f"{name:24} {row['seconds']:8.1f} {row['ratio']:6.2f}× {row['difference']:20.1e}")
+    if out:
+        machine = f"{os.cpu_count()} cores, {platform.machine()}"
+        whole = {"machine": machine, "jax": jax.__version__, "requests": count, "ways": rows}
+        out.write_text(json.dumps(whole, indent=1) + "\n")
+
+
+def make(studio: Any, seconds: float, height: int, width: int, steps: int, number: int) -> Task:
+    """A request as a canvas to fill."""
+    frames = 1 + 4 * round(seconds * 2)
+    canvas = studio.encode(abilities.blank((frames, height, width), 8.0))
+    words = ((0.0, PROMPTS[number % len(PROMPTS)]),)
+    return Task(canvas, words, Settings(seed=number, steps=steps))
+
+
+def alike(studio: Any, tasks: Sequence[Task]) -> list[Canvas]:
+    """Those of one shape and number of steps together, as most servers batch."""
+    groups: dict[Any, list[int]] = collections.defaultdict(list)
+    for number, task in enumerate(tasks):
+        groups[task.canvas.grid, task.settings.steps].append(number)
+    out: dict[int, Canvas] = {}
+    for numbers in groups.values():
+        out |= dict(zip(numbers, studio.fill([tasks[number] for number in numbers]), strict=True))
+    return [out[number] for number in range(len(tasks))]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""Padding, buckets or packing: the same model, stream and budget of slots a step, three ways to batch. See README.md.
+
+    python experiments/packing/run.py --json experiments/packing/packing.json
+
+Each way runs in a process of its own, so that compilations and memory are its own.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import pathlib
+import platform
+import resource
+import runpy
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import click
+import jax
+import numpy as np
+from packers import PACKERS, Room
+from streams import ROOT, STREAMS, Shape, make_run, shapes
+
+from sora_jax.data.packing import PackedBatch, Run, pack_rows
+
+HERE = pathlib.Path(__file__).parent
+SLOTS = 4096  # a step's, for every way; also the longest run
+WORDS = 64  # a caption's slots where it has a row of its own
+# Room for words and runs in a packed row: enough that tokens are what fills it.
+ROOMS = {"toyworld": (256, 24), "web": (256, 24), "hostile": (2048, 256)}
+WAYS = ("padding", "buckets", "packing")
+# Buckets' latent frames: a clip is cut to the longest that it fills, as Open-Sora does. All of toyworld's are there.
+LENGTHS = (1, 3, 5, 7, 10, 14, 20, 31)
+
+
+@click.command()
+@click.option("--json", "out", type=click.Path(path_type=pathlib.Path), help="Where to write the figures.")
+@click.option("--stream", "names", multiple=True, type=click.Choice([*STREAMS]), help="Default: all.")
+@click.option("--size", default="Ti", help="Of the transformer, see models/dit.py.")
+@click.option("--seconds", default=60.0, help="Of training steps, for each stream and way.")
+@click.option("--runs", default=4000, help="Runs that packers are compared on.")
+@click.option("--one", hidden=True, help="stream,way: measure that alone, and print it.")
+def main(
+    out: pathlib.Path | None, names: tuple[str, ...], size: str, seconds: float, runs: int, one: str | None
+) -> None:
+    """Prints a table of packers and a table of ways to batch."""
+    if one:
+        stream, way = one.split(",")
+        click.echo(json.dumps(measure(stream, way, size, seconds)))
+        return
+    names = names or tuple(STREAMS)
+    result: dict[str, Any] = {
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "jax": jax.__version__,
+        "size": size,
+        "slots": SLOTS,
+        "packers": compare_packers(names, runs),
+        "ways": {},
+    }
+    click.echo(
+        f"\n{'stream':9} {'way':8} {'real':>6} {'useful/s':>9} {'ratio':>6} {'compile':>12} {'peak':>8}"
+    )
+    for stream in names:
+        rows = {way: _apart(stream, way, size, seconds) for way in WAYS}
+        result["ways"][stream] = rows
+        for way, row in rows.items():
+            ratio = rows["packing"]["useful_a_second"] / row["useful_a_second"]
+            click.echo(
+                f"{stream:9} {way:8} {row['real']:6.1%} {row['useful_a_second']:9.0f} {ratio:5.2f}× "
+                f"{row['compile_seconds']:6.1f} s/{row['compilations']:<3} {row['peak_mib']:5.0f} MiB"
+            )
+    if out:
+        out.write_text(json.dumps(result, indent=1) + "\n")
+        plot(result, out.with_suffix(".png"))
+
+
+def compare_packers(names: tuple[str, ...], runs: int) -> dict[str, dict[str, float]]:
+    """Share of slots filled by each packer, by number of open rows."""
+    table: dict[str, dict[str, float]] = {}
+    click.echo(f"{'share of slots filled, %':24}" + "".join(f"{name:>24}" for name in names))
+    for packer, lay in PACKERS.items():
+        for window in (16, 64, 256):
+            label, filled = f"{packer}, {window} rows", {}
+            for name in names:
+                stream = shapes(name)
+                sizes = [(shape.tokens, shape.words) for shape, _ in zip(stream, range(runs))]
+                if sum(tokens for tokens, _ in sizes) < 3 * window * SLOTS:
+                    continue  # too few to tell: what is open at the end would count
+                rows = list(lay(sizes, Room(SLOTS, *ROOMS[name]), window))[:-window]
+                filled[name] = sum(tokens for row in rows for tokens, _ in row) / (len(rows) * SLOTS)
+            table[label] = filled
+            cells = (f"{filled[name]:24.1%}" if name in filled else f"{'–':>24}" for name in names)
+            click.echo(f"{label:24}" + "".join(cells))
+    return table
+
+
+def batches(stream: str, way: str, seed: int = 0) -> Iterator[PackedBatch]:
+    """Batches of at most `SLOTS` slots; only buckets differ in shape."""
+    rng = np.random.default_rng(seed)
+    if way == "packing":
+        words, runs = ROOMS[stream]
+        yield from _packed(stream, rng, words, runs)
+        return
+    waiting: dict[Shape | None, list[Run]] = collections.defaultdict(list)
+    for shape in shapes(stream, seed):
+        key, length = None, SLOTS
+        if way == "buckets":
+            shape = Shape(max(t for t in LENGTHS if t <= shape.t), shape.y, shape.x, shape.words)
+            key, length = Shape(shape.t, shape.y, shape.x, 0), shape.tokens
+        group = waiting[key]
+        group.append(make_run(shape, rng))
+        rows = SLOTS // length
+        if len(group) == rows:
+            yield pack_rows(group, length, WORDS, 1, rows)[0]
+            group.clear()
+
+
+def _packed(stream: str, rng: np.random.Generator, words: int, most: int) -> Iterator[PackedBatch]:
+    """Rows by the packer that the table above chooses."""
+    room, pending = Room(SLOTS, words, most), collections.defaultdict(list)
+
+    def sizes() -> Iterator[tuple[int, int]]:
+        for shape in shapes(stream):
+            pending[shape.tokens, shape.words].append(shape)
+            yield shape.tokens, shape.words
+
+    for row in PACKERS["first fit"](sizes(), room, 64):
+        own = [make_run(pending[size].pop(0), rng) for size in row]
+        yield pack_rows(own, SLOTS, words, most, 1)[0]
+
+
+def measure(stream: str, way: str, size: str, seconds: float) -> dict[str, Any]:
+    """Trains for so many seconds of steps; compilations are timed apart."""
+    from sora_jax.config import component
+    from sora_jax.train.dit_objective import DiTObjective
+    from sora_jax.train.loop import make_steps
+    from sora_jax.train.optim import OptimConfig
+
+    config = runpy.run_path(str(ROOT / "configs" / "toyworld_dit.py"))["get_config"](size)
+    config.pipeline.max_runs = 1 if way != "packing" else ROOMS[stream][1]
+    with tempfile.TemporaryDirectory() as folder:
+        objective = DiTObjective(config, pathlib.Path(folder))
+    init, step = make_steps(objective, component(OptimConfig, dict(config.optim) | {"steps": 1000}, "optim"))
+    key = jax.random.key(0)
+    state = jax.jit(init)(key)
+    programs: dict[Any, Any] = {}
+    spent = compiling = 0.0
+    useful = slots = steps = clips = 0
+    for batch in batches(stream, way):
+        shape = batch.patches.shape
+        batch = jax.tree.map(jax.numpy.asarray, batch)
+        if shape not in programs:
+            started = time.perf_counter()
+            programs[shape] = jax.jit(step, donate_argnums=0).lower(state, batch, key).compile()
+            compiling += time.perf_counter() - started
+        started = time.perf_counter()
+        state, metrics = programs[shape](state, batch, key)
+        loss = float(metrics["loss"])
+        spent += time.perf_counter() - started
+        assert np.isfinite(loss)
+        useful += int(np.count_nonzero(batch.segment_ids))
+        clips += int(np.count_nonzero(batch.condition_runs))
+        slots, steps = slots + batch.segment_ids.size, steps + 1
+        if spent >= seconds:
+            break
+    return {
+        "real": useful / slots,
+        "useful_a_second": useful / spent,
+        "clips_a_second": clips / spent,
+        "steps": steps,
+        "compilations": len(programs),
+        "compile_seconds": compiling,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def _apart(stream: str, way: str, size: str, seconds: float) -> dict[str, Any]:
+    command = [
+        sys.executable,
+        __file__,
+        "--one",
+        f"{stream},{way}",
+        "--size",
+        size,
+        "--seconds",
+        str(seconds),
+    ]
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise click.ClickException(f"{stream}, {way}: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def plot(result: dict[str, Any], path: pathlib.Path) -> None:
+    """Useful tokens a second of each way, by stream."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
+    for number, way in enumerate(WAYS):
+        values = [rows[way]["useful_a_second"] for rows in result["ways"].values()]
+        bars = axes.bar(np.arange(len(values)) + 0.27 * (number - 1), values, 0.25, label=way)
+        axes.bar_label(bars, [f"{value:,.0f}" for value in values], fontsize=8)
+    axes.set_xticks(range(len(result["ways"])), [*result["ways"]])
+    axes.set(ylabel="useful tokens a second", title=f"DiT-{result['size']}, {result['machine']}")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Streams of runs, told by their shapes: what a training set sends to a packer. The latents themselves are noise."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from sora_jax.config import component
+from sora_jax.data.packing import Run
+from sora_jax.data.patches import coordinates
+from sora_jax.data.sources import DataConfig
+
+ROOT = pathlib.Path(__file__).parents[2]
+CHANNELS, TEXT_WIDTH = 16, 384
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """A clip's latent frames, rows and columns in tokens, and the tokens of its caption."""
+
+    t: int
+    y: int
+    x: int
+    words: int
+
+    @property
+    def tokens(self) -> int:
+        return self.t * self.y * self.x
+
+
+def toyworld(rng: np.random.Generator) -> Shape:
+    """configs/toyworld_dit.py: images and clips of 1 to 3 seconds, four aspect ratios, two resolutions and rates."""
+    frames, height, width, _ = _TOYWORLD[rng.integers(len(_TOYWORLD))]
+    y, x = height // 8, width // 8
+    if y * x > 144:  # cut to a window, as the pipeline does
+        y = x = 12
+    return Shape(min(1 + (frames - 1) // 4, 4096 // (y * x)), y, x, int(rng.integers(9, 31)))
+
+
+def web(rng: np.random.Generator) -> Shape:
+    """Clips as they are cut from the web, with images among them.
+
+    Durations: log-normal with a mean of 8.5 s and captions of 13 words on average, as Panda-70M reports (Chen et al.
+    2024, table 1); clips longer than a row of 4,096 tokens are cut to it. Ours, by assumption: a fifth images, three
+    resolutions alike often, aspect ratios of 16:9 (70%), 9:16 (15%), 4:3 (10%), 1:1 (5%); two latent frames a second.
+    """
+    short = (4, 6, 8)[rng.integers(3)]
+    ratio = (16 / 9, 9 / 16, 4 / 3, 1.0)[rng.choice(4, p=(0.7, 0.15, 0.1, 0.05))]
+    y, x = (short, round(short * ratio)) if ratio >= 1 else (round(short / ratio), short)
+    seconds = 0.0 if rng.random() < 0.2 else np.clip(rng.lognormal(np.log(8.5) - 0.32, 0.8), 1, 60)
+    words = int(np.clip(rng.normal(18, 6), 5, 48))
+    return Shape(min(1 + round(2 * seconds), 4096 // (y * x)), y, x, words)
+
+
+def hostile(rng: np.random.Generator) -> Shape:
+    """A few that nearly fill a row, among many tiny ones."""
+    if rng.random() < 0.02:
+        return Shape(31, 8, 16, 40)
+    return Shape(1, 2, int(rng.integers(2, 17)), 8)
+
+
+STREAMS: dict[str, Callable[[np.random.Generator], Shape]] = {
+    "toyworld": toyworld,
+    "web": web,
+    "hostile": hostile,
+}
+
+
+def shapes(name: str, seed: int = 0) -> Iterator[Shape]:
+    """The stream without end."""
+    rng = np.random.default_rng(seed)
+    while True:
+        yield STREAMS[name](rng)
+
+
+def make_run(shape: Shape, rng: np.random.Generator) -> Run:
+    """A run of that shape; to be painted as a whole."""
+    noise = lambda *sides: rng.standard_normal(sides, np.float32)
+    words = np.zeros(shape.words, np.float32)
+    return Run(
+        patches=noise(shape.tokens, CHANNELS),
+        coords=coordinates((shape.t, shape.y, shape.x), (1, 1, 1), fps=8.0),
+        start=np.ones(shape.tokens, np.float32),
+        words_time=np.zeros(shape.tokens, np.float32),
+        text=noise(shape.words, TEXT_WIDTH),
+        text_time=words,
+    )
+
+
+def _toyworld_shapes() -> tuple[tuple[int, int, int, float], ...]:
+    import runpy
+
+    config = runpy.run_path(str(ROOT / "configs" / "toyworld_dit.py"))["get_config"]()
+    return component(DataConfig, config.data, "data").shapes()
+
+
+_TOYWORLD = _toyworld_shapes()

@@ -1,0 +1,93 @@
+"""What a backend is told before it starts: XLA's flags, in one place, and where to keep what was compiled.
+
+Read when the package is imported and without importing JAX: both are environment variables that JAX and XLA read
+when they start. What the user has set stays as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import logging
+import os
+import pathlib
+import platform
+import warnings
+
+ONEDNN = "--xla_cpu_experimental_onednn_custom_call"
+"""bfloat16 products and 3-D convolutions through oneDNN: without it XLA widens every product to float32."""
+
+FLAGS = {
+    # Measured on two cores of AMD Zen 5 (experiments/LOG.md): a training step of the transformer in bfloat16 takes
+    # 2.2 times as long without the first, and another 8% without the second.
+    "cpu": {ONEDNN: "true", "--xla_cpu_prefer_vector_width": "512"},
+    # Nothing was measured on these by us: XLA's own choice.
+    "gpu": {},
+    "tpu": {},
+}
+KNOWN = (
+    "0.10",
+    "0.11",
+    "0.12",
+)  # jaxlib's versions that have these flags; XLA ends a process over an unknown one
+CACHE = "JAX_COMPILATION_CACHE_DIR"
+
+_log = logging.getLogger(__name__)
+
+
+def prepare() -> None:
+    """Sets flags that nobody has set, and a folder for compiled programs where none was named or it can't be used."""
+    version = importlib.metadata.version("jaxlib")
+    if version.rpartition(".")[0].startswith(KNOWN) and platform.machine().lower() in ("x86_64", "amd64"):
+        given = os.environ.get("XLA_FLAGS", "")
+        own = [
+            f"{name}={value}"
+            for flags in FLAGS.values()
+            for name, value in flags.items()
+            if name not in given
+        ]
+        os.environ["XLA_FLAGS"] = " ".join([given, *own]).strip()
+    # Programs with oneDNN's calls can't be kept (jax 0.12: bad_alloc while writing them), and JAX says so each time.
+    warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
+    if CACHE not in os.environ:
+        os.environ[CACHE] = str(_cache_home() / f"{version}-{_machine()}")
+    _check_cache()
+
+
+def onednn() -> bool:
+    """Whether XLA's CPU backend may call oneDNN."""
+    return f"{ONEDNN}=true" in os.environ.get("XLA_FLAGS", "")
+
+
+def _check_cache() -> None:
+    folder = os.environ[CACHE]
+    if not folder or "://" in folder:  # switched off, or a bucket
+        return
+    try:
+        pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as error:
+        _log.warning(
+            "Compiled programs can't be kept in %s (%s), so each start compiles anew: set %s to a folder that can "
+            "be written, or to nothing.",
+            folder,
+            error.strerror,
+            CACHE,
+        )
+        os.environ[CACHE] = ""
+
+
+def _cache_home() -> pathlib.Path:
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path("~/.cache").expanduser()
+    return pathlib.Path(home) / "sora_jax" / "xla"
+
+
+def _machine() -> str:
+    """Names the kind of processor: a program compiled for another one may stop this one. Homes are shared."""
+    try:
+        text = pathlib.Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+        kept = [line for line in text.splitlines() if line.startswith(("model name", "flags", "Features"))]
+    except OSError:
+        kept = [platform.processor()]
+    return hashlib.sha256("\n".join([platform.machine(), *kept]).encode()).hexdigest()[:8]

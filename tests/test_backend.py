@@ -1,0 +1,78 @@
+"""What is set before JAX starts: flags that nobody has set, and a folder for compiled programs that can be written."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from sora_jax import backend
+
+
+@pytest.fixture
+def clean(monkeypatch, tmp_path):
+    for name in ("XLA_FLAGS", backend.CACHE):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(backend.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(backend.importlib.metadata, "version", lambda name: "0.12.1")
+    return monkeypatch
+
+
+def test_flags_are_set_and_those_of_the_user_stay(clean):
+    backend.prepare()
+    assert backend.onednn() and "--xla_cpu_prefer_vector_width=512" in os.environ["XLA_FLAGS"]
+    mine = f"{backend.ONEDNN}=false --xla_force_host_platform_device_count=4"
+    clean.setenv("XLA_FLAGS", mine)
+    backend.prepare()
+    assert os.environ["XLA_FLAGS"] == f"{mine} --xla_cpu_prefer_vector_width=512"
+    assert not backend.onednn()
+
+
+@pytest.mark.parametrize(
+    ("machine", "version"), [("arm64", "0.12.0"), ("x86_64", "0.13.0"), ("x86_64", "0.1.2")]
+)
+def test_no_flag_is_set_where_xla_may_not_know_it(clean, machine, version):
+    clean.setattr(backend.platform, "machine", lambda: machine)
+    clean.setattr(backend.importlib.metadata, "version", lambda name: version)
+    backend.prepare()
+    assert os.environ["XLA_FLAGS" if "XLA_FLAGS" in os.environ else backend.CACHE].count("xla_cpu") == 0
+
+
+def test_compiled_programs_are_kept_in_the_users_cache(clean, tmp_path):
+    backend.prepare()
+    folder = pathlib.Path(os.environ[backend.CACHE])
+    assert folder.is_dir() and folder.parent == tmp_path / "sora_jax" / "xla"
+    clean.setenv(backend.CACHE, "")  # switched off stays so
+    backend.prepare()
+    assert os.environ[backend.CACHE] == ""
+
+
+def test_a_folder_that_cannot_be_written_is_told_and_done_without(clean, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    clean.setenv(backend.CACHE, str(tmp_path / "file" / "inside"))
+    backend.prepare()
+    [record] = caplog.records
+    assert "can't be kept in" in record.getMessage() and "compiles anew" in record.getMessage()
+    assert os.environ[backend.CACHE] == ""
+
+
+def test_a_second_start_takes_what_the_first_compiled(tmp_path):
+    program = (
+        "import sora_jax, jax, jax.numpy as jnp\n"
+        "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)\n"
+        "hits = []\n"
+        "jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))\n"
+        "x = jnp.ones((64, 64), jnp.bfloat16)\n"
+        "print(float(jax.jit(lambda x: jnp.tanh(x @ x).sum())(x)), any('cache_hits' in name for name in hits))"
+    )
+    env = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    env.pop(backend.CACHE, None)
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True
+        ).stdout
+        for _ in range(2)
+    ]
+    assert [line.split() for line in told] == [["4096.0", "False"], ["4096.0", "True"]]
