@@ -33,7 +33,7 @@ HERE = pathlib.Path(__file__).parent
 SLOTS = 4096  # a step's, for every way; also the longest run
 WORDS = 64  # a caption's slots where it has a row of its own
 # Room for words and runs in a packed row: enough that tokens are what fills it.
-ROOMS = {"toyworld": (256, 24), "web": (256, 24), "hostile": (2048, 256)}
+ROOMS = {"toyworld": (256, 32), "web": (256, 32), "hostile": (2048, 256)}
 WAYS = ("padding", "buckets", "packing")
 # Buckets' latent frames: a clip is cut to the longest that it fills, as Open-Sora does. All of toyworld's are there.
 LENGTHS = (1, 3, 5, 7, 10, 14, 20, 31)
