@@ -1,4 +1,4 @@
-"""The same transformer in PyTorch, eager, as its users would write it; prints JSON. run.py runs it in a Python with torch.
+"""The same transformer in PyTorch, eager, as its users would write it; prints JSON for run.py, in a Python with torch.
 
 Attention is `scaled_dot_product_attention`, in two ways: one call with a mask of runs, and a call for each run; the
 faster is told.
