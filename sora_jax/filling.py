@@ -149,7 +149,8 @@ def fill(
         _Job(bundle, task, words, unwanted)
         for task, words, (unwanted, _) in zip(tasks, told, avoided, strict=True)
     ]
-    busy = [job for job in jobs if job.windows]
+    # The longest way first, so that nobody walks on alone at the end.
+    busy = sorted((job for job in jobs if job.windows), key=lambda job: -job.way)
     if not busy:
         return [job.canvas for job in jobs]
     limits, asked = bundle.limits, {job: job.requests() for job in busy}
@@ -206,9 +207,14 @@ class _Job:
         self.noise = unpatchify(draw.astype(np.float32), (t, y, x), patch)
 
     @property
+    def way(self) -> int:
+        """Steps until it is done, if it never waits."""
+        return len(self.windows) * self.task.settings.steps
+
+    @property
     def steps(self) -> int:
         """Of all runs that it still takes."""
-        return len(self.windows) * len(self.places) * self.task.settings.steps
+        return self.way * len(self.places)
 
     def requests(self) -> list[Request]:
         """The runs that fill its next window, one a place."""
