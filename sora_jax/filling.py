@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -27,7 +28,10 @@ from sora_jax.models.text import TextEncoder
 
 MOST_STEPS = 1000
 MOST_RUNS = 16  # a row
-MOST_ROWS = 4  # a call of the compiled step
+MOST_ROWS = {
+    "cpu": 2
+}  # a call of the compiled step, by backend: what a CPU's caches hold (experiments/batching)
+MANY_ROWS = 4  # on others
 MOST_CONDITIONS = 32  # a row: levels and words in force, over its runs
 
 Progress = Callable[[int, int], None]
@@ -156,7 +160,7 @@ def fill(
     limits, asked = bundle.limits, {job: job.requests() for job in busy}
     runs = [request.run for requests in asked.values() for request in requests]
     needed = pack_rows(runs, limits.tokens, limits.row_text, MOST_RUNS, conditions=MOST_CONDITIONS)[0]
-    rows = min(len(needed.segment_ids), MOST_ROWS)
+    rows = min(len(needed.segment_ids), MOST_ROWS.get(jax.default_backend(), MANY_ROWS))
     room = Room(rows, limits.tokens, limits.row_text, MOST_RUNS, MOST_CONDITIONS)
     queue = Queue(transformer(bundle), room, tasks[0].settings.solver)
     tickets: dict[int, tuple[_Job, int]] = {}
