@@ -25,11 +25,8 @@ FLAGS = {
     "gpu": {},
     "tpu": {},
 }
-KNOWN = (
-    "0.10",
-    "0.11",
-    "0.12",
-)  # jaxlib's versions that have these flags; XLA ends a process over an unknown one
+# Versions of jaxlib that have these flags: XLA ends a process over an unknown one.
+KNOWN = ("0.10", "0.11", "0.12")
 CACHE = "JAX_COMPILATION_CACHE_DIR"
 
 _log = logging.getLogger(__name__)

@@ -28,10 +28,8 @@ from sora_jax.models.text import TextEncoder
 
 MOST_STEPS = 1000
 MOST_RUNS = 16  # a row
-MOST_ROWS = {
-    "cpu": 2
-}  # a call of the compiled step, by backend: what a CPU's caches hold (experiments/batching)
-MANY_ROWS = 4  # on others
+# Of the compiled step, by backend: two are what a CPU's caches hold (experiments/batching).
+MOST_ROWS = {"cpu": 2, "gpu": 4, "tpu": 4}
 MOST_CONDITIONS = 32  # a row: levels and words in force, over its runs
 
 Progress = Callable[[int, int], None]
@@ -160,7 +158,7 @@ def fill(
     limits, asked = bundle.limits, {job: job.requests() for job in busy}
     runs = [request.run for requests in asked.values() for request in requests]
     needed = pack_rows(runs, limits.tokens, limits.row_text, MOST_RUNS, conditions=MOST_CONDITIONS)[0]
-    rows = min(len(needed.segment_ids), MOST_ROWS.get(jax.default_backend(), MANY_ROWS))
+    rows = min(len(needed.segment_ids), MOST_ROWS[jax.default_backend()])
     room = Room(rows, limits.tokens, limits.row_text, MOST_RUNS, MOST_CONDITIONS)
     queue = Queue(transformer(bundle), room, tasks[0].settings.solver)
     tickets: dict[int, tuple[_Job, int]] = {}

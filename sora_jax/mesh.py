@@ -6,6 +6,8 @@ Model code names axes by letter and knows no device; on one device every shardin
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -83,6 +85,19 @@ def constrain(x: jax.Array, letters: str) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, spec(letters))
+
+
+def by_rows(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """`function` of arrays whose first axis is B, each device with rows of its own; plainly where no mesh is set.
+
+    For what the compiler can't split by itself (kernels), or splits badly (loops over what rows hold). Nothing may
+    pass from row to row.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size <= 1 or arrays[0].shape[0] % math.prod(mesh.shape[axis] for axis in LETTER_AXES["B"]):
+        return function(*arrays)
+    rows = spec("B")
+    return jax.shard_map(function, in_specs=(rows,) * len(arrays), out_specs=rows, check_vma=False)(*arrays)
 
 
 def parameter_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:

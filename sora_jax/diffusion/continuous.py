@@ -92,6 +92,7 @@ class Queue:
         self.walked = 0  # runs that the last step took further
         self._line: list[tuple[int, Request]] = []
         self._waited = 0
+        self._changed = True  # since the line was last looked through: somebody came or left
         self._seats: list[_Seat] = []
         self._tickets = 0
         self._columns: dict[str, np.ndarray] = {}
@@ -121,6 +122,7 @@ class Queue:
             )
         self._tickets += 1
         self._line.append((self._tickets, request))
+        self._changed = True
         return self._tickets
 
     def step(self) -> dict[int, np.ndarray]:
@@ -153,7 +155,8 @@ class Queue:
     def _admit(self) -> None:
         """Seats the line in order; where the first doesn't fit, others may go before it for a while."""
         seated: list[_Seat] = []
-        for ticket, request in list(self._line):
+        looked, self._changed = list(self._line) if self._changed else [], False
+        for ticket, request in looked:
             seat = self._find(ticket, request)
             if seat is not None:
                 self._line.remove((ticket, request))
@@ -234,6 +237,7 @@ class Queue:
 
     def _leave(self, seat: _Seat) -> None:
         self._seats.remove(seat)
+        self._changed = True
         for name, places in (
             ("segment_ids", seat.slots),
             ("condition_ids", seat.slots),

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from sora_jax.axes import SegmentIds
 from sora_jax.errors import UserError
+from sora_jax.mesh import by_rows
 from sora_jax.models.attention_cpu import blocked
 from sora_jax.models.attention_tpu import splash
 
@@ -44,8 +45,8 @@ def attend(
     """Attention within runs, [B, N, H, F] each.
 
     Args:
-      backend: "auto" is the best that this machine has. Where a kernel is of another machine, that one is taken too,
-        and the log says so.
+      backend: "auto" is the best that this machine has; it also stands in for a kernel of another machine, and the
+        log says so.
 
     Raises:
       UserError: there is no such backend.
@@ -63,4 +64,4 @@ def attend(
             "Attention %r needs another machine than this one (%s): %r is taken.", backend, here, best
         )
         backend = best
-    return BACKENDS[backend](q_bnhf, k_bnhf, v_bnhf, segment_ids_bn)
+    return by_rows(BACKENDS[backend], q_bnhf, k_bnhf, v_bnhf, segment_ids_bn)

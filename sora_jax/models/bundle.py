@@ -166,6 +166,8 @@ def with_config(vae: VAE, config: VAEConfig) -> VAE:
 def take_weights(fresh: Model, name: str, part: str) -> Model:
     """The weights of a stored model's "vae" or "dit" in place of `fresh`'s, to go on learning from them.
 
+    A layer that the stored model lacks, of a field switched on since, stays as `fresh` has it.
+
     Raises:
       UserError: there is no such model, it has no such part, or that is of another architecture.
     """
@@ -175,11 +177,10 @@ def take_weights(fresh: Model, name: str, part: str) -> Model:
         raise UserError(f"config.init_from: the model {name!r} has no {part}.")
     ours, theirs = named_leaves(fresh), named_leaves(stored)
     for key, _, there in _differences(ours, theirs):
-        if there is None:  # a field switched on since, whose layer begins as `fresh` has it
-            continue
-        raise UserError(
-            f"config.init_from: the {part} of {name!r} is of another architecture, beginning at {key!r}."
-        )
+        if there is not None:
+            raise UserError(
+                f"config.init_from: the {part} of {name!r} is of another architecture, beginning at {key!r}."
+            )
     return fill(fresh, ours | theirs)
 
 
