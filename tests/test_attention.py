@@ -13,18 +13,24 @@ from hypothesis import strategies as st
 from sora_jax.errors import UserError
 from sora_jax.models.attention import BACKENDS, attend
 from sora_jax.models.attention_blocks import sharing
-from sora_jax.models.attention_cpu import blocked
+from sora_jax.models.attention_cpu import BLOCKS, LONG, blocked, make_plan
 from sora_jax.models.attention_tpu import splash
 
 B, N, H, F = 2, 16, 2, 8
 # A TPU's kernel in plain JAX, and a CPU's in blocks so small that rows of 16 have several.
-KERNELS = BACKENDS | {"tpu": partial(splash, interpret=True), "cpu, small": partial(blocked, block=8)}
+KERNELS = BACKENDS | {
+    "tpu": partial(splash, interpret=True),
+    "cpu, small": partial(blocked, blocks=(6, 4), long=5),
+}
 every_backend = pytest.mark.parametrize("backend", KERNELS)
 
 
 def tensors(seed: int = 0) -> tuple[np.ndarray, ...]:
     """q, k, v and the gradient that comes back into the output."""
     return tuple(np.random.default_rng(seed).normal(size=(4, B, N, H, F)).astype(np.float32))
+
+
+planned = jax.jit(make_plan, static_argnums=2)
 
 
 @lru_cache
@@ -150,3 +156,33 @@ def test_a_packed_row_leaves_out_all_that_can_be_left_out():
     share = np.asarray(sharing(jnp.asarray(row[None].astype(np.int32)), 4))[0]
     exact = np.array([[bool(set(a) & set(b) - {0}) for b in row.reshape(-1, 4)] for a in row.reshape(-1, 4)])
     np.testing.assert_array_equal(share, exact | np.eye(len(exact), dtype=bool))
+
+
+@given(
+    ids=st.lists(st.integers(0, 6), min_size=40, max_size=40),
+    mine=st.sets(st.integers(0, 6)),
+    size=st.sampled_from((1, 3, 7, 50)),
+)
+def test_every_slot_is_one_block_s_and_every_pair_of_a_run_is_walked(ids, mine, size):
+    """Torn runs too: a plan has room for all the blocks that there can be."""
+    runs = np.array(ids, np.int32)
+    wanted = np.isin(runs, list(mine))
+    plan = jax.tree.map(np.asarray, planned(runs, wanted, size))
+    count = int(plan.count)
+    blocks = zip(plan.start[:count], plan.stop[:count], strict=True)
+    own = [set(start + np.flatnonzero(plan.runs[start:stop] >= 0)) for start, stop in blocks]
+    assert all(stop - start <= size for start, stop in zip(plan.start, plan.stop, strict=True))
+    assert sorted(slot for block in own for slot in block) == [*np.flatnonzero(wanted)]
+    for i, j in np.ndindex(count, count):
+        together = {runs[slot] for slot in own[i]} & {runs[slot] for slot in own[j]}
+        assert not together or plan.first[i] <= j < plan.last[i]
+
+
+def test_a_run_is_walked_as_if_it_had_the_row_alone():
+    """Blocks begin where runs do: three of 489 tokens take three pairs, where a grid of 512 would take seven."""
+    lengths = (489, 489, 489, 100, 28, 60)
+    runs = np.repeat(np.arange(len(lengths)), lengths)
+    for size, mine, pairs in ((BLOCKS[0], runs < 3, 3), (BLOCKS[1], runs >= 3, 2)):
+        plan = make_plan(jnp.asarray(runs), jnp.asarray(mine), size)
+        assert int((plan.last - plan.first)[: int(plan.count)].sum()) == pairs
+    assert BLOCKS[1] < LONG < BLOCKS[0]
