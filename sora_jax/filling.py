@@ -27,10 +27,11 @@ from sora_jax.models.dit import DiT
 from sora_jax.models.text import TextEncoder
 
 MOST_STEPS = 1000
-MOST_RUNS = 16  # a row
-# Of the compiled step, by backend: two are what a CPU's caches hold (experiments/batching).
-MOST_ROWS = {"cpu": 2, "gpu": 4, "tpu": 4}
-MOST_CONDITIONS = 32  # a row: levels and words in force, over its runs
+MOST_RUNS = 16  # in as many slots as training's rows have
+# The row of the compiled step is up to so many of training's long, by backend: no token knows its place in a row, and
+# one long row is filled better than several short ones. Two are what a CPU's caches hold (experiments/batching).
+LONGEST_ROW = {"cpu": 2, "gpu": 4, "tpu": 4}
+MOST_CONDITIONS = 32  # levels and words in force there, over its runs
 
 Progress = Callable[[int, int], None]
 Words = tuple[tuple[float, str], ...]
@@ -158,8 +159,8 @@ def fill(
     limits, asked = bundle.limits, {job: job.requests() for job in busy}
     runs = [request.run for requests in asked.values() for request in requests]
     needed = pack_rows(runs, limits.tokens, limits.row_text, MOST_RUNS, conditions=MOST_CONDITIONS)[0]
-    rows = min(len(needed.segment_ids), MOST_ROWS[jax.default_backend()])
-    room = Room(rows, limits.tokens, limits.row_text, MOST_RUNS, MOST_CONDITIONS)
+    times = min(len(needed.segment_ids), LONGEST_ROW[jax.default_backend()])
+    room = Room(1, times * limits.tokens, times * limits.row_text, times * MOST_RUNS, times * MOST_CONDITIONS)
     queue = Queue(transformer(bundle), room, tasks[0].settings.solver)
     tickets: dict[int, tuple[_Job, int]] = {}
     steps, done = sum(job.steps for job in busy), 0

@@ -85,10 +85,23 @@ def _permute_backward(kept, pulled):
 permute.defvjp(_permute_forward, _permute_backward)
 
 
+@jax.custom_vjp
 def gather_conditions(table_bsd: jax.Array, index_bn: jax.Array) -> jax.Array:
-    """Row of the table for each token, [B,S,D] and [B,N] → [B,N,D], as a product with a one-hot matrix.
+    """Row of the table for each token, [B,S,D] and [B,N] → [B,N,D].
 
-    S is small, so this costs little; a gather's gradient is a scatter-add, slow on every backend.
+    Its gradient is a product with a one-hot matrix: S is small, and a gather's own is a slow scatter.
     """
-    hot = jax.nn.one_hot(index_bn, table_bsd.shape[1], dtype=table_bsd.dtype)
-    return jnp.einsum("bns,bsd->bnd", hot, table_bsd)
+    return jnp.take_along_axis(table_bsd, index_bn[..., None], axis=1)
+
+
+def _gather_forward(table, index):
+    return gather_conditions(table, index), (index, table[..., :0])
+
+
+def _gather_backward(kept, pulled):
+    index, empty = kept
+    hot = jax.nn.one_hot(index, empty.shape[1], dtype=pulled.dtype)
+    return jnp.einsum("bns,bnd->bsd", hot, pulled), None
+
+
+gather_conditions.defvjp(_gather_forward, _gather_backward)
