@@ -10,6 +10,7 @@ import grain
 import jax
 import numpy as np
 
+from sora_jax.data.bins import BestFit
 from sora_jax.errors import UserError
 
 
@@ -147,9 +148,8 @@ def pack_rows(
     order = sorted(
         range(len(runs)), key=lambda i: -max(sizes[i][0] / row_tokens, sizes[i][1] / max(row_text, 1))
     )
+    laid: list[list[int]] = []
     used: list[list[int]] = []  # tokens, text, conditions and runs of each row
-    placements: dict[int, Placement] = {}
-    text_starts: dict[int, int] = {}
     for i in order:
         wanted, most = (*sizes[i], 1), (row_tokens, row_text, conditions, max_runs)
         fitting = (
@@ -160,26 +160,18 @@ def pack_rows(
         row = next(fitting, len(used))
         if row == len(used):
             used.append([0, 0, 0, 0])
-        tokens, text, _, count = used[row]
-        placements[i], text_starts[i] = Placement(row, count + 1, tokens, sizes[i][0]), text
+            laid.append([])
         used[row] = [have + more for have, more in zip(used[row], wanted, strict=True)]
+        laid[row].append(i)
     if rows is not None and len(used) > rows:
         raise UserError(
             f"{len(runs)} runs need {len(used)} rows, but there are {rows}: give more or longer rows."
         )
-
-    columns = _empty_columns(runs[0], rows or len(used), row_tokens, row_text)
-    for i, run in enumerate(runs):
-        row, segment, start, n = placements[i]
-        slots, words = slice(start, start + n), slice(text_starts[i], text_starts[i] + len(run.text))
-        for name in _OF_TOKENS:
-            columns[name][row, slots] = getattr(run, name)
-        for name in _OF_WORDS:
-            columns[name][row, words] = getattr(run, name)
-        columns["segment_ids"][row, slots] = segment
-        columns["text_segment_ids"][row, words] = segment
-    batch = _with_conditions(columns, conditions)
-    return batch, [placements[i] for i in range(len(runs))]
+    batch, placements = _lay(
+        [[runs[i] for i in row] for row in laid], rows or len(used), row_tokens, row_text, conditions
+    )
+    placed = dict(zip((i for row in laid for i in row), placements, strict=True))
+    return batch, [placed[i] for i in range(len(runs))]
 
 
 def unpack(array: Any, placements: Sequence[Placement]) -> list[np.ndarray]:
@@ -194,39 +186,24 @@ def pack_stream(
     row_text: int,
     max_runs: int,
     rows: int,
-    window: int = 64,
+    window: int = 16,
     run_conditions: int = 1,
 ) -> grain.IterDataset:
-    """Packs a stream of `Run`s into a stream of PackedBatch (NumPy), with Grain's first-fit packer.
+    """Packs a stream of `Run`s into a stream of PackedBatch (NumPy).
 
-    `window` rows are open at a time and close together once a run fits none of them; more rows waste fewer slots
-    (64 fill 98–99.9%) and cost memory and, on resuming, the time to pack them again. The iterator's state is exact.
-    A finite stream ends with empty rows that complete its last batch. A run may have `run_conditions` conditions.
+    `window` rows are open at a time (see `bins`); more rows waste fewer slots (experiments/packing) and cost memory and,
+    on resuming, the time to read their runs again. The iterator's state is exact. A finite stream ends with empty rows
+    that complete its last batch. A run may have `run_conditions` conditions.
     """
-    length = dict.fromkeys(_OF_TOKENS, row_tokens) | dict.fromkeys(_OF_WORDS, row_text)
 
-    def features(run: Run) -> dict[str, np.ndarray]:
+    def size_of(run: Run) -> tuple[int, ...]:
         check_fits(run, row_tokens, row_text, run_conditions)
-        return {field: getattr(run, field) for field in length}
+        return len(run.patches), len(run.text), 1
 
-    packed = grain.experimental.FirstFitPackIterDataset(
-        runs.map(features),
-        length_struct=length,
-        num_packing_bins=window,
-        max_sequences_per_bin=max_runs,
-        shuffle_bins=False,
-    )
+    def collate(laid: Sequence[Sequence[Run]]) -> PackedBatch:
+        return _lay(laid, rows, row_tokens, row_text, max_runs * run_conditions)[0]
 
-    def collate(packed_rows: Sequence[dict[str, np.ndarray]]) -> PackedBatch:
-        columns = grain.experimental.batch_and_pad(packed_rows, batch_size=rows)
-        own = {field: columns[field] for field in length}
-        own |= {
-            "segment_ids": columns["patches_segment_ids"],
-            "text_segment_ids": columns["text_segment_ids"],
-        }
-        return _with_conditions(own, max_runs * run_conditions)
-
-    return packed.batch(rows, batch_fn=collate)
+    return BestFit(runs, size_of, (row_tokens, row_text, max_runs), window).batch(rows, batch_fn=collate)
 
 
 def check_fits(run: Run, row_tokens: int, row_text: int, conditions: int = 1) -> None:
@@ -248,6 +225,28 @@ def check_fits(run: Run, row_tokens: int, row_text: int, conditions: int = 1) ->
 
 _OF_TOKENS = ("patches", "coords", "start", "words_time", "hints")
 _OF_WORDS = ("text", "text_time")
+
+
+def _lay(
+    laid: Sequence[Sequence[Run]], rows: int, row_tokens: int, row_text: int, conditions: int
+) -> tuple[PackedBatch, list[Placement]]:
+    """The batch of `rows` rows that hold these runs, and where each lies, row after row."""
+    columns = _empty_columns(laid[0][0], rows, row_tokens, row_text)
+    placements = []
+    for row, runs in enumerate(laid):
+        start = told = 0
+        for segment, run in enumerate(runs, 1):
+            n, m = len(run.patches), len(run.text)
+            slots, words = slice(start, start + n), slice(told, told + m)
+            for name in _OF_TOKENS:
+                columns[name][row, slots] = getattr(run, name)
+            for name in _OF_WORDS:
+                columns[name][row, words] = getattr(run, name)
+            columns["segment_ids"][row, slots] = segment
+            columns["text_segment_ids"][row, words] = segment
+            placements.append(Placement(row, segment, start, n))
+            start, told = start + n, told + m
+    return _with_conditions(columns, conditions), placements
 
 
 def _with_conditions(columns: dict[str, np.ndarray], conditions: int) -> PackedBatch:
