@@ -7,7 +7,6 @@ Each way runs in a process of its own, so that compilations and memory are its o
 
 from __future__ import annotations
 
-import collections
 import json
 import os
 import pathlib
@@ -18,23 +17,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import click
 import jax
 import numpy as np
 from packers import PACKERS, Room
-from streams import ROOT, STREAMS, Shape, make_run, shapes
-
-from sora_jax.data.packing import PackedBatch, Run, pack_rows
+from streams import ROOT, STREAMS, Stream
+from ways import WAYS, batches
 
 HERE = pathlib.Path(__file__).parent
-SLOTS = 4096  # a step's, for every way; also the longest run
+SLOTS = 4096  # a step's, for every way
 WORDS = 64  # a caption's slots where it has a row of its own
 # Room for words and runs in a packed row: enough that tokens are what fills it.
 ROOMS = {"toyworld": (256, 32), "web": (256, 32), "hostile": (2048, 256)}
-WAYS = ("padding", "buckets", "packing")
 # Buckets' latent frames: a clip is cut to the longest that it fills, as Open-Sora does. All of toyworld's are there.
 LENGTHS = (1, 3, 5, 7, 10, 14, 20, 31)
 
@@ -88,8 +84,7 @@ def compare_packers(names: tuple[str, ...], runs: int) -> dict[str, dict[str, fl
         for window in (16, 64, 256):
             label, filled = f"{packer}, {window} rows", {}
             for name in names:
-                stream = shapes(name)
-                sizes = [(shape.tokens, shape.words) for shape, _ in zip(stream, range(runs))]
+                sizes = [(shape.tokens, shape.words) for shape in Stream(name).shapes(runs)]
                 if sum(tokens for tokens, _ in sizes) < 3 * window * SLOTS:
                     continue  # too few to tell: what is open at the end would count
                 rows = list(lay(sizes, Room(SLOTS, *ROOMS[name]), window))[:-window]
@@ -100,41 +95,6 @@ def compare_packers(names: tuple[str, ...], runs: int) -> dict[str, dict[str, fl
     return table
 
 
-def batches(stream: str, way: str, seed: int = 0) -> Iterator[PackedBatch]:
-    """Batches of at most `SLOTS` slots; only buckets differ in shape."""
-    rng = np.random.default_rng(seed)
-    if way == "packing":
-        words, runs = ROOMS[stream]
-        yield from _packed(stream, rng, words, runs)
-        return
-    waiting: dict[Shape | None, list[Run]] = collections.defaultdict(list)
-    for shape in shapes(stream, seed):
-        key, length = None, SLOTS
-        if way == "buckets":
-            shape = Shape(max(t for t in LENGTHS if t <= shape.t), shape.y, shape.x, shape.words)
-            key, length = Shape(shape.t, shape.y, shape.x, 0), shape.tokens
-        group = waiting[key]
-        group.append(make_run(shape, rng))
-        rows = SLOTS // length
-        if len(group) == rows:
-            yield pack_rows(group, length, WORDS, 1, rows)[0]
-            group.clear()
-
-
-def _packed(stream: str, rng: np.random.Generator, words: int, most: int) -> Iterator[PackedBatch]:
-    """Rows by the packer that the table above chooses."""
-    room, pending = Room(SLOTS, words, most), collections.defaultdict(list)
-
-    def sizes() -> Iterator[tuple[int, int]]:
-        for shape in shapes(stream):
-            pending[shape.tokens, shape.words].append(shape)
-            yield shape.tokens, shape.words
-
-    for row in PACKERS["first fit"](sizes(), room, 64):
-        own = [make_run(pending[size].pop(0), rng) for size in row]
-        yield pack_rows(own, SLOTS, words, most, 1)[0]
-
-
 def measure(stream: str, way: str, size: str, seconds: float) -> dict[str, Any]:
     """Trains for so many seconds of steps; compilations are timed apart."""
     from sora_jax.config import component
@@ -143,6 +103,8 @@ def measure(stream: str, way: str, size: str, seconds: float) -> dict[str, Any]:
     from sora_jax.train.optim import OptimConfig
 
     config = runpy.run_path(str(ROOT / "configs" / "toyworld_dit.py"))["get_config"](size)
+    runs = Stream(stream, LENGTHS if way == "buckets" else ())
+    longest = max(shape.tokens for shape in runs.shapes(4000))
     config.pipeline.max_runs = 1 if way != "packing" else ROOMS[stream][1]
     with tempfile.TemporaryDirectory() as folder:
         objective = DiTObjective(config, pathlib.Path(folder))
@@ -152,7 +114,7 @@ def measure(stream: str, way: str, size: str, seconds: float) -> dict[str, Any]:
     programs: dict[Any, Any] = {}
     spent = compiling = 0.0
     useful = slots = steps = clips = 0
-    for batch in batches(stream, way):
+    for batch in batches(runs, way, SLOTS, longest, WORDS, ROOMS[stream]):
         shape = batch.patches.shape
         batch = jax.tree.map(jax.numpy.asarray, batch)
         if shape not in programs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
@@ -69,11 +69,30 @@ STREAMS: dict[str, Callable[[np.random.Generator], Shape]] = {
 }
 
 
-def shapes(name: str, seed: int = 0) -> Iterator[Shape]:
-    """The stream without end."""
-    rng = np.random.default_rng(seed)
-    while True:
-        yield STREAMS[name](rng)
+class Stream:
+    """Runs of a stream's shapes, each the same whenever it is asked for.
+
+    Args:
+      lengths: cut each clip to the longest of these numbers of latent frames that it fills; empty: it stays whole.
+    """
+
+    def __init__(self, name: str, lengths: tuple[int, ...] = ()) -> None:
+        self.name, self.lengths = name, lengths
+
+    def __len__(self) -> int:
+        return 1_000_000
+
+    def shape(self, index: int) -> Shape:
+        shape = STREAMS[self.name](np.random.default_rng((index, 0)))
+        if not self.lengths:
+            return shape
+        return dataclasses.replace(shape, t=max(t for t in self.lengths if t <= shape.t))
+
+    def shapes(self, count: int) -> list[Shape]:
+        return [self.shape(index) for index in range(count)]
+
+    def __getitem__(self, index: int) -> Run:
+        return make_run(self.shape(index), np.random.default_rng((index, 1)))
 
 
 def make_run(shape: Shape, rng: np.random.Generator) -> Run:

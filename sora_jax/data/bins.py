@@ -118,7 +118,7 @@ class _Packing(grain.DatasetIterator):
             "read": self._read,
             "closed": self._closed_rows,
             "ended": self._ended,
-            "rows": [{"opened": row.opened, "places": row.places} for row in self._rows],
+            "rows": [{"opened": row.opened, "places": [*row.places]} for row in self._rows],
         }
 
     def set_state(self, state: dict[str, Any]) -> None:

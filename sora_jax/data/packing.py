@@ -191,9 +191,9 @@ def pack_stream(
 ) -> grain.IterDataset:
     """Packs a stream of `Run`s into a stream of PackedBatch (NumPy).
 
-    `window` rows are open at a time (see `bins`); more rows waste fewer slots (experiments/packing) and cost memory and,
-    on resuming, the time to read their runs again. The iterator's state is exact. A finite stream ends with empty rows
-    that complete its last batch. A run may have `run_conditions` conditions.
+    `window` rows are open at a time (see `bins`); more rows waste fewer slots (experiments/packing), but cost memory
+    and, on resuming, the time to read their runs again. The iterator's state is exact. A finite stream ends with empty
+    rows that complete its last batch. A run may have `run_conditions` conditions.
     """
 
     def size_of(run: Run) -> tuple[int, ...]:
