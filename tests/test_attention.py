@@ -14,11 +14,17 @@ from sora_jax.errors import UserError
 from sora_jax.models.attention import BACKENDS, attend
 from sora_jax.models.attention_blocks import sharing
 from sora_jax.models.attention_cpu import blocked
+from sora_jax.models.attention_gpu import Tile, Tiles, flash
 from sora_jax.models.attention_tpu import splash
 
 B, N, H, F = 2, 16, 2, 8
-# A TPU's kernel in plain JAX, and a CPU's in blocks so small that rows of 16 have several.
-KERNELS = BACKENDS | {"tpu": partial(splash, interpret=True), "cpu, small": partial(blocked, block=8)}
+# Kernels of other machines in plain JAX, and blocks so small that rows of 16 have several.
+SMALL = Tiles(Tile(8, 4, 4, 1), Tile(8, 4, 4, 1), Tile(4, 8, 4, 1))
+KERNELS = BACKENDS | {
+    "tpu": partial(splash, interpret=True),
+    "gpu": partial(flash, interpret=True, tiles=SMALL),
+    "cpu, small": partial(blocked, block=8),
+}
 every_backend = pytest.mark.parametrize("backend", KERNELS)
 
 
