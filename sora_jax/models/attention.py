@@ -56,7 +56,7 @@ def attend(
         raise UserError(
             f"No attention backend is called {backend!r}: choose auto or one of {', '.join(BACKENDS)}."
         )
-    here, best = jax.default_backend(), _best()
+    here, best = jax.default_backend(), best_backend()
     if backend in ("auto", here):
         backend = best
     elif backend not in ("reference", "cpu"):
@@ -67,7 +67,7 @@ def attend(
     return by_rows(BACKENDS[backend], q_bnhf, k_bnhf, v_bnhf, segment_ids_bn)
 
 
-def _best() -> str:
+def best_backend() -> str:
     """What suits this machine; where that isn't its own kernel, the log says why."""
     here = jax.default_backend()
     if here == "gpu" and (why := missing()):

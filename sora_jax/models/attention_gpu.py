@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -71,17 +72,15 @@ TILES = {
 
 def missing() -> str | None:
     """Why this kernel can't run on this machine's GPU, in words; None where it can."""
-    capability = getattr(jax.devices()[0], "compute_capability", "")
+    capability = getattr(jax.devices()[0], "compute_capability", "none")
     try:
-        from jax.experimental.pallas import triton
-
-        if float(capability) >= OLDEST:
-            return None
-        return f"this GPU has compute capability {capability} and {OLDEST} is needed"
+        importlib.import_module("jax.experimental.pallas.triton")
+        new = float(capability) >= OLDEST
     except ImportError:
         return "this JAX has no Pallas with Triton"
-    except ValueError:
-        return f"this GPU isn't NVIDIA's ({capability or 'it tells no compute capability'})"
+    except ValueError:  # AMD tells a name
+        new = False
+    return None if new else f"its compute capability is {capability} and NVIDIA's {OLDEST} is needed"
 
 
 def flash(
@@ -261,11 +260,9 @@ def _scale(width: int) -> float:
 
 def _pieces(width: int) -> list[tuple[int, int]]:
     """(start, size): powers of two from 16 on that cover a head's width; the last may reach over its end."""
-    padded, pieces = _padded(width), []
-    for bit in reversed(range(padded.bit_length())):
-        if padded >> bit & 1:
-            pieces.append((sum(size for _, size in pieces), 1 << bit))
-    return pieces
+    padded = _padded(width)
+    bits = [1 << bit for bit in reversed(range(padded.bit_length())) if padded >> bit & 1]
+    return [(padded & ~(2 * bit - 1), bit) for bit in bits]
 
 
 def _padded(width: int) -> int:
