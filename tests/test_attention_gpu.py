@@ -1,6 +1,7 @@
 """The GPU's kernel in plain JAX: what it leaves out, heads of every width, and that it lowers for CUDA."""
 
 from functools import lru_cache, partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_me
 
 from sora_jax.models import attention
 from sora_jax.models.attention_blocks import CHECKPOINT, spans
-from sora_jax.models.attention_gpu import Tile, Tiles, flash
+from sora_jax.models.attention_gpu import Tile, Tiles, flash, missing
 
 TILES = Tiles(Tile(16, 8, 4, 1), Tile(16, 8, 4, 1), Tile(8, 16, 4, 1))
 small = partial(flash, interpret=True, tiles=TILES)
@@ -128,3 +129,15 @@ def test_a_gpu_takes_its_kernel_where_it_can(monkeypatch, caplog, why, taken):
     assert attention.attend(*arrays[0], arrays[1], "cpu") == "cpu"
     said = "Attention 'gpu' can't run here, as it's old: 'reference' is taken."
     assert (said in caplog.messages) == bool(why)
+    others = [message for message in caplog.messages if "needs another machine" in message]
+    assert others == [f"Attention 'tpu' needs another machine than this one (gpu): {taken!r} is taken."]
+
+
+@pytest.mark.parametrize(
+    ("capability", "can"), [("9.0", True), ("8.0", True), ("7.5", False), ("gfx942", False), ("12.0", True)]
+)
+def test_gpus_of_nvidia_since_ampere_can(monkeypatch, capability, can):
+    device = SimpleNamespace(compute_capability=capability)
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert (missing() is None) == can
+    assert can or capability in missing()
