@@ -14,12 +14,15 @@ from sora_jax.errors import UserError
 from sora_jax.models.attention import BACKENDS, attend
 from sora_jax.models.attention_blocks import sharing
 from sora_jax.models.attention_cpu import BLOCKS, LONG, blocked, make_plan
+from sora_jax.models.attention_gpu import Tile, Tiles, flash
 from sora_jax.models.attention_tpu import splash
 
 B, N, H, F = 2, 16, 2, 8
-# A TPU's kernel in plain JAX, and a CPU's in blocks so small that rows of 16 have several.
+# Kernels of other machines in plain JAX, and blocks so small that rows of 16 have several.
+SMALL = Tiles(Tile(8, 4, 4, 1), Tile(8, 4, 4, 1), Tile(4, 8, 4, 1))
 KERNELS = BACKENDS | {
     "tpu": partial(splash, interpret=True),
+    "gpu": partial(flash, interpret=True, tiles=SMALL),
     "cpu, small": partial(blocked, blocks=(6, 4), long=5),
 }
 every_backend = pytest.mark.parametrize("backend", KERNELS)

@@ -18,6 +18,7 @@ from sora_jax.axes import SegmentIds
 from sora_jax.errors import UserError
 from sora_jax.mesh import by_rows
 from sora_jax.models.attention_cpu import blocked
+from sora_jax.models.attention_gpu import flash, missing
 from sora_jax.models.attention_tpu import splash
 
 _log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ def reference(
     return jnp.einsum("bhnm,bmhf->bnhf", weights, v_bnhf)
 
 
-BACKENDS: dict[str, Attend] = {"reference": reference, "cpu": blocked, "tpu": splash}
+BACKENDS: dict[str, Attend] = {"reference": reference, "cpu": blocked, "gpu": flash, "tpu": splash}
 
 
 def attend(
@@ -55,13 +56,21 @@ def attend(
         raise UserError(
             f"No attention backend is called {backend!r}: choose auto or one of {', '.join(BACKENDS)}."
         )
-    here = jax.default_backend()
-    best = here if here in BACKENDS else "reference"
-    if backend == "auto":
+    here, best = jax.default_backend(), best_backend()
+    if backend in ("auto", here):
         backend = best
-    elif backend not in (here, "reference", "cpu"):
+    elif backend not in ("reference", "cpu"):
         _log.warning(
             "Attention %r needs another machine than this one (%s): %r is taken.", backend, here, best
         )
         backend = best
     return by_rows(BACKENDS[backend], q_bnhf, k_bnhf, v_bnhf, segment_ids_bn)
+
+
+def best_backend() -> str:
+    """What suits this machine; where that isn't its own kernel, the log says why."""
+    here = jax.default_backend()
+    if here == "gpu" and (why := missing()):
+        _log.warning("Attention 'gpu' can't run here, as %s: 'reference' is taken.", why)
+        return "reference"
+    return here if here in BACKENDS else "reference"

@@ -11,17 +11,47 @@ CHECKPOINT = "attention"
 """What kernels keep for the backward pass bears this name: a result and a number a token, not worth computing again."""
 
 
-def sharing(segment_ids_bn: SegmentIds, block: int) -> jax.Array:
-    """bool[B,G,G]: pairs of blocks of `block` tokens that may hold tokens of one run; a block always has itself.
+def sharing(segment_ids_bn: SegmentIds, block: int, other: int | None = None) -> jax.Array:
+    """bool[B,G,J]: pairs of blocks that may hold tokens of one run; a block always has its own place.
 
     Told by each block's smallest and largest id: exact where ids follow one another, as packing lays them, and else
     some pairs too many, which the kernels mask.
 
     Args:
-      segment_ids_bn: 0 is an empty slot; `block` divides their number a row.
+      segment_ids_bn: 0 is an empty slot.
+      block: tokens of the first of a pair; it divides their number a row.
+      other: those of the second; None is as many.
     """
+    other = other or block
+    least, most = _range(segment_ids_bn, block)
+    other_least, other_most = _range(segment_ids_bn, other)
+    share = (least[:, :, None] <= other_most[:, None]) & (other_least[:, None] <= most[:, :, None])
+    start, other_start = jnp.arange(least.shape[1])[:, None] * block, jnp.arange(other_least.shape[1]) * other
+    return share | (start < other_start + other) & (other_start < start + block)
+
+
+def spans(segment_ids_bn: SegmentIds, block: int, other: int) -> jax.Array:
+    """int32[B,G,4]: for each block of `block` tokens the blocks of `other` tokens that it walks, from first to last.
+
+    They are [first, plain), [plain, mixed) and [mixed, last): those that share a run with it and some that don't,
+    where runs are torn; in the middle every token of both is of one run, so that no mask is needed.
+
+    Args:
+      segment_ids_bn: as `sharing` has it.
+    """
+    share = sharing(segment_ids_bn, block, other)
+    J = share.shape[2]
+    first, last = share.argmax(2), J - share[:, :, ::-1].argmax(2)
+    one, other_one = (segment_ids_bn.reshape(len(share), -1, size) for size in (block, other))
+    same = (one.min(2) == one.max(2))[:, :, None] & (other_one.min(2) == other_one.max(2))[:, None]
+    same &= (one[:, :, None, 0] == other_one[:, None, :, 0]) & share
+    plain = jnp.where(same.any(2), same.argmax(2), last)
+    ended = ~same & (jnp.arange(J) > plain[:, :, None])
+    mixed = jnp.where(ended.any(2), jnp.minimum(ended.argmax(2), last), last)
+    return jnp.stack([first, plain, mixed, last], axis=-1).astype(jnp.int32)
+
+
+def _range(segment_ids_bn: SegmentIds, block: int) -> tuple[jax.Array, jax.Array]:
+    """Least and largest id of each block, [B,G]; empty slots apart."""
     ids = segment_ids_bn.reshape(len(segment_ids_bn), -1, block)
-    least = jnp.where(ids > 0, ids, jnp.iinfo(jnp.int32).max).min(2)
-    most = ids.max(2)
-    share = (least[:, :, None] <= most[:, None]) & (least[:, None] <= most[:, :, None])
-    return share | jnp.eye(ids.shape[1], dtype=bool)
+    return jnp.where(ids > 0, ids, jnp.iinfo(jnp.int32).max).min(2), ids.max(2)
