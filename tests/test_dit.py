@@ -319,6 +319,16 @@ def test_scanning_and_recomputing_change_no_number(model, how, monkeypatch):
         close(ours, theirs)
 
 
+def test_a_deep_transformer_is_compiled_as_a_shallow_one_is():
+    def program(layers: int) -> str:
+        model = jax.eval_shape(lambda: DiT(dataclasses.replace(CONFIG, layers=layers), rngs=nnx.Rngs(0)))
+        return (
+            jax.jit(jax.grad(lambda model: model(BATCH.patches, BATCH, TABLE).sum())).lower(model).as_text()
+        )
+
+    assert len(program(40)) < 1.02 * len(program(4))
+
+
 def test_at_the_beginning_blocks_are_the_identity_and_the_velocity_is_zero():
     model = jax.jit(lambda key: DiT(CONFIG, rngs=nnx.Rngs(params=key)))(jax.random.key(0))
     assert not np.asarray(forward(model, BATCH, TABLE)).any()

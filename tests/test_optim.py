@@ -205,6 +205,20 @@ def test_muon_leaves_the_rest_to_adamw(model):
     }
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_the_mean_gradient_is_kept_in_the_type_that_is_asked_for(name, model):
+    kept = {
+        dtype: make_optimizer(dataclasses.replace(PLAIN, name=name, momentum_dtype=dtype), model).init(model)
+        for dtype in ("float32", "bfloat16")
+    }
+    bits = {dtype: sum(x.nbytes for x in jax.tree.leaves(state)) for dtype, state in kept.items()}
+    assert bits["bfloat16"] < 0.8 * bits["float32"]
+    assert {x.dtype.name for x in jax.tree.leaves(kept["float32"])} <= {"float32", "int32"}
+    optimizer = make_optimizer(dataclasses.replace(PLAIN, name=name, momentum_dtype="bfloat16"), model)
+    updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, model), kept["bfloat16"], model)
+    assert {x.dtype.name for x in jax.tree.leaves(updates)} == {"float32"}
+
+
 def test_muon_without_hidden_matrices_is_refused():
     with pytest.raises(UserError, match="choose 'adamw'"):
         make_optimizer(OptimConfig(name="muon"), {"w": jnp.ones((3, 4)), "bias": jnp.ones(4)})

@@ -50,6 +50,8 @@ class OptimConfig:
       final_lr_fraction: what is left of `lr` at the end; `"constant"` doesn't read it.
       b1, b2, eps: AdamW's.
       momentum: Muon's.
+      momentum_dtype: what the mean gradient (AdamW's first moment, Muon's trace) is kept in; "bfloat16" halves it.
+        All else is float32.
       weight_decay: of matrices, times the learning rate of the moment.
       clip_norm: the gradient's largest global norm; 0: no clipping.
       ema_decay: of the average of the parameters (`ema_update`); 0: none is kept.
@@ -66,6 +68,7 @@ class OptimConfig:
     b2: float = 0.99
     eps: float = 1e-8
     momentum: float = 0.95
+    momentum_dtype: str = "float32"
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     ema_decay: float = 0.999
@@ -80,6 +83,11 @@ class OptimConfig:
                 "'cosine', 'linear' or 'constant'",
             ),
             ("lr", self.lr > 0, "more than 0"),
+            (
+                "momentum_dtype",
+                self.momentum_dtype in ("float32", "bfloat16"),
+                "'float32' or 'bfloat16'",
+            ),
             ("steps", self.steps >= 1, "at least 1"),
             ("warmup", self.warmup >= 0, "at least 0"),
             ("final_lr_fraction", 0 <= self.final_lr_fraction <= 1, "from 0 to 1"),
@@ -120,7 +128,7 @@ def make_optimizer(config: OptimConfig, params: Any) -> optax.GradientTransforma
     Raises:
       UserError: `config.name` is `"muon"` and `params` has no hidden matrix.
     """
-    adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+    adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=config.momentum_dtype)
     direction = adam
     if config.name == "muon":
         if "muon" not in jax.tree.leaves(update_rules(params)):
@@ -129,7 +137,7 @@ def make_optimizer(config: OptimConfig, params: Any) -> optax.GradientTransforma
                 "'layers', or convolution kernels): choose 'adamw'."
             )
         muon = optax.chain(
-            optax.trace(config.momentum, nesterov=True),
+            optax.trace(config.momentum, nesterov=True, accumulator_dtype=config.momentum_dtype),
             optax.stateless(lambda updates, _: jax.tree.map_with_path(_muon, updates)),
         )
         # The function, not its result: that is a tree of the model's own type, which optax would call.
