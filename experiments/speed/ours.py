@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,7 +20,7 @@ from sora_jax.models import text
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.models.layers import fourier, rotary_angles
 from sora_jax.models.vae import VAE, VAEConfig
-from sora_jax.train.checkpoint import named_leaves
+from sora_jax.train.checkpoint import fill, named_leaves
 
 WORDS = 16  # a run
 SIGMA = 0.5  # of every token
@@ -46,6 +47,7 @@ class Options:
       lengths: patches of the runs in the transformer's row, longest first.
       clips: (clips, frames, height, width) of the autoencoder's batches.
       captions: (captions, slots each).
+      compile: whether PyTorch compiles what is our arithmetic.
     """
 
     works: tuple[str, ...]
@@ -56,6 +58,7 @@ class Options:
     attention: str
     clips: tuple[tuple[int, int, int, int], ...]
     captions: tuple[int, int]
+    compile: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +86,7 @@ def dit_cases(options: Options) -> Iterator[Case]:
     """A forward pass as the sampler makes one, and a training step with AdamW, of one row."""
     config = DiTConfig(size=options.size, patch=(1, 1, 1), remat=options.remat, attention=options.attention)
     batch = jax.tree.map(jnp.asarray, _row(options.lengths, config))
-    model = _shaken(DiT(config, rngs=nnx.Rngs(0)))
+    model = _build(lambda: DiT(config, rngs=nnx.Rngs(0)))
     sigma = jnp.full(batch.condition_runs.shape, SIGMA).at[:, 0].set(0.0)
     target = jax.random.normal(jax.random.key(2), batch.patches.shape)
     asked = {
@@ -126,7 +129,7 @@ def dit_cases(options: Options) -> Iterator[Case]:
 def vae_cases(options: Options) -> Iterator[Case]:
     """The autoencoder that a configuration has where it says nothing."""
     config = VAEConfig()
-    model = _shaken(VAE(config, rngs=nnx.Rngs(0)))
+    model = _build(lambda: VAE(config, rngs=nnx.Rngs(0)))
     time, height, width = config.compression
     calls = {"encode": lambda vae, x: vae.encode(x)[0], "decode": lambda vae, x: vae.decode(x)}
     for clips, frames, rows, columns in options.clips:
@@ -157,7 +160,7 @@ def vae_cases(options: Options) -> Iterator[Case]:
 def text_cases(options: Options) -> Iterator[Case]:
     """MiniLM-L6's sizes; captions of half their slots to all of them. In use, ours is float32 alone."""
     captions, slots = options.captions
-    model = _shaken(text.Bert(MINILM, jax.random.key(0)))
+    model = _build(lambda: text.Bert(MINILM, jax.random.key(0)))
     rng = np.random.default_rng(0)
     ids = rng.integers(0, MINILM["vocab_size"], (captions, slots), dtype=np.int32)
     lengths = np.linspace(slots // 2, slots, captions).astype(int)
@@ -220,13 +223,18 @@ def _told(batch: PackedBatch, config: DiTConfig) -> dict[str, Any]:
     return {"patches": batch.patches[0], "words": runs, "sigma": sigma, "cos": cos[0], "sin": sin[0]}
 
 
-def _shaken(model: Any) -> Any:
-    """With noise on every parameter, since some begin at zero and would hide what they take part in."""
-    leaves, tree = jax.tree.flatten(model)
-    keys = jax.random.split(jax.random.key(3), len(leaves))
-    return jax.tree.unflatten(
-        tree, [leaf + 0.02 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves)]
-    )
+def _build(model: Callable[[], Any]) -> Any:
+    """Drawn by NumPy, which compiles nothing, and no parameter zero: it would hide what it takes part in."""
+    template = jax.eval_shape(model)
+    rng = np.random.default_rng(3)
+
+    def draw(name: str, shape: tuple[int, ...]) -> jax.Array:
+        noise = rng.standard_normal(shape, np.float32)
+        if name.endswith("kernel"):  # of a convolution, or perhaps of all layers at once
+            return jnp.asarray(noise / math.sqrt(math.prod(shape[:-1] if len(shape) == 5 else shape[-2:-1])))
+        return jnp.asarray(0.02 * noise + name.endswith("scale"))
+
+    return fill(template, {name: draw(name, leaf.shape) for name, leaf in named_leaves(template).items()})
 
 
 def _typed(model: Any, dtype: str) -> Any:

@@ -15,10 +15,11 @@ def ways(request: Request) -> dict[str, Way]:
             name.removeprefix(prefix): torch.from_numpy(array)
             for name, array in request.arrays.items()
             if name.startswith(prefix)
-        },
-        strict=False,  # it may keep the numbers of its positions as a buffer
+        }
     )
     model = request.ready(model)
+    if request.settings["compile"]:
+        model.compile()
     ids, mask = request.tensor("ids"), request.tensor("mask")
 
     def forward() -> torch.Tensor:

@@ -92,6 +92,9 @@ def ways(request: Request) -> dict[str, Way]:
     model = DiT(*shape, patches[0].shape[-1], words.shape[-1], sigma.shape[-1])
     load(model, request.arrays, "blocks")
     model = request.ready(model)
+    if request.settings["compile"]:
+        for block in model.blocks:  # alike, so compiled once
+            block.compile()
     turn = request.tensor("cos"), request.tensor("sin")
     lengths = torch.tensor([len(words[0]) + len(run) for run in patches], device=words.device)
     target = torch.cat(target)

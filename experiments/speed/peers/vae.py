@@ -113,6 +113,8 @@ def ways(request: Request) -> dict[str, Way]:
         model = request.ready(model).to(memory_format=layout)
         x = request.tensor("input").movedim(-1, 1).contiguous(memory_format=layout)
         work = getattr(model, request.work)
+        if request.settings["compile"]:
+            work = torch.compile(work)
 
         def forward(work=work, x=x):
             return work(x)
