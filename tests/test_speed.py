@@ -67,7 +67,7 @@ def test_parameters_of_bert_are_counted(speed):
 def test_the_table_at_toy_size(speed, monkeypatch, tmp_path):
     run = speed("run")
     # The machine's own speeds take seconds to measure, and are the roofline's business.
-    monkeypatch.setattr(run, "matmul_peak", lambda dtype: 1e12)
+    monkeypatch.setattr(run, "compute_peak", lambda dtype: 1e12)
     monkeypatch.setattr(run, "memory_bandwidth", lambda: 1e11)
     out, history = tmp_path / "speed.json", tmp_path / "history.jsonl"
     toy = "--no-torch --size Pico --lengths 8,16 --clips 1x5x16x16 --captions 2x8 --repeats 1 --dtype float32"
@@ -87,7 +87,7 @@ def test_the_table_at_toy_size(speed, monkeypatch, tmp_path):
 
 def test_one_work_alone(speed, monkeypatch):
     run = speed("run")
-    monkeypatch.setattr(run, "matmul_peak", lambda dtype: 1e12)
+    monkeypatch.setattr(run, "compute_peak", lambda dtype: 1e12)
     monkeypatch.setattr(run, "memory_bandwidth", lambda: 1e11)
     chosen = ["--part", "vae", "--work", "decode", "--dtype", "bfloat16", "--clips", "1x1x8x8"]
     done = CliRunner().invoke(run.main, ["--no-torch", *chosen, "--repeats", "1"])

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from ours import CASES, Case, Options
 from peer import Peer
-from roofline import Roofline, matmul_peak, memory_bandwidth, roofline, seconds
+from roofline import Roofline, compute_peak, memory_bandwidth, roofline, seconds
 
 from sora_jax.models.attention import BACKENDS
 from sora_jax.models.dit import POLICIES, SIZES
@@ -85,14 +85,14 @@ def main(
     options = Options(**chosen | {"lengths": tuple(sorted(chosen["lengths"], reverse=True))})
     parts = parts or tuple(CASES)
     peer = None if no_torch else start_peer(python)
-    peaks = {dtype: matmul_peak(dtype) for dtype in options.dtypes}
+    peaks = {dtype: compute_peak(dtype) for dtype in options.dtypes}
     bandwidth = memory_bandwidth()
     result: dict[str, Any] = describe(peer) | {"parts": parts, **chosen}
-    result |= {"matmul_gflops": {dtype: peak / 1e9 for dtype, peak in peaks.items()}}
+    result |= {"peak_gflops": {dtype: peak / 1e9 for dtype, peak in peaks.items()}}
     result |= {"bandwidth_gbps": bandwidth / 1e9, "rows": {}}
     reached = ", ".join(f"{peak / 1e9:.0f} GFLOP/s in {dtype}" for dtype, peak in peaks.items())
     click.echo(
-        f"{result['machine']}: matrix products reach {reached}, a copy of memory {bandwidth / 1e9:.0f} GB/s."
+        f"{result['machine']}: products and convolutions reach {reached}, a copy of memory {bandwidth / 1e9:.0f} GB/s."
     )
     for part in parts:
         for case in CASES[part](options):
@@ -169,7 +169,7 @@ def tell(case: Case, row: dict[str, Any], bound: Roofline) -> Iterator[str]:
     """A row of the table, in lines: ours, each way of the peer's, and what limits it."""
     rate = lambda gflop, taken: f"{gflop:7.4g} GFLOP at {gflop / taken:5.0f}/s"
     yield f"{case.name}, {case.dtype}"
-    share = f"{bound.compute_seconds / row['jax']:.0%} of the matrix product's"
+    share = f"{bound.compute_seconds / row['jax']:.0%} of peak"
     yield f"  {'JAX':34}{row['jax']:9.4f} s {'':8} {rate(row['gflop'], row['jax'])}, {share}"
     for name, way in sorted(row["torch"].items(), key=lambda item: (not item[1]["same"], item[1]["seconds"])):
         told = f"{way['seconds'] / row['jax']:7.2f}× {rate(way['gflop'], way['seconds'])}"
