@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_model import tiny_bundle
 
 from sora_jax.data import encode as encoding
 from sora_jax.data.clips import Clip
@@ -17,6 +15,7 @@ from sora_jax.diffusion import abilities
 from sora_jax.engine import Engine
 from sora_jax.errors import UserError
 from sora_jax.models import tiles as module
+from sora_jax.models.bundle import Bundle
 from sora_jax.models.text import TextEncoder
 from sora_jax.models.tiles import Tiles, decode_stream, encode_stream, reach
 from sora_jax.models.vae import VAE, VAEConfig
@@ -26,20 +25,16 @@ from sora_jax.video import Video
 CONFIG = VAEConfig(
     channels=3,
     encoder_widths=(4, 6, 8),
-    encoder_blocks=(0, 1, 1),
+    encoder_blocks=(0, 0, 1),
     decoder_widths=(4, 6, 8),
-    decoder_blocks=(1, 1, 1),
+    decoder_blocks=(0, 1, 1),
     latent_mean=(0.5, -0.25, 0.125),
     latent_std=(2.0, 0.5, 1.5),
 )
 RNG = np.random.default_rng(0)
-FULL = Tiles(size=11, halo=max(reach(CONFIG)), blend=1, chunk=2)
+FULL = Tiles(size=9, halo=max(reach(CONFIG)), blend=1, chunk=2)
 WHOLE = Tiles(size=1000, chunk=3)  # tests/test_vae.py holds streams against whole clips
-SIZES = [
-    (12, 23),
-    (21, 11),
-    (30, 8),
-]  # in cells; the second has one tile across, the third one that is its own
+SIZES = [(12, 23), (30, 8)]  # in cells; the second is not cut across
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +61,7 @@ def joined(pieces: Iterator[np.ndarray]) -> np.ndarray:
 def test_the_reach_is_how_far_one_cell_is_seen(model):
     """A change of one cell shows in the last pixels that the reach allows, and in none behind them."""
     encoder, decoder = reach(CONFIG)
-    assert (encoder, decoder) == (3, 4) and reach(VAEConfig()) == (5, 9)
+    assert (encoder, decoder) == (2, 3) and reach(VAEConfig()) == (5, 9)
     before = latent(1, 1, 23)
     after = before.copy()
     after[:, :, 11] += 5
@@ -91,14 +86,13 @@ def test_with_the_full_halo_tiles_are_the_whole(model, cells):
     np.testing.assert_allclose(joined(encode_stream(model, frames, FULL)), coded, atol=1e-4)
 
 
-def test_a_smaller_halo_is_nearly_the_whole_and_none_is_not(model):
-    latents = latent(2, 12, 23)
+def test_without_a_halo_tiles_are_not_the_whole(model):
+    latents = latent(1, 12, 22)  # tiles of 12 overlap by no more than they must
     whole = joined(decode_stream(model, latents, WHOLE))
     errors = [
-        np.abs(joined(decode_stream(model, latents, Tiles(14, halo, blend, 2))) - whole).max()
-        for halo, blend in ((0, 0), (0, 2), (2, 2), (4, 2))
+        np.abs(joined(decode_stream(model, latents, Tiles(12, halo, 2, 2))) - whole).max() for halo in (0, 3)
     ]
-    assert errors[0] > 0.1 and errors[1] > errors[2] > errors[3] and errors[3] < 1e-4, errors
+    assert errors[0] > 0.01 and errors[1] < 1e-4, errors
 
 
 def test_one_program_serves_all_frames_of_at_least_a_tile(model):
@@ -113,7 +107,7 @@ def test_one_program_serves_all_frames_of_at_least_a_tile(model):
 
 
 @pytest.mark.parametrize("cells", range(1, 60, 7))
-@pytest.mark.parametrize("own", [Tiles(8, 1, 1), Tiles(8, 1, 0), Tiles(11, 3, 2), Tiles(9, 0, 3)])
+@pytest.mark.parametrize("own", [Tiles(8, 1, 1), Tiles(8, 1, 0), Tiles(12, 3, 2), Tiles(9, 0, 3)])
 def test_tiles_cover_a_side_and_keep_their_halo(cells, own):
     cuts, size = own.cuts(cells, 8), min(own.size, cells)
     total = np.zeros(cells * 8)
@@ -166,29 +160,27 @@ def test_frames_off_the_grid_are_refused(model):
         list(encode_stream(model, noise(1, 12, 16)))
 
 
-def noisy(vae: VAE) -> VAE:
-    leaves, tree = jax.tree.flatten(vae)
-    keys = jax.random.split(jax.random.key(3), len(leaves))
-    moved = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(tree, moved)
+def test_the_engine_reconstructs_large_frames_tile_by_tile(monkeypatch, model):
+    studio = Studio(Bundle("tiny", model))
+    picture = Video(noise(1, 60, 170), 8.0)
+    whole = studio.reconstruct(picture).frames.astype(int)
+    assert whole.std() > 5
+    done: list[tuple[int, ...]] = []
+    for name in ("_encode_piece", "_decode_piece"):
+        real = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda vae, tile, past, real=real: done.append(tile.shape) or real(vae, tile, past)
+        )
+    studio.tiles = Tiles(9, max(reach(CONFIG)), 0)
+    tiled = studio.reconstruct(picture).frames.astype(int)
+    assert np.abs(tiled - whole).max() <= 1
+    assert done == [(1, 1, 64, 72, 3)] * 6 + [(1, 1, 8, 9, 3)] * 6
 
 
-def test_the_engine_reconstructs_large_frames_tile_by_tile():
-    bundle = tiny_bundle()
-    studio = Studio(dataclasses.replace(bundle, vae=noisy(bundle.vae)))
-    video = Video(noise(6, 75, 139), 8.0)
-    whole = studio.reconstruct(video).frames.astype(int)
-    studio.tiles = Tiles(9, 3, 0, 2)
-    tiled = studio.reconstruct(video).frames.astype(int)
-    assert module._decode_piece._cache_size() and whole.std() > 5
-    assert (tiled != whole).any()  # the halo is less than the decoder's reach …
-    assert np.abs(tiled - whole).mean() < 0.5  # … and nearly all of it
-
-
-def test_a_canvas_is_decoded_piece_by_piece_across_seams():
-    engine = Engine(tiny_bundle())
+def test_a_canvas_is_decoded_piece_by_piece_across_seams(model):
+    engine = Engine(Bundle("tiny", model))
     first, second = (noise(frames, 16, 16) for frames in (37, 18))
-    sketch = abilities.connect(Video(first, 8.0), Video(second, 8.0), 11, 8.0)
+    sketch = abilities.connect(first, second, 11, 8.0)
     canvas = engine.encode(sketch)
     painted = canvas.start.any((1, 2))
     shape = sketch.frames.shape[:3]
