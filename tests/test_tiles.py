@@ -190,6 +190,9 @@ def test_a_canvas_is_decoded_piece_by_piece_across_seams(model):
     np.testing.assert_array_equal(np.concatenate(pieces), whole)
     short = engine.decode_floats(canvas, 20, *shape[1:], painted)
     np.testing.assert_array_equal(short, whole[:20])
+    # The painted group that ends with frame 48 shows the second clip's first: the eight before it are moved.
+    moved = np.abs(whole - engine.decode_floats(canvas, *shape)).max((1, 2, 3))
+    np.testing.assert_array_equal(moved > 0, (np.arange(len(whole)) >= 40) & (np.arange(len(whole)) < 48))
 
 
 def test_large_clips_are_encoded_for_training_tile_by_tile(monkeypatch, model):
