@@ -66,7 +66,7 @@ def main(one: str | None, out: pathlib.Path | None, halos: str, lengths: str, **
         return
     long = math.ceil(options["width"] / 8)
     ways: list[dict[str, Any]] = [{"size": 1 << 16, "halo": 0, "blend": 0}] if options["whole"] else []
-    for halo in map(int, halos.split(",")):
+    for halo in map(int, halos.split(",") if halos else ()):
         overlap = 2 * halo + TILES.blend
         ways.append(
             {"size": options["tile"] or (long + overlap + 1) // 2, "halo": halo, "blend": TILES.blend}

@@ -45,7 +45,7 @@ class Tiles:
     """
 
     size: int = 64
-    halo: int = 3
+    halo: int = 5
     blend: int = 2
     chunk: int = 4
 
