@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -24,15 +24,17 @@ from sora_jax.filling import Progress, Task, fill, transformer, window
 from sora_jax.models.bundle import Bundle
 from sora_jax.models.dit import DiT
 from sora_jax.models.text import TextEncoder, load_text_encoder
+from sora_jax.models.tiles import TILES, decode_stream, encode_stream
 from sora_jax.models.vae import VAE
 
-CHUNK = 4  # latent frames that the autoencoder codes at a time
 SEAMS = (8, 3)  # video frames over which a seam between two streams is taken up: of shades, of things
 SHADE = 16  # pixels: what differs over larger places is a shade
 
 
 class Engine:
     """A loaded model. One instance serves any number of canvases, of any shapes."""
+
+    tiles = TILES  # how the autoencoder cuts frames
 
     def __init__(self, bundle: Bundle, text: TextEncoder | None = None) -> None:
         check_groups(bundle.vae.config.compression[0])
@@ -119,7 +121,8 @@ class Engine:
             needed = 0 if not known.size else 1 + -(-int(known[-1]) // GROUP)
             latent = np.zeros((count, *self.cells(Y, X), self.vae.config.channels), np.float32)
             if needed:
-                latent[:needed] = self._encode_stream(frames[index[: 1 + GROUP * (needed - 1)]])
+                pieces = encode_stream(self.vae, frames[index[: 1 + GROUP * (needed - 1)]], self.tiles)
+                latent[:needed] = np.concatenate(list(pieces))
             latents.append(latent)
         tokens = self.frame_tokens(Y, X) if self.bundle.dit else 1
         length = sum(len(stream.ends) for stream in streams)
@@ -128,7 +131,9 @@ class Engine:
 
     def decode(self, canvas: Canvas, frames: int, height: int, width: int) -> np.ndarray:
         """The first frames of a canvas, and the middle of each: uint8[T,Y,X,3]."""
-        return to_bytes(self.decode_floats(canvas, frames, height, width))
+        out = np.zeros((frames, height, width, 3), np.uint8)
+        _fill_up(out, (to_bytes(piece) for piece in self.decode_pieces(canvas, frames, height, width)))
+        return out
 
     def decode_floats(
         self,
@@ -138,57 +143,72 @@ class Engine:
         width: int,
         painted: np.ndarray | None = None,
     ) -> np.ndarray:
-        """As `decode`, in [-1, 1]: float32[T,Y,X,3]. Where streams overlap, the later one's frames are kept.
+        """As `decode`, in [-1, 1]: float32[T,Y,X,3]; see `decode_pieces`."""
+        out = np.zeros((frames, height, width, 3), np.float32)
+        _fill_up(out, self.decode_pieces(canvas, frames, height, width, painted))
+        return out
+
+    def decode_pieces(
+        self,
+        canvas: Canvas,
+        frames: int,
+        height: int,
+        width: int,
+        painted: np.ndarray | None = None,
+    ) -> Iterator[np.ndarray]:
+        """As `decode_floats`, piece by piece in order of time, in memory that doesn't grow with duration.
+
+        Where streams overlap, the later one's frames are kept.
 
         Args:
           painted: bool[t], latent frames that were painted. Where their stream reaches over the next one's begin,
             it shows that frame too: what the two differ by is taken up over the painted frames before the seam,
             little by little where it is a shade, shortly before where it is a thing in another place.
+
+        Yields:
+          float32[n,Y,X,3] in [-1, 1].
         """
         _, high, wide = self.vae.config.compression
         full = canvas.grid[1] * high, canvas.grid[2] * wide
         top, left = (full[0] - height) // 2, (full[1] - width) // 2
-        out = np.zeros((frames, height, width, 3), np.float32)
-        end = open_from = 0  # of the stream before: behind its last frame, and its last painted frames' first
-        for stream in canvas.streams():
-            begin = int(canvas.ends[stream.start])
-            clip = self._decode_stream(canvas.latent[stream])[: max(frames - begin, 0)]
-            clip = clip[:, top : top + height, left : left + width]
-            if begin < min(end, frames) and open_from < begin:
-                _take_up(out[open_from:begin], clip[0] - out[begin])
-            out[begin : begin + len(clip)] = clip
-            end, open_from = begin + len(clip), begin + len(clip)
+        streams = canvas.streams()
+        begins = [min(int(canvas.ends[stream.start]), frames) for stream in streams]
+        held = over = np.zeros((0, height, width, 3), np.float32)  # open to the next seam; behind it
+        open_from = 0
+        for stream, begin, end in zip(streams, begins, [*begins[1:], frames], strict=True):
+            place = begin
+            if begin >= frames:
+                break
+            for clip in decode_stream(self.vae, canvas.latent[stream], self.tiles):
+                clip = clip[: frames - place, top : top + height, left : left + width]
+                if place == begin and len(over) and open_from < begin:
+                    _take_up(held[-(begin - open_from) :], clip[0] - over[0])
+                held = np.concatenate([held, clip[: max(end - place, 0)]])
+                over = clip[max(end - place, 0) :]
+                place += len(clip)
+                ready = max(len(held) - max(SEAMS), 0)
+                if ready:
+                    yield np.clip(held[:ready], -1.0, 1.0)
+                    held = held[ready:]
+                if place >= frames or place > end:
+                    break
+            open_from = end
             if painted is not None and painted[stream][-1]:
                 last_given = np.flatnonzero(~painted[stream])
                 open_from = int(canvas.ends[stream][last_given[-1]]) + 1 if last_given.size else begin
-        return np.clip(out, -1.0, 1.0)
+        if len(held):
+            yield np.clip(held, -1.0, 1.0)
 
     def fill(self, tasks: Sequence[Task], progress: Progress | None = None) -> list[Canvas]:
         """See `filling.fill`."""
         return fill(self.bundle, self.text, tasks, progress)
 
-    def _encode_stream(self, frames: np.ndarray) -> np.ndarray:
-        """uint8[1+4k,Y,X,3] to latents float32[1+k,y,x,c], in pieces of the same shapes whatever the length."""
-        head, past = _encode_piece(self.vae, frames[:1][None], None)
-        parts = [np.asarray(head[0])]
-        for first in range(1, len(frames), GROUP * CHUNK):
-            piece = frames[first : first + GROUP * CHUNK]
-            short = GROUP * CHUNK - len(piece)
-            padded = np.pad(piece, [(0, short), (0, 0), (0, 0), (0, 0)], mode="edge")
-            latent, past = _encode_piece(self.vae, padded[None], past)
-            parts.append(np.asarray(latent[0])[: len(piece) // GROUP])
-        return np.concatenate(parts)
 
-    def _decode_stream(self, latent: np.ndarray) -> np.ndarray:
-        """The inverse. Causal layers make what comes later, and the padding, leave the rest as it is to the bit."""
-        head, past = _decode_piece(self.vae, latent[:1][None], None)
-        parts = [np.asarray(head[0])]
-        for first in range(1, len(latent), CHUNK):
-            piece = latent[first : first + CHUNK]
-            padded = np.pad(piece, [(0, CHUNK - len(piece)), (0, 0), (0, 0), (0, 0)])
-            clip, past = _decode_piece(self.vae, padded[None], past)
-            parts.append(np.asarray(clip[0])[: GROUP * len(piece)])
-        return np.concatenate(parts)
+def _fill_up(out: np.ndarray, pieces: Iterator[np.ndarray]) -> None:
+    place = 0
+    for piece in pieces:
+        out[place : place + len(piece)] = piece
+        place += len(piece)
 
 
 def _take_up(before: np.ndarray, difference: np.ndarray) -> None:
@@ -205,16 +225,3 @@ def _take_up(before: np.ndarray, difference: np.ndarray) -> None:
 def to_bytes(frames: np.ndarray) -> np.ndarray:
     """[-1, 1] to uint8."""
     return np.round((np.clip(frames, -1, 1) + 1) * 127.5).astype(np.uint8)
-
-
-@jax.jit
-def _encode_piece(vae: VAE, frames: jax.Array, past: Any) -> tuple[jax.Array, Any]:
-    mean, _, past = vae.encode_chunk(frames.astype(jnp.float32) / 127.5 - 1.0, past)
-    return (mean - jnp.array(vae.config.latent_mean)) / jnp.array(vae.config.latent_std), past
-
-
-@jax.jit
-def _decode_piece(vae: VAE, latent: jax.Array, past: Any) -> tuple[jax.Array, Any]:
-    raw = latent * jnp.array(vae.config.latent_std) + jnp.array(vae.config.latent_mean)
-    clip, past = vae.decode_chunk(raw, past)
-    return jnp.clip(clip, -1.0, 1.0), past

@@ -19,6 +19,7 @@ from sora_jax.data.latents import LatentCache, Record, write_latents
 from sora_jax.data.sources import DataConfig, make_sources
 from sora_jax.diffusion.canvas import check_groups, frames_shown, lay_streams
 from sora_jax.models.text import TextConfig, TextEncoder, load_text_encoder
+from sora_jax.models.tiles import TILES, encode_stream
 from sora_jax.models.vae import VAE
 
 
@@ -92,9 +93,16 @@ def make_encoder(
 
     A clip's `timed` captions become one caption of kind "timed", in which the words of each shot hold from its
     start; clips of one shot have none.
+
+    Frames of more than a tile are encoded clip by clip, in memory that doesn't grow with them (`tiles`).
     """
     check_groups(vae.config.compression[0])
-    to_latent = jax.jit(lambda vae, clip: vae.to_latent(clip.astype(np.float32) / 127.5 - 1.0))
+    whole = jax.jit(lambda vae, clip: vae.to_latent(clip.astype(np.float32) / 127.5 - 1.0))
+
+    def to_latent(clips: np.ndarray) -> np.ndarray:
+        if TILES.hold(vae.config, *clips.shape[2:4]):
+            return np.asarray(whole(vae, clips))
+        return np.stack([np.concatenate(list(encode_stream(vae, clip))) for clip in clips])
 
     def encode(clips: list[Clip]) -> list[Record]:
         frames = np.stack([clip.video.frames for clip in clips])
@@ -102,10 +110,10 @@ def make_encoder(
         fixed = draw_layout(rng, frames.shape[1], layouts or {"none": 1.0})
         streams = lay_streams(fixed)
         parts = [
-            to_latent(vae, frames[:, np.minimum(np.arange(s.begin, s.begin + s.frames), frames.shape[1] - 1)])
+            to_latent(frames[:, np.minimum(np.arange(s.begin, s.begin + s.frames), frames.shape[1] - 1)])
             for s in streams
         ]
-        latents = np.concatenate([np.asarray(part) for part in parts], axis=1)
+        latents = np.concatenate(parts, axis=1)
         ends = np.concatenate([stream.ends for stream in streams])
         layout = {
             "ends": ends,

@@ -1,0 +1,221 @@
+"""Frames of any size through the autoencoder, as tiles, and clips of any length, as streams: in constant memory.
+
+The autoencoder's layers are 3×3×3 convolutions and norms of single cells, so what a latent cell is decoded to depends
+on cells so far away and no farther (`reach`). A tile whose edge inside the frame is that far from what is kept of
+it gives what the whole frame gives, up to rounding; most of the reach matters little, so a smaller `halo` does too.
+Tiles at the frame's border end there, where the whole frame ends as well.
+
+All tiles have one size, whatever the frame's, so one compiled program serves all frames of at least a tile; a side
+that is shorter than a tile is not cut, and has programs of its own. Frames that fit one tile are coded whole.
+Tiles are done one after another and time in chunks: what is held is one tile's activations, one chunk of frames and,
+of each tile, what its convolutions remember (`vae.Past`), which grows with the frame's size but not with duration.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sora_jax.errors import UserError
+from sora_jax.models.vae import VAE, VAEConfig
+
+Key = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """How frames and clips are cut.
+
+    Attributes:
+      size: latent cells along each side of a tile.
+      halo: latent cells at least, by which a tile's edges inside the frame lie outside of what is kept of it.
+      blend: latent cells over which one tile passes into the next, linearly.
+      chunk: latent frames coded at a time; the first of a stream is coded alone.
+
+    Raises:
+      UserError: tiles of such a size would overlap wholly, or a number is negative.
+    """
+
+    size: int = 64
+    halo: int = 5
+    blend: int = 2
+    chunk: int = 4
+
+    def __post_init__(self) -> None:
+        if (
+            min(self.halo, self.blend) < 0
+            or self.chunk < 1
+            or self.size - self.overlap < max(2 * self.blend, 1)
+        ):
+            raise UserError(
+                f"Tiles of {self.size} latent cells with a halo of {self.halo} and {self.blend} to blend, in chunks "
+                f"of {self.chunk}, can't cover a frame: the size exceeds twice the halo by at least three times the "
+                "blend, the chunk is at least 1, and none is negative."
+            )
+
+    @property
+    def overlap(self) -> int:
+        """Latent cells at least that two neighbours share."""
+        return 2 * self.halo + self.blend
+
+    def hold(self, config: VAEConfig, height: int, width: int) -> bool:
+        """Whether frames of height × width pixels fit one tile."""
+        _, high, wide = config.compression
+        return height <= self.size * high and width <= self.size * wide
+
+    def starts(self, cells: int) -> list[int]:
+        """Where tiles begin along a side: the first at 0, the last ends with it, evenly between."""
+        if cells <= self.size:
+            return [0]
+        count = 1 + math.ceil((cells - self.size) / (self.size - self.overlap))
+        return [i * (cells - self.size) // (count - 1) for i in range(count)]
+
+    def cuts(self, cells: int, scale: int) -> list[tuple[int, np.ndarray]]:
+        """Each tile's begin along a side and its weights there, `scale` of them a cell; they sum to 1 everywhere."""
+        starts, size = self.starts(cells), min(self.size, cells)
+        place = (np.arange(size * scale) + 0.5) / scale  # in cells from a tile's begin
+        cuts = []
+        for i, start in enumerate(starts):
+            weights = np.ones(size * scale)
+            if i:
+                weights *= self._rise(start + place, starts[i - 1] + size, start)
+            if i + 1 < len(starts):
+                weights *= 1 - self._rise(start + place, start + size, starts[i + 1])
+            cuts.append((start, weights.astype(np.float32)))
+        return cuts
+
+    def cost(self, height: int, width: int) -> float:
+        """Latent cells computed for each of a frame of height × width cells."""
+        return math.prod(len(self.starts(side)) * min(self.size, side) / side for side in (height, width))
+
+    def _rise(self, place: np.ndarray, end: int, start: int) -> np.ndarray:
+        """The later tile's share around the middle of its overlap with the one before, which ends at `end`."""
+        off = place - (start + end) / 2
+        return np.clip(off / self.blend + 0.5, 0, 1) if self.blend else (off > 0).astype(float)
+
+
+TILES = Tiles()
+
+
+def reach(config: VAEConfig) -> tuple[int, int]:
+    """How many latent cells away the encoder, and the decoder, look along height or width.
+
+    Two convolutions a block look one cell of their stage away each; stage i's cell is its strides' product of pixels.
+    """
+    pixels, reaches = [1, 1], [[0, 0], [0, 0]]
+    for i, stride in enumerate(config.strides):
+        for axis in (0, 1):
+            pixels[axis] *= stride[1 + axis]
+            for way, blocks in enumerate((config.encoder_blocks, config.decoder_blocks)):
+                reaches[way][axis] += 2 * blocks[i] * pixels[axis]
+    encoder, decoder = (
+        max(math.ceil(far / by) for far, by in zip(way, pixels, strict=True)) for way in reaches
+    )
+    return encoder, decoder
+
+
+def encode_stream(vae: VAE, frames: Iterable[np.ndarray], tiles: Tiles = TILES) -> Iterator[np.ndarray]:
+    """Frames of any number and size to latents, piece by piece, each as soon as its frames have been read.
+
+    Args:
+      vae: the autoencoder.
+      frames: uint8[Y,X,3] each, sides multiples of its compression (uint8[T,Y,X,3] is such an iterable too). A last
+        group that is not full is filled with its last frame.
+      tiles: how to cut.
+
+    Yields:
+      float32[n,y,x,c] as `VAE.to_latent`'s: the first piece has one latent frame, later ones up to `tiles.chunk`.
+
+    Raises:
+      UserError: the frames' sides are no such multiples.
+    """
+    time, *space = vae.config.compression
+    pasts: dict[Key, Any] = {}
+    for piece, count in _pieces(frames, time * tiles.chunk):
+        latent = _mosaic(functools.partial(_encode_piece, vae), piece, pasts, tiles, space, (1, 1))
+        yield latent[: math.ceil(count / time)]
+
+
+def decode_stream(vae: VAE, latents: Iterable[np.ndarray], tiles: Tiles = TILES) -> Iterator[np.ndarray]:
+    """The inverse, as soon as each chunk of latents has been read.
+
+    Args:
+      vae: the autoencoder.
+      latents: float32[y,x,c] each, as `encode_stream` gives them (float32[t,y,x,c] is such an iterable too).
+      tiles: how to cut.
+
+    Yields:
+      float32[n,Y,X,3] in [-1, 1]: the first piece has one frame, later ones four for each latent frame.
+    """
+    time, *space = vae.config.compression
+    pasts: dict[Key, Any] = {}
+    for first, (piece, count) in enumerate(_pieces(latents, tiles.chunk)):
+        clip = _mosaic(functools.partial(_decode_piece, vae), piece, pasts, tiles, (1, 1), space)
+        yield clip[: time * count if first else 1]
+
+
+def _pieces(items: Iterable[np.ndarray], chunk: int) -> Iterator[tuple[np.ndarray, int]]:
+    """The first item alone, then `chunk` at a time, with how many there were before the last piece was filled up.
+
+    Causal layers make the filling leave the rest as it is to the bit, and all pieces but the first have one shape.
+    """
+    rest, wanted = iter(items), 1
+    while piece := list(itertools.islice(rest, wanted)):
+        yield np.stack(piece + [piece[-1]] * (wanted - len(piece))), len(piece)
+        wanted = chunk
+
+
+def _mosaic(
+    code: Callable[[np.ndarray, Any], tuple[jax.Array, Any]],
+    piece: np.ndarray,
+    pasts: dict[Key, Any],
+    tiles: Tiles,
+    cell_in: Iterable[int],
+    cell_out: Iterable[int],
+) -> np.ndarray:
+    """Codes a piece [T,Y,X,C] of a stream tile by tile, and keeps each tile's past in `pasts`.
+
+    Args:
+      code: a piece's tile [1,…] and its past, None at first, to the result and the past for the next.
+      cell_in, cell_out: height and width of a latent cell in `piece`, and in the result.
+    """
+    (a, b), (c, d) = cell_in, cell_out
+    Y, X = piece.shape[1:3]
+    if Y % a or X % b:
+        raise UserError(f"Frames of {Y}×{X} pixels are no multiple of {a}×{b}: pad them first.")
+    rows, columns = tiles.cuts(Y // a, c), tiles.cuts(X // b, d)
+    out: np.ndarray | None = None
+    for (top, across), (left, along) in itertools.product(rows, columns):
+        high, wide = len(across) // c, len(along) // d
+        tile = piece[None, :, top * a : (top + high) * a, left * b : (left + wide) * b]
+        coded, pasts[top, left] = code(tile, pasts.get((top, left)))
+        part = np.asarray(coded)[0]
+        if len(rows) == len(columns) == 1:
+            return part
+        if out is None:
+            out = np.zeros((len(part), Y // a * c, X // b * d, part.shape[-1]), np.float32)
+        place = out[:, top * c : (top + high) * c, left * d : (left + wide) * d]
+        place += part * (across[:, None] * along)[..., None]
+    assert out is not None
+    return out
+
+
+@jax.jit
+def _encode_piece(vae: VAE, frames: jax.Array, past: Any) -> tuple[jax.Array, Any]:
+    mean, _, past = vae.encode_chunk(frames.astype(jnp.float32) / 127.5 - 1.0, past)
+    return (mean - jnp.array(vae.config.latent_mean)) / jnp.array(vae.config.latent_std), past
+
+
+@jax.jit
+def _decode_piece(vae: VAE, latent: jax.Array, past: Any) -> tuple[jax.Array, Any]:
+    raw = latent * jnp.array(vae.config.latent_std) + jnp.array(vae.config.latent_mean)
+    clip, past = vae.decode_chunk(raw, past)
+    return jnp.clip(clip, -1.0, 1.0), past
