@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 from sora_jax.errors import UserError
 from sora_jax.models.attention import BACKENDS, attend
 from sora_jax.models.attention_blocks import sharing
-from sora_jax.models.attention_cpu import BLOCKS, LONG, blocked, make_plan
+from sora_jax.models.attention_cpu import LARGE, SMALL, WORTH, blocked, make_blocks, meetings
 from sora_jax.models.attention_gpu import Tile, Tiles, flash
 from sora_jax.models.attention_tpu import splash
 
 B, N, H, F = 2, 16, 2, 8
 # Kernels of other machines in plain JAX, and blocks so small that rows of 16 have several.
-SMALL = Tiles(Tile(8, 4, 4, 1), Tile(8, 4, 4, 1), Tile(4, 8, 4, 1))
+TILES = Tiles(Tile(8, 4, 4, 1), Tile(8, 4, 4, 1), Tile(4, 8, 4, 1))
 KERNELS = BACKENDS | {
     "tpu": partial(splash, interpret=True),
-    "gpu": partial(flash, interpret=True, tiles=SMALL),
-    "cpu, small": partial(blocked, blocks=(6, 4), long=5),
+    "gpu": partial(flash, interpret=True, tiles=TILES),
+    "cpu, small": partial(blocked, large=6, small=4, worth=5),
 }
 every_backend = pytest.mark.parametrize("backend", KERNELS)
 
@@ -33,7 +33,7 @@ def tensors(seed: int = 0) -> tuple[np.ndarray, ...]:
     return tuple(np.random.default_rng(seed).normal(size=(4, B, N, H, F)).astype(np.float32))
 
 
-planned = jax.jit(make_plan, static_argnums=2)
+cut = jax.jit(make_blocks, static_argnums=(1, 2, 3))
 
 
 @lru_cache
@@ -162,30 +162,38 @@ def test_a_packed_row_leaves_out_all_that_can_be_left_out():
 
 
 @given(
-    ids=st.lists(st.integers(0, 6), min_size=40, max_size=40),
-    mine=st.sets(st.integers(0, 6)),
-    size=st.sampled_from((1, 3, 7, 50)),
+    ids=st.lists(st.integers(0, 6), min_size=80, max_size=80),
+    sizes=st.sampled_from(((7, 3, 5), (50, 8, 30), (4, 2, 1))),
 )
-def test_every_slot_is_one_block_s_and_every_pair_of_a_run_is_walked(ids, mine, size):
-    """Torn runs too: a plan has room for all the blocks that there can be."""
-    runs = np.array(ids, np.int32)
-    wanted = np.isin(runs, list(mine))
-    plan = jax.tree.map(np.asarray, planned(runs, wanted, size))
-    count = int(plan.count)
-    blocks = zip(plan.start[:count], plan.stop[:count], strict=True)
-    own = [set(start + np.flatnonzero(plan.runs[start:stop] >= 0)) for start, stop in blocks]
-    assert all(stop - start <= size for start, stop in zip(plan.start, plan.stop, strict=True))
-    assert sorted(slot for block in own for slot in block) == [*np.flatnonzero(wanted)]
-    for i, j in np.ndindex(count, count):
-        together = {runs[slot] for slot in own[i]} & {runs[slot] for slot in own[j]}
-        assert not together or plan.first[i] <= j < plan.last[i]
+def test_every_slot_is_one_block_s_and_every_pair_of_a_run_is_walked(ids, sizes):
+    """Torn runs too: there is room for all the blocks that there can be."""
+    rows = np.array(ids, np.int32).reshape(2, 40)
+    kinds = cut(jnp.asarray(rows), *sizes)
+    owned = []
+    for blocks in jax.tree.map(np.asarray, kinds):
+        assert (blocks.stop - blocks.start <= blocks.size).all()
+        own = zip(blocks.start[: blocks.count], blocks.stop[: blocks.count], strict=True)
+        owned.append([set(start + np.flatnonzero(blocks.runs[start:stop] >= 0)) for start, stop in own])
+    assert sorted(slot for kind in owned for block in kind for slot in block) == [*np.flatnonzero(rows)]
+    of = {slot: (slot // 40, rows.flat[slot]) for slot in range(80)}
+    for a, b in np.ndindex(2, 2):
+        first, last = meetings(kinds[a], kinds[b])
+        for i, j in np.ndindex(len(owned[a]), len(owned[b])):
+            together = {of[slot] for slot in owned[a][i]} & {of[slot] for slot in owned[b][j]}
+            assert not together or first[i] <= j < last[i]
 
 
 def test_a_run_is_walked_as_if_it_had_the_row_alone():
-    """Blocks begin where runs do: three of 489 tokens take three pairs, where a grid of 512 would take seven."""
-    lengths = (489, 489, 489, 100, 28, 60)
-    runs = np.repeat(np.arange(len(lengths)), lengths)
-    for size, mine, pairs in ((BLOCKS[0], runs < 3, 3), (BLOCKS[1], runs >= 3, 2)):
-        plan = make_plan(jnp.asarray(runs), jnp.asarray(mine), size)
-        assert int((plan.last - plan.first)[: int(plan.count)].sum()) == pairs
-    assert BLOCKS[1] < LONG < BLOCKS[0]
+    """Blocks begin where runs do: three runs of 489 tokens take three pairs, where a grid of 512 would take seven."""
+    assert SMALL < WORTH < LARGE
+
+    def pairs(*lengths: int) -> list[int]:
+        ids = np.repeat(np.arange(len(lengths), dtype=np.int32) + 1, lengths)[None]
+        kinds = cut(jnp.asarray(ids), LARGE, SMALL, WORTH)
+        walked = [(own, *meetings(own, others)) for own in kinds for others in kinds]
+        return [int((last - first)[: int(own.count)].sum()) for own, first, last in walked]
+
+    assert pairs(489, 489, 489, 100, 28, 60) == [3, 0, 0, 2]
+    # Two large blocks and a small one: large with large, large with small, small with large, small with small.
+    assert pairs(1040) == [4, 2, 2, 1]
+    assert pairs(*[30] * 8) == [0, 0, 0, 2]

@@ -1,17 +1,19 @@
 """Attention on CPUs: pairs of blocks that share a run, one after another, and nothing else.
 
-Rows are cut into blocks where runs begin, not at multiples of some number: a long run into large blocks, which have
-the better matrix products, and short runs lie in small blocks together, which waste less. A loop over blocks walks,
-for each, those it shares a run with, with a running softmax (Milakov and Gimelshein 2018; Dao et al. 2022, algorithm
-1); another walks back. So work grows with Σ n² over runs, not with N² of the row, no [N, N] array is ever written, and
-the number of blocks, which differs from batch to batch, compiles nothing anew.
+Rows are cut into blocks where runs begin, not at multiples of some number: large ones, which have the better matrix
+products, as long as a run fills them, and small ones for the rest of it and for short runs, which lie in them
+together. A loop over blocks walks, for each, those it shares a run with, with a running softmax (Milakov and
+Gimelshein 2018; Dao et al. 2022, algorithm 1); another walks back. So work grows with Σ n² over runs, not with N² of
+the row, no [N, N] array is ever written, and the number of blocks, which differs from batch to batch, compiles nothing
+anew.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,34 +23,37 @@ from jax.ad_checkpoint import checkpoint_name
 from sora_jax.axes import SegmentIds
 from sora_jax.models.attention_blocks import CHECKPOINT
 
-BLOCKS = (512, 128)  # tokens, for runs longer than LONG and for the others (experiments/LOG.md)
-LONG = 384
+LARGE, SMALL = 512, 128  # tokens of a block
+WORTH = 384  # tokens of a run that are worth a large block; these three: experiments/LOG.md
 _NOTHING = -1e30  # a masked logit
 _LOWEST = -1e20  # below any real logit, above a masked one
 
 
-class Plan(NamedTuple):
-    """Blocks in order, over the slots of all rows, and with which others each shares a run.
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["runs", "start", "stop", "count"], meta_fields=["size"]
+)
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """Blocks of one size, in order, over the slots of all rows.
 
     Attributes:
-      runs: int32[n + size], what runs are whose, -1 for slots that are none of this plan's business.
-      start, stop: int32[G], a block's slots; the first `count` blocks are real.
-      first, last: int32[G], from which block on, and before which, those lie that share a run with it.
-      count: int32.
+      runs: int32[n + size], what run a slot is of; -1 where it is none of these blocks'.
+      start, stop: int32[G], a block's slots.
+      count: int32, how many of the G are real.
+      size: the most slots a block may have.
     """
 
     runs: jax.Array
     start: jax.Array
     stop: jax.Array
-    first: jax.Array
-    last: jax.Array
     count: jax.Array
+    size: int
 
-    def slots_of(self, block: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    def slots_of(self, block: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Its first slot, and int32[size] of runs; -1 where a slot isn't the block's own."""
         start = self.start[block]
-        runs = lax.dynamic_slice_in_dim(self.runs, start, size)
-        return start, jnp.where(start + jnp.arange(size) < self.stop[block], runs, -1)
+        runs = lax.dynamic_slice_in_dim(self.runs, start, self.size)
+        return start, jnp.where(start + jnp.arange(self.size) < self.stop[block], runs, -1)
 
 
 def blocked(
@@ -56,63 +61,71 @@ def blocked(
     k_bnhf: jax.Array,
     v_bnhf: jax.Array,
     segment_ids_bn: SegmentIds,
-    blocks: tuple[int, int] = BLOCKS,
-    long: int = LONG,
+    large: int = LARGE,
+    small: int = SMALL,
+    worth: int = WORTH,
 ) -> jax.Array:
     """See `attention.attend`. Empty slots get zeros. Logits and sums are float32, products are of the inputs' type.
 
     Args:
-      blocks: tokens of a block, for runs longer than `long` and for the others.
+      large, small: tokens of a block.
+      worth: tokens of a run that are worth a large one.
     """
     B, N, H, F = q_bnhf.shape
     dtype = q_bnhf.dtype if q_bnhf.dtype == jnp.bfloat16 else jnp.dtype(jnp.float32)
-    runs, lengths = _runs(segment_ids_bn)
-    kinds = [(blocks[1], (lengths > 0) & (lengths <= long))]
-    if long < N:
-        kinds.append((blocks[0], lengths > long))
-    plans = tuple(make_plan(runs, mine, size) for size, mine in kinds)
-    sizes = tuple(size for size, _ in kinds)
+    kinds: tuple[Blocks, ...] = make_blocks(segment_ids_bn, large, small, worth)
+    if worth > N:
+        kinds = kinds[1:]
+    padding = max(blocks.size for blocks in kinds)
 
     def lay(x_bnhf: jax.Array) -> jax.Array:
         # A block is read whole, past the slots that are its own.
         flat = x_bnhf.astype(dtype).reshape(B * N, H, F).transpose(1, 0, 2)
-        return jnp.pad(flat, ((0, 0), (0, max(sizes)), (0, 0)))
+        return jnp.pad(flat, ((0, 0), (0, padding), (0, 0)))
 
-    out = _attend(lay(q_bnhf / math.sqrt(F)), lay(k_bnhf), lay(v_bnhf), plans, sizes)
+    walks = tuple(tuple(meetings(own, others) for others in kinds) for own in kinds)
+    out = _attend(lay(q_bnhf / math.sqrt(F)), lay(k_bnhf), lay(v_bnhf), kinds, walks)
     return out[:, : B * N].transpose(1, 0, 2).reshape(B, N, H, F).astype(q_bnhf.dtype)
 
 
-def _runs(segment_ids_bn: SegmentIds) -> tuple[jax.Array, jax.Array]:
-    """int32[B·N] twice: a number for each slot's run that no other row has, and the run's length; 0 where empty."""
+def make_blocks(segment_ids_bn: SegmentIds, large: int, small: int, worth: int) -> tuple[Blocks, Blocks]:
+    """Large blocks and small ones, which have every slot of a run once. See `blocked`."""
     B, N = segment_ids_bn.shape
     ordered = jnp.sort(segment_ids_bn, axis=1)
-    before, after = (
-        jax.vmap(functools.partial(jnp.searchsorted, side=side))(ordered, segment_ids_bn)
-        for side in ("left", "right")
+    number = jax.vmap(jnp.searchsorted)(ordered, segment_ids_bn) + N * jnp.arange(B)[:, None]
+    runs = jnp.where(segment_ids_bn > 0, number, -1).reshape(-1)
+    changes = jnp.append(True, runs[1:] != runs[:-1])
+    begin, end = _stretches(changes)
+    place = jnp.arange(B * N)
+    full = (end - begin + large - worth) // large * large
+    in_large = (place - begin < full) & (runs >= 0)
+    changes |= place - begin == full
+    return (
+        _cut_blocks(changes, jnp.where(in_large, runs, -1), large),
+        _cut_blocks(changes, jnp.where(in_large, -1, runs), small),
     )
-    number = before + N * jnp.arange(B)[:, None]
-    return number.reshape(-1), jnp.where(segment_ids_bn > 0, after - before, 0).reshape(-1)
 
 
-def make_plan(runs: jax.Array, mine: jax.Array, size: int) -> Plan:
-    """Cuts slots into blocks of at most `size`, of which each begins with one that is `mine`.
+def _stretches(changes: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of each slot the begin and the end of the stretch that it lies in; a stretch begins where `changes` is true."""
+    n = changes.shape[0]
+    place = jnp.arange(n)
+    begin = lax.cummax(jnp.where(changes, place, 0))
+    return begin, lax.cummin(jnp.where(jnp.append(changes[1:], True), place + 1, n), reverse=True)
 
-    A block takes whole runs as long as they fit; a run longer than a block is cut.
 
-    Args:
-      runs: int32[n], a run's number at each slot. A run's slots should follow one another; where they don't, pairs of
-        blocks are walked that share nothing, and masked.
-      mine: bool[n], alike within a run.
+def _cut_blocks(changes: jax.Array, runs: jax.Array, size: int) -> Blocks:
+    """Blocks of at most `size` slots, of which each begins with one that is of a run.
+
+    A block takes whole stretches as long as they fit; a stretch longer than a block is cut.
     """
     n = runs.shape[0]
     place = jnp.arange(n)
-    begins = jnp.concatenate([jnp.ones(1, bool), runs[1:] != runs[:-1]])
-    begin = lax.cummax(jnp.where(begins, place, 0))
-    end = lax.cummin(jnp.where(jnp.append(begins[1:], True), place + 1, n), reverse=True)
+    begin, end = _stretches(changes)
     limit = jnp.minimum(place + size, n)
     border = jnp.where(end[limit - 1] <= limit, limit, begin[limit - 1])
     stops = jnp.where(end - place >= size, place + size, jnp.maximum(border, end))
-    following = jnp.append(lax.cummin(jnp.where(mine, place, n), reverse=True), n)
+    following = jnp.append(lax.cummin(jnp.where(runs >= 0, place, n), reverse=True), n)
 
     def cut(at: jax.Array, _: None) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         start = following[at]
@@ -121,87 +134,101 @@ def make_plan(runs: jax.Array, mine: jax.Array, size: int) -> Plan:
 
     # What lies between the beginnings of every second block is longer than `size`, or the third would be the second's.
     _, (start, stop) = lax.scan(cut, jnp.zeros((), place.dtype), None, length=2 * (n // size) + 2)
-    marked = jnp.pad(jnp.where(mine, runs, -1), (0, size), constant_values=-1)
-    slots = start[:, None] + jnp.arange(size)
-    own = jnp.where(slots < stop[:, None], marked[slots], -1)
-    least, most = jnp.where(own < 0, n, own).min(1), own.max(1)
-    share = (least[:, None] <= most) & (least <= most[:, None])
-    first, last = jnp.argmax(share, axis=1), len(share) - jnp.argmax(share[:, ::-1], axis=1)
-    return Plan(marked, start, stop, first, last, jnp.count_nonzero(start < n))
+    marked = jnp.pad(runs, (0, size), constant_values=-1)
+    return Blocks(marked, start, stop, jnp.count_nonzero(start < n), size)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend(q, k, v, plans: tuple[Plan, ...], sizes: tuple[int, ...]) -> jax.Array:
-    """[H, n + a block, F]; q is divided by √F."""
-    return _forward(q, k, v, plans, sizes)[0]
+def meetings(own: Blocks, others: Blocks) -> tuple[jax.Array, jax.Array]:
+    """int32[G] twice: from which of `others` on, and before which, those lie that share a run with each of `own`.
+
+    A run's slots should follow one another; where they don't, blocks lie between that share nothing, and are masked.
+    """
+
+    def runs(blocks: Blocks) -> tuple[jax.Array, jax.Array]:
+        slots = blocks.start[:, None] + jnp.arange(blocks.size)
+        inside = jnp.where(slots < blocks.stop[:, None], blocks.runs[slots], -1)
+        return jnp.where(inside < 0, len(blocks.runs), inside).min(1), inside.max(1)
+
+    (least, most), (other_least, other_most) = runs(own), runs(others)
+    share = (least[:, None] <= other_most) & (other_least <= most[:, None])
+    first, last = jnp.argmax(share, axis=1), share.shape[1] - jnp.argmax(share[:, ::-1], axis=1)
+    return first, jnp.where(share.any(1), last, first)
 
 
-def _forward(q, k, v, plans, sizes) -> tuple[jax.Array, tuple[Any, ...]]:
+@jax.custom_vjp
+def _attend(q, k, v, kinds: tuple[Blocks, ...], walks: Any) -> jax.Array:
+    """[H, n + a block, F]; q is divided by √F; walks[i][j] are the meetings of kinds i and j."""
+    return _forward(q, k, v, kinds, walks)[0]
+
+
+def _forward(q, k, v, kinds, walks) -> tuple[jax.Array, tuple[Any, ...]]:
     state = jnp.zeros_like(q), jnp.zeros(q.shape[:2])
-    for plan, size in zip(plans, sizes, strict=True):
-        state = lax.fori_loop(0, plan.count, functools.partial(_block, q, k, v, plan, size), state)
+    for own, ways in zip(kinds, walks, strict=True):
+        queries = functools.partial(_queries, q, k, v, own, kinds, ways)
+        state = lax.fori_loop(0, own.count, queries, state)
     out, normaliser = (checkpoint_name(x, CHECKPOINT) for x in state)
-    return out, (q, k, v, plans, out, normaliser)
+    return out, (q, k, v, kinds, walks, out, normaliser)
 
 
-def _block(q, k, v, plan: Plan, size: int, i: jax.Array, state: tuple[jax.Array, ...]):
+def _queries(q, k, v, own: Blocks, kinds: tuple[Blocks, ...], ways: Any, i: jax.Array, state: Any) -> Any:
     """The result of a block's queries, and the logarithm of their softmax's divisor, put where they belong."""
-    start, runs = plan.slots_of(i, size)
-    queries = _cut(q, start, size)
+    start, runs = own.slots_of(i)
+    queries = _cut(q, start, own.size)
 
-    def pair(j: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def pair(others: Blocks, j: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         out, total, peak = sums
-        there, others = plan.slots_of(j, size)
-        logits = _product(queries, _cut(k, there, size).mT, jnp.float32)
-        logits = jnp.where(_shared(runs, others), logits, _NOTHING)
+        there, theirs = others.slots_of(j)
+        logits = _product(queries, _cut(k, there, others.size).mT, jnp.float32)
+        logits = jnp.where(_shared(runs, theirs), logits, _NOTHING)
         higher = jnp.maximum(peak, logits.max(-1))
         weights, kept = jnp.exp(logits - higher[..., None]), jnp.exp(peak - higher)
-        values = _product(weights.astype(v.dtype), _cut(v, there, size))
+        values = _product(weights.astype(v.dtype), _cut(v, there, others.size))
         return out * kept[..., None] + values, total * kept + weights.sum(-1), higher
 
     H, _, F = q.shape
-    nothing = jnp.zeros((H, size, F)), jnp.zeros((H, size)), jnp.full((H, size), _LOWEST)
-    out, total, peak = lax.fori_loop(plan.first[i], plan.last[i], pair, nothing)
+    sums: Any = jnp.zeros((H, own.size, F)), jnp.zeros((H, own.size)), jnp.full((H, own.size), _LOWEST)
+    for others, (first, last) in zip(kinds, ways, strict=True):
+        sums = lax.fori_loop(first[i], last[i], functools.partial(pair, others), sums)
+    out, total, peak = sums
     total = jnp.where(runs < 0, 1.0, total)
     made = out / total[..., None], peak + jnp.log(total)
     return tuple(_put(old, new, start, runs) for old, new in zip(state, made, strict=True))
 
 
-def _backward(sizes, kept: tuple[Any, ...], pulled: jax.Array) -> tuple[Any, ...]:
-    q, k, v, plans, out, normaliser = kept
+def _backward(kept: tuple[Any, ...], pulled: jax.Array) -> tuple[Any, ...]:
+    q, k, v, kinds, walks, out, normaliser = kept
     through_sum = jnp.sum((pulled * out).astype(jnp.float32), axis=-1)
     state = jnp.zeros(q.shape), jnp.zeros_like(k), jnp.zeros_like(v)
     given = q, k, v, pulled, normaliser, through_sum
-    for plan, size in zip(plans, sizes, strict=True):
-        state = lax.fori_loop(0, plan.count, functools.partial(_block_back, given, plan, size), state)
+    for own, ways in zip(kinds, walks, strict=True):
+        state = lax.fori_loop(0, own.count, functools.partial(_keys, given, own, kinds, ways), state)
     to_q, to_k, to_v = state
-    return to_q.astype(q.dtype), to_k, to_v, None
+    return to_q.astype(q.dtype), to_k, to_v, None, None
 
 
-def _block_back(given: tuple[jax.Array, ...], plan: Plan, size: int, j: jax.Array, state):
+def _keys(given: Any, own: Blocks, kinds: tuple[Blocks, ...], ways: Any, j: jax.Array, state: Any) -> Any:
     """What a block's keys and values get back, and what they give their queries."""
     q, k, v, pulled, normaliser, through_sum = given
-    start, runs = plan.slots_of(j, size)
-    keys, values = _cut(k, start, size), _cut(v, start, size)
+    start, runs = own.slots_of(j)
+    keys, values = _cut(k, start, own.size), _cut(v, start, own.size)
 
-    def pair(i: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def pair(others: Blocks, i: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         to_q, to_k, to_v = sums
-        there, others = plan.slots_of(i, size)
-        cut = functools.partial(_cut, start=there, size=size)
+        there, theirs = others.slots_of(i)
+        cut = functools.partial(_cut, start=there, size=others.size)
         logits = _product(cut(q), keys.mT, jnp.float32) - cut(normaliser)[..., None]
-        weights = jnp.where(_shared(others, runs), jnp.exp(logits), 0.0)
+        weights = jnp.where(_shared(theirs, runs), jnp.exp(logits), 0.0)
         through = _product(cut(pulled), values.mT, jnp.float32) - cut(through_sum)[..., None]
         to_logits = (weights * through).astype(q.dtype)
-        own = cut(to_q) + _product(to_logits, keys)
-        return (
-            lax.dynamic_update_slice_in_dim(to_q, own, there, 1),
-            to_k + _product(to_logits.mT, cut(q)),
-            to_v + _product(weights.astype(q.dtype).mT, cut(pulled)),
-        )
+        to_q = lax.dynamic_update_slice_in_dim(to_q, cut(to_q) + _product(to_logits, keys), there, 1)
+        to_k = to_k + _product(to_logits.mT, cut(q))
+        return to_q, to_k, to_v + _product(weights.astype(q.dtype).mT, cut(pulled))
 
     to_q, to_k, to_v = state
-    nothing = jnp.zeros(keys.shape)
-    to_q, own_k, own_v = lax.fori_loop(plan.first[j], plan.last[j], pair, (to_q, nothing, nothing))
+    sums: Any = to_q, jnp.zeros(keys.shape), jnp.zeros(keys.shape)
+    for others, (first, last) in zip(kinds, ways, strict=True):
+        sums = lax.fori_loop(first[j], last[j], functools.partial(pair, others), sums)
+    to_q, own_k, own_v = sums
     return to_q, _put(to_k, own_k, start, runs), _put(to_v, own_v, start, runs)
 
 
