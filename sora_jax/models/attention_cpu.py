@@ -1,11 +1,11 @@
 """Attention on CPUs: pairs of blocks that share a run, one after another, and nothing else.
 
-Rows are cut into blocks where runs begin, not at multiples of some number: large ones, which have the better matrix
-products, as long as a run fills them, and small ones for the rest of it and for short runs, which lie in them
-together. A loop over blocks walks, for each, those it shares a run with, with a running softmax (Milakov and
-Gimelshein 2018; Dao et al. 2022, algorithm 1); another walks back. So work grows with Σ n² over runs, not with N² of
-the row, no [N, N] array is ever written, and the number of blocks, which differs from batch to batch, compiles nothing
-anew.
+Rows are cut into blocks where runs begin, not at multiples of some number. A run that fits a block whole has one to
+itself, of the smallest size that holds it; long ones are cut into large blocks, which have the better matrix products,
+and a small one or a few for the rest; what is short lies in small blocks together. A loop over blocks walks, for each,
+those it shares a run with, with a running softmax (Milakov and Gimelshein 2018; Dao et al. 2022, algorithm 1); another
+walks back. So work grows with Σ n² over runs, not with N² of the row, no [N, N] array is ever written, and the number
+of blocks, which differs from batch to batch, compiles nothing anew.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,14 +24,16 @@ from jax.ad_checkpoint import checkpoint_name
 from sora_jax.axes import SegmentIds
 from sora_jax.models.attention_blocks import CHECKPOINT
 
-LARGE, SMALL = 512, 128  # tokens of a block
-WORTH = 384  # tokens of a run that are worth a large block; these three: experiments/LOG.md
+# Tokens of a block: large, those for runs that fit them whole, small (experiments/LOG.md).
+SIZES = (512, 384, 256, 128)
 _NOTHING = -1e30  # a masked logit
 _LOWEST = -1e20  # below any real logit, above a masked one
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["runs", "start", "stop", "count"], meta_fields=["size"]
+    jax.tree_util.register_dataclass,
+    data_fields=["runs", "start", "stop", "count"],
+    meta_fields=["size", "whole"],
 )
 @dataclasses.dataclass(frozen=True)
 class Blocks:
@@ -41,6 +44,7 @@ class Blocks:
       start, stop: int32[G], a block's slots.
       count: int32, how many of the G are real.
       size: the most slots a block may have.
+      whole: whether each has all of its runs, so that it shares none with another.
     """
 
     runs: jax.Array
@@ -48,6 +52,7 @@ class Blocks:
     stop: jax.Array
     count: jax.Array
     size: int
+    whole: bool
 
     def slots_of(self, block: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Its first slot, and int32[size] of runs; -1 where a slot isn't the block's own."""
@@ -61,21 +66,16 @@ def blocked(
     k_bnhf: jax.Array,
     v_bnhf: jax.Array,
     segment_ids_bn: SegmentIds,
-    large: int = LARGE,
-    small: int = SMALL,
-    worth: int = WORTH,
+    sizes: Sequence[int] = SIZES,
 ) -> jax.Array:
     """See `attention.attend`. Empty slots get zeros. Logits and sums are float32, products are of the inputs' type.
 
     Args:
-      large, small: tokens of a block.
-      worth: tokens of a run that are worth a large one.
+      sizes: tokens of a block, falling: see `make_blocks`.
     """
     B, N, H, F = q_bnhf.shape
     dtype = q_bnhf.dtype if q_bnhf.dtype == jnp.bfloat16 else jnp.dtype(jnp.float32)
-    kinds: tuple[Blocks, ...] = make_blocks(segment_ids_bn, large, small, worth)
-    if worth > N:
-        kinds = kinds[1:]
+    kinds = make_blocks(segment_ids_bn, sizes)
     padding = max(blocks.size for blocks in kinds)
 
     def lay(x_bnhf: jax.Array) -> jax.Array:
@@ -83,27 +83,49 @@ def blocked(
         flat = x_bnhf.astype(dtype).reshape(B * N, H, F).transpose(1, 0, 2)
         return jnp.pad(flat, ((0, 0), (0, padding), (0, 0)))
 
-    walks = tuple(tuple(meetings(own, others) for others in kinds) for own in kinds)
+    torn = [blocks for blocks in kinds if not blocks.whole]
+    walks = tuple(
+        () if own.whole else tuple((others, *meetings(own, others)) for others in torn) for own in kinds
+    )
     out = _attend(lay(q_bnhf / math.sqrt(F)), lay(k_bnhf), lay(v_bnhf), kinds, walks)
     return out[:, : B * N].transpose(1, 0, 2).reshape(B, N, H, F).astype(q_bnhf.dtype)
 
 
-def make_blocks(segment_ids_bn: SegmentIds, large: int, small: int, worth: int) -> tuple[Blocks, Blocks]:
-    """Large blocks and small ones, which have every slot of a run once. See `blocked`."""
+def make_blocks(segment_ids_bn: SegmentIds, sizes: Sequence[int]) -> tuple[Blocks, ...]:
+    """Blocks of each size that rows of this length can fill; together they have every slot of a run once.
+
+    Args:
+      segment_ids_bn: in any order, but runs that are torn cost more.
+      sizes: falling. The first is that of blocks that a long run is cut into, the last that of blocks which hold the
+        rests of long runs, and short runs; a run that fits one between, and no smaller one, has it to itself.
+    """
+    large, *middle, small = sizes
     B, N = segment_ids_bn.shape
     ordered = jnp.sort(segment_ids_bn, axis=1)
-    number = jax.vmap(jnp.searchsorted)(ordered, segment_ids_bn) + N * jnp.arange(B)[:, None]
-    runs = jnp.where(segment_ids_bn > 0, number, -1).reshape(-1)
+    before, after = (
+        jax.vmap(functools.partial(jnp.searchsorted, side=side))(ordered, segment_ids_bn)
+        for side in ("left", "right")
+    )
+    length = (after - before).reshape(-1)
+    runs = jnp.where(segment_ids_bn > 0, before + N * jnp.arange(B)[:, None], -1).reshape(-1)
     changes = jnp.append(True, runs[1:] != runs[:-1])
     begin, end = _stretches(changes)
     place = jnp.arange(B * N)
-    full = (end - begin + large - worth) // large * large
-    in_large = (place - begin < full) & (runs >= 0)
+    # A rest that only a large block would hold is worth one.
+    worth = middle[0] if middle else small
+    full = (end - begin + large - worth - 1) // large * large
     changes |= place - begin == full
-    return (
-        _cut_blocks(changes, jnp.where(in_large, runs, -1), large),
-        _cut_blocks(changes, jnp.where(in_large, -1, runs), small),
-    )
+    whole = jnp.where(end - begin == length, length, 0)
+    kinds, free = [], runs
+    for size, next_size in zip(middle, sizes[2:], strict=True):
+        if next_size < N:
+            mine = (whole > next_size) & (whole <= size)
+            kinds.append(_cut_blocks(changes, jnp.where(mine, free, -1), size, whole=True))
+            free = jnp.where(mine, -1, free)
+    in_large = place - begin < full
+    if worth < N:
+        kinds.append(_cut_blocks(changes, jnp.where(in_large, free, -1), large))
+    return *kinds, _cut_blocks(changes, jnp.where(in_large, -1, free), small)
 
 
 def _stretches(changes: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -114,7 +136,7 @@ def _stretches(changes: jax.Array) -> tuple[jax.Array, jax.Array]:
     return begin, lax.cummin(jnp.where(jnp.append(changes[1:], True), place + 1, n), reverse=True)
 
 
-def _cut_blocks(changes: jax.Array, runs: jax.Array, size: int) -> Blocks:
+def _cut_blocks(changes: jax.Array, runs: jax.Array, size: int, whole: bool = False) -> Blocks:
     """Blocks of at most `size` slots, of which each begins with one that is of a run.
 
     A block takes whole stretches as long as they fit; a stretch longer than a block is cut.
@@ -135,7 +157,7 @@ def _cut_blocks(changes: jax.Array, runs: jax.Array, size: int) -> Blocks:
     # What lies between the beginnings of every second block is longer than `size`, or the third would be the second's.
     _, (start, stop) = lax.scan(cut, jnp.zeros((), place.dtype), None, length=2 * (n // size) + 2)
     marked = jnp.pad(runs, (0, size), constant_values=-1)
-    return Blocks(marked, start, stop, jnp.count_nonzero(start < n), size)
+    return Blocks(marked, start, stop, jnp.count_nonzero(start < n), size, whole)
 
 
 def meetings(own: Blocks, others: Blocks) -> tuple[jax.Array, jax.Array]:
@@ -157,20 +179,19 @@ def meetings(own: Blocks, others: Blocks) -> tuple[jax.Array, jax.Array]:
 
 @jax.custom_vjp
 def _attend(q, k, v, kinds: tuple[Blocks, ...], walks: Any) -> jax.Array:
-    """[H, n + a block, F]; q is divided by √F; walks[i][j] are the meetings of kinds i and j."""
+    """[H, n + a block, F]; q is divided by √F; walks[i] are the kinds that kind i may share runs with, and where."""
     return _forward(q, k, v, kinds, walks)[0]
 
 
 def _forward(q, k, v, kinds, walks) -> tuple[jax.Array, tuple[Any, ...]]:
     state = jnp.zeros_like(q), jnp.zeros(q.shape[:2])
     for own, ways in zip(kinds, walks, strict=True):
-        queries = functools.partial(_queries, q, k, v, own, kinds, ways)
-        state = lax.fori_loop(0, own.count, queries, state)
+        state = lax.fori_loop(0, own.count, functools.partial(_queries, q, k, v, own, ways), state)
     out, normaliser = (checkpoint_name(x, CHECKPOINT) for x in state)
     return out, (q, k, v, kinds, walks, out, normaliser)
 
 
-def _queries(q, k, v, own: Blocks, kinds: tuple[Blocks, ...], ways: Any, i: jax.Array, state: Any) -> Any:
+def _queries(q, k, v, own: Blocks, ways: Any, i: jax.Array, state: Any) -> Any:
     """The result of a block's queries, and the logarithm of their softmax's divisor, put where they belong."""
     start, runs = own.slots_of(i)
     queries = _cut(q, start, own.size)
@@ -187,9 +208,7 @@ def _queries(q, k, v, own: Blocks, kinds: tuple[Blocks, ...], ways: Any, i: jax.
 
     H, _, F = q.shape
     sums: Any = jnp.zeros((H, own.size, F)), jnp.zeros((H, own.size)), jnp.full((H, own.size), _LOWEST)
-    for others, (first, last) in zip(kinds, ways, strict=True):
-        sums = lax.fori_loop(first[i], last[i], functools.partial(pair, others), sums)
-    out, total, peak = sums
+    out, total, peak = _walk(pair, own, ways, i, sums)
     total = jnp.where(runs < 0, 1.0, total)
     made = out / total[..., None], peak + jnp.log(total)
     return tuple(_put(old, new, start, runs) for old, new in zip(state, made, strict=True))
@@ -201,12 +220,12 @@ def _backward(kept: tuple[Any, ...], pulled: jax.Array) -> tuple[Any, ...]:
     state = jnp.zeros(q.shape), jnp.zeros_like(k), jnp.zeros_like(v)
     given = q, k, v, pulled, normaliser, through_sum
     for own, ways in zip(kinds, walks, strict=True):
-        state = lax.fori_loop(0, own.count, functools.partial(_keys, given, own, kinds, ways), state)
+        state = lax.fori_loop(0, own.count, functools.partial(_keys, given, own, ways), state)
     to_q, to_k, to_v = state
     return to_q.astype(q.dtype), to_k, to_v, None, None
 
 
-def _keys(given: Any, own: Blocks, kinds: tuple[Blocks, ...], ways: Any, j: jax.Array, state: Any) -> Any:
+def _keys(given: Any, own: Blocks, ways: Any, j: jax.Array, state: Any) -> Any:
     """What a block's keys and values get back, and what they give their queries."""
     q, k, v, pulled, normaliser, through_sum = given
     start, runs = own.slots_of(j)
@@ -226,10 +245,18 @@ def _keys(given: Any, own: Blocks, kinds: tuple[Blocks, ...], ways: Any, j: jax.
 
     to_q, to_k, to_v = state
     sums: Any = to_q, jnp.zeros(keys.shape), jnp.zeros(keys.shape)
-    for others, (first, last) in zip(kinds, ways, strict=True):
-        sums = lax.fori_loop(first[j], last[j], functools.partial(pair, others), sums)
-    to_q, own_k, own_v = sums
+    to_q, own_k, own_v = _walk(pair, own, ways, j, sums)
     return to_q, _put(to_k, own_k, start, runs), _put(to_v, own_v, start, runs)
+
+
+def _walk(pair: Callable[..., Any], own: Blocks, ways: Any, block: jax.Array, sums: Any) -> Any:
+    """`pair` with every block that shares a run with this one; with itself alone where it has all of its runs."""
+    if own.whole:
+        # A loop of one: of the bare body XLA's CPU backend makes code that takes two to three times as long.
+        return lax.fori_loop(block, block + 1, functools.partial(pair, own), sums)
+    for others, first, last in ways:
+        sums = lax.fori_loop(first[block], last[block], functools.partial(pair, others), sums)
+    return sums
 
 
 def _shared(runs: jax.Array, others: jax.Array) -> jax.Array:
