@@ -9,7 +9,7 @@ import io
 import itertools
 import math
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import av
 import numpy as np
@@ -91,7 +91,8 @@ class Video:
           UserError: the suffix is another, or the place can't be written.
         """
         path = pathlib.Path(path)
-        writers = {".mp4": lambda file: _write_mp4(self, file, crf), ".gif": self._gif, ".png": self._png}
+        mp4 = lambda file: _write_mp4(self.frames, self.fps, file, crf)
+        writers = {".mp4": mp4, ".gif": self._gif, ".png": self._png}
         write = writers.get(path.suffix.lower())
         if write is None:
             raise UserError(f"{path} can't be written: a video is saved as {', '.join(writers)}; choose one.")
@@ -104,7 +105,7 @@ class Video:
         if len(self) == 1:
             self._png(file)
             return f'<img src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
-        _write_mp4(self, file, crf=18)
+        _write_mp4(self.frames, self.fps, file, crf=18)
         data = base64.b64encode(file.getvalue()).decode()
         return f'<video controls autoplay loop muted src="data:video/mp4;base64,{data}"></video>'
 
@@ -237,18 +238,42 @@ def evenly_spread(total: int, count: int) -> np.ndarray:
     return np.linspace(0, total - 1, min(total, count)).round().astype(int)
 
 
-def _write_mp4(video: Video, file: str | io.BytesIO, crf: int) -> None:
-    height, width = video.size
+def write_frames(path: Path, frames: Iterable[np.ndarray], fps: float, crf: int = 16) -> pathlib.Path:
+    """Writes an mp4 frame by frame, as `Video.save` does, without ever holding more than one.
+
+    Args:
+      path: where to; its suffix is .mp4.
+      frames: uint8[Y,X,3] each, all of one size.
+      fps: frames a second.
+      crf: as `Video.save`'s.
+
+    Raises:
+      UserError: the suffix is another, there are no frames, or the place can't be written.
+    """
+    path = pathlib.Path(path)
+    if path.suffix.lower() != ".mp4":
+        raise UserError(f"{path} can't be written frame by frame: only .mp4 is; choose that.")
+    with atomic_path(path) as temporary:
+        _write_mp4(frames, fps, str(temporary), crf)
+    return path
+
+
+def _write_mp4(frames: Iterable[np.ndarray], fps: float, file: str | io.BytesIO, crf: int) -> None:
+    rest = iter(frames)
+    first = next(rest, None)
+    if first is None:
+        raise UserError("There is no frame to write: a video has at least one.")
+    height, width = first.shape[:2]
     # faststart reads the file again to move its index to the front, which only a path allows.
     options = {"movflags": "faststart"} if isinstance(file, str) else {}
     with av.open(file, "w", format="mp4", options=options) as container:
-        stream = container.add_stream("libx264", _fraction(video.fps), {"crf": str(crf), "preset": "medium"})
+        stream = container.add_stream("libx264", _fraction(fps), {"crf": str(crf), "preset": "medium"})
         stream.height, stream.width = height, width
         stream.pix_fmt = "yuv420p" if height % 2 == 0 and width % 2 == 0 else "yuv444p"
         context = stream.codec_context
         context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
         context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
-        for index, array in enumerate(video.frames):
+        for index, array in enumerate(itertools.chain([first], rest)):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), "rgb24")
             # H.264's colour samples lie at the left of their pixels; said too late, colours shift by half one.
             if hasattr(frame, "chroma_location"):  # PyAV 19; Python 3.11 gets an older one
@@ -259,7 +284,7 @@ def _write_mp4(video: Video, file: str | io.BytesIO, crf: int) -> None:
                 dst_colorspace=Colorspace.ITU709,
                 dst_color_range=ColorRange.MPEG,
             )
-            frame.pts, frame.time_base = index, 1 / _fraction(video.fps)
+            frame.pts, frame.time_base = index, 1 / _fraction(fps)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
 

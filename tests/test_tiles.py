@@ -177,7 +177,7 @@ def test_the_engine_reconstructs_large_frames_tile_by_tile(monkeypatch, model):
     assert done == [(1, 1, 64, 72, 3)] * 6 + [(1, 1, 8, 9, 3)] * 6
 
 
-def test_a_canvas_is_decoded_piece_by_piece_across_seams(model):
+def test_a_canvas_is_decoded_piece_by_piece_across_seams(model, tmp_path):
     engine = Engine(Bundle("tiny", model))
     first, second = (noise(frames, 16, 16) for frames in (37, 18))
     sketch = abilities.connect(first, second, 11, 8.0)
@@ -188,6 +188,9 @@ def test_a_canvas_is_decoded_piece_by_piece_across_seams(model):
     assert max(map(len, pieces)) <= 16 + 8 and sum(map(len, pieces)) == len(sketch.frames)
     whole = engine.decode_floats(canvas, *shape, painted)
     np.testing.assert_array_equal(np.concatenate(pieces), whole)
+    engine.save(canvas, *shape, tmp_path / "straight.mp4")
+    held = Video(engine.decode(canvas, *shape), canvas.fps).save(tmp_path / "held.mp4")
+    assert (tmp_path / "straight.mp4").read_bytes() == held.read_bytes()
     short = engine.decode_floats(canvas, 20, *shape[1:], painted)
     np.testing.assert_array_equal(short, whole[:20])
     # The painted group that ends with frame 48 shows the second clip's first: the eight before it are moved.

@@ -77,6 +77,27 @@ def test_mp4_keeps_rate_and_number_of_frames(tmp_path, fps, count):
     assert back.duration == pytest.approx(count / fps)
 
 
+def test_frames_are_written_as_they_come(tmp_path):
+    """From any iterator, and to the same file."""
+    video = V.Video(np.random.default_rng(0).integers(0, 256, (40, 32, 48, 3), np.uint8), 24000 / 1001)
+    held = 0
+
+    def frames():
+        nonlocal held
+        for frame in video.frames:
+            held += 1
+            yield frame.copy()
+
+    path = V.write_frames(tmp_path / "pieces.mp4", frames(), video.fps)
+    assert held == 40
+    assert path.read_bytes() == video.save(tmp_path / "whole.mp4").read_bytes()
+    with pytest.raises(UserError, match="only .mp4"):
+        V.write_frames(tmp_path / "pieces.gif", frames(), 8.0)
+    with pytest.raises(UserError, match="no frame to write"):
+        V.write_frames(tmp_path / "none.mp4", iter(()), 8.0)
+    assert not (tmp_path / "none.mp4").exists()
+
+
 @pytest.mark.parametrize("fps", [24, 10, 120])
 def test_gif_keeps_time_and_loops(tmp_path, fps):
     video = V.Video(gradients(24, 20, 31), fps)
