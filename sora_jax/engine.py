@@ -202,10 +202,16 @@ class Engine:
             yield np.clip(held, -1.0, 1.0)
 
     def save(
-        self, canvas: Canvas, frames: int, height: int, width: int, path: str | os.PathLike[str]
+        self,
+        canvas: Canvas,
+        frames: int,
+        height: int,
+        width: int,
+        path: str | os.PathLike[str],
+        painted: np.ndarray | None = None,
     ) -> None:
-        """Decodes straight into an mp4, in memory that doesn't grow with duration; see `decode`."""
-        pieces = self.decode_pieces(canvas, frames, height, width)
+        """Decodes straight into an mp4, in memory that doesn't grow with duration; see `decode_pieces`."""
+        pieces = self.decode_pieces(canvas, frames, height, width, painted)
         write_frames(path, (frame for piece in pieces for frame in to_bytes(piece)), canvas.fps)
 
     def fill(self, tasks: Sequence[Task], progress: Progress | None = None) -> list[Canvas]:

@@ -10,7 +10,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -22,15 +21,18 @@ from sora_jax.diffusion.continuous import Queue, Request, Room
 from sora_jax.diffusion.guidance import METHODS, Guidance
 from sora_jax.diffusion.sampler import SOLVERS
 from sora_jax.errors import UserError
+from sora_jax.models.attention import best_backend
 from sora_jax.models.bundle import Bundle
 from sora_jax.models.dit import DiT
 from sora_jax.models.text import TextEncoder
 
 MOST_STEPS = 1000
+MOST_GUIDANCE = 100
 MOST_RUNS = 16  # in as many slots as training's rows have
-# The row of the compiled step is up to so many of training's long, by backend: no token knows its place in a row, and
-# one long row is filled better than several short ones. Two are what a CPU's caches hold (experiments/batching).
-LONGEST_ROW = {"cpu": 2, "gpu": 4, "tpu": 4}
+# The row of the compiled step is up to so many of training's long: no token knows its place in a row, and
+# one long row is filled better than several short ones. Two are what a CPU's caches hold (experiments/batching). By
+# attention's backend: the reference's cost grows with the square of the row.
+LONGEST_ROW = {"cpu": 2, "gpu": 4, "tpu": 4, "reference": 1}
 MOST_CONDITIONS = 32  # levels and words in force there, over its runs
 
 Progress = Callable[[int, int], None]
@@ -75,8 +77,11 @@ class Settings:
         if not 1 <= self.steps <= MOST_STEPS:
             raise UserError(f"steps={self.steps} can't be walked: give a number from 1 to {MOST_STEPS}.")
         for name in ("guidance", "given_guidance"):
-            if not math.isfinite(getattr(self, name)):
-                raise UserError(f"{name}={getattr(self, name)} is no weight: give a number, for example 3.")
+            # What is far too large ends in numbers that are none, and rows are shared.
+            if not abs(getattr(self, name)) <= MOST_GUIDANCE:
+                raise UserError(
+                    f"{name}={getattr(self, name):g} is no weight: give a number up to {MOST_GUIDANCE}, for example 3."
+                )
         if self.solver not in SOLVERS:
             raise UserError(f"There is no solver {self.solver!r}: choose one of {', '.join(SOLVERS)}.")
         if self.guidance_method not in METHODS:
@@ -159,7 +164,7 @@ def fill(
     limits, asked = bundle.limits, {job: job.requests() for job in busy}
     runs = [request.run for requests in asked.values() for request in requests]
     needed = pack_rows(runs, limits.tokens, limits.row_text, MOST_RUNS, conditions=MOST_CONDITIONS)[0]
-    times = min(len(needed.segment_ids), LONGEST_ROW[jax.default_backend()])
+    times = min(len(needed.segment_ids), LONGEST_ROW[best_backend()])
     room = Room(1, times * limits.tokens, times * limits.row_text, times * MOST_RUNS, times * MOST_CONDITIONS)
     queue = Queue(transformer(bundle), room, tasks[0].settings.solver)
     tickets: dict[int, tuple[_Job, int]] = {}

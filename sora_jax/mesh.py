@@ -91,12 +91,13 @@ def by_rows(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array
     """`function` of arrays whose first axis is B, each device with rows of its own; plainly where no mesh is set.
 
     For what the compiler can't split by itself (kernels), or splits badly (loops over what rows hold). Nothing may
-    pass from row to row.
+    pass from row to row. Rows that can't be dealt out evenly are done by every device.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.size <= 1 or arrays[0].shape[0] % math.prod(mesh.shape[axis] for axis in LETTER_AXES["B"]):
+    if mesh.size <= 1:
         return function(*arrays)
-    rows = spec("B")
+    even = arrays[0].shape[0] % math.prod(mesh.shape[axis] for axis in LETTER_AXES["B"]) == 0
+    rows = spec("B") if even else PartitionSpec()
     return jax.shard_map(function, in_specs=(rows,) * len(arrays), out_specs=rows, check_vma=False)(*arrays)
 
 

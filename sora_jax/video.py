@@ -239,7 +239,7 @@ def evenly_spread(total: int, count: int) -> np.ndarray:
 
 
 def write_frames(path: Path, frames: Iterable[np.ndarray], fps: float, crf: int = 16) -> pathlib.Path:
-    """Writes an mp4 frame by frame, as `Video.save` does, without ever holding more than one.
+    """Writes an mp4 frame by frame, as `Video.save` does, holding a few at a time.
 
     Args:
       path: where to; its suffix is .mp4.

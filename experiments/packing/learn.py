@@ -26,7 +26,7 @@ from ways import WAYS, batches
 
 from sora_jax.config import component
 from sora_jax.data.encode import encode_sources
-from sora_jax.data.packing import Run
+from sora_jax.data.packing import Run, pack_rows
 from sora_jax.data.pipeline import RUN_CONDITIONS, draw_run
 from sora_jax.evaluation.report import evaluate_toyworld
 from sora_jax.models.bundle import Bundle
@@ -61,6 +61,7 @@ class Clips:
 @click.option("--latents", type=click.Path(path_type=pathlib.Path), help="A folder to keep them in.")
 @click.option("--prompts", default=64, help="That the oracle reads at the end; 0: none.")
 @click.option("--slots", default=1280, help="Of a step.")
+@click.option("--lr", default=2e-3, help="The same for all; reached in the first 100 steps.")
 @click.option("--one", hidden=True, type=click.Choice(WAYS), help="Measure that alone, and print it.")
 def main(out: pathlib.Path | None, one: str | None, latents: pathlib.Path | None, **options: Any) -> None:
     """Prints loss and accuracy of each way."""
@@ -92,7 +93,14 @@ def main(out: pathlib.Path | None, one: str | None, latents: pathlib.Path | None
 
 
 def learn(
-    way: str, latents: pathlib.Path, size: str, seconds: float, clips: int, prompts: int, slots: int
+    way: str,
+    latents: pathlib.Path,
+    size: str,
+    seconds: float,
+    clips: int,
+    prompts: int,
+    slots: int,
+    lr: float,
 ) -> dict[str, Any]:
     """Trains for so many seconds, compilations among them."""
     config = runpy.run_path(str(ROOT / "configs" / "toyworld_dit.py"))["get_config"](size)
@@ -106,8 +114,8 @@ def learn(
     train = Clips(records, objective.pipeline, 0, len(records) - HELD_OUT)
     held_out = Clips(records, objective.pipeline, len(train), len(records))
     longest = max(len(part[i].patches) for part in (train, held_out) for i in range(len(part)))
-    # A constant rate, so that every moment of the curve is a fair end.
-    settings = dict(config.optim) | {"schedule": "constant", "lr": 2e-3, "ema_decay": 0.0, "steps": 10**6}
+    # A rate that stays, so that every moment of the curve is a fair end.
+    settings = dict(config.optim) | {"schedule": "constant", "lr": lr, "ema_decay": 0.0, "steps": 10**6}
     init, step = make_steps(objective, component(OptimConfig, settings, "optim"))
     key = jax.random.key(0)
     state = jax.jit(init)(key)
@@ -155,12 +163,18 @@ def _loss(config: Any, held_out: Clips, slots: int) -> Any:
     config.flow.text_dropout = config.flow.text_noise = 0.0
     with tempfile.TemporaryDirectory() as folder:
         objective = DiTObjective(config, pathlib.Path(folder))
-    stream = batches(held_out, "packing", slots, slots, 64, ROOM, RUN_CONDITIONS)
-    fixed = [jax.tree.map(jax.numpy.asarray, next(stream)) for _ in range(HELD_OUT * 300 // slots)]
+    runs = [held_out[i] for i in range(len(held_out))]
+    whole, _ = pack_rows(runs, slots, *ROOM, conditions=RUN_CONDITIONS * ROOM[1])
+    fixed = [
+        jax.tree.map(lambda x, i=i: jax.numpy.asarray(x[i : i + 1]), whole) for i in range(len(whole.patches))
+    ]
+    painted = [int(np.count_nonzero((batch.segment_ids > 0) & ~batch.given)) for batch in fixed]
     compiled = jax.jit(lambda model, batch, key: objective.loss(model, batch, key)[0])
     keys = jax.random.split(jax.random.key(1), len(fixed))
     return lambda model: float(
-        np.mean([compiled(model, batch, key) for batch, key in zip(fixed, keys, strict=True)])
+        np.average(
+            [compiled(model, batch, key) for batch, key in zip(fixed, keys, strict=True)], weights=painted
+        )
     )
 
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
+import grain
+
+from sora_jax.data.bins import BestFit
+
 Size = tuple[int, int]
 Rows = list[list[Size]]
 
@@ -30,19 +34,9 @@ def best_fit(sizes: Iterable[Size], room: Room, window: int) -> Iterator[list[Si
 
 
 def best_fit_one_closes(sizes: Iterable[Size], room: Room, window: int) -> Iterator[list[Size]]:
-    """Best fit, and where a run fits nowhere the fullest row alone closes."""
-    rows: Rows = []
-    for size in sizes:
-        fitting = [row for row in rows if room.has(row, size)]
-        if fitting:
-            max(fitting, key=_filled).append(size)
-            continue
-        if len(rows) == window:
-            fullest = max(rows, key=_filled)
-            rows.remove(fullest)
-            yield fullest
-        rows.append([size])
-    yield from rows
+    """Best fit, and where a run fits nowhere the fullest row alone closes (ours: `sora_jax/data/bins.py`)."""
+    stream = grain.MapDataset.source([*sizes]).to_iter_dataset(grain.ReadOptions(0, 0))
+    yield from BestFit(stream, lambda size: (*size, 1), (room.tokens, room.words, room.runs), window)
 
 
 def first_fit_decreasing(sizes: Iterable[Size], room: Room, window: int) -> Iterator[list[Size]]:

@@ -8,6 +8,7 @@ Each way runs in a process of its own, so that compilations and memory are its o
 from __future__ import annotations
 
 import json
+import math
 import os
 import pathlib
 import platform
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -26,11 +28,13 @@ from packers import PACKERS, Room
 from streams import ROOT, STREAMS, Stream
 from ways import WAYS, batches
 
+from sora_jax.data.packing import Run
+
 HERE = pathlib.Path(__file__).parent
 SLOTS = 4096  # a step's, for every way
-WORDS = 64  # a caption's slots where it has a row of its own
+AHEAD = 3000  # clips that are read before the clock starts, so that every way is past its beginning
 # Room for words and runs in a packed row: enough that tokens are what fills it.
-ROOMS = {"toyworld": (256, 32), "web": (256, 32), "hostile": (2048, 256)}
+ROOMS = {"toyworld": (320, 32), "web": (256, 32), "hostile": (1024, 128)}
 # Buckets' latent frames: a clip is cut to the longest that it fills, as Open-Sora does. All of toyworld's are there.
 LENGTHS = (1, 3, 5, 7, 10, 14, 20, 31)
 
@@ -60,7 +64,7 @@ def main(
         "ways": {},
     }
     click.echo(
-        f"\n{'stream':9} {'way':8} {'real':>6} {'useful/s':>9} {'ratio':>6} {'compile':>12} {'peak':>8}"
+        f"\n{'stream':9} {'way':8} {'real':>6} {'a clip':>7} {'useful/s':>9} {'ratio':>6} {'compile':>12} {'peak':>8}"
     )
     for stream in names:
         rows = {way: _apart(stream, way, size, seconds) for way in WAYS}
@@ -68,7 +72,8 @@ def main(
         for way, row in rows.items():
             ratio = rows["packing"]["useful_a_second"] / row["useful_a_second"]
             click.echo(
-                f"{stream:9} {way:8} {row['real']:6.1%} {row['useful_a_second']:9.0f} {ratio:5.2f}× "
+                f"{stream:9} {way:8} {row['real']:6.1%} {row['tokens_a_clip']:7.0f} "
+                f"{row['useful_a_second']:9.0f} {ratio:5.2f}× "
                 f"{row['compile_seconds']:6.1f} s/{row['compilations']:<3} {row['peak_mib']:5.0f} MiB"
             )
     if out:
@@ -104,7 +109,9 @@ def measure(stream: str, way: str, size: str, seconds: float) -> dict[str, Any]:
 
     config = runpy.run_path(str(ROOT / "configs" / "toyworld_dit.py"))["get_config"](size)
     runs = Stream(stream, LENGTHS if way == "buckets" else ())
-    longest = max(shape.tokens for shape in runs.shapes(4000))
+    longest, words = (
+        max(sizes) for sizes in zip(*((s.tokens, s.words) for s in runs.shapes(4000)), strict=True)
+    )
     config.pipeline.max_runs = 1 if way != "packing" else ROOMS[stream][1]
     with tempfile.TemporaryDirectory() as folder:
         objective = DiTObjective(config, pathlib.Path(folder))
@@ -113,8 +120,12 @@ def measure(stream: str, way: str, size: str, seconds: float) -> dict[str, Any]:
     state = jax.jit(init)(key)
     programs: dict[Any, Any] = {}
     spent = compiling = 0.0
-    useful = slots = steps = clips = 0
-    for batch in batches(runs, way, SLOTS, longest, WORDS, ROOMS[stream]):
+    useful = slots = steps = clips = told = 0
+    read = Evenly(runs, AHEAD) if way == "padding" else Count(runs)
+    stream_of_batches = batches(read, way, SLOTS, longest, words, ROOMS[stream])
+    while way != "padding" and read.count < AHEAD:
+        next(stream_of_batches)
+    for batch in stream_of_batches:
         shape = batch.patches.shape
         batch = jax.tree.map(jax.numpy.asarray, batch)
         if shape not in programs:
@@ -128,11 +139,13 @@ def measure(stream: str, way: str, size: str, seconds: float) -> dict[str, Any]:
         assert np.isfinite(loss)
         useful += int(np.count_nonzero(batch.segment_ids))
         clips += int(np.count_nonzero(batch.condition_runs))
-        slots, steps = slots + batch.segment_ids.size, steps + 1
+        told += int(np.count_nonzero(batch.text_segment_ids))
+        slots, steps = slots + batch.segment_ids.size + batch.text_segment_ids.size, steps + 1
         if spent >= seconds:
             break
     return {
-        "real": useful / slots,
+        "real": (useful + told) / slots,
+        "tokens_a_clip": useful / clips,
         "useful_a_second": useful / spent,
         "clips_a_second": clips / spent,
         "steps": steps,
@@ -140,6 +153,39 @@ def measure(stream: str, way: str, size: str, seconds: float) -> dict[str, Any]:
         "compile_seconds": compiling,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
+
+
+class Evenly:
+    """The first `count` of a stream in an order whose every part has short and long ones as the whole has them.
+
+    For padding, where clips don't meet in rows: a few dozen tell what thousands would.
+    """
+
+    def __init__(self, runs: Stream, count: int) -> None:
+        shapes = runs.shapes(count)
+        self.runs, self.count = runs, count
+        self.order = sorted(range(count), key=lambda index: shapes[index].tokens)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Run:
+        golden = (math.sqrt(5) - 1) / 2
+        return self.runs[self.order[int((index + 0.5) * golden % 1 * self.count)]]
+
+
+class Count:
+    """A sequence that counts what is read of it."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.runs, self.count = runs, 0
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def __getitem__(self, index: int) -> Run:
+        self.count += 1
+        return self.runs[index]
 
 
 def _apart(stream: str, way: str, size: str, seconds: float) -> dict[str, Any]:
@@ -156,7 +202,8 @@ def _apart(stream: str, way: str, size: str, seconds: float) -> dict[str, Any]:
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": ""}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
-        raise click.ClickException(f"{stream}, {way}: {done.stderr.strip().splitlines()[-1]}")
+        reason = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+        raise click.ClickException(f"{stream}, {way}: {reason}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 

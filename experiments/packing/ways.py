@@ -38,6 +38,7 @@ def batches(
     if way == "packing":
         stream = grain.MapDataset.source(_Runs(runs)).repeat().to_iter_dataset(grain.ReadOptions(0, 0))
         yield from pack_stream(stream, slots, *room, rows=1, window=OPEN, run_conditions=conditions)
+        return
     waiting: dict[Any, list[Run]] = collections.defaultdict(list)
     number = 0
     while True:

@@ -140,8 +140,11 @@ def measure(case: Case, part: str, peer: Peer | None, repeats: int, compile: boo
                     f"{case.name}: PyTorch's {name} computes something else: {way['difference']:.2g} standard "
                     f"deviations apart, {TOLERANCE} allowed."
                 )
-    quickest = min((way["first"] for way in ways.values()), default=0.0)
-    again = [name for name, way in ways.items() if way["first"] <= max(SHORT, SLOW * quickest)]
+    quickest = {
+        same: min(way["first"] for way in ways.values() if way["same"] == same)
+        for same in {way["same"] for way in ways.values()}
+    }
+    again = [name for name, way in ways.items() if way["first"] <= max(SHORT, SLOW * quickest[way["same"]])]
     ours, theirs = [], {name: [way["first"]] for name, way in ways.items()}
     for repeat in range(repeats):
         ours.append(seconds(case.once))

@@ -14,6 +14,8 @@ from typing import Any
 
 import grain
 
+from sora_jax.errors import UserError
+
 Size = tuple[int, ...]
 AGE = 8  # a row closes, full or not, once so many times the open rows' number have closed after it was opened
 
@@ -36,12 +38,17 @@ class BestFit(grain.IterDataset):
       size_of: what an element takes of a row, in as many numbers as `room`; more than `room` is refused there.
       room: what a row holds.
       window: rows that are open at a time.
+
+    Raises:
+      UserError: the window has no row, or (from an iterator's `set_state`) a state is an older packer's.
     """
 
     def __init__(
         self, parent: grain.IterDataset, size_of: Callable[[Any], Size], room: Sequence[int], window: int
     ) -> None:
         super().__init__(parent)
+        if window < 1:
+            raise UserError(f"A packer needs at least one open row, not window={window}.")
         self.size_of, self.room, self.window = size_of, tuple(room), window
 
     def __iter__(self) -> grain.DatasetIterator:
@@ -77,13 +84,13 @@ class _Packing(grain.DatasetIterator):
         except StopIteration:
             self._ended = True
             return
-        self._states.append((self._read, before))
         size = self._config.size_of(run)
+        self._states.append((self._read, before))
         fitting = [row for row in self._rows if self._fits(row, size)]
         if fitting:
             row = max(fitting, key=_filled)
         else:
-            if len(self._rows) == self._config.window:
+            if len(self._rows) >= self._config.window:
                 oldest = min(self._rows, key=lambda row: row.opened)
                 aged = self._closed_rows - oldest.opened >= AGE * self._config.window
                 self._close(oldest if aged else max(self._rows, key=_filled))
@@ -122,6 +129,11 @@ class _Packing(grain.DatasetIterator):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
+        if "rows" not in state:
+            raise UserError(
+                "This checkpoint's data were packed in another way, by an older version: go on from its weights alone, "
+                "in a new workdir with config.init_from."
+            )
         self._parent.set_state(state["parent"])
         self._read, self._closed_rows, self._ended = state["read"], state["closed"], state["ended"]
         self._ready, self._states = [], deque()

@@ -225,6 +225,9 @@ class Queue:
         """Where the tokens of those who join start from."""
         assert self._state is not None
         x, last_x, clean, last_sigma = (np.array(leaf) for leaf in self._state)
+        # What somebody left behind may be no number, and 0 times that is none either.
+        left = self._columns["segment_ids"] == 0
+        x[left] = last_x[left] = clean[left] = 0.0
         for seat in seats:
             place = seat.row, seat.slots
             patches, ids = self._columns["patches"][place], self._columns["condition_ids"][place]

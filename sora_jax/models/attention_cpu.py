@@ -146,7 +146,7 @@ def _cut_blocks(changes: jax.Array, runs: jax.Array, size: int, whole: bool = Fa
     begin, end = _stretches(changes)
     limit = jnp.minimum(place + size, n)
     border = jnp.where(end[limit - 1] <= limit, limit, begin[limit - 1])
-    stops = jnp.where(end - place >= size, place + size, jnp.maximum(border, end))
+    stops = jnp.where(end - place >= size, place + size, border)
     following = jnp.append(lax.cummin(jnp.where(runs >= 0, place, n), reverse=True), n)
 
     def cut(at: jax.Array, _: None) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -216,7 +216,7 @@ def _queries(q, k, v, own: Blocks, ways: Any, i: jax.Array, state: Any) -> Any:
 
 def _backward(kept: tuple[Any, ...], pulled: jax.Array) -> tuple[Any, ...]:
     q, k, v, kinds, walks, out, normaliser = kept
-    through_sum = jnp.sum((pulled * out).astype(jnp.float32), axis=-1)
+    through_sum = jnp.sum(pulled.astype(jnp.float32) * out, axis=-1)
     state = jnp.zeros(q.shape), jnp.zeros_like(k), jnp.zeros_like(v)
     given = q, k, v, pulled, normaliser, through_sum
     for own, ways in zip(kinds, walks, strict=True):
