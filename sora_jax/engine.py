@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -27,7 +26,6 @@ from sora_jax.models.dit import DiT
 from sora_jax.models.text import TextEncoder, load_text_encoder
 from sora_jax.models.tiles import TILES, decode_stream, encode_stream
 from sora_jax.models.vae import VAE
-from sora_jax.video import write_frames
 
 SEAMS = (8, 3)  # video frames over which a seam between two streams is taken up: of shades, of things
 SHADE = 16  # pixels: what differs over larger places is a shade
@@ -200,19 +198,6 @@ class Engine:
                 open_from = int(canvas.ends[stream][last_given[-1]]) + 1 if last_given.size else begin
         if len(held):
             yield np.clip(held, -1.0, 1.0)
-
-    def save(
-        self,
-        canvas: Canvas,
-        frames: int,
-        height: int,
-        width: int,
-        path: str | os.PathLike[str],
-        painted: np.ndarray | None = None,
-    ) -> None:
-        """Decodes straight into an mp4, in memory that doesn't grow with duration; see `decode_pieces`."""
-        pieces = self.decode_pieces(canvas, frames, height, width, painted)
-        write_frames(path, (frame for piece in pieces for frame in to_bytes(piece)), canvas.fps)
 
     def fill(self, tasks: Sequence[Task], progress: Progress | None = None) -> list[Canvas]:
         """See `filling.fill`."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from sora_jax.data.packing import pack_rows
+from sora_jax.data.packing import share_rows
 from sora_jax.data.patches import patchify, unpatchify
 from sora_jax.diffusion import flow
 from sora_jax.diffusion.canvas import Canvas, blend_windows, space_windows, to_run, windows
@@ -163,8 +163,8 @@ def fill(
         return [job.canvas for job in jobs]
     limits, asked = bundle.limits, {job: job.requests() for job in busy}
     runs = [request.run for requests in asked.values() for request in requests]
-    needed = pack_rows(runs, limits.tokens, limits.row_text, MOST_RUNS, conditions=MOST_CONDITIONS)[0]
-    times = min(len(needed.segment_ids), LONGEST_ROW[best_backend()])
+    needed = len(share_rows(runs, limits.tokens, limits.row_text, MOST_RUNS, MOST_CONDITIONS))
+    times = min(needed, LONGEST_ROW[best_backend()])
     room = Room(1, times * limits.tokens, times * limits.row_text, times * MOST_RUNS, times * MOST_CONDITIONS)
     queue = Queue(transformer(bundle), room, tasks[0].settings.solver)
     tickets: dict[int, tuple[_Job, int]] = {}

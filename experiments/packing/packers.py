@@ -24,7 +24,7 @@ class Room:
 
 
 def first_fit(sizes: Iterable[Size], room: Room, window: int) -> Iterator[list[Size]]:
-    """`window` rows are open, a run takes the first it fits; where it fits none, all close (Grain's, and ours)."""
+    """`window` rows are open, a run takes the first it fits; where it fits none, all close (Grain's)."""
     return _open_rows(sizes, room, window, choose=lambda fitting: fitting[0])
 
 

@@ -39,6 +39,8 @@ def batches(
         stream = grain.MapDataset.source(_Runs(runs)).repeat().to_iter_dataset(grain.ReadOptions(0, 0))
         yield from pack_stream(stream, slots, *room, rows=1, window=OPEN, run_conditions=conditions)
         return
+    if longest > slots:
+        raise ValueError(f"A run of {longest} tokens is longer than a step of {slots} slots.")
     waiting: dict[Any, list[Run]] = collections.defaultdict(list)
     number = 0
     while True:

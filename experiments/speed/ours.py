@@ -94,16 +94,18 @@ def dit_cases(options: Options) -> Iterator[Case]:
         "layers": config.layers,
         "heads": config.heads,
         "lengths": options.lengths,
+        "compile": options.compile,
     }
     layers = dit_layers(config, [length + WORDS for length in options.lengths])
     optimizer = optax.adamw(1e-4)
 
-    def forward(model: DiT) -> jax.Array:
+    # The row is an argument: of a constant, XLA would compute ahead what depends on nothing else.
+    def forward(model: DiT, batch: PackedBatch, sigma: jax.Array) -> jax.Array:
         return model(batch.patches, batch, sigma)
 
-    def step(state: tuple[DiT, Any]) -> tuple[DiT, Any]:
+    def step(state: tuple[DiT, Any], batch: PackedBatch, sigma: jax.Array, target: jax.Array) -> Any:
         model, kept = state
-        loss = lambda model: jnp.mean(jnp.square(forward(model) - target))
+        loss = lambda model: jnp.mean(jnp.square(forward(model, batch, sigma) - target))
         updates, kept = optimizer.update(jax.grad(loss)(model), kept, model)
         return optax.apply_updates(model, updates), kept
 
@@ -113,14 +115,15 @@ def dit_cases(options: Options) -> Iterator[Case]:
                 continue
             typed = _typed(model, dtype)
             if work == "forward":
-                once = _call(jax.jit(forward), typed)
+                once = _call(jax.jit(forward), typed, batch, sigma)
             else:
                 copied = jax.tree.map(jnp.copy, typed)  # each step is given the last one's memory
-                once = _iterate(jax.jit(step, donate_argnums=0), (copied, optimizer.init(copied)))
+                state = (copied, optimizer.init(copied))
+                once = _iterate(jax.jit(step, donate_argnums=0), state, batch, sigma, target)
 
             def arrays() -> dict[str, np.ndarray]:
                 told = _told(batch, config) | {"target": target[0]}
-                expected = _exact(forward, _typed(model, "float32"))[0]
+                expected = _exact(forward, _typed(model, "float32"), batch, sigma)[0]
                 return _as_numpy(told | {"expected": expected} | _weights(model))
 
             yield Case(f"DiT-{options.size} {work}", work, dtype, once, layers, asked, arrays)
@@ -143,6 +146,7 @@ def vae_cases(options: Options) -> Iterator[Case]:
             asked = {
                 "config": dataclasses.asdict(config),
                 "wan_widths": (*WAN_WIDTHS, WAN_PUBLISHED) if small else WAN_WIDTHS,
+                "compile": options.compile,
             }
             for dtype in options.dtypes:
                 if work not in options.works:
@@ -167,8 +171,8 @@ def text_cases(options: Options) -> Iterator[Case]:
     mask = np.arange(slots) < lengths[:, None]
     layers = bert_layers(MINILM, captions, slots)
 
-    def forward(model: text.Bert) -> jax.Array:
-        return model(jnp.asarray(ids), jnp.asarray(mask))
+    def forward(model: text.Bert, ids: jax.Array, mask: jax.Array) -> jax.Array:
+        return model(ids, mask)
 
     def arrays() -> dict[str, np.ndarray]:
         named = {}
@@ -177,15 +181,16 @@ def text_cases(options: Options) -> Iterator[Case]:
             published = text._published_names(path, MINILM["num_hidden_layers"])
             for place, part in zip(published, leaf if path.startswith("layers.") else [leaf], strict=True):
                 named[f"weights/{place}"] = part.T if path.endswith("kernel") else part
-        expected = _exact(forward, model) * mask[..., None]
+        expected = _exact(forward, model, ids, mask) * mask[..., None]
         return _as_numpy({"ids": ids, "mask": mask, "expected": expected} | named)
 
     for dtype in options.dtypes:
         if "forward" not in options.works:
             continue
         typed = jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(dtype), model)
-        once, name = _call(jax.jit(forward), typed), f"MiniLM-L6 {captions}×{slots}"
-        yield Case(name, "forward", dtype, once, layers, {"config": MINILM}, arrays)
+        once, name = _call(jax.jit(forward), typed, ids, mask), f"MiniLM-L6 {captions}×{slots}"
+        asked = {"config": MINILM, "compile": options.compile}
+        yield Case(name, "forward", dtype, once, layers, asked, arrays)
 
 
 CASES = {"dit": dit_cases, "vae": vae_cases, "text": text_cases}
@@ -262,11 +267,11 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
     return lambda: function(*arguments)
 
 
-def _iterate(function: Callable[[Any], Any], state: Any) -> Callable[[], Any]:
+def _iterate(function: Callable[..., Any], state: Any, *arguments: Any) -> Callable[[], Any]:
     kept = [state]
 
     def once() -> Any:
-        kept[0] = function(kept[0])
+        kept[0] = function(kept[0], *arguments)
         return kept[0]
 
     return once

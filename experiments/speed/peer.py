@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -48,8 +49,9 @@ class Peer:
         self._process.wait()
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
-        self._process.stdin.write(json.dumps(message) + "\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(OSError):  # it ended: its last words are the answer
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:

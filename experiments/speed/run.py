@@ -33,10 +33,8 @@ HERE = pathlib.Path(__file__).parent
 WORKS = ("forward", "training step", "encode", "decode")
 DTYPES = ("float32", "bfloat16")
 TOLERANCE = 1e-3  # in standard deviations of the result
-SLOW, SHORT = (
-    2.5,
-    2.0,
-)  # a way that takes so many times the fastest's first call, and so long, isn't called again
+# A way whose first call takes so many times the quickest's, and so many seconds, isn't called again.
+SLOW, SHORT = 2.5, 2.0
 
 
 def integers(separator: str) -> Any:
@@ -99,7 +97,7 @@ def main(
             click.echo()
             training = case.work == "training step"
             bound = roofline(case.layers, case.dtype, peaks[case.dtype], bandwidth, training)
-            row = measure(case, part, peer, repeats, options.compile) | {"gflop": bound.flops / 1e9}
+            row = measure(case, part, peer, repeats) | {"gflop": bound.flops / 1e9}
             result["rows"][f"{case.name}, {case.dtype}"] = row | judge(row["jax"], bound)
             for line in tell(case, row, bound):
                 click.echo(line)
@@ -115,7 +113,7 @@ def main(
             file.write(json.dumps(result) + "\n")
 
 
-def measure(case: Case, part: str, peer: Peer | None, repeats: int, compile: bool = False) -> dict[str, Any]:
+def measure(case: Case, part: str, peer: Peer | None, repeats: int) -> dict[str, Any]:
     """Seconds of ours and of each way of the peer's, called in turn so that all meet the same noise."""
     seconds(case.once)
     ways: dict[str, Any] = {}
@@ -128,7 +126,6 @@ def measure(case: Case, part: str, peer: Peer | None, repeats: int, compile: boo
                 "work": case.work,
                 "dtype": case.dtype,
                 "arrays": arrays,
-                "compile": compile,
             }
             told = peer.build(asked | case.asked)
         ways = told["ways"]

@@ -63,27 +63,25 @@ class _Packing(grain.DatasetIterator):
         self._read = self._closed_rows = 0
         # The stream's states before each run that may lie in an open row: from the first of them it is read again.
         self._states: deque[tuple[int, Any]] = deque()
-        self._ready: list[_Row] = []
         self._ended = False
 
     def __next__(self) -> list[Any]:
-        while not self._ready:
-            if self._ended:
-                if not self._rows:
-                    raise StopIteration
-                self._close(self._rows[0])
-                break
-            self._take()
-        return self._ready.pop().runs
+        while not self._ended:
+            closed = self._take()
+            if closed is not None:
+                return closed.runs
+        if not self._rows:
+            raise StopIteration
+        return self._close(self._rows[0]).runs
 
-    def _take(self) -> None:
-        """Reads a run and lays it into a row, which may close another."""
-        before = self._parent.get_state()
+    def _take(self) -> _Row | None:
+        """Reads a run and lays it into a row; returns the one that closed for it, if any did."""
+        before, closed = self._parent.get_state(), None
         try:
             run = next(self._parent)
         except StopIteration:
             self._ended = True
-            return
+            return None
         size = self._config.size_of(run)
         self._states.append((self._read, before))
         fitting = [row for row in self._rows if self._fits(row, size)]
@@ -93,25 +91,26 @@ class _Packing(grain.DatasetIterator):
             if len(self._rows) >= self._config.window:
                 oldest = min(self._rows, key=lambda row: row.opened)
                 aged = self._closed_rows - oldest.opened >= AGE * self._config.window
-                self._close(oldest if aged else max(self._rows, key=_filled))
+                closed = self._close(oldest if aged else max(self._rows, key=_filled))
             row = _Row(self._closed_rows, (0,) * len(size), [], [])
             self._rows.append(row)
         row.taken = tuple(have + more for have, more in zip(row.taken, size, strict=True))
         row.places.append(self._read)
         row.runs.append(run)
         self._read += 1
+        return closed
 
     def _fits(self, row: _Row, size: Size) -> bool:
         room = self._config.room
         return all(have + more <= most for have, more, most in zip(row.taken, size, room, strict=True))
 
-    def _close(self, row: _Row) -> None:
+    def _close(self, row: _Row) -> _Row:
         self._rows.remove(row)
-        self._ready.append(row)
         self._closed_rows += 1
         first = self._first()
         while self._states and self._states[0][0] < first:
             self._states.popleft()
+        return row
 
     def _first(self) -> int:
         """The first place in the stream whose run lies in an open row."""
@@ -136,7 +135,7 @@ class _Packing(grain.DatasetIterator):
             )
         self._parent.set_state(state["parent"])
         self._read, self._closed_rows, self._ended = state["read"], state["closed"], state["ended"]
-        self._ready, self._states = [], deque()
+        self._states = deque()
         wanted = {place for row in state["rows"] for place in row["places"]}
         runs: dict[int, Any] = {}
         for place in range(state["first"], state["read"]):

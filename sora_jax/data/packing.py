@@ -144,6 +144,22 @@ def pack_rows(
     conditions = max_runs if conditions is None else conditions
     for run in runs:
         check_fits(run, row_tokens, row_text, conditions)
+    laid = share_rows(runs, row_tokens, row_text, max_runs, conditions)
+    if rows is not None and len(laid) > rows:
+        raise UserError(
+            f"{len(runs)} runs need {len(laid)} rows, but there are {rows}: give more or longer rows."
+        )
+    batch, placements = _lay(
+        [[runs[i] for i in row] for row in laid], rows or len(laid), row_tokens, row_text, conditions
+    )
+    placed = dict(zip((i for row in laid for i in row), placements, strict=True))
+    return batch, [placed[i] for i in range(len(runs))]
+
+
+def share_rows(
+    runs: Sequence[Run], row_tokens: int, row_text: int, max_runs: int, conditions: int
+) -> list[list[int]]:
+    """Which runs, by their places in `runs`, `pack_rows` lays into one row each."""
     sizes = [(len(run.patches), len(run.text), run.conditions) for run in runs]
     order = sorted(
         range(len(runs)), key=lambda i: -max(sizes[i][0] / row_tokens, sizes[i][1] / max(row_text, 1))
@@ -163,15 +179,7 @@ def pack_rows(
             laid.append([])
         used[row] = [have + more for have, more in zip(used[row], wanted, strict=True)]
         laid[row].append(i)
-    if rows is not None and len(used) > rows:
-        raise UserError(
-            f"{len(runs)} runs need {len(used)} rows, but there are {rows}: give more or longer rows."
-        )
-    batch, placements = _lay(
-        [[runs[i] for i in row] for row in laid], rows or len(used), row_tokens, row_text, conditions
-    )
-    placed = dict(zip((i for row in laid for i in row), placements, strict=True))
-    return batch, [placed[i] for i in range(len(runs))]
+    return laid
 
 
 def unpack(array: Any, placements: Sequence[Placement]) -> list[np.ndarray]:
