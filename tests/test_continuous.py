@@ -112,3 +112,17 @@ def test_what_does_not_fit_a_row_is_refused():
     with pytest.raises(UserError, match="no solver 'magic'"):
         Queue(MODEL, ROOM, "magic")
     assert not queue.busy and queue.step() == {}
+
+
+def test_what_somebody_left_behind_spoils_nobody():
+    room = dataclasses.replace(ROOM, rows=1)
+    good = plain((1, 2, 4), 3)
+    fresh = Queue(MODEL, room)
+    ticket = fresh.add(good)
+    expected = drain(fresh)[ticket]
+    queue = Queue(MODEL, room)
+    bad = plain((5, 4, 4), 2)
+    spoiled = queue.add(dataclasses.replace(bad, noise=np.full_like(bad.noise, np.nan)))
+    assert np.isnan(drain(queue)[spoiled]).all()
+    ticket = queue.add(good)
+    np.testing.assert_allclose(drain(queue)[ticket], expected, atol=1e-5)

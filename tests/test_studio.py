@@ -101,6 +101,8 @@ def test_reconstruction_keeps_any_shape(studio):
         ({"aspect": "wide"}, "16:9"),
         ({"steps": 0}, "steps=0"),
         ({"solver": "magic"}, "euler, heun"),
+        ({"guidance": 1e6}, "no weight: give a number up to 100"),
+        ({"guidance": float("nan")}, "no weight"),
     ],
 )
 def test_what_the_model_cannot_do_is_refused_with_a_way_out(studio, fields, words):

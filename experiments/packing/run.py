@@ -1,4 +1,4 @@
-"""Padding, buckets or packing: the same model, stream and budget of slots a step, three ways to batch. See README.md.
+"""Padding, buckets or packing: the same model, stream and budget of slots a step. See README.md.
 
     python experiments/packing/run.py --json experiments/packing/packing.json
 
@@ -7,6 +7,7 @@ Each way runs in a process of its own, so that compilations and memory are its o
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -28,7 +29,8 @@ from packers import PACKERS, Room
 from streams import ROOT, STREAMS, Stream
 from ways import WAYS, batches
 
-from sora_jax.data.packing import Run
+from sora_jax.data.packing import PackedBatch, Run
+from sora_jax.models.dit import DiTConfig, forward_flops
 
 HERE = pathlib.Path(__file__).parent
 SLOTS = 4096  # a step's, for every way
@@ -37,21 +39,30 @@ AHEAD = 3000  # clips that are read before the clock starts, so that every way i
 ROOMS = {"toyworld": (320, 32), "web": (256, 32), "hostile": (1024, 128)}
 # Buckets' latent frames: a clip is cut to the longest that it fills, as Open-Sora does. All of toyworld's are there.
 LENGTHS = (1, 3, 5, 7, 10, 14, 20, 31)
+# Padding as most codes run it, whose attention computes every pair of a padded row and masks what it doesn't want.
+ALL_PAIRS = "padding, all pairs"
 
 
 @click.command()
 @click.option("--json", "out", type=click.Path(path_type=pathlib.Path), help="Where to write the figures.")
 @click.option("--stream", "names", multiple=True, type=click.Choice([*STREAMS]), help="Default: all.")
+@click.option("--way", "chosen", multiple=True, type=click.Choice([ALL_PAIRS, *WAYS]), help="Default: all.")
 @click.option("--size", default="Ti", help="Of the transformer, see models/dit.py.")
 @click.option("--seconds", default=60.0, help="Of training steps, for each stream and way.")
-@click.option("--runs", default=4000, help="Runs that packers are compared on.")
-@click.option("--one", hidden=True, help="stream,way: measure that alone, and print it.")
+@click.option("--runs", default=4000, help="Runs that packers are compared on; 0: not.")
+@click.option("--one", hidden=True, help="stream:way: measure that alone, and print it.")
 def main(
-    out: pathlib.Path | None, names: tuple[str, ...], size: str, seconds: float, runs: int, one: str | None
+    out: pathlib.Path | None,
+    names: tuple[str, ...],
+    chosen: tuple[str, ...],
+    size: str,
+    seconds: float,
+    runs: int,
+    one: str | None,
 ) -> None:
     """Prints a table of packers and a table of ways to batch."""
     if one:
-        stream, way = one.split(",")
+        stream, way = one.split(":")
         click.echo(json.dumps(measure(stream, way, size, seconds)))
         return
     names = names or tuple(STREAMS)
@@ -60,20 +71,24 @@ def main(
         "jax": jax.__version__,
         "size": size,
         "slots": SLOTS,
-        "packers": compare_packers(names, runs),
+        "packers": compare_packers(names, runs) if runs else {},
         "ways": {},
     }
     click.echo(
-        f"\n{'stream':9} {'way':8} {'real':>6} {'a clip':>7} {'useful/s':>9} {'ratio':>6} {'compile':>12} {'peak':>8}"
+        f"\n{'stream':9} {'way':18} {'real':>6} {'a clip':>7} {'useful/s':>9} {'packing':>8} {'counted':>8} "
+        f"{'compile':>12} {'peak':>8}"
     )
     for stream in names:
-        rows = {way: _apart(stream, way, size, seconds) for way in WAYS}
+        rows = {way: _apart(stream, way, size, seconds) for way in chosen or (ALL_PAIRS, *WAYS)}
         result["ways"][stream] = rows
         for way, row in rows.items():
-            ratio = rows["packing"]["useful_a_second"] / row["useful_a_second"]
+            ratios = {
+                name: f"{rows['packing'][name] / row[name]:7.2f}×" if "packing" in rows else f"{'–':>8}"
+                for name in ("useful_a_second", "useful_a_gflop")
+            }
             click.echo(
-                f"{stream:9} {way:8} {row['real']:6.1%} {row['tokens_a_clip']:7.0f} "
-                f"{row['useful_a_second']:9.0f} {ratio:5.2f}× "
+                f"{stream:9} {way:18} {row['real']:6.1%} {row['tokens_a_clip']:7.0f} "
+                f"{row['useful_a_second']:9.0f} {ratios['useful_a_second']} {ratios['useful_a_gflop']} "
                 f"{row['compile_seconds']:6.1f} s/{row['compilations']:<3} {row['peak_mib']:5.0f} MiB"
             )
     if out:
@@ -113,6 +128,7 @@ def measure(stream: str, way: str, size: str, seconds: float) -> dict[str, Any]:
         max(sizes) for sizes in zip(*((s.tokens, s.words) for s in runs.shapes(4000)), strict=True)
     )
     config.pipeline.max_runs = 1 if way != "packing" else ROOMS[stream][1]
+    batched = "padding" if way == ALL_PAIRS else way
     with tempfile.TemporaryDirectory() as folder:
         objective = DiTObjective(config, pathlib.Path(folder))
     init, step = make_steps(objective, component(OptimConfig, dict(config.optim) | {"steps": 1000}, "optim"))
@@ -121,12 +137,20 @@ def measure(stream: str, way: str, size: str, seconds: float) -> dict[str, Any]:
     programs: dict[Any, Any] = {}
     spent = compiling = 0.0
     useful = slots = steps = clips = told = 0
-    read = Evenly(runs, AHEAD) if way == "padding" else Count(runs)
-    stream_of_batches = batches(read, way, SLOTS, longest, words, ROOMS[stream])
-    while way != "padding" and read.count < AHEAD:
+    gflop = 0.0
+    read = Evenly(runs, AHEAD) if batched == "padding" else Count(runs)
+    stream_of_batches = batches(read, batched, SLOTS, longest, words, ROOMS[stream])
+    while batched != "padding" and read.count < AHEAD:
         next(stream_of_batches)
     for batch in stream_of_batches:
         shape = batch.patches.shape
+        useful += int(np.count_nonzero(batch.segment_ids))
+        clips += int(np.count_nonzero(batch.condition_runs))
+        told += int(np.count_nonzero(batch.text_segment_ids))
+        slots, steps = slots + batch.segment_ids.size + batch.text_segment_ids.size, steps + 1
+        if way == ALL_PAIRS:
+            batch = attend_all(batch)
+        gflop += operations(batch, objective.dit) / 1e9
         batch = jax.tree.map(jax.numpy.asarray, batch)
         if shape not in programs:
             started = time.perf_counter()
@@ -137,22 +161,34 @@ def measure(stream: str, way: str, size: str, seconds: float) -> dict[str, Any]:
         loss = float(metrics["loss"])
         spent += time.perf_counter() - started
         assert np.isfinite(loss)
-        useful += int(np.count_nonzero(batch.segment_ids))
-        clips += int(np.count_nonzero(batch.condition_runs))
-        told += int(np.count_nonzero(batch.text_segment_ids))
-        slots, steps = slots + batch.segment_ids.size + batch.text_segment_ids.size, steps + 1
         if spent >= seconds:
             break
     return {
         "real": (useful + told) / slots,
         "tokens_a_clip": useful / clips,
         "useful_a_second": useful / spent,
+        "useful_a_gflop": useful / gflop,
         "clips_a_second": clips / spent,
         "steps": steps,
         "compilations": len(programs),
         "compile_seconds": compiling,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
+
+
+def attend_all(batch: PackedBatch) -> PackedBatch:
+    """The batch with each row's empty slots as its one run's own; what is learned is nonsense, what it costs is not."""
+    one = lambda ids: np.ones_like(ids)
+    return dataclasses.replace(
+        batch, segment_ids=one(batch.segment_ids), text_segment_ids=one(batch.text_segment_ids)
+    )
+
+
+def operations(batch: PackedBatch, config: DiTConfig) -> float:
+    """Floating-point operations of a forward pass: linear layers at every slot, attention within runs."""
+    ids = np.concatenate([batch.segment_ids, batch.text_segment_ids], axis=1)
+    pairs = sum(float(np.square(np.bincount(row)[1:], dtype=float).sum()) for row in ids)
+    return forward_flops(config, ids.size, pairs)
 
 
 class Evenly:
@@ -193,7 +229,7 @@ def _apart(stream: str, way: str, size: str, seconds: float) -> dict[str, Any]:
         sys.executable,
         __file__,
         "--one",
-        f"{stream},{way}",
+        f"{stream}:{way}",
         "--size",
         size,
         "--seconds",
@@ -212,10 +248,12 @@ def plot(result: dict[str, Any], path: pathlib.Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
-    for number, way in enumerate(WAYS):
+    ways = list(next(iter(result["ways"].values())))
+    for number, way in enumerate(ways):
         values = [rows[way]["useful_a_second"] for rows in result["ways"].values()]
-        bars = axes.bar(np.arange(len(values)) + 0.27 * (number - 1), values, 0.25, label=way)
-        axes.bar_label(bars, [f"{value:,.0f}" for value in values], fontsize=8)
+        places = np.arange(len(values)) + 0.22 * (number - (len(ways) - 1) / 2)
+        bars = axes.bar(places, values, 0.2, label=way)
+        axes.bar_label(bars, [f"{value:,.0f}" for value in values], fontsize=7)
     axes.set_xticks(range(len(result["ways"])), [*result["ways"]])
     axes.set(ylabel="useful tokens a second", title=f"DiT-{result['size']}, {result['machine']}")
     axes.legend()

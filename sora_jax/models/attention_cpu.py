@@ -33,7 +33,7 @@ _LOWEST = -1e20  # below any real logit, above a masked one
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["runs", "start", "stop", "count"],
-    meta_fields=["size", "whole"],
+    meta_fields=["size", "whole", "single"],
 )
 @dataclasses.dataclass(frozen=True)
 class Blocks:
@@ -44,7 +44,8 @@ class Blocks:
       start, stop: int32[G], a block's slots.
       count: int32, how many of the G are real.
       size: the most slots a block may have.
-      whole: whether each has all of its runs, so that it shares none with another.
+      whole: whether each has all of its run, and so shares none with another.
+      single: whether each holds slots of one run alone.
     """
 
     runs: jax.Array
@@ -53,12 +54,15 @@ class Blocks:
     count: jax.Array
     size: int
     whole: bool
+    single: bool
 
     def slots_of(self, block: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Its first slot, and int32[size] of runs; -1 where a slot isn't the block's own."""
         start = self.start[block]
         runs = lax.dynamic_slice_in_dim(self.runs, start, self.size)
-        return start, jnp.where(start + jnp.arange(self.size) < self.stop[block], runs, -1)
+        runs = jnp.where(start + jnp.arange(self.size) < self.stop[block], runs, -1)
+        # Not to be fused with what uses it: computed anew for each pair of tokens it takes longer than the products.
+        return lax.optimization_barrier((start, runs))
 
 
 def blocked(
@@ -120,11 +124,11 @@ def make_blocks(segment_ids_bn: SegmentIds, sizes: Sequence[int]) -> tuple[Block
     for size, next_size in zip(middle, sizes[2:], strict=True):
         if next_size < N:
             mine = (whole > next_size) & (whole <= size)
-            kinds.append(_cut_blocks(changes, jnp.where(mine, free, -1), size, whole=True))
+            kinds.append(_cut_blocks(changes, jnp.where(mine, free, -1), size, whole=True, single=True))
             free = jnp.where(mine, -1, free)
     in_large = place - begin < full
     if worth < N:
-        kinds.append(_cut_blocks(changes, jnp.where(in_large, free, -1), large))
+        kinds.append(_cut_blocks(changes, jnp.where(in_large, free, -1), large, single=True))
     return *kinds, _cut_blocks(changes, jnp.where(in_large, -1, free), small)
 
 
@@ -136,7 +140,9 @@ def _stretches(changes: jax.Array) -> tuple[jax.Array, jax.Array]:
     return begin, lax.cummin(jnp.where(jnp.append(changes[1:], True), place + 1, n), reverse=True)
 
 
-def _cut_blocks(changes: jax.Array, runs: jax.Array, size: int, whole: bool = False) -> Blocks:
+def _cut_blocks(
+    changes: jax.Array, runs: jax.Array, size: int, whole: bool = False, single: bool = False
+) -> Blocks:
     """Blocks of at most `size` slots, of which each begins with one that is of a run.
 
     A block takes whole stretches as long as they fit; a stretch longer than a block is cut.
@@ -157,7 +163,7 @@ def _cut_blocks(changes: jax.Array, runs: jax.Array, size: int, whole: bool = Fa
     # What lies between the beginnings of every second block is longer than `size`, or the third would be the second's.
     _, (start, stop) = lax.scan(cut, jnp.zeros((), place.dtype), None, length=2 * (n // size) + 2)
     marked = jnp.pad(runs, (0, size), constant_values=-1)
-    return Blocks(marked, start, stop, jnp.count_nonzero(start < n), size, whole)
+    return Blocks(marked, start, stop, jnp.count_nonzero(start < n), size, whole, single)
 
 
 def meetings(own: Blocks, others: Blocks) -> tuple[jax.Array, jax.Array]:
@@ -178,12 +184,14 @@ def meetings(own: Blocks, others: Blocks) -> tuple[jax.Array, jax.Array]:
 
 
 @jax.custom_vjp
-def _attend(q, k, v, kinds: tuple[Blocks, ...], walks: Any) -> jax.Array:
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, kinds: tuple[Blocks, ...], walks: Any) -> jax.Array:
     """[H, n + a block, F]; q is divided by √F; walks[i] are the kinds that kind i may share runs with, and where."""
     return _forward(q, k, v, kinds, walks)[0]
 
 
-def _forward(q, k, v, kinds, walks) -> tuple[jax.Array, tuple[Any, ...]]:
+def _forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, kinds: tuple[Blocks, ...], walks: Any
+) -> tuple[jax.Array, tuple[Any, ...]]:
     state = jnp.zeros_like(q), jnp.zeros(q.shape[:2])
     for own, ways in zip(kinds, walks, strict=True):
         state = lax.fori_loop(0, own.count, functools.partial(_queries, q, k, v, own, ways), state)
@@ -191,24 +199,42 @@ def _forward(q, k, v, kinds, walks) -> tuple[jax.Array, tuple[Any, ...]]:
     return out, (q, k, v, kinds, walks, out, normaliser)
 
 
-def _queries(q, k, v, own: Blocks, ways: Any, i: jax.Array, state: Any) -> Any:
+def _queries(
+    q: jax.Array, k: jax.Array, v: jax.Array, own: Blocks, ways: Any, i: jax.Array, state: Any
+) -> Any:
     """The result of a block's queries, and the logarithm of their softmax's divisor, put where they belong."""
     start, runs = own.slots_of(i)
     queries = _cut(q, start, own.size)
 
-    def pair(others: Blocks, j: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        out, total, peak = sums
+    def pair(others: Blocks, j: jax.Array, sums: tuple[jax.Array, ...] | None) -> tuple[jax.Array, ...]:
         there, theirs = others.slots_of(j)
-        logits = _product(queries, _cut(k, there, others.size).mT, jnp.float32)
-        logits = jnp.where(_shared(runs, theirs), logits, _NOTHING)
-        higher = jnp.maximum(peak, logits.max(-1))
-        weights, kept = jnp.exp(logits - higher[..., None]), jnp.exp(peak - higher)
-        values = _product(weights.astype(v.dtype), _cut(v, there, others.size))
-        return out * kept[..., None] + values, total * kept + weights.sum(-1), higher
+        keys, values = _cut(k, there, others.size), _cut(v, there, others.size)
+        if own.single:
+            # Keys of other runs: one of this run's instead, so that the largest logit needs no mask.
+            mine = theirs == runs[0]
+            logits = _product(queries, jnp.where(mine[:, None], keys, _cut(k, start, 1)).mT, jnp.float32)
+        else:
+            mine = _shared(runs, theirs)
+            logits = jnp.where(mine, _product(queries, keys.mT, jnp.float32), _NOTHING)
+        peak = logits.max(-1)
+        if sums is not None:
+            peak = jnp.maximum(peak, sums[2])
+        weights = jnp.exp(logits - peak[..., None])
+        if own.single:
+            weights = jnp.where(mine, weights, 0.0)
+        weights = weights.astype(v.dtype)
+        out, total = _product(weights, values), weights.sum(-1, dtype=jnp.float32)
+        if sums is None:
+            return out, total, peak
+        kept = jnp.exp(sums[2] - peak)
+        return sums[0] * kept[..., None] + out, sums[1] * kept + total, peak
 
-    H, _, F = q.shape
-    sums: Any = jnp.zeros((H, own.size, F)), jnp.zeros((H, own.size)), jnp.full((H, own.size), _LOWEST)
-    out, total, peak = _walk(pair, own, ways, i, sums)
+    if own.whole:
+        out, total, peak = pair(own, i, None)
+    else:
+        H, _, F = q.shape
+        sums: Any = jnp.zeros((H, own.size, F)), jnp.zeros((H, own.size)), jnp.full((H, own.size), _LOWEST)
+        out, total, peak = _walk(pair, own, ways, i, sums)
     total = jnp.where(runs < 0, 1.0, total)
     made = out / total[..., None], peak + jnp.log(total)
     return tuple(_put(old, new, start, runs) for old, new in zip(state, made, strict=True))
@@ -252,8 +278,7 @@ def _keys(given: Any, own: Blocks, ways: Any, j: jax.Array, state: Any) -> Any:
 def _walk(pair: Callable[..., Any], own: Blocks, ways: Any, block: jax.Array, sums: Any) -> Any:
     """`pair` with every block that shares a run with this one; with itself alone where it has all of its runs."""
     if own.whole:
-        # A loop of one: of the bare body XLA's CPU backend makes code that takes two to three times as long.
-        return lax.fori_loop(block, block + 1, functools.partial(pair, own), sums)
+        return pair(own, block, sums)
     for others, first, last in ways:
         sums = lax.fori_loop(first[block], last[block], functools.partial(pair, others), sums)
     return sums
