@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from sora_jax.data.packing import share_rows
+from sora_jax.data.packing import Run, share_rows
 from sora_jax.data.patches import patchify, unpatchify
 from sora_jax.diffusion import flow
 from sora_jax.diffusion.canvas import Canvas, blend_windows, space_windows, to_run, windows
@@ -161,12 +161,9 @@ def fill(
     busy = sorted((job for job in jobs if job.windows), key=lambda job: -job.way)
     if not busy:
         return [job.canvas for job in jobs]
-    limits, asked = bundle.limits, {job: job.requests() for job in busy}
+    asked = {job: job.requests() for job in busy}
     runs = [request.run for requests in asked.values() for request in requests]
-    needed = len(share_rows(runs, limits.tokens, limits.row_text, MOST_RUNS, MOST_CONDITIONS))
-    times = min(needed, LONGEST_ROW[best_backend()])
-    room = Room(1, times * limits.tokens, times * limits.row_text, times * MOST_RUNS, times * MOST_CONDITIONS)
-    queue = Queue(transformer(bundle), room, tasks[0].settings.solver)
+    queue = Queue(transformer(bundle), _rooms(bundle, runs), tasks[0].settings.solver)
     tickets: dict[int, tuple[_Job, int]] = {}
     steps, done = sum(job.steps for job in busy), 0
     while asked or queue.busy:
@@ -182,6 +179,19 @@ def fill(
         if progress is not None:
             progress(done, steps)
     return [job.canvas for job in jobs]
+
+
+def _rooms(bundle: Bundle, runs: Sequence[Run]) -> list[Room]:
+    """A row as training's, and a longer one where the runs need it, with as many words as it needs for them."""
+    limits = bundle.limits
+    room = lambda times, text: Room(
+        1, times * limits.tokens, text * limits.row_text, times * MOST_RUNS, times * MOST_CONDITIONS
+    )
+    rows = lambda room: len(share_rows(runs, room.tokens, room.text, room.runs, room.conditions))
+    one = room(1, 1)
+    times = min(rows(one), LONGEST_ROW[best_backend()])
+    text = next(text for text in range(1, times + 1) if rows(room(times, text)) == rows(room(times, times)))
+    return [one] if times == 1 else [one, room(times, text)]
 
 
 class _Job:

@@ -67,7 +67,7 @@ def drain(queue: Queue) -> dict[int, np.ndarray]:
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_those_who_come_later_get_what_they_get_alone(solver):
-    queue, tickets, out = Queue(MODEL, ROOM, solver), {}, {}
+    queue, tickets, out = Queue(MODEL, [ROOM], solver), {}, {}
     for i in (1, 3, 0, 2, 4):  # one more each step: most join rows where others are half way
         tickets[i] = queue.add(ask(i))
         out |= queue.step()
@@ -78,7 +78,7 @@ def test_those_who_come_later_get_what_they_get_alone(solver):
 
 
 def test_slots_are_used_again_and_nothing_compiles_anew():
-    queue = Queue(MODEL, ROOM)
+    queue = Queue(MODEL, [ROOM])
     first = queue.add(ask(0))
     out = drain(queue)
     compiled = solver_step._cache_size()
@@ -91,7 +91,7 @@ def test_slots_are_used_again_and_nothing_compiles_anew():
 
 
 def test_a_small_one_overtakes_a_large_one_only_for_a_while():
-    queue = Queue(MODEL, dataclasses.replace(ROOM, rows=1))
+    queue = Queue(MODEL, [dataclasses.replace(ROOM, rows=1)])
     queue.add(plain((1, 2, 4), 8))
     queue.step()
     large = queue.add(plain((5, 4, 4), 2))  # a whole row
@@ -104,25 +104,44 @@ def test_a_small_one_overtakes_a_large_one_only_for_a_while():
 
 
 def test_what_does_not_fit_a_row_is_refused():
-    queue = Queue(MODEL, ROOM)
+    queue = Queue(MODEL, [ROOM])
     with pytest.raises(UserError, match="a row holds 20"):
         queue.add(plain((6, 4, 4), 2))
     with pytest.raises(UserError, match="negative prompt has 7 tokens"):
         queue.add(dataclasses.replace(ask(1), negative=wave(7, CONFIG.text_width)))
     with pytest.raises(UserError, match="no solver 'magic'"):
-        Queue(MODEL, ROOM, "magic")
+        Queue(MODEL, [ROOM], "magic")
     assert not queue.busy and queue.step() == {}
 
 
 def test_what_somebody_left_behind_spoils_nobody():
     room = dataclasses.replace(ROOM, rows=1)
     good = plain((1, 2, 4), 3)
-    fresh = Queue(MODEL, room)
+    fresh = Queue(MODEL, [room])
     ticket = fresh.add(good)
     expected = drain(fresh)[ticket]
-    queue = Queue(MODEL, room)
+    queue = Queue(MODEL, [room])
     bad = plain((5, 4, 4), 2)
     spoiled = queue.add(dataclasses.replace(bad, noise=np.full_like(bad.noise, np.nan)))
     assert np.isnan(drain(queue)[spoiled]).all()
     ticket = queue.add(good)
     np.testing.assert_allclose(drain(queue)[ticket], expected, atol=1e-5)
+
+
+def test_the_smallest_room_that_holds_who_is_seated_is_taken():
+    large = dataclasses.replace(ROOM, rows=1)
+    small = dataclasses.replace(large, tokens=8, text=4)
+    queue = Queue(MODEL, [small, large])
+    expected = {i: alone(i, "euler") for i in (1, 3, 4)}
+    tickets = {queue.add(ask(3)): 3}  # 4 tokens, 6 steps
+    rooms, out = [], queue.step()
+    rooms.append(queue.room.tokens)
+    tickets |= {queue.add(ask(i)): i for i in (4, 1)}  # 10 tokens more
+    compiled = solver_step._cache_size()
+    while queue.busy:
+        out |= queue.step()
+        rooms.append(queue.room.tokens)
+    assert rooms[0] == 8 and N in rooms and rooms[-1] == 8  # it grew and shrank again
+    assert solver_step._cache_size() <= compiled + 2
+    for ticket, i in tickets.items():
+        np.testing.assert_allclose(out[ticket], expected[i], atol=1e-4, err_msg=f"run {i}")

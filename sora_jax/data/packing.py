@@ -96,6 +96,10 @@ class Run:
         return len(np.unique(np.stack([self.start, self.words_time])[:, painted], axis=1).T)
 
 
+_OF_TOKENS = ("patches", "coords", "start", "words_time", "hints")
+_OF_WORDS = ("text", "text_time")
+
+
 class Placement(NamedTuple):
     """Where a run lies: slots start…start+length of `row`, under the id `segment` (1…K)."""
 
@@ -149,7 +153,7 @@ def pack_rows(
         raise UserError(
             f"{len(runs)} runs need {len(laid)} rows, but there are {rows}: give more or longer rows."
         )
-    batch, placements = _lay(
+    batch, placements = lay_rows(
         [[runs[i] for i in row] for row in laid], rows or len(laid), row_tokens, row_text, conditions
     )
     placed = dict(zip((i for row in laid for i in row), placements, strict=True))
@@ -182,6 +186,34 @@ def share_rows(
     return laid
 
 
+def lay_rows(
+    laid: Sequence[Sequence[Run]], rows: int, row_tokens: int, row_text: int, conditions: int
+) -> tuple[PackedBatch, list[Placement]]:
+    """The batch of `rows` rows that hold these runs, and where each lies, row after row.
+
+    Args:
+      laid: the runs of each row, which fit it; rows may be empty, but not all.
+      rows, row_tokens, row_text, conditions: as `pack_rows` takes them.
+    """
+    like = next(run for runs in laid for run in runs)
+    columns = _empty_columns(like, rows, row_tokens, row_text)
+    placements = []
+    for row, runs in enumerate(laid):
+        start = told = 0
+        for segment, run in enumerate(runs, 1):
+            n, m = len(run.patches), len(run.text)
+            slots, words = slice(start, start + n), slice(told, told + m)
+            for name in _OF_TOKENS:
+                columns[name][row, slots] = getattr(run, name)
+            for name in _OF_WORDS:
+                columns[name][row, words] = getattr(run, name)
+            columns["segment_ids"][row, slots] = segment
+            columns["text_segment_ids"][row, words] = segment
+            placements.append(Placement(row, segment, start, n))
+            start, told = start + n, told + m
+    return _with_conditions(columns, conditions), placements
+
+
 def unpack(array: Any, placements: Sequence[Placement]) -> list[np.ndarray]:
     """Takes each run's tokens out of array[B,N,...]: a list of [n,...], in the order given to `pack_rows`."""
     array = np.asarray(array)
@@ -209,7 +241,7 @@ def pack_stream(
         return len(run.patches), len(run.text), 1
 
     def collate(laid: Sequence[Sequence[Run]]) -> PackedBatch:
-        return _lay(laid, rows, row_tokens, row_text, max_runs * run_conditions)[0]
+        return lay_rows(laid, rows, row_tokens, row_text, max_runs * run_conditions)[0]
 
     return BestFit(runs, size_of, (row_tokens, row_text, max_runs), window).batch(rows, batch_fn=collate)
 
@@ -229,32 +261,6 @@ def check_fits(run: Run, row_tokens: int, row_text: int, conditions: int = 1) ->
             f"The run {run.key!r} has {run.conditions} conditions (levels of noise, words in force), but it may have "
             f"{conditions}: use fewer, or fewer cards in a storyboard."
         )
-
-
-_OF_TOKENS = ("patches", "coords", "start", "words_time", "hints")
-_OF_WORDS = ("text", "text_time")
-
-
-def _lay(
-    laid: Sequence[Sequence[Run]], rows: int, row_tokens: int, row_text: int, conditions: int
-) -> tuple[PackedBatch, list[Placement]]:
-    """The batch of `rows` rows that hold these runs, and where each lies, row after row."""
-    columns = _empty_columns(laid[0][0], rows, row_tokens, row_text)
-    placements = []
-    for row, runs in enumerate(laid):
-        start = told = 0
-        for segment, run in enumerate(runs, 1):
-            n, m = len(run.patches), len(run.text)
-            slots, words = slice(start, start + n), slice(told, told + m)
-            for name in _OF_TOKENS:
-                columns[name][row, slots] = getattr(run, name)
-            for name in _OF_WORDS:
-                columns[name][row, words] = getattr(run, name)
-            columns["segment_ids"][row, slots] = segment
-            columns["text_segment_ids"][row, words] = segment
-            placements.append(Placement(row, segment, start, n))
-            start, told = start + n, told + m
-    return _with_conditions(columns, conditions), placements
 
 
 def _with_conditions(columns: dict[str, np.ndarray], conditions: int) -> PackedBatch:

@@ -1,8 +1,9 @@
 """Continuous batching: requests of any shape and number of steps share rows, and join and leave between steps.
 
 Every run has its own σ, so runs at different steps of their denoising may lie in one row: whoever is finished makes
-room at once, and whoever waits takes it, all in the sampler's one compiled step. What a server stands on; a batch is
-the case where all are there from the beginning.
+room at once, and whoever waits takes it, in the sampler's compiled step. Whenever somebody comes or leaves, everybody
+is laid anew, in the smallest room that holds them. What a server stands on; a batch is the case where all are there
+from the beginning.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sora_jax.data.packing import PackedBatch, Run, check_fits, pack_rows
+from sora_jax.data.packing import PackedBatch, Placement, Run, check_fits, lay_rows
 from sora_jax.diffusion import flow
 from sora_jax.diffusion.guidance import Guidance, Model
 from sora_jax.diffusion.sampler import SOLVERS, State, solver_step
@@ -41,6 +42,12 @@ class Room:
     runs: int
     conditions: int
 
+    def holds(self, requests: Sequence[Request]) -> bool:
+        """Whether they fit one of its rows."""
+        sums = np.sum([request.size for request in requests], axis=0)
+        most = self.tokens, self.text, self.text, self.conditions
+        return len(requests) <= self.runs and bool((sums <= most).all())
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Request:
@@ -52,6 +59,7 @@ class Request:
       levels: float[steps+1], falling, from where the run starts to 0; tokens that start lower wait for their level.
       guidance: of numbers.
       negative: float[m,E], states of words that are not to be seen; None is none.
+      size: what it takes of a row: tokens, words, words not to be seen, conditions.
     """
 
     run: Run
@@ -59,21 +67,29 @@ class Request:
     levels: np.ndarray
     guidance: Guidance
     negative: np.ndarray | None = None
+    size: tuple[int, int, int, int] = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        unwanted = 0 if self.negative is None else len(self.negative)
+        size = len(self.run.patches), len(self.run.text), unwanted, self.run.conditions
+        object.__setattr__(self, "size", size)
 
 
 @dataclasses.dataclass(eq=False)
 class _Seat:
-    """Where a run lies: its row, id, slots, and entries of the row's table; and how far it has come."""
+    """Somebody who is under way: where the run lies, its entries of the row's table, and how far it has come."""
 
     ticket: int
     request: Request
     row: int
-    segment: int
-    slots: np.ndarray
-    words: np.ndarray
-    negative: np.ndarray
-    entries: np.ndarray
+    place: Placement | None = None
+    entries: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, int))
     done: int = 0
+
+    @property
+    def slots(self) -> tuple[int, slice]:
+        assert self.place is not None
+        return self.row, slice(self.place.start, self.place.start + self.place.length)
 
 
 class Queue:
@@ -82,22 +98,27 @@ class Queue:
     Results are those of each request alone, up to rounding. One model evaluation a step serves all that are seated.
     What is compiled depends on the room, the solver, and the most that any request so far has asked for: how many
     passes its guidance takes, whether it has negative words.
+
+    Args:
+      rooms: from small to large, of as many rows each: a step costs what the smallest one costs that holds all who
+        are seated, and the largest says how many those may be.
     """
 
-    def __init__(self, model: Model, room: Room, solver: str = "euler") -> None:
+    def __init__(self, model: Model, rooms: Sequence[Room], solver: str = "euler") -> None:
         if solver not in SOLVERS:
             raise UserError(f"There is no solver {solver!r}: choose one of {', '.join(SOLVERS)}.")
-        self.model, self.room, self.solver = model, room, solver
+        self.model, self.rooms, self.solver = model, tuple(rooms), solver
+        self.room = self.rooms[0]
         self.passes = 1
         self.walked = 0  # runs that the last step took further
+        self._avoids = False
         self._line: list[tuple[int, Request]] = []
         self._waited = 0
-        self._changed = True  # since the line was last looked through: somebody came or left
+        self._changed = False  # since everybody was laid: somebody came or left
         self._seats: list[_Seat] = []
         self._tickets = 0
-        self._columns: dict[str, np.ndarray] = {}
-        self._negative: dict[str, np.ndarray] | None = None
         self._batch: tuple[PackedBatch, PackedBatch | None, Guidance] | None = None
+        self._starts: np.ndarray | None = None
         self._state: State | None = None
 
     @property
@@ -107,7 +128,8 @@ class Queue:
     @property
     def filled(self) -> float:
         """The share of slots that hold tokens now."""
-        return sum(len(seat.slots) for seat in self._seats) / (self.room.rows * self.room.tokens)
+        taken = sum(seat.request.size[0] for seat in self._seats)
+        return taken / (self.room.rows * self.room.tokens)
 
     def add(self, request: Request) -> int:
         """Takes a request into the line; returns its ticket.
@@ -115,10 +137,11 @@ class Queue:
         Raises:
           UserError: it is larger than a row.
         """
-        check_fits(request.run, self.room.tokens, self.room.text, self.room.conditions)
-        if request.negative is not None and len(request.negative) > self.room.text:
+        largest = self.rooms[-1]
+        check_fits(request.run, largest.tokens, largest.text, largest.conditions)
+        if request.negative is not None and len(request.negative) > largest.text:
             raise UserError(
-                f"The negative prompt has {len(request.negative)} tokens, but a row holds {self.room.text}: shorten it."
+                f"The negative prompt has {len(request.negative)} tokens, but a row holds {largest.text}: shorten it."
             )
         self._tickets += 1
         self._line.append((self._tickets, request))
@@ -131,15 +154,14 @@ class Queue:
         self.walked = len(self._seats)
         if not self._seats:
             return {}
-        shape = (self.room.rows, self.room.conditions + 1)
-        now, then = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        assert self._batch is not None and self._starts is not None and self._state is not None
+        now, then = np.zeros_like(self._starts), np.zeros_like(self._starts)
         for seat in self._seats:
-            starts = self._columns["condition_start"][seat.row, seat.entries]
+            starts = self._starts[seat.row, seat.entries]
             for table, place in ((now, seat.done), (then, seat.done + 1)):
                 table[seat.row, seat.entries] = np.minimum(seat.request.levels[place], starts)
             seat.done += 1
-        batch, negative, guidance = self._batch or self._tabulate()
-        assert self._state is not None
+        batch, negative, guidance = self._batch
         self._state = solver_step(
             self.model, self._state, batch, now, then, guidance, negative, self.solver, self.passes
         )
@@ -147,162 +169,96 @@ class Queue:
         if not finished:
             return {}
         x = np.asarray(self._state.x)
-        out = {seat.ticket: x[seat.row, seat.slots] for seat in finished}
         for seat in finished:
-            self._leave(seat)
-        return out
+            self._seats.remove(seat)
+        self._changed = True
+        return {seat.ticket: x[seat.slots] for seat in finished}
 
     def _admit(self) -> None:
         """Seats the line in order; where the first doesn't fit, others may go before it for a while."""
-        seated: list[_Seat] = []
-        looked, self._changed = list(self._line) if self._changed else [], False
-        for ticket, request in looked:
-            seat = self._find(ticket, request)
-            if seat is not None:
-                self._line.remove((ticket, request))
-                self._take(seat)
-                seated.append(seat)
-            elif self._waited >= PATIENCE:
-                break
-        first_waits = bool(self._line) and not (seated and seated[0].ticket < self._line[0][0])
-        self._waited = self._waited + 1 if first_waits else 0
-        if seated:
-            self._begin(seated)
+        first = self._line[0] if self._line else None
+        if self._changed:
+            for ticket, request in list(self._line):
+                row = self._find(request)
+                if row is not None:
+                    self._line.remove((ticket, request))
+                    self._seats.append(_Seat(ticket, request, row))
+                elif self._waited >= PATIENCE:
+                    break
+            if self._seats:
+                self._lay()
+            self._changed = False
+        self._waited = self._waited + 1 if first is not None and first in self._line else 0
 
-    def _find(self, ticket: int, request: Request) -> _Seat | None:
+    def _find(self, request: Request) -> int | None:
         """The fullest row that has room."""
-        if not self._columns:
-            self._lay_out(request.run)
-        run, best = request.run, None
-        n, m, k = len(run.patches), len(run.text), run.conditions
-        unwanted = 0 if request.negative is None else len(request.negative)
-        if unwanted and self._negative is None:
-            self._lay_out_negative()
-        for row in range(self.room.rows):
-            slots = np.flatnonzero(self._columns["segment_ids"][row] == 0)
-            words = np.flatnonzero(self._columns["text_segment_ids"][row] == 0)
-            entries = 1 + np.flatnonzero(self._columns["condition_runs"][row, 1:] == 0)
-            ids = {seat.segment for seat in self._seats if seat.row == row}
-            avoided = words if self._negative is None else np.flatnonzero(self._negative["ids"][row] == 0)
-            fits = len(slots) >= n and len(words) >= m and len(entries) >= k and len(avoided) >= unwanted
-            if fits and len(ids) < self.room.runs and (best is None or len(slots) < best[0]):
-                segment = next(number for number in range(1, self.room.runs + 1) if number not in ids)
-                seat = _Seat(
-                    ticket, request, row, segment, slots[:n], words[:m], avoided[:unwanted], entries[:k]
-                )
-                best = len(slots), seat
-        return None if best is None else best[1]
+        rows = self._rows()
+        fitting = [row for row, there in enumerate(rows) if self.rooms[-1].holds([*there, request])]
+        return max(fitting, key=lambda row: sum(one.size[0] for one in rows[row]), default=None)
 
-    def _take(self, seat: _Seat) -> None:
-        """Writes a run into the columns of the batch."""
-        request, row = seat.request, seat.row
-        run = request.run
-        [alone, _] = pack_rows([run], len(run.patches), len(run.text), 1, 1, max(run.conditions, 1))
-        table = np.concatenate(
-            [[0], seat.entries, np.zeros(1, int)]
-        )  # its entries here; none for what has none
-        for name in ("patches", "coords", "start", "hints"):
-            self._columns[name][row, seat.slots] = getattr(alone, name)[0]
-        for name in ("text", "text_time"):
-            self._columns[name][row, seat.words] = getattr(alone, name)[0]
-        self._columns["segment_ids"][row, seat.slots] = seat.segment
-        self._columns["text_segment_ids"][row, seat.words] = seat.segment
-        self._columns["condition_ids"][row, seat.slots] = table[alone.condition_ids[0]]
-        self._columns["text_condition_ids"][row, seat.words] = table[alone.text_condition_ids[0]]
-        used = slice(1, 1 + len(seat.entries))
-        self._columns["condition_runs"][row, seat.entries] = seat.segment
-        self._columns["condition_time"][row, seat.entries] = alone.condition_time[0, used]
-        self._columns["condition_start"][row, seat.entries] = alone.condition_start[0, used]
-        if request.negative is not None and self._negative is not None:
-            self._negative["text"][row, seat.negative] = request.negative
-            self._negative["ids"][row, seat.negative] = seat.segment
-            self._negative["conditions"][row, seat.negative] = seat.entries[0] if len(seat.entries) else 0
-        self._seats.append(seat)
-        self.passes = max(self.passes, request.guidance.passes())
-        self._batch = None
+    def _rows(self) -> list[list[Request]]:
+        rows = range(self.rooms[-1].rows)
+        return [[seat.request for seat in self._seats if seat.row == row] for row in rows]
 
-    def _begin(self, seats: Sequence[_Seat]) -> None:
-        """Where the tokens of those who join start from."""
-        assert self._state is not None
-        x, last_x, clean, last_sigma = (np.array(leaf) for leaf in self._state)
-        # What somebody left behind may be no number, and 0 times that is none either.
-        left = self._columns["segment_ids"] == 0
-        x[left] = last_x[left] = clean[left] = 0.0
-        for seat in seats:
-            place = seat.row, seat.slots
-            patches, ids = self._columns["patches"][place], self._columns["condition_ids"][place]
-            start = np.minimum(seat.request.levels[0], self._columns["condition_start"][seat.row])
-            level = np.where(ids > 0, start[ids], 0.0)[:, None].astype(np.float32)
-            noisy = np.asarray(flow.interpolate(patches, seat.request.noise, level))
-            x[place] = last_x[place] = clean[place] = np.where(level > 0, noisy, patches)
-            last_sigma[seat.row, seat.entries] = start[seat.entries]
+    def _lay(self) -> None:
+        """Everybody in the smallest room that holds them: the batch, and the state of those who are under way."""
+        rows = self._rows()
+        self.room = room = next(room for room in self.rooms if all(map(room.holds, rows)))
+        runs = [[request.run for request in there] for there in rows]
+        batch, places = lay_rows(runs, room.rows, room.tokens, room.text, room.conditions)
+        self._seats.sort(key=lambda seat: seat.row)  # as they are laid
+        old = None if self._state is None else State(*map(np.asarray, self._state))
+        x, last_x, clean = (np.zeros(batch.patches.shape, np.float32) for _ in range(3))
+        last_sigma = np.zeros(batch.condition_runs.shape, np.float32)
+        for seat, place in zip(self._seats, places, strict=True):
+            before, entries_before = None if seat.place is None else seat.slots, seat.entries
+            seat.place = place
+            seat.entries = np.flatnonzero(batch.condition_runs[seat.row] == place.segment)
+            if before is None:
+                begun, starts = _begin(seat, batch)
+                x[seat.slots] = last_x[seat.slots] = clean[seat.slots] = begun
+                last_sigma[seat.row, seat.entries] = starts
+            else:
+                assert old is not None
+                x[seat.slots], last_x[seat.slots] = old.x[before], old.last_x[before]
+                clean[seat.slots] = old.clean[before]
+                last_sigma[seat.row, seat.entries] = old.last_sigma[seat.row, entries_before]
         self._state = State(*map(jnp.asarray, (x, last_x, clean, last_sigma)))
+        self._starts = batch.condition_start
+        self.passes = max([self.passes, *(seat.request.guidance.passes() for seat in self._seats)])
+        self._avoids |= any(seat.request.size[2] for seat in self._seats)
+        negative = self._negative(batch) if self._avoids and self.passes > 1 else None
+        self._batch = jax.tree.map(jnp.asarray, (batch, negative, self._guidance(batch)))
 
-    def _leave(self, seat: _Seat) -> None:
-        self._seats.remove(seat)
-        self._changed = True
-        for name, places in (
-            ("segment_ids", seat.slots),
-            ("condition_ids", seat.slots),
-            ("start", seat.slots),
-            ("text_segment_ids", seat.words),
-            ("text_condition_ids", seat.words),
-            ("condition_runs", seat.entries),
-            ("condition_time", seat.entries),
-            ("condition_start", seat.entries),
-        ):
-            self._columns[name][seat.row, places] = 0
-        if self._negative is not None:
-            self._negative["ids"][seat.row, seat.negative] = 0
-        self._batch = None
-
-    def _tabulate(self) -> tuple[PackedBatch, PackedBatch | None, Guidance]:
-        """What the compiled step takes, as arrays of the device; made anew where somebody joined or left."""
+    def _guidance(self, batch: PackedBatch) -> Guidance:
+        """A table a setting."""
         tables = {}
         for field in dataclasses.fields(Guidance):
-            table = np.full((self.room.rows, self.room.conditions + 1), field.default, np.float32)
+            table = np.full(batch.condition_runs.shape, field.default, np.float32)
             for seat in self._seats:
                 table[seat.row, seat.entries] = getattr(seat.request.guidance, field.name)
             tables[field.name] = table
-        batch = PackedBatch(**self._columns)
-        negative = None
-        if self._negative is not None and self.passes > 1:
-            negative = dataclasses.replace(
-                batch,
-                text=self._negative["text"],
-                text_segment_ids=self._negative["ids"],
-                text_condition_ids=self._negative["conditions"],
-            )
-        # A copy: what is written here for the next step must not reach one that is still under way.
-        self._batch = jax.tree.map(lambda leaf: jnp.array(leaf), (batch, negative, Guidance(**tables)))
-        return self._batch
+        return Guidance(**tables)
 
-    def _lay_out(self, like: Run) -> None:
-        rows, N, M, S = self.room.rows, self.room.tokens, self.room.text, self.room.conditions + 1
-        zeros = lambda *shape: np.zeros((rows, *shape), np.float32)
-        ids = lambda size: np.zeros((rows, size), np.int32)
-        P, E = like.patches.shape[1], like.text.shape[1]
-        self._columns = {
-            "patches": zeros(N, P),
-            "coords": zeros(N, like.coords.shape[1]),
-            "segment_ids": ids(N),
-            "start": zeros(N),
-            "condition_ids": ids(N),
-            "text": zeros(M, E),
-            "text_segment_ids": ids(M),
-            "text_time": zeros(M),
-            "text_condition_ids": ids(M),
-            "condition_runs": ids(S),
-            "condition_time": zeros(S),
-            "condition_start": zeros(S),
-            "hints": zeros(N, like.hints.shape[1]),
-        }
-        self._state = State(zeros(N, P), zeros(N, P), zeros(N, P), zeros(S))
+    def _negative(self, batch: PackedBatch) -> PackedBatch:
+        """The same rows with the words that are not to be seen."""
+        text, ids = np.zeros_like(batch.text), np.zeros_like(batch.text_segment_ids)
+        conditions, taken = np.zeros_like(ids), [0] * len(ids)
+        for seat in self._seats:
+            assert seat.place is not None
+            if seat.request.negative is None:
+                continue
+            words = seat.row, slice(taken[seat.row], taken[seat.row] + len(seat.request.negative))
+            taken[seat.row] = words[1].stop
+            text[words], ids[words] = seat.request.negative, seat.place.segment
+            conditions[words] = seat.entries[0] if len(seat.entries) else 0
+        return dataclasses.replace(batch, text=text, text_segment_ids=ids, text_condition_ids=conditions)
 
-    def _lay_out_negative(self) -> None:
-        text, ids = self._columns["text"], self._columns["text_segment_ids"]
-        self._negative = {
-            "text": np.zeros_like(text),
-            "ids": np.zeros_like(ids),
-            "conditions": np.zeros_like(ids),
-        }
+
+def _begin(seat: _Seat, batch: PackedBatch) -> tuple[np.ndarray, np.ndarray]:
+    """Where a run's tokens start from, float[n,P], and the levels of its entries there."""
+    patches, ids = batch.patches[seat.slots], batch.condition_ids[seat.slots]
+    starts = np.minimum(seat.request.levels[0], batch.condition_start[seat.row])
+    level = np.where(ids > 0, starts[ids], 0.0)[:, None].astype(np.float32)
+    noisy = np.asarray(flow.interpolate(patches, seat.request.noise, level))
+    return np.where(level > 0, noisy, patches), starts[seat.entries]
