@@ -8,6 +8,7 @@ Each way runs in a process of its own, so that compilations and memory are its o
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
@@ -35,6 +36,7 @@ from sora_jax.models.dit import DiTConfig, forward_flops
 HERE = pathlib.Path(__file__).parent
 SLOTS = 4096  # a step's, for every way
 AHEAD = 3000  # clips that are read before the clock starts, so that every way is past its beginning
+SAMPLE = 1000  # clips whose batches are measured
 # Room for words and runs in a packed row: enough that tokens are what fills it.
 ROOMS = {"toyworld": (320, 32), "web": (256, 32), "hostile": (1024, 128)}
 # Buckets' latent frames: a clip is cut to the longest that it fills, as Open-Sora does. All of toyworld's are there.
@@ -138,11 +140,11 @@ def measure(stream: str, way: str, size: str, seconds: float) -> dict[str, Any]:
     spent = compiling = 0.0
     useful = slots = steps = clips = told = 0
     gflop = 0.0
-    read = Evenly(runs, AHEAD) if batched == "padding" else Count(runs)
+    read = Count(runs)
     stream_of_batches = batches(read, batched, SLOTS, longest, words, ROOMS[stream])
     while batched != "padding" and read.count < AHEAD:
         next(stream_of_batches)
-    for batch in stream_of_batches:
+    for batch in evenly(stream_of_batches, read, objective.dit):
         shape = batch.patches.shape
         useful += int(np.count_nonzero(batch.segment_ids))
         clips += int(np.count_nonzero(batch.condition_runs))
@@ -191,23 +193,17 @@ def operations(batch: PackedBatch, config: DiTConfig) -> float:
     return forward_flops(config, ids.size, pairs)
 
 
-class Evenly:
-    """The first `count` of a stream in an order whose every part has short and long ones as the whole has them.
+def evenly(stream: Iterator[PackedBatch], read: Count, config: DiTConfig) -> Iterator[PackedBatch]:
+    """The batches of the next `SAMPLE` clips, again and again, dear and cheap ones in turn.
 
-    For padding, where clips don't meet in rows: a few dozen tell what thousands would.
+    In whatever order they come, a few dozen would hold more or fewer long clips than the stream does.
     """
-
-    def __init__(self, runs: Stream, count: int) -> None:
-        shapes = runs.shapes(count)
-        self.runs, self.count = runs, count
-        self.order = sorted(range(count), key=lambda index: shapes[index].tokens)
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Run:
-        golden = (math.sqrt(5) - 1) / 2
-        return self.runs[self.order[int((index + 0.5) * golden % 1 * self.count)]]
+    last = read.count + SAMPLE
+    found = list(itertools.takewhile(lambda _: read.count <= last, stream))
+    found.sort(key=lambda batch: operations(batch, config))
+    golden = (math.sqrt(5) - 1) / 2
+    for number in itertools.count():
+        yield found[int((number + 0.5) * golden % 1 * len(found))]
 
 
 class Count:
