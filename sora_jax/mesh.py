@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,13 @@ LETTER_AXES: dict[str, str | tuple[str, ...]] = {
     "B": ("data", "fsdp"),
     "N": "sequence",
     "H": "tensor",
+    "W": "tensor",
 }
+# While a token attends to its row, rows are whole and a device has some of the heads instead (DeepSpeed-Ulysses,
+# Jacobs et al. 2023): the exchange is two all-to-alls a layer.
+HEADS = ("tensor", "sequence")
+# Parameters, their averages and the optimizer's moments lie split over all of these (ZeRO-3).
+KEPT_OVER = ("tensor", "fsdp", "sequence")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +39,8 @@ class MeshConfig:
     Attributes:
       data: copies of the model, each with rows of its own.
       fsdp: rows are split over it too, and so is each parameter (ZeRO-3).
-      tensor: attention heads and hidden widths are to be split over it; no model does so yet.
-      sequence: the token slots of a row are to be split over it; no model does so yet.
+      tensor: attention heads and the hidden widths of MLPs are split over it.
+      sequence: the token slots of a row are split over it.
     """
 
     data: int = 1
@@ -87,30 +93,70 @@ def constrain(x: jax.Array, letters: str) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(letters))
 
 
-def by_rows(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
-    """`function` of arrays whose first axis is B, each device with rows of its own; plainly where no mesh is set.
+def by_heads(
+    function: Callable[..., jax.Array],
+    q_bnhf: jax.Array,
+    k_bnhf: jax.Array,
+    v_bnhf: jax.Array,
+    ids_bn: jax.Array,
+) -> jax.Array:
+    """`function` of these, each device with rows and heads of its own; plainly where no mesh is set.
 
     For what the compiler can't split by itself (kernels), or splits badly (loops over what rows hold). Nothing may
-    pass from row to row. Rows that can't be dealt out evenly are done by every device.
+    pass from row to row or from head to head. Rows that can't be dealt out evenly are done by every device.
+
+    Raises:
+      UserError: tensor x sequence devices don't divide the heads.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size <= 1:
-        return function(*arrays)
-    even = arrays[0].shape[0] % math.prod(mesh.shape[axis] for axis in LETTER_AXES["B"]) == 0
-    rows = spec("B") if even else PartitionSpec()
-    return jax.shard_map(function, in_specs=(rows,) * len(arrays), out_specs=rows, check_vma=False)(*arrays)
+        return function(q_bnhf, k_bnhf, v_bnhf, ids_bn)
+    rows, heads = q_bnhf.shape[0], q_bnhf.shape[2]
+    check_heads(heads, mesh.shape)
+    over = LETTER_AXES["B"] if rows % _parts(mesh, LETTER_AXES["B"]) == 0 else None
+    split, ids = PartitionSpec(over, None, HEADS), PartitionSpec(over)
+    whole_rows = jax.shard_map(
+        function, in_specs=(split, split, split, ids), out_specs=split, check_vma=False
+    )
+    return whole_rows(q_bnhf, k_bnhf, v_bnhf, ids_bn)
+
+
+def check_heads(heads: int, sizes: Mapping[str, int]) -> None:
+    """Raises UserError where a mesh of these sizes can't deal out so many heads."""
+    parts = math.prod(sizes[axis] for axis in HEADS)
+    if heads % parts:
+        fitting = [n for n in range(1, heads + 1) if heads % n == 0]
+        raise UserError(
+            f"A model of {heads} heads can't be split over tensor x sequence = {parts} devices: make "
+            f"config.mesh.tensor x config.mesh.sequence one of {', '.join(map(str, fitting))}."
+        )
 
 
 def parameter_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-    """Splits a parameter over `fsdp` along its longest axis that divides evenly; otherwise copies it."""
-    parts = mesh.shape["fsdp"]
-    axes = [axis for axis, size in enumerate(shape) if size % parts == 0 and size >= parts]
-    if parts == 1 or not axes:
+    """How a parameter is kept: one of its axes split over as many axes of `KEPT_OVER` as divide it.
+
+    Of a matrix that is the input's, if it can be: what is split by the result's letters is gathered from it then.
+    """
+
+    def over(size: int) -> tuple[str, ...]:
+        found: tuple[str, ...] = ()
+        for name in KEPT_OVER:
+            if mesh.shape[name] > 1 and size % _parts(mesh, (*found, name)) == 0:
+                found = (*found, name)
+        return found
+
+    worth = [
+        (_parts(mesh, over(size)), axis == len(shape) - 2, size, axis) for axis, size in enumerate(shape)
+    ]
+    parts, _, size, axis = max(worth, default=(1, False, 0, 0))
+    if parts == 1:
         return NamedSharding(mesh, PartitionSpec())
-    longest = max(axes, key=lambda axis: shape[axis])
-    return NamedSharding(
-        mesh, PartitionSpec(*(["fsdp" if axis == longest else None for axis in range(longest + 1)]))
-    )
+    names = over(size)
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, names if len(names) > 1 else names[0]))
+
+
+def _parts(mesh: Any, axes: Sequence[str]) -> int:
+    return math.prod(mesh.shape[axis] for axis in axes)
 
 
 def place_rows(mesh: Mesh, batch: Any) -> Any:
@@ -119,7 +165,7 @@ def place_rows(mesh: Mesh, batch: Any) -> Any:
     Raises:
       UserError: the rows don't divide over the devices.
     """
-    rows, parts = sharding(mesh, "B"), mesh.shape["data"] * mesh.shape["fsdp"]
+    rows, parts = sharding(mesh, "B"), _parts(mesh, LETTER_AXES["B"])
 
     def place(leaf: np.ndarray) -> jax.Array:
         count = leaf.shape[0] * jax.process_count()

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from sora_jax.axes import SegmentIds
 from sora_jax.errors import UserError
-from sora_jax.mesh import by_rows
+from sora_jax.mesh import by_heads
 from sora_jax.models.attention_cpu import blocked
 from sora_jax.models.attention_gpu import flash, missing
 from sora_jax.models.attention_tpu import splash
@@ -64,7 +64,7 @@ def attend(
             "Attention %r needs another machine than this one (%s): %r is taken.", backend, here, best
         )
         backend = best
-    return by_rows(BACKENDS[backend], q_bnhf, k_bnhf, v_bnhf, segment_ids_bn)
+    return by_heads(BACKENDS[backend], q_bnhf, k_bnhf, v_bnhf, segment_ids_bn)
 
 
 def best_backend() -> str:

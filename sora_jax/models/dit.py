@@ -18,13 +18,14 @@ from flax import nnx
 from sora_jax.axes import Coords, Patches, SegmentIds, Sigma
 from sora_jax.data.packing import PackedBatch
 from sora_jax.errors import UserError
+from sora_jax.mesh import constrain
 from sora_jax.models.attention import BACKENDS, attend
 from sora_jax.models.attention_blocks import CHECKPOINT
 from sora_jax.models.layers import (
     Linear,
     fourier,
     gather_conditions,
-    permute,
+    lay_out,
     rms_norm,
     rotary_angles,
     rotate,
@@ -144,11 +145,11 @@ class Block(nnx.Module):
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs) -> None:
         D, head = config.width, config.width // config.heads
         self.modulation = Linear(D, 6 * D, 0.0, rngs=rngs)
-        self.qkv = Linear(D, 3 * D, rngs=rngs)
+        self.qkv = Linear(D, (3, config.heads, head), letters="D3HF", rngs=rngs)
         self.qk_scale = nnx.Param(jnp.ones((2, head)))
-        self.out = Linear(D, D, rngs=rngs)
-        self.up = Linear(D, config.mlp_ratio * D, rngs=rngs)
-        self.down = Linear(config.mlp_ratio * D, D, rngs=rngs)
+        self.out = Linear(D, D, letters="WD", rngs=rngs)
+        self.up = Linear(D, config.mlp_ratio * D, letters="DW", rngs=rngs)
+        self.down = Linear(config.mlp_ratio * D, D, letters="WD", rngs=rngs)
 
     def __call__(
         self,
@@ -165,14 +166,14 @@ class Block(nnx.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation, 6, axis=-1)
 
         h = rms_norm(x_bnd).astype(dtype) * (1 + scale1) + shift1
-        q, k, v = jnp.split(self.qkv(h).reshape(B, N, 3 * config.heads, D // config.heads), 3, axis=2)
+        q, k, v = (constrain(x.squeeze(2), "BNHF") for x in jnp.split(self.qkv(h), 3, axis=2))
         qk_scale = self.qk_scale[...]
         q, k = rotate(rms_norm(q, qk_scale[0]), angles), rotate(rms_norm(k, qk_scale[1]), angles)
-        h = attend(q, k, v, segment_ids_bn, config.attention).reshape(B, N, D)
-        x_bnd = x_bnd + gate1 * self.out(h)
+        h = constrain(attend(q, k, v, segment_ids_bn, config.attention), "BNHF").reshape(B, N, D)
+        x_bnd = constrain(x_bnd + gate1 * self.out(h), "BND")
 
         h = rms_norm(x_bnd).astype(dtype) * (1 + scale2) + shift2
-        return x_bnd + gate2 * self.down(jax.nn.gelu(self.up(h)))
+        return constrain(x_bnd + gate2 * self.down(jax.nn.gelu(self.up(h))), "BND")
 
 
 class DiT(nnx.Module):
@@ -206,25 +207,26 @@ class DiT(nnx.Module):
         """
         config, M = self.config, batch.text.shape[1]
         dtype = jnp.dtype(config.dtype)
-        words = rms_norm(batch.text)
-        text = self.text_in(words.astype(dtype))
-        patches = self.patch_in(patches_bnp.astype(dtype))
-        if config.absolute:
-            patches = patches + self.position_in(_position(batch.coords, config).astype(dtype))
-        if config.hints:
-            patches = patches + self.hints_in(batch.hints.astype(dtype))
-        x = jnp.concatenate([text, patches], axis=1).astype(jnp.float32)
         segment_ids = jnp.concatenate([batch.text_segment_ids, batch.segment_ids], axis=1)
-        index = jnp.concatenate([batch.text_condition_ids, batch.condition_ids], axis=1)
-        text_coords = jnp.pad(batch.text_time[..., None], ((0, 0), (0, 0), (0, 4)))
-        coords = jnp.concatenate([text_coords, batch.coords], axis=1)
         # Each run's words before its patches, empty slots last: what attends to each other then lies together, and
-        # attention leaves out as many blocks as it can.
+        # attention leaves out as many blocks as it can. Narrow arrays are laid so, and wide ones made of them.
         order = jnp.argsort(jnp.where(segment_ids > 0, segment_ids, segment_ids.shape[1]), axis=1)
         inverse = jnp.argsort(order, axis=1)
-        x = permute(x, order, inverse)
-        segment_ids, index = (jnp.take_along_axis(ids, order, axis=1) for ids in (segment_ids, index))
-        coords = jnp.take_along_axis(coords, order[..., None], axis=1)
+        lay = lambda array: constrain(_take(array, order), ("BN" + "P" * array.ndim)[: array.ndim])
+        of_patches = lambda array: lay(jnp.pad(array, ((0, 0), (M, 0)) + ((0, 0),) * (array.ndim - 2)))
+        segment_ids = lay(segment_ids)
+        index = lay(jnp.concatenate([batch.text_condition_ids, batch.condition_ids], axis=1))
+        text_coords = jnp.pad(batch.text_time[..., None], ((0, 0), (0, 0), (0, 4)))
+        coords = lay(jnp.concatenate([text_coords, batch.coords], axis=1))
+
+        words = rms_norm(batch.text)
+        text = lay_out(self.text_in(words.astype(dtype)), jnp.minimum(order, M - 1), inverse[:, :M])
+        patches = self.patch_in(of_patches(patches_bnp).astype(dtype))
+        if config.absolute:
+            patches = patches + self.position_in(_position(coords, config).astype(dtype))
+        if config.hints:
+            patches = patches + self.hints_in(of_patches(batch.hints).astype(dtype))
+        x = constrain(jnp.where((order < M)[..., None], text, patches).astype(jnp.float32), "BND")
         angles = rotary_angles(coords, config.width // config.heads, config.rope_periods)
         condition = self.sigma_in(fourier(sigma_bs, 256, longest=4.0, shortest=2e-3))
         if config.pooled_text:
@@ -237,11 +239,14 @@ class DiT(nnx.Module):
         if config.remat != "all":
             layer = jax.checkpoint(layer, policy=POLICIES[config.remat])
         x, _ = jax.lax.scan(layer, x, self.blocks)
-        shift, scale = jnp.split(
-            gather_conditions(self.modulation(condition), batch.condition_ids), 2, axis=-1
-        )
-        x = permute(x, inverse, order)[:, M:]
-        return self.patch_out(rms_norm(x) * (1 + scale) + shift)
+        shift, scale = jnp.split(gather_conditions(self.modulation(condition), index), 2, axis=-1)
+        velocity = self.patch_out(rms_norm(x) * (1 + scale) + shift)
+        return constrain(lay_out(velocity, inverse[:, M:], order - M), "BNP")
+
+
+def _take(array: jax.Array, place_bn: jax.Array) -> jax.Array:
+    """array[place] in each row."""
+    return jnp.take_along_axis(array, place_bn.reshape(*place_bn.shape, *(1,) * (array.ndim - 2)), axis=1)
 
 
 def _pool(words_bme: jax.Array, batch: PackedBatch) -> jax.Array:

@@ -9,18 +9,41 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sora_jax.axes import Coords
+from sora_jax.mesh import constrain
 
 
 class Linear(nnx.Module):
-    """x @ kernel + bias on the last axis; `scale` 0 gives a layer that begins at zero."""
+    """x @ kernel + bias on the last axis; `scale` 0 gives a layer that begins at zero.
 
-    def __init__(self, width_in: int, width_out: int, scale: float = 1.0, *, rngs: nnx.Rngs) -> None:
+    Args:
+      width_out: of the result, or the sizes of several axes that take the last one's place.
+      letters: the axes of the kernel as it is used, such as "DW"; see `mesh.LETTER_AXES`. Wherever it is kept.
+    """
+
+    def __init__(
+        self,
+        width_in: int,
+        width_out: int | tuple[int, ...],
+        scale: float = 1.0,
+        letters: str = "",
+        *,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.out = (width_out,) if isinstance(width_out, int) else width_out
+        self.letters = letters or "D" * (1 + len(self.out))
+        width = math.prod(self.out)
         std = scale / math.sqrt(width_in)
-        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (width_in, width_out)))
-        self.bias = nnx.Param(jnp.zeros(width_out))
+        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (width_in, width)))
+        self.bias = nnx.Param(jnp.zeros(width))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
+        # Gathered from where it is kept in x's type: half the bytes in bfloat16.
+        kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype).reshape(self.out)
+        if set(self.letters) & set("HW"):
+            # First as it is kept over `tensor`: from there to any other axis is one exchange.
+            kernel = constrain(kernel, "WD")
+        kernel = constrain(kernel.reshape(-1, *self.out), self.letters)
+        return jnp.tensordot(x, kernel, 1) + constrain(bias, self.letters[1:])
 
 
 def rms_norm(x: jax.Array, scale: jax.Array | None = None, epsilon: float = 1e-6) -> jax.Array:
@@ -68,21 +91,24 @@ def rotate(x_bnhf: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 @jax.custom_vjp
-def permute(x_bnd: jax.Array, order_bn: jax.Array, inverse_bn: jax.Array) -> jax.Array:
-    """x[order] in each row; `inverse` undoes it, and brings the gradient back: a gather's own is a slow scatter."""
-    return jnp.take_along_axis(x_bnd, order_bn[..., None], axis=1)
+def lay_out(x_bmd: jax.Array, place_bn: jax.Array, went_bm: jax.Array) -> jax.Array:
+    """x[place] in each row, [B,M,D] → [B,N,D]; `went` says to which of N each of x went, below 0: to none.
+
+    By it the gradient comes back: a gather's own is a slow scatter. Of N, only those that `went` names give any.
+    """
+    return jnp.take_along_axis(x_bmd, place_bn[..., None], axis=1)
 
 
-def _permute_forward(x, order, inverse):
-    return permute(x, order, inverse), (order, inverse)
+def _lay_forward(x, place, went):
+    return lay_out(x, place, went), went
 
 
-def _permute_backward(kept, pulled):
-    order, inverse = kept
-    return permute(pulled, inverse, order), None, None
+def _lay_backward(went, pulled):
+    there = jnp.take_along_axis(pulled, jnp.maximum(went, 0)[..., None], axis=1)
+    return jnp.where((went >= 0)[..., None], there, 0), None, None
 
 
-permute.defvjp(_permute_forward, _permute_backward)
+lay_out.defvjp(_lay_forward, _lay_backward)
 
 
 @jax.custom_vjp

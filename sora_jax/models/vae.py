@@ -20,6 +20,7 @@ from flax import nnx
 from sora_jax.axes import Clip, Latent
 from sora_jax.backend import onednn
 from sora_jax.errors import UserError
+from sora_jax.mesh import constrain
 from sora_jax.models.layers import Linear
 
 Stride = tuple[int, int, int]
@@ -164,9 +165,8 @@ class CausalConv(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(width_out))
 
     def __call__(self, x: jax.Array, past: Past) -> jax.Array:
-        return causal_conv(past.extend(x, 2), self.kernel[...].astype(x.dtype)) + self.bias[...].astype(
-            x.dtype
-        )
+        kernel = constrain(self.kernel[...].astype(x.dtype), "TYXCC")
+        return causal_conv(past.extend(x, 2), kernel) + self.bias[...].astype(x.dtype)
 
 
 class Block(nnx.Module):
