@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -112,7 +112,7 @@ def by_heads(
     if mesh.size <= 1:
         return function(q_bnhf, k_bnhf, v_bnhf, ids_bn)
     rows, heads = q_bnhf.shape[0], q_bnhf.shape[2]
-    check_heads(heads, mesh.shape)
+    check_heads(heads)
     over = LETTER_AXES["B"] if rows % _parts(mesh, LETTER_AXES["B"]) == 0 else None
     split, ids = PartitionSpec(over, None, HEADS), PartitionSpec(over)
     whole_rows = jax.shard_map(
@@ -121,9 +121,10 @@ def by_heads(
     return whole_rows(q_bnhf, k_bnhf, v_bnhf, ids_bn)
 
 
-def check_heads(heads: int, sizes: Mapping[str, int]) -> None:
-    """Raises UserError where a mesh of these sizes can't deal out so many heads."""
-    parts = math.prod(sizes[axis] for axis in HEADS)
+def check_heads(heads: int) -> None:
+    """Raises UserError where the mesh that is set can't deal out so many heads."""
+    mesh = jax.sharding.get_abstract_mesh()
+    parts = 1 if mesh.empty else _parts(mesh, HEADS)
     if heads % parts:
         fitting = [n for n in range(1, heads + 1) if heads % n == 0]
         raise UserError(

@@ -12,7 +12,17 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from sora_jax.errors import UserError
-from sora_jax.mesh import MeshConfig, constrain, make_mesh, parameter_sharding, place_rows, sharding, spec
+from sora_jax.mesh import (
+    MESH_AXES,
+    MeshConfig,
+    check_heads,
+    constrain,
+    make_mesh,
+    parameter_sharding,
+    place_rows,
+    sharding,
+    spec,
+)
 
 
 def test_one_device():
@@ -42,6 +52,17 @@ def test_sizes_must_multiply_to_the_devices(config, words):
 def test_the_table():
     assert spec("BND") == PartitionSpec(("data", "fsdp"), "sequence", None)
     assert sharding(make_mesh(MeshConfig(), jax.devices()[:1]), "BNHF").spec[2] == "tensor"
+
+
+def test_heads_must_divide_over_tensor_and_sequence():
+    mesh = jax.sharding.AbstractMesh((1, 1, 4, 2), MESH_AXES)
+    check_heads(12)  # no mesh is set
+    with jax.sharding.use_abstract_mesh(mesh):
+        check_heads(16)
+        with pytest.raises(
+            UserError, match=r"12 heads .* tensor x sequence = 8 devices: .* 1, 2, 3, 4, 6, 12"
+        ):
+            check_heads(12)
 
 
 def test_constrain_without_a_mesh_does_nothing_and_checks_its_letters():

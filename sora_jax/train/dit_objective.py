@@ -21,6 +21,7 @@ from sora_jax.data.pipeline import PipelineConfig, make_pipeline
 from sora_jax.data.sources import DataConfig, make_sources
 from sora_jax.diffusion import flow
 from sora_jax.diffusion.flow import gather_levels
+from sora_jax.mesh import check_heads
 from sora_jax.models.bundle import Bundle, Limits, load_bundle, measure_latents, save_bundle, take_weights
 from sora_jax.models.dit import DiT, DiTConfig, forward_flops
 from sora_jax.models.layers import rms_norm
@@ -66,6 +67,7 @@ class DiTObjective:
         self._vae: VAE | None = None
 
     def init(self, key: jax.Array) -> DiT:
+        check_heads(self.dit.heads)  # before hours of encoding
         fresh = DiT(self.dit, rngs=nnx.Rngs(params=key))
         return take_weights(fresh, self.init_from, "dit") if self.init_from else fresh
 
