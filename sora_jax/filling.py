@@ -163,7 +163,7 @@ def fill(
         return [job.canvas for job in jobs]
     asked = {job: job.requests() for job in busy}
     runs = [request.run for requests in asked.values() for request in requests]
-    queue = Queue(transformer(bundle), _rooms(bundle, runs), tasks[0].settings.solver)
+    queue = Queue(transformer(bundle), [_room(bundle, runs)], tasks[0].settings.solver)
     tickets: dict[int, tuple[_Job, int]] = {}
     steps, done = sum(job.steps for job in busy), 0
     while asked or queue.busy:
@@ -181,17 +181,19 @@ def fill(
     return [job.canvas for job in jobs]
 
 
-def _rooms(bundle: Bundle, runs: Sequence[Run]) -> list[Room]:
-    """A row as training's, and a longer one where the runs need it, with as many words as it needs for them."""
+def _room(bundle: Bundle, runs: Sequence[Run]) -> Room:
+    """A row as training's, or a longer one where the runs need it, with as many words as it needs for them.
+
+    One for the whole batch: a smaller one for who is left at the end would be compiled in the middle.
+    """
     limits = bundle.limits
     room = lambda times, text: Room(
         1, times * limits.tokens, text * limits.row_text, times * MOST_RUNS, times * MOST_CONDITIONS
     )
     rows = lambda room: len(share_rows(runs, room.tokens, room.text, room.runs, room.conditions))
-    one = room(1, 1)
-    times = min(rows(one), LONGEST_ROW[best_backend()])
+    times = min(rows(room(1, 1)), LONGEST_ROW[best_backend()])
     text = next(text for text in range(1, times + 1) if rows(room(times, text)) == rows(room(times, times)))
-    return [one] if times == 1 else [one, room(times, text)]
+    return room(times, text)
 
 
 class _Job:
