@@ -24,6 +24,8 @@ KERNELS = BACKENDS | {
     "tpu": partial(splash, interpret=True),
     "gpu": partial(flash, interpret=True, tiles=TILES),
     "cpu, small": partial(blocked, sizes=(6, 5, 4, 2)),
+    "cpu, several runs a block": partial(blocked, sizes=(8, 6, 2)),
+    "cpu, two sizes": partial(blocked, sizes=(4, 1)),
 }
 every_backend = pytest.mark.parametrize("backend", KERNELS)
 

@@ -124,11 +124,13 @@ def make_blocks(segment_ids_bn: SegmentIds, sizes: Sequence[int]) -> tuple[Block
     for size, next_size in zip(middle, sizes[2:], strict=True):
         if next_size < N:
             mine = (whole > next_size) & (whole <= size)
-            kinds.append(_cut_blocks(changes, jnp.where(mine, free, -1), size, whole=True, single=True))
+            single = size < 2 * (next_size + 1)  # no room for two
+            kinds.append(_cut_blocks(changes, jnp.where(mine, free, -1), size, whole=True, single=single))
             free = jnp.where(mine, -1, free)
     in_large = place - begin < full
     if worth < N:
-        kinds.append(_cut_blocks(changes, jnp.where(in_large, free, -1), large, single=True))
+        single = large < 2 * (worth + 1)
+        kinds.append(_cut_blocks(changes, jnp.where(in_large, free, -1), large, single=single))
     return *kinds, _cut_blocks(changes, jnp.where(in_large, -1, free), small)
 
 
