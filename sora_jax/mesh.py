@@ -93,6 +93,15 @@ def constrain(x: jax.Array, letters: str) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(letters))
 
 
+def gather_kernel(kernel: jax.Array, shape: tuple[int, ...], letters: str) -> jax.Array:
+    """A matrix [in, out], from how it is kept (`parameter_sharding`) to `shape`, laid as its letters say."""
+    split = any(LETTER_AXES.get(letter) == KEPT_OVER[0] for letter in letters)
+    if split and not jax.sharding.get_abstract_mesh().empty:
+        # First over that axis alone: from there to any other letter's place is one exchange.
+        kernel = jax.lax.with_sharding_constraint(kernel, PartitionSpec(KEPT_OVER[0]))
+    return constrain(kernel.reshape(shape), letters)
+
+
 def by_heads(
     function: Callable[..., jax.Array],
     q_bnhf: jax.Array,

@@ -212,12 +212,12 @@ class DiT(nnx.Module):
         # attention leaves out as many blocks as it can. Narrow arrays are laid so, and wide ones made of them.
         order = jnp.argsort(jnp.where(segment_ids > 0, segment_ids, segment_ids.shape[1]), axis=1)
         inverse = jnp.argsort(order, axis=1)
-        lay = lambda array: constrain(_take(array, order), ("BN" + "P" * array.ndim)[: array.ndim])
-        of_patches = lambda array: lay(jnp.pad(array, ((0, 0), (M, 0)) + ((0, 0),) * (array.ndim - 2)))
-        segment_ids = lay(segment_ids)
-        index = lay(jnp.concatenate([batch.text_condition_ids, batch.condition_ids], axis=1))
+        lay = lambda array, letters: constrain(_take(array, order), letters)
+        of_patches = lambda array: lay(jnp.pad(array, ((0, 0), (M, 0), (0, 0))), "BNP")
+        segment_ids = lay(segment_ids, "BN")
+        index = lay(jnp.concatenate([batch.text_condition_ids, batch.condition_ids], axis=1), "BN")
         text_coords = jnp.pad(batch.text_time[..., None], ((0, 0), (0, 0), (0, 4)))
-        coords = lay(jnp.concatenate([text_coords, batch.coords], axis=1))
+        coords = lay(jnp.concatenate([text_coords, batch.coords], axis=1), "BNC")
 
         words = rms_norm(batch.text)
         text = lay_out(self.text_in(words.astype(dtype)), jnp.minimum(order, M - 1), inverse[:, :M])

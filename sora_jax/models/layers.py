@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sora_jax.axes import Coords
-from sora_jax.mesh import constrain
+from sora_jax.mesh import constrain, gather_kernel
 
 
 class Linear(nnx.Module):
@@ -39,10 +39,7 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         # Gathered from where it is kept in x's type: half the bytes in bfloat16.
         kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype).reshape(self.out)
-        if set(self.letters) & set("HW"):
-            # First as it is kept over `tensor`: from there to any other axis is one exchange.
-            kernel = constrain(kernel, "WD")
-        kernel = constrain(kernel.reshape(-1, *self.out), self.letters)
+        kernel = gather_kernel(kernel, (-1, *self.out), self.letters)
         return jnp.tensordot(x, kernel, 1) + constrain(bias, self.letters[1:])
 
 
