@@ -74,6 +74,12 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     return jax.make_mesh(tuple(sizes.values()), MESH_AXES, (AxisType.Auto,) * len(MESH_AXES), devices=devices)
 
 
+def platform() -> str:
+    """What programs are for, "cpu", "gpu" or "tpu": the devices of the mesh that is set, which may be far away."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def spec(letters: str) -> PartitionSpec:
     """The partition of an array whose axes are named by `letters`, such as "BND"."""
     return PartitionSpec(*(LETTER_AXES.get(letter) for letter in letters))

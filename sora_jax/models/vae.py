@@ -20,7 +20,7 @@ from flax import nnx
 from sora_jax.axes import Clip, Latent
 from sora_jax.backend import onednn
 from sora_jax.errors import UserError
-from sora_jax.mesh import constrain
+from sora_jax.mesh import constrain, platform
 from sora_jax.models.layers import Linear
 
 Stride = tuple[int, int, int]
@@ -121,7 +121,7 @@ def causal_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     oneDNN (`backend.onednn`); without, the three time taps are stacked as channels of one 2-D convolution, which is
     1.4 to 6 times faster there (experiments/LOG.md).
     """
-    if jax.default_backend() != "cpu" or onednn():
+    if platform() != "cpu" or onednn():
         return _conv3d(x, kernel)
     B, T, Y, X, C = x.shape
     T -= 2
