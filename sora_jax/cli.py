@@ -21,6 +21,7 @@ from sora_jax import __version__
 from sora_jax.commands import COMMANDS
 from sora_jax.errors import UserError, atomic_path
 from sora_jax.options import MODEL, QUIET, as_settings, common, said, settings, shape
+from sora_jax.plan.command import plan
 from sora_jax.terminal import VIDEO_SUFFIXES, ListOf, Number, Output, place_outputs, progress_bar, table
 
 _SHEET_CLIPS = 24
@@ -282,7 +283,7 @@ def evaluate_abilities_command(
     _write(result, json_path, shown, sheet, columns=2)
 
 
-for command in COMMANDS:
+for command in (*COMMANDS, plan):
     cli.add_command(command)
 
 

@@ -17,7 +17,9 @@ from sora_jax.axes import SegmentIds
 from sora_jax.models.attention_blocks import CHECKPOINT, sharing
 
 BLOCKS = (512, 256, 128)  # tokens: the largest that wastes no more than an eighth of a row is taken
-MOST_BLOCKS = 384  # a row: its map, int8 and int16 for each pair, must fit scalar memory (1 MiB); else they grow
+MOST_BLOCKS = (
+    384  # a row: its map, int8 and int16 for each pair, must fit scalar memory (1 MiB); else they grow
+)
 
 
 def splash(

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from sora_jax.config import component
 from sora_jax.data.encode import LatentsConfig, encode_sources
 from sora_jax.data.packing import PackedBatch
-from sora_jax.data.pipeline import PipelineConfig, make_pipeline
+from sora_jax.data.pipeline import RUN_CONDITIONS, PipelineConfig, make_pipeline
 from sora_jax.data.sources import DataConfig, make_sources
 from sora_jax.diffusion import flow
 from sora_jax.diffusion.flow import gather_levels
@@ -94,6 +94,14 @@ class DiTObjective:
         count = jnp.maximum(jnp.sum(painted), 1)
         clean_error = jnp.sum(error * jnp.square(level[..., 0]) * painted) / count
         return jnp.sum(error * painted) / count, {"clean_error": clean_error}
+
+    def shapes(self, rows: int) -> PackedBatch:
+        """Of a batch of so many rows, as `loss` takes it."""
+        row, dit = self.pipeline, self.dit
+        conditions = row.max_runs * RUN_CONDITIONS
+        return PackedBatch.shapes(
+            rows, row.row_tokens, row.row_text, conditions, dit.patch_width, dit.text_width, hints=True
+        )
 
     def data(self, config: ConfigDict, shard_index: int, shard_count: int) -> grain.IterDataset:
         folder = pathlib.Path(self.latents.folder) if self.latents.folder else self.workdir / "latents"
