@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from sora_jax.config import component
 from sora_jax.diffusion.canvas import GROUP
 from sora_jax.models.dit import DiTConfig, forward_flops
 from sora_jax.models.tiles import TILES
 from sora_jax.models.vae import VAEConfig, decoding_flops, reconstruction_flops
-from sora_jax.plan.programs import Built, Job, objective_of
+from sora_jax.plan.programs import Built, Job, objective_of, target_of
 from sora_jax.video import frame_size
 
 # Products of a logits' block with a block of keys or values: two forward, seven in the two kernels backward, which make
@@ -71,11 +72,10 @@ class Clip:
 
 def clip_of(job: Job) -> Clip | None:
     """The clip of `config.video`; None where a configuration has none."""
-    config = job.config
-    if "video" not in config:
+    config, video = job.config, target_of(job.config)
+    if video is None:
         return None
-    video, dit = config.video, objective_of(config).dit
-    vae = VAEConfig(**{name: video.vae[name] for name in video.vae})
+    dit, vae = objective_of(config).dit, component(VAEConfig, video.vae, "video.vae")
     height, width = frame_size(video.resolution, video.aspect)
     frames = 1 + GROUP * math.ceil((video.seconds * video.fps - 1) / GROUP)
     grid = [
@@ -120,7 +120,7 @@ def reckon(job: Job) -> Counts:
     chips = job.topology.count
     parameters = 12 * dit.width**2 * dit.layers
     row = job.config.pipeline.row_tokens + job.config.pipeline.row_text
-    own = job.rows * _copies(job) * row / (sizes["data"] * sizes["fsdp"] * sizes["sequence"])
+    own = job.rows * job.passes * row / (sizes["data"] * sizes["fsdp"] * sizes["sequence"])
     kept = chips / sizes["data"]
     gathered = 2 * parameters / sizes["tensor"]
     traffic = passes * (gathered + TRAFFIC * own * dit.width * dit.layers)
@@ -144,11 +144,6 @@ def passes_of_weights(passes: float) -> float:
     return {1: 1.0, 3: 2.0, 4: 3.0}.get(int(passes), passes)
 
 
-def _copies(job: Job) -> int:
-    """How often the model is asked for each row: guidance's passes."""
-    return job.config.video.passes if job.step == "sample" else 1
-
-
 def _passes(job: Job, dit: DiTConfig) -> int:
     """Forward passes' worth of products: one of a sampler; three of training, four where the forward is done again."""
     return 1 if job.step == "sample" else 3 + (dit.remat == "none")
@@ -169,7 +164,7 @@ def _work(job: Job) -> tuple[float, float, float, float]:
     runs = max(row.row_tokens // clip.tokens, 1) if clip else 1
     tokens, words = (clip.tokens, clip.words) if clip else (row.row_tokens, row.row_text)
     run = tokens + min(words, row.row_text // runs)
-    rows = job.rows * _copies(job) / chips
+    rows = job.rows * job.passes / chips
     factor = 3 if job.step == "train" else 1
     attended = rows * runs * run**2
     useful = factor * forward_flops(dit, rows * runs * run, attended)

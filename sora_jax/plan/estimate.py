@@ -8,7 +8,7 @@ from typing import Any
 from sora_jax.errors import UserError
 from sora_jax.plan.chips import Chip
 from sora_jax.plan.counts import Clip, Counts, clip_of
-from sora_jax.plan.programs import Built, Job
+from sora_jax.plan.programs import Built, Job, target_of
 
 DAY = 86_400
 
@@ -103,8 +103,8 @@ class Bill:
 
 def bill(
     job: Job, counts: Counts, found: Estimate, dollars: float, tokens: float | None, assumed: Assumptions
-) -> Bill:
-    """What the whole run costs: training's budget of tokens, or one video.
+) -> Bill | None:
+    """What the whole run costs: training's budget of tokens, or one video; None where no video is named.
 
     Args:
       dollars: an hour of one chip.
@@ -116,11 +116,12 @@ def bill(
         total = tokens if tokens is not None else job.config.steps * counts.tokens
         seconds = total / counts.tokens * found.seconds
         return Bill("training", seconds, seconds * chips * dollars / 3600, total)
-    clip = clip_of(job)
-    assert clip is not None
+    clip, target = clip_of(job), target_of(job.config)
+    if clip is None or target is None:
+        return None
     # Videos are made side by side, one a row; each is decoded by the chips that made it, tile by tile.
     share = chips / job.rows
-    seconds = job.config.video.steps * found.seconds + clip.decode / share / (chip.flops * assumed.products)
+    seconds = target.steps * found.seconds + clip.decode / share / (chip.flops * assumed.products)
     return Bill("a video", seconds, seconds * share * dollars / 3600, clip.tokens)
 
 

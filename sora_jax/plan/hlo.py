@@ -23,7 +23,7 @@ _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"),
     *("after-all", "opt-barrier", "partition-id", "replica-id", "async-update", "iota"),
 }
-_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$")
 _SHAPE = re.compile(r"([a-z]+[0-9a-z]*)\[([0-9,]*)\](\{[^}]*\})?")
 _CALLED = re.compile(
     r"(?:calls|body|to_apply|true_computation|false_computation)=%?([\w.\-]+)|"
@@ -90,10 +90,10 @@ class Collective:
 
 
 class Program:
-    """What the text of a compiled program (`Compiled.as_text()`) says, for one device.
+    """What the text of a program (`Compiled.as_text()`) says, for one device.
 
     Args:
-      text: of the program, as XLA prints it.
+      text: of the program, as XLA prints it, before or after it is compiled.
       devices: in all, for collectives that name no groups.
     """
 
@@ -257,9 +257,11 @@ def _instruction(line: str) -> Instruction | None:
         Array(dtype, tuple(int(n) for n in dims.split(",") if n), "S(1)" in (layout or ""))
         for dtype, dims, layout in _SHAPE.findall(shape)
     )
-    operands = tuple(re.findall(r"%([\w.\-]+)", rest[:end])) if "%" in rest[:end] else ()
-    # What a constant or a parameter holds stands where operands do.
-    return Instruction(name.lstrip("%"), arrays, opcode, operands, rest if not operands else rest[end + 1 :])
+    inside = re.sub(r"/\*.*?\*/", "", rest[:end])
+    if opcode in ("constant", "parameter"):  # what it holds, or which one it is, stands where operands do
+        return Instruction(name.lstrip("%"), arrays, opcode, (), rest)
+    names = re.findall(r"%([\w.\-]+)", inside) if "%" in inside else re.findall(r"[\w.\-]+", inside)
+    return Instruction(name.lstrip("%"), arrays, opcode, tuple(names), rest[end + 1 :])
 
 
 def _closing(text: str) -> int:

@@ -13,7 +13,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh
 from ml_collections import ConfigDict
 
+from sora_jax.config import component
 from sora_jax.data.packing import PackedBatch
 from sora_jax.diffusion.guidance import Guidance
 from sora_jax.diffusion.sampler import State, solver_step
@@ -32,6 +33,31 @@ from sora_jax.train.loop import make_steps, read_loop_config
 from sora_jax.train.objectives import make_objective
 
 STEPS = ("train", "sample")
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetConfig:
+    """`config.video`: the clip that a configuration is about, and how it is sampled.
+
+    Attributes:
+      resolution, aspect, seconds, fps: of the clip.
+      steps: of the solver.
+      passes: of the model in each step; 2 with guidance by words.
+      vae: of the autoencoder that decodes it, fields of `VAEConfig`.
+    """
+
+    resolution: int
+    seconds: float
+    fps: float
+    aspect: str = "16:9"
+    steps: int = 50
+    passes: int = 2
+    vae: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def target_of(config: ConfigDict) -> TargetConfig | None:
+    """None where a configuration has none."""
+    return component(TargetConfig, config.video, "video") if "video" in config else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +77,12 @@ class Job:
     topology: Topology
     rows: int
     mesh: dict[str, int]
+
+    @property
+    def passes(self) -> int:
+        """How often the model is asked for each row: a sampler's guidance asks twice, unless told otherwise."""
+        target = target_of(self.config)
+        return 1 if self.step == "train" else target.passes if target else 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,10 +231,10 @@ def _trace_sampler(
     state = State(*(batch.patches,) * 3, levels)
     parts["parameters"] = _bytes(model)
     parts["batch"] += _bytes(state) + _bytes(guidance)
-    passes = job.config.video.passes
-    return solver_step.trace(
-        model, state, batch, levels, levels, guidance, None, solver="euler", passes=passes
-    ), parts
+    traced = solver_step.trace(
+        model, state, batch, levels, levels, guidance, None, solver="euler", passes=job.passes
+    )
+    return traced, parts
 
 
 def _saved(objective: Any, params: Any, batch: Any, key: Any, job: Job) -> float:

@@ -42,17 +42,18 @@ def tell(plan: Plan, assumed: Assumptions, dollars: float | None) -> str:
         for kind, sent in sorted(counts.network.items(), key=lambda one: -one[1]):
             if sent:
                 lines += [f"  {kind:<19}{_short(sent)}B sent"]
-    if found and bill and counts:
+    if found and counts:
         lines += [
             "",
             f"a step takes {_time(found.seconds)}: compute {_time(found.compute)}, memory {_time(found.memory)}, "
             f"network {_time(found.network)}; never less than {_time(found.best)}",
             f"  {found.utilisation:.0%} of peak usefully",
             f"  {_short(found.tokens_a_day)}tokens a day",
-            f"{bill.what}: {_short(bill.tokens)}tokens, {_time(bill.seconds)}, ${bill.dollars:,.2f}",
-            "",
-            "assumed: " + _assumed(plan, assumed, dollars),
         ]
+        if bill:
+            cost = f"{_time(bill.seconds)}, ${bill.dollars:,.2f}"
+            lines += [f"{bill.what}: {_short(bill.tokens)}tokens, {cost}"]
+        lines += ["", "assumed: " + _assumed(plan, assumed, dollars)]
     return "\n".join(lines)
 
 

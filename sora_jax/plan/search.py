@@ -57,7 +57,9 @@ def change(config: ConfigDict, values: Change) -> ConfigDict:
     with changed.unlocked():
         for key, value in values.items():
             part, _, name = key.partition(".")
-            changed.setdefault(part, ConfigDict())[name] = value
+            if part not in changed:
+                changed[part] = ConfigDict()
+            changed[part][name] = value
     return changed
 
 
