@@ -16,8 +16,9 @@ Why these numbers:
 - **Frames a second** rise with the size up to 24. 14B has 12: a minute is then 369,240 tokens, half the frames to be
   filled in by interpolation; 14B-24fps paints them all.
 - **Rows** make 0.1 to 6 million tokens a step, growing with the model, as the noise of its gradient falls more slowly.
-- **The mesh**: parameters are split over all chips anyway (ZeRO); `fsdp` takes what is left. `sequence` and `tensor`
-  are as small as a row's activations allow, for they move activations, and their product divides the heads.
+- **The mesh**: `sequence` and `tensor` are as small as a row's activations allow, for they move activations, and their
+  product divides the heads. Parameters are split over them and `fsdp`, so far that a chip's share of a matrix is a
+  multiple of eight rows, a TPU's tile: of others the compiler gathers twice the bytes. `data` is what is left.
 - **Rematerialisation** is "all" (keep everything) while that fits, "dots" (keep products and attention) to XL,
   "none" (keep only each layer's input) above: one forward pass more, a tenth of the memory.
 - **Precision**: arithmetic in bfloat16, parameters and averages in float32; momentum in bfloat16 from 3B on.
@@ -58,7 +59,7 @@ class Rung:
       row_tokens: N, a multiple of 128 that holds such a clip.
       row_text: M.
       rows: of the batch, in all.
-      mesh: tensor and sequence; fsdp is the rest.
+      mesh: fsdp, tensor and sequence; data is the rest.
       remat: of the transformer's layers.
       steps: of training.
     """
@@ -71,28 +72,28 @@ class Rung:
     row_tokens: int
     row_text: int
     rows: int
-    mesh: tuple[int, int]
+    mesh: tuple[int, int, int]
     remat: str
     steps: int
 
 
 RUNGS = {
     # 64 px at 16:9 are 5 latent frames of 8 x 15 tokens: two of them a row.
-    "Ti": Rung(64, 2.0, 8.0, "vae-4x8x8", 1, 1280, 256, 16, (1, 1), "all", 50_000),
+    "Ti": Rung(64, 2.0, 8.0, "vae-4x8x8", 1, 1280, 256, 16, (1, 1, 1), "all", 50_000),
     # 13 x 8 x 15 tokens.
-    "S": Rung(128, 4.0, 12.0, "vae-4x8x8", 2, 2048, 256, 64, (1, 1), "all", 100_000),
+    "S": Rung(128, 4.0, 12.0, "vae-4x8x8", 2, 2048, 256, 64, (1, 1, 1), "all", 100_000),
     # 21 x 16 x 29: the first rung whose activations want rematerialisation on 16 GiB.
-    "B": Rung(256, 5.0, 16.0, "vae-4x8x8", 2, 10_240, 512, 64, (1, 1), "dots", 200_000),
+    "B": Rung(256, 5.0, 16.0, "vae-4x8x8", 2, 10_240, 512, 64, (8, 1, 1), "dots", 200_000),
     # 41 x 15 x 27.
-    "XL": Rung(480, 10.0, 16.0, "vae-4x16x16", 2, 17_408, 512, 128, (1, 1), "dots", 300_000),
+    "XL": Rung(480, 10.0, 16.0, "vae-4x16x16", 2, 17_408, 512, 128, (16, 1, 1), "dots", 300_000),
     # 61 x 23 x 40: a row over two chips, so that one holds no more than 28,000 tokens.
-    "3B": Rung(720, 10.0, 24.0, "vae-4x16x16", 2, 56_320, 512, 64, (1, 2), "none", 300_000),
+    "3B": Rung(720, 10.0, 24.0, "vae-4x16x16", 2, 56_320, 512, 64, (16, 1, 2), "none", 300_000),
     # 181 x 23 x 40: over eight.
-    "7B": Rung(720, 30.0, 24.0, "vae-4x16x16", 2, 167_424, 512, 32, (1, 8), "none", 300_000),
+    "7B": Rung(720, 30.0, 24.0, "vae-4x16x16", 2, 167_424, 512, 32, (16, 1, 8), "none", 300_000),
     # 181 x 34 x 60: over sixteen, and two for its matrices' width.
-    "14B": Rung(1080, 60.0, 12.0, "vae-4x16x16", 2, 370_176, 512, 16, (2, 16), "none", 200_000),
+    "14B": Rung(1080, 60.0, 12.0, "vae-4x16x16", 2, 370_176, 512, 16, (16, 2, 16), "none", 200_000),
     # 361 x 34 x 60.
-    "14B-24fps": Rung(1080, 60.0, 24.0, "vae-4x16x16", 2, 736_768, 512, 16, (1, 32), "none", 200_000),
+    "14B-24fps": Rung(1080, 60.0, 24.0, "vae-4x16x16", 2, 736_768, 512, 16, (16, 1, 32), "none", 200_000),
 }
 
 
@@ -102,7 +103,7 @@ def get_config(name: str = "Ti") -> ConfigDict:
     if name not in RUNGS:
         raise ValueError(f"No rung is called {name!r}: choose one of {', '.join([*RUNGS, *VAES])}")
     rung, size = RUNGS[name], name.split("-")[0]
-    tensor, sequence = rung.mesh
+    fsdp, tensor, sequence = rung.mesh
     large = size in ("3B", "7B", "14B")
     cells = {"vae-4x8x8": 8, "vae-4x16x16": 16}[rung.vae] * rung.patch
     return ConfigDict(
@@ -156,7 +157,7 @@ def get_config(name: str = "Ti") -> ConfigDict:
                 "ema_decay": 0.9999,
                 "momentum_dtype": "bfloat16" if large else "float32",
             },
-            "mesh": {"data": 1, "fsdp": -1, "tensor": tensor, "sequence": sequence},
+            "mesh": {"data": -1, "fsdp": fsdp, "tensor": tensor, "sequence": sequence},
             "log": {"every": 50},
             "checkpoint": {"every": 1000, "keep": 2},
             # Of the planner: one clip of the rung, and the autoencoder that decodes it.

@@ -49,6 +49,7 @@ _CUBES = (
 )
 CHIPS = {
     "v5e": Chip(("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 819e9, 200e9, 1.20, _GOOGLE, _SQUARES),
+    "v4": Chip(("TPU v4",), 275e12, 32 * GIB, 1228e9, 150e9, 3.22, _GOOGLE),
     "v5p": Chip(("TPU v5",), 459e12, 95 * GIB, 2765e9, 600e9, 4.20, _GOOGLE, _CUBES),
     "v6e": Chip(("TPU v6",), 918e12, 32 * GIB, 1638e9, 400e9, 2.70, _GOOGLE, _SQUARES),
     "a100": Chip(("NVIDIA A100",), 312e12, 80 * GIB, 2039e9, 300e9, 1.80, _CLOUDS),

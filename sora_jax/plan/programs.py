@@ -118,7 +118,10 @@ def make_job(config: ConfigDict, step: str, topology: Topology) -> Job:
       UserError: the mesh doesn't divide the chips.
     """
     loop = read_loop_config(config)
-    sizes = loop.mesh.sizes(topology.count)
+    shape = loop.mesh
+    if step == "sample":  # as many videos at once as there is room for beside a row's own chips
+        shape = dataclasses.replace(shape, data=-1, fsdp=1)
+    sizes = shape.sizes(topology.count)
     parts = sizes["data"] * sizes["fsdp"]
     rows = config.pipeline.rows if loop.objective == "dit" else config.loss.rows
     if step == "sample":
