@@ -12,63 +12,22 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
+from sora_jax.plan.hlo_text import Instruction, read, size
+
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-_BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0}
 # These move nothing by themselves.
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"),
     *("after-all", "opt-barrier", "partition-id", "replica-id", "async-update", "iota"),
 }
-_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$")
-_SHAPE = re.compile(r"([a-z]+[0-9a-z]*)\[([0-9,]*)\](\{[^}]*\})?")
 _CALLED = re.compile(
     r"(?:calls|body|to_apply|true_computation|false_computation)=%?([\w.\-]+)|"
     r"(?:branch_computations|called_computations)=\{([^}]*)\}"
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Array:
-    """A shape with its type.
-
-    Attributes:
-      near: whether it lies in a TPU's on-chip memory, S(1), so that reading it costs no bandwidth.
-    """
-
-    dtype: str
-    dims: tuple[int, ...]
-    near: bool = False
-
-    @property
-    def bytes(self) -> float:
-        width = re.search(r"\d+", self.dtype)
-        bits = _BITS.get(self.dtype, int(width.group()) if width else 8)
-        return math.prod(self.dims) * bits / 8
-
-
-def _size(arrays: Iterable[Array]) -> float:
-    """Bytes, near or far."""
-    return sum(array.bytes for array in arrays)
-
-
-@dataclasses.dataclass(frozen=True)
-class Instruction:
-    """One line of a program: its results, what it does, to what, and the rest of the line."""
-
-    name: str
-    arrays: tuple[Array, ...]
-    opcode: str
-    operands: tuple[str, ...]
-    rest: str
-
-    @property
-    def bytes(self) -> float:
-        """Of its results, as far as they lie in memory."""
-        return _size(array for array in self.arrays if not array.near)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +58,7 @@ class Program:
 
     def __init__(self, text: str, devices: int = 1) -> None:
         self.devices = devices
-        self.computations, self.entry = _read(text)
+        self.computations, self.entry = read(text)
         self.times: collections.Counter[str] = collections.Counter()
         self.fused: set[str] = set()
         self._count(self.entry, 1)
@@ -177,7 +136,7 @@ class Program:
                 if (kind, channel.group()) in seen:
                     continue
                 seen.add((kind, channel.group()))
-            given = _size(
+            given = size(
                 array for operand in one.operands if operand in where for array in where[operand].arrays
             )
             group = _group(one.rest) or self.devices
@@ -228,49 +187,6 @@ class Program:
         inside = self.computations[called]
         read = [min(operand.bytes, _read_of(inside, place)) for place, operand in enumerate(operands)]
         return min(one.bytes, _written(inside)) + sum(read)
-
-
-def _read(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
-    computations: dict[str, dict[str, Instruction]] = {}
-    entry, current = "", {}
-    for line in text.splitlines():
-        header = _HEADER.match(line)
-        if header:
-            current = computations.setdefault(header.group(2), {})
-            entry = header.group(2) if header.group(1) else entry
-        elif " = " in line:
-            one = _instruction(line)
-            if one:
-                current[one.name] = one
-    return computations, entry
-
-
-def _instruction(line: str) -> Instruction | None:
-    name, _, rest = line.strip().removeprefix("ROOT ").partition(" = ")
-    end = _closing(rest) + 1 if rest.startswith("(") else rest.find(" ")
-    shape, rest = rest[:end], rest[end:].lstrip()
-    opcode, bracket, rest = rest.partition("(")
-    if not bracket:
-        return None
-    end = _closing("(" + rest) - 1
-    arrays = tuple(
-        Array(dtype, tuple(int(n) for n in dims.split(",") if n), "S(1)" in (layout or ""))
-        for dtype, dims, layout in _SHAPE.findall(shape)
-    )
-    inside = re.sub(r"/\*.*?\*/", "", rest[:end])
-    if opcode in ("constant", "parameter"):  # what it holds, or which one it is, stands where operands do
-        return Instruction(name.lstrip("%"), arrays, opcode, (), rest)
-    names = re.findall(r"%([\w.\-]+)", inside) if "%" in inside else re.findall(r"[\w.\-]+", inside)
-    return Instruction(name.lstrip("%"), arrays, opcode, tuple(names), rest[end + 1 :])
-
-
-def _closing(text: str) -> int:
-    depth = 0
-    for place, letter in enumerate(text):
-        depth += (letter == "(") - (letter == ")")
-        if depth == 0:
-            return place
-    return len(text)
 
 
 def _called(one: Instruction) -> list[str]:
@@ -350,7 +266,7 @@ def _read_of(inside: dict[str, Instruction], place: int) -> float:
     read = 0.0
     for one, name in users:
         if one.opcode in ("dynamic-slice", "slice", "gather") and one.operands[0] == name:
-            read += _size(one.arrays)
+            read += size(one.arrays)
         elif one.opcode == "dynamic-update-slice" and one.operands[0] == name:
             read += 0.0  # written in place, see `_written`
         else:

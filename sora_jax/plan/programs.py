@@ -6,14 +6,13 @@ devices by XLA for this machine's processor. Nothing is run and no array is made
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.util
 import math
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -141,20 +140,17 @@ def build(job: Job) -> Built:
     Raises:
       UserError: libtpu or simulated devices are missing, heads that the mesh doesn't divide.
     """
-    mesh = _make_mesh(job)
     begun = time.perf_counter()
-    with _set_mesh(mesh):
-        traced, parts = _trace(job, mesh)
-        lowered = traced.lower(lowering_platforms=(mesh.devices.flat[0].platform,))
-        try:
-            compiled = lowered.compile()
-        except jax.errors.JaxRuntimeError as error:
-            used = _overflow(str(error))
-            if used is None:
-                raise
-            known = sum(parts.values()) - parts["activations"]
-            parts["temporaries"] = max(used - known - parts["activations"], 0.0)
-            return Built(job, time.perf_counter() - begun, parts, False, None)
+    traced, parts, platform = trace(job)
+    try:
+        compiled = traced.lower(lowering_platforms=(platform,)).compile()
+    except jax.errors.JaxRuntimeError as error:
+        used = _overflow(str(error))
+        if used is None:
+            raise
+        known = sum(parts.values()) - parts["activations"]
+        parts["temporaries"] = max(used - known - parts["activations"], 0.0)
+        return Built(job, time.perf_counter() - begun, parts, False, None)
     stats: Any = compiled.memory_analysis()
     kept = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
     parts["activations"] = min(parts["activations"], stats.temp_size_in_bytes)
@@ -165,6 +161,14 @@ def build(job: Job) -> Built:
     fits = job.topology.is_tpu or sum(parts.values()) * job.topology.count <= host_memory()
     program = Program(compiled.as_text(), job.topology.count)
     return Built(job, time.perf_counter() - begun, parts, fits, program)
+
+
+def trace(job: Job) -> tuple[Any, dict[str, float], str]:
+    """The job's program, traced for its mesh (`jax.stages.Traced`); the bytes of what it takes; its platform."""
+    mesh = make_mesh(MeshConfig(**job.mesh), _devices(job.topology))
+    # Devices that aren't here can't be set as those to run on; tracing needs no more than their shape.
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        return *_trace(job, mesh), mesh.devices.flat[0].platform
 
 
 def reckon(job: Job) -> Built:
@@ -287,17 +291,6 @@ def _overflow(message: str) -> float | None:
         if used := re.search(pattern, message):
             return float(used.group(1)) * 2.0 ** (10 * " KMGT".index(used.group(2) or " "))
     return None
-
-
-def _make_mesh(job: Job) -> Mesh:
-    return make_mesh(MeshConfig(**job.mesh), _devices(job.topology))
-
-
-@contextlib.contextmanager
-def _set_mesh(mesh: Mesh) -> Iterator[None]:
-    """For tracing: devices that aren't here can't be set as those to run on."""
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        yield
 
 
 def _devices(topology: Topology) -> list[Any]:
