@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (lines of programs are as long as XLA makes them)
 """The planner: programs read and counted, chips, the roofline, what makes a job fit, the command."""
 
 import importlib.util
@@ -42,7 +43,7 @@ def compiled(function, *given):
 
 # A program as the TPU's compiler prints it: a loop of three rounds without a count, an asynchronous gather that stands
 # in two fusions, an all-reduce of which each device keeps its part, arrays on the chip, S(1).
-TPU = """HloModule jit_step
+TPU = """HloModule jit_step, replica_count=1, num_partitions=8
 
 %sum (x: f32[], y: f32[]) -> f32[] {
   %x = f32[] parameter(0)
@@ -52,12 +53,12 @@ TPU = """HloModule jit_step
 
 %async_collective_fusion.1 (p: bf16[64,128]) -> bf16[256,128] {
   %p = bf16[64,128]{1,0} parameter(0)
-  ROOT %g = bf16[256,128]{1,0} all-gather(%p), channel_id=7, replica_groups=mesh['data'=2,'fsdp'=4] {'fsdp'}
+  ROOT %g = bf16[256,128]{1,0} all-gather(%p), channel_id=7, replica_groups=mesh['data'=2,'fsdp'=4] {'fsdp'}, frontend_attributes={chain_id="0"}
 }
 
 %async_collective_fusion.2 (p.2: bf16[64,128]) -> bf16[256,128] {
   %p.2 = bf16[64,128]{1,0} parameter(0)
-  ROOT %g.2 = bf16[256,128]{1,0} all-gather(%p.2), channel_id=7, replica_groups=mesh['data'=2,'fsdp'=4] {'fsdp'}
+  ROOT %g.2 = bf16[256,128]{1,0} all-gather(%p.2), channel_id=7, replica_groups=mesh['data'=2,'fsdp'=4] {'fsdp'}, frontend_attributes={chain_id="0"}
 }
 
 %all-reduce-scatter (input: f32[8,128]) -> f32[1,128] {
@@ -95,12 +96,12 @@ ENTRY %main (first: (s32[], f32[8,128], bf16[64,128])) -> (s32[], f32[8,128], bf
 
 
 def test_a_tpus_program_is_counted_as_often_as_its_loop_runs():
-    program = Program(TPU.replace("0bf_0io->0bf", "bf_io->bf").replace("window={size=1}, ", ""), 8)
+    program = Program(TPU.replace("0bf_0io->0bf", "bf_io->bf").replace("window={size=1}, ", ""))
     found = {one.kind: one for one in program.collectives}
     assert set(found) == {"all-gather", "reduce-scatter"} and len(program.collectives) == 2
     gather, scatter = found["all-gather"], found["reduce-scatter"]
-    assert (gather.times, gather.devices, gather.bytes) == (3, 4, 3 * 64 * 128 * 2)
-    assert (scatter.times, scatter.devices, scatter.bytes) == (3, 8, 8 * 128 * 4 * 7 / 8)
+    assert (gather.times, gather.devices, gather.sent) == (3, 4, 3 * 64 * 128 * 2)
+    assert (scatter.times, scatter.devices, scatter.sent) == (3, 8, 8 * 128 * 4 * 7 / 8)
     assert program.kernels == {"tpu_custom_call": 3}
 
 

@@ -95,7 +95,7 @@ def count(built: Built) -> Counts:
     job, program = built.job, built.program
     network: dict[str, float] = {}
     for one in program.collectives:
-        network[one.kind] = network.get(one.kind, 0.0) + one.bytes * one.times
+        network[one.kind] = network.get(one.kind, 0.0) + one.sent * one.times
     _, attention, useful, tokens = _work(job)
     return Counts(
         "compiler",

@@ -10,9 +10,10 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import itertools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -24,6 +25,7 @@ _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"),
     *("after-all", "opt-barrier", "partition-id", "replica-id", "async-update", "iota"),
 }
+_APPLYING = ("all-reduce", "reduce", "scatter", "sort", "map")
 _CALLED = re.compile(
     r"(?:calls|body|to_apply|true_computation|false_computation)=%?([\w.\-]+)|"
     r"(?:branch_computations|called_computations)=\{([^}]*)\}"
@@ -32,20 +34,42 @@ _CALLED = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """A collective of a program, and what it costs each device.
+    """A collective of a program.
 
     Attributes:
       kind: of `COLLECTIVES`.
-      devices: that take part together.
-      bytes: that a device sends, once, where devices form a ring: of an all-gather of n bytes among p devices
-        n (p - 1) / p, of an all-reduce twice that.
-      times: how often the program runs it.
+      bytes: of its buffer on one device: what is gathered, what is to be scattered, else what goes in.
+      devices: that take part together: the size of a group, the length of a ring.
+      times: how often a step runs it.
+      known: whether `times` is; else it lies in a loop that ends by what it computes, counted as one round.
     """
 
     kind: str
-    devices: int
     bytes: float
+    devices: int
     times: int
+    known: bool = True
+
+    @property
+    def sent(self) -> float:
+        """Bytes that leave a device each time, by the algorithms that send least (rings)."""
+        if self.kind == "collective-permute":
+            return self.bytes
+        return (2 if self.kind == "all-reduce" else 1) * self.bytes * (self.devices - 1) / self.devices
+
+
+def collectives(text: str) -> list[Collective]:
+    """Those of a compiled program's text."""
+    return Program(text).collectives
+
+
+def totals(found: Iterable[Collective]) -> dict[str, tuple[int, float]]:
+    """Of each kind that occurs, how many a step runs and the bytes of their buffers."""
+    sums = dict.fromkeys(COLLECTIVES, (0, 0.0))
+    for one in found:
+        count, size = sums[one.kind]
+        sums[one.kind] = count + one.times, size + one.times * one.bytes
+    return {kind: total for kind, total in sums.items() if total[0]}
 
 
 class Program:
@@ -53,51 +77,46 @@ class Program:
 
     Args:
       text: of the program, as XLA prints it, before or after it is compiled.
-      devices: in all, for collectives that name no groups.
     """
 
-    def __init__(self, text: str, devices: int = 1) -> None:
-        self.devices = devices
+    def __init__(self, text: str) -> None:
+        first = text.partition("\n")[0]
+        counts = re.findall(r"(?:num_partitions|replica_count)=(\d+)", first)
+        self.devices = math.prod(int(count) for count in counts)
         self.computations, self.entry = read(text)
         self.times: collections.Counter[str] = collections.Counter()
         self.fused: set[str] = set()
-        self._count(self.entry, 1)
+        self.guessed: set[str] = set()  # in loops whose rounds can't be told
+        self._count(self.entry, 1, True)
 
-    def _count(self, name: str, times: int) -> None:
+    def _count(self, name: str, times: int, known: bool) -> None:
         self.times[name] += times
+        if not known:
+            self.guessed.add(name)
         for one in self.computations[name].values():
-            if one.opcode in (
-                "all-reduce",
-                "reduce-scatter",
-                "reduce",
-                "scatter",
-                "sort",
-                "reduce-window",
-                "map",
-            ):
-                continue  # what they apply to pairs of numbers is part of them
+            # What reductions apply to pairs of numbers is part of them; an end names again what was begun.
+            if one.opcode.startswith(_APPLYING) or one.opcode in ("async-done", "async-update"):
+                continue
+            rounds = self._rounds(one) if one.opcode == "while" else 1
             for called in _called(one):
                 if called not in self.computations:
                     continue
                 if one.opcode == "fusion" or name in self.fused:
                     self.fused.add(called)
-                self._count(called, times * (self._trips(one) if one.opcode == "while" else 1))
+                self._count(called, times * (rounds or 1), known and rounds is not None)
 
-    def _trips(self, loop: Instruction) -> int:
-        """How often a loop runs: told by XLA, or the constant that its condition compares with; else 1."""
-        told = re.search(r'known_trip_count[^0-9]*"?n"?[^0-9]*(\d+)', loop.rest)
-        if told:
+    def _rounds(self, loop: Instruction) -> int | None:
+        """How often a loop runs: told by XLA, or the bound that its condition compares with; else None."""
+        if told := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
             return int(told.group(1))
         condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)
         lines = self.computations.get(condition.group(1), {}) if condition else {}
-        numbers = [
-            int(one.rest.split(")")[0])
-            for one in lines.values()
-            if one.opcode == "constant"
-            and one.arrays[0].dtype in ("s32", "u32", "s64")
-            and not one.arrays[0].dims
-        ]
-        return numbers[0] if len(numbers) == 1 else 1
+        for one in lines.values():
+            if one.opcode == "compare" and "direction=LT" in one.rest and one.operands[1] in lines:
+                bound = lines[one.operands[1]]
+                if bound.opcode == "constant":
+                    return int(bound.rest.split(")")[0])
+        return None
 
     def _every(self) -> Iterator[tuple[str, dict[str, Instruction], Instruction]]:
         for name in self.times:
@@ -125,32 +144,28 @@ class Program:
     @functools.cached_property
     def collectives(self) -> list[Collective]:
         """All of them, those inside of fusions too."""
-        found, seen = [], set()
-        for name, where, one in self._every():
+        found, chains = [], set()
+        for name, _, one in self._every():
             kind = one.opcode.removesuffix("-start")
-            if kind not in COLLECTIVES or one.opcode.endswith("-done"):
+            if kind not in COLLECTIVES:
                 continue
-            channel = re.search(r"channel_id=(\d+)", one.rest)
-            if name in self.fused and channel:
-                # A TPU's asynchronous collective stands in each of the fusions that run while it is under way.
-                if (kind, channel.group()) in seen:
+            if "chain_id=" in one.rest:
+                # A TPU's collective beside other work stands at its begin, in its middle and at its end.
+                chain = tuple(re.findall(r'(?:chain_id="|channel_id=)(\d+)', one.rest))
+                if chain in chains:
                     continue
-                seen.add((kind, channel.group()))
-            given = size(
-                array for operand in one.operands if operand in where for array in where[operand].arrays
-            )
-            group = _group(one.rest) or self.devices
-            if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
-                kind = "reduce-scatter"  # a TPU's: an all-reduce of which each device keeps its part
-            share = (group - 1) / group
-            moved = {
-                "all-reduce": 2 * given * share,
-                "all-gather": given * (group - 1),
-                "collective-permute": given,
-            }
-            cost = moved.get(kind, given * share)
-            if group > 1:
-                found.append(Collective(kind, group, cost, self.times[name]))
+                chains.add(chain)
+            devices = _group(one.rest) or self.devices
+            buffer = size(array for array in one.arrays if array.dims) or size(one.arrays)
+            if one.opcode == "collective-permute-start":
+                buffer /= 2  # what goes in and what comes out
+            elif one.opcode == "all-gather-start":
+                buffer *= devices / (devices + 1)
+            elif kind == "reduce-scatter":
+                buffer *= devices
+            elif kind == "all-reduce" and name.startswith("all-reduce-scatter"):
+                kind = "reduce-scatter"  # as TPUs write it: a sum of which each keeps a part
+            found.append(Collective(kind, buffer, devices, self.times[name], name not in self.guessed))
         return found
 
     @functools.cached_property
@@ -198,15 +213,22 @@ def _called(one: Instruction) -> list[str]:
 
 def _group(rest: str) -> int | None:
     """Devices that take part in a collective together, as its line says."""
-    if listed := re.search(r"replica_groups=\{\{([0-9,]*)\}", rest):
-        return listed.group(1).count(",") + 1
-    if tiled := re.search(r"replica_groups=\[(\d+),(\d+)\]", rest):
-        return int(tiled.group(2))
-    if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest):
+    if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", rest):
+        following = dict(re.findall(r"(\d+),(\d+)", pairs.group(1)))
+        begin = at = next(iter(following))
+        for length in itertools.count(1):
+            at = following.get(at, begin)
+            if at == begin:
+                return length
+    if named := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", rest):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", named.group(1)))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", named.group(2)) if axis in sizes)
-    pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", rest)
-    return pairs.group(1).count("{") if pairs else None
+        # A part of an axis is written 'axis':(before)size.
+        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named.group(2))
+        return math.prod(int(part or sizes[axis]) for axis, part in axes)
+    if tiled := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", rest):
+        return int(tiled.group(2))
+    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", rest)
+    return listed.group(1).count(",") + 1 if listed else None
 
 
 def _flops(one: Instruction, where: dict[str, Instruction]) -> float:

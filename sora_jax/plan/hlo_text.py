@@ -53,17 +53,19 @@ class Instruction:
 
 
 def read(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
+    """Its computations by name, each of them instructions by name; and which computation is the entry."""
     computations: dict[str, dict[str, Instruction]] = {}
-    entry, current = "", {}
+    entry = ""
+    current: dict[str, Instruction] | None = None
     for line in text.splitlines():
-        header = _HEADER.match(line)
-        if header:
-            current = computations.setdefault(header.group(2), {})
-            entry = header.group(2) if header.group(1) else entry
-        elif " = " in line:
-            one = _instruction(line)
-            if one:
-                current[one.name] = one
+        if current is None:
+            if header := _HEADER.match(line):
+                current = computations.setdefault(header.group(2), {})
+                entry = header.group(2) if header.group(1) else entry
+        elif line == "}":  # alone: attributes of kernels have lines that begin with one
+            current = None
+        elif " = " in line and (one := _instruction(line)):
+            current[one.name] = one
     return computations, entry
 
 

@@ -159,7 +159,7 @@ def build(job: Job) -> Built:
     parts["code"] = stats.generated_code_size_in_bytes
     # A TPU's compiler refuses what doesn't fit; simulated devices share this machine.
     fits = job.topology.is_tpu or sum(parts.values()) * job.topology.count <= host_memory()
-    program = Program(compiled.as_text(), job.topology.count)
+    program = Program(compiled.as_text())
     return Built(job, time.perf_counter() - begun, parts, fits, program)
 
 
