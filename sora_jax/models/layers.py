@@ -87,13 +87,18 @@ def rotate(x_bnhf: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
+def _take(x_bmd: jax.Array, place_bn: jax.Array) -> jax.Array:
+    # Told that all lie inside, XLA writes the result once: else it makes sure, over the whole of it, in a second pass.
+    return jnp.take_along_axis(x_bmd, place_bn[..., None], axis=1, mode="promise_in_bounds")
+
+
 @jax.custom_vjp
 def lay_out(x_bmd: jax.Array, place_bn: jax.Array, went_bm: jax.Array) -> jax.Array:
     """x[place] in each row, [B,M,D] → [B,N,D]; `went` says to which of N each of x went, below 0: to none.
 
     By it the gradient comes back: a gather's own is a slow scatter. Of N, only those that `went` names give any.
     """
-    return jnp.take_along_axis(x_bmd, place_bn[..., None], axis=1)
+    return _take(x_bmd, place_bn)
 
 
 def _lay_forward(x, place, went):
@@ -101,7 +106,7 @@ def _lay_forward(x, place, went):
 
 
 def _lay_backward(went, pulled):
-    there = jnp.take_along_axis(pulled, jnp.maximum(went, 0)[..., None], axis=1)
+    there = _take(pulled, jnp.maximum(went, 0))
     return jnp.where((went >= 0)[..., None], there, 0), None, None
 
 
@@ -114,7 +119,7 @@ def gather_conditions(table_bsd: jax.Array, index_bn: jax.Array) -> jax.Array:
 
     Its gradient is a product with a one-hot matrix: S is small, and a gather's own is a slow scatter.
     """
-    return jnp.take_along_axis(table_bsd, index_bn[..., None], axis=1)
+    return _take(table_bsd, index_bn)
 
 
 def _gather_forward(table, index):

@@ -23,7 +23,7 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "coll
 # These move nothing by themselves.
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"),
-    *("after-all", "opt-barrier", "partition-id", "replica-id", "async-update", "iota"),
+    *("after-all", "opt-barrier", "partition-id", "replica-id", "async-start", "async-update", "iota"),
 }
 _APPLYING = ("all-reduce", "reduce", "scatter", "sort", "map")
 _CALLED = re.compile(
@@ -192,6 +192,11 @@ class Program:
         if one.opcode == "custom-call" and "tpu_custom_call" not in one.rest:
             return 0.0
         operands = [where[operand] for operand in one.operands if operand in where]
+        if one.opcode == "copy-start":  # a TPU's, between its memories: into the first of its results
+            return size(array for array in (one.arrays[0], operands[0].arrays[0]) if not array.near)
+        if one.opcode in ("slice-start", "dynamic-slice-start"):  # what is taken stands second
+            taken = one.arrays[1]
+            return taken.bytes * ((not taken.near) + (not operands[0].arrays[0].near))
         if one.opcode in ("dynamic-slice", "slice", "gather"):
             return 2 * one.bytes
         if one.opcode in ("dynamic-update-slice", "scatter"):
