@@ -16,6 +16,7 @@ import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
+from sora_jax.backend import check_version
 from sora_jax.errors import UserError
 
 USAGE = (
@@ -67,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Libraries log the traceback of what they then raise; the sentence is enough.
         logging.set_verbosity(logging.FATAL)
     try:
+        check_version()
         config, workdir, _ = parse(argv)
         from sora_jax.train.loop import train
 
