@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import jax
+
 from sora_jax.config import component
 from sora_jax.diffusion.canvas import GROUP
 from sora_jax.models.dit import DiTConfig, forward_flops
@@ -114,7 +116,11 @@ def reckon(job: Job) -> Counts:
     objective = objective_of(job.config)
     products, attention, useful, tokens = _work(job)
     if job.config.objective != "dit":
-        return Counts("arithmetic", products, 0.0, useful, products / 50, {}, 0, tokens)
+        model = jax.eval_shape(objective.init, jax.random.key(0))
+        weights = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model))
+        shared = {"all-reduce": 2 * weights * (1 - 1 / job.topology.count)}
+        traffic = products / 50 + 10 * weights  # convolutions at fifty operations a byte
+        return Counts("arithmetic", products, 0.0, useful, traffic, shared, 0, tokens)
     dit, sizes = objective.dit, job.mesh
     passes = _passes(job, dit)
     chips = job.topology.count

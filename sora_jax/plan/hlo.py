@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from sora_jax.plan.hlo_text import Instruction, read, size
+from sora_jax.plan.hlo_text import Computations, Instruction, read, size
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 # These move nothing by themselves.
@@ -205,7 +205,10 @@ class Program:
         if one.opcode != "fusion" or called not in self.computations:
             return one.bytes + sum(operand.bytes for operand in operands)
         inside = self.computations[called]
-        read = [min(operand.bytes, _read_of(inside, place)) for place, operand in enumerate(operands)]
+        read = [
+            min(operand.bytes, _read_of(self.computations, inside, place))
+            for place, operand in enumerate(operands)
+        ]
         return min(one.bytes, _written(inside)) + sum(read)
 
 
@@ -283,12 +286,10 @@ def _through(inside: dict[str, Instruction], name: str) -> list[tuple[Instructio
     return users
 
 
-def _read_of(inside: dict[str, Instruction], place: int) -> float:
+def _read_of(computations: Computations, inside: dict[str, Instruction], place: int) -> float:
     """Bytes that a fusion reads of its operand at `place`: only the slices, where it takes slices alone."""
-    own = next(
-        (one for one in inside.values() if one.opcode == "parameter" and one.rest.startswith(f"{place})")),
-        None,
-    )
+    parameters = (one for one in inside.values() if one.opcode == "parameter")
+    own = next((one for one in parameters if one.rest.startswith(f"{place})")), None)
     users = _through(inside, own.name) if own else []
     read = 0.0
     for one, name in users:
@@ -296,6 +297,8 @@ def _read_of(inside: dict[str, Instruction], place: int) -> float:
             read += size(one.arrays)
         elif one.opcode == "dynamic-update-slice" and one.operands[0] == name:
             read += 0.0  # written in place, see `_written`
+        elif one.opcode == "fusion":
+            read += _read_of(computations, computations[_called(one)[0]], one.operands.index(name))
         else:
             return math.inf
     return read if users else math.inf

@@ -52,9 +52,12 @@ class Instruction:
         return size(array for array in self.arrays if not array.near)
 
 
-def read(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
+Computations = dict[str, dict[str, Instruction]]
+
+
+def read(text: str) -> tuple[Computations, str]:
     """Its computations by name, each of them instructions by name; and which computation is the entry."""
-    computations: dict[str, dict[str, Instruction]] = {}
+    computations: Computations = {}
     entry = ""
     current: dict[str, Instruction] | None = None
     for line in text.splitlines():

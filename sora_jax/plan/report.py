@@ -32,13 +32,12 @@ def tell(plan: Plan, assumed: Assumptions, dollars: float | None) -> str:
     if counts:
         lines += [
             "",
-            f"a step, on each chip (by the {counts.source}; attention's kernels by arithmetic)"
-            if counts.source == "compiler"
-            else "a step, on each chip (by arithmetic)",
+            f"a step, on each chip (by {'the compiler' if counts.source == 'compiler' else 'arithmetic'})",
             f"  products     {_short(counts.products)}FLOP",
-            f"  attention    {_short(counts.attention)}FLOP",
             f"  memory       {_short(counts.bytes)}B",
         ]
+        if counts.attention:
+            lines.insert(-1, f"  attention    {_short(counts.attention)}FLOP, by arithmetic")
         for kind, sent in sorted(counts.network.items(), key=lambda one: -one[1]):
             if sent:
                 lines += [f"  {kind:<19}{_short(sent)}B sent"]
