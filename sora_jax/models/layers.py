@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sora_jax.axes import Coords
-from sora_jax.mesh import constrain, gather_kernel
+from sora_jax.mesh import constrain, gather_kernel, platform
 
 
 class Linear(nnx.Module):
@@ -117,8 +117,11 @@ lay_out.defvjp(_lay_forward, _lay_backward)
 def gather_conditions(table_bsd: jax.Array, index_bn: jax.Array) -> jax.Array:
     """Row of the table for each token, [B,S,D] and [B,N] → [B,N,D].
 
-    Its gradient is a product with a one-hot matrix: S is small, and a gather's own is a slow scatter.
+    Its gradient is a product with a one-hot matrix: S is small, and a gather's own is a slow scatter. On TPUs it is
+    one itself: exact, for one factor of each sum isn't 0, and less memory is moved (experiments/LOG.md).
     """
+    if platform() == "tpu":
+        return jnp.einsum("bns,bsd->bnd", _one_hot(index_bn, table_bsd), table_bsd, precision="highest")
     return _take(table_bsd, index_bn)
 
 
@@ -128,8 +131,11 @@ def _gather_forward(table, index):
 
 def _gather_backward(kept, pulled):
     index, empty = kept
-    hot = jax.nn.one_hot(index, empty.shape[1], dtype=pulled.dtype)
-    return jnp.einsum("bns,bnd->bsd", hot, pulled), None
+    return jnp.einsum("bns,bnd->bsd", _one_hot(index, empty).astype(pulled.dtype), pulled), None
+
+
+def _one_hot(index_bn: jax.Array, table_bsd: jax.Array) -> jax.Array:
+    return jax.nn.one_hot(index_bn, table_bsd.shape[1], dtype=table_bsd.dtype)
 
 
 gather_conditions.defvjp(_gather_forward, _gather_backward)
