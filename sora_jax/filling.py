@@ -2,13 +2,17 @@
 
 A canvas may be longer than a row of tokens: it is filled in windows that overlap in time, and what has been filled
 is given to the next. Windows of all canvases stand in one queue, whose compiled step has the same shapes throughout.
+
+Latents come out one by one, as soon as no later window changes them, and are forgotten as soon as no later window
+sees them: what is held of a canvas that is filled from its beginning on doesn't grow with its length.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +38,7 @@ MOST_RUNS = 16  # in as many slots as training's rows have
 # attention's backend: the reference's cost grows with the square of the row.
 LONGEST_ROW = {"cpu": 2, "gpu": 4, "tpu": 4, "reference": 1}
 MOST_CONDITIONS = 32  # levels and words in force there, over its runs
+MOST_HELD = 1 << 26  # bytes of latents; canvases that take more together are filled one after another
 
 Progress = Callable[[int, int], None]
 Words = tuple[tuple[float, str], ...]
@@ -135,13 +140,31 @@ def window(bundle: Bundle, frame_tokens: int) -> int:
 def fill(
     bundle: Bundle, encoder: TextEncoder, tasks: Sequence[Task], progress: Progress | None = None
 ) -> list[Canvas]:
+    """Fills canvases whole: collects what `fill_streams` yields, and raises what it does."""
+    streams = fill_streams(bundle, encoder, tasks, progress)
+    return [
+        dataclasses.replace(
+            task.canvas, latent=np.stack(list(latents)), start=np.zeros(task.canvas.grid, np.float32)
+        )
+        for task, latents in zip(tasks, streams, strict=True)
+    ]
+
+
+def fill_streams(
+    bundle: Bundle, encoder: TextEncoder, tasks: Sequence[Task], progress: Progress | None = None
+) -> list[Iterator[np.ndarray]]:
     """Fills canvases, whose shapes may all differ, packed into rows together.
 
-    Each result is what its task gives alone, up to rounding.
+    Each result is what its task gives alone, up to rounding. Steps are walked when a latent is asked for that isn't
+    there yet. Tasks are best read one after another: what is finished of others meanwhile is held, so those whose
+    latents take more than `MOST_HELD` bytes together wait for one another.
 
     Args:
       encoder: of the tasks' words.
-      progress: called with (steps done, steps in all).
+      progress: called with (steps done, steps in all), before the first step too.
+
+    Returns:
+      Of each task its latent frames in order of time, float32[y,x,c], each as soon as no later window changes it.
 
     Raises:
       UserError: a setting is impossible, a frame is larger than the model holds, or the tasks differ in solver,
@@ -157,15 +180,52 @@ def fill(
         _Job(bundle, task, words, unwanted)
         for task, words, (unwanted, _) in zip(tasks, told, avoided, strict=True)
     ]
+    walk = _walk_all(bundle, jobs, progress)
+    return [_drain(job, walk) for job in jobs]
+
+
+def _drain(job: _Job, walk: Iterator[None]) -> Iterator[np.ndarray]:
+    for _ in range(len(job.task.canvas)):
+        while not job.ready:
+            next(walk)
+        yield job.ready.popleft()
+
+
+def _walk_all(bundle: Bundle, jobs: Sequence[_Job], progress: Progress | None) -> Iterator[None]:
+    """Walks a step each time; whatever it finishes is `ready` then."""
+    steps, done = sum(job.steps for job in jobs), 0
+    if progress is not None:
+        progress(0, steps)
+    for group in _groups(jobs):
+        for walked in _walk(bundle, group):
+            done += walked
+            if progress is not None:
+                progress(done, steps)
+            yield
+
+
+def _groups(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
+    """Who is walked together, in order: as many as can be held while one of them is read."""
+    group: list[_Job] = []
+    held = 0
+    for job in jobs:
+        size = 4 * math.prod(job.task.canvas.latent.shape)
+        if group and held + size > MOST_HELD:
+            yield group
+            group, held = [], 0
+        group.append(job)
+        held += size
+    yield group
+
+
+def _walk(bundle: Bundle, jobs: Sequence[_Job]) -> Iterator[int]:
+    """Walks a step of all jobs each time; yields how many runs it took further."""
     # The longest way first, so that nobody walks on alone at the end.
     busy = sorted((job for job in jobs if job.windows), key=lambda job: -job.way)
-    if not busy:
-        return [job.canvas for job in jobs]
     asked = {job: job.requests() for job in busy}
     runs = [request.run for requests in asked.values() for request in requests]
-    queue = Queue(transformer(bundle), [_room(bundle, runs)], tasks[0].settings.solver)
+    queue = Queue(transformer(bundle), [_room(bundle, runs)], jobs[0].task.settings.solver)
     tickets: dict[int, tuple[_Job, int]] = {}
-    steps, done = sum(job.steps for job in busy), 0
     while asked or queue.busy:
         for job, requests in asked.items():
             tickets |= {queue.add(request): (job, place) for place, request in enumerate(requests)}
@@ -175,10 +235,7 @@ def fill(
             # Windows follow one another: what is filled is given to the next.
             if job.take(place, patches) and job.windows:
                 asked[job] = job.requests()
-        done += queue.walked
-        if progress is not None:
-            progress(done, steps)
-    return [job.canvas for job in jobs]
+        yield queue.walked
 
 
 def _room(bundle: Bundle, runs: Sequence[Run]) -> Room:
@@ -197,12 +254,12 @@ def _room(bundle: Bundle, runs: Sequence[Run]) -> Room:
 
 
 class _Job:
-    """A task on its way: its canvas as far as it is filled, and the windows that are left."""
+    """A task on its way: the windows that are left, and of its canvas what they need and what nobody has taken yet."""
 
     def __init__(
         self, bundle: Bundle, task: Task, words: tuple[np.ndarray, np.ndarray], negative: np.ndarray
     ) -> None:
-        self.task, self.canvas, self.words = task, task.canvas, words
+        self.task, self.words = task, words
         self.negative = negative if len(negative) else None
         self.config, self.base_tokens = transformer(bundle).config, bundle.base_tokens
         patch, limits = self.config.patch, bundle.limits
@@ -219,12 +276,20 @@ class _Job:
                 f"Frames of {frame_tokens} tokens are more than the model {bundle.name!r} holds in a row of "
                 f"{limits.tokens}: choose a lower resolution."
             )
-        self.windows = windows(task.canvas, most, max(most // by // 2, 1) * by, by)
+        self.windows = deque(windows(task.canvas, most, max(most // by // 2, 1) * by, by))
+        # Of each window the first latent frame that those behind it see, and that they change.
+        self.seen, self.changed = (
+            deque(_least_behind([window[i].start for window in self.windows], t)) for i in (0, 1)
+        )
         self.filled: dict[int, np.ndarray] = {}  # by place
-        count = t * y * x // math.prod(patch)
-        width = math.prod(patch) * task.canvas.latent.shape[3]
-        draw = np.random.default_rng(task.settings.seed).standard_normal((count, width))
-        self.noise = unpatchify(draw.astype(np.float32), (t, y, x), patch)
+        self.painted: dict[int, np.ndarray] = {}  # by latent frame
+        self.noise: dict[int, np.ndarray] = {}  # by latent frame, as far as it is drawn
+        self.drawn = 0
+        self.generator = np.random.default_rng(task.settings.seed)
+        self.final = 0  # latent frames that nothing changes any more
+        self.ready: deque[np.ndarray] = deque()
+        if not self.windows:
+            self._release(t, t)
 
     @property
     def way(self) -> int:
@@ -239,14 +304,34 @@ class _Job:
     def requests(self) -> list[Request]:
         """The runs that fill its next window, one a place."""
         seen, _ = self.windows[0]
-        part = self.canvas.part(seen)
+        part, noise = self._part(seen), self._noise(seen)
         return [
             self._request(
                 part.crop(top, left, high, wide) if len(self.places) > 1 else part,
-                self.noise[seen, top : top + high, left : left + wide],
+                noise[:, top : top + high, left : left + wide],
             )
             for top, left, high, wide in self.places
         ]
+
+    def _part(self, seen: slice) -> Canvas:
+        """The canvas as far as it is painted."""
+        part = self.task.canvas.part(seen)
+        latent, start = part.latent.copy(), part.start.copy()
+        for place, number in enumerate(range(seen.start, seen.stop)):
+            if number in self.painted:
+                latent[place], start[place] = self.painted[number], 0
+        return dataclasses.replace(part, latent=latent, start=start)
+
+    def _noise(self, seen: slice) -> np.ndarray:
+        """float32[t,y,x,c]: drawn in order of time, so that it doesn't depend on how the canvas is cut."""
+        (_, y, x, c), patch = self.task.canvas.latent.shape, self.config.patch
+        grid = patch[0], y, x
+        while self.drawn < seen.stop:
+            draw = self.generator.standard_normal((math.prod(grid) // math.prod(patch), math.prod(patch) * c))
+            for frame in unpatchify(draw.astype(np.float32), grid, patch):
+                self.noise[self.drawn] = frame
+                self.drawn += 1
+        return np.stack([self.noise[number] for number in range(seen.start, seen.stop)])
 
     def _request(self, canvas: Canvas, noise: np.ndarray) -> Request:
         name = " / ".join(prompt for _, prompt in self.task.words)
@@ -264,16 +349,29 @@ class _Job:
         if len(self.filled) < len(self.places):
             return False
         latents = [self.filled[place] for place in range(len(self.places))]
-        whole = blend_windows(latents, self.places, self.canvas.grid[1:])
-        latent, start = self.canvas.latent.copy(), self.canvas.start.copy()
-        fresh = np.s_[new.start - seen.start : new.stop - seen.start]
-        painted = start[new][..., None] > 0
-        latent[new] = np.where(painted, whole[fresh], latent[new])
-        start[new] = 0
-        self.canvas = dataclasses.replace(self.canvas, latent=latent, start=start)
+        whole = blend_windows(latents, self.places, self.task.canvas.grid[1:])
+        part = self._part(new)
+        fresh = whole[new.start - seen.start : new.stop - seen.start]
+        painted = np.where(part.start[..., None] > 0, fresh, part.latent)
+        self.painted |= zip(range(new.start, new.stop), painted, strict=True)
         self.filled = {}
-        del self.windows[0]
+        self.windows.popleft()
+        self._release(self.changed.popleft(), self.seen.popleft())
         return True
+
+    def _release(self, final: int, seen: int) -> None:
+        """Latent frames before `final` are ready; those of them before `seen` are needed no more."""
+        for number in range(self.final, final):
+            self.ready.append(self.painted.get(number, self.task.canvas.latent[number]))
+        self.final = max(self.final, final)
+        for held in (self.painted, self.noise):
+            for number in [number for number in held if number < min(final, seen)]:
+                del held[number]
+
+
+def _least_behind(numbers: Sequence[int], end: int) -> list[int]:
+    """Of each number the least of those behind it; `end` behind the last."""
+    return np.minimum.accumulate([end, *numbers[::-1]])[-2::-1].tolist()
 
 
 def _told(encoder: TextEncoder, words: Sequence[Words]) -> list[tuple[np.ndarray, np.ndarray]]:
