@@ -198,6 +198,8 @@ class Engine:
                     if len(piece):
                         yield np.clip(piece, -1.0, 1.0)
                 held = np.concatenate([held[old:], own[ready - old :]])
+                over = over[:1].copy()
+                del clip, own, piece  # which would keep the chunk while the next one is decoded
                 if place >= frames or place > end:
                     break
             open_from = end
