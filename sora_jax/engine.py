@@ -136,7 +136,8 @@ class Engine:
     def decode(self, canvas: Canvas, frames: int, height: int, width: int) -> np.ndarray:
         """The first frames of a canvas, and the middle of each: uint8[T,Y,X,3]."""
         out = np.zeros((frames, height, width, 3), np.uint8)
-        _fill_up(out, (to_bytes(piece) for piece in self.decode_pieces(canvas, frames, height, width)))
+        for place, frame in enumerate(self.decode_frames(canvas, frames, height, width)):
+            out[place] = to_bytes(frame)
         return out
 
     def decode_floats(
@@ -147,12 +148,13 @@ class Engine:
         width: int,
         painted: np.ndarray | None = None,
     ) -> np.ndarray:
-        """As `decode`, in [-1, 1]: float32[T,Y,X,3]; see `decode_pieces`."""
+        """As `decode`, in [-1, 1]: float32[T,Y,X,3]; see `decode_frames`."""
         out = np.zeros((frames, height, width, 3), np.float32)
-        _fill_up(out, self.decode_pieces(canvas, frames, height, width, painted))
+        for place, frame in enumerate(self.decode_frames(canvas, frames, height, width, painted)):
+            out[place] = frame
         return out
 
-    def decode_pieces(
+    def decode_frames(
         self,
         canvas: Canvas,
         frames: int,
@@ -161,7 +163,7 @@ class Engine:
         painted: np.ndarray | None = None,
         latents: Iterable[np.ndarray] | None = None,
     ) -> Iterator[np.ndarray]:
-        """As `decode_floats`, piece by piece in order of time, in memory that doesn't grow with duration.
+        """As `decode_floats`, frame by frame, in memory that doesn't grow with duration.
 
         Where streams overlap, the later one's frames are kept.
 
@@ -172,7 +174,7 @@ class Engine:
           latents: float32[y,x,c] each, in place of the canvas's own, read no sooner than they are decoded.
 
         Yields:
-          float32[n,Y,X,3] in [-1, 1].
+          float32[Y,X,3] in [-1, 1].
         """
         _, high, wide = self.vae.config.compression
         full = canvas.grid[1] * high, canvas.grid[2] * wide
@@ -194,20 +196,19 @@ class Engine:
                 place += len(clip)
                 ready = max(len(held) + len(own) - max(SEAMS), 0)
                 old = min(ready, len(held))
-                for piece in (held[:old], own[: ready - old]):
-                    if len(piece):
-                        yield np.clip(piece, -1.0, 1.0)
+                for frame in itertools.chain(held[:old], own[: ready - old]):
+                    yield np.clip(frame, -1.0, 1.0)
                 held = np.concatenate([held[old:], own[ready - old :]])
                 over = over[:1].copy()
-                del clip, own, piece  # which would keep the chunk while the next one is decoded
+                clip = own = frame = None  # they would keep the chunk while the next one is decoded
                 if place >= frames or place > end:
                     break
             open_from = end
             if painted is not None and painted[stream][-1]:
                 last_given = np.flatnonzero(~painted[stream])
                 open_from = int(canvas.ends[stream][last_given[-1]]) + 1 if last_given.size else begin
-        if len(held):
-            yield np.clip(held, -1.0, 1.0)
+        for frame in held:
+            yield np.clip(frame, -1.0, 1.0)
 
     def fill(self, tasks: Sequence[Task], progress: Progress | None = None) -> list[Canvas]:
         """See `filling.fill`."""
@@ -218,13 +219,6 @@ class Engine:
     ) -> list[Iterator[np.ndarray]]:
         """See `filling.fill_streams`."""
         return fill_streams(self.bundle, self.text, tasks, progress)
-
-
-def _fill_up(out: np.ndarray, pieces: Iterator[np.ndarray]) -> None:
-    place = 0
-    for piece in pieces:
-        out[place : place + len(piece)] = piece
-        place += len(piece)
 
 
 def _take_up(before: np.ndarray, difference: np.ndarray) -> None:

@@ -120,9 +120,9 @@ class Studio(Engine):
         for plan, task, latents in zip(plans, tasks, self.fill_streams(tasks, progress), strict=True):
             T, Y, X = plan.sketch.frames.shape[:3]
             painted = task.canvas.start.any((1, 2))
-            pieces = self.decode_pieces(task.canvas, T, Y, X, painted, latents)
+            decoded = self.decode_frames(task.canvas, T, Y, X, painted, latents)
             kept = range(T)[plan.keep]
-            frames = itertools.islice(_frames(plan, pieces), kept.start, kept.stop)
+            frames = itertools.islice(_finished(plan, decoded), kept.start, kept.stop)
             streams.append(VideoStream(frames, len(kept), (Y, X), plan.sketch.fps))
         return streams
 
@@ -394,13 +394,11 @@ class Studio(Engine):
         )
 
 
-def _frames(plan: Plan, pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """uint8[Y,X,3] each, of decoded pieces float32[n,Y,X,3]."""
+def _finished(plan: Plan, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """uint8[Y,X,3] each, of decoded frames float32[Y,X,3]."""
     if plan.finish is not None:  # which looks at all of them
-        pieces = iter([plan.finish(np.concatenate(list(pieces)))])
-    for piece in pieces:
-        for frame in piece:
-            yield to_bytes(frame)
+        frames = iter(plan.finish(np.stack(list(frames))))
+    yield from map(to_bytes, frames)
 
 
 def load(name: str | os.PathLike[str] = "toyworld") -> Studio:

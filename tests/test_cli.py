@@ -44,9 +44,7 @@ class FakeStudio:
     def stream_batch(self, requests, progress=None):
         self.requests = list(requests)
         walk = self.walk(progress)
-        return [
-            VideoStream(self.frames(r, walk), r.shape()[0], r.shape()[1:], r.fps) for r in requests
-        ]
+        return [VideoStream(self.frames(r, walk), r.shape()[0], r.shape()[1:], r.fps) for r in requests]
 
     def walk(self, progress):
         self.before()

@@ -20,7 +20,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -101,12 +100,8 @@ def one_decode(seconds: float) -> None:
             for i in range(len(canvas))
         )
 
-        def bytes_of() -> Iterator[np.ndarray]:
-            for piece in engine.decode_pieces(canvas, frames, *SIDES, latents=latents):
-                for frame in piece:
-                    yield to_bytes(frame)
-
-        path = write_frames(f"{folder}/out.mp4", bytes_of(), fps)
+        decoded = engine.decode_frames(canvas, frames, *SIDES, latents=latents)
+        path = write_frames(f"{folder}/out.mp4", map(to_bytes, decoded), fps)
         size = path.stat().st_size
     click.echo(json.dumps(watch.found | {"seconds": seconds, "frames": frames, "file_bytes": size}))
 
@@ -140,7 +135,6 @@ def predict() -> None:
         "pasts": tiles * past,
         "chunk of frames, float32": 4 * TILES.chunk * frame,
         "frames open to the next seam": 8 * frame,
-        "frames on their way to the encoder": 8 * frame,
         "a tile's temporaries and results (compiler)": memory.temp_size_in_bytes
         + memory.output_size_in_bytes,
     }
