@@ -2,16 +2,13 @@
 
 A canvas may be longer than a row of tokens: it is filled in windows that overlap in time, and what has been filled
 is given to the next. Windows of all canvases stand in one queue, whose compiled step has the same shapes throughout.
-
-Latents come out one by one, as soon as no later window changes them, and are forgotten as soon as no later window
-sees them: what is held of a canvas that is filled from its beginning on doesn't grow with its length.
+Latents come out one by one, while later windows are still to be filled (`diffusion/windowed.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 import jax.numpy as jnp
@@ -20,10 +17,11 @@ import numpy as np
 from sora_jax.data.packing import Run, share_rows
 from sora_jax.data.patches import patchify, unpatchify
 from sora_jax.diffusion import flow
-from sora_jax.diffusion.canvas import Canvas, blend_windows, space_windows, to_run, windows
+from sora_jax.diffusion.canvas import Canvas, blend_windows, space_windows, to_run
 from sora_jax.diffusion.continuous import Queue, Request, Room
 from sora_jax.diffusion.guidance import METHODS, Guidance
 from sora_jax.diffusion.sampler import SOLVERS
+from sora_jax.diffusion.windowed import Windowed
 from sora_jax.errors import UserError
 from sora_jax.models.attention import best_backend
 from sora_jax.models.bundle import Bundle
@@ -186,9 +184,9 @@ def fill_streams(
 
 def _drain(job: _Job, walk: Iterator[None]) -> Iterator[np.ndarray]:
     for _ in range(len(job.task.canvas)):
-        while not job.ready:
+        while not job.windowed.ready:
             next(walk)
-        yield job.ready.popleft()
+        yield job.windowed.ready.popleft()
 
 
 def _walk_all(bundle: Bundle, jobs: Sequence[_Job], progress: Progress | None) -> Iterator[None]:
@@ -221,7 +219,7 @@ def _groups(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
 def _walk(bundle: Bundle, jobs: Sequence[_Job]) -> Iterator[int]:
     """Walks a step of all jobs each time; yields how many runs it took further."""
     # The longest way first, so that nobody walks on alone at the end.
-    busy = sorted((job for job in jobs if job.windows), key=lambda job: -job.way)
+    busy = sorted((job for job in jobs if job.way), key=lambda job: -job.way)
     asked = {job: job.requests() for job in busy}
     runs = [request.run for requests in asked.values() for request in requests]
     queue = Queue(transformer(bundle), [_room(bundle, runs)], jobs[0].task.settings.solver)
@@ -233,7 +231,7 @@ def _walk(bundle: Bundle, jobs: Sequence[_Job]) -> Iterator[int]:
         for ticket, patches in queue.step().items():
             job, place = tickets.pop(ticket)
             # Windows follow one another: what is filled is given to the next.
-            if job.take(place, patches) and job.windows:
+            if job.take(place, patches) and job.way:
                 asked[job] = job.requests()
         yield queue.walked
 
@@ -254,7 +252,7 @@ def _room(bundle: Bundle, runs: Sequence[Run]) -> Room:
 
 
 class _Job:
-    """A task on its way: the windows that are left, and of its canvas what they need and what nobody has taken yet."""
+    """A task on its way, as runs of the model's: one a window, or one a place of its frame where that is too large."""
 
     def __init__(
         self, bundle: Bundle, task: Task, words: tuple[np.ndarray, np.ndarray], negative: np.ndarray
@@ -276,25 +274,14 @@ class _Job:
                 f"Frames of {frame_tokens} tokens are more than the model {bundle.name!r} holds in a row of "
                 f"{limits.tokens}: choose a lower resolution."
             )
-        self.windows = deque(windows(task.canvas, most, max(most // by // 2, 1) * by, by))
-        # Of each window the first latent frame that those behind it see, and that they change.
-        self.seen, self.changed = (
-            deque(_least_behind([window[i].start for window in self.windows], t)) for i in (0, 1)
-        )
+        context = max(most // by // 2, 1) * by
+        self.windowed = Windowed(task.canvas, most, context, patch, task.settings.seed)
         self.filled: dict[int, np.ndarray] = {}  # by place
-        self.painted: dict[int, np.ndarray] = {}  # by latent frame
-        self.noise: dict[int, np.ndarray] = {}  # by latent frame, as far as it is drawn
-        self.drawn = 0
-        self.generator = np.random.default_rng(task.settings.seed)
-        self.final = 0  # latent frames that nothing changes any more
-        self.ready: deque[np.ndarray] = deque()
-        if not self.windows:
-            self._release(t, t)
 
     @property
     def way(self) -> int:
         """Steps until it is done, if it never waits."""
-        return len(self.windows) * self.task.settings.steps
+        return len(self.windowed.windows) * self.task.settings.steps
 
     @property
     def steps(self) -> int:
@@ -303,8 +290,7 @@ class _Job:
 
     def requests(self) -> list[Request]:
         """The runs that fill its next window, one a place."""
-        seen, _ = self.windows[0]
-        part, noise = self._part(seen), self._noise(seen)
+        part, noise = self.windowed.look()
         return [
             self._request(
                 part.crop(top, left, high, wide) if len(self.places) > 1 else part,
@@ -312,26 +298,6 @@ class _Job:
             )
             for top, left, high, wide in self.places
         ]
-
-    def _part(self, seen: slice) -> Canvas:
-        """The canvas as far as it is painted."""
-        part = self.task.canvas.part(seen)
-        latent, start = part.latent.copy(), part.start.copy()
-        for place, number in enumerate(range(seen.start, seen.stop)):
-            if number in self.painted:
-                latent[place], start[place] = self.painted[number], 0
-        return dataclasses.replace(part, latent=latent, start=start)
-
-    def _noise(self, seen: slice) -> np.ndarray:
-        """float32[t,y,x,c]: drawn in order of time, so that it doesn't depend on how the canvas is cut."""
-        (_, y, x, c), patch = self.task.canvas.latent.shape, self.config.patch
-        grid = patch[0], y, x
-        while self.drawn < seen.stop:
-            draw = self.generator.standard_normal((math.prod(grid) // math.prod(patch), math.prod(patch) * c))
-            for frame in unpatchify(draw.astype(np.float32), grid, patch):
-                self.noise[self.drawn] = frame
-                self.drawn += 1
-        return np.stack([self.noise[number] for number in range(seen.start, seen.stop)])
 
     def _request(self, canvas: Canvas, noise: np.ndarray) -> Request:
         name = " / ".join(prompt for _, prompt in self.task.words)
@@ -343,35 +309,15 @@ class _Job:
 
     def take(self, place: int, patches: np.ndarray) -> bool:
         """Takes what fills a place of its window; true where that was the window's last."""
-        seen, new = self.windows[0]
+        seen, _ = self.windowed.windows[0]
         _, _, high, wide = self.places[place]
         self.filled[place] = unpatchify(patches, (seen.stop - seen.start, high, wide), self.config.patch)
         if len(self.filled) < len(self.places):
             return False
         latents = [self.filled[place] for place in range(len(self.places))]
-        whole = blend_windows(latents, self.places, self.task.canvas.grid[1:])
-        part = self._part(new)
-        fresh = whole[new.start - seen.start : new.stop - seen.start]
-        painted = np.where(part.start[..., None] > 0, fresh, part.latent)
-        self.painted |= zip(range(new.start, new.stop), painted, strict=True)
+        self.windowed.take(blend_windows(latents, self.places, self.task.canvas.grid[1:]))
         self.filled = {}
-        self.windows.popleft()
-        self._release(self.changed.popleft(), self.seen.popleft())
         return True
-
-    def _release(self, final: int, seen: int) -> None:
-        """Latent frames before `final` are ready; those of them before `seen` are needed no more."""
-        for number in range(self.final, final):
-            self.ready.append(self.painted.get(number, self.task.canvas.latent[number]))
-        self.final = max(self.final, final)
-        for held in (self.painted, self.noise):
-            for number in [number for number in held if number < min(final, seen)]:
-                del held[number]
-
-
-def _least_behind(numbers: Sequence[int], end: int) -> list[int]:
-    """Of each number the least of those behind it; `end` behind the last."""
-    return np.minimum.accumulate([end, *numbers[::-1]])[-2::-1].tolist()
 
 
 def _told(encoder: TextEncoder, words: Sequence[Words]) -> list[tuple[np.ndarray, np.ndarray]]:

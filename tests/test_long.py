@@ -12,9 +12,11 @@ from tiny_model import tiny_bundle
 
 from sora_jax import cli, filling
 from sora_jax import studio as face
+from sora_jax.data.patches import unpatchify
 from sora_jax.diffusion import abilities
 from sora_jax.diffusion.canvas import windows
 from sora_jax.diffusion.sampler import solver_step
+from sora_jax.diffusion.windowed import Windowed
 from sora_jax.errors import UserError
 from sora_jax.filling import Settings, Task
 from sora_jax.models import tiles
@@ -54,14 +56,14 @@ def test_a_seed_has_one_noise_however_a_canvas_is_cut(monkeypatch, patch):
     """Each latent frame's is that of the canvas drawn at once, forward and backward."""
     engine = Studio(tiny_bundle(Limits(tokens=16, text=12, row_text=24), patch=patch))
     drawn: dict[int, np.ndarray] = {}
-    real = filling._Job._noise
+    real = Windowed.look
 
-    def watched(job, seen):
-        noise = real(job, seen)
+    def watched(windowed):
+        (seen, _), (part, noise) = windowed.windows[0], real(windowed)
         drawn.update(zip(range(seen.start, seen.stop), noise, strict=True))
-        return noise
+        return part, noise
 
-    monkeypatch.setattr(filling._Job, "_noise", watched)
+    monkeypatch.setattr(Windowed, "look", watched)
     clip = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
     sketches = [abilities.blank((60, 32, 32), 8.0)]
     if patch[0] == 1:
@@ -72,7 +74,7 @@ def test_a_seed_has_one_noise_however_a_canvas_is_cut(monkeypatch, patch):
         engine.fill([Task(canvas, (), dataclasses.replace(SETTINGS, seed=7))])
         (t, y, x, c), count = canvas.latent.shape, np.prod(patch)
         whole = np.random.default_rng(7).standard_normal((t * y * x // count, count * c)).astype(np.float32)
-        whole = filling.unpatchify(whole, (t, y, x), patch)
+        whole = unpatchify(whole, (t, y, x), patch)
         assert len(drawn) == t
         for number, noise in drawn.items():
             np.testing.assert_array_equal(noise, whole[number])
@@ -102,18 +104,16 @@ def test_of_ten_thousand_seconds_the_first_frames_come_at_once(studio):
 
 
 def test_what_is_held_while_a_video_is_made_does_not_grow_with_it(studio, monkeypatch):
-    jobs: list[filling._Job] = []
-    real = filling._drain
-    monkeypatch.setattr(filling, "_drain", lambda job, walk: jobs.append(job) or real(job, walk))
+    made: list[Windowed] = []
+    real = Windowed.__init__
+    monkeypatch.setattr(Windowed, "__init__", lambda self, *given: real(self, *given) or made.append(self))
     most = {}
     for seconds in (8.0, 24.0):
-        for number, _ in enumerate(studio.stream("a ring", duration=seconds, **FIELDS)):
-            job = jobs[-1]
-            held = len(job.painted), len(job.noise), len(job.ready)
-            most[seconds] = max(most.get(seconds, (0, 0, 0)), held)
-            assert max(held) <= 4, number
-    assert most[8.0] == most[24.0]
-    assert not any((jobs[-1].painted, jobs[-1].noise, jobs[-1].ready)), "and nothing in the end"
+        held = [made[-1].held for _ in studio.stream("a ring", duration=seconds, **FIELDS)]
+        most[seconds] = max(held)
+        assert held[-1] == 0
+    # Of a window's three latent frames: painted and noise; those that are read.
+    assert most[8.0] == most[24.0] <= 8
 
 
 def test_videos_too_large_to_be_held_together_are_made_one_after_another(studio, monkeypatch):
