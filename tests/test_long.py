@@ -116,6 +116,24 @@ def test_what_is_held_while_a_video_is_made_does_not_grow_with_it(studio, monkey
     assert most[8.0] == most[24.0] <= 8
 
 
+def test_latents_are_ready_as_soon_as_no_later_window_changes_them(studio):
+    clip = np.zeros((5, 32, 32, 3), np.uint8)  # two latent frames
+    for sketch, ready in (
+        (abilities.blank((33, 32, 32), 8.0), [3, 5, 7, 9]),
+        (abilities.extend(clip, 16, 8.0), [4, 6]),
+        (abilities.extend(clip, 16, 8.0, backward=True), [0, 0, 7]),
+    ):
+        canvas = studio.encode(sketch)
+        windowed = Windowed(canvas, 3, 1, (1, 2, 2), 0)
+        for number in ready:
+            _, noise = windowed.look()
+            windowed.take(noise)
+            assert len(windowed.ready) == number
+        assert not windowed.windows and len(canvas) == ready[-1]
+        given = canvas.start == 0
+        np.testing.assert_array_equal(np.stack(windowed.ready)[given], canvas.latent[given])
+
+
 def test_videos_too_large_to_be_held_together_are_made_one_after_another(studio, monkeypatch):
     requests = [Request("a ring", duration=4.0, seed=i, **FIELDS) for i in range(3)]
     together = [video.frames for video in studio.generate_batch(requests)]
@@ -163,12 +181,12 @@ def test_a_run_that_stops_leaves_the_old_file_and_no_half_one(monkeypatch, tmp_p
 
     class Stopped:
         def stream_batch(self, requests, progress):
-            return [VideoStream(self.frames(), 30, (32, 32), 8.0)]
+            return [VideoStream(self.frames(), 200, (32, 32), 8.0)]
 
         def check(self, request): ...
 
         def frames(self):
-            for number in range(20):
+            for number in range(150):  # more than the encoder looks ahead: it has begun to write
                 made.append(number)
                 yield np.full((32, 32, 3), number, np.uint8)
             raise fault
@@ -176,8 +194,8 @@ def test_a_run_that_stops_leaves_the_old_file_and_no_half_one(monkeypatch, tmp_p
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(face, "load", lambda name: Stopped())
     (tmp_path / "out.mp4").write_bytes(b"good")
-    assert cli.main(["generate", "a ring", "--seconds", "4"]) == status
-    assert len(made) == 20 and (tmp_path / "out.mp4").read_bytes() == b"good"
+    assert cli.main(["generate", "a ring", "--seconds", "25"]) == status
+    assert len(made) == 150 and (tmp_path / "out.mp4").read_bytes() == b"good"
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
     assert capsys.readouterr().err.splitlines()[-1] == ("stopped" if status == 130 else "error: It rains.")
 
