@@ -148,8 +148,15 @@ class VideoStream:
         return self.count / self.fps
 
     def whole(self) -> Video:
-        """The frames that are left, all at once."""
-        return Video(np.stack(list(self.frames)), self.fps)
+        """The frames that are left, all at once.
+
+        Raises:
+          UserError: none is.
+        """
+        frames = list(self.frames)
+        if not frames:
+            raise UserError("This video's frames have been read, and they come once: make it again.")
+        return Video(np.stack(frames), self.fps)
 
     def save(self, path: Path, crf: int = 16) -> pathlib.Path:
         """As `Video.save`; of an `.mp4` a few frames at a time are held, of others all."""

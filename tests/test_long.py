@@ -214,3 +214,5 @@ def test_a_stream_is_saved_as_a_video_is(tmp_path):
     with pytest.raises(UserError, match=r"saved as .mp4, .gif, .png"):
         untouched.save(tmp_path / "a.avi")
     assert len(list(untouched)) == 6
+    with pytest.raises(UserError, match="come once: make it again"):
+        untouched.whole()
