@@ -2,6 +2,7 @@
 
 python experiments/long/run.py clips
 python experiments/long/run.py decode
+python experiments/long/run.py tiles
 python experiments/long/run.py plot
 
 Each measurement is a process of its own; this one stays small, since a child's peak begins at its parent's.
@@ -63,6 +64,15 @@ def decode(seconds: str) -> None:
         _store("decode", rows)
 
 
+@main.command()
+def tiles() -> None:
+    """The same for a minute of small frames in small tiles."""
+    row = _apart("one-decode", "--seconds", 66.7, "--height", 128, "--width", 256, "--tile", 16)
+    for when, resident in row["curve"][:: len(row["curve"]) // 12]:
+        click.echo(f"after {when} s: {resident} MiB")
+    _store("tiles", [row])
+
+
 @main.command("one-clip", hidden=True)
 @click.option("--seconds", required=True)
 @click.option("--output", required=True)
@@ -82,7 +92,10 @@ def one_clip(seconds: str, output: str) -> None:
 
 @main.command("one-decode", hidden=True)
 @click.option("--seconds", type=float, required=True)
-def one_decode(seconds: float) -> None:
+@click.option("--height", default=SIDES[0])
+@click.option("--width", default=SIDES[1])
+@click.option("--tile", default=64, help="Latent cells.")
+def one_decode(seconds: float, height: int, width: int, tile: int) -> None:
     """What a process of its own measures."""
     with _Watch() as watch, tempfile.TemporaryDirectory() as folder:
         import numpy as np
@@ -90,17 +103,20 @@ def one_decode(seconds: float) -> None:
         from sora_jax.diffusion.canvas import Stream, blank_canvas
         from sora_jax.engine import Engine, to_bytes
         from sora_jax.models.bundle import load_bundle
+        from sora_jax.models.tiles import Tiles
         from sora_jax.video import write_frames
 
         engine, fps = Engine(load_bundle()), 24.0
+        engine.tiles = Tiles(tile)
         frames = round(seconds * fps)
-        canvas = blank_canvas(Stream(0, 1 + -(-(frames - 1) // 4) * 4), engine.cells(*SIDES), CHANNELS, fps)
+        stream = Stream(0, 1 + -(-(frames - 1) // 4) * 4)
+        canvas = blank_canvas(stream, engine.cells(height, width), CHANNELS, fps)
         latents = (
             np.random.default_rng((0, i)).standard_normal((*canvas.grid[1:], CHANNELS), np.float32)
             for i in range(len(canvas))
         )
 
-        decoded = engine.decode_frames(canvas, frames, *SIDES, latents=latents)
+        decoded = engine.decode_frames(canvas, frames, height, width, latents=latents)
         path = write_frames(f"{folder}/out.mp4", map(to_bytes, decoded), fps)
         size = path.stat().st_size
     click.echo(json.dumps(watch.found | {"seconds": seconds, "frames": frames, "file_bytes": size}))
