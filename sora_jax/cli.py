@@ -43,7 +43,7 @@ def cli() -> None:
 @shape
 @settings
 @click.option(
-    "--duration", "--seconds", "duration", type=Number(above=0), default=2.0, help="As long as you like."
+    "--duration", "--seconds", "duration", type=Number(above=0), default=2.0, help="As many as you like."
 )
 @click.option("--aspect", default="1:1", help="Width to height, such as 16:9 or 1.78.")
 @click.option(

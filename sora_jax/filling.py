@@ -194,7 +194,7 @@ def _walk_all(bundle: Bundle, jobs: Sequence[_Job], progress: Progress | None) -
     steps, done = sum(job.steps for job in jobs), 0
     if progress is not None:
         progress(0, steps)
-    for group in _groups(jobs):
+    for group in _groups([job for job in jobs if job.way]):
         for walked in _walk(bundle, group):
             done += walked
             if progress is not None:
@@ -219,8 +219,7 @@ def _groups(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
 def _walk(bundle: Bundle, jobs: Sequence[_Job]) -> Iterator[int]:
     """Walks a step of all jobs each time; yields how many runs it took further."""
     # The longest way first, so that nobody walks on alone at the end.
-    busy = sorted((job for job in jobs if job.way), key=lambda job: -job.way)
-    asked = {job: job.requests() for job in busy}
+    asked = {job: job.requests() for job in sorted(jobs, key=lambda job: -job.way)}
     runs = [request.run for requests in asked.values() for request in requests]
     queue = Queue(transformer(bundle), [_room(bundle, runs)], jobs[0].task.settings.solver)
     tickets: dict[int, tuple[_Job, int]] = {}

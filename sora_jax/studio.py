@@ -108,8 +108,8 @@ class Studio(Engine):
     def make_streams(self, plans: Sequence[Plan], progress: Progress | None = None) -> list[VideoStream]:
         """As `make`, but a video's frames come one by one, as soon as nothing changes them any more.
 
-        They are made while they are read; videos are to be read one after another. Where nothing is given but words
-        and what precedes all that is painted, what is held of a video doesn't grow with its duration.
+        They are made while they are read; videos are to be read one after another. Where nothing is given but words,
+        what is held of a video doesn't grow with its duration.
         """
         for plan in plans:
             self._check_plan(plan)

@@ -150,6 +150,18 @@ def test_videos_too_large_to_be_held_together_are_made_one_after_another(studio,
     assert reports == sorted(reports) and reports[0][0] == 0
 
 
+def test_a_canvas_that_is_given_whole_waits_for_nobody(studio, monkeypatch):
+    monkeypatch.setattr(filling, "MOST_HELD", 1)
+    clip = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    given = studio.encode(abilities.Sketch(clip, np.zeros(clip.shape[:3], np.float32), 8.0))
+    tasks = [
+        Task(canvas, (), SETTINGS) for canvas in (given, studio.encode(abilities.blank((9, 32, 32), 8.0)))
+    ]
+    same, painted = studio.fill(tasks)
+    np.testing.assert_array_equal(same.latent, given.latent)
+    assert painted.latent.any((1, 2, 3)).all()
+
+
 def test_a_storyboard_of_words_holds_nothing_and_other_abilities_stream_what_is_painted_forward(studio):
     cards = (Card(0.0, "a ring"), Card(2.0, "a star"))
     board = Storyboard(cards, duration=4.0, fps=8.0, resolution=32, aspect=1.0)

@@ -185,7 +185,8 @@ class _Watch:
     """The process's resident memory over time, and its peak."""
 
     def __enter__(self) -> _Watch:
-        self.begin, self.curve = time.perf_counter(), []
+        self.begin = time.perf_counter()
+        self.curve: list[tuple[float, float]] = []
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._look, daemon=True)
         self.thread.start()
