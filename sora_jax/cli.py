@@ -44,7 +44,9 @@ def cli() -> None:
 )
 @shape
 @settings
-@click.option("--duration", type=Number(above=0), default=2.0, help="Seconds.")
+@click.option(
+    "--duration", "--seconds", "duration", type=Number(above=0), default=2.0, help="As many as you like."
+)
 @click.option("--aspect", default="1:1", help="Width to height, such as 16:9 or 1.78.")
 @click.option(
     "--count", type=click.IntRange(1), default=1, help="Videos a prompt, with the seeds that follow."
@@ -63,7 +65,8 @@ def generate(
 ) -> None:
     """Make a video of each PROMPT.
 
-    Several prompts, or --count, make several files: out-1.mp4, out-2.mp4, ... All are sampled together.
+    Several prompts, or --count, make several files: out-1.mp4, out-2.mp4, ... All are sampled together. A video is
+    written while it is made: a minute takes no more memory than seconds do.
     """
     prompts = (*prompts, *_read_prompts(prompt_file)) if prompt_file else prompts
     if not prompts:
@@ -84,10 +87,10 @@ def generate(
     for request in requests:
         studio.check(request)
     with progress_bar(not context.meta[QUIET], "step") as progress:
-        progress(0, own["steps"] * len(requests))
-        videos = studio.generate_batch(requests, progress)
+        videos = studio.stream_batch(requests, progress)
+        for video, path in zip(videos, paths, strict=True):
+            video.save(path)
     for video, path in zip(videos, paths, strict=True):
-        video.save(path)
         said(path, video)
 
 

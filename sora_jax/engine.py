@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -16,11 +17,12 @@ from sora_jax.diffusion.canvas import (
     Canvas,
     Sketch,
     Stream,
+    blank_canvas,
     check_groups,
     lay_streams,
     make_canvas,
 )
-from sora_jax.filling import Progress, Task, fill, transformer, window
+from sora_jax.filling import Progress, Task, fill, fill_streams, transformer, window
 from sora_jax.models.bundle import Bundle
 from sora_jax.models.dit import DiT
 from sora_jax.models.text import TextEncoder, load_text_encoder
@@ -99,6 +101,12 @@ class Engine:
     def encode(self, sketch: Sketch) -> Canvas:
         """Encodes what a sketch knows; frames are padded to whole cells at their edges."""
         T, Y, X, _ = sketch.frames.shape
+        streams = lay_streams(sketch.fixed)
+        if self.bundle.dit is not None and len(streams) == 1:  # whole patches in time too
+            count, by = len(streams[0].ends), self.dit.config.patch[0]
+            streams = [Stream(0, 1 + GROUP * (math.ceil(count / by) * by - 1))]
+        if sketch.blank:
+            return blank_canvas(streams[0], self.cells(Y, X), self.vae.config.channels, sketch.fps)
         sides = [
             side * by for side, by in zip(self.cells(Y, X), self.vae.config.compression[1:], strict=True)
         ]
@@ -108,10 +116,6 @@ class Engine:
         ]
         frames = np.pad(sketch.frames, [(0, 0), *padding, (0, 0)], mode="edge")
         strength = np.pad(sketch.strength, [(0, 0), *padding], mode="edge")
-        streams = lay_streams(sketch.fixed)
-        if self.bundle.dit is not None and len(streams) == 1:  # whole patches in time too
-            count, by = len(streams[0].ends), self.dit.config.patch[0]
-            streams = [Stream(0, 1 + GROUP * (math.ceil(count / by) * by - 1))]
         open_frames = (strength == 1).all((1, 2))
         latents = []
         for stream in streams:
@@ -132,7 +136,8 @@ class Engine:
     def decode(self, canvas: Canvas, frames: int, height: int, width: int) -> np.ndarray:
         """The first frames of a canvas, and the middle of each: uint8[T,Y,X,3]."""
         out = np.zeros((frames, height, width, 3), np.uint8)
-        _fill_up(out, (to_bytes(piece) for piece in self.decode_pieces(canvas, frames, height, width)))
+        for place, frame in enumerate(self.decode_frames(canvas, frames, height, width)):
+            out[place] = to_bytes(frame)
         return out
 
     def decode_floats(
@@ -143,20 +148,22 @@ class Engine:
         width: int,
         painted: np.ndarray | None = None,
     ) -> np.ndarray:
-        """As `decode`, in [-1, 1]: float32[T,Y,X,3]; see `decode_pieces`."""
+        """As `decode`, in [-1, 1]: float32[T,Y,X,3]; see `decode_frames`."""
         out = np.zeros((frames, height, width, 3), np.float32)
-        _fill_up(out, self.decode_pieces(canvas, frames, height, width, painted))
+        for place, frame in enumerate(self.decode_frames(canvas, frames, height, width, painted)):
+            out[place] = frame
         return out
 
-    def decode_pieces(
+    def decode_frames(
         self,
         canvas: Canvas,
         frames: int,
         height: int,
         width: int,
         painted: np.ndarray | None = None,
+        latents: Iterable[np.ndarray] | None = None,
     ) -> Iterator[np.ndarray]:
-        """As `decode_floats`, piece by piece in order of time, in memory that doesn't grow with duration.
+        """As `decode_floats`, frame by frame, in memory that doesn't grow with duration.
 
         Where streams overlap, the later one's frames are kept.
 
@@ -164,9 +171,10 @@ class Engine:
           painted: bool[t], latent frames that were painted. Where their stream reaches over the next one's begin,
             it shows that frame too: what the two differ by is taken up over the painted frames before the seam,
             little by little where it is a shade, shortly before where it is a thing in another place.
+          latents: float32[y,x,c] each, in place of the canvas's own, read no sooner than they are decoded.
 
         Yields:
-          float32[n,Y,X,3] in [-1, 1].
+          float32[Y,X,3] in [-1, 1].
         """
         _, high, wide = self.vae.config.compression
         full = canvas.grid[1] * high, canvas.grid[2] * wide
@@ -174,41 +182,43 @@ class Engine:
         streams = canvas.streams()
         begins = [min(int(canvas.ends[stream.start]), frames) for stream in streams]
         held = over = np.zeros((0, height, width, 3), np.float32)  # open to the next seam; behind it
-        open_from = 0
+        open_from, rest = 0, iter(canvas.latent if latents is None else latents)
         for stream, begin, end in zip(streams, begins, [*begins[1:], frames], strict=True):
             place = begin
             if begin >= frames:
                 break
-            for clip in decode_stream(self.vae, canvas.latent[stream], self.tiles):
+            coded = itertools.islice(rest, stream.stop - stream.start)
+            for clip in decode_stream(self.vae, coded, self.tiles):
                 clip = clip[: frames - place, top : top + height, left : left + width]
                 if place == begin and len(over) and open_from < begin:
                     _take_up(held[-(begin - open_from) :], clip[0] - over[0])
-                held = np.concatenate([held, clip[: max(end - place, 0)]])
-                over = clip[max(end - place, 0) :]
+                own, over = np.split(clip, [max(end - place, 0)])
                 place += len(clip)
-                ready = max(len(held) - max(SEAMS), 0)
-                if ready:
-                    yield np.clip(held[:ready], -1.0, 1.0)
-                    held = held[ready:]
+                ready = max(len(held) + len(own) - max(SEAMS), 0)
+                old = min(ready, len(held))
+                for frame in itertools.chain(held[:old], own[: ready - old]):
+                    yield np.clip(frame, -1.0, 1.0)
+                held = np.concatenate([held[old:], own[ready - old :]])
+                over = over[:1].copy()
+                clip = own = frame = None  # they would keep the chunk while the next one is decoded
                 if place >= frames or place > end:
                     break
             open_from = end
             if painted is not None and painted[stream][-1]:
                 last_given = np.flatnonzero(~painted[stream])
                 open_from = int(canvas.ends[stream][last_given[-1]]) + 1 if last_given.size else begin
-        if len(held):
-            yield np.clip(held, -1.0, 1.0)
+        for frame in held:
+            yield np.clip(frame, -1.0, 1.0)
 
     def fill(self, tasks: Sequence[Task], progress: Progress | None = None) -> list[Canvas]:
         """See `filling.fill`."""
         return fill(self.bundle, self.text, tasks, progress)
 
-
-def _fill_up(out: np.ndarray, pieces: Iterator[np.ndarray]) -> None:
-    place = 0
-    for piece in pieces:
-        out[place : place + len(piece)] = piece
-        place += len(piece)
+    def fill_streams(
+        self, tasks: Sequence[Task], progress: Progress | None = None
+    ) -> list[Iterator[np.ndarray]]:
+        """See `filling.fill_streams`."""
+        return fill_streams(self.bundle, self.text, tasks, progress)
 
 
 def _take_up(before: np.ndarray, difference: np.ndarray) -> None:

@@ -2,13 +2,14 @@
 
 A canvas may be longer than a row of tokens: it is filled in windows that overlap in time, and what has been filled
 is given to the next. Windows of all canvases stand in one queue, whose compiled step has the same shapes throughout.
+Latents come out one by one, while later windows are still to be filled (`diffusion/windowed.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,10 +17,11 @@ import numpy as np
 from sora_jax.data.packing import Run, share_rows
 from sora_jax.data.patches import patchify, unpatchify
 from sora_jax.diffusion import flow
-from sora_jax.diffusion.canvas import Canvas, blend_windows, space_windows, to_run, windows
+from sora_jax.diffusion.canvas import Canvas, blend_windows, space_windows, to_run
 from sora_jax.diffusion.continuous import Queue, Request, Room
 from sora_jax.diffusion.guidance import METHODS, Guidance
 from sora_jax.diffusion.sampler import SOLVERS
+from sora_jax.diffusion.windowed import Windowed
 from sora_jax.errors import UserError
 from sora_jax.models.attention import best_backend
 from sora_jax.models.bundle import Bundle
@@ -34,6 +36,7 @@ MOST_RUNS = 16  # in as many slots as training's rows have
 # attention's backend: the reference's cost grows with the square of the row.
 LONGEST_ROW = {"cpu": 2, "gpu": 4, "tpu": 4, "reference": 1}
 MOST_CONDITIONS = 32  # levels and words in force there, over its runs
+MOST_HELD = 1 << 26  # bytes of latents; canvases that take more together are filled one after another
 
 Progress = Callable[[int, int], None]
 Words = tuple[tuple[float, str], ...]
@@ -135,13 +138,31 @@ def window(bundle: Bundle, frame_tokens: int) -> int:
 def fill(
     bundle: Bundle, encoder: TextEncoder, tasks: Sequence[Task], progress: Progress | None = None
 ) -> list[Canvas]:
+    """Fills canvases whole: collects what `fill_streams` yields, and raises what it does."""
+    streams = fill_streams(bundle, encoder, tasks, progress)
+    return [
+        dataclasses.replace(
+            task.canvas, latent=np.stack(list(latents)), start=np.zeros(task.canvas.grid, np.float32)
+        )
+        for task, latents in zip(tasks, streams, strict=True)
+    ]
+
+
+def fill_streams(
+    bundle: Bundle, encoder: TextEncoder, tasks: Sequence[Task], progress: Progress | None = None
+) -> list[Iterator[np.ndarray]]:
     """Fills canvases, whose shapes may all differ, packed into rows together.
 
-    Each result is what its task gives alone, up to rounding.
+    Each result is what its task gives alone, up to rounding. Steps are walked when a latent is asked for that isn't
+    there yet. Tasks are best read one after another: what is finished of others meanwhile is held, so those whose
+    latents take more than `MOST_HELD` bytes together wait for one another.
 
     Args:
       encoder: of the tasks' words.
-      progress: called with (steps done, steps in all).
+      progress: called with (steps done, steps in all), before the first step too.
+
+    Returns:
+      Of each task its latent frames in order of time, float32[y,x,c], each as soon as no later window changes it.
 
     Raises:
       UserError: a setting is impossible, a frame is larger than the model holds, or the tasks differ in solver,
@@ -157,15 +178,51 @@ def fill(
         _Job(bundle, task, words, unwanted)
         for task, words, (unwanted, _) in zip(tasks, told, avoided, strict=True)
     ]
+    walk = _walk_all(bundle, jobs, progress)
+    return [_drain(job, walk) for job in jobs]
+
+
+def _drain(job: _Job, walk: Iterator[None]) -> Iterator[np.ndarray]:
+    for _ in range(len(job.task.canvas)):
+        while not job.windowed.ready:
+            next(walk)
+        yield job.windowed.ready.popleft()
+
+
+def _walk_all(bundle: Bundle, jobs: Sequence[_Job], progress: Progress | None) -> Iterator[None]:
+    """Walks a step each time; whatever it finishes is `ready` then."""
+    steps, done = sum(job.steps for job in jobs), 0
+    if progress is not None:
+        progress(0, steps)
+    for group in _groups([job for job in jobs if job.way]):
+        for walked in _walk(bundle, group):
+            done += walked
+            if progress is not None:
+                progress(done, steps)
+            yield
+
+
+def _groups(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
+    """Who is walked together, in order: as many as can be held while one of them is read."""
+    group: list[_Job] = []
+    held = 0
+    for job in jobs:
+        size = 4 * math.prod(job.task.canvas.latent.shape)
+        if group and held + size > MOST_HELD:
+            yield group
+            group, held = [], 0
+        group.append(job)
+        held += size
+    yield group
+
+
+def _walk(bundle: Bundle, jobs: Sequence[_Job]) -> Iterator[int]:
+    """Walks a step of all jobs each time; yields how many runs it took further."""
     # The longest way first, so that nobody walks on alone at the end.
-    busy = sorted((job for job in jobs if job.windows), key=lambda job: -job.way)
-    if not busy:
-        return [job.canvas for job in jobs]
-    asked = {job: job.requests() for job in busy}
+    asked = {job: job.requests() for job in sorted(jobs, key=lambda job: -job.way)}
     runs = [request.run for requests in asked.values() for request in requests]
-    queue = Queue(transformer(bundle), [_room(bundle, runs)], tasks[0].settings.solver)
+    queue = Queue(transformer(bundle), [_room(bundle, runs)], jobs[0].task.settings.solver)
     tickets: dict[int, tuple[_Job, int]] = {}
-    steps, done = sum(job.steps for job in busy), 0
     while asked or queue.busy:
         for job, requests in asked.items():
             tickets |= {queue.add(request): (job, place) for place, request in enumerate(requests)}
@@ -173,12 +230,9 @@ def fill(
         for ticket, patches in queue.step().items():
             job, place = tickets.pop(ticket)
             # Windows follow one another: what is filled is given to the next.
-            if job.take(place, patches) and job.windows:
+            if job.take(place, patches) and job.way:
                 asked[job] = job.requests()
-        done += queue.walked
-        if progress is not None:
-            progress(done, steps)
-    return [job.canvas for job in jobs]
+        yield queue.walked
 
 
 def _room(bundle: Bundle, runs: Sequence[Run]) -> Room:
@@ -197,12 +251,12 @@ def _room(bundle: Bundle, runs: Sequence[Run]) -> Room:
 
 
 class _Job:
-    """A task on its way: its canvas as far as it is filled, and the windows that are left."""
+    """A task on its way, as runs of the model's: one a window, or one a place of its frame where that is too large."""
 
     def __init__(
         self, bundle: Bundle, task: Task, words: tuple[np.ndarray, np.ndarray], negative: np.ndarray
     ) -> None:
-        self.task, self.canvas, self.words = task, task.canvas, words
+        self.task, self.words = task, words
         self.negative = negative if len(negative) else None
         self.config, self.base_tokens = transformer(bundle).config, bundle.base_tokens
         patch, limits = self.config.patch, bundle.limits
@@ -219,17 +273,14 @@ class _Job:
                 f"Frames of {frame_tokens} tokens are more than the model {bundle.name!r} holds in a row of "
                 f"{limits.tokens}: choose a lower resolution."
             )
-        self.windows = windows(task.canvas, most, max(most // by // 2, 1) * by, by)
+        context = max(most // by // 2, 1) * by
+        self.windowed = Windowed(task.canvas, most, context, patch, task.settings.seed)
         self.filled: dict[int, np.ndarray] = {}  # by place
-        count = t * y * x // math.prod(patch)
-        width = math.prod(patch) * task.canvas.latent.shape[3]
-        draw = np.random.default_rng(task.settings.seed).standard_normal((count, width))
-        self.noise = unpatchify(draw.astype(np.float32), (t, y, x), patch)
 
     @property
     def way(self) -> int:
         """Steps until it is done, if it never waits."""
-        return len(self.windows) * self.task.settings.steps
+        return len(self.windowed.windows) * self.task.settings.steps
 
     @property
     def steps(self) -> int:
@@ -238,12 +289,11 @@ class _Job:
 
     def requests(self) -> list[Request]:
         """The runs that fill its next window, one a place."""
-        seen, _ = self.windows[0]
-        part = self.canvas.part(seen)
+        part, noise = self.windowed.look()
         return [
             self._request(
                 part.crop(top, left, high, wide) if len(self.places) > 1 else part,
-                self.noise[seen, top : top + high, left : left + wide],
+                noise[:, top : top + high, left : left + wide],
             )
             for top, left, high, wide in self.places
         ]
@@ -258,21 +308,14 @@ class _Job:
 
     def take(self, place: int, patches: np.ndarray) -> bool:
         """Takes what fills a place of its window; true where that was the window's last."""
-        seen, new = self.windows[0]
+        seen, _ = self.windowed.windows[0]
         _, _, high, wide = self.places[place]
         self.filled[place] = unpatchify(patches, (seen.stop - seen.start, high, wide), self.config.patch)
         if len(self.filled) < len(self.places):
             return False
         latents = [self.filled[place] for place in range(len(self.places))]
-        whole = blend_windows(latents, self.places, self.canvas.grid[1:])
-        latent, start = self.canvas.latent.copy(), self.canvas.start.copy()
-        fresh = np.s_[new.start - seen.start : new.stop - seen.start]
-        painted = start[new][..., None] > 0
-        latent[new] = np.where(painted, whole[fresh], latent[new])
-        start[new] = 0
-        self.canvas = dataclasses.replace(self.canvas, latent=latent, start=start)
+        self.windowed.take(blend_windows(latents, self.places, self.task.canvas.grid[1:]))
         self.filled = {}
-        del self.windows[0]
         return True
 
 

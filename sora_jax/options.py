@@ -125,9 +125,9 @@ def make(model: str, output: str | None, plan: Callable[[Any], Any]) -> None:
     studio.say = note
     wanted = plan(studio)
     with bar() as progress:
-        video = studio.make([wanted], progress)[0]
-    path = path if output or len(video) > 1 else path.with_suffix(".png")
-    video.save(path)
+        (video,) = studio.make_streams([wanted], progress)
+        path = path if output or len(video) > 1 else path.with_suffix(".png")
+        video.save(path)
     try:
         heard = wanted.sound is not None and keep_sound(wanted.sound[0], path, *wanted.sound[1:])
     except UserError as error:  # the pictures are there

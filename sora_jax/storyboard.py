@@ -100,7 +100,8 @@ class Storyboard:
         """
         size = frame_size(self.resolution, self.aspect)
         T = frame_count(self.duration, self.fps)
-        sketch = abilities.blank((T, *size), self.fps)
+        given = any(card.image is not None or card.clip is not None for card in self.cards)
+        sketch = (abilities.paper if given else abilities.blank)((T, *size), self.fps)
         notes: list[str] = []
         ends = [*(card.at for card in self.cards[1:]), self.duration]
         for number, (card, end) in enumerate(zip(self.cards, ends, strict=True), 1):

@@ -9,12 +9,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from sora_jax.models.bundle import Bundle, bundled, find, load_bundle
 from sora_jax.models.text import TextEncoder
 from sora_jax.plans import Plan
 from sora_jax.storyboard import Storyboard, read_storyboard
-from sora_jax.video import Video, frame_count, frame_size
+from sora_jax.video import Video, VideoStream, frame_count, frame_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,20 +103,28 @@ class Studio(Engine):
         Raises:
           UserError: a prompt is too long, or a frame more than the model holds.
         """
+        return [stream.whole() for stream in self.make_streams(plans, progress)]
+
+    def make_streams(self, plans: Sequence[Plan], progress: Progress | None = None) -> list[VideoStream]:
+        """As `make`, but a video's frames come one by one, as soon as nothing changes them any more.
+
+        They are made while they are read; videos are to be read one after another. Where nothing is given but words,
+        what is held of a video doesn't grow with its duration.
+        """
         for plan in plans:
             self._check_plan(plan)
         for note in dict.fromkeys(note for plan in plans for note in plan.notes):
             self.say(note)
         tasks = [Task(self.encode(plan.sketch), plan.words, plan.settings) for plan in plans]
-        videos = []
-        for plan, task, canvas in zip(plans, tasks, self.fill(tasks, progress), strict=True):
-            painted = task.canvas.start.any((1, 2))
+        streams = []
+        for plan, task, latents in zip(plans, tasks, self.fill_streams(tasks, progress), strict=True):
             T, Y, X = plan.sketch.frames.shape[:3]
-            frames = self.decode_floats(canvas, T, Y, X, painted)
-            if plan.finish is not None:
-                frames = plan.finish(frames)
-            videos.append(Video(to_bytes(frames[plan.keep]), plan.sketch.fps))
-        return videos
+            painted = task.canvas.start.any((1, 2))
+            decoded = self.decode_frames(task.canvas, T, Y, X, painted, latents)
+            kept = range(T)[plan.keep]
+            frames = itertools.islice(_finished(plan, decoded), kept.start, kept.stop)
+            streams.append(VideoStream(frames, len(kept), (Y, X), plan.sketch.fps))
+        return streams
 
     def generate(self, prompt: str, progress: Progress | None = None, **fields: Any) -> Video:
         """A video of `prompt`; `fields` are those of `Request`.
@@ -133,9 +142,25 @@ class Studio(Engine):
         Raises:
           UserError: as `generate`; or the requests differ in solver, which is one for a batch.
         """
+        return self.make(self._plans(requests), progress)
+
+    def stream(self, prompt: str, progress: Progress | None = None, **fields: Any) -> VideoStream:
+        """As `generate`, for a video of any duration: its frames come while it is made, in constant memory.
+
+        >>> studio.stream("a red circle moves left", duration=60.0).save("long.mp4")
+        """
+        return self.stream_batch([Request(prompt, **fields)], progress)[0]
+
+    def stream_batch(
+        self, requests: Sequence[Request], progress: Progress | None = None
+    ) -> list[VideoStream]:
+        """As `generate_batch`, for videos that are read one after another; see `make_streams`."""
+        return self.make_streams(self._plans(requests), progress)
+
+    def _plans(self, requests: Sequence[Request]) -> list[Plan]:
         for request in requests:
             self.check(request)
-        return self.make([self.plan(request) for request in requests], progress)
+        return [self.plan(request) for request in requests]
 
     def plan(self, request: Request) -> Plan:
         """Text to video: nothing is given."""
@@ -367,6 +392,13 @@ class Studio(Engine):
             f"A frame of {width}×{height} takes {tokens} tokens, and the model {self.name!r} holds "
             f"{self.bundle.limits.tokens} in a run of two or more: the nearest that fits is a resolution of {nearest}."
         )
+
+
+def _finished(plan: Plan, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """uint8[Y,X,3] each, of decoded frames float32[Y,X,3]."""
+    if plan.finish is not None:  # which looks at all of them
+        frames = iter(plan.finish(np.stack(list(frames))))
+    yield from map(to_bytes, frames)
 
 
 def load(name: str | os.PathLike[str] = "toyworld") -> Studio:

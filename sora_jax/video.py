@@ -90,14 +90,11 @@ class Video:
         Raises:
           UserError: the suffix is another, or the place can't be written.
         """
-        path = pathlib.Path(path)
-        mp4 = lambda file: _write_mp4(self.frames, self.fps, file, crf)
-        writers = {".mp4": mp4, ".gif": self._gif, ".png": self._png}
-        write = writers.get(path.suffix.lower())
-        if write is None:
-            raise UserError(f"{path} can't be written: a video is saved as {', '.join(writers)}; choose one.")
+        path, suffix = _suffix(path)
+        if suffix == ".mp4":
+            return write_frames(path, self.frames, self.fps, crf)
         with atomic_path(path) as temporary:
-            write(str(temporary))
+            (self._gif if suffix == ".gif" else self._png)(str(temporary))
         return path
 
     def _repr_html_(self) -> str:
@@ -121,6 +118,52 @@ class Video:
         ends = np.round(np.arange(count + 1) * 100 / fps).astype(int)
         durations = [int(10 * length) for length in np.diff(ends)]
         images[0].save(file, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class VideoStream:
+    """A video whose frames come one by one, and once: made, read or written while they are asked for.
+
+    Attributes:
+      frames: uint8[Y,X,3] each.
+      count: how many they are.
+      size: (height, width) in pixels.
+      fps: frames a second.
+    """
+
+    frames: Iterator[np.ndarray]
+    count: int
+    size: tuple[int, int]
+    fps: float
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return self.frames
+
+    @property
+    def duration(self) -> float:
+        """Seconds for which the frames are on show."""
+        return self.count / self.fps
+
+    def whole(self) -> Video:
+        """The frames that are left, all at once.
+
+        Raises:
+          UserError: none is.
+        """
+        frames = list(self.frames)
+        if not frames:
+            raise UserError("This video's frames have been read, and they come once: make it again.")
+        return Video(np.stack(frames), self.fps)
+
+    def save(self, path: Path, crf: int = 16) -> pathlib.Path:
+        """As `Video.save`; of an `.mp4` a few frames at a time are held, of others all."""
+        path, suffix = _suffix(path)
+        if suffix == ".mp4":
+            return write_frames(path, self.frames, self.fps, crf)
+        return self.whole().save(path)
 
 
 def read_video(path: Path, start: float = 0.0, frames: int | None = None) -> Video:
@@ -256,6 +299,15 @@ def write_frames(path: Path, frames: Iterable[np.ndarray], fps: float, crf: int 
     with atomic_path(path) as temporary:
         _write_mp4(frames, fps, str(temporary), crf)
     return path
+
+
+def _suffix(path: Path) -> tuple[pathlib.Path, str]:
+    """The path and the kind of file that it names."""
+    path = pathlib.Path(path)
+    suffix, known = path.suffix.lower(), (".mp4", ".gif", ".png")
+    if suffix not in known:
+        raise UserError(f"{path} can't be written: a video is saved as {', '.join(known)}; choose one.")
+    return path, suffix
 
 
 def _write_mp4(frames: Iterable[np.ndarray], fps: float, file: str | io.BytesIO, crf: int) -> None:

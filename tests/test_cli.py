@@ -19,7 +19,7 @@ from sora_jax.models.bundle import Bundle, Limits, save_bundle
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAE, VAEConfig
-from sora_jax.video import Video, read_video
+from sora_jax.video import Video, VideoStream, read_video
 
 
 class FakeStudio:
@@ -39,11 +39,24 @@ class FakeStudio:
             raise UserError("That is too long for this model.")
 
     def generate_batch(self, requests, progress=None):
-        self.before()
+        return [stream.whole() for stream in self.stream_batch(requests, progress)]
+
+    def stream_batch(self, requests, progress=None):
         self.requests = list(requests)
+        walk = self.walk(progress)
+        return [VideoStream(self.frames(r, walk), r.shape()[0], r.shape()[1:], r.fps) for r in requests]
+
+    def walk(self, progress):
+        self.before()
         for step in range(1, 5):
             progress(step, 4)
-        return [Video(np.full((*r.shape(), 3), r.seed, np.uint8), r.fps) for r in requests]
+            yield
+
+    def frames(self, request, walk):
+        count, *size = request.shape()
+        for _ in range(count):
+            next(walk, None)
+            yield np.full((*size, 3), request.seed, np.uint8)
 
     def reconstruct(self, video):
         return Video(video.frames // 2 * 2, video.fps)
@@ -225,7 +238,7 @@ def test_a_disk_that_refuses_leaves_the_good_file_alone(fake, capsys, monkeypatc
         raise OSError(code, os.strerror(code))
 
     def now():
-        monkeypatch.setattr("sora_jax.video._write_mp4", refuse)
+        monkeypatch.setattr("av.VideoFrame.from_ndarray", refuse)
 
     if moment == "before":
         monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)

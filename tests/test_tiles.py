@@ -177,18 +177,18 @@ def test_the_engine_reconstructs_large_frames_tile_by_tile(monkeypatch, model):
     assert done == [(1, 1, 64, 72, 3)] * 6 + [(1, 1, 8, 9, 3)] * 6
 
 
-def test_a_canvas_is_decoded_piece_by_piece_across_seams(model, tmp_path):
+def test_a_canvas_is_decoded_frame_by_frame_across_seams(model, tmp_path):
     engine = Engine(Bundle("tiny", model))
     first, second = (noise(frames, 16, 16) for frames in (37, 18))
     sketch = abilities.connect(first, second, 11, 8.0)
     canvas = engine.encode(sketch)
     painted = canvas.start.any((1, 2))
     shape = sketch.frames.shape[:3]
-    pieces = list(engine.decode_pieces(canvas, *shape, painted))
-    assert max(map(len, pieces)) <= 16 + 8 and sum(map(len, pieces)) == len(sketch.frames)
+    streamed = np.stack(list(engine.decode_frames(canvas, *shape, painted)))
+    assert len(streamed) == len(sketch.frames)
     whole = engine.decode_floats(canvas, *shape, painted)
-    np.testing.assert_array_equal(np.concatenate(pieces), whole)
-    frames = [frame for piece in engine.decode_pieces(canvas, *shape) for frame in to_bytes(piece)]
+    np.testing.assert_array_equal(streamed, whole)
+    frames = [to_bytes(frame) for frame in engine.decode_frames(canvas, *shape)]
     assert np.abs(np.stack(frames).astype(int) - engine.decode(canvas, *shape)).max() <= 1
     # Not byte by byte: what x264 writes may depend on how its threads meet.
     straight = read_video(write_frames(tmp_path / "straight.mp4", iter(frames), canvas.fps))

@@ -14,7 +14,15 @@ from sora_jax.errors import UserError
 
 
 def blank(shape: tuple[int, int, int], fps: float) -> Sketch:
-    """Everything is open: text to video; with one frame, text to image. `shape` is (T, Y, X)."""
+    """Everything is open: text to video; with one frame, text to image. `shape` is (T, Y, X).
+
+    It holds one number for all of its pixels, whatever its length, and can't be written to.
+    """
+    return Sketch(np.broadcast_to(np.uint8(0), (*shape, 3)), np.broadcast_to(np.float32(1), shape), fps)
+
+
+def paper(shape: tuple[int, int, int], fps: float) -> Sketch:
+    """As `blank`, to be written to."""
     return Sketch(np.zeros((*shape, 3), np.uint8), np.ones(shape, np.float32), fps)
 
 
@@ -24,7 +32,7 @@ def animate(pictures: Mapping[int, np.ndarray], shape: tuple[int, int, int], fps
     Raises:
       UserError: a frame lies outside of the clip.
     """
-    sketch = blank(shape, fps)
+    sketch = paper(shape, fps)
     for number, picture in pictures.items():
         if not 0 <= number < shape[0]:
             raise UserError(

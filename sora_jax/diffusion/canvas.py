@@ -41,9 +41,14 @@ class Sketch:
     fps: float
 
     @property
+    def blank(self) -> bool:
+        """Whether one number stands for all of `strength`, as `abilities.blank` has it: everything is open."""
+        return not any(self.strength.strides) and bool(self.strength.flat[0] == 1)
+
+    @property
     def fixed(self) -> np.ndarray:
         """bool[T]: frames that are given whole."""
-        return (self.strength == 0).all((1, 2))
+        return np.zeros(len(self.frames), bool) if self.blank else (self.strength == 0).all((1, 2))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +141,7 @@ class Canvas:
     @property
     def fixed(self) -> np.ndarray:
         """bool[t]: latent frames that are given whole."""
-        return (self.start == 0).all((1, 2))
+        return ~self.start.any((1, 2))
 
     def part(self, frames: slice | np.ndarray) -> Canvas:
         """Some of its latent frames."""
@@ -178,6 +183,15 @@ def make_canvas(
     first = np.concatenate([stream.ends == stream.begin for stream in streams])
     groups = [blocks[shown].max(0) for shown in frames_shown(streams, T)]
     return Canvas(np.concatenate(latents).astype(np.float32), np.stack(groups), ends, first, fps)
+
+
+def blank_canvas(stream: Stream, cells: tuple[int, int], channels: int, fps: float) -> Canvas:
+    """Nothing is given of one stream of frames, each of so many cells (y, x): holds one number for them all."""
+    grid = (len(stream.ends), *cells)
+    latent, start = (
+        np.broadcast_to(np.float32(value), shape) for value, shape in ((0, (*grid, channels)), (1, grid))
+    )
+    return Canvas(latent, start, stream.ends, stream.ends == stream.begin, fps)
 
 
 def to_run(

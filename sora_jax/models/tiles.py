@@ -158,8 +158,8 @@ def decode_stream(vae: VAE, latents: Iterable[np.ndarray], tiles: Tiles = TILES)
     time, *space = vae.config.compression
     pasts: dict[Key, Any] = {}
     for first, (piece, count) in enumerate(_pieces(latents, tiles.chunk)):
-        clip = _mosaic(functools.partial(_decode_piece, vae), piece, pasts, tiles, (1, 1), space)
-        yield clip[: time * count if first else 1]
+        frames = time * count if first else 1
+        yield _mosaic(functools.partial(_decode_piece, vae), piece, pasts, tiles, (1, 1), space)[:frames]
 
 
 def _pieces(items: Iterable[np.ndarray], chunk: int) -> Iterator[tuple[np.ndarray, int]]:
