@@ -8,10 +8,13 @@ A host is a process: under SLURM or Open MPI there may be several on a machine, 
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import itertools
 import json
 import os
+import signal
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -101,6 +104,7 @@ def join(config: Hosts, about: Any = None) -> int:
         return 0
     peers = meet(address, count, index, config.join_timeout, about)
     _watch = Watch(peers, index, config.host_timeout)
+    _delay_abort()
     # Signals stay this program's own, see `train.loop`; the other one is what several hosts' CPUs speak.
     jax.config.update("jax_enable_preemption_service", False)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -115,6 +119,17 @@ def join(config: Hosts, about: Any = None) -> int:
         shutdown_timeout_seconds=int(config.host_timeout) + 10,
     )
     return index
+
+
+def _delay_abort() -> None:
+    """Gives the watch time to say why, where JAX's own client finds host 0 gone first and aborts the process.
+
+    The handler is the C library's `sleep`, whose argument is then the signal's number: six seconds.
+    """
+    library = ctypes.CDLL(None)
+    library.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    library.signal.restype = ctypes.c_void_p
+    library.signal(signal.SIGABRT, ctypes.cast(library.sleep, ctypes.c_void_p))
 
 
 def exchange(value: Any) -> list[Any]:
@@ -159,13 +174,15 @@ def advise(advice: Callable[[], str]) -> None:
         _watch.advice = advice
 
 
-def fail(status: int, sentence: str) -> None:
+def fail(status: int, error: BaseException, traceback: bool = False) -> None:
     """Tells the other hosts that this one ends with an error, and ends it; returns where there are no others.
 
     Nothing that JAX does at a process's end is waited for: it would wait for the others.
     """
     if _watch is not None:
-        _watch.tell({"ended": sentence})
+        _watch.tell({"ended": str(error).strip() or type(error).__name__})
+        if traceback:
+            sys.excepthook(type(error), error, error.__traceback__)
         end_process(status)
 
 

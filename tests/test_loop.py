@@ -225,9 +225,9 @@ def config_file(tmp_path):
 
 def test_command_line_overrides(config_file):
     arguments = [f"--config={config_file}:tiny", "--workdir", "runs/x", "--config.optim.lr=3e-4"]
-    config, workdir, traceback = command.parse(arguments)
+    config, workdir, hosts = command.parse(arguments)
     assert (config.name, config.optim.lr, config.steps) == ("tiny", 3e-4, 3)
-    assert (workdir, traceback) == (pathlib.Path("runs/x"), False)
+    assert (workdir, hosts.find()) == (pathlib.Path("runs/x"), ("", 1, 0))
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
     mesh = make_mesh(loop.mesh)
     share = row_share(mesh)
     checkpoints = Checkpoints(workdir, loop.checkpoint)
-    advise(lambda: f"start all hosts again: the run goes on from step {newest_step(workdir)} of {workdir}.")
+    advise(lambda: _advice(workdir))
     if jax.process_index() == 0:
         keep_config(workdir, config.to_dict(), resumed=checkpoints.latest is not None)
     barrier()
@@ -107,7 +107,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
     )
 
     with contextlib.closing(checkpoints):
-        root = jax.device_put(jax.random.key(loop.seed), sharding(mesh, ""))
+        root = jax.jit(lambda: jax.random.key(loop.seed), out_shardings=sharding(mesh, ""))()
         init, step_fn = make_steps(objective, loop.optim)
         with jax.set_mesh(mesh):
             abstract = jax.eval_shape(init, root)
@@ -234,6 +234,12 @@ def look(pending: Pending, objective: Any, log: RunLog, stop_on_nan: bool) -> No
         )
     real, slots = objective.tokens(pending.rows)
     log.step(pending.step, metrics, Work(real, slots, objective.flops(pending.rows), pending.waited))
+
+
+def _advice(workdir: pathlib.Path) -> str:
+    step = newest_step(workdir)
+    onward = f"the run goes on from step {step} of {workdir}" if step else "the run begins anew"
+    return f"start all hosts again: {onward}."
 
 
 def draw_sheet(objective: Any, mesh: Mesh, state: TrainState, step: int) -> PIL.Image.Image | None:
