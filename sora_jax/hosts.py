@@ -85,7 +85,9 @@ class Hosts:
 
 def _whole(text: str, flag: str, least: int) -> int:
     if not text.isdigit() or int(text) < least:
-        raise UserError(f"{flag}={text} is no whole number of {least} or more: say how many hosts, and which.")
+        raise UserError(
+            f"{flag}={text} is no whole number of {least} or more: say how many hosts, and which."
+        )
     return int(text)
 
 

@@ -59,7 +59,7 @@ def meet(address: str, count: int, index: int, wait: float, about: Any) -> dict[
             reason = str(error) or type(error).__name__
         time.sleep(min(0.2, max(left, 0)))
     raise UserError(
-        f"Host {index} waited {wait:.0f} s for host 0 at {address} in vain ({reason}): start host 0, check the address "
+        f"Host {index} waited {wait:g} s for host 0 at {address} in vain ({reason}): start host 0, check the address "
         "and that its port can be reached from here, or wait longer with --join_timeout."
     )
 
@@ -83,7 +83,7 @@ def _gather(address: str, hello: dict[str, Any], until: float, wait: float) -> d
             except TimeoutError:
                 missing = ", ".join(str(i) for i in range(1, count) if i not in peers)
                 sentence = (
-                    f"Host 0 waited {wait:.0f} s at {address} and of {count} hosts these never joined: {missing}. Start "
+                    f"Host 0 waited {wait:g} s at {address} and of {count} hosts these never joined: {missing}. Start "
                     "all with the same --coordinator and --hosts, each with its own --host; or wait longer with "
                     "--join_timeout."
                 )
@@ -111,7 +111,9 @@ def _refuse(hello: dict[str, Any], other: dict[str, Any], there: bool) -> str | 
     if there:
         return f"There is a host {number} of this job already: give each host a --host of its own."
     if other["about"] != hello["about"]:
-        return f"Host {number} was started with another configuration or version than host 0: start all alike."
+        return (
+            f"Host {number} was started with another configuration or version than host 0: start all alike."
+        )
     return None
 
 
@@ -187,7 +189,7 @@ class Watch(threading.Thread):
             for number in set(self._peers) - self._done:
                 if time.monotonic() - heard[number] > self._patience:
                     self._lose(
-                        number, f"is gone: nothing was heard of it for {self._patience:.0f} s (--host_timeout)"
+                        number, f"is gone: nothing was heard of it for {self._patience:g} s (--host_timeout)"
                     )
 
     def _read(self, key: selectors.SelectorKey, selector: selectors.BaseSelector) -> bytes:

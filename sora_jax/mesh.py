@@ -199,11 +199,11 @@ class Share:
         """
         dealt = [self._within(held, shards) for held in self.held]
         if any(len(own) * self.parts != len(held) * shards for own, held in zip(dealt, self.held)):
-            hosts = [count for count in range(1, shards + 1) if shards % count == 0]
+            fit = [str(count) for count in range(1, shards + 1) if shards % count == 0]
             raise UserError(
                 f"The data of this run lie in {name}={shards} shards, which can't be dealt out to the {len(self.held)} "
-                f"hosts of this mesh: start it on {' or '.join(map(str, hosts))} hosts, each with a part of data x "
-                f"fsdp of its own; or begin another run with {name} a multiple of {self._fewest()}."
+                f"hosts of this mesh: go on with {' or '.join(fit)} of them, each with a part of data x fsdp of its own; or begin "
+                f"another run with {name} a multiple of {self._fewest()}."
             )
         return dealt[self.process]
 
@@ -232,9 +232,7 @@ def row_share(mesh: Mesh) -> Share:
     parts = _parts(mesh, LETTER_AXES["B"])
     owners = [{device.process_index for device in row} for row in mesh.devices.reshape(parts, -1)]
     processes = sorted(set().union(*owners))
-    held = tuple(
-        tuple(part for part in range(parts) if process in owners[part]) for process in processes
-    )
+    held = tuple(tuple(part for part in range(parts) if process in owners[part]) for process in processes)
     return Share(held, parts, processes.index(jax.process_index()))
 
 

@@ -51,9 +51,7 @@ class LineObjective:
         error = model(batch["x"] + noise) - batch["y"]
         return jnp.mean(error**2), {"error": jnp.mean(jnp.abs(error))}
 
-    def data(
-        self, config: ml_collections.ConfigDict, share: Share
-    ) -> grain.IterDataset:
+    def data(self, config: ml_collections.ConfigDict, share: Share) -> grain.IterDataset:
         width, nan_at = self.width, self.nan_at
 
         def make(index: int, rng: np.random.Generator) -> dict:

@@ -20,29 +20,36 @@ import sora_jax.train.loop
 from sora_jax.train import __main__ as command
 
 
+OURS = {"shards", "kill", "stop", "sheet", "real"}
+
+
 def main(workdir: str, steps: str, mesh: str, *flags: str) -> int:
     """Runs the command with the configuration that the arguments describe."""
     own = {name: value for name, _, value in (flag[2:].partition("=") for flag in flags)}
-    folder = pathlib.Path(workdir)
-    config = make_config(folder, int(steps), own)
-    config.mesh = json.loads(mesh)
-    objective = None if "real" in own else Line(int(own.get("kill", 0)), int(own.get("stop", 0)))
+    folder, given = pathlib.Path(workdir), fake_objective.get_config(int(steps))
+    given.update(mesh=json.loads(mesh), shards=int(own.get("shards", 4)))
     train, parse = sora_jax.train.loop.train, command.parse
-    sora_jax.train.loop.train = lambda config, workdir: train(config, workdir, objective)
-    ours = {"shards", "kill", "stop", "sheet", "real"}
-    rest = [flag for flag in flags if flag[2:].partition("=")[0] not in ours]
-    command.parse = lambda argv: (config, folder, parse([f"--config={__file__}", "--workdir=x", *argv])[2])
+
+    def train_this(config: ConfigDict, workdir: pathlib.Path) -> None:
+        objective = None if "real" in own else Line(int(own.get("kill", 0)), int(own.get("stop", 0)))
+        train(make_config(workdir, config, own), workdir, objective)
+
+    sora_jax.train.loop.train = train_this
+    rest = [flag for flag in flags if flag[2:].partition("=")[0] not in OURS]
+    command.parse = lambda argv: (given, folder, parse([f"--config={__file__}", "--workdir=x", *argv])[2])
     return command.main(rest)
 
 
-def make_config(folder: pathlib.Path, steps: int, own: dict[str, str]) -> ConfigDict:
-    shards = int(own.get("shards", 4))
+def make_config(workdir: pathlib.Path, given: ConfigDict, own: dict[str, str]) -> ConfigDict:
+    """The run's configuration: after the hosts have joined, since some parts of it are made with JAX."""
     if "real" in own:
-        config = tiny_run.tiny_config(folder.parent, steps)
-        config.pipeline.update(rows=4, shards=shards)
+        # Its autoencoder is there already: two hosts would make it at once.
+        config = tiny_run.tiny_config(workdir.parent, given.steps)
+        config.pipeline.update(rows=4, shards=given.shards)
     else:
-        config = fake_objective.get_config(steps)
-        config.data.shards = shards
+        config = fake_objective.get_config(given.steps)
+        config.data.shards = given.shards
+    config.mesh = given.mesh
     config.log.sheet_every = int(own.get("sheet", 0))
     return config
 
@@ -53,10 +60,8 @@ class Line(fake_objective.LineObjective):
     def __init__(self, kill: int, stop: int):
         super().__init__()
         self.signals = {kill: signal.SIGKILL, stop: signal.SIGTERM}
-        self.step = None
 
     def tokens(self, batch: dict) -> tuple[int, int]:
-        # The shards' numbers run side by side, so a row tells the step only together with its shard.
         step = int(batch["index"][0]) // fake_objective.ROWS + 1
         if step in self.signals:
             os.kill(os.getpid(), self.signals[step])

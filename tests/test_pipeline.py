@@ -1,5 +1,6 @@
 """The latent cache and the streams that training reads: whole, disjoint, resumable."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -131,6 +132,23 @@ def test_an_interrupted_cache_goes_on_where_it_stopped(tmp_path, monkeypatch):
     resumed = write(tmp_path, encode=encode)
     assert len(encode.shapes) == 2 * len(SHAPES)  # the last two of four shards
     for stored, wanted in zip(resumed, write(tmp_path / "whole"), strict=True):
+        assert_same(stored, wanted)
+
+
+def test_hosts_deal_the_caches_shards_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("sora_jax.data.latents._CLIPS_PER_SHARD", 8)
+    write(tmp_path / "alone")
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for name in ("barrier", "check_alike"):
+        monkeypatch.setattr(f"sora_jax.data.latents.{name}", lambda *arguments: None)
+    encodes = {1: Encoder(), 0: Encoder()}
+    for host, encode in encodes.items():
+        monkeypatch.setattr(jax, "process_index", lambda: host)  # noqa: B023
+        # Without barriers host 1 is too early to find the cache finished.
+        with contextlib.suppress(UserError) if host else contextlib.nullcontext():
+            write(tmp_path / "both", encode=encode)
+    assert [len(encode.shapes) for encode in encodes.values()] == [2 * len(SHAPES)] * 2
+    for stored, wanted in zip(LatentCache(tmp_path / "both"), LatentCache(tmp_path / "alone"), strict=True):
         assert_same(stored, wanted)
 
 
@@ -281,7 +299,7 @@ def test_one_shard_is_the_stream_that_there_was_before_shards():
 def test_shards_that_do_not_fit_are_told():
     with pytest.raises(UserError, match="rows=2 rows a batch can't be split evenly over 3 shards"):
         make_pipeline(dataclasses.replace(CONFIG, shards=3), records(30))
-    with pytest.raises(UserError, match="shards=3 .* the 2 hosts .* on 1 or 3 hosts, .* a multiple of 2"):
+    with pytest.raises(UserError, match="shards=3 .* the 2 hosts .* with 1 or 3 of them, .* a multiple of 2"):
         make_pipeline(dataclasses.replace(CONFIG, shards=3, rows=3), records(30), share(0, 2))
     two = dataclasses.replace(CONFIG, shards=2)
     state = iter(make_pipeline(two, records(30), share(0, 2))).get_state()

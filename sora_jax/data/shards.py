@@ -61,9 +61,7 @@ class _Reading(grain.DatasetIterator):
         if not any(taken):
             raise StopIteration
         each, empty = self._config.each, self._config.empty
-        return [
-            element for elements in taken for element in [*elements, *[empty] * (each - len(elements))]
-        ]
+        return [element for elements in taken for element in [*elements, *[empty] * (each - len(elements))]]
 
     def _take(self, parent: grain.DatasetIterator) -> list[Any]:
         return [element for _, element in zip(range(self._config.each), parent)]

@@ -32,7 +32,15 @@ from ml_collections import ConfigDict
 from sora_jax.config import component
 from sora_jax.errors import UserError, atomic_path
 from sora_jax.hosts import advise, barrier, check_alike
-from sora_jax.mesh import MESH_AXES, MeshConfig, make_mesh, parameter_sharding, place_rows, row_share, sharding
+from sora_jax.mesh import (
+    MESH_AXES,
+    MeshConfig,
+    make_mesh,
+    parameter_sharding,
+    place_rows,
+    row_share,
+    sharding,
+)
 from sora_jax.train.checkpoint import CheckpointConfig, Checkpoints, keep_config, named_leaves, newest_step
 from sora_jax.train.metrics import LogConfig, RunLog, Work, parameter_count
 from sora_jax.train.optim import OptimConfig, ema_update, make_optimizer, make_schedule

@@ -116,7 +116,11 @@ class RunLog:
         self._work: list[Work] = []
         self._clock = time.perf_counter()
         self._bar = tqdm(
-            total=steps, initial=start, unit="step", disable=None if self._writer else True, dynamic_ncols=True
+            total=steps,
+            initial=start,
+            unit="step",
+            disable=None if self._writer else True,
+            dynamic_ncols=True,
         )
         self._say(f"{parameters:,} parameters on {jax.device_count()} x {jax.devices()[0].device_kind}")
 
