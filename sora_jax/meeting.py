@@ -8,6 +8,7 @@ with one sentence and status 2.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -87,7 +88,7 @@ def _gather(address: str, hello: dict[str, Any], until: float, wait: float) -> d
                     "all with the same --coordinator and --hosts, each with its own --host; or wait longer with "
                     "--join_timeout."
                 )
-                _answer(list(peers.values()), {"refused": sentence})
+                _tell(list(peers.values()), {"refused": sentence})
                 raise UserError(sentence) from None
             peer.settimeout(5.0)
             try:
@@ -97,10 +98,10 @@ def _gather(address: str, hello: dict[str, Any], until: float, wait: float) -> d
                 peer.close()  # none of ours
                 continue
             if refused := _refuse(hello, other, number in peers and _alive(peers[number])):
-                _answer([peer], {"refused": refused})
+                _tell([peer], {"refused": refused})
             else:
                 peers[number] = peer
-    _answer(list(peers.values()), {"go": count})
+    _tell(list(peers.values()), {"go": count})
     return dict(sorted(peers.items()))
 
 
@@ -117,12 +118,11 @@ def _refuse(hello: dict[str, Any], other: dict[str, Any], there: bool) -> str | 
     return None
 
 
-def _answer(peers: list[socket.socket], message: dict[str, Any]) -> None:
+def _tell(peers: list[socket.socket], message: dict[str, Any]) -> None:
     for peer in peers:
-        try:
+        # One that is gone is found out by who waits for it.
+        with contextlib.suppress(OSError):
             peer.sendall(json.dumps(message).encode() + b"\n")
-        except OSError:
-            pass  # found out by who waits for it
 
 
 def _alive(peer: socket.socket) -> bool:
@@ -159,12 +159,7 @@ class Watch(threading.Thread):
 
     def tell(self, message: Any, but: int | None = None) -> None:
         with self._lock:
-            for number, peer in self._peers.items():
-                if number != but:
-                    try:
-                        peer.sendall(json.dumps(message).encode() + b"\n")
-                    except OSError:
-                        pass  # it is gone: the thread will say so
+            _tell([peer for number, peer in self._peers.items() if number != but], message)
 
     def leave(self) -> None:
         self._done.update(self._peers)

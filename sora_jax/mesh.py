@@ -202,8 +202,8 @@ class Share:
             fit = [str(count) for count in range(1, shards + 1) if shards % count == 0]
             raise UserError(
                 f"The data of this run lie in {name}={shards} shards, which can't be dealt out to the {len(self.held)} "
-                f"hosts of this mesh: go on with {' or '.join(fit)} of them, each with a part of data x fsdp of its own; or begin "
-                f"another run with {name} a multiple of {self._fewest()}."
+                f"hosts of this mesh: go on with {' or '.join(fit)} of them, each with a part of data x fsdp of its "
+                f"own; or begin another run with {name} a multiple of {self._fewest()}."
             )
         return dealt[self.process]
 

@@ -1,6 +1,6 @@
 """The training command on a tiny objective, for tests of several hosts: host_run.py WORKDIR STEPS MESH [FLAGS].
 
-MESH is JSON; FLAGS are those of `python -m sora_jax.train` about hosts, or --shards=, --kill=STEP, --stop=STEP,
+MESH is JSON; FLAGS are those of `python -m sora_jax.train` about hosts, or --shards=, --every=, --kill=STEP, --stop=STEP,
 --sheet=STEP and --real (the transformer of tiny_run instead of a line).
 """
 
@@ -19,8 +19,7 @@ from ml_collections import ConfigDict
 import sora_jax.train.loop
 from sora_jax.train import __main__ as command
 
-
-OURS = {"shards", "kill", "stop", "sheet", "real"}
+OURS = {"shards", "every", "kill", "stop", "sheet", "real"}
 
 
 def main(workdir: str, steps: str, mesh: str, *flags: str) -> int:
@@ -50,6 +49,7 @@ def make_config(workdir: pathlib.Path, given: ConfigDict, own: dict[str, str]) -
         config = fake_objective.get_config(given.steps)
         config.data.shards = given.shards
     config.mesh = given.mesh
+    config.checkpoint.every = int(own.get("every", 3))
     config.log.sheet_every = int(own.get("sheet", 0))
     return config
 

@@ -147,8 +147,9 @@ def test_other_meshes_of_two_hosts_equal_one(tmp_path, mesh):
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_host_stops_all_at_the_same_step(uninterrupted, tmp_path):
-    succeed(tmp_path / "run", 12, {"data": 4}, [], ["--stop=5"])
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_signal_to_one_host_stops_all_at_the_same_step(uninterrupted, tmp_path, every):
+    succeed(tmp_path / "run", 12, {"data": 4}, [f"--every={every}"], [f"--every={every}", "--stop=5"])
     steps = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()]
     assert 6 <= max(steps) <= 9
     succeed(tmp_path / "run", 12, {"data": 4}, [], [])

@@ -33,8 +33,8 @@ class PipelineConfig:
       row_tokens: N, token slots a row.
       row_text: M, text slots a row.
       rows: B, rows of the global batch, over all hosts.
-      shards: streams that the records are dealt out to, each with a packer and an equal part of the rows of its own (see
-        `shards`): a run's hosts, at any time, must be a divisor of it.
+      shards: streams that the records are dealt out to, each with a packer and an equal part of the rows (see
+        `data.shards`). A run keeps their number; its number of hosts may change, and must divide it.
       max_runs: K, the most runs a row may hold.
       patch: latent frames, rows and columns a patch.
       coords: see `patches.coordinates`.

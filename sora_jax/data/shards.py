@@ -80,8 +80,8 @@ class _Reading(grain.DatasetIterator):
         missing = [number for number in self._config.numbers if str(number) not in table]
         if missing:
             raise UserError(
-                f"This checkpoint holds the data of {len(table)} shards, and none of shard {missing[0]}: a run keeps the "
-                "number of shards that it began with."
+                f"This checkpoint holds the data of {len(table)} shards, and none of shard {missing[0]}: a run keeps "
+                "the number of shards that it began with."
             )
         for number, parent in zip(self._config.numbers, self._parents, strict=True):
             parent.set_state(table[str(number)])

@@ -106,8 +106,8 @@ class Checkpoints:
             raise as_user_error(error, self.folder) from error
         check_alike(
             _steps(self.folder),
-            f"The hosts of this job see different checkpoints in {self.folder}: give all the same --workdir, in a folder "
-            "that they share.",
+            f"The hosts of this job see different checkpoints in {self.folder}: give all the same --workdir, in a "
+            "folder that they share.",
         )
 
     @property

@@ -103,7 +103,10 @@ class DiTObjective:
 
     @property
     def vae(self) -> VAE:
-        """The frozen autoencoder (asked for by all hosts), kept in `workdir/autoencoder` so that the run stays whole if the first one goes."""
+        """The frozen autoencoder, kept in `workdir/autoencoder` so that the run stays whole if the first one goes.
+
+        All hosts must ask for it together.
+        """
         if self._vae is None:
             own = self.workdir / "autoencoder"
             if jax.process_index() == 0 and not (own / "config.json").is_file():

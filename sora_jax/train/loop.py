@@ -162,14 +162,16 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
                 if pending is not None:
                     look(pending, objective, log, loop.stop_on_nan)
                     stopping = bool(pending.stop)
-                pending = Pending(step, rows, metrics, waited, stop_asked)
                 if jax.process_count() == 1:
                     stopping = stop.requested
+                pending = Pending(step, rows, metrics, waited, stop_asked)
                 save_due = stopping or step % loop.checkpoint.every == 0 or step == loop.steps
                 sheet_due = loop.log.sheet_every > 0 and step % loop.log.sheet_every == 0
                 if save_due or sheet_due:
                     # Nothing is saved or shown of a step whose loss was not seen to be finite.
                     look(pending, objective, log, loop.stop_on_nan)
+                    stopping |= bool(pending.stop)
+                    save_due |= stopping
                     pending = None
                 if save_due:
                     checkpoints.save(step, state.trees(), data)
@@ -251,7 +253,7 @@ def _advice(workdir: pathlib.Path) -> str:
 
 
 def draw_sheet(objective: Any, mesh: Mesh, state: TrainState, step: int) -> PIL.Image.Image | None:
-    """The objective's sheet of samples. Of several hosts the first draws it, on one device, which holds all the model."""
+    """The objective's sheet of samples. Of several hosts the first draws it, on one device that holds all the model."""
     model = state.params if state.ema is None else state.ema
     if jax.process_count() == 1:
         with jax.set_mesh(mesh):
