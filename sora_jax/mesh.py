@@ -188,7 +188,7 @@ class Share:
         """How many processes hold a row."""
         return sum(map(len, self.held)) / self.parts
 
-    def deal(self, shards: int, name: str = "config.pipeline.shards") -> tuple[int, ...]:
+    def deal(self, shards: int, name: str = "shards") -> tuple[int, ...]:
         """This process's of `shards` equal shards of the rows: those that make up what its devices hold.
 
         Args:

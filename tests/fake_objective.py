@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
-from sora_jax.data.shards import Sharded
+from sora_jax.data.shards import Sharded, own_shards
 from sora_jax.mesh import Share
 from sora_jax.train.loop import train
 
@@ -61,8 +61,10 @@ class LineObjective:
 
         source = grain.MapDataset.range(config.data.clips).seed(config.seed).random_map(make).repeat()
         shards = config.data.get("shards", 1)
-        streams = {shard: source[shard::shards].to_iter_dataset() for shard in share.deal(shards)}
-        return Sharded(streams, shards, ROWS).map(stack)
+        streams = {
+            shard: source[shard::shards].to_iter_dataset() for shard in own_shards(share, shards, ROWS)
+        }
+        return Sharded(streams, ROWS // shards).map(stack)
 
     def flops(self, batch: dict) -> float:
         return 6.0 * batch["x"].size

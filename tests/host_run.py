@@ -1,6 +1,6 @@
 """The training command on a tiny objective, for tests of several hosts: host_run.py WORKDIR STEPS MESH [FLAGS].
 
-MESH is JSON; FLAGS are those of `python -m sora_jax.train` about hosts, or --shards=, --every=, --kill=STEP, --stop=STEP,
+MESH is JSON; FLAGS are those of the command about hosts, or --shards=, --every=, --kill=STEP, --stop=STEP,
 --sheet=STEP and --real (the transformer of tiny_run instead of a line).
 """
 

@@ -17,7 +17,7 @@ from sora_jax.data.clips import Clip, Source
 from sora_jax.data.latents import LatentCache, Record, Records
 from sora_jax.data.packing import PackedBatch, Run, fill_rows, lay_rows
 from sora_jax.data.patches import CoordinateMode, Grid
-from sora_jax.data.shards import Sharded
+from sora_jax.data.shards import Sharded, own_shards
 from sora_jax.diffusion.canvas import Canvas, space_window, to_run
 from sora_jax.errors import UserError
 from sora_jax.mesh import WHOLE, Share
@@ -95,7 +95,7 @@ def make_pipeline(
         .repeat(epochs)
         .random_map(functools.partial(draw_run, config=config), seed=config.seed)
     )
-    own = share.deal(config.shards)
+    own = own_shards(share, config.shards, config.rows)
     options = _read_options(_each(config.threads, own))
     room = config.row_tokens, config.row_text, config.max_runs
     rows = {
@@ -108,7 +108,7 @@ def make_pipeline(
     def lay(laid: list[list[Run]]) -> PackedBatch:
         return lay_rows(laid, len(laid), *room[:2], config.max_runs * RUN_CONDITIONS)[0]
 
-    batches = Sharded(rows, config.shards, config.rows, empty=[]).map(lay)
+    batches = Sharded(rows, config.rows // config.shards, empty=[]).map(lay)
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=config.prefetch)
 
 
@@ -169,7 +169,7 @@ def clip_batches(
         )
     crop = functools.partial(_crop, shape=shape)
     weights = [weight for _, weight in weighted]
-    own = share.deal(shards, "config.loss.shards")
+    own = own_shards(share, shards, rows, "config.loss")
     each = _each(threads, own)
     streams = {}
     for shard in own:
@@ -180,7 +180,7 @@ def clip_batches(
             shares.append(clips.random_map(crop, seed=seed + place)[shard::shards])
         mixture = grain.MapDataset.mix(shares, weights=weights)
         streams[shard] = mixture.to_iter_dataset(_read_options(each, rows // shards + prefetch))
-    return Sharded(streams, shards, rows, "config.loss.rows").map(_stack)
+    return Sharded(streams, rows // shards).map(_stack)
 
 
 def _stack(clips: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -12,40 +12,46 @@ from typing import Any
 import grain
 
 from sora_jax.errors import UserError
+from sora_jax.mesh import Share
+
+
+def own_shards(share: Share, shards: int, rows: int, section: str = "config.pipeline") -> tuple[int, ...]:
+    """The shards that this host reads.
+
+    Args:
+      share: which of the rows are this host's.
+      shards, rows: how many there are in all, and in the global batch.
+      section: of the configuration, for the errors.
+
+    Raises:
+      UserError: the rows can't be split over the shards, or the shards over the hosts.
+    """
+    if shards < 1 or rows % shards:
+        raise UserError(
+            f"{section}.rows={rows} rows a batch can't be split evenly over {section}.shards={shards} shards of data: "
+            "make the rows a multiple of the shards."
+        )
+    return share.deal(shards, f"{section}.shards")
 
 
 class Sharded(grain.IterDataset):
-    """Streams lists of `rows` elements, an equal number from each shard, in the shards' order.
+    """Streams lists of elements, `each` from every shard, in the shards' order.
 
     An iterator's state is a table from shard to state, {"shards": {"0": …}}; `set_state` takes its own shards from a
     table that may hold more.
 
     Args:
       streams: by its number, each shard that is read here.
-      shards: how many there are in all.
-      rows: of the global batch.
-      name: the configuration's key for `rows`, for the error.
+      each: elements that a shard gives at a time.
       empty: stands for the elements that a finite shard lacks when others go on.
 
     Raises:
-      UserError: `rows` is no multiple of `shards`; or (from an iterator's `set_state`) a shard's state is missing.
+      UserError: (from an iterator's `set_state`) a shard's state is missing.
     """
 
-    def __init__(
-        self,
-        streams: Mapping[int, grain.IterDataset],
-        shards: int,
-        rows: int,
-        name: str = "config.pipeline.rows",
-        empty: Any = None,
-    ) -> None:
+    def __init__(self, streams: Mapping[int, grain.IterDataset], each: int, empty: Any = None) -> None:
         super().__init__(list(streams.values()))
-        if shards < 1 or rows % shards:
-            raise UserError(
-                f"{name}={rows} rows a batch can't be split evenly over {shards} shards of data: make the rows a "
-                "multiple of the shards."
-            )
-        self.numbers, self.each, self.empty = tuple(streams), rows // shards, empty
+        self.numbers, self.each, self.empty = tuple(streams), each, empty
 
     def __iter__(self) -> grain.DatasetIterator:
         return _Reading([iter(parent) for parent in self._parents], self)

@@ -95,7 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         fail(2, error)
         return 2
     except BaseException as error:
-        await_loss()
+        if isinstance(error, Exception):
+            await_loss()
         fail(1, error, traceback=True)
         raise
     return 0

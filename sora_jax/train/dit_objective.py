@@ -18,6 +18,7 @@ from sora_jax.config import component
 from sora_jax.data.encode import LatentsConfig, encode_sources
 from sora_jax.data.packing import PackedBatch
 from sora_jax.data.pipeline import PipelineConfig, make_pipeline
+from sora_jax.data.shards import own_shards
 from sora_jax.data.sources import DataConfig, make_sources
 from sora_jax.diffusion import flow
 from sora_jax.diffusion.flow import gather_levels
@@ -97,6 +98,7 @@ class DiTObjective:
         return jnp.sum(error * painted) / count, {"clean_error": clean_error}
 
     def data(self, config: ConfigDict, share: Share) -> grain.IterDataset:
+        own_shards(share, self.pipeline.shards, self.pipeline.rows)  # before hours of encoding
         folder = pathlib.Path(self.latents.folder) if self.latents.folder else self.workdir / "latents"
         records = encode_sources(self.latents, self.data_config, self.vae, self.text, folder)
         return make_pipeline(self.pipeline, records, share)
