@@ -297,9 +297,7 @@ def test_one_shard_is_the_stream_that_there_was_before_shards():
 
 
 def test_shards_that_do_not_fit_are_told():
-    with pytest.raises(
-        UserError, match="rows=2 rows .* evenly over config.pipeline.shards=3 sh"
-    ):
+    with pytest.raises(UserError, match="rows=2 rows .* evenly over config.pipeline.shards=3 sh"):
         make_pipeline(dataclasses.replace(CONFIG, shards=3), records(30))
     with pytest.raises(UserError, match="shards=3 .* the 2 hosts .* with 1 or 3 of them, .* a multiple of 2"):
         make_pipeline(dataclasses.replace(CONFIG, shards=3, rows=3), records(30), share(0, 2))
