@@ -136,6 +136,24 @@ def test_a_damaged_checkpoint_is_told_or_harmless(tmp_path, damage):
     assert_same(restored, make_trees(1))
 
 
+def test_a_changed_place_in_the_data_is_told(tmp_path):
+    save_two(tmp_path)
+    place = tmp_path / "checkpoints" / "2" / "data" / "data.json"
+    assert "6" in place.read_text()
+    place.write_text(place.read_text().replace("6", "3"))
+    with pytest.raises(UserError, match="the data's state is not what was saved"):
+        Checkpoints(tmp_path, CheckpointConfig()).restore(templates(make_trees(0)), make_iterator())
+
+
+def test_the_data_of_older_checkpoints_go_on(tmp_path):
+    following = save_two(tmp_path)
+    folder = tmp_path / "checkpoints" / "2" / "data"
+    (folder / "data.json").rename(folder / "process_0-of-1.json")  # where Grain's own handler wrote it
+    iterator = make_iterator()
+    Checkpoints(tmp_path, CheckpointConfig()).restore(templates(make_trees(0)), iterator)
+    np.testing.assert_array_equal(next(iterator), following)
+
+
 def test_one_changed_bit_changes_its_sum():
     leaves = {"b": jnp.ones((3, 5), jnp.bfloat16), "a": jnp.zeros(7), "c": jnp.array([True, False])}
     before = checksums(leaves)

@@ -101,6 +101,7 @@ class Checkpoints:
                 self.folder,
                 save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
                 preservation_policy=policy,
+                context=_as_json("data", "checksums"),
             )
         except OSError as error:
             raise as_user_error(error, self.folder) from error
@@ -166,6 +167,15 @@ class Checkpoints:
         """Waits, then releases the threads."""
         with _writing(self.folder):
             self._checkpointer.close()
+
+
+def _as_json(*names: str) -> Any:
+    """Orbax's settings under which these are files of JSON: by itself it makes each of their numbers an array."""
+    context, registry = ocp.Context(), ocp.handlers.local_registry()
+    for name in names:
+        registry.add(ocp.handlers.JsonHandler, checkpointable_name=name)
+    context.checkpointables.registry = registry
+    return context
 
 
 def _merge(states: list[Any]) -> Any:
