@@ -59,9 +59,12 @@ class Hosts:
         """
         hosts = self.hosts or os.environ.get(COUNT, "1")
         if hosts == "auto":
-            address, count, index, _ = ClusterEnv.auto_detect_unset_distributed_params(
-                None, None, None, None, None, int(self.join_timeout)
-            )
+            try:
+                address, count, index, _ = ClusterEnv.auto_detect_unset_distributed_params(
+                    None, None, None, None, None, int(self.join_timeout)
+                )
+            except RuntimeError as error:
+                raise UserError(f"--hosts=auto can't tell the hosts of this cluster: {error}.") from error
             if address is None or count is None or index is None:
                 raise UserError(
                     "--hosts=auto finds no TPU pod, SLURM, Open MPI or Kubernetes here: name the hosts with "

@@ -139,6 +139,7 @@ def test_hosts_deal_the_caches_shards_out(tmp_path, monkeypatch):
     monkeypatch.setattr("sora_jax.data.latents._CLIPS_PER_SHARD", 8)
     write(tmp_path / "alone")
     monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr("sora_jax.data.latents._PATIENCE", 0)
     for name in ("barrier", "check_alike"):
         monkeypatch.setattr(f"sora_jax.data.latents.{name}", lambda *arguments: None)
     encodes = {1: Encoder(), 0: Encoder()}

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pathlib
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -36,6 +37,7 @@ class Records(Protocol):
 _META = "meta.json"
 _FORMAT = 2
 _CLIPS_PER_SHARD = 1000
+_PATIENCE = 120.0  # seconds
 
 
 class LatentCache:
@@ -150,6 +152,10 @@ def write_latents(
     if jax.process_index() == 0:
         _finish(folder, paths, fingerprint, clips)
     barrier()
+    # A network file system may go on for a while to say that there is no file, to who asked before it was written.
+    until = time.monotonic() + _PATIENCE
+    while not (folder / _META).exists() and time.monotonic() < until:
+        time.sleep(0.5)
     return LatentCache(folder)
 
 
