@@ -1,6 +1,7 @@
 """Several hosts: they meet, compute what one computes, end with a sentence when one is lost, and go on from there."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -8,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import types
 from concurrent.futures import ThreadPoolExecutor
@@ -237,20 +237,32 @@ def _connect(port: int) -> socket.socket:
     raise TimeoutError
 
 
+@dataclasses.dataclass
+class Watched:
+    """Host 0's watch over host 1 with a patience of 0.6 s, host 1's end of the line, and what the watch ended with."""
+
+    watch: meeting.Watch
+    there: socket.socket
+    said: list[str]
+
+    def last_words(self) -> str:
+        self.watch.join(timeout=5)
+        [words] = self.said
+        return words
+
+
 @pytest.fixture
 def watched(monkeypatch):
-    """Host 0's watch over host 1 with a patience of 0.6 s, host 1's end of the line, and what the watch ends with."""
-    said, ended = [], threading.Event()
+    said = []
 
     def say(self, lost: str) -> None:
         said.append(f"{lost}; {self.advice()}")
-        ended.set()
         self._done.update(self._peers)
 
     monkeypatch.setattr(meeting.Watch, "_say", say)
     here, there = socket.socketpair()
     watch = meeting.Watch({1: here}, 0, 0.6)
-    yield watch, there, lambda: (ended.wait(5), said)[1]
+    yield Watched(watch, there, said)
     watch.leave()
     watch.join()
     here.close()
@@ -258,40 +270,44 @@ def watched(monkeypatch):
 
 
 def test_a_closed_line_is_told_at_once(watched):
-    watch, there, said = watched
-    watch.advice = lambda: "start again."
+    watched.watch.advice = lambda: "start again."
     before = time.monotonic()
-    there.close()
-    assert said() == ["Another host of this job, host 1, is gone: its connection closed; start again."]
+    watched.there.close()
+    assert watched.last_words() == (
+        "Another host of this job, host 1, is gone: its connection closed; start again."
+    )
     assert time.monotonic() - before < 0.5
 
 
 def test_host_0_passes_on_that_another_host_is_gone(watched):
-    watch, there, said = watched
-    here, third = socket.socketpair()
-    watch._peers[2] = here  # the thread needn't hear it
-    there.close()
-    assert json.loads(third.makefile().readline()) == {"lost": said()[0].partition(";")[0]}
-    here.close()
-    third.close()
+    pairs = [socket.socketpair() for _ in range(2)]
+    watch = meeting.Watch({number: here for number, (here, _) in enumerate(pairs, 1)}, 0, 10.0)
+    pairs[0][1].close()
+    with pairs[1][1].makefile() as heard:
+        told = next(message for message in map(json.loads, heard) if message)
+    watch.join(timeout=5)
+    assert watched.said == [f"{told['lost']}; start the job again."]
+    for here, there in pairs:
+        here.close()
+        there.close()
 
 
 def test_a_silent_host_is_given_up_after_a_while(watched):
     before = time.monotonic()
-    assert "host 1, is gone: nothing was heard of it for 0.6 s (--host_timeout)" in watched[2]()[0]
+    assert "host 1, is gone: nothing was heard of it for 0.6 s (--host_timeout)" in watched.last_words()
     assert 0.5 < time.monotonic() - before < 3
 
 
 def test_an_error_is_passed_on(watched):
-    watched[1].sendall(b'null\n{"ended": "The disk is full."}\n')
-    assert "host 1, ended with an error (The disk is full); " in watched[2]()[0]
+    watched.there.sendall(b'null\n{"ended": "The disk is full."}\n')
+    assert "host 1, ended with an error (The disk is full); " in watched.last_words()
 
 
 def test_a_host_that_is_done_may_go(watched):
-    watch, there, _ = watched
-    there.sendall(b'{"done": 1}\n')
-    watch.join(timeout=3)
-    assert not watch.is_alive()
+    watched.there.sendall(b'{"done": 1}\n')
+    watched.there.close()
+    watched.watch.join(timeout=5)
+    assert not watched.said
 
 
 @pytest.mark.parametrize(
