@@ -51,14 +51,18 @@ class Hosts:
     join_timeout: float = 300.0
     host_timeout: float = 60.0
 
+    @property
+    def count(self) -> str:
+        """`hosts`, or what the environment says of it."""
+        return self.hosts or os.environ.get(COUNT, "1")
+
     def find(self) -> tuple[str, int, int]:
         """Address, number of hosts and this one's, from the fields, the environment or the cluster.
 
         Raises:
           UserError: something is missing or no number, or there is no cluster that is known.
         """
-        hosts = self.hosts or os.environ.get(COUNT, "1")
-        if hosts == "auto":
+        if self.count == "auto":
             try:
                 address, count, index, _ = ClusterEnv.auto_detect_unset_distributed_params(
                     None, None, None, None, None, int(self.join_timeout)
@@ -71,7 +75,7 @@ class Hosts:
                     "--coordinator=HOST:PORT --hosts=2 --host=0."
                 )
             return address, count, index
-        count = _whole(hosts, "--hosts", 1)
+        count = _whole(self.count, "--hosts", 1)
         if count == 1:
             return "", 1, 0
         address = self.coordinator or os.environ.get(ADDRESS, "")
@@ -118,7 +122,7 @@ def join(config: Hosts, about: Any = None) -> int:
         count,
         index,
         # By itself it would take a SLURM task's number for its GPU's where the user named the hosts.
-        cluster_detection_method=None if "auto" in (config.hosts, os.environ.get(COUNT)) else "deactivate",
+        cluster_detection_method=None if config.count == "auto" else "deactivate",
         initialization_timeout=int(config.join_timeout),
         heartbeat_timeout_seconds=int(3 * config.host_timeout) + 10,
         shutdown_timeout_seconds=int(config.host_timeout) + 10,

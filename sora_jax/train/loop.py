@@ -13,8 +13,6 @@ import difflib
 import functools
 import os
 import pathlib
-import signal
-import threading
 import time
 import typing
 import warnings
@@ -33,7 +31,6 @@ from sora_jax.config import component
 from sora_jax.errors import UserError, atomic_path
 from sora_jax.hosts import advise, barrier, check_alike
 from sora_jax.mesh import (
-    MESH_AXES,
     MeshConfig,
     make_mesh,
     parameter_sharding,
@@ -44,6 +41,7 @@ from sora_jax.mesh import (
 from sora_jax.train.checkpoint import CheckpointConfig, Checkpoints, keep_config, named_leaves, newest_step
 from sora_jax.train.metrics import LogConfig, RunLog, Work, parameter_count
 from sora_jax.train.optim import OptimConfig, ema_update, make_optimizer, make_schedule
+from sora_jax.train.stopping import anywhere, stop_signals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,21 +264,6 @@ def draw_sheet(objective: Any, mesh: Mesh, state: TrainState, step: int) -> PIL.
     return sheet
 
 
-def anywhere(mesh: Mesh, stop: Stop) -> jax.Array | bool:
-    """Whether any host is asked to stop: known to all when the devices have come so far, so at the same step."""
-    if jax.process_count() == 1:
-        return stop.requested
-    flags = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(MESH_AXES))
-    own = np.full(jax.local_device_count(), stop.requested)
-    asked = jax.make_array_from_process_local_data(flags, own, (jax.device_count(),))
-    return _any(mesh)(asked)
-
-
-@functools.cache
-def _any(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
-    return jax.jit(jnp.any, out_shardings=sharding(mesh, ""))
-
-
 def next_batch(data: Iterator[Any], step: int) -> Any:
     try:
         return next(data)
@@ -311,34 +294,3 @@ def read_loop_config(config: ConfigDict) -> LoopConfig:
         return LoopConfig(**values)
     except TypeError as error:
         raise UserError(f"The configuration is incomplete: {error}.") from error
-
-
-class Stop:
-    """Whether somebody asked the run to stop."""
-
-    requested = False
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[Stop]:
-    """The first SIGTERM or SIGINT asks the loop to stop; a second one ends it at once."""
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def ask(number: int, frame: Any) -> None:
-        stop.requested = True
-        restore()
-
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield stop
-    finally:
-        restore()
