@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
                 "decoder_blocks": (1, 2, 3),
                 "dtype": "bfloat16",
             },
-            "loss": {"rows": 2, "crop": (9, 64, 64)},
+            "loss": {"rows": 2, "shards": 1, "crop": (9, 64, 64)},
             "data": {
                 "source": "toyworld",
                 "cache": "",
@@ -42,6 +42,7 @@ def get_config() -> ConfigDict:
                 "ema_decay": 0.999,
                 "weight_decay": 0.01,
             },
+            "mesh": {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1},
             "log": {"every": 50, "sheet_every": 2000},
             "checkpoint": {"every": 500, "keep": 2},
         }

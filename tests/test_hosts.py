@@ -5,6 +5,8 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -348,6 +350,23 @@ def test_hosts_are_found_in_the_environment(monkeypatch):
     for name, value in slurm.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     assert Hosts(hosts="auto").find() == ("node001:61447", 2, 1)
+
+
+def test_the_commands_of_the_page_on_scaling_are_understood(monkeypatch):
+    monkeypatch.chdir(SCRIPT.parents[1])
+    page = (
+        pathlib.Path("docs/scaling.md")
+        .read_text()
+        .replace("\\\n", " ")
+        .replace(" … ", " configs/toyworld_dit.py ")
+    )
+    calls = re.findall(r"python -m sora_jax\.train (--[^#\n'&]+--workdir[^#\n'&]+)", page)
+    assert len(calls) == 5
+    added = re.findall(r"`(--config\.[^`]+)`", page)
+    assert len(added) == 2
+    for call in [*calls, *(f"{calls[0]} {flags}" for flags in added)]:
+        _, _, hosts = command.parse(shlex.split(call))
+        assert hosts.count == "auto" or hosts.find()
 
 
 def mesh_of(processes: list, **sizes: int) -> types.SimpleNamespace:

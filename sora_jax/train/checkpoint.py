@@ -32,6 +32,8 @@ policies = ocp.training.preservation_policies
 
 # What may change when a run goes on; anything else would make it another run.
 FREE_TO_CHANGE = ("steps", "log", "checkpoint", "mesh", "stop_on_nan")
+# Keys that configurations got later, by what a run without them did.
+LATER = {"pipeline.shards": 1, "loss.shards": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +233,7 @@ def keep_config(workdir: str | os.PathLike[str], config: Mapping[str, Any], resu
     path = pathlib.Path(workdir) / "config.json"
     new = json.loads(json.dumps(config))
     if resumed:
-        old, now = _flat(read_config(workdir)), _flat(new)
+        old, now = LATER | _flat(read_config(workdir)), LATER | _flat(new)
         changed = [
             key
             for key in sorted(old.keys() | now.keys())
