@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
                 "ema_decay": 0.999,
                 "weight_decay": 0.01,
             },
-            "mesh": {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1},
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1},
             "log": {"every": 50, "sheet_every": 2000},
             "checkpoint": {"every": 500, "keep": 2},
         }

@@ -31,4 +31,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'sora_jax' has no attribute {name!r}")
     import importlib
 
+    backend.check_version()
     return getattr(importlib.import_module(f"sora_jax.{_FACE[name]}"), name)

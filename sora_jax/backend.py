@@ -14,6 +14,8 @@ import pathlib
 import platform
 import warnings
 
+from sora_jax.errors import UserError
+
 ONEDNN = "--xla_cpu_experimental_onednn_custom_call"
 """bfloat16 products and 3-D convolutions through oneDNN: without it XLA widens every product to float32."""
 
@@ -27,6 +29,7 @@ FLAGS = {
 }
 # Versions of jaxlib that have these flags: XLA ends a process over an unknown one.
 KNOWN = ("0.10", "0.11", "0.12")
+OLDEST = (0, 10)
 CACHE = "JAX_COMPILATION_CACHE_DIR"
 
 _log = logging.getLogger(__name__)
@@ -49,6 +52,17 @@ def prepare() -> None:
     if CACHE not in os.environ:
         os.environ[CACHE] = str(_cache_home() / f"{version}-{_machine()}")
     _check_cache()
+
+
+def check_version() -> None:
+    """Raises UserError where JAX is too old; commands ask before they import what needs it."""
+    version = importlib.metadata.version("jax")
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+        least = ".".join(map(str, OLDEST))
+        raise UserError(
+            f"sora_jax needs jax {least} or newer and finds {version}: run pip install -U jax jaxlib, with Python 3.11 "
+            "or newer."
+        )
 
 
 def onednn() -> bool:

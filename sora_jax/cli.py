@@ -18,9 +18,11 @@ from typing import Any
 import click
 
 from sora_jax import __version__
+from sora_jax.backend import check_version
 from sora_jax.commands import COMMANDS
 from sora_jax.errors import UserError, atomic_path
 from sora_jax.options import MODEL, QUIET, as_settings, common, said, settings, shape
+from sora_jax.plan.command import plan
 from sora_jax.terminal import VIDEO_SUFFIXES, ListOf, Number, Output, place_outputs, progress_bar, table
 
 _SHEET_CLIPS = 24
@@ -282,7 +284,7 @@ def evaluate_abilities_command(
     _write(result, json_path, shown, sheet, columns=2)
 
 
-for command in COMMANDS:
+for command in (*COMMANDS, plan):
     cli.add_command(command)
 
 
@@ -290,6 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        check_version()
         return cli.main(arguments or ["--help"], prog_name="sora-jax", standalone_mode=False) or 0
     except (KeyboardInterrupt, click.Abort):
         click.echo("stopped", err=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sora_jax.errors import UserError
@@ -48,6 +49,29 @@ class MeshConfig:
     tensor: int = 1
     sequence: int = 1
 
+    def sizes(self, devices: int) -> dict[str, int]:
+        """The size of each axis with so many devices.
+
+        Raises:
+          UserError: the sizes don't multiply to that.
+        """
+        sizes = {axis: getattr(self, axis) for axis in MESH_AXES}
+        written = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+        free = [axis for axis, size in sizes.items() if size == -1]
+        if len(free) > 1 or any(size < 1 for size in sizes.values() if size != -1):
+            raise UserError(
+                f"The mesh ({written}) needs positive sizes, at most one of which may be -1 (the rest)."
+            )
+        known = math.prod(size for size in sizes.values() if size != -1)
+        if free and devices % known == 0:
+            sizes[free[0]] = devices // known
+        if math.prod(sizes.values()) != devices:
+            raise UserError(
+                f"The mesh ({written}) asks for {'a multiple of ' if free else ''}{known} devices and there are "
+                f"{devices}: change config.mesh, for example data=-1 for all that are left."
+            )
+        return sizes
+
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
     """Lays the devices (default: all) out as a mesh.
@@ -56,22 +80,16 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
       UserError: the sizes don't multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = {axis: getattr(config, axis) for axis in MESH_AXES}
-    written = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
-    free = [axis for axis, size in sizes.items() if size == -1]
-    if len(free) > 1 or any(size < 1 for size in sizes.values() if size != -1):
-        raise UserError(
-            f"The mesh ({written}) needs positive sizes, at most one of which may be -1 (the rest)."
-        )
-    known = int(np.prod([size for size in sizes.values() if size != -1]))
-    if free and len(devices) % known == 0:
-        sizes[free[0]] = len(devices) // known
-    if int(np.prod(list(sizes.values()))) != len(devices):
-        raise UserError(
-            f"The mesh ({written}) asks for {'a multiple of ' if free else ''}{known} devices and this "
-            f"machine has {len(devices)}: change config.mesh, for example data=-1 for all that are left."
-        )
-    return jax.make_mesh(tuple(sizes.values()), MESH_AXES, (AxisType.Auto,) * len(MESH_AXES), devices=devices)
+    sizes = tuple(config.sizes(len(devices)).values())
+    # Not jax.make_mesh: that refuses sizes that divide an axis of the chips' own torus.
+    laid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(laid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def platform() -> str:
+    """What programs are for, "cpu", "gpu" or "tpu": the devices of the mesh that is set, which may be far away."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def spec(letters: str) -> PartitionSpec:

@@ -1,5 +1,6 @@
 """What is set before JAX starts: flags that nobody has set, and a folder for compiled programs that can be written."""
 
+import importlib
 import os
 import pathlib
 import subprocess
@@ -76,3 +77,14 @@ def test_a_second_start_takes_what_the_first_compiled(tmp_path):
         for _ in range(2)
     ]
     assert [line.split() for line in told] == [["4096.0", "False"], ["4096.0", "True"]]
+
+
+@pytest.mark.parametrize("command", [("sora_jax.cli", "models"), ("sora_jax.train.__main__", "--config=x")])
+def test_an_old_jax_is_told_in_one_sentence(command, monkeypatch, capsys):
+    module, argument = command
+    main = importlib.import_module(module).main
+    versions = lambda name: "0.9.2" if name == "jax" else "1.0"
+    monkeypatch.setattr(backend.importlib.metadata, "version", versions)
+    assert main([argument]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: sora_jax needs jax 0.10 or newer and finds 0.9.2: run pip install -U jax")

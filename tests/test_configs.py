@@ -10,6 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from sora_jax.errors import UserError
+from sora_jax.plan.programs import target_of
 from sora_jax.train.__main__ import parse
 from sora_jax.train.loop import read_loop_config
 from sora_jax.train.objectives import make_objective
@@ -41,6 +42,8 @@ def build(config: ConfigDict, workdir: pathlib.Path) -> None:
     """All that training makes of a configuration before it works."""
     read_loop_config(config)
     make_objective(config, workdir)
+    if "video" in config:
+        assert target_of(config).steps > 0
 
 
 @each_config

@@ -37,9 +37,9 @@ def test_one_device():
     [
         (
             MeshConfig(data=3),
-            r"data=3, fsdp=1, tensor=1, sequence=1\) asks for 3 devices and this machine has 1",
+            r"data=3, fsdp=1, tensor=1, sequence=1\) asks for 3 devices and there are 1",
         ),
-        (MeshConfig(data=-1, fsdp=2), "asks for a multiple of 2 devices and this machine has 1"),
+        (MeshConfig(data=-1, fsdp=2), "asks for a multiple of 2 devices and there are 1"),
         (MeshConfig(data=-1, fsdp=-1), "at most one of which may be -1"),
         (MeshConfig(data=0), "needs positive sizes"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -52,6 +53,37 @@ class PackedBatch:
     condition_time: Any
     condition_start: Any
     hints: Any = None
+
+    @classmethod
+    def shapes(
+        cls,
+        rows: int,
+        tokens: int,
+        text: int,
+        conditions: int,
+        patch_width: int,
+        text_width: int,
+        hints: bool,
+    ) -> PackedBatch:
+        """One of `jax.ShapeDtypeStruct`s: B, N, M, S - 1, P, E, and whether there are hints."""
+        of = lambda dtype, *shape: jax.ShapeDtypeStruct((rows, *shape), dtype)
+        number, index = functools.partial(of, np.float32), functools.partial(of, np.int32)
+        entries = 1 + conditions
+        return cls(
+            patches=number(tokens, patch_width),
+            coords=number(tokens, 5),
+            segment_ids=index(tokens),
+            start=number(tokens),
+            condition_ids=index(tokens),
+            text=number(text, text_width),
+            text_segment_ids=index(text),
+            text_time=number(text),
+            text_condition_ids=index(text),
+            condition_runs=index(entries),
+            condition_time=number(entries),
+            condition_start=number(entries),
+            hints=number(tokens, 2 * (patch_width + 1)) if hints else None,
+        )
 
     @property
     def given(self) -> Any:

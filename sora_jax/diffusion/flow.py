@@ -56,7 +56,7 @@ def schedule(steps: int, factor: jax.Array | float = 1.0, start: jax.Array | flo
 
 def gather_levels(table_bs: jax.Array, ids_bn: jax.Array) -> jax.Array:
     """The table's entry for each token, [B, S] and [B, N] → [B, N]."""
-    return jnp.take_along_axis(table_bs, ids_bn, axis=1)
+    return jnp.take_along_axis(table_bs, ids_bn, axis=1, mode="promise_in_bounds")
 
 
 def slope(x: jax.Array, clean: jax.Array, sigma: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from sora_jax.axes import SegmentIds
 from sora_jax.errors import UserError
-from sora_jax.mesh import by_heads
+from sora_jax.mesh import by_heads, platform
 from sora_jax.models.attention_cpu import blocked
 from sora_jax.models.attention_gpu import flash, missing
 from sora_jax.models.attention_tpu import splash
@@ -56,7 +56,7 @@ def attend(
         raise UserError(
             f"No attention backend is called {backend!r}: choose auto or one of {', '.join(BACKENDS)}."
         )
-    here, best = jax.default_backend(), best_backend()
+    here, best = platform(), best_backend()
     if backend in ("auto", here):
         backend = best
     elif backend not in ("reference", "cpu"):
@@ -69,7 +69,7 @@ def attend(
 
 def best_backend() -> str:
     """What suits this machine; where that isn't its own kernel, the log says why."""
-    here = jax.default_backend()
+    here = platform()
     if here == "gpu" and (why := missing()):
         _log.warning("Attention 'gpu' can't run here, as %s: 'reference' is taken.", why)
         return "reference"

@@ -17,6 +17,9 @@ from sora_jax.axes import SegmentIds
 from sora_jax.models.attention_blocks import CHECKPOINT, sharing
 
 BLOCKS = (512, 256, 128)  # tokens: the largest that wastes no more than an eighth of a row is taken
+MOST_BLOCKS = (
+    384  # a row: its map, int8 and int16 for each pair, must fit scalar memory (1 MiB); else they grow
+)
 
 
 def splash(
@@ -33,6 +36,8 @@ def splash(
     """
     N, F = q_bnhf.shape[1], q_bnhf.shape[3]
     block = next((size for size in BLOCKS if -N % size <= N // 8), BLOCKS[-1])
+    while -(-N // block) > MOST_BLOCKS:
+        block *= 2
     padding = -N % block
     pad = lambda x: jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
     q, k, v = (pad(x).transpose(0, 2, 1, 3) for x in (q_bnhf / math.sqrt(F), k_bnhf, v_bnhf))
@@ -46,13 +51,23 @@ def _attend_row(q_hnf, k_hnf, v_hnf, ids_n, share_gg, block: int, interpret: boo
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as info
 
-    places = jnp.arange(len(share_gg), dtype=jnp.int32)
+    places = jnp.arange(len(share_gg), dtype=jnp.int16)
     # What to fetch where a block is skipped: any that is used, so 0; nothing is computed there.
     fetched = lambda there: jnp.where(share_gg, there, 0)[None]
-    skip = jnp.where(share_gg, 2, 0).astype(jnp.int32)[None]
+    skip = jnp.where(share_gg, 2, 0).astype(jnp.int8)[None]
     of_keys = info.MaskInfo(fetched(places[None]), None, skip, None, None)
     of_queries = info.MaskInfo(fetched(places[:, None]), None, skip, None, None)
-    sizes = kernel.BlockSizes(*(block,) * 8)
+    at_once = min(block, BLOCKS[0])  # keys whose logits are held
+    sizes = kernel.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=at_once,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=at_once,
+        block_q_dq=block,
+        block_kv_dq=block,
+    )
     attend = kernel.SplashAttentionKernel(
         of_keys,
         of_keys,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sora_jax.axes import Coords
-from sora_jax.mesh import constrain, gather_kernel
+from sora_jax.mesh import constrain, gather_kernel, platform
 
 
 class Linear(nnx.Module):
@@ -87,13 +87,18 @@ def rotate(x_bnhf: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
+def _take(x_bmd: jax.Array, place_bn: jax.Array) -> jax.Array:
+    # Told that all lie inside, XLA writes the result once: else it makes sure, over the whole of it, in a second pass.
+    return jnp.take_along_axis(x_bmd, place_bn[..., None], axis=1, mode="promise_in_bounds")
+
+
 @jax.custom_vjp
 def lay_out(x_bmd: jax.Array, place_bn: jax.Array, went_bm: jax.Array) -> jax.Array:
     """x[place] in each row, [B,M,D] → [B,N,D]; `went` says to which of N each of x went, below 0: to none.
 
     By it the gradient comes back: a gather's own is a slow scatter. Of N, only those that `went` names give any.
     """
-    return jnp.take_along_axis(x_bmd, place_bn[..., None], axis=1)
+    return _take(x_bmd, place_bn)
 
 
 def _lay_forward(x, place, went):
@@ -101,7 +106,7 @@ def _lay_forward(x, place, went):
 
 
 def _lay_backward(went, pulled):
-    there = jnp.take_along_axis(pulled, jnp.maximum(went, 0)[..., None], axis=1)
+    there = _take(pulled, jnp.maximum(went, 0))
     return jnp.where((went >= 0)[..., None], there, 0), None, None
 
 
@@ -112,9 +117,12 @@ lay_out.defvjp(_lay_forward, _lay_backward)
 def gather_conditions(table_bsd: jax.Array, index_bn: jax.Array) -> jax.Array:
     """Row of the table for each token, [B,S,D] and [B,N] → [B,N,D].
 
-    Its gradient is a product with a one-hot matrix: S is small, and a gather's own is a slow scatter.
+    Its gradient is a product with a one-hot matrix: S is small, and a gather's own is a slow scatter. On TPUs it is
+    one itself: exact, for one factor of each sum isn't 0, and less memory is moved (experiments/LOG.md).
     """
-    return jnp.take_along_axis(table_bsd, index_bn[..., None], axis=1)
+    if platform() == "tpu":
+        return jnp.einsum("bns,bsd->bnd", _one_hot(index_bn, table_bsd), table_bsd, precision="highest")
+    return _take(table_bsd, index_bn)
 
 
 def _gather_forward(table, index):
@@ -123,8 +131,11 @@ def _gather_forward(table, index):
 
 def _gather_backward(kept, pulled):
     index, empty = kept
-    hot = jax.nn.one_hot(index, empty.shape[1], dtype=pulled.dtype)
-    return jnp.einsum("bns,bnd->bsd", hot, pulled), None
+    return jnp.einsum("bns,bnd->bsd", _one_hot(index, empty).astype(pulled.dtype), pulled), None
+
+
+def _one_hot(index_bn: jax.Array, table_bsd: jax.Array) -> jax.Array:
+    return jax.nn.one_hot(index_bn, table_bsd.shape[1], dtype=table_bsd.dtype)
 
 
 gather_conditions.defvjp(_gather_forward, _gather_backward)

@@ -20,7 +20,7 @@ from flax import nnx
 from sora_jax.axes import Clip, Latent
 from sora_jax.backend import onednn
 from sora_jax.errors import UserError
-from sora_jax.mesh import constrain
+from sora_jax.mesh import constrain, platform
 from sora_jax.models.layers import Linear
 
 Stride = tuple[int, int, int]
@@ -121,7 +121,7 @@ def causal_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     oneDNN (`backend.onednn`); without, the three time taps are stacked as channels of one 2-D convolution, which is
     1.4 to 6 times faster there (experiments/LOG.md).
     """
-    if jax.default_backend() != "cpu" or onednn():
+    if platform() != "cpu" or onednn():
         return _conv3d(x, kernel)
     B, T, Y, X, C = x.shape
     T -= 2
@@ -292,16 +292,34 @@ class VAE(nnx.Module):
 
 def reconstruction_flops(config: VAEConfig, clips: int, frames: int, height: int, width: int) -> float:
     """Floating-point operations (2 per multiply-add) of one encode and decode, convolutions and linears."""
+    size = clips, frames, height, width
+    encoding = _one_way_flops(config, size, config.encoder_widths, config.encoder_blocks, 2)
+    return encoding + decoding_flops(config, *size)
+
+
+def decoding_flops(config: VAEConfig, clips: int, frames: int, height: int, width: int) -> float:
+    """Those of one decode."""
+    size = clips, frames, height, width
+    return _one_way_flops(config, size, config.decoder_widths, config.decoder_blocks, 1)
+
+
+def _one_way_flops(
+    config: VAEConfig,
+    size: tuple[int, int, int, int],
+    widths: Sequence[int],
+    blocks: Sequence[int],
+    ends: int,
+) -> float:
+    """`ends`: how many numbers a channel of the latent has there: a mean and a variance, or a value."""
+    clips, frames, height, width = size
     cells = float(clips * (frames + config.compression[0] - 1) * height * width)
-    total, before_encoder, before_decoder = 0.0, 3, 3
-    for i, stride in enumerate(config.strides):
-        f = math.prod(stride)
-        cells /= f
-        e, d = config.encoder_widths[i], config.decoder_widths[i]
-        total += 2 * cells * f * (before_encoder * e + before_decoder * d)
-        total += 2 * cells * 2 * 27 * (config.encoder_blocks[i] * e * e + config.decoder_blocks[i] * d * d)
-        before_encoder, before_decoder = e, d
-    return total + 2 * cells * config.channels * (2 * before_encoder + before_decoder)
+    total, before = 0.0, 3
+    for stride, stage, count in zip(config.strides, widths, blocks, strict=True):
+        folded = math.prod(stride)
+        cells /= folded
+        total += 2 * cells * (folded * before * stage + 2 * 27 * count * stage * stage)
+        before = stage
+    return total + 2 * cells * config.channels * ends * before
 
 
 def _stages(widths: Sequence[int], blocks: Sequence[int], rngs: nnx.Rngs) -> nnx.List:

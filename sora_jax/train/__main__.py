@@ -25,6 +25,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 import sora_jax
+from sora_jax.backend import check_version
 from sora_jax.errors import UserError
 from sora_jax.hosts import Hosts, await_loss, fail, join, leave
 
@@ -81,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Libraries log the traceback of what they then raise; the sentence is enough.
         logging.set_verbosity(logging.FATAL)
     try:
+        check_version()
         config, workdir, hosts = parse(argv)
         join(hosts, _digest(config))
         from sora_jax.train.loop import train

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from sora_jax.config import component
 from sora_jax.data.encode import LatentsConfig, encode_sources
 from sora_jax.data.packing import PackedBatch
-from sora_jax.data.pipeline import PipelineConfig, make_pipeline
+from sora_jax.data.pipeline import RUN_CONDITIONS, PipelineConfig, make_pipeline
 from sora_jax.data.shards import own_shards
 from sora_jax.data.sources import DataConfig, make_sources
 from sora_jax.diffusion import flow
@@ -96,6 +96,14 @@ class DiTObjective:
         count = jnp.maximum(jnp.sum(painted), 1)
         clean_error = jnp.sum(error * jnp.square(level[..., 0]) * painted) / count
         return jnp.sum(error * painted) / count, {"clean_error": clean_error}
+
+    def shapes(self, rows: int) -> PackedBatch:
+        """Of a batch of so many rows, as `loss` takes it."""
+        row, dit = self.pipeline, self.dit
+        conditions = row.max_runs * RUN_CONDITIONS
+        return PackedBatch.shapes(
+            rows, row.row_tokens, row.row_text, conditions, dit.patch_width, dit.text_width, hints=True
+        )
 
     def data(self, config: ConfigDict, share: Share) -> grain.IterDataset:
         own_shards(share, self.pipeline.shards, self.pipeline.rows)  # before hours of encoding

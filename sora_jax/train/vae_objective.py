@@ -71,6 +71,10 @@ class VAEObjective:
         metrics = {"psnr": 10 * jnp.log10(4.0 / squared), "kl": kl, "absolute": absolute}
         return weights.absolute * absolute + weights.squared * squared + weights.kl * kl, metrics
 
+    def shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Of a batch of so many clips, as `loss` takes it."""
+        return {"clip": jax.ShapeDtypeStruct((rows, *self.loss_config.crop, 3), np.uint8)}
+
     def data(self, config: ConfigDict, share: Share) -> grain.IterDataset:
         sources = make_sources(self.data_config, crop=self.loss_config.crop)
         return clip_batches(

@@ -1,0 +1,286 @@
+# ruff: noqa: E501 (lines of programs are as long as XLA makes them)
+"""The planner: programs read and counted, chips, the roofline, what makes a job fit, the command."""
+
+import importlib.util
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+from click.testing import CliRunner
+from ml_collections import ConfigDict
+
+from sora_jax.cli import main
+from sora_jax.errors import UserError
+from sora_jax.mesh import KEPT_OVER
+from sora_jax.plan import estimate, programs, search
+from sora_jax.plan.chips import CHIPS, GIB, chip_of, read_topology
+from sora_jax.plan.counts import Counts, clip_of, count, reckon
+from sora_jax.plan.hlo import Program
+from sora_jax.train.__main__ import parse
+
+LADDER = "configs/ladder.py"
+WHERE = {
+    "Ti": "v5e:1x1",
+    "S": "v5e:2x4",
+    "B": "v5e:4x8",
+    "XL": "v6e:8x8",
+    "3B": "v5p:4x4x8",
+    "7B": "v5p:4x8x8",
+    "14B": "v5p:8x8x8",
+    "14B-24fps": "v5p:8x8x8",
+}
+
+
+def rung(name: str, *overrides: str) -> ConfigDict:
+    return parse(["--config", f"{LADDER}:{name}", "--workdir", "none", *overrides])[0]
+
+
+def compiled(function, *given):
+    return jax.jit(function).lower(*given).compile()
+
+
+# A program as the TPU's compiler prints it: a loop of three rounds without a count, an asynchronous gather that stands
+# in two fusions, an all-reduce of which each device keeps its part, arrays on the chip, S(1).
+TPU = """HloModule jit_step, replica_count=1, num_partitions=8
+
+%sum (x: f32[], y: f32[]) -> f32[] {
+  %x = f32[] parameter(0)
+  %y = f32[] parameter(1)
+  ROOT %add = f32[] add(%x, %y)
+}
+
+%async_collective_fusion.1 (p: bf16[64,128]) -> bf16[256,128] {
+  %p = bf16[64,128]{1,0} parameter(0)
+  ROOT %g = bf16[256,128]{1,0} all-gather(%p), channel_id=7, replica_groups=mesh['data'=2,'fsdp'=4] {'fsdp'}, frontend_attributes={chain_id="0"}
+}
+
+%async_collective_fusion.2 (p.2: bf16[64,128]) -> bf16[256,128] {
+  %p.2 = bf16[64,128]{1,0} parameter(0)
+  ROOT %g.2 = bf16[256,128]{1,0} all-gather(%p.2), channel_id=7, replica_groups=mesh['data'=2,'fsdp'=4] {'fsdp'}, frontend_attributes={chain_id="0"}
+}
+
+%all-reduce-scatter (input: f32[8,128]) -> f32[1,128] {
+  %input = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %r = f32[8,128]{1,0:T(8,128)} all-reduce(%input), channel_id=9, replica_groups=[1,8]<=[8], to_apply=%sum
+  %zero = s32[] constant(0)
+  ROOT %slice = f32[1,128]{1,0} dynamic-slice(%r, %zero, %zero), dynamic_slice_sizes={1,128}
+}
+
+%body (carry: (s32[], f32[8,128], bf16[64,128])) -> (s32[], f32[8,128], bf16[64,128]) {
+  %carry = (s32[], f32[8,128]{1,0:T(8,128)S(1)}, bf16[64,128]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%carry), index=0
+  %v = f32[8,128]{1,0:T(8,128)S(1)} get-tuple-element(%carry), index=1
+  %w = bf16[64,128]{1,0} get-tuple-element(%carry), index=2
+  %a = bf16[256,128]{1,0} fusion(%w), kind=kCustom, calls=%async_collective_fusion.1
+  %b = bf16[256,128]{1,0} fusion(%w), kind=kCustom, calls=%async_collective_fusion.2
+  %c = f32[8,128]{1,0:T(8,128)S(1)} convolution(%v, %b), window={size=1}, dim_labels=0bf_0io->0bf
+  %s = f32[1,128]{1,0} fusion(%v), kind=kCustom, calls=%all-reduce-scatter
+  %k = f32[8,128]{1,0} custom-call(%v), custom_call_target="tpu_custom_call"
+  ROOT %t = (s32[], f32[8,128]{1,0:T(8,128)S(1)}, bf16[64,128]{1,0}) tuple(%i, %v, %w)
+}
+
+%condition (carry.2: (s32[], f32[8,128], bf16[64,128])) -> pred[] {
+  %carry.2 = (s32[], f32[8,128]{1,0:T(8,128)S(1)}, bf16[64,128]{1,0}) parameter(0)
+  %j = s32[] get-tuple-element(%carry.2), index=0
+  %three = s32[] constant(3), metadata={op_name="a number 5 in words (12)"}
+  ROOT %less = pred[] compare(%j, %three), direction=LT
+}
+
+ENTRY %main (first: (s32[], f32[8,128], bf16[64,128])) -> (s32[], f32[8,128], bf16[64,128]) {
+  %first = (s32[], f32[8,128]{1,0:T(8,128)S(1)}, bf16[64,128]{1,0}) parameter(0)
+  ROOT %loop = (s32[], f32[8,128]{1,0:T(8,128)S(1)}, bf16[64,128]{1,0}) while(%first), condition=%condition, body=%body
+}
+"""
+
+
+def test_a_tpus_program_is_counted_as_often_as_its_loop_runs():
+    program = Program(TPU.replace("0bf_0io->0bf", "bf_io->bf").replace("window={size=1}, ", ""))
+    found = {one.kind: one for one in program.collectives}
+    assert set(found) == {"all-gather", "reduce-scatter"} and len(program.collectives) == 2
+    gather, scatter = found["all-gather"], found["reduce-scatter"]
+    assert (gather.times, gather.devices, gather.sent) == (3, 4, 3 * 64 * 128 * 2)
+    assert (scatter.times, scatter.devices, scatter.sent) == (3, 8, 8 * 128 * 4 * 7 / 8)
+    assert program.kernels == {"tpu_custom_call": 3}
+
+
+def test_loops_products_are_counted_where_xla_counts_one_round():
+    def layers(x, kernels):
+        return jax.lax.scan(lambda x, kernel: (jnp.tanh(x @ kernel), None), x, kernels)[0]
+
+    program = compiled(layers, jnp.ones((32, 64)), jnp.ones((5, 64, 64)))
+    assert Program(program.as_text()).flops == 5 * 2 * 32 * 64 * 64
+    assert program.cost_analysis()["flops"] < 2 * 2 * 32 * 64 * 64
+
+
+def test_without_loops_counts_are_xlas_own():
+    def work(x, kernel, image, taps):
+        convolved = jax.lax.conv_general_dilated(image, taps, (2, 1), ((1, 1), (0, 2)), rhs_dilation=(1, 2))
+        return jax.nn.softmax(x @ kernel), convolved
+
+    given = jnp.ones((64, 96)), jnp.ones((96, 256)), jnp.ones((2, 8, 40, 50)), jnp.ones((16, 8, 3, 3))
+    # As it is handed to the compiler: a CPU's makes library calls of convolutions, which nobody counts.
+    program = jax.jit(work).lower(*given)
+    cost = program.cost_analysis()
+    read = Program(program.compiler_ir(dialect="hlo").as_hlo_text())
+    # XLA adds the softmax's few operations, one each.
+    assert read.flops <= cost["flops"] <= read.flops + 10 * 64 * 256
+    assert read.bytes == pytest.approx(cost["bytes accessed"], rel=0.1)
+
+
+def test_a_slice_is_read_and_an_update_written_not_the_whole():
+    def work(table, place):
+        row = jax.lax.dynamic_slice(table, (place, 0), (1, 512)) * 2.0
+        return jax.lax.dynamic_update_slice(table, row, (place, 0))
+
+    text = jax.jit(work, donate_argnums=0).lower(jnp.ones((4096, 512)), jnp.int32(3)).compile().as_text()
+    assert Program(text).bytes < 20 * 512 * 4
+
+
+def test_topologies_that_do_not_exist_name_those_that_do():
+    assert read_topology("v5p:8x8x8").count == 512 and read_topology("H100:64").count == 64
+    with pytest.raises(UserError, match=r"no slice 99x99 of v5e chips.*v5e:1x1.*v5e:16x16"):
+        read_topology("v5e:99x99")
+    with pytest.raises(UserError, match=r"No chip is called 'v5': did you mean v.+\? There are v5e"):
+        read_topology("v5:2x2")
+    with pytest.raises(UserError, match="names no number of chips"):
+        read_topology("h100:many")
+    assert read_topology("v5e:2x4").of(9).name == "v5e:4x4" and read_topology("h100:8").of(20).count == 20
+    assert (
+        chip_of("TPU v5 lite") is CHIPS["v5e"]
+        and chip_of("TPU v5p") is CHIPS["v5p"]
+        and chip_of("cpu") is None
+    )
+
+
+@pytest.mark.parametrize("name", WHERE)
+def test_every_rung_of_the_ladder_fits_its_own_numbers(name):
+    job = programs.make_job(rung(name), "train", read_topology(WHERE[name]))
+    clip, row = clip_of(job), job.config.pipeline
+    assert clip.tokens <= row.row_tokens, "the longest clip is one run"
+    dit = programs.objective_of(job.config).dit
+    assert dit.heads % (job.mesh["tensor"] * job.mesh["sequence"]) == 0
+    assert (row.row_tokens + row.row_text) % (128 * job.mesh["sequence"]) == 0
+    kept = math.prod(job.mesh[axis] for axis in KEPT_OVER)
+    assert kept == 1 or dit.width % (8 * kept) == 0, "a share of a matrix is whole tiles"
+    assert programs.make_job(rung(name), "sample", read_topology(WHERE[name])).passes == 2
+
+
+def test_arithmetic_agrees_with_the_compiler():
+    """Of a small transformer on this machine: what is kept to the byte, products to a twentieth."""
+    config = rung(
+        "Ti", "--config.dit.size=Pico", "--config.dit.remat=none", "--config.pipeline.rows=2",
+        "--config.pipeline.row_tokens=256",
+        "--config.pipeline.row_text=128", "--config.text.max_tokens=64",
+    )  # fmt: skip
+    config.video.resolution = 32
+    job = programs.make_job(config, "train", read_topology("cpu:1"))
+    built = programs.build(job)
+    reckoned = programs.reckon(job)
+    for kind in ("parameters", "average", "optimizer", "batch"):
+        assert built.memory[kind] == reckoned.memory[kind] > 0
+    found, expected = count(built), reckon(job)
+    # Attention's products are among them here: they are no kernel's.
+    assert found.attention == 0 and found.useful == expected.useful
+    assert expected.products < found.products < 1.3 * (expected.products + expected.attention)
+
+
+def test_the_roofline_by_hand():
+    chip = CHIPS["v5p"]
+    counts = Counts("compiler", 4.59e12, 0.0, 3e12, 2.765e9, {"all-gather": 6e8}, 3, 1000.0)
+    sure = estimate.Assumptions(1.0, 1.0, 1.0, 1.0, 0.0)
+    found = estimate.estimate(counts, chip, sure)
+    assert found.compute == pytest.approx(0.01) and found.memory == pytest.approx(1e-3)
+    assert found.network == pytest.approx(1e-3) and found.seconds == pytest.approx(0.011)
+    assert found.best == pytest.approx(0.01) and found.bound == "compute"
+    assert found.utilisation == pytest.approx(3e12 / 0.011 / 459e12)
+    hidden = estimate.estimate(counts, chip, estimate.Assumptions(1.0, 1.0, 1.0, 1.0, 1.0))
+    assert hidden.seconds == pytest.approx(0.01)
+    job = programs.make_job(rung("14B"), "train", read_topology("v5p:8x8x8"))
+    bill = estimate.bill(job, counts, found, 4.2, 1e6, sure)
+    assert bill.seconds == pytest.approx(11.0) and bill.dollars == pytest.approx(11 * 512 * 4.2 / 3600)
+    with pytest.raises(UserError, match="no share of 1"):
+        estimate.Assumptions(products=1.5)
+
+
+def test_the_smallest_change_is_found_by_trying():
+    job = programs.make_job(rung("XL"), "train", read_topology("v6e:8x8"))
+    tried = []
+
+    def build(other):
+        tried.append(other)
+        fits = other.config.dit.remat == "none" and other.config.pipeline.rows == 64
+        return programs.Built(other, 0.0, {"activations": GIB}, fits, None)
+
+    words, built = search.find_fit(job, build, lambda words: None, most=20)
+    assert built.fits and "--config.pipeline.rows=64" in words and "--config.optim.accumulate=2" in words
+    assert tried[0].config.dit.remat == "none" and tried[0].rows == 128, "the mildest first"
+    never = lambda other: programs.Built(other, 0.0, {}, False, None)
+    assert search.find_fit(job, never, lambda words: None, most=3) == ("", None)
+
+
+def run(*arguments: str):
+    """The command as a person starts it, in this process."""
+    return CliRunner().invoke(main_command(), ["plan", *arguments])
+
+
+def main_command():
+    from sora_jax.cli import cli
+
+    return cli
+
+
+def test_the_command_says_what_fits_and_what_it_costs(tmp_path):
+    table, drawn = tmp_path / "plan.json", tmp_path / "memory.png"
+    done = run(
+        "--config", f"{LADDER}:B", "--topology", "h100:8", "--topology", "a100:8", "--json", str(table),
+        "--picture", str(drawn), "--price", "2", "--assume", "products=0.5",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "h100:8" in done.output and "a100:8" in done.output
+    first, second = json.loads(table.read_text())
+    assert first["fits"] and first["memory_by"] == "arithmetic"
+    assert second["estimate"]["seconds"] > first["estimate"]["seconds"]
+    hours = first["bill"]["seconds"] / 3600
+    assert first["bill"]["dollars"] == pytest.approx(8 * 2 * hours)
+    assert drawn.read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_does_not_fit_is_told_with_what_makes_it_fit():
+    done = run("--config", f"{LADDER}:B", "--topology", "v4:8", "--config.dit.remat=all")
+    assert "does NOT fit" in done.output and "what makes it fit: --config.dit.remat=" in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--topology", "v5e:3x3"], "no slice 3x3 of v5e"),
+        ([], "--topology v5e:4x4, or --devices 8"),
+        (["--topology", "h100:8", "--config.dit.sise=B"], "did you mean"),
+        (["--topology", "h100:8", "--config.mesh.tensor=3"], "asks for a multiple of 24 devices"),
+        (
+            ["--topology", "h100:10", "--config.mesh.fsdp=1", "--config.mesh.tensor=5"],
+            "12 heads can't be split",
+        ),
+        (["--topology", "h100:8", "--assume", "luck=1"], "is no assumption"),
+        (["--topology", "h100:7", "--config.mesh.fsdp=7"], "rows doesn't divide"),
+        (["--topology", "h100:8", "words"], "is no option of plan"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments, sentence, capsys):
+    assert main(["plan", "--config", f"{LADDER}:B", *arguments]) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith("error: ") and sentence in told
+
+
+def test_without_libtpu_the_sentence_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert main(["plan", "--config", f"{LADDER}:Ti", "--topology", "v5e:1x1"]) == 2
+    assert "pip install libtpu" in capsys.readouterr().err
+
+
+def test_a_video_is_so_many_tokens():
+    clip = clip_of(programs.make_job(rung("14B"), "sample", read_topology("v5p:2x4x4")))
+    assert (clip.frames, clip.height, clip.width) == (721, 1080, 1920)
+    assert clip.tokens == 181 * math.ceil(1080 / 32) * 60
