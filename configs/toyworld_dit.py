@@ -72,6 +72,7 @@ def get_config(size: str = "Nano") -> ConfigDict:
                 "row_tokens": 640,
                 "row_text": 96,
                 "rows": 2,
+                "shards": 1,
                 "max_runs": 16,
                 "window": 512,
                 "canvases": {

@@ -187,21 +187,100 @@ def _parts(mesh: Any, axes: Sequence[str]) -> int:
     return math.prod(mesh.shape[axis] for axis in axes)
 
 
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """Which of a batch's rows each process has on its devices; by default one process has them all.
+
+    Attributes:
+      held: for each process, which of `parts` equal parts of the rows; several may hold the same ones.
+      parts: into how many the mesh splits the rows.
+      process: this process's place in `held`.
+    """
+
+    held: tuple[tuple[int, ...], ...] = ((0,),)
+    parts: int = 1
+    process: int = 0
+
+    @property
+    def copies(self) -> float:
+        """How many processes hold a row."""
+        return sum(map(len, self.held)) / self.parts
+
+    def deal(self, shards: int, name: str = "shards") -> tuple[int, ...]:
+        """This process's of `shards` equal shards of the rows: those that make up what its devices hold.
+
+        Args:
+          name: the configuration's key, for the error.
+
+        Raises:
+          UserError: some process holds a piece of a shard.
+        """
+        dealt = [self._within(held, shards) for held in self.held]
+        if any(len(own) * self.parts != len(held) * shards for own, held in zip(dealt, self.held)):
+            fit = [str(count) for count in range(1, shards + 1) if shards % count == 0]
+            raise UserError(
+                f"The data of this run lie in {name}={shards} shards, which can't be dealt out to the {len(self.held)} "
+                f"hosts of this mesh: go on with {' or '.join(fit)} of them, each with a part of data x fsdp of its "
+                f"own; or begin another run with {name} a multiple of {self._fewest()}."
+            )
+        return dealt[self.process]
+
+    def _fewest(self) -> int:
+        def fits(shards: int) -> bool:
+            return all(
+                len(self._within(held, shards)) * self.parts == len(held) * shards for held in self.held
+            )
+
+        return next(shards for shards in range(1, self.parts + 1) if fits(shards))
+
+    def _within(self, held: tuple[int, ...], shards: int) -> tuple[int, ...]:
+        """The shards all of whose rows lie in the parts `held`."""
+
+        def parts(shard: int) -> range:
+            return range(shard * self.parts // shards, -(-(shard + 1) * self.parts // shards))
+
+        return tuple(shard for shard in range(shards) if set(parts(shard)) <= set(held))
+
+
+WHOLE = Share()
+
+
+def row_share(mesh: Mesh) -> Share:
+    """Which rows of a batch lie on which process's devices."""
+    parts = _parts(mesh, LETTER_AXES["B"])
+    owners = [{device.process_index for device in row} for row in mesh.devices.reshape(parts, -1)]
+    processes = sorted(set().union(*owners))
+    held = tuple(tuple(part for part in range(parts) if process in owners[part]) for process in processes)
+    return Share(held, parts, processes.index(jax.process_index()))
+
+
 def place_rows(mesh: Mesh, batch: Any) -> Any:
-    """Puts this process's rows (numpy leaves, first axis B) on its devices, as one global array each.
+    """Puts this process's rows of a batch (numpy leaves, first axis B) on its devices, as one global array each.
+
+    Args:
+      batch: the rows that `row_share` says this process holds, in their order in the global batch.
 
     Raises:
       UserError: the rows don't divide over the devices.
     """
-    rows, parts = sharding(mesh, "B"), _parts(mesh, LETTER_AXES["B"])
+    share, rows = row_share(mesh), sharding(mesh, "B")
+    own = share.held[share.process]
 
     def place(leaf: np.ndarray) -> jax.Array:
-        count = leaf.shape[0] * jax.process_count()
-        if count % parts:
+        count, rest = divmod(leaf.shape[0] * share.parts, len(own))
+        if rest or count % share.parts:
             raise UserError(
-                f"A batch of {count} rows doesn't divide over data x fsdp = {parts} devices: make the rows "
+                f"A batch of {count} rows doesn't divide over data x fsdp = {share.parts} devices: make the rows "
                 "a multiple of it, or change config.mesh."
             )
-        return jax.make_array_from_process_local_data(rows, leaf)
+        if len(own) == share.parts:
+            return jax.make_array_from_process_local_data(rows, leaf, leaf.shape)
+        a_part = count // share.parts
+
+        def piece(index: tuple[slice, ...]) -> np.ndarray:
+            first = own.index((index[0].start or 0) // a_part) * a_part
+            return leaf[first : first + a_part]
+
+        return jax.make_array_from_callback((count, *leaf.shape[1:]), rows, piece)
 
     return jax.tree.map(place, batch)

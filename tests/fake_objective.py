@@ -13,6 +13,8 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
+from sora_jax.data.shards import Sharded, own_shards
+from sora_jax.mesh import Share
 from sora_jax.train.loop import train
 
 ROWS, WIDTH = 4, 8
@@ -27,6 +29,10 @@ class Line(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.linear(x)[..., 0]
+
+
+def stack(rows: list[dict]) -> dict:
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 class LineObjective:
@@ -45,9 +51,7 @@ class LineObjective:
         error = model(batch["x"] + noise) - batch["y"]
         return jnp.mean(error**2), {"error": jnp.mean(jnp.abs(error))}
 
-    def data(
-        self, config: ml_collections.ConfigDict, shard_index: int, shard_count: int
-    ) -> grain.IterDataset:
+    def data(self, config: ml_collections.ConfigDict, share: Share) -> grain.IterDataset:
         width, nan_at = self.width, self.nan_at
 
         def make(index: int, rng: np.random.Generator) -> dict:
@@ -55,8 +59,12 @@ class LineObjective:
             poisoned = nan_at is not None and index // ROWS == nan_at - 1
             return {"x": x, "y": np.float32(np.nan if poisoned else x.sum() + 1), "index": np.int32(index)}
 
-        source = grain.MapDataset.range(config.data.clips)[shard_index::shard_count].seed(config.seed)
-        return source.random_map(make).repeat().to_iter_dataset().batch(ROWS)
+        source = grain.MapDataset.range(config.data.clips).seed(config.seed).random_map(make).repeat()
+        shards = config.data.get("shards", 1)
+        streams = {
+            shard: source[shard::shards].to_iter_dataset() for shard in own_shards(share, shards, ROWS)
+        }
+        return Sharded(streams, ROWS // shards).map(stack)
 
     def flops(self, batch: dict) -> float:
         return 6.0 * batch["x"].size

@@ -136,6 +136,24 @@ def test_a_damaged_checkpoint_is_told_or_harmless(tmp_path, damage):
     assert_same(restored, make_trees(1))
 
 
+def test_a_changed_place_in_the_data_is_told(tmp_path):
+    save_two(tmp_path)
+    place = tmp_path / "checkpoints" / "2" / "data" / "data.json"
+    assert "6" in place.read_text()
+    place.write_text(place.read_text().replace("6", "3"))
+    with pytest.raises(UserError, match="the data's state is not what was saved"):
+        Checkpoints(tmp_path, CheckpointConfig()).restore(templates(make_trees(0)), make_iterator())
+
+
+def test_the_data_of_older_checkpoints_go_on(tmp_path):
+    following = save_two(tmp_path)
+    folder = tmp_path / "checkpoints" / "2" / "data"
+    (folder / "data.json").rename(folder / "process_0-of-1.json")  # where Grain's own handler wrote it
+    iterator = make_iterator()
+    Checkpoints(tmp_path, CheckpointConfig()).restore(templates(make_trees(0)), iterator)
+    np.testing.assert_array_equal(next(iterator), following)
+
+
 def test_one_changed_bit_changes_its_sum():
     leaves = {"b": jnp.ones((3, 5), jnp.bfloat16), "a": jnp.zeros(7), "c": jnp.array([True, False])}
     before = checksums(leaves)
@@ -184,6 +202,9 @@ def test_config_may_change_only_what_leaves_the_run_the_same(tmp_path):
     keep_config(tmp_path, config, resumed=False)
     keep_config(tmp_path, config | {"steps": 9, "log": {"every": 2}}, resumed=True)
     assert read_config(tmp_path)["steps"] == 9
+    keep_config(tmp_path, config | {"steps": 9, "pipeline": {"shards": 1}}, resumed=True)  # as it was before
+    with pytest.raises(UserError, match="pipeline.shards was 1 and is 2"):
+        keep_config(tmp_path, config | {"pipeline": {"shards": 2}}, resumed=True)
     with pytest.raises(UserError, match="dit.depth was absent and is 2; dit.width was 8 and is 16"):
         keep_config(tmp_path, config | {"dit": {"width": 16, "depth": 2, "sizes": (1, 2)}}, resumed=True)
     assert read_config(tmp_path)["dit"]["width"] == 8

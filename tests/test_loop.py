@@ -104,9 +104,9 @@ def test_compiles_one_step(tmp_path):
 
 def test_warns_when_a_batch_changes_its_shape(tmp_path):
     class Ragged(LineObjective):
-        def data(self, config, shard_index, shard_count):
+        def data(self, config, share):
             cut = lambda index, batch: batch if index < 3 else {key: leaf[:2] for key, leaf in batch.items()}
-            return super().data(config, shard_index, shard_count).map_with_index(cut)
+            return super().data(config, share).map_with_index(cut)
 
     with pytest.warns(UserWarning, match="compiled again") as warned:
         train(get_config(6), tmp_path, Ragged())
@@ -162,8 +162,8 @@ def test_another_configuration_is_refused_by_name(tmp_path):
 
 def test_the_end_of_the_data_is_a_sentence(tmp_path):
     class Short(LineObjective):
-        def data(self, config, shard_index, shard_count):
-            return grain.experimental.LimitIterDataset(super().data(config, shard_index, shard_count), 2)
+        def data(self, config, share):
+            return grain.experimental.LimitIterDataset(super().data(config, share), 2)
 
     with pytest.raises(UserError, match="data ended after 2 steps"):
         train(get_config(5), tmp_path, Short())
@@ -225,9 +225,9 @@ def config_file(tmp_path):
 
 def test_command_line_overrides(config_file):
     arguments = [f"--config={config_file}:tiny", "--workdir", "runs/x", "--config.optim.lr=3e-4"]
-    config, workdir, traceback = command.parse(arguments)
+    config, workdir, hosts = command.parse(arguments)
     assert (config.name, config.optim.lr, config.steps) == ("tiny", 3e-4, 3)
-    assert (workdir, traceback) == (pathlib.Path("runs/x"), False)
+    assert (workdir, hosts.find()) == (pathlib.Path("runs/x"), ("", 1, 0))
 
 
 @pytest.mark.parametrize(

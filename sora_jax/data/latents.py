@@ -6,10 +6,12 @@ import hashlib
 import json
 import os
 import pathlib
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import grain
+import jax
 import numpy as np
 from array_record.python import array_record_module
 from flax import serialization
@@ -17,6 +19,7 @@ from tqdm import tqdm
 
 from sora_jax.data.clips import Clip, Source
 from sora_jax.errors import UserError, atomic_path
+from sora_jax.hosts import barrier, check_alike
 
 Record = dict[str, Any]
 """latent: float16[t,y,x,c]; fps: float; key: str; captions: {kind: {text: float16[m,E], time: float16[m]}};
@@ -34,6 +37,7 @@ class Records(Protocol):
 _META = "meta.json"
 _FORMAT = 2
 _CLIPS_PER_SHARD = 1000
+_PATIENCE = 120.0  # seconds
 
 
 class LatentCache:
@@ -93,8 +97,8 @@ def write_latents(
     """Encodes the first `clips` clips of `source` (default: all) into a latent cache in `folder`.
 
     A finished cache of the same `fingerprint` and number of clips is returned as it is. An interrupted one goes on
-    with the first shard that is missing: `meta.json`, which makes a cache finished, is written last. One process
-    writes at a time.
+    with the shards that are missing: `meta.json`, which makes a cache finished, is written last. Several hosts of one
+    job, which share the folder, deal its shards out; otherwise one process writes at a time.
 
     Args:
       source: read in order; its clips may differ in shape.
@@ -109,7 +113,11 @@ def write_latents(
     clips = len(source) if clips is None else clips
     if not 0 < clips <= len(source):
         raise UserError(f"{clips} clips can't be encoded: the data set has {len(source)}.")
-    if (folder / _META).exists():
+    finished = (folder / _META).exists()
+    check_alike(
+        finished, f"Only some hosts see a latent cache in {folder}: it must be in a folder that they share."
+    )
+    if finished:
         cache = LatentCache(folder)
         if (cache.fingerprint, len(cache)) != (fingerprint, clips):
             raise UserError(
@@ -124,16 +132,34 @@ def write_latents(
     paths = [
         folder / f"latents-{identity}-{i:05d}-of-{len(starts):05d}.arrayrecord" for i in range(len(starts))
     ]
-    for stale in set(folder.glob("*latents-*.arrayrecord")) - set(paths):
-        stale.unlink()
-    with tqdm(total=clips, desc="latents", unit="clip", disable=not progress) as bar:
-        for path, start in zip(paths, starts, strict=True):
+    if jax.process_index() == 0:
+        for stale in set(folder.glob("*latents-*.arrayrecord")) - set(paths):
+            stale.unlink()
+    barrier()
+    own = slice(jax.process_index(), None, jax.process_count())
+    total = sum(min(_CLIPS_PER_SHARD, clips - start) for start in starts[own])
+    with tqdm(
+        total=total, desc="latents", unit="clip", disable=not progress or jax.process_index() > 0
+    ) as bar:
+        for path, start in zip(paths[own], starts[own], strict=True):
             indices = range(start, min(start + _CLIPS_PER_SHARD, clips))
             if path.exists():
                 bar.update(len(indices))
                 continue
             _write_shard(path, _encode(source, encode, indices, batch, bar))
 
+    barrier()
+    if jax.process_index() == 0:
+        _finish(folder, paths, fingerprint, clips)
+    barrier()
+    # A network file system may go on for a while to say that there is no file, to who asked before it was written.
+    until = time.monotonic() + _PATIENCE
+    while not (folder / _META).exists() and time.monotonic() < until:
+        time.sleep(0.5)
+    return LatentCache(folder)
+
+
+def _finish(folder: pathlib.Path, paths: Sequence[pathlib.Path], fingerprint: str, clips: int) -> None:
     mean, std = _statistics(_open_shards(paths))
     meta = {
         "format": _FORMAT,
@@ -145,7 +171,6 @@ def write_latents(
     }
     with atomic_path(folder / _META) as temporary:
         temporary.write_text(json.dumps(meta, indent=2))
-    return LatentCache(folder)
 
 
 def _encode(

@@ -267,15 +267,29 @@ def pack_stream(
     and, on resuming, the time to read their runs again. The iterator's state is exact. A finite stream ends with empty
     rows that complete its last batch. A run may have `run_conditions` conditions.
     """
+    packed = fill_rows(runs, row_tokens, row_text, max_runs, window, run_conditions)
+
+    def collate(laid: Sequence[Sequence[Run]]) -> PackedBatch:
+        return lay_rows(laid, rows, row_tokens, row_text, max_runs * run_conditions)[0]
+
+    return packed.batch(rows, batch_fn=collate)
+
+
+def fill_rows(
+    runs: grain.IterDataset,
+    row_tokens: int,
+    row_text: int,
+    max_runs: int,
+    window: int = 16,
+    run_conditions: int = 1,
+) -> grain.IterDataset:
+    """Streams rows, each as the list of the runs that it holds; arguments as those of `pack_stream`."""
 
     def size_of(run: Run) -> tuple[int, ...]:
         check_fits(run, row_tokens, row_text, run_conditions)
         return len(run.patches), len(run.text), 1
 
-    def collate(laid: Sequence[Sequence[Run]]) -> PackedBatch:
-        return lay_rows(laid, rows, row_tokens, row_text, max_runs * run_conditions)[0]
-
-    return BestFit(runs, size_of, (row_tokens, row_text, max_runs), window).batch(rows, batch_fn=collate)
+    return BestFit(runs, size_of, (row_tokens, row_text, max_runs), window)
 
 
 def check_fits(run: Run, row_tokens: int, row_text: int, conditions: int = 1) -> None:

@@ -15,10 +15,12 @@ import numpy as np
 from sora_jax.data.canvases import draw_canvas
 from sora_jax.data.clips import Clip, Source
 from sora_jax.data.latents import LatentCache, Record, Records
-from sora_jax.data.packing import PackedBatch, Run, pack_stream
+from sora_jax.data.packing import PackedBatch, Run, fill_rows, lay_rows
 from sora_jax.data.patches import CoordinateMode, Grid
+from sora_jax.data.shards import Sharded, own_shards
 from sora_jax.diffusion.canvas import Canvas, space_window, to_run
 from sora_jax.errors import UserError
+from sora_jax.mesh import WHOLE, Share
 
 RUN_CONDITIONS = 2  # levels and words in force that a run of training may have
 
@@ -30,7 +32,9 @@ class PipelineConfig:
     Attributes:
       row_tokens: N, token slots a row.
       row_text: M, text slots a row.
-      rows: B, rows a batch, on this host.
+      rows: B, rows of the global batch, over all hosts.
+      shards: streams that the records are dealt out to, each with a packer and an equal part of the rows (see
+        `data.shards`). A run keeps their number; its number of hosts may change, and must divide it.
       max_runs: K, the most runs a row may hold.
       patch: latent frames, rows and columns a patch.
       coords: see `patches.coordinates`.
@@ -40,14 +44,15 @@ class PipelineConfig:
       time_window: how often a part of a clip's time is taken.
       frame_tokens: frames of more tokens are cut to a window of at most this many, as the sampler's are; 0: none is.
       caption_weights: how often each kind of caption is drawn, among the kinds a record has; empty: all alike.
-      window: rows that are packed at a time, see `packing.pack_stream`.
-      threads: that read records.
+      window: rows that a shard has open at a time, see `packing.pack_stream`.
+      threads: that read records, on this host.
       prefetch: batches that are made ahead.
     """
 
     row_tokens: int = 512
     row_text: int = 256
     rows: int = 8
+    shards: int = 1
     max_runs: int = 32
     patch: Grid = (1, 2, 2)
     coords: CoordinateMode = "fractional"
@@ -64,8 +69,7 @@ class PipelineConfig:
 def make_pipeline(
     config: PipelineConfig,
     records: str | os.PathLike[str] | Records,
-    shard_index: int = 0,
-    shard_count: int = 1,
+    share: Share = WHOLE,
     epochs: int | None = None,
 ) -> grain.IterDataset[PackedBatch]:
     """Streams packed batches (NumPy, float32), shuffled anew each epoch; its iterators have an exact, JSON-able state.
@@ -73,13 +77,13 @@ def make_pipeline(
     Args:
       records: a latent cache, its folder, or any sequence of records; latents enter as they are, so encode them
         normalised (`VAE.to_latent`).
-      shard_index, shard_count: this host and the number of hosts. Each epoch is dealt out to the hosts: their shares
-        are disjoint and together complete.
+      share: which of the global batch's rows are wanted: this host's. Each epoch is dealt out to the shards: theirs are
+        disjoint and together complete.
       epochs: passes over the records; None never ends. The last batch of a finite stream is filled with empty rows.
 
     Raises:
-      UserError: there are no records, or (while iterating) a run is longer than a row or has no caption of a kind
-        that is wanted.
+      UserError: there are no records, the shards can't be dealt out to the hosts, or (while iterating) a run is longer
+        than a row or has no caption of a kind that is wanted.
     """
     if isinstance(records, (str, os.PathLike)):
         records = LatentCache(records)
@@ -91,10 +95,20 @@ def make_pipeline(
         .repeat(epochs)
         .random_map(functools.partial(draw_run, config=config), seed=config.seed)
     )
-    share = runs[shard_index::shard_count].to_iter_dataset(_read_options(config.threads))
-    batches = pack_stream(
-        share, config.row_tokens, config.row_text, config.max_runs, config.rows, config.window, RUN_CONDITIONS
-    )
+    own = own_shards(share, config.shards, config.rows)
+    options = _read_options(_each(config.threads, own))
+    room = config.row_tokens, config.row_text, config.max_runs
+    rows = {
+        shard: fill_rows(
+            runs[shard :: config.shards].to_iter_dataset(options), *room, config.window, RUN_CONDITIONS
+        )
+        for shard in own
+    }
+
+    def lay(laid: list[list[Run]]) -> PackedBatch:
+        return lay_rows(laid, len(laid), *room[:2], config.max_runs * RUN_CONDITIONS)[0]
+
+    batches = Sharded(rows, config.rows // config.shards, empty=[]).map(lay)
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=config.prefetch)
 
 
@@ -128,8 +142,8 @@ def clip_batches(
     rows: int,
     shape: tuple[int, int, int],
     seed: int = 0,
-    shard_index: int = 0,
-    shard_count: int = 1,
+    shards: int = 1,
+    share: Share = WHOLE,
     threads: int = 2,
     prefetch: int = 4,
 ) -> grain.IterDataset[dict[str, np.ndarray]]:
@@ -137,9 +151,10 @@ def clip_batches(
 
     Args:
       sources: one data set, or several with their weights. Each is shuffled anew each time it has been read through.
-      rows: B, clips a batch, on this host.
+      rows: B, clips of the global batch, over all hosts.
       shape: (T, Y, X) of the window cut at random from each clip, in frames and pixels.
-      threads: that render or decode clips.
+      shards, share: as `PipelineConfig.shards` and `make_pipeline` have them.
+      threads: that render or decode clips, on this host.
       prefetch: clips, beyond one batch, that are made ahead.
 
     Raises:
@@ -153,13 +168,23 @@ def clip_batches(
             "There are no clips to train on: give at least one data set that isn't empty a weight above 0."
         )
     crop = functools.partial(_crop, shape=shape)
-    streams = []
-    for place, (source, _) in enumerate(weighted):
-        # A host takes its share before the mixing, or its stride could fall in step with the mixture.
-        clips = grain.MapDataset.source(source).shuffle(seed=seed + place).repeat()
-        streams.append(clips.random_map(crop, seed=seed + place)[shard_index::shard_count])
-    mixture = grain.MapDataset.mix(streams, weights=[weight for _, weight in weighted])
-    return mixture.to_iter_dataset(_read_options(threads, rows + prefetch)).batch(rows, drop_remainder=True)
+    weights = [weight for _, weight in weighted]
+    own = own_shards(share, shards, rows, "config.loss")
+    each = _each(threads, own)
+    streams = {}
+    for shard in own:
+        shares = []
+        for place, (source, _) in enumerate(weighted):
+            # A shard takes its part before the mixing, or its stride could fall in step with the mixture.
+            clips = grain.MapDataset.source(source).shuffle(seed=seed + place).repeat()
+            shares.append(clips.random_map(crop, seed=seed + place)[shard::shards])
+        mixture = grain.MapDataset.mix(shares, weights=weights)
+        streams[shard] = mixture.to_iter_dataset(_read_options(each, rows // shards + prefetch))
+    return Sharded(streams, rows // shards).map(_stack)
+
+
+def _stack(clips: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.stack([clip[name] for clip in clips]) for name in clips[0]}
 
 
 def _draw_kind(record: Record, rng: np.random.Generator, weights: Mapping[str, float]) -> str:
@@ -182,6 +207,11 @@ def _crop(clip: Clip, rng: np.random.Generator, shape: tuple[int, int, int]) -> 
         )
     corner = [int(rng.integers(size - wanted + 1)) for size, wanted in zip(frames.shape, shape)]
     return {"clip": frames[tuple(slice(start, start + wanted) for start, wanted in zip(corner, shape))]}
+
+
+def _each(threads: int, shards: Sequence[int]) -> int:
+    """A shard's part of the host's threads; 0: its clips are made as they are asked for."""
+    return max(threads // len(shards), min(threads, 1))
 
 
 def _read_options(threads: int, ahead: int = 64) -> grain.ReadOptions:

@@ -1,11 +1,19 @@
 """Train from a configuration file: `python -m sora_jax.train --config configs/x.py --workdir runs/x`.
 
 `--config configs/x.py:tiny` hands "tiny" to the file's get_config, `--config.optim.lr=3e-4` sets a value.
+
+On several hosts the same command runs on each, with one more flag where a TPU pod, SLURM or Open MPI says who is who
+(--hosts=auto), and else three: --coordinator=ADDRESS:PORT of host 0, --hosts=2, and --host=0 or --host=1. Instead of
+them the environment may have JAX_COORDINATOR_ADDRESS, SORA_JAX_HOSTS and SORA_JAX_HOST. Hosts wait --join_timeout=300
+seconds for each other, and take one for gone of which they heard nothing for --host_timeout=60. See docs/scaling.md.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import hashlib
+import importlib.metadata
 import pathlib
 import re
 import sys
@@ -16,16 +24,18 @@ import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
+import sora_jax
 from sora_jax.backend import check_version
 from sora_jax.errors import UserError
+from sora_jax.hosts import Hosts, await_loss, fail, join, leave
 
 USAGE = (
     "usage: python -m sora_jax.train --config configs/x.py[:arg] --workdir runs/x [--config.key=value ...]"
 )
 
 
-def parse(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path, bool]:
-    """The configuration with its overrides, the workdir, and whether tracebacks are wanted.
+def parse(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path, Hosts]:
+    """The configuration with its overrides, the workdir, and the hosts.
 
     Args:
       argv: the arguments without the program's name.
@@ -47,6 +57,9 @@ def parse(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path,
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
     flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
     flags.DEFINE_boolean("traceback", False, "Show tracebacks.", flag_values=values)
+    for field in dataclasses.fields(Hosts):
+        define = flags.DEFINE_float if isinstance(field.default, float) else flags.DEFINE_string
+        define(field.name, field.default, "See sora_jax.hosts.Hosts.", flag_values=values)
     try:
         rest = values(arguments)[1:]
     except (flags.Error, LookupError, TypeError, ValueError) as error:
@@ -55,7 +68,8 @@ def parse(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path,
         raise UserError(f"{rest[0]!r} is no flag of the training command; {USAGE}")
     if values.workdir is None:
         raise UserError(f"--workdir is missing; {USAGE}")
-    return values.config, pathlib.Path(values.workdir), values.traceback
+    hosts = Hosts(**{field.name: values[field.name].value for field in dataclasses.fields(Hosts)})
+    return values.config, pathlib.Path(values.workdir), hosts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,16 +83,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.set_verbosity(logging.FATAL)
     try:
         check_version()
-        config, workdir, _ = parse(argv)
+        config, workdir, hosts = parse(argv)
+        join(hosts, _digest(config))
         from sora_jax.train.loop import train
 
         train(config, workdir)
+        leave()
     except UserError as error:
         if "--traceback" in argv:
+            fail(2, error, traceback=True)
             raise
         print(f"error: {error}", file=sys.stderr)
+        fail(2, error)
         return 2
+    except BaseException as error:
+        if isinstance(error, Exception):
+            await_loss()
+        fail(1, error, traceback=True)
+        raise
     return 0
+
+
+def _digest(config: ml_collections.ConfigDict) -> str:
+    """What hosts must have alike to compute alike."""
+    versions = [sora_jax.__version__, importlib.metadata.version("jax"), importlib.metadata.version("jaxlib")]
+    return hashlib.sha256(repr([config.to_json(sort_keys=True), versions]).encode()).hexdigest()
 
 
 def _value(argv: Sequence[str], name: str) -> str | None:

@@ -1,5 +1,8 @@
 """Checkpoints of a training run: model, EMA, optimizer and data iterator, saved as one by Orbax.
 
+Nothing in them is of the devices or hosts that saved them: arrays are restored on any mesh, and the data's state is one
+table of all shards (`data.shards`), of which each host takes its own.
+
 On disk a tree is a flat table from parameter names ("blocks/attention/query/kernel") to arrays, so a
 checkpoint can be read without the code that wrote it, and a mismatch can be told by name.
 """
@@ -13,6 +16,7 @@ import json
 import os
 import pathlib
 import shutil
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,11 +26,14 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from sora_jax.errors import UserError, as_user_error, atomic_path
+from sora_jax.hosts import barrier, check_alike, exchange
 
 policies = ocp.training.preservation_policies
 
 # What may change when a run goes on; anything else would make it another run.
 FREE_TO_CHANGE = ("steps", "log", "checkpoint", "mesh", "stop_on_nan")
+# Keys that configurations got later, by what a run without them did.
+LATER = {"pipeline.shards": 1, "loss.shards": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,13 +98,20 @@ class Checkpoints:
                 # What a killed run had half written.
                 for rest in self.folder.glob("*.orbax-checkpoint-tmp*"):
                     shutil.rmtree(rest)
+            barrier()
             self._checkpointer = ocp.training.Checkpointer(
                 self.folder,
                 save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
                 preservation_policy=policy,
+                context=_as_json("data", "checksums"),
             )
         except OSError as error:
             raise as_user_error(error, self.folder) from error
+        check_alike(
+            _steps(self.folder),
+            f"The hosts of this job see different checkpoints in {self.folder}: give all the same --workdir, in a "
+            "folder that they share.",
+        )
 
     @property
     def latest(self) -> int | None:
@@ -106,7 +120,7 @@ class Checkpoints:
         return None if newest is None else newest.step
 
     def save(self, step: int, trees: dict[str, Any], iterator: Any) -> None:
-        """Starts to save `trees` (by name, of arrays) and the state of `iterator` as step `step`.
+        """Starts to save `trees` (by name, of arrays) and the state of `iterator` as step `step`, on all hosts at once.
 
         Returns when the arrays are copied to the host, so that the caller may donate them; the disk is
         written behind. A save that failed says so at the next `save`, `wait` or `close`.
@@ -123,9 +137,11 @@ class Checkpoints:
             )
         parts = {name: named_leaves(tree) for name, tree in trees.items()}
         sums = {name: checksums(leaves) for name, leaves in parts.items()}
+        data = _merge(exchange(iterator.get_state()))
+        sums["data"] = {"state": _text_sum(data)}
         with _writing(self.folder / str(step)):
             self._checkpointer.save_checkpointables_async(
-                step, parts | {"checksums": sums, "data": iterator}, force=True
+                step, parts | {"checksums": sums, "data": data}, force=True
             )
 
     def restore(self, templates: dict[str, Any], iterator: Any) -> dict[str, Any]:
@@ -141,8 +157,7 @@ class Checkpoints:
         # The model first: where the architecture differs, it is the model's parameter that says so.
         order = sorted(templates, key=lambda name: name != "params")
         trees = {name: _load(folder, name, templates[name]) for name in order}
-        with _reading(folder):
-            ocp.load_checkpointables(folder, {"data": iterator})
+        iterator.set_state(_load_state(folder))
         return trees
 
     def wait(self) -> None:
@@ -154,6 +169,39 @@ class Checkpoints:
         """Waits, then releases the threads."""
         with _writing(self.folder):
             self._checkpointer.close()
+
+
+def _as_json(*names: str) -> Any:
+    """Orbax's settings under which these are files of JSON: by itself it makes each of their numbers an array."""
+    context, registry = ocp.Context(), ocp.handlers.local_registry()
+    for name in names:
+        registry.add(ocp.handlers.JsonHandler, checkpointable_name=name)
+    context.checkpointables.registry = registry
+    return context
+
+
+def _merge(states: list[Any]) -> Any:
+    """The table of all shards; hosts that read the same shard are at the same place in it."""
+    if len(states) == 1:
+        return states[0]
+    return {"shards": {shard: own for state in states for shard, own in state["shards"].items()}}
+
+
+def _text_sum(state: Any) -> int:
+    return zlib.crc32(json.dumps(state, sort_keys=True).encode())
+
+
+def _load_state(folder: pathlib.Path) -> Any:
+    """The data iterator's state, as JSON gives it back."""
+    with _reading(folder):
+        # Grain wrote it there itself, before there were shards.
+        old = folder / "data" / "process_0-of-1.json"
+        if old.is_file():
+            return json.loads(old.read_text())
+        found = ocp.load_checkpointables(folder, {"data": None, "checksums": None})
+        if _text_sum(found["data"]) != found["checksums"]["data"]["state"]:
+            raise OSError("the data's state is not what was saved")
+        return found["data"]
 
 
 def read_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -185,7 +233,7 @@ def keep_config(workdir: str | os.PathLike[str], config: Mapping[str, Any], resu
     path = pathlib.Path(workdir) / "config.json"
     new = json.loads(json.dumps(config))
     if resumed:
-        old, now = _flat(read_config(workdir)), _flat(new)
+        old, now = LATER | _flat(read_config(workdir)), LATER | _flat(new)
         changed = [
             key
             for key in sorted(old.keys() | now.keys())
@@ -276,6 +324,11 @@ def _load(folder: pathlib.Path, name: str, template: Any) -> Any:
 
 def _shape(shape: tuple[int, ...] | None) -> str:
     return "is absent" if shape is None else f"has shape {shape}"
+
+
+def newest_step(workdir: str | os.PathLike[str]) -> int:
+    """The newest checkpoint's; 0: there is none."""
+    return max(_steps(pathlib.Path(workdir) / "checkpoints"), default=0)
 
 
 def _steps(parent: pathlib.Path) -> list[int]:

@@ -18,10 +18,12 @@ from sora_jax.config import component
 from sora_jax.data.encode import LatentsConfig, encode_sources
 from sora_jax.data.packing import PackedBatch
 from sora_jax.data.pipeline import RUN_CONDITIONS, PipelineConfig, make_pipeline
+from sora_jax.data.shards import own_shards
 from sora_jax.data.sources import DataConfig, make_sources
 from sora_jax.diffusion import flow
 from sora_jax.diffusion.flow import gather_levels
-from sora_jax.mesh import check_heads
+from sora_jax.hosts import barrier
+from sora_jax.mesh import Share, check_heads
 from sora_jax.models.bundle import Bundle, Limits, load_bundle, measure_latents, save_bundle, take_weights
 from sora_jax.models.dit import DiT, DiTConfig, forward_flops
 from sora_jax.models.layers import rms_norm
@@ -103,22 +105,27 @@ class DiTObjective:
             rows, row.row_tokens, row.row_text, conditions, dit.patch_width, dit.text_width, hints=True
         )
 
-    def data(self, config: ConfigDict, shard_index: int, shard_count: int) -> grain.IterDataset:
+    def data(self, config: ConfigDict, share: Share) -> grain.IterDataset:
+        own_shards(share, self.pipeline.shards, self.pipeline.rows)  # before hours of encoding
         folder = pathlib.Path(self.latents.folder) if self.latents.folder else self.workdir / "latents"
         records = encode_sources(self.latents, self.data_config, self.vae, self.text, folder)
-        return make_pipeline(self.pipeline, records, shard_index, shard_count)
+        return make_pipeline(self.pipeline, records, share)
 
     @property
     def vae(self) -> VAE:
-        """The frozen autoencoder, kept in `workdir/autoencoder` so that the run stays whole if the first one goes."""
+        """The frozen autoencoder, kept in `workdir/autoencoder` so that the run stays whole if the first one goes.
+
+        All hosts must ask for it together.
+        """
         if self._vae is None:
             own = self.workdir / "autoencoder"
-            if not (own / "config.json").is_file():
+            if jax.process_index() == 0 and not (own / "config.json").is_file():
                 vae = load_bundle(self.autoencoder).vae
                 if vae.config.latent_std == (1.0,):
                     [(source, _), *_] = make_sources(self.data_config)
                     vae = measure_latents(vae, [source[i].video.frames for i in range(min(64, len(source)))])
                 save_bundle(self._bundle("autoencoder", vae), own, dtype="float32")
+            barrier()
             self._vae = load_bundle(own).vae
         return self._vae
 

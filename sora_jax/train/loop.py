@@ -1,8 +1,8 @@
 """The training loop. It knows objectives, not models: from a configuration to a trained state, top to bottom.
 
-An objective has `init(key) -> model`, `loss(model, batch, key) -> (loss, metrics)`, `data(config,
-shard_index, shard_count) -> grain.IterDataset`, `flops(batch) -> float`, `tokens(batch) -> (real, slots)` and
-`sample_sheet(model, step) -> PIL.Image | None`. Models are NNX modules used as plain pytrees.
+An objective has `init(key) -> model`, `loss(model, batch, key) -> (loss, metrics)`, `data(config, share) ->
+grain.IterDataset`, `flops(batch) -> float`, `tokens(batch) -> (real, slots)` and `sample_sheet(model, step) ->
+PIL.Image | None`. Models are NNX modules used as plain pytrees. The same program runs on every host (`hosts`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import difflib
 import functools
 import os
 import pathlib
-import signal
-import threading
 import time
 import typing
 import warnings
@@ -25,14 +23,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import PIL.Image
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sora_jax.config import component
 from sora_jax.errors import UserError, atomic_path
-from sora_jax.mesh import MeshConfig, make_mesh, parameter_sharding, place_rows, sharding
-from sora_jax.train.checkpoint import CheckpointConfig, Checkpoints, keep_config, named_leaves
+from sora_jax.hosts import advise, barrier, check_alike
+from sora_jax.mesh import (
+    MeshConfig,
+    make_mesh,
+    parameter_sharding,
+    place_rows,
+    row_share,
+    sharding,
+)
+from sora_jax.train.checkpoint import CheckpointConfig, Checkpoints, keep_config, named_leaves, newest_step
 from sora_jax.train.metrics import LogConfig, RunLog, Work, parameter_count
 from sora_jax.train.optim import OptimConfig, ema_update, make_optimizer, make_schedule
+from sora_jax.train.stopping import anywhere, stop_signals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +87,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
 
     The run lives in `workdir`: config.json, metrics.jsonl, checkpoints/, sheets/. A run that was stopped at
     any point goes on from its newest checkpoint to the same parameters, bit for bit, as one never stopped.
-    SIGTERM and Ctrl-C finish the step, save and return; a second one ends the run at once.
+    SIGTERM and Ctrl-C finish the step, save and return; a second one ends the run at once. Of several hosts any may be
+    told to stop: all do, at the same step. They share `workdir`, in which host 0 alone writes, but for checkpoints.
 
     Raises:
       UserError: a mistyped key, a workdir of another run, a loss that is not finite, a full disk.
@@ -91,16 +101,25 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
 
         objective = make_objective(config, workdir)
     mesh = make_mesh(loop.mesh)
+    share = row_share(mesh)
     checkpoints = Checkpoints(workdir, loop.checkpoint)
+    advise(lambda: _advice(workdir))
     if jax.process_index() == 0:
         keep_config(workdir, config.to_dict(), resumed=checkpoints.latest is not None)
+    barrier()
+    check_alike(
+        (workdir / "config.json").exists(),
+        f"Not every host of this job sees {workdir}: give all the same --workdir, in a folder that they share.",
+    )
 
-    with jax.set_mesh(mesh), contextlib.closing(checkpoints):
-        root = jax.device_put(jax.random.key(loop.seed), sharding(mesh, ""))
+    with contextlib.closing(checkpoints):
+        root = jax.jit(lambda: jax.random.key(loop.seed), out_shardings=sharding(mesh, ""))()
         init, step_fn = make_steps(objective, loop.optim)
-        abstract = jax.eval_shape(init, root)
+        with jax.set_mesh(mesh):
+            abstract = jax.eval_shape(init, root)
         placed = jax.tree.map(lambda leaf: parameter_sharding(mesh, leaf.shape), abstract)
-        data = iter(objective.data(config, jax.process_index(), jax.process_count()))
+        # What a host does for itself, such as encoding clips, happens outside of the mesh.
+        data = iter(objective.data(config, share))
         update = jax.jit(step_fn, donate_argnums=0, out_shardings=(placed, sharding(mesh, "")))
 
         step = start = checkpoints.latest or 0
@@ -110,9 +129,12 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
             )
             state = TrainState.of(checkpoints.restore(templates.trees(), data))
         else:
-            state = jax.jit(init, out_shardings=placed)(root)
+            with jax.set_mesh(mesh):
+                state = jax.jit(init, out_shardings=placed)(root)
 
-        log = RunLog(workdir, loop.log, start, loop.steps, parameter_count(abstract.params))
+        log = RunLog(
+            workdir, loop.log, start, loop.steps, parameter_count(abstract.params), copies=share.copies
+        )
         pending: Pending | None = None
         stopping, compiled = False, 1
         # Until here there is nothing to save, and encoding a data set may take long: a signal ends that at once.
@@ -123,7 +145,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
                 waited = time.perf_counter() - before
                 batch = place_rows(mesh, rows)
                 # Only tracing, in the first step, may build constants on the host.
-                with jax.transfer_guard("disallow" if step > start else "allow"):
+                guard = jax.transfer_guard("disallow" if step > start else "allow")
+                stop_asked = anywhere(mesh, stop)
+                with jax.set_mesh(mesh), guard:
                     state, metrics = update(state, batch, root)
                 step += 1
                 if update._cache_size() > compiled:
@@ -135,21 +159,22 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
                 # The host looks at step N - 1 while the devices do step N.
                 if pending is not None:
                     look(pending, objective, log, loop.stop_on_nan)
-                pending = Pending(step, rows, metrics, waited)
-
-                stopping = stop.requested
+                    stopping = bool(pending.stop)
+                if jax.process_count() == 1:
+                    stopping = stop.requested
+                pending = Pending(step, rows, metrics, waited, stop_asked)
                 save_due = stopping or step % loop.checkpoint.every == 0 or step == loop.steps
                 sheet_due = loop.log.sheet_every > 0 and step % loop.log.sheet_every == 0
                 if save_due or sheet_due:
                     # Nothing is saved or shown of a step whose loss was not seen to be finite.
                     look(pending, objective, log, loop.stop_on_nan)
+                    stopping |= bool(pending.stop)
+                    save_due |= stopping
                     pending = None
                 if save_due:
                     checkpoints.save(step, state.trees(), data)
                 if sheet_due:
-                    log.sheet(
-                        step, objective.sample_sheet(state.params if state.ema is None else state.ema, step)
-                    )
+                    log.sheet(step, draw_sheet(objective, mesh, state, step))
         checkpoints.wait()
     return state
 
@@ -187,12 +212,13 @@ def make_steps(objective: Any, config: OptimConfig) -> tuple[Callable, Callable]
 
 @dataclasses.dataclass(frozen=True)
 class Pending:
-    """A step dispatched and not yet looked at: its number, host batch, metrics, seconds of waiting."""
+    """A step dispatched and not yet looked at: number, host batch, metrics, seconds of waiting, whether to stop."""
 
     step: int
     rows: Any
     metrics: dict[str, jax.Array]
     waited: float
+    stop: Any
 
 
 def look(pending: Pending, objective: Any, log: RunLog, stop_on_nan: bool) -> None:
@@ -203,7 +229,8 @@ def look(pending: Pending, objective: Any, log: RunLog, stop_on_nan: bool) -> No
     """
     metrics = {name: float(value) for name, value in jax.device_get(pending.metrics).items()}
     if stop_on_nan and not np.isfinite([metrics["loss"], metrics["grad_norm"]]).all():
-        place = log.workdir / f"nan_batch_step{pending.step}.npz"
+        host = f"_host{jax.process_index()}" if jax.process_count() > 1 else ""
+        place = log.workdir / f"nan_batch_step{pending.step}{host}.npz"
         with atomic_path(place) as path:
             np.savez(
                 path, **{name.replace("/", "."): leaf for name, leaf in named_leaves(pending.rows).items()}
@@ -215,6 +242,26 @@ def look(pending: Pending, objective: Any, log: RunLog, stop_on_nan: bool) -> No
         )
     real, slots = objective.tokens(pending.rows)
     log.step(pending.step, metrics, Work(real, slots, objective.flops(pending.rows), pending.waited))
+
+
+def _advice(workdir: pathlib.Path) -> str:
+    step = newest_step(workdir)
+    onward = f"the run goes on from step {step} of {workdir}" if step else "the run begins anew"
+    return f"start all hosts again: {onward}."
+
+
+def draw_sheet(objective: Any, mesh: Mesh, state: TrainState, step: int) -> PIL.Image.Image | None:
+    """The objective's sheet of samples. Of several hosts the first draws it, on one device that holds all the model."""
+    model = state.params if state.ema is None else state.ema
+    if jax.process_count() == 1:
+        with jax.set_mesh(mesh):
+            return objective.sample_sheet(model, step)
+    whole = jax.jit(lambda model: model, out_shardings=sharding(mesh, ""))(model)
+    sheet = None
+    if jax.process_index() == 0:
+        sheet = objective.sample_sheet(jax.tree.map(lambda leaf: leaf.addressable_data(0), whole), step)
+    barrier()
+    return sheet
 
 
 def next_batch(data: Iterator[Any], step: int) -> Any:
@@ -247,34 +294,3 @@ def read_loop_config(config: ConfigDict) -> LoopConfig:
         return LoopConfig(**values)
     except TypeError as error:
         raise UserError(f"The configuration is incomplete: {error}.") from error
-
-
-class Stop:
-    """Whether somebody asked the run to stop."""
-
-    requested = False
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[Stop]:
-    """The first SIGTERM or SIGINT asks the loop to stop; a second one ends it at once."""
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def ask(number: int, frame: Any) -> None:
-        stop.requested = True
-        restore()
-
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield stop
-    finally:
-        restore()

@@ -18,6 +18,7 @@ import PIL.Image
 from tqdm import tqdm
 
 from sora_jax.errors import UserError, as_user_error, atomic_path
+from sora_jax.hosts import exchange
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +82,7 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What one step did: tokens, slots they stood in, model FLOPs, seconds it waited for its data."""
+    """What this host did in a step: tokens, slots they stood in, model FLOPs, seconds it waited for its data."""
 
     tokens: int
     slots: int
@@ -93,9 +94,16 @@ class RunLog:
     """Tells how a run goes: a bar (or, without a terminal, lines), metrics.jsonl, TensorBoard, sheets."""
 
     def __init__(
-        self, workdir: str | os.PathLike[str], config: LogConfig, start: int, steps: int, parameters: int
+        self,
+        workdir: str | os.PathLike[str],
+        config: LogConfig,
+        start: int,
+        steps: int,
+        parameters: int,
+        copies: float = 1.0,
     ):
-        """Args: `start` is the step that the run starts from, `steps` the one it goes to."""
+        """Args: `start` is the step that the run starts from, `steps` the one it goes to; `copies` see `mesh.Share`."""
+        self._copies = copies
         self.workdir, self._every, self._start, self._steps = (
             pathlib.Path(workdir),
             config.every,
@@ -107,7 +115,13 @@ class RunLog:
         self._metrics: list[dict[str, float]] = []
         self._work: list[Work] = []
         self._clock = time.perf_counter()
-        self._bar = tqdm(total=steps, initial=start, unit="step", disable=None, dynamic_ncols=True)
+        self._bar = tqdm(
+            total=steps,
+            initial=start,
+            unit="step",
+            disable=None if self._writer else True,
+            dynamic_ncols=True,
+        )
         self._say(f"{parameters:,} parameters on {jax.device_count()} x {jax.devices()[0].device_kind}")
 
     def step(self, step: int, metrics: dict[str, float], work: Work) -> None:
@@ -144,13 +158,16 @@ class RunLog:
         if not self._work:
             return {}
         seconds = time.perf_counter() - self._clock
-        tokens, slots = sum(work.tokens for work in self._work), sum(work.slots for work in self._work)
+        own = np.sum([dataclasses.astuple(work) for work in self._work], axis=0).tolist()
+        # Rows that lie on several hosts are counted by each; all wait for the one that waits longest.
+        tokens, slots, flops, waited = np.array(exchange(own)).T
+        tokens, slots, flops = (float(counts.sum()) / self._copies for counts in (tokens, slots, flops))
         return {
             "steps_per_second": len(self._work) / seconds,
             "tokens_per_second": tokens / seconds,
-            "utilisation": sum(work.flops for work in self._work) / seconds / self._peak,
+            "utilisation": flops / seconds / self._peak,
             "padding": 1 - tokens / max(slots, 1),
-            "data_wait": sum(work.waited for work in self._work) / seconds,
+            "data_wait": float(waited.max()) / seconds,
         }
 
     def sheet(self, step: int, image: PIL.Image.Image | None) -> None:

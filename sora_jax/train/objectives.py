@@ -1,8 +1,8 @@
 """What can be learned, by name. The loop knows objectives, not models.
 
-An objective has `init(key) -> model`, `loss(model, batch, key) -> (loss, metrics)`, `data(config, shard_index,
-shard_count) -> grain.IterDataset`, `flops(batch) -> float` (of a forward and backward pass), `tokens(batch) -> (real,
-slots)` and `sample_sheet(model, step) -> PIL.Image | None`.
+An objective has `init(key) -> model`, `loss(model, batch, key) -> (loss, metrics)`, `data(config, share) ->
+grain.IterDataset` (of the rows that `share`, a `mesh.Share`, says are this host's), `flops(batch) -> float` (of a
+forward and backward pass), `tokens(batch) -> (real, slots)` and `sample_sheet(model, step) -> PIL.Image | None`.
 """
 
 from __future__ import annotations

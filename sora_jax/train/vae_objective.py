@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from sora_jax.config import component
 from sora_jax.data.pipeline import clip_batches
 from sora_jax.data.sources import DataConfig, make_sources
+from sora_jax.mesh import Share
 from sora_jax.models.bundle import take_weights
 from sora_jax.models.vae import VAE, VAEConfig, reconstruction_flops
 from sora_jax.sheet import contact_sheet
@@ -27,13 +28,15 @@ class VAELossConfig:
     """How the autoencoder is trained.
 
     Attributes:
-      rows: clips a batch.
+      rows: clips of the global batch.
+      shards: streams that the clips are dealt out to, see `data.shards`; a run's hosts must be a divisor of it.
       crop: (frames, height, width) of each.
       absolute, squared: weights of |error| and error², pixels in [-1, 1]: edges, and PSNR.
       kl: weight of the Kullback-Leibler divergence from the unit normal, mean over latent numbers, in nats.
     """
 
     rows: int = 8
+    shards: int = 1
     crop: tuple[int, int, int] = (9, 64, 64)
     absolute: float = 1.0
     squared: float = 4.0
@@ -72,15 +75,15 @@ class VAEObjective:
         """Of a batch of so many clips, as `loss` takes it."""
         return {"clip": jax.ShapeDtypeStruct((rows, *self.loss_config.crop, 3), np.uint8)}
 
-    def data(self, config: ConfigDict, shard_index: int, shard_count: int) -> grain.IterDataset:
+    def data(self, config: ConfigDict, share: Share) -> grain.IterDataset:
         sources = make_sources(self.data_config, crop=self.loss_config.crop)
         return clip_batches(
             sources,
             self.loss_config.rows,
             self.loss_config.crop,
             seed=self.data_config.seed,
-            shard_index=shard_index,
-            shard_count=shard_count,
+            shards=self.loss_config.shards,
+            share=share,
         )
 
     def flops(self, batch: dict[str, np.ndarray]) -> float:

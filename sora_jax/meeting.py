@@ -1,0 +1,227 @@
+"""Where the hosts of a job meet, and how each hears that another is gone: plain TCP, without JAX.
+
+Host 0 listens at the job's address until all have come. The connections then stay open and say who is alive:
+collectives of gloo, NCCL or a TPU may wait for ever for a host that is gone, and JAX's own watch ends a process with a
+stack of C++ calls. Here a host that loses another one, or that ends with an error, tells the others, and each ends
+with one sentence and status 2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import socket
+import sys
+import threading
+import time
+import typing
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from sora_jax.errors import UserError
+
+
+def meet(address: str, count: int, index: int, wait: float, about: Any) -> dict[int, socket.socket]:
+    """Waits for the other hosts; returns the connections to them by number: host 0 has all, the others host 0's.
+
+    Args:
+      address: HOST:PORT of host 0.
+      count, index: how many hosts there are, and which this one is.
+      wait: seconds.
+      about: a JSON-able value that must be host 0's on all.
+
+    Raises:
+      UserError: a host never came, or was started in another way than host 0.
+    """
+    hello = {"host": index, "hosts": count, "about": about}
+    until = time.monotonic() + wait
+    if index == 0:
+        return _gather(address, hello, until, wait)
+    name, _, port = address.rpartition(":")
+    reason = "nothing was there"
+    while (left := until - time.monotonic()) > 0:
+        try:
+            peer = socket.create_connection((name.strip("[]"), int(port)), timeout=left)
+            peer.sendall(json.dumps(hello).encode() + b"\n")
+            # Host 0 waits as long as this one, and may have begun later.
+            peer.settimeout(left + 5)
+            answer = json.loads(_line(peer))
+            if answer == {"go": count}:
+                return {0: peer}
+            if "refused" in answer:
+                raise UserError(answer["refused"])
+        except UserError:
+            raise
+        except ConnectionRefusedError:
+            reason = "nothing listens there"
+        except (OSError, ValueError, TypeError) as error:
+            reason = str(error) or type(error).__name__
+        time.sleep(min(0.2, max(left, 0)))
+    raise UserError(
+        f"Host {index} waited {wait:g} s for host 0 at {address} in vain ({reason}): start host 0, check the address "
+        "and that its port can be reached from here, or wait longer with --join_timeout."
+    )
+
+
+def _gather(address: str, hello: dict[str, Any], until: float, wait: float) -> dict[int, socket.socket]:
+    count, port = hello["hosts"], int(address.rpartition(":")[2])
+    peers: dict[int, socket.socket] = {}
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+        door = socket.create_server(("", port), family=family, backlog=count, dualstack_ipv6=both)
+    except OSError as error:
+        raise UserError(
+            f"Host 0 can't listen at port {port} ({error.strerror}): choose another in --coordinator, the same on all."
+        ) from error
+    with door:
+        while len(peers) < count - 1:
+            door.settimeout(max(until - time.monotonic(), 0.001))
+            try:
+                peer, _ = door.accept()
+            except TimeoutError:
+                missing = ", ".join(str(i) for i in range(1, count) if i not in peers)
+                sentence = (
+                    f"Host 0 waited {wait:g} s at {address} and of {count} hosts these never joined: {missing}. Start "
+                    "all with the same --coordinator and --hosts, each with its own --host; or wait longer with "
+                    "--join_timeout."
+                )
+                _tell(list(peers.values()), {"refused": sentence})
+                raise UserError(sentence) from None
+            peer.settimeout(5.0)
+            try:
+                other = json.loads(_line(peer))
+                number = int(other["host"])
+            except (OSError, ValueError, TypeError, KeyError):
+                peer.close()  # none of ours
+                continue
+            if refused := _refuse(hello, other, number in peers and _alive(peers[number])):
+                _tell([peer], {"refused": refused})
+            else:
+                peers[number] = peer
+    _tell(list(peers.values()), {"go": count})
+    return dict(sorted(peers.items()))
+
+
+def _refuse(hello: dict[str, Any], other: dict[str, Any], there: bool) -> str | None:
+    number, count = other["host"], hello["hosts"]
+    if other["hosts"] != count or not 0 < number < count:
+        return f"Host {number} was started as one of {other['hosts']} and host 0 as one of {count}: give all the same."
+    if there:
+        return f"There is a host {number} of this job already: give each host a --host of its own."
+    if other["about"] != hello["about"]:
+        return (
+            f"Host {number} was started with another configuration or version than host 0: start all alike."
+        )
+    return None
+
+
+def _tell(peers: list[socket.socket], message: dict[str, Any]) -> None:
+    for peer in peers:
+        # One that is gone is found out by who waits for it.
+        with contextlib.suppress(OSError):
+            peer.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _alive(peer: socket.socket) -> bool:
+    peer.setblocking(False)
+    try:
+        return peer.recv(1) != b""
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+
+
+def _line(peer: socket.socket) -> bytes:
+    """What it says up to the end of a line, and no byte more: what follows is the watch's."""
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = peer.recv(1)
+        if not byte:
+            raise ConnectionResetError("it closed the connection")
+        line += byte
+    return line
+
+
+class Watch(threading.Thread):
+    """Hears from the other hosts (host 0 from all, the others from host 0), and ends this one when one is lost."""
+
+    def __init__(self, peers: dict[int, socket.socket], host: int, patience: float):
+        super().__init__(name="hosts", daemon=True)
+        self.advice: Callable[[], str] = lambda: "start the job again."
+        self._peers, self._host, self._patience = peers, host, patience
+        self._done: set[int] = set()
+        self._lock = threading.Lock()
+        self.start()
+
+    def tell(self, message: Any, but: int | None = None) -> None:
+        with self._lock:
+            _tell([peer for number, peer in self._peers.items() if number != but], message)
+
+    def leave(self) -> None:
+        self._done.update(self._peers)
+        self.tell({"done": self._host})
+
+    def run(self) -> None:
+        pulse = min(self._patience / 6, 10.0)
+        heard, rests = dict.fromkeys(self._peers, time.monotonic()), dict.fromkeys(self._peers, b"")
+        selector, told = selectors.DefaultSelector(), 0.0
+        for number, peer in self._peers.items():
+            peer.settimeout(self._patience)
+            selector.register(peer, selectors.EVENT_READ, number)
+        while set(self._peers) - self._done:
+            for key, _ in selector.select(pulse):
+                heard[key.data] = time.monotonic()
+                *lines, rests[key.data] = (rests[key.data] + self._read(key, selector)).split(b"\n")
+                for line in lines:
+                    self._hear(key.data, json.loads(line))
+            if time.monotonic() - told > pulse:
+                told = time.monotonic()
+                self.tell(None)
+            for number in set(self._peers) - self._done:
+                if time.monotonic() - heard[number] > self._patience:
+                    self._lose(
+                        number, f"is gone: nothing was heard of it for {self._patience:g} s (--host_timeout)"
+                    )
+
+    def _read(self, key: selectors.SelectorKey, selector: selectors.BaseSelector) -> bytes:
+        peer = typing.cast(socket.socket, key.fileobj)
+        try:
+            data = peer.recv(65536)
+        except OSError:
+            data = b""
+        if not data:
+            selector.unregister(peer)
+            if key.data not in self._done:
+                self._lose(key.data, "is gone: its connection closed")
+        return data
+
+    def _hear(self, number: int, message: Any) -> None:
+        if message is None:
+            return
+        if "done" in message:
+            self._done.add(number)
+        elif "lost" in message:
+            self._say(message["lost"])
+        else:
+            self._lose(number, f"ended with an error ({message['ended'].rstrip('.')})")
+
+    def _lose(self, number: int, what: str) -> NoReturn:
+        lost = f"Another host of this job, host {number}, {what}"
+        self.tell({"lost": lost}, but=number)
+        self._say(lost)
+
+    def _say(self, lost: str) -> NoReturn:
+        # Past Python's own streams, which the main thread may hold.
+        sentence = f"{lost}; {self.advice()}"
+        os.write(2, f"{chr(10) if os.isatty(2) else ''}error: {sentence}\n".encode())
+        end_process(2)
+
+
+def end_process(status: int) -> NoReturn:
+    """Ends it at once: what libraries do at exit would wait for the hosts that are gone."""
+    sys.stdout.flush()
+    os._exit(status)

@@ -1,0 +1,63 @@
+"""Ending a run when somebody asks for it: signals, and how several hosts agree on the step."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from sora_jax.mesh import MESH_AXES, sharding
+
+
+class Stop:
+    """Whether somebody asked the run to stop."""
+
+    requested = False
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """The first SIGTERM or SIGINT asks the loop to stop; a second one ends it at once."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def ask(number: int, frame: Any) -> None:
+        stop.requested = True
+        restore()
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        restore()
+
+
+def anywhere(mesh: Mesh, stop: Stop) -> jax.Array | bool:
+    """Whether any host is asked to stop: known to all when the devices have come so far, so at the same step."""
+    if jax.process_count() == 1:
+        return stop.requested
+    flags = NamedSharding(mesh, PartitionSpec(MESH_AXES))
+    own = np.full(jax.local_device_count(), stop.requested)
+    asked = jax.make_array_from_process_local_data(flags, own, (jax.device_count(),))
+    return _any(mesh)(asked)
+
+
+@functools.cache
+def _any(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(jnp.any, out_shardings=sharding(mesh, ""))
