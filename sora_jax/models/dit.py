@@ -177,7 +177,9 @@ class Block(nnx.Module):
         h = rms_norm(x_bnd).astype(dtype) * (1 + scale1) + shift1
         q, k, v = (constrain(x.squeeze(2), "BNHF") for x in jnp.split(self.qkv(h), 3, axis=2))
         qk_scale = self.qk_scale[...]
-        q, k = rotate(rms_norm(q, qk_scale[0]), angles), rotate(rms_norm(k, qk_scale[1]), angles)
+        # Pinned, or a mesh's all-to-alls take the halves that are turned one by one.
+        q = constrain(rotate(rms_norm(q, qk_scale[0]), angles), "BNHF")
+        k = constrain(rotate(rms_norm(k, qk_scale[1]), angles), "BNHF")
         h = attend(q, k, v, segment_ids_bn, config.attention, config.sequence)
         h = constrain(h, "BNHF").reshape(B, N, D)
         x_bnd = constrain(x_bnd + gate1 * self.out(h), "BND")
