@@ -1,0 +1,1 @@
+"""What a configuration would cost on devices that aren't at hand."""
