@@ -15,6 +15,7 @@ from sora_jax.models.attention import BACKENDS, attend
 from sora_jax.models.attention_blocks import sharing
 from sora_jax.models.attention_cpu import SIZES, blocked, make_blocks, meetings
 from sora_jax.models.attention_gpu import Tile, Tiles, flash
+from sora_jax.models.attention_ring import ring
 from sora_jax.models.attention_tpu import splash
 
 B, N, H, F = 2, 16, 2, 8
@@ -26,6 +27,8 @@ KERNELS = BACKENDS | {
     "cpu, small": partial(blocked, sizes=(6, 5, 4, 2)),
     "cpu, several runs a block": partial(blocked, sizes=(8, 6, 2)),
     "cpu, two sizes": partial(blocked, sizes=(4, 1)),
+    "ring of one": ring,
+    "ring of one, chunks": partial(ring, chunk=5),
 }
 every_backend = pytest.mark.parametrize("backend", KERNELS)
 

@@ -27,7 +27,7 @@ def meshes():
 
 
 def test_every_mesh_gives_what_one_device_gives(meshes):
-    assert len(meshes) == 20
+    assert len(meshes) == 18
     for mesh in meshes:
         assert mesh["error"] < 1e-5, mesh
 
@@ -47,7 +47,9 @@ def test_collectives_are_where_the_design_says(meshes):
 
 def test_rows_are_exchanged_by_heads_as_often_as_they_must(meshes):
     """q, k, v and the result, there and back; and all four once more, as `remat` has them computed anew."""
-    [kinds] = [mesh["collectives"] for mesh in meshes if (mesh["model"], [*mesh["sizes"]]) == ("dit", ["sequence"])]
+    [kinds] = [
+        mesh["collectives"] for mesh in meshes if (mesh["model"], [*mesh["sizes"]]) == ("dit", ["sequence"])
+    ]
     assert kinds["all-to-all"][str(8 * TOKENS // 8 * CONFIG.width * 4)] == CONFIG.layers * 12
 
 
@@ -58,7 +60,9 @@ def test_a_ring_sends_what_the_design_says_and_nothing_else_is_exchanged_between
         share = rows * TOKENS * CONFIG.width * 4 // (devices * mesh["sizes"].get("tensor", 1))
         # Forward k and v; backward q, what came back, and what q gathers, which goes home and one hop more.
         hops = 2 * (devices - 1) + 2 * (devices - 1) + devices + 1
-        assert kinds["collective-permute"][str(share)] == CONFIG.layers * hops, mesh
+        # With two devices the first of them brings nothing, and the compiler takes it out of the layers' loop.
+        sent = CONFIG.layers * hops if devices > 2 else CONFIG.layers * (hops - 1) + 1
+        assert kinds["collective-permute"][str(share)] == sent, mesh
         if "tensor" not in mesh["sizes"]:  # which has weights exchanged
             narrow = rows * TOKENS * 4
             assert max(map(int, kinds["all-to-all"])) <= narrow, mesh

@@ -7,12 +7,11 @@ keys: with what came back into them and the gradient that they gather they are t
 theirs would be four. A device works in plain XLA, whatever its platform's kernel is, chunk by chunk, so that memory
 grows with n; chunks and whole rounds that share no run are left out, though what is exchanged isn't.
 
-Which way is better? A device sends, a layer and forward, by heads 4 (p - 1)/p arrays of [n, D], and the arithmetic waits
-for them; tensor x sequence must divide the heads. By the ring it sends 2 (p - 1), p/2 times as much, but beside the
-arithmetic: a round is 4 n operations for each two numbers sent. Only `tensor` must divide the heads. So by heads while
-there are heads enough: its kernels are the platform's own, and work between packed runs is dealt out evenly, where the
-ring's rounds wait for the device that has most to do. By the ring for runs as long as their rows, on more devices than
-heads.
+Which way is better? A device sends, a layer and forward, by heads 4 (p - 1)/p arrays of [n, D], which the arithmetic
+waits for, and tensor x sequence must divide the heads. By the ring it sends 2 (p - 1), p/2 times as much, but beside
+the arithmetic, 2n operations for each number sent; and only `tensor` must divide the heads. So by heads while there are
+heads enough: kernels are the platform's own, and what packed runs cost is dealt out evenly, where each round of the
+ring waits for the device that has most to do. By the ring on more devices than that, for runs as long as their rows.
 """
 
 from __future__ import annotations

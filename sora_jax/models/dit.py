@@ -236,13 +236,16 @@ class DiT(nnx.Module):
         coords = lay(jnp.concatenate([text_coords, batch.coords], axis=1), "BNC")
 
         words = rms_norm(batch.text)
-        text = lay_out(self.text_in(words.astype(dtype)), jnp.minimum(order, M - 1), inverse[:, :M])
         patches = self.patch_in(of_patches(patches_bnp).astype(dtype))
         if config.absolute:
             patches = patches + self.position_in(_position(coords, config).astype(dtype))
         if config.hints:
             patches = patches + self.hints_in(of_patches(batch.hints).astype(dtype))
-        x = constrain(jnp.where((order < M)[..., None], text, patches).astype(jnp.float32), "BND")
+        x = patches
+        if M:  # or there is nothing to take words from
+            text = lay_out(self.text_in(words.astype(dtype)), jnp.minimum(order, M - 1), inverse[:, :M])
+            x = jnp.where((order < M)[..., None], text, x)
+        x = constrain(x.astype(jnp.float32), "BND")
         angles = rotary_angles(coords, config.width // config.heads, config.rope_periods)
         condition = self.sigma_in(fourier(sigma_bs, 256, longest=4.0, shortest=2e-3))
         if config.pooled_text:

@@ -85,7 +85,7 @@ def collectives(hlo_text: str) -> list[Collective]:
 
 def totals(found: Iterable[Collective]) -> dict[str, tuple[int, int]]:
     """Of each kind that occurs, how many a step runs and the bytes of their buffers."""
-    sums = {kind: (0, 0) for kind in KINDS}
+    sums = dict.fromkeys(KINDS, (0, 0))
     for one in found:
         count, size = sums[one.kind]
         sums[one.kind] = count + one.times, size + one.times * one.bytes
@@ -127,7 +127,7 @@ def _times(computations: dict[str, tuple[bool, list[str]]], entry: str) -> dict[
             order[name] = None
 
     visit(entry)
-    times = {name: (0, True) for name in order}
+    times = dict.fromkeys(order, (0, True))
     times[entry] = 1, True
     for name in reversed(order):
         own, own_known = times[name]
@@ -142,7 +142,9 @@ def _trips(line: str, condition: list[str]) -> int | None:
     if match := re.search(r'known_trip_count":\{"n":"(\d+)"', line):
         return int(match[1])
     constants = {
-        m[1]: int(m[2]) for text in condition if (m := re.search(r"%(\S+) = s32\[\]\S* constant\((\d+)\)", text))
+        m[1]: int(m[2])
+        for text in condition
+        if (m := re.search(r"%(\S+) = s32\[\]\S* constant\((\d+)\)", text))
     }
     root = next((text for text in condition if text.lstrip().startswith("ROOT")), "")
     bound = re.search(r" compare\(%\S+, %(\S+)\), direction=LT", root)
