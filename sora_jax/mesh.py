@@ -30,6 +30,7 @@ LETTER_AXES: dict[str, str | tuple[str, ...]] = {
 HEADS = ("tensor", "sequence")
 # Parameters, their averages and the optimizer's moments lie split over all of these (ZeRO-3).
 KEPT_OVER = ("tensor", "fsdp", "sequence")
+HOST_MEMORY = "pinned_host"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,6 +217,26 @@ def _axes(names: str | tuple[str, ...]) -> tuple[str, ...]:
 
 def _parts(mesh: Any, axes: str | tuple[str, ...]) -> int:
     return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in _axes(axes))
+
+
+def on_host(shardings: Any) -> Any:
+    """The same shardings in the memory of the devices' host, from where `to_device` brings arrays inside jit.
+
+    Raises:
+      UserError: these devices have no such memory.
+    """
+    device = jax.local_devices()[0]
+    if HOST_MEMORY not in {memory.kind for memory in device.addressable_memories()}:
+        raise UserError(
+            f"The optimizer's state can't be kept on the host: devices of kind {device.device_kind!r} have no "
+            f"{HOST_MEMORY} memory; set config.optim.offload=False."
+        )
+    return jax.tree.map(lambda kept: kept.with_memory_kind(HOST_MEMORY), shardings)
+
+
+def to_device(tree: Any) -> Any:
+    """Arrays in the devices' own memory, inside jit; those that are there stay as they are."""
+    return jax.tree.map(lambda x: jax.device_put(x, jax.memory.Space.Device), tree)
 
 
 def place_rows(mesh: Mesh, batch: Any) -> Any:

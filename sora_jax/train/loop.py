@@ -29,7 +29,15 @@ from ml_collections import ConfigDict
 
 from sora_jax.config import component
 from sora_jax.errors import UserError, atomic_path
-from sora_jax.mesh import MeshConfig, make_mesh, parameter_sharding, place_rows, sharding
+from sora_jax.mesh import (
+    MeshConfig,
+    make_mesh,
+    on_host,
+    parameter_sharding,
+    place_rows,
+    sharding,
+    to_device,
+)
 from sora_jax.train.checkpoint import CheckpointConfig, Checkpoints, keep_config, named_leaves
 from sora_jax.train.metrics import LogConfig, RunLog, Work, parameter_count
 from sora_jax.train.optim import OptimConfig, ema_update, make_optimizer, make_schedule
@@ -100,6 +108,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
         init, step_fn = make_steps(objective, loop.optim)
         abstract = jax.eval_shape(init, root)
         placed = jax.tree.map(lambda leaf: parameter_sharding(mesh, leaf.shape), abstract)
+        if loop.optim.offload:
+            placed = dataclasses.replace(placed, opt_state=on_host(placed.opt_state))
         data = iter(objective.data(config, jax.process_index(), jax.process_count()))
         update = jax.jit(step_fn, donate_argnums=0, out_shardings=(placed, sharding(mesh, "")))
 
@@ -172,7 +182,8 @@ def make_steps(objective: Any, config: OptimConfig) -> tuple[Callable, Callable]
         (loss, metrics), gradients = jax.value_and_grad(objective.loss, has_aux=True)(
             state.params, batch, key
         )
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        opt_state = to_device(state.opt_state) if config.offload else state.opt_state
+        updates, opt_state = optimizer.update(gradients, opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = None if state.ema is None else ema_update(state.ema, params, config.ema_decay, state.step)
         own = {
