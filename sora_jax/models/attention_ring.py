@@ -71,6 +71,9 @@ def _forward(
         following = _pass_on(keys, devices)
         return (_meet(state, (q, ids), keys), following), None
 
+    given = q, k, v, ids
+    # What hangs on ids alone is the same in each layer: JAX would compute it before them, and keep all masks at once.
+    q, k, v, ids = lax.optimization_barrier(given)
     zeros = jnp.zeros(q.shape[:-1])
     state = jnp.zeros(q.shape), zeros, zeros + _LOWEST
     (state, last), _ = lax.scan(go_round, (state, (k, v, ids)), None, length=devices - 1)
@@ -78,7 +81,7 @@ def _forward(
     total = jnp.where(total > 0, total, 1.0)
     made = (out / total[..., None]).astype(q.dtype), peak + jnp.log(total)
     out, normaliser = (checkpoint_name(x, CHECKPOINT) for x in made)
-    return out, (q, k, v, ids, out, normaliser)
+    return out, (*given, out, normaliser)
 
 
 def _meet(state: Any, queries: Any, keys: Any) -> Any:
@@ -106,7 +109,7 @@ def _merge(sums: Any, queries: Any, keys: Any) -> Any:
 
 
 def _backward(devices: int, kept: Any, pulled: jax.Array) -> tuple[Any, ...]:
-    q, k, v, ids, out, normaliser = kept
+    pulled, (q, k, v, ids, out, normaliser) = lax.optimization_barrier((pulled, kept))
     through_sum = jnp.sum(pulled.astype(jnp.float32) * out, axis=-1)
     nothing = jnp.zeros(q.shape)
 
