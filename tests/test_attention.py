@@ -1,5 +1,7 @@
 """Every attention backend against softmax attention in NumPy, where each run is alone."""
 
+import math
+import re
 from collections.abc import Callable
 from functools import lru_cache, partial
 
@@ -127,6 +129,21 @@ def test_bfloat16_keeps_its_dtype_and_its_three_digits(backend):
     exact = attend(*(x.astype(jnp.float32) for x in (q, k, v)), ids, "reference")
     filled = np.s_[:, :12]  # what an empty slot holds is a kernel's own affair
     np.testing.assert_allclose(np.asarray(out, np.float32)[filled], exact[filled], atol=0.03)
+
+
+def test_a_ring_in_layers_holds_no_array_of_all_pairs():
+    """Masks depend on ids alone: without care JAX computes all of them at once, before the layers."""
+    n, F = 64, 2
+
+    def loss(x, ids):
+        layer = lambda x, _: (ring(x, x, x, ids, chunk=8), None)
+        return jnp.sum(jax.lax.scan(jax.checkpoint(layer), x, None, length=3)[0])
+
+    shapes = jax.ShapeDtypeStruct((1, n, 1, F), jnp.float32), jax.ShapeDtypeStruct((1, n), jnp.int32)
+    text = str(jax.make_jaxpr(jax.grad(loss))(*shapes))
+    sizes = [math.prod(map(int, shape.split(","))) for shape in re.findall(r"\w\[(\d[\d,]*)\]", text)]
+    assert n * F in sizes
+    assert max(sizes) <= 3 * n * F  # what three layers keep
 
 
 def test_auto_is_what_suits_this_machine():

@@ -175,12 +175,18 @@ def error(compiled: Any, model: Any, given: Any, placing: tuple[Mesh, Any]) -> f
 
 def print_row(row: dict[str, Any]) -> None:
     predicted, found = row["predicted"], row["found"]
-    kinds = ", ".join(f"{count} {kind} {size / 1e6:.1f} MB" for kind, (count, size) in row["all"].items())
-    print(
-        f"| {row['way']} | {row['parts']} | {predicted['count']} | {found['count']} | {predicted['sent'] / 1e6:.1f} | "
-        f"{found['sent'] / 1e6:.1f} | {row['temporaries'] / 2**20:.0f} | {row.get('error', float('nan')):.1e} | {kinds} |",
-        flush=True,
-    )
+    cells = [
+        row["way"],
+        row["parts"],
+        *(
+            f"{predicted[key] * unit:.4g} / {found[key] * unit:.4g}"
+            for key, unit in (("count", 1), ("sent", 1e-6))
+        ),
+        f"{row['temporaries'] / 1e6:.1f}",
+        f"{row['error']:.1e}" if "error" in row else "",
+        ", ".join(f"{count} {kind} {size / 1e6:.3g}" for kind, (count, size) in row["all"].items()),
+    ]
+    print("|", " | ".join(map(str, cells)), "|", flush=True)
 
 
 if __name__ == "__main__":

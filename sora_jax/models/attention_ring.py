@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -66,17 +67,17 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array, devices: i
 def _forward(
     q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array, devices: int
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    def go_round(carry: Any, _: None) -> tuple[Any, None]:
+    def go_round(carry: Any) -> Any:
         state, keys = carry
         following = _pass_on(keys, devices)
-        return (_meet(state, (q, ids), keys), following), None
+        return _meet(state, (q, ids), keys), following
 
     given = q, k, v, ids
     # What hangs on ids alone is the same in each layer: JAX would compute it before them, and keep all masks at once.
     q, k, v, ids = lax.optimization_barrier(given)
     zeros = jnp.zeros(q.shape[:-1])
     state = jnp.zeros(q.shape), zeros, zeros + _LOWEST
-    (state, last), _ = lax.scan(go_round, (state, (k, v, ids)), None, length=devices - 1)
+    state, last = _rounds(go_round, (state, (k, v, ids)), devices)
     out, total, peak = _meet(state, (q, ids), last)
     total = jnp.where(total > 0, total, 1.0)
     made = (out / total[..., None]).astype(q.dtype), peak + jnp.log(total)
@@ -113,16 +114,18 @@ def _backward(devices: int, kept: Any, pulled: jax.Array) -> tuple[Any, ...]:
     through_sum = jnp.sum(pulled.astype(jnp.float32) * out, axis=-1)
     nothing = jnp.zeros(q.shape)
 
-    def go_round(carry: Any, _: None) -> tuple[Any, None]:
+    def go_round(carry: Any) -> Any:
         to_keys, to_q, queries = carry
         following = _pass_on(queries, devices)
         # What these queries gathered before comes after them, while they are computed with.
         gathered = _pass_on(to_q, devices)
         to_keys, to_q = _meet_back((to_keys, nothing), queries, (k, v, ids))
-        return (to_keys, gathered + to_q, following), None
+        return to_keys, gathered + to_q, following
 
-    carry: Any = (nothing, nothing), nothing, (q, pulled, normaliser, through_sum, ids)
-    (to_keys, to_q, last), _ = lax.scan(go_round, carry, None, length=devices - 1)
+    # Few arrays: of those that travel at once, TPUs' compiler had five beside the arithmetic, and a sixth waited.
+    statistics = jnp.stack([normaliser, through_sum], axis=1)
+    carry: Any = (nothing, nothing), nothing, (q, pulled, statistics, ids)
+    to_keys, to_q, last = _rounds(go_round, carry, devices)
     gathered = _pass_on(to_q, devices)
     (to_k, to_v), to_q = _meet_back((to_keys, nothing), last, (k, v, ids))
     to_q = _pass_on(gathered + to_q, devices)
@@ -152,7 +155,7 @@ def _meet_back(state: Any, queries: Any, keys: Any) -> Any:
 def _pull(sums: Any, queries: Any, keys: Any) -> Any:
     """Adds what a chunk of keys and one of queries give each other to ((to_k, to_v), to_q)."""
     ((to_k, to_v), to_q), (k, v, own) = sums, keys
-    q, pulled, normaliser, through_sum, theirs = queries
+    q, pulled, (normaliser, through_sum), theirs = queries
     logits = _product("bhqf,bhkf->bhqk", q, k) - normaliser[..., None]
     weights = jnp.where(_same_run(theirs, own), jnp.exp(logits), 0.0)
     through = _product("bhqf,bhkf->bhqk", pulled, v) - through_sum[..., None]
@@ -160,6 +163,13 @@ def _pull(sums: Any, queries: Any, keys: Any) -> Any:
     to_k = to_k + _product("bhqk,bhqf->bhkf", to_logits, q)
     to_v = to_v + _product("bhqk,bhqf->bhkf", weights.astype(q.dtype), pulled)
     return (to_k, to_v), to_q + _product("bhqk,bhkf->bhqf", to_logits, k)
+
+
+def _rounds(go_round: Callable[[Any], Any], carry: Any, devices: int) -> Any:
+    """All rounds but the last."""
+    if devices == 1:
+        return carry
+    return lax.scan(lambda carry, _: (go_round(carry), None), carry, None, length=devices - 1)[0]
 
 
 def _pass_on(tree: Any, devices: int) -> Any:
