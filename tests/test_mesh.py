@@ -1,7 +1,9 @@
 """The mesh and its one table; several devices are virtual CPU devices in a process of their own."""
 
 import os
+import pathlib
 import re
+import runpy
 import subprocess
 import sys
 
@@ -26,6 +28,7 @@ from sora_jax.mesh import (
     spec,
 )
 from sora_jax.models.dit import DiTConfig
+from sora_jax.train.objectives import make_objective
 
 
 def test_one_device():
@@ -85,6 +88,19 @@ def test_slots_must_divide_over_sequence():
         model = jax.eval_shape(lambda: make_dit())
         with pytest.raises(UserError, match="20 slots for patches and 6 for words"):
             jax.eval_shape(model, BATCH.patches, BATCH, LEVELS[0])
+
+
+def test_training_tells_what_a_mesh_can_not_split_before_it_reads_data(tmp_path):
+    config = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "configs" / "toyworld_dit.py"))[
+        "get_config"
+    ]()
+    key = jax.random.key(0)
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1, 1, 1, 7), MESH_AXES)):
+        with pytest.raises(UserError, match=r"3 heads .* sequence = 7 .* set dit.sequence='ring'"):
+            make_objective(config, tmp_path).init(key)
+        config.dit.sequence = "ring"
+        with pytest.raises(UserError, match=r"A row of \d+ slots .* over sequence = 7 .*row_tokens"):
+            make_objective(config, tmp_path).init(key)
 
 
 def test_constrain_without_a_mesh_does_nothing_and_checks_its_letters():
