@@ -102,14 +102,14 @@ def predict(config: DiTConfig, parts: int, share: int) -> dict[str, float]:
     """By hand, of what is as wide as the model: how many exchanges a step, and bytes that leave a device.
 
     A share is a device's slots of all rows, as wide as the model. By heads: q, k, v and the result forward, their
-    gradients backward. By the ring: k and v forward, and backward q and what came back, parts - 1 times each; and the
-    gradient of q, in float32, parts + 1 times.
+    gradients backward. By the ring: k and v forward, and backward q and what came back, parts - 1 times each; the
+    gradient of q parts times in float32 and home in its own type.
     """
     if config.sequence == "heads":
         count = config.layers * 8
         return {"count": count, "sent": count * share * (parts - 1) / parts}
     wide = share // jnp.dtype(config.dtype).itemsize * 4
-    often, gathered = config.layers * 4 * (parts - 1), config.layers * (parts + 1)
+    often, gathered = config.layers * (4 * (parts - 1) + 1), config.layers * parts
     return {"count": often + gathered, "sent": often * share + gathered * wide}
 
 

@@ -128,8 +128,8 @@ def _backward(devices: int, kept: Any, pulled: jax.Array) -> tuple[Any, ...]:
     to_keys, to_q, last = _rounds(go_round, carry, devices)
     gathered = _pass_on(to_q, devices)
     (to_k, to_v), to_q = _meet_back((to_keys, nothing), last, (k, v, ids))
-    to_q = _pass_on(gathered + to_q, devices)
-    return to_q.astype(q.dtype), to_k.astype(k.dtype), to_v.astype(v.dtype), None
+    to_q = _pass_on((gathered + to_q).astype(q.dtype), devices)
+    return to_q, to_k.astype(k.dtype), to_v.astype(v.dtype), None
 
 
 def _meet_back(state: Any, queries: Any, keys: Any) -> Any:
