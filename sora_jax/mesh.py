@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,10 +27,11 @@ LETTER_AXES: dict[str, str | tuple[str, ...]] = {
     "W": "tensor",
 }
 # While a token attends to its row, rows are whole and a device has some of the heads instead (DeepSpeed-Ulysses,
-# Jacobs et al. 2023): the exchange is two all-to-alls a layer.
+# Jacobs et al. 2023), by all-to-alls; or rows stay split, and keys go round (`models/attention_ring.py`).
 HEADS = ("tensor", "sequence")
 # Parameters, their averages and the optimizer's moments lie split over all of these (ZeRO-3).
 KEPT_OVER = ("tensor", "fsdp", "sequence")
+HOST_MEMORY = "pinned_host"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,29 +136,74 @@ def by_heads(
     Raises:
       UserError: tensor x sequence devices don't divide the heads.
     """
-    mesh = jax.sharding.get_abstract_mesh()
+    return _deal(function, None, HEADS, (q_bnhf, k_bnhf, v_bnhf, ids_bn))
+
+
+def by_slots(
+    function: Callable[..., jax.Array],
+    q_bnhf: jax.Array,
+    k_bnhf: jax.Array,
+    v_bnhf: jax.Array,
+    ids_bn: jax.Array,
+) -> jax.Array:
+    """As `by_heads`, but each device has slots of its own, with some of the heads where `tensor` splits them.
+
+    `function` asks other devices along `sequence` for what it needs of theirs.
+
+    Raises:
+      UserError: `tensor` devices don't divide the heads.
+    """
+    return _deal(function, LETTER_AXES["N"], LETTER_AXES["H"], (q_bnhf, k_bnhf, v_bnhf, ids_bn))
+
+
+def _deal(
+    function: Callable[..., jax.Array],
+    slots: str | tuple[str, ...] | None,
+    heads: str | tuple[str, ...],
+    given: tuple[jax.Array, ...],
+) -> jax.Array:
+    mesh, q_bnhf = jax.sharding.get_abstract_mesh(), given[0]
     if mesh.size <= 1:
-        return function(q_bnhf, k_bnhf, v_bnhf, ids_bn)
-    rows, heads = q_bnhf.shape[0], q_bnhf.shape[2]
-    check_heads(heads)
-    over = LETTER_AXES["B"] if rows % _parts(mesh, LETTER_AXES["B"]) == 0 else None
-    split, ids = PartitionSpec(over, None, HEADS), PartitionSpec(over)
-    whole_rows = jax.shard_map(
-        function, in_specs=(split, split, split, ids), out_specs=split, check_vma=False
-    )
-    return whole_rows(q_bnhf, k_bnhf, v_bnhf, ids_bn)
+        return function(*given)
+    check_heads(q_bnhf.shape[2], heads)
+    rows = LETTER_AXES["B"] if q_bnhf.shape[0] % _parts(mesh, LETTER_AXES["B"]) == 0 else None
+    split, ids = PartitionSpec(rows, slots, heads), PartitionSpec(rows, slots)
+    dealt = jax.shard_map(function, in_specs=(split, split, split, ids), out_specs=split, check_vma=False)
+    return dealt(*given)
 
 
-def check_heads(heads: int) -> None:
-    """Raises UserError where the mesh that is set can't deal out so many heads."""
-    mesh = jax.sharding.get_abstract_mesh()
-    parts = 1 if mesh.empty else _parts(mesh, HEADS)
+def sequence_is_split() -> bool:
+    """Whether the mesh that is set splits rows' slots over devices."""
+    return _parts(jax.sharding.get_abstract_mesh(), LETTER_AXES["N"]) > 1
+
+
+def check_heads(heads: int, over: str | tuple[str, ...] = HEADS) -> None:
+    """Raises UserError where the mesh that is set can't deal out so many heads over these of its axes."""
+    mesh, axes = jax.sharding.get_abstract_mesh(), _axes(over)
+    parts = _parts(mesh, axes)
     if heads % parts:
-        fitting = [n for n in range(1, heads + 1) if heads % n == 0]
+        fitting = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+        product = " x ".join(f"config.mesh.{axis}" for axis in axes)
+        others = ", or set dit.sequence='ring', which splits heads over tensor alone" if over == HEADS else ""
         raise UserError(
-            f"A model of {heads} heads can't be split over tensor x sequence = {parts} devices: make "
-            f"config.mesh.tensor x config.mesh.sequence one of {', '.join(map(str, fitting))}."
+            f"A model of {heads} heads can't be split over {' x '.join(axes)} = {parts} devices: make {product} "
+            f"one of {fitting}{others}."
         )
+
+
+def check_slots(patches: int, words: int) -> None:
+    """Raises UserError where the mesh that is set can't deal out a row of so many slots of patches and of words."""
+    parts = _parts(jax.sharding.get_abstract_mesh(), LETTER_AXES["N"])
+    if patches % parts or words % parts:
+        raise UserError(
+            f"A row of {patches} slots for patches and {words} for words can't be split over sequence = {parts} "
+            f"devices: make both multiples of {parts}, such as {_up(patches, parts)} and {_up(words, parts)} "
+            "(config.pipeline.row_tokens and row_text), or change config.mesh.sequence."
+        )
+
+
+def _up(count: int, parts: int) -> int:
+    return -(-count // parts) * parts
 
 
 def parameter_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
@@ -183,8 +229,32 @@ def parameter_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, names if len(names) > 1 else names[0]))
 
 
-def _parts(mesh: Any, axes: Sequence[str]) -> int:
-    return math.prod(mesh.shape[axis] for axis in axes)
+def _axes(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names
+
+
+def _parts(mesh: Any, axes: str | tuple[str, ...]) -> int:
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in _axes(axes))
+
+
+def on_host(shardings: Any) -> Any:
+    """The same shardings in the memory of the devices' host, from where `to_device` brings arrays inside jit.
+
+    Raises:
+      UserError: these devices have no such memory.
+    """
+    device = jax.local_devices()[0]
+    if HOST_MEMORY not in {memory.kind for memory in device.addressable_memories()}:
+        raise UserError(
+            f"The optimizer's state can't be kept on the host: devices of kind {device.device_kind!r} have no "
+            f"{HOST_MEMORY} memory; set config.optim.offload=False."
+        )
+    return jax.tree.map(lambda kept: kept.with_memory_kind(HOST_MEMORY), shardings)
+
+
+def to_device(tree: Any) -> Any:
+    """Arrays in the devices' own memory, inside jit; those that are there stay as they are."""
+    return jax.tree.map(lambda x: jax.device_put(x, jax.memory.Space.Device), tree)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,12 +1,15 @@
 """Run with eight simulated devices: loss and gradients of a packed transformer on every mesh, against one device.
 
-Prints a line a mesh: its sizes, the largest relative error, and how many collectives of each kind the program has.
+Prints a line a mesh: its sizes, the largest relative error, and how often a step runs collectives of each kind, by the
+bytes of their buffers. A folder, if one is given, gets the compiled texts.
 """
 
 import collections
+import concurrent.futures
 import dataclasses
 import itertools
 import json
+import os
 import pathlib
 import re
 import sys
@@ -21,25 +24,32 @@ from flax import nnx
 from tiny_batch import RUNS, pack_rows, wave
 
 from sora_jax.mesh import MESH_AXES, MeshConfig, make_mesh, parameter_sharding, place_rows
-from sora_jax.models.dit import DiT
+from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.models.vae import VAE, VAEConfig
+from sora_jax.plan.hlo import collectives
 
 CONFIG = dataclasses.replace(
-    tiny_batch.CONFIG, width=48, heads=8, layers=2, hints=True, attention="cpu", remat="dots"
+    tiny_batch.CONFIG, width=48, heads=8, layers=2, hints=True, attention="reference", remat="dots"
 )
-SLOTS, WORDS = 28, 8
+KERNEL = dataclasses.replace(CONFIG, attention="cpu")
+RING = dataclasses.replace(CONFIG, sequence="ring")
+SLOTS, WORDS = 24, 8
 TOKENS = SLOTS + WORDS
-KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 SIZES = (
     *({axis: 8} for axis in MESH_AXES),
     *({one: 2, other: 4} for one, other in itertools.combinations(MESH_AXES, 2)),
-    *({axis: 2 for axis in MESH_AXES if axis != whole} for whole in MESH_AXES),
+    *({axis: 2 for axis in MESH_AXES if axis != whole} for whole in reversed(MESH_AXES)),
+)
+RING_SIZES = (
+    {"sequence": 8},
+    {"data": 2, "sequence": 4},
+    {"fsdp": 2, "tensor": 2, "sequence": 2},
 )
 
 
-def make_model() -> DiT:
+def make_model(config: DiTConfig) -> DiT:
     """No parameter is zero, so that each has a gradient."""
-    shapes = jax.eval_shape(lambda: DiT(CONFIG, rngs=nnx.Rngs(0)))
+    shapes = jax.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0)))
     return jax.tree.map(lambda x: wave(*x.shape) / np.sqrt(x.shape[-2] if x.ndim > 1 else 4), shapes)
 
 
@@ -64,39 +74,61 @@ def vae_loss(model: VAE, clip: jax.Array) -> jax.Array:
 
 
 def main() -> None:
-    compare("dit", loss, make_model(), make_batch(), SIZES)
+    batch = make_batch()
+    expected = on_one_device(loss, make_model(CONFIG), batch)
+    compare("dit", loss, make_model(CONFIG), batch, SIZES[:-1], expected)
+    compare("dit", loss, make_model(KERNEL), batch, SIZES[-1:], expected)
+    compare("ring", loss, make_model(RING), batch, RING_SIZES, expected)
     config = VAEConfig(channels=2, encoder_widths=(8, 8, 16), decoder_widths=(8, 8, 16))
-    vae = VAE(config, rngs=nnx.Rngs(0))
-    compare("vae", vae_loss, vae, (wave(8, 5, 16, 16, 3),), ({"data": 2, "fsdp": 4},))
+    vae, clip = VAE(config, rngs=nnx.Rngs(0)), (wave(8, 5, 16, 16, 3),)
+    compare("vae", vae_loss, vae, clip, ({"data": 2, "fsdp": 4},), on_one_device(vae_loss, vae, clip))
+
+
+def on_one_device(loss: Any, model: Any, given: tuple[Any, ...]) -> Any:
+    """Loss and gradients."""
+    return jax.device_get(jax.jit(jax.value_and_grad(loss))(model, *given))
 
 
 def compare(
-    name: str, loss: Any, model: Any, given: tuple[Any, ...], every: Sequence[dict[str, int]]
+    name: str,
+    loss: Any,
+    model: Any,
+    given: tuple[Any, ...],
+    every: Sequence[dict[str, int]],
+    expected: Any,
 ) -> None:
     """Prints a line a mesh."""
-    expected = jax.device_get(jax.jit(jax.value_and_grad(loss))(model, *given))
-    for sizes in every:
+
+    def prepare(sizes: dict[str, int]) -> tuple[Any, ...]:
         mesh = make_mesh(MeshConfig(**sizes))
-        kept = jax.tree.map(lambda leaf: parameter_sharding(mesh, leaf.shape), model)  # noqa: B023
+        kept = jax.tree.map(lambda leaf: parameter_sharding(mesh, leaf.shape), model)
         with jax.set_mesh(mesh):
             placed, rows = jax.device_put(model, kept), place_rows(mesh, given)
             step = jax.jit(jax.value_and_grad(loss), out_shardings=(None, kept))
-            compiled = step.lower(placed, *rows).compile()
+            return sizes, step.lower(placed, *rows).compile(), placed, rows
+
+    # Several compile at once; programs that exchange something run one by one.
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for sizes, compiled, placed, rows in pool.map(prepare, every):
             found = jax.device_get(compiled(placed, *rows))
-        error = max(
-            float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30))
-            for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
-        )
-        if len(sys.argv) > 1:
-            pathlib.Path(sys.argv[1], "_".join([name, *sizes]) + ".txt").write_text(compiled.as_text())
-        text = compiled.as_text()
-        names = re.findall(rf" ({'|'.join(KINDS)})(?:-start)?\(", text)
-        # A row's tokens, all of them and as wide as the model.
-        whole = (
-            rf"\[\d+,{TOKENS},(?:\d+,)*(?:{CONFIG.width}|{CONFIG.mlp_ratio * CONFIG.width})\]\S* all-gather"
-        )
-        told = {"collectives": collections.Counter(names), "gathered": re.findall(whole, text)}
-        print(json.dumps({"model": name, "sizes": sizes, "error": error} | told), flush=True)
+            error = max(
+                float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30))
+                for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+            )
+            text = compiled.as_text()
+            if len(sys.argv) > 1:
+                pathlib.Path(sys.argv[1], "_".join([name, *sizes]) + ".txt").write_text(text)
+            print(json.dumps({"model": name, "sizes": sizes, "error": error} | describe(text)), flush=True)
+
+
+def describe(text: str) -> dict[str, Any]:
+    """How often each kind of collective runs by the bytes of its buffer, and what rows are gathered whole."""
+    counts: dict[str, Any] = collections.defaultdict(collections.Counter)
+    for one in collectives(text):
+        counts[one.kind][one.bytes] += one.times
+    # A row's tokens, all of them and as wide as the model.
+    whole = rf"\[\d+,{TOKENS},(?:\d+,)*(?:{CONFIG.width}|{CONFIG.mlp_ratio * CONFIG.width})\]\S* all-gather"
+    return {"collectives": counts, "gathered": re.findall(whole, text)}
 
 
 if __name__ == "__main__":

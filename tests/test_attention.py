@@ -1,5 +1,7 @@
 """Every attention backend against softmax attention in NumPy, where each run is alone."""
 
+import math
+import re
 from collections.abc import Callable
 from functools import lru_cache, partial
 
@@ -15,6 +17,7 @@ from sora_jax.models.attention import BACKENDS, attend
 from sora_jax.models.attention_blocks import sharing
 from sora_jax.models.attention_cpu import SIZES, blocked, make_blocks, meetings
 from sora_jax.models.attention_gpu import Tile, Tiles, flash
+from sora_jax.models.attention_ring import ring
 from sora_jax.models.attention_tpu import splash
 
 B, N, H, F = 2, 16, 2, 8
@@ -26,6 +29,8 @@ KERNELS = BACKENDS | {
     "cpu, small": partial(blocked, sizes=(6, 5, 4, 2)),
     "cpu, several runs a block": partial(blocked, sizes=(8, 6, 2)),
     "cpu, two sizes": partial(blocked, sizes=(4, 1)),
+    "ring of one": ring,
+    "ring of one, chunks": partial(ring, chunk=5),
 }
 every_backend = pytest.mark.parametrize("backend", KERNELS)
 
@@ -124,6 +129,21 @@ def test_bfloat16_keeps_its_dtype_and_its_three_digits(backend):
     exact = attend(*(x.astype(jnp.float32) for x in (q, k, v)), ids, "reference")
     filled = np.s_[:, :12]  # what an empty slot holds is a kernel's own affair
     np.testing.assert_allclose(np.asarray(out, np.float32)[filled], exact[filled], atol=0.03)
+
+
+def test_a_ring_in_layers_holds_no_array_of_all_pairs():
+    """Masks depend on ids alone: without care JAX computes all of them at once, before the layers."""
+    n, F = 64, 2
+
+    def loss(x, ids):
+        layer = lambda x, _: (ring(x, x, x, ids, chunk=8), None)
+        return jnp.sum(jax.lax.scan(jax.checkpoint(layer), x, None, length=3)[0])
+
+    shapes = jax.ShapeDtypeStruct((1, n, 1, F), jnp.float32), jax.ShapeDtypeStruct((1, n), jnp.int32)
+    text = str(jax.make_jaxpr(jax.grad(loss))(*shapes))
+    sizes = [math.prod(map(int, shape.split(","))) for shape in re.findall(r"\w\[(\d[\d,]*)\]", text)]
+    assert n * F in sizes
+    assert max(sizes) <= 3 * n * F  # what three layers keep
 
 
 def test_auto_is_what_suits_this_machine():

@@ -90,6 +90,19 @@ def test_a_row_without_empty_slots_and_without_words_gives_the_same(model, outpu
     close(unpack(forward(model, batch, sigma_table([SIGMAS[i]], [own], batch)), [own]), [outputs[i]])
 
 
+def test_a_batch_with_no_room_for_words_gives_the_same_as_one_whose_runs_have_none(model):
+    runs = [dataclasses.replace(run, text=run.text[:0], text_time=run.text_time[:0]) for run in RUNS]
+    weights = wave(2, N, CONFIG.patch_width, pitch=3)
+    results = []
+    for room in (0, M):
+        batch, places = pack_rows(runs, N, room, K)
+        own = weights * (batch.segment_ids > 0)[..., None]
+        out, gradients = forward_backward(model, batch, sigma_table(SIGMAS, places, batch), own)
+        results.append((unpack(out, places), gradients))
+    assert np.abs(np.concatenate(results[0][0])).max() > 0.1
+    close(*results)
+
+
 def test_neither_the_order_of_rows_nor_of_slots_nor_of_ids_nor_of_the_table_matters(model):
     out = np.asarray(forward(model, BATCH, TABLE))
     renamed, order = np.array([0, 3, 1, 2]), np.random.default_rng(0).permutation

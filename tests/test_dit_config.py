@@ -65,6 +65,7 @@ def test_sizes_named_after_their_parameters_have_about_as_many(size):
         ({"remat": "some"}, "'some'.*dots"),
         ({"attention": "flash"}, "'flash'.*reference"),
         ({"coords": "polar"}, "'polar'.*fractional"),
+        ({"sequence": "tree"}, "'tree'.*heads, ring"),
     ],
 )
 def test_a_config_that_can_not_be_built_is_refused(change, says):

@@ -16,6 +16,7 @@ import pytest
 from fake_objective import LineObjective, get_config
 
 from sora_jax.errors import UserError
+from sora_jax.mesh import MeshConfig, make_mesh, on_host, sharding
 from sora_jax.train import __main__ as command
 from sora_jax.train.checkpoint import Checkpoints, load_params, read_config
 from sora_jax.train.loop import LoopConfig, read_loop_config, train
@@ -66,6 +67,43 @@ def test_sigterm_saves_and_exits_0(tmp_path, uninterrupted):
     assert Checkpoints(tmp_path, LoopConfig("line", 20).checkpoint).latest == 8
     assert_same(train(get_config(20), tmp_path, LineObjective()), expected)
     assert losses(tmp_path) == losses(workdir)
+
+
+def test_an_optimizer_on_the_host_gives_the_same_and_may_move_there_midway(tmp_path, uninterrupted):
+    """A CPU's host memory is its own, but arrays, programs and checkpoints tell the two apart."""
+
+    def go_on(steps, offload):
+        config = get_config(steps)
+        with config.optim.unlocked():
+            config.optim.offload, config.optim.steps = offload, 20
+        state = train(config, tmp_path, LineObjective())
+        kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(state.opt_state)}
+        assert kinds == {"pinned_host" if offload else "device"}
+        assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(state.params)} == {"device"}
+        return state
+
+    expected = uninterrupted[1]
+    for steps, offload in ((6, True), (9, False), (13, True)):
+        go_on(steps, offload)
+    assert losses(tmp_path) == losses(uninterrupted[0])[:13]
+    assert_same(go_on(20, True), expected)
+
+
+def test_devices_without_host_memory_are_told(monkeypatch):
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+
+    class Bare:
+        device_kind = "Bare v0"
+
+        def addressable_memories(self):
+            return []
+
+    assert on_host({"x": sharding(mesh, "B")})["x"].memory_kind == "pinned_host"
+    monkeypatch.setattr(jax, "local_devices", lambda: [Bare()])
+    with pytest.raises(
+        UserError, match=r"'Bare v0' have no pinned_host memory; set config\.optim\.offload=False"
+    ):
+        on_host(sharding(mesh, "B"))
 
 
 def test_it_learns_and_keeps_what_it_should(uninterrupted):

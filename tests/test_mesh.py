@@ -1,7 +1,9 @@
 """The mesh and its one table; several devices are virtual CPU devices in a process of their own."""
 
 import os
+import pathlib
 import re
+import runpy
 import subprocess
 import sys
 
@@ -10,12 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+from tiny_batch import BATCH, LEVELS, make_dit
 
 from sora_jax.errors import UserError
 from sora_jax.mesh import (
     MESH_AXES,
     MeshConfig,
     check_heads,
+    check_slots,
     constrain,
     make_mesh,
     parameter_sharding,
@@ -23,6 +27,8 @@ from sora_jax.mesh import (
     sharding,
     spec,
 )
+from sora_jax.models.dit import DiTConfig
+from sora_jax.train.objectives import make_objective
 
 
 def test_one_device():
@@ -63,6 +69,38 @@ def test_heads_must_divide_over_tensor_and_sequence():
             UserError, match=r"12 heads .* tensor x sequence = 8 devices: .* 1, 2, 3, 4, 6, 12"
         ):
             check_heads(12)
+        check_heads(12, DiTConfig(size="B", sequence="ring").heads_over)
+        with pytest.raises(
+            UserError, match=r"6 heads .* over tensor = 4 .*: make config.mesh.tensor one of 1, 2, 3, 6"
+        ):
+            check_heads(6, "tensor")
+
+
+def test_slots_must_divide_over_sequence():
+    check_slots(28, 8)  # no mesh is set
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1, 2, 1, 8), MESH_AXES)):
+        check_slots(64, 0)
+        for patches, words, fit in ((28, 8, "32 and 8"), (32, 4, "32 and 8")):
+            with pytest.raises(
+                UserError, match=f"{patches} slots .* sequence = 8 .* such as {fit} .*row_tokens"
+            ):
+                check_slots(patches, words)
+        model = jax.eval_shape(lambda: make_dit())
+        with pytest.raises(UserError, match="20 slots for patches and 6 for words"):
+            jax.eval_shape(model, BATCH.patches, BATCH, LEVELS[0])
+
+
+def test_training_tells_what_a_mesh_can_not_split_before_it_reads_data(tmp_path):
+    config = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "configs" / "toyworld_dit.py"))[
+        "get_config"
+    ]()
+    key = jax.random.key(0)
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1, 1, 1, 7), MESH_AXES)):
+        with pytest.raises(UserError, match=r"3 heads .* sequence = 7 .* set dit.sequence='ring'"):
+            make_objective(config, tmp_path).init(key)
+        config.dit.sequence = "ring"
+        with pytest.raises(UserError, match=r"A row of \d+ slots .* over sequence = 7 .*row_tokens"):
+            make_objective(config, tmp_path).init(key)
 
 
 def test_constrain_without_a_mesh_does_nothing_and_checks_its_letters():

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 
 from sora_jax.axes import SegmentIds
 from sora_jax.errors import UserError
-from sora_jax.mesh import by_heads, platform
+from sora_jax.mesh import by_heads, by_slots, platform, sequence_is_split
 from sora_jax.models.attention_cpu import blocked
 from sora_jax.models.attention_gpu import flash, missing
+from sora_jax.models.attention_ring import ring
 from sora_jax.models.attention_tpu import splash
 
 _log = logging.getLogger(__name__)
@@ -41,21 +42,30 @@ BACKENDS: dict[str, Attend] = {"reference": reference, "cpu": blocked, "gpu": fl
 
 
 def attend(
-    q_bnhf: jax.Array, k_bnhf: jax.Array, v_bnhf: jax.Array, segment_ids_bn: SegmentIds, backend: str = "auto"
+    q_bnhf: jax.Array,
+    k_bnhf: jax.Array,
+    v_bnhf: jax.Array,
+    segment_ids_bn: SegmentIds,
+    backend: str = "auto",
+    sequence: str = "heads",
 ) -> jax.Array:
     """Attention within runs, [B, N, H, F] each.
 
     Args:
       backend: "auto" is the best that this machine has; it also stands in for a kernel of another machine, and the
         log says so.
+      sequence: how, where a mesh splits rows over `sequence`: "heads", each device has whole rows of some heads, or
+        "ring", keys and values go round, in plain XLA whatever the backend; see `attention_ring`.
 
     Raises:
-      UserError: there is no such backend.
+      UserError: there is no such backend, or the mesh doesn't divide the heads.
     """
     if backend not in ("auto", *BACKENDS):
         raise UserError(
             f"No attention backend is called {backend!r}: choose auto or one of {', '.join(BACKENDS)}."
         )
+    if sequence == "ring" and sequence_is_split():
+        return by_slots(ring, q_bnhf, k_bnhf, v_bnhf, segment_ids_bn)
     here, best = platform(), best_backend()
     if backend in ("auto", here):
         backend = best

@@ -18,7 +18,7 @@ from flax import nnx
 from sora_jax.axes import Coords, Patches, SegmentIds, Sigma
 from sora_jax.data.packing import PackedBatch
 from sora_jax.errors import UserError
-from sora_jax.mesh import constrain
+from sora_jax.mesh import HEADS, check_slots, constrain
 from sora_jax.models.attention import BACKENDS, attend
 from sora_jax.models.attention_blocks import CHECKPOINT
 from sora_jax.models.layers import (
@@ -72,6 +72,8 @@ class DiTConfig:
       remat: what the backward pass keeps of a layer: "all", "dots" (matrix products, and attention's result) or "none"
         (recompute).
       attention: a backend of `models.attention`.
+      sequence: how rows attend that are split over devices along `sequence`: "heads" (all-to-all, then a kernel) or
+        "ring" (keys and values go round); `models.attention_ring` says which when.
     """
 
     size: str = "Ti"
@@ -90,6 +92,7 @@ class DiTConfig:
     dtype: str = "bfloat16"
     remat: str = "all"
     attention: str = "auto"
+    sequence: Literal["heads", "ring"] = "heads"
 
     def __post_init__(self) -> None:
         if self.size:
@@ -116,11 +119,17 @@ class DiTConfig:
             ("remat", POLICIES),
             ("attention", ("auto", *BACKENDS)),
             ("coords", ("fractional", "absolute")),
+            ("sequence", ("heads", "ring")),
         ):
             if getattr(self, name) not in choices:
                 raise UserError(
                     f"dit.{name}={getattr(self, name)!r} is unknown: choose one of {', '.join(choices)}."
                 )
+
+    @property
+    def heads_over(self) -> tuple[str, ...]:
+        """The axes of a mesh that must divide the heads, together."""
+        return ("tensor",) if self.sequence == "ring" else HEADS
 
     @property
     def patch_width(self) -> int:
@@ -168,8 +177,11 @@ class Block(nnx.Module):
         h = rms_norm(x_bnd).astype(dtype) * (1 + scale1) + shift1
         q, k, v = (constrain(x.squeeze(2), "BNHF") for x in jnp.split(self.qkv(h), 3, axis=2))
         qk_scale = self.qk_scale[...]
-        q, k = rotate(rms_norm(q, qk_scale[0]), angles), rotate(rms_norm(k, qk_scale[1]), angles)
-        h = constrain(attend(q, k, v, segment_ids_bn, config.attention), "BNHF").reshape(B, N, D)
+        # Pinned, or a mesh's all-to-alls take the halves that are turned one by one.
+        q = constrain(rotate(rms_norm(q, qk_scale[0]), angles), "BNHF")
+        k = constrain(rotate(rms_norm(k, qk_scale[1]), angles), "BNHF")
+        h = attend(q, k, v, segment_ids_bn, config.attention, config.sequence)
+        h = constrain(h, "BNHF").reshape(B, N, D)
         x_bnd = constrain(x_bnd + gate1 * self.out(h), "BND")
 
         h = rms_norm(x_bnd).astype(dtype) * (1 + scale2) + shift2
@@ -204,8 +216,12 @@ class DiT(nnx.Module):
           patches_bnp: noisy latent patches.
           batch: everything else about the rows; its own `patches` are not looked at.
           sigma_bs: the noise levels of a row's conditions; that of entry 0, of given tokens, is 0.
+
+        Raises:
+          UserError: the mesh's `sequence` doesn't divide the slots, or its `tensor` and `sequence` the heads.
         """
         config, M = self.config, batch.text.shape[1]
+        check_slots(patches_bnp.shape[1], M)
         dtype = jnp.dtype(config.dtype)
         segment_ids = jnp.concatenate([batch.text_segment_ids, batch.segment_ids], axis=1)
         # Each run's words before its patches, empty slots last: what attends to each other then lies together, and
@@ -220,13 +236,16 @@ class DiT(nnx.Module):
         coords = lay(jnp.concatenate([text_coords, batch.coords], axis=1), "BNC")
 
         words = rms_norm(batch.text)
-        text = lay_out(self.text_in(words.astype(dtype)), jnp.minimum(order, M - 1), inverse[:, :M])
         patches = self.patch_in(of_patches(patches_bnp).astype(dtype))
         if config.absolute:
             patches = patches + self.position_in(_position(coords, config).astype(dtype))
         if config.hints:
             patches = patches + self.hints_in(of_patches(batch.hints).astype(dtype))
-        x = constrain(jnp.where((order < M)[..., None], text, patches).astype(jnp.float32), "BND")
+        x = patches
+        if M:  # or there is nothing to take words from
+            text = lay_out(self.text_in(words.astype(dtype)), jnp.minimum(order, M - 1), inverse[:, :M])
+            x = jnp.where((order < M)[..., None], text, x)
+        x = constrain(x.astype(jnp.float32), "BND")
         angles = rotary_angles(coords, config.width // config.heads, config.rope_periods)
         condition = self.sigma_in(fourier(sigma_bs, 256, longest=4.0, shortest=2e-3))
         if config.pooled_text:

@@ -27,11 +27,12 @@ from orbax.checkpoint import v1 as ocp
 
 from sora_jax.errors import UserError, as_user_error, atomic_path
 from sora_jax.hosts import barrier, check_alike, exchange
+from sora_jax.mesh import to_device
 
 policies = ocp.training.preservation_policies
 
 # What may change when a run goes on; anything else would make it another run.
-FREE_TO_CHANGE = ("steps", "log", "checkpoint", "mesh", "stop_on_nan")
+FREE_TO_CHANGE = ("steps", "log", "checkpoint", "mesh", "stop_on_nan", "optim.offload", "dit.sequence")
 # Keys that configurations got later, by what a run without them did.
 LATER = {"pipeline.shards": 1, "loss.shards": 1}
 
@@ -81,7 +82,7 @@ def _bit_sums(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
         whole = x if x.dtype == bool else jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
         return jnp.sum(whole.astype(jnp.uint32), dtype=jnp.uint32)
 
-    return {name: total(x) for name, x in leaves.items()}
+    return {name: total(x) for name, x in to_device(leaves).items()}
 
 
 class Checkpoints:
@@ -237,7 +238,8 @@ def keep_config(workdir: str | os.PathLike[str], config: Mapping[str, Any], resu
         changed = [
             key
             for key in sorted(old.keys() | now.keys())
-            if key.split(".")[0] not in FREE_TO_CHANGE and old.get(key, "absent") != now.get(key, "absent")
+            if not {key, key.split(".")[0]} & {*FREE_TO_CHANGE}
+            and old.get(key, "absent") != now.get(key, "absent")
         ]
         if changed:
             words = "; ".join(

@@ -23,7 +23,7 @@ from sora_jax.data.sources import DataConfig, make_sources
 from sora_jax.diffusion import flow
 from sora_jax.diffusion.flow import gather_levels
 from sora_jax.hosts import barrier
-from sora_jax.mesh import Share, check_heads
+from sora_jax.mesh import Share, check_heads, check_slots
 from sora_jax.models.bundle import Bundle, Limits, load_bundle, measure_latents, save_bundle, take_weights
 from sora_jax.models.dit import DiT, DiTConfig, forward_flops
 from sora_jax.models.layers import rms_norm
@@ -69,7 +69,9 @@ class DiTObjective:
         self._vae: VAE | None = None
 
     def init(self, key: jax.Array) -> DiT:
-        check_heads(self.dit.heads)  # before hours of encoding
+        # Before hours of encoding.
+        check_heads(self.dit.heads, self.dit.heads_over)
+        check_slots(self.pipeline.row_tokens, self.pipeline.row_text)
         fresh = DiT(self.dit, rngs=nnx.Rngs(params=key))
         return take_weights(fresh, self.init_from, "dit") if self.init_from else fresh
 

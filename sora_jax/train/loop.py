@@ -33,10 +33,12 @@ from sora_jax.hosts import advise, barrier, check_alike
 from sora_jax.mesh import (
     MeshConfig,
     make_mesh,
+    on_host,
     parameter_sharding,
     place_rows,
     row_share,
     sharding,
+    to_device,
 )
 from sora_jax.train.checkpoint import CheckpointConfig, Checkpoints, keep_config, named_leaves, newest_step
 from sora_jax.train.metrics import LogConfig, RunLog, Work, parameter_count
@@ -118,6 +120,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
         with jax.set_mesh(mesh):
             abstract = jax.eval_shape(init, root)
         placed = jax.tree.map(lambda leaf: parameter_sharding(mesh, leaf.shape), abstract)
+        if loop.optim.offload:
+            placed = dataclasses.replace(placed, opt_state=on_host(placed.opt_state))
         # What a host does for itself, such as encoding clips, happens outside of the mesh.
         data = iter(objective.data(config, share))
         update = jax.jit(step_fn, donate_argnums=0, out_shardings=(placed, sharding(mesh, "")))
@@ -197,7 +201,8 @@ def make_steps(objective: Any, config: OptimConfig) -> tuple[Callable, Callable]
         (loss, metrics), gradients = jax.value_and_grad(objective.loss, has_aux=True)(
             state.params, batch, key
         )
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        opt_state = to_device(state.opt_state) if config.offload else state.opt_state
+        updates, opt_state = optimizer.update(gradients, opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = None if state.ema is None else ema_update(state.ema, params, config.ema_decay, state.step)
         own = {

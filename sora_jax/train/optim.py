@@ -56,6 +56,9 @@ class OptimConfig:
       clip_norm: the gradient's largest global norm; 0: no clipping.
       ema_decay: of the average of the parameters (`ema_update`); 0: none is kept.
       accumulate: batches whose mean gradient makes one update.
+      offload: keeps the optimizer's state in the host's memory between updates. It comes to the devices for each,
+        and goes back: that costs time, and buys room where parameters and activations leave too little. A CPU's
+        devices have no memory of their own, so there it changes nothing.
     """
 
     name: str = "adamw"
@@ -73,6 +76,7 @@ class OptimConfig:
     clip_norm: float = 1.0
     ema_decay: float = 0.999
     accumulate: int = 1
+    offload: bool = False
 
     def __post_init__(self) -> None:
         for field, allowed, words in (
