@@ -25,7 +25,7 @@ from sora_jax.data.packing import PackedBatch
 from sora_jax.diffusion.guidance import Guidance
 from sora_jax.diffusion.sampler import State, solver_step
 from sora_jax.errors import UserError
-from sora_jax.mesh import MeshConfig, check_heads, make_mesh, parameter_sharding, sharding
+from sora_jax.mesh import MeshConfig, make_mesh, on_host, parameter_sharding, sharding
 from sora_jax.plan.chips import Topology
 from sora_jax.plan.hlo import Program
 from sora_jax.train.loop import make_steps, read_loop_config
@@ -205,8 +205,6 @@ _KEPT = ("parameters", "average", "optimizer", "batch")
 def _trace(job: Job, mesh: Mesh | AbstractMesh) -> tuple[Any, dict[str, float]]:
     """The traced program, and the bytes of what it is given on each chip."""
     loop, objective = read_loop_config(job.config), objective_of(job.config)
-    if loop.objective == "dit":
-        check_heads(objective.dit.heads)
     batch = _placed(objective.shapes(job.rows), lambda leaf: sharding(mesh, "B"))
     key = _placed(jax.eval_shape(lambda: jax.random.key(0)), lambda leaf: sharding(mesh, ""))
     keep = lambda leaf: parameter_sharding(mesh, leaf.shape)
@@ -217,10 +215,14 @@ def _trace(job: Job, mesh: Mesh | AbstractMesh) -> tuple[Any, dict[str, float]]:
 
     init, step = make_steps(objective, loop.optim)
     state = _placed(jax.eval_shape(init, key), keep)
+    if loop.optim.offload:
+        away = on_host(jax.tree.map(lambda leaf: leaf.sharding, state.opt_state))
+        moved = jax.tree.map(lambda leaf, kept: leaf.update(sharding=kept), state.opt_state, away)
+        state = dataclasses.replace(state, opt_state=moved)
     parts |= {
         "parameters": _bytes(state.params),
         "average": _bytes(state.ema),
-        "optimizer": _bytes(state.opt_state),
+        "optimizer": 0.0 if loop.optim.offload else _bytes(state.opt_state),
         "activations": _saved(objective, state.params, batch, key, job),
     }
     kept = jax.tree.map(lambda leaf: leaf.sharding, state)

@@ -18,6 +18,7 @@ import PIL.Image
 from tqdm import tqdm
 
 from sora_jax.errors import UserError, as_user_error, atomic_path
+from sora_jax.plan.chips import chip_of
 from sora_jax.hosts import exchange
 
 
@@ -188,29 +189,14 @@ class RunLog:
             tqdm.write(line, file=sys.stderr)
 
 
-# Dense bf16 peaks in FLOP/s from the vendors' data sheets, by the start of jax.Device.device_kind.
-PEAKS = {
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA A100": 312e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6": 918e12,
-}
-
-
 def peak_flops() -> float:
     """FLOP/s of all devices at best: the data sheet's where known, else this machine's fastest matmul.
 
     Measured in float32 on CPUs and bfloat16 elsewhere, in some tenths of a second.
     """
     kind, count = jax.devices()[0].device_kind, jax.device_count()
-    for name, peak in PEAKS.items():
-        if kind.startswith(name):
-            return peak * count
+    if chip := chip_of(kind):
+        return chip.flops * count
     on_cpu = jax.default_backend() == "cpu"
     size, dtype = (1024, jnp.float32) if on_cpu else (8192, jnp.bfloat16)
     # Virtual CPU devices share the same cores, so one of them stands for all.
