@@ -28,6 +28,7 @@ def get_config(size: str = "Nano") -> ConfigDict:
                 "hints": True,
                 "dtype": "bfloat16",
                 "remat": "dots",
+                "sequence": "heads",
             },
             "text": {"max_tokens": 64},
             "flow": {
@@ -95,6 +96,9 @@ def get_config(size: str = "Nano") -> ConfigDict:
                 "final_lr_fraction": 0.02,
                 "ema_decay": 0.999,
                 "weight_decay": 0.01,
+                "momentum_dtype": "float32",
+                "accumulate": 1,
+                "offload": False,
             },
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1},
             "log": {"every": 50, "sheet_every": 2000},

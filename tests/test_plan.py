@@ -66,7 +66,7 @@ TPU = """HloModule jit_step, replica_count=1, num_partitions=8
   %r = f32[8,128]{1,0:T(8,128)} all-reduce(%input), channel_id=9, replica_groups=[1,8]<=[8], to_apply=%sum
   %zero = s32[] constant(0)
   ROOT %slice = f32[1,128]{1,0} dynamic-slice(%r, %zero, %zero), dynamic_slice_sizes={1,128}
-}
+}, execution_thread="sparsecore"
 
 %body (carry: (s32[], f32[8,128], bf16[64,128])) -> (s32[], f32[8,128], bf16[64,128]) {
   %carry = (s32[], f32[8,128]{1,0:T(8,128)S(1)}, bf16[64,128]{1,0}) parameter(0)
@@ -218,6 +218,14 @@ def test_the_smallest_change_is_found_by_trying():
     assert tried[0].config.dit.remat == "none" and tried[0].rows == 128, "the mildest first"
     never = lambda other: programs.Built(other, 0.0, {}, False, None)
     assert search.find_fit(job, never, lambda words: None, most=3) == ("", None)
+
+
+@pytest.mark.parametrize("name", ["B", "14B", "vae-4x8x8"])
+def test_every_change_that_may_be_proposed_can_be_typed(name):
+    job = programs.make_job(rung(name), "train", read_topology("v5p:8x8x8" if name == "14B" else "v5e:4x8"))
+    for values, topology in search.changes(job):
+        typed = rung(name, *(f"--config.{key}={value}" for key, value in values.items()))
+        assert typed.to_dict() == search.change(job.config, values).to_dict()
 
 
 def run(*arguments: str):
