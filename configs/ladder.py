@@ -15,6 +15,7 @@ Why these numbers:
   1080p the first would make four times the tokens, and attention costs their square. Patches of 2x2 from 128 px on.
 - **Frames a second** rise with the size up to 24. 14B has 12: a minute is then 369,240 tokens, half the frames to be
   filled in by interpolation; 14B-24fps paints them all.
+- **The packer's window** is half a million tokens' worth of open rows a shard, for they lie in the host's memory.
 - **Rows** make 0.1 to 6 million tokens a step, growing with the model, as the noise of its gradient falls more slowly.
 - **The mesh**: `sequence` and `tensor` are as small as a row's activations allow, for they move activations, and their
   product divides the heads. Parameters are split over them and `fsdp`, so far that a chip's share of a matrix is a
@@ -59,6 +60,7 @@ class Rung:
       row_tokens: N, a multiple of 128 that holds such a clip.
       row_text: M.
       rows: of the batch, in all.
+      shards: streams that the data are dealt out to, as many as parts of the batch on the slice of the README's table.
       mesh: fsdp, tensor and sequence; data is the rest.
       remat: of the transformer's layers.
       steps: of training.
@@ -72,6 +74,7 @@ class Rung:
     row_tokens: int
     row_text: int
     rows: int
+    shards: int
     mesh: tuple[int, int, int]
     remat: str
     steps: int
@@ -79,21 +82,21 @@ class Rung:
 
 RUNGS = {
     # 64 px at 16:9 are 5 latent frames of 8 x 15 tokens: two of them a row.
-    "Ti": Rung(64, 2.0, 8.0, "vae-4x8x8", 1, 1280, 256, 16, (1, 1, 1), "all", 50_000),
+    "Ti": Rung(64, 2.0, 8.0, "vae-4x8x8", 1, 1280, 256, 16, 1, (1, 1, 1), "all", 50_000),
     # 13 x 8 x 15 tokens.
-    "S": Rung(128, 4.0, 12.0, "vae-4x8x8", 2, 2048, 256, 64, (1, 1, 1), "all", 100_000),
+    "S": Rung(128, 4.0, 12.0, "vae-4x8x8", 2, 2048, 256, 64, 8, (1, 1, 1), "all", 100_000),
     # 21 x 16 x 29: the first rung whose activations want rematerialisation on 16 GiB.
-    "B": Rung(256, 5.0, 16.0, "vae-4x8x8", 2, 10_240, 512, 64, (8, 1, 1), "dots", 200_000),
+    "B": Rung(256, 5.0, 16.0, "vae-4x8x8", 2, 10_240, 512, 64, 32, (8, 1, 1), "dots", 200_000),
     # 41 x 15 x 27.
-    "XL": Rung(480, 10.0, 16.0, "vae-4x16x16", 2, 17_408, 512, 128, (16, 1, 1), "dots", 300_000),
+    "XL": Rung(480, 10.0, 16.0, "vae-4x16x16", 2, 17_408, 512, 128, 64, (16, 1, 1), "dots", 300_000),
     # 61 x 23 x 40: a row over two chips, so that one holds no more than 28,000 tokens.
-    "3B": Rung(720, 10.0, 24.0, "vae-4x16x16", 2, 56_320, 512, 64, (16, 1, 2), "none", 300_000),
+    "3B": Rung(720, 10.0, 24.0, "vae-4x16x16", 2, 56_320, 512, 64, 64, (16, 1, 2), "none", 300_000),
     # 181 x 23 x 40: over eight.
-    "7B": Rung(720, 30.0, 24.0, "vae-4x16x16", 2, 167_424, 512, 32, (16, 1, 8), "none", 300_000),
+    "7B": Rung(720, 30.0, 24.0, "vae-4x16x16", 2, 167_424, 512, 32, 32, (16, 1, 8), "none", 300_000),
     # 181 x 34 x 60: over sixteen, and two for its matrices' width.
-    "14B": Rung(1080, 60.0, 12.0, "vae-4x16x16", 2, 370_176, 512, 16, (16, 2, 16), "none", 200_000),
+    "14B": Rung(1080, 60.0, 12.0, "vae-4x16x16", 2, 370_176, 512, 16, 16, (16, 2, 16), "none", 200_000),
     # 361 x 34 x 60.
-    "14B-24fps": Rung(1080, 60.0, 24.0, "vae-4x16x16", 2, 736_768, 512, 16, (16, 1, 32), "none", 200_000),
+    "14B-24fps": Rung(1080, 60.0, 24.0, "vae-4x16x16", 2, 736_768, 512, 16, 16, (16, 1, 32), "none", 200_000),
 }
 
 
@@ -139,6 +142,8 @@ def get_config(name: str = "Ti") -> ConfigDict:
                 "row_tokens": rung.row_tokens,
                 "row_text": rung.row_text,
                 "rows": rung.rows,
+                "shards": rung.shards,
+                "window": max(2, min(64, 500_000 // rung.row_tokens)),
                 "max_runs": 16,
                 "canvases": {
                     "none": 0.6,

@@ -162,6 +162,7 @@ def test_every_rung_of_the_ladder_fits_its_own_numbers(name):
     dit = programs.objective_of(job.config).dit
     assert dit.heads % (job.mesh["tensor"] * job.mesh["sequence"]) == 0
     assert (row.row_tokens + row.row_text) % (128 * job.mesh["sequence"]) == 0
+    assert row.shards in (1, job.mesh["data"] * job.mesh["fsdp"]) and row.rows % row.shards == 0
     kept = math.prod(job.mesh[axis] for axis in KEPT_OVER)
     assert kept == 1 or dit.width % (8 * kept) == 0, "a share of a matrix is whole tiles"
     assert programs.make_job(rung(name), "sample", read_topology(WHERE[name])).passes == 2
