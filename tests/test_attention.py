@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sora_jax.errors import UserError
+from sora_jax.models import attention_tpu
 from sora_jax.models.attention import BACKENDS, attend
 from sora_jax.models.attention_blocks import sharing
 from sora_jax.models.attention_cpu import SIZES, blocked, make_blocks, meetings
@@ -228,3 +229,24 @@ def test_a_run_is_walked_as_if_it_had_the_row_alone():
     assert pairs(1040) == {(512, 512): 4, (512, 128): 2, (128, 512): 2, (128, 128): 1}
     assert pairs(512 + 385) == {(512, 512): 4}
     assert pairs(*[30] * 8) == {(128, 128): 2}
+
+
+def test_blocks_of_long_rows_on_tpus_grow_and_give_the_same(monkeypatch):
+    """Rows of hundreds of thousands of tokens: here of 700, with bounds as many times smaller."""
+    q, k, v, back = np.random.default_rng(0).normal(size=(4, 1, 700, 1, F)).astype(np.float32)
+    ids = np.repeat([1, 2, 0, 3], [300, 90, 10, 300])[None].astype(np.int32)
+
+    def output_and_gradients():
+        with jax.default_matmul_precision("highest"):
+            out, pull = jax.vjp(lambda q, k, v: splash(q, k, v, ids, interpret=True), q, k, v)
+            return [np.asarray(x)[ids > 0] for x in (out, *pull(back * (ids > 0)[..., None, None]))]
+
+    plain = output_and_gradients()
+    for name, bound in (("BLOCKS", (128,)), ("MOST_BLOCKS", 3), ("MOST_GRADIENT", 128)):
+        monkeypatch.setattr(attention_tpu, name, bound)
+    asked = []
+    watched = lambda ids, block, other=None: asked.append((block, other)) or sharing(ids, block, other)
+    monkeypatch.setattr(attention_tpu, "sharing", watched)
+    for ours, expected in zip(output_and_gradients(), plain, strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+    assert asked == [(256, None), (128, 256)]

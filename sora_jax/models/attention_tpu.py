@@ -17,9 +17,8 @@ from sora_jax.axes import SegmentIds
 from sora_jax.models.attention_blocks import CHECKPOINT, sharing
 
 BLOCKS = (512, 256, 128)  # tokens: the largest that wastes no more than an eighth of a row is taken
-MOST_BLOCKS = (
-    384  # a row: its map, int8 and int16 for each pair, must fit scalar memory (1 MiB); else they grow
-)
+MOST_BLOCKS = 384  # a row; more, and they grow: their map must fit a TPU's scalar memory
+MOST_GRADIENT = 1024  # queries: the kernel of their gradient holds all logits of a pair of blocks
 
 
 def splash(
@@ -42,22 +41,27 @@ def splash(
     pad = lambda x: jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
     q, k, v = (pad(x).transpose(0, 2, 1, 3) for x in (q_bnhf / math.sqrt(F), k_bnhf, v_bnhf))
     ids = pad(segment_ids_bn)
-    row = functools.partial(_attend_row, block=block, interpret=interpret)
-    out = jax.vmap(row)(q, k, v, ids, sharing(ids, block))
+    of_gradient = min(block, MOST_GRADIENT)
+    row = functools.partial(_attend_row, blocks=(block, of_gradient), interpret=interpret)
+    out = jax.vmap(row)(q, k, v, ids, sharing(ids, block), sharing(ids, of_gradient, block))
     return out.transpose(0, 2, 1, 3)[:, :N].astype(q_bnhf.dtype)
 
 
-def _attend_row(q_hnf, k_hnf, v_hnf, ids_n, share_gg, block: int, interpret: bool) -> jax.Array:
+def _attend_row(
+    q_hnf, k_hnf, v_hnf, ids_n, share_gg, share_jg, blocks: tuple[int, int], interpret: bool
+) -> jax.Array:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as info
 
     places = jnp.arange(len(share_gg), dtype=jnp.int16)
-    # What to fetch where a block is skipped: any that is used, so 0; nothing is computed there.
-    fetched = lambda there: jnp.where(share_gg, there, 0)[None]
-    skip = jnp.where(share_gg, 2, 0).astype(jnp.int8)[None]
-    of_keys = info.MaskInfo(fetched(places[None]), None, skip, None, None)
-    of_queries = info.MaskInfo(fetched(places[:, None]), None, skip, None, None)
-    at_once = min(block, BLOCKS[0])  # keys whose logits are held
+
+    def walk(share: jax.Array, there: jax.Array) -> info.MaskInfo:
+        # What to fetch where a block is skipped: any that is used, so 0; nothing is computed there.
+        skip = jnp.where(share, 2, 0).astype(jnp.int8)
+        return info.MaskInfo(jnp.where(share, there, 0)[None], None, skip[None], None, None)
+
+    block, of_gradient = blocks
+    at_once = min(block, max(BLOCKS[0] ** 2 // block, 128))  # keys: so many logits fit a TPU's memory on chip
     sizes = kernel.BlockSizes(
         block_q=block,
         block_kv=block,
@@ -65,13 +69,13 @@ def _attend_row(q_hnf, k_hnf, v_hnf, ids_n, share_gg, block: int, interpret: boo
         block_q_dkv=block,
         block_kv_dkv=block,
         block_kv_dkv_compute=at_once,
-        block_q_dq=block,
+        block_q_dq=of_gradient,
         block_kv_dq=block,
     )
     attend = kernel.SplashAttentionKernel(
-        of_keys,
-        of_keys,
-        of_queries,
+        walk(share_gg, places[None]),
+        walk(share_jg, places[None]),
+        walk(share_gg, places[:, None]),
         block_sizes=sizes,
         is_mqa=False,
         save_residuals=False,
