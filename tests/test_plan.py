@@ -11,11 +11,11 @@ import pytest
 from click.testing import CliRunner
 from ml_collections import ConfigDict
 
+from sora_jax.chips import CHIPS, GIB, chip_of, read_topology
 from sora_jax.cli import main
 from sora_jax.errors import UserError
 from sora_jax.mesh import KEPT_OVER
 from sora_jax.plan import estimate, programs, search
-from sora_jax.plan.chips import CHIPS, GIB, chip_of, read_topology
 from sora_jax.plan.counts import Counts, clip_of, count, reckon
 from sora_jax.plan.hlo import Program
 from sora_jax.train.__main__ import parse

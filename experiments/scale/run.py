@@ -142,8 +142,8 @@ def curves() -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     from ml_collections import ConfigDict
 
+    from sora_jax.chips import read_topology
     from sora_jax.plan import counts, estimate, programs
-    from sora_jax.plan.chips import read_topology
     from sora_jax.train.__main__ import parse
 
     assumed = estimate.Assumptions()

@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
+from sora_jax.chips import Topology, read_topology
 from sora_jax.errors import UserError, atomic_path
 from sora_jax.options import QUIET, common
-from sora_jax.plan.chips import Topology, read_topology
 from sora_jax.terminal import Number, Output
 
 # libtpu asks the cloud's metadata server where it is, and says at length that there is none.

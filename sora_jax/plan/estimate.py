@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from sora_jax.chips import Chip
 from sora_jax.errors import UserError
-from sora_jax.plan.chips import Chip
 from sora_jax.plan.counts import Clip, Counts, clip_of
 from sora_jax.plan.programs import Built, Job, target_of
 

@@ -20,13 +20,13 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh
 from ml_collections import ConfigDict
 
+from sora_jax.chips import Topology
 from sora_jax.config import component
 from sora_jax.data.packing import PackedBatch
 from sora_jax.diffusion.guidance import Guidance
 from sora_jax.diffusion.sampler import State, solver_step
 from sora_jax.errors import UserError
 from sora_jax.mesh import MeshConfig, make_mesh, on_host, parameter_sharding, sharding
-from sora_jax.plan.chips import Topology
 from sora_jax.plan.hlo import Program
 from sora_jax.train.loop import make_steps, read_loop_config
 from sora_jax.train.objectives import make_objective

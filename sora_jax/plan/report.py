@@ -6,8 +6,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from sora_jax.chips import GIB
 from sora_jax.errors import UserError, atomic_path
-from sora_jax.plan.chips import GIB
 from sora_jax.plan.estimate import DAY, Assumptions, Plan
 from sora_jax.terminal import table
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from sora_jax.chips import Topology
 from sora_jax.errors import UserError
-from sora_jax.plan.chips import Topology
 from sora_jax.plan.programs import Built, Job, make_job
 
 REMAT = ("all", "dots", "none")

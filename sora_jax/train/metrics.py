@@ -17,9 +17,9 @@ import numpy as np
 import PIL.Image
 from tqdm import tqdm
 
+from sora_jax.chips import chip_of
 from sora_jax.errors import UserError, as_user_error, atomic_path
 from sora_jax.hosts import exchange
-from sora_jax.plan.chips import chip_of
 
 
 @dataclasses.dataclass(frozen=True)
