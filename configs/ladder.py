@@ -18,8 +18,8 @@ Why these numbers:
 - **The packer's window** is half a million tokens' worth of open rows a shard, for they lie in the host's memory.
 - **Rows** make 0.1 to 6 million tokens a step, growing with the model, as the noise of its gradient falls more slowly.
 - **The mesh**: `sequence` and `tensor` are as small as a row's activations allow, for they move activations, and their
-  product divides the heads. Parameters are split over them and `fsdp`, so far that a chip's share of a matrix is a
-  multiple of eight rows, a TPU's tile: of others the compiler gathers twice the bytes. `data` is what is left.
+  product divides the heads. Parameters are split over them and `fsdp`, so far that a chip's share of a matrix is 16
+  rows or more and a multiple of eight, a TPU's tile: of others the compiler gathers twice the bytes. `data` is what is left.
 - **Rematerialisation** is "all" (keep everything) while that fits, "dots" (keep products and attention) to XL,
   "none" (keep only each layer's input) above: one forward pass more, a tenth of the memory.
 - **Precision**: arithmetic in bfloat16, parameters and averages in float32; momentum in bfloat16 from 3B on.
@@ -94,9 +94,9 @@ RUNGS = {
     # 181 x 23 x 40: over eight.
     "7B": Rung(720, 30.0, 24.0, "vae-4x16x16", 2, 167_424, 512, 32, 32, (16, 1, 8), "none", 300_000),
     # 181 x 34 x 60: over sixteen, and two for its matrices' width.
-    "14B": Rung(1080, 60.0, 12.0, "vae-4x16x16", 2, 370_176, 512, 16, 16, (16, 2, 16), "none", 200_000),
+    "14B": Rung(1080, 60.0, 12.0, "vae-4x16x16", 2, 370_176, 512, 16, 16, (8, 2, 16), "none", 200_000),
     # 361 x 34 x 60.
-    "14B-24fps": Rung(1080, 60.0, 24.0, "vae-4x16x16", 2, 736_768, 512, 16, 16, (16, 1, 32), "none", 200_000),
+    "14B-24fps": Rung(1080, 60.0, 24.0, "vae-4x16x16", 2, 736_768, 512, 16, 16, (8, 1, 32), "none", 200_000),
 }
 
 

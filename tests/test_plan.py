@@ -164,7 +164,9 @@ def test_every_rung_of_the_ladder_fits_its_own_numbers(name):
     assert (row.row_tokens + row.row_text) % (128 * job.mesh["sequence"]) == 0
     assert row.shards in (1, job.mesh["data"] * job.mesh["fsdp"]) and row.rows % row.shards == 0
     kept = math.prod(job.mesh[axis] for axis in KEPT_OVER)
-    assert kept == 1 or dit.width % (8 * kept) == 0, "a share of a matrix is whole tiles"
+    assert dit.width % (8 * kept) == 0 and dit.width >= 16 * kept, (
+        "a share of a matrix is whole tiles, two or more"
+    )
     assert programs.make_job(rung(name), "sample", read_topology(WHERE[name])).passes == 2
 
 
