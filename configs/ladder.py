@@ -19,7 +19,8 @@ Why these numbers:
 - **Rows** make 0.1 to 6 million tokens a step, growing with the model, as the noise of its gradient falls more slowly.
 - **The mesh**: `sequence` and `tensor` are as small as a row's activations allow, for they move activations, and their
   product divides the heads. Parameters are split over them and `fsdp`, so far that a chip's share of a matrix is 16
-  rows or more and a multiple of eight, a TPU's tile: of others the compiler gathers twice the bytes. `data` is what is left.
+  rows or more and a multiple of eight, a TPU's tile: of others the compiler gathers twice the bytes. `data` is the
+  rest.
 - **Rematerialisation** is "all" (keep everything) while that fits, "dots" (keep products and attention) to XL,
   "none" (keep only each layer's input) above: one forward pass more, a tenth of the memory.
 - **Precision**: arithmetic in bfloat16, parameters and averages in float32; momentum in bfloat16 from 3B on.
