@@ -16,6 +16,8 @@ Why these numbers:
 - **Frames a second** rise with the size up to 24. 14B has 12: a minute is then 369,240 tokens, half the frames to be
   filled in by interpolation; 14B-24fps paints them all.
 - **The packer's window** is half a million tokens' worth of open rows a shard, for they lie in the host's memory.
+- **Steps**, from 3B on, are those of a last stage: a model of that size learns on short and small clips first, where a
+  clip costs a thousandth, and goes on from there (`config.init_from`).
 - **Rows** make 0.1 to 6 million tokens a step, growing with the model, as the noise of its gradient falls more slowly.
 - **The mesh**: `sequence` and `tensor` are as small as a row's activations allow, for they move activations, and their
   product divides the heads. Parameters are split over them and `fsdp`, so far that a chip's share of a matrix is 16
@@ -91,13 +93,13 @@ RUNGS = {
     # 41 x 15 x 27.
     "XL": Rung(480, 10.0, 16.0, "vae-4x16x16", 2, 17_408, 512, 128, 64, (16, 1, 1), "dots", 300_000),
     # 61 x 23 x 40: a row over two chips, so that one holds no more than 28,000 tokens.
-    "3B": Rung(720, 10.0, 24.0, "vae-4x16x16", 2, 56_320, 512, 64, 64, (16, 1, 2), "none", 300_000),
+    "3B": Rung(720, 10.0, 24.0, "vae-4x16x16", 2, 56_320, 512, 64, 64, (16, 1, 2), "none", 30_000),
     # 181 x 23 x 40: over eight.
-    "7B": Rung(720, 30.0, 24.0, "vae-4x16x16", 2, 167_424, 512, 32, 32, (16, 1, 8), "none", 300_000),
+    "7B": Rung(720, 30.0, 24.0, "vae-4x16x16", 2, 167_424, 512, 32, 32, (16, 1, 8), "none", 5_000),
     # 181 x 34 x 60: over sixteen, and two for its matrices' width.
-    "14B": Rung(1080, 60.0, 12.0, "vae-4x16x16", 2, 370_176, 512, 16, 16, (8, 2, 16), "none", 200_000),
+    "14B": Rung(1080, 60.0, 12.0, "vae-4x16x16", 2, 370_176, 512, 16, 16, (8, 2, 16), "none", 2_000),
     # 361 x 34 x 60.
-    "14B-24fps": Rung(1080, 60.0, 24.0, "vae-4x16x16", 2, 736_768, 512, 16, 16, (8, 1, 32), "none", 200_000),
+    "14B-24fps": Rung(1080, 60.0, 24.0, "vae-4x16x16", 2, 736_768, 512, 16, 16, (8, 1, 32), "none", 1_000),
 }
 
 

@@ -1,6 +1,7 @@
 """What the ladder's rungs cost, and how cost grows: the TPU compiler's word beside arithmetic.
 
     python experiments/scale/run.py ladder      # every rung compiled; ladder.json, ladder.png
+    python experiments/scale/run.py agreement   # those by the compiler over those by arithmetic
     python experiments/scale/run.py exchanges   # one rung on 4 to 128 chips; exchanges.json, exchanges.png
     python experiments/scale/run.py curves      # duration, resolution, size, chips, by arithmetic; curves.png
 
@@ -35,7 +36,7 @@ SLICES = {
     "14B-24fps": "v5p:8x8x8",
 }
 SAMPLING = {"Ti": "v5e:1x1", "XL": "v6e:2x4", "14B": "v5p:2x4x4", "14B-24fps": "v5p:2x4x4"}
-AUTOENCODERS = {"vae-4x8x8": "v5e:2x4", "vae-4x16x16": "v6e:4x4"}
+AUTOENCODERS = {"vae-4x8x8": "v5e:2x4"}
 GIB, DAY = 2**30, 86_400
 
 
@@ -77,7 +78,7 @@ def ladder() -> None:
         print(
             f"| {key} | {one['topology']} | {sum(one['memory_bytes'].values()) / GIB:.1f} of "
             f"{one['memory_room_bytes'] / GIB:.0f} | {guess['seconds']:.3g} s | {guess['utilisation']:.0%} | "
-            f"{guess['tokens_a_day'] / 1e9:.3g} G | {bill['seconds'] / DAY:.3g} days | ${bill['dollars']:,.2f} | "
+            f"{guess['tokens_a_day'] / 1e9:.3g} G | {_long(bill['seconds'])} | ${bill['dollars']:,.2f} | "
             f"{one['compiled_in_seconds']:.0f} s |"
         )
     plt = _plots()
@@ -92,6 +93,29 @@ def ladder() -> None:
     axes.set(xlabel="share of a chip's memory, by the TPU's compiler", title="Memory of the ladder's rungs")
     axes.legend(ncols=4, fontsize="small")
     figure.savefig(HERE / "ladder.png", dpi=110)
+
+
+def agreement() -> None:
+    """The compiler's word over arithmetic, of what `ladder` compiled."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from sora_jax.chips import read_topology
+    from sora_jax.plan import counts, programs
+    from sora_jax.train.__main__ import parse
+
+    print("| rung | products | bytes | exchanges | memory |\n|---|---|---|---|---|")
+    for key, one in json.loads((HERE / "ladder.json").read_text()).items():
+        name, step = key.split()
+        if name in AUTOENCODERS:
+            continue
+        config = parse(["--config", f"{CONFIG}:{name}", "--workdir", "none"])[0]
+        job = programs.make_job(config, step, read_topology(one["topology"]))
+        found, reckoned, memory = one["counts"], counts.reckon(job), programs.reckon(job).memory
+        sent = sum(found["network"].values()) / max(sum(reckoned.network.values()), 1)
+        print(
+            f"| {key} | {found['products'] / reckoned.products:.2f} | {found['bytes'] / reckoned.bytes:.2f} | "
+            f"{f'{sent:.2f}' if sum(reckoned.network.values()) else ''} | "
+            f"{sum(one['memory_bytes'].values()) / sum(memory.values()):.2f} |"
+        )
 
 
 def exchanges() -> None:
@@ -228,6 +252,16 @@ def curves() -> None:
     figure.savefig(HERE / "curves.png", dpi=110)
 
 
+def _long(seconds: float) -> str:
+    return (
+        f"{seconds:.3g} s"
+        if seconds < 600
+        else f"{seconds / 3600:.3g} h"
+        if seconds < DAY
+        else f"{seconds / DAY:.3g} days"
+    )
+
+
 def _plots() -> Any:
     import matplotlib
 
@@ -241,5 +275,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("ladder", "exchanges", "curves"))
-    {"ladder": ladder, "exchanges": exchanges, "curves": curves}[parser.parse_args().what]()
+    parser.add_argument("what", choices=("ladder", "agreement", "exchanges", "curves"))
+    {"ladder": ladder, "agreement": agreement, "exchanges": exchanges, "curves": curves}[
+        parser.parse_args().what
+    ]()

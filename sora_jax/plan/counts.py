@@ -124,7 +124,7 @@ def reckon(job: Job) -> Counts:
     dit, sizes = objective.dit, job.mesh
     passes = _passes(job, dit)
     chips = job.topology.count
-    parameters = 12 * dit.width**2 * dit.layers
+    parameters = 18 * dit.width**2 * dit.layers  # a third of them makes modulations, once a condition
     row = job.config.pipeline.row_tokens + job.config.pipeline.row_text
     own = job.rows * job.passes * row / (sizes["data"] * sizes["fsdp"] * sizes["sequence"])
     kept = chips / sizes["data"]
@@ -139,7 +139,9 @@ def reckon(job: Job) -> Counts:
     }
     if job.step == "train":
         traffic += 40 * parameters / kept  # moments, averages and parameters, read and written
-        network["reduce-scatter"] = gathered * (1 - 1 / (kept * sizes["data"]))
+        # Over copies of the model a TPU's compiler sums gradients whole.
+        kind, times = ("all-reduce", 2) if sizes["data"] > 1 else ("reduce-scatter", 1)
+        network[kind] = network.get(kind, 0.0) + times * gathered * (1 - 1 / (kept * sizes["data"]))
     return Counts(
         "arithmetic", products, attention, useful, traffic + _attention_bytes(job), network, 0, tokens
     )
