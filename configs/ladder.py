@@ -32,6 +32,8 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
+from sora_jax.errors import UserError
+
 VAES = {
     "vae-4x8x8": {
         "strides": ((2, 2, 2), (1, 2, 2), (2, 2, 2)),
@@ -107,7 +109,7 @@ def get_config(name: str = "Ti") -> ConfigDict:
     if name in VAES:
         return _autoencoder(name)
     if name not in RUNGS:
-        raise ValueError(f"No rung is called {name!r}: choose one of {', '.join([*RUNGS, *VAES])}")
+        raise UserError(f"No rung is called {name!r}: choose one of {', '.join([*RUNGS, *VAES])}.")
     rung, size = RUNGS[name], name.split("-")[0]
     fsdp, tensor, sequence = rung.mesh
     large = size in ("3B", "7B", "14B")

@@ -277,6 +277,8 @@ def test_what_does_not_fit_is_told_with_what_makes_it_fit():
         (["--topology", "h100:8", "--assume", "luck=1"], "is no assumption"),
         (["--topology", "h100:7", "--config.mesh.fsdp=7"], "rows doesn't divide"),
         (["--topology", "h100:8", "words"], "is no option of plan"),
+        (["--config", f"{LADDER}:vae-4x8x8", "--topology", "h100:8", "--step", "sample"], "has no sampler"),
+        (["--config", f"{LADDER}:C", "--topology", "h100:8"], "No rung is called 'C': choose one of Ti, S"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, sentence, capsys):

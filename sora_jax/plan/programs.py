@@ -114,9 +114,11 @@ def make_job(config: ConfigDict, step: str, topology: Topology) -> Job:
     """The job of a configuration on a topology; what is -1 in config.mesh is what is left of its chips.
 
     Raises:
-      UserError: the mesh doesn't divide the chips.
+      UserError: the mesh doesn't divide the chips, or there is no such program.
     """
     loop = read_loop_config(config)
+    if step == "sample" and loop.objective != "dit":
+        raise UserError("An autoencoder has no sampler: plan its training, or a transformer's --step sample.")
     shape = loop.mesh
     if step == "sample":  # as many videos at once as there is room for beside a row's own chips
         shape = dataclasses.replace(shape, data=-1, fsdp=1)

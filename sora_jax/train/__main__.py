@@ -126,10 +126,10 @@ def _load(path: str) -> ml_collections.ConfigDict:
         raise UserError(f"There is no configuration file {file}{hint}")
     try:
         return config_flags.config_flags.ConfigFileFlagParser("config").parse(path)
-    except UserError:
-        raise
     except Exception as error:
-        raise UserError(f"{path} gives no configuration: {_last_line(error)}.") from error
+        # What a configuration raises comes wrapped, as the same type, with its traceback for a text.
+        last = _last_line(error).removeprefix("sora_jax.errors.UserError: ")
+        raise UserError(f"{path} gives no configuration: {last}.") from error
 
 
 def _keys(config: Any, prefix: str = "") -> Iterator[str]:
