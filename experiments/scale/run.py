@@ -127,7 +127,11 @@ def exchanges() -> None:
         kinds = {"weak": 2 * chips} | ({"strong": 64} if 8 <= chips <= 64 else {})
         for kind, rows in kinds.items():
             jobs[f"{kind} {chips}"] = ("B", name, fsdp, f"--config.pipeline.rows={rows}")
-    found = gather(HERE / "exchanges.json", jobs)
+    every = gather(HERE / "exchanges.json", jobs)
+    for key, one in every.items():
+        if not one["fits"]:
+            print(f"{key} chips: doesn't fit; {one['change']} would")
+    found = {key: one for key, one in every.items() if one["fits"]}
     plt = _plots()
     figure, panels = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
     for axes, kind in zip(panels, ("weak", "strong"), strict=True):
