@@ -195,7 +195,11 @@ def _autoencoder(name: str) -> ConfigDict:
             "steps": 200_000,
             "init_from": "",
             "vae": VAES[name] | {"dtype": "bfloat16"},
-            "loss": {"rows": 64, "crop": (17, 128, 128) if name == "vae-4x8x8" else (17, 256, 256)},
+            "loss": {
+                "rows": 64,
+                "shards": 1,
+                "crop": (17, 128, 128) if name == "vae-4x8x8" else (17, 256, 256),
+            },
             "data": {
                 "source": "videos",
                 "resolutions": (256, 480, 720),

@@ -1,7 +1,8 @@
 """Chips and the slices of them that can be had: what the planner and the log of a run know of machines.
 
-Speeds and memory are the vendors' (docs.cloud.google.com/tpu/docs/v5e, /v5p and /v6e; NVIDIA's data sheets of the A100,
-H100 and H200; read in November 2026). Prices change and differ by region and contract: `--price` overrides them.
+Speeds and memory are the vendors' (docs.cloud.google.com/tpu/docs/v5e, /v5p and /v6e; NVIDIA's data sheets of the
+A100, H100 and H200; read in November 2026). Between GPUs' machines a network card of 400 Gbit/s a GPU is taken, of 200
+for the A100. Prices change and differ by region and contract: `--price` overrides them.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Chip:
       dollars: an hour.
       price: where that is from.
       slices: that can be had, AxB or AxBxC; empty: any number of chips.
+      machine, across: of GPUs, how many share those links, and bytes a second out of a chip to other machines.
     """
 
     kinds: tuple[str, ...]
@@ -38,6 +40,12 @@ class Chip:
     dollars: float
     price: str
     slices: tuple[str, ...] = ()
+    machine: int = 0
+    across: float = 0.0
+
+    def links(self, count: int) -> float:
+        """Bytes a second out of a chip, among so many."""
+        return self.across if self.machine and count > self.machine else self.network
 
 
 _GOOGLE = "Google Cloud's list price on demand, us regions, 2025"
@@ -49,13 +57,14 @@ _CUBES = (
 )
 CHIPS = {
     "v5e": Chip(("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 819e9, 200e9, 1.20, _GOOGLE, _SQUARES),
-    "v4": Chip(("TPU v4",), 275e12, 32 * GIB, 1228e9, 150e9, 3.22, _GOOGLE),
     "v5p": Chip(("TPU v5",), 459e12, 95 * GIB, 2765e9, 600e9, 4.20, _GOOGLE, _CUBES),
     "v6e": Chip(("TPU v6",), 918e12, 32 * GIB, 1638e9, 400e9, 2.70, _GOOGLE, _SQUARES),
-    "a100": Chip(("NVIDIA A100",), 312e12, 80 * GIB, 2039e9, 300e9, 1.80, _CLOUDS),
-    "h100": Chip(("NVIDIA H100",), 989e12, 80 * GIB, 3350e9, 450e9, 3.00, _CLOUDS),
-    "h200": Chip(("NVIDIA H200",), 989e12, 141e9, 4800e9, 450e9, 3.80, _CLOUDS),
+    "a100": Chip(("NVIDIA A100",), 312e12, 80 * GIB, 2039e9, 300e9, 1.80, _CLOUDS, (), 8, 25e9),
+    "h100": Chip(("NVIDIA H100 80GB HBM3",), 989e12, 80 * GIB, 3350e9, 450e9, 3.00, _CLOUDS, (), 8, 50e9),
+    "h200": Chip(("NVIDIA H200",), 989e12, 141e9, 4800e9, 450e9, 3.80, _CLOUDS, (), 8, 50e9),
 }
+# Measured against, and not planned for.
+_OLDER = {"v4": Chip(("TPU v4",), 275e12, 32 * GIB, 1228e9, 300e9, 3.22, _GOOGLE)}
 TPUS = tuple(name for name, chip in CHIPS.items() if chip.slices)
 
 
@@ -111,11 +120,11 @@ def read_topology(text: str) -> Topology:
             f"There is no slice {shape or 'without a shape'} of {kind} chips: those that there are are "
             f"{', '.join(f'{kind}:{one}' for one in slices)}."
         )
-    if not slices and not (shape.isdigit() and int(shape) > 0):
+    if not slices and not (shape.isdecimal() and int(shape) > 0):
         raise UserError(f"{text!r} names no number of chips: write {kind}:8 for eight.")
     return Topology(f"{kind}:{shape}", kind, math.prod(int(side) for side in shape.split("x")))
 
 
 def chip_of(device_kind: str) -> Chip | None:
     """What is known of a device, by its kind."""
-    return next((chip for chip in CHIPS.values() if device_kind.startswith(chip.kinds)), None)
+    return next((chip for chip in (CHIPS | _OLDER).values() if device_kind.startswith(chip.kinds)), None)

@@ -80,7 +80,7 @@ class Hosts:
             return "", 1, 0
         address = self.coordinator or os.environ.get(ADDRESS, "")
         name, _, port = address.rpartition(":")
-        if not name or not port.isdigit():
+        if not name or not port.isdecimal() or int(port) > 65535:
             raise UserError(
                 f"--coordinator={address} is no address of host 0: write it as HOST:PORT, or set {ADDRESS}."
             )
@@ -91,7 +91,7 @@ class Hosts:
 
 
 def _whole(text: str, flag: str, least: int) -> int:
-    if not text.isdigit() or int(text) < least:
+    if not text.isdecimal() or int(text) < least:
         raise UserError(
             f"{flag}={text} is no whole number of {least} or more: say how many hosts, and which."
         )

@@ -94,10 +94,11 @@ def _gather(address: str, hello: dict[str, Any], until: float, wait: float) -> d
             try:
                 other = json.loads(_line(peer))
                 number = int(other["host"])
+                refused = _refuse(hello, other, number in peers and _alive(peers[number]))
             except (OSError, ValueError, TypeError, KeyError):
                 peer.close()  # none of ours
                 continue
-            if refused := _refuse(hello, other, number in peers and _alive(peers[number])):
+            if refused:
                 _tell([peer], {"refused": refused})
             else:
                 peers[number] = peer

@@ -372,8 +372,8 @@ def test_the_commands_of_the_page_on_scaling_are_understood(monkeypatch):
 def mesh_of(processes: list, **sizes: int) -> types.SimpleNamespace:
     """As much of a mesh as `row_share` reads: the processes whose devices lie on it, in order."""
     shape = {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1} | sizes
-    devices = [types.SimpleNamespace(process_index=process) for process in processes]
-    return types.SimpleNamespace(shape=shape, devices=np.array(devices).reshape(*shape.values()))
+    devices = [types.SimpleNamespace(empty=False, process_index=process) for process in processes]
+    return types.SimpleNamespace(empty=False, shape=shape, devices=np.array(devices).reshape(*shape.values()))
 
 
 def test_a_host_reads_the_shards_whose_rows_lie_on_its_devices(monkeypatch):

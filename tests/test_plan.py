@@ -1,6 +1,7 @@
 # ruff: noqa: E501 (lines of programs are as long as XLA makes them)
 """The planner: programs read and counted, chips, the roofline, what makes a job fit, the command."""
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -13,8 +14,9 @@ from ml_collections import ConfigDict
 
 from sora_jax.chips import CHIPS, GIB, chip_of, read_topology
 from sora_jax.cli import main
+from sora_jax.data.shards import own_shards
 from sora_jax.errors import UserError
-from sora_jax.mesh import KEPT_OVER
+from sora_jax.mesh import KEPT_OVER, Share
 from sora_jax.plan import estimate, programs, search
 from sora_jax.plan.counts import Counts, clip_of, count, reckon
 from sora_jax.plan.hlo import Program
@@ -171,7 +173,7 @@ def test_every_rung_of_the_ladder_fits_its_own_numbers(name):
 
 
 def test_arithmetic_agrees_with_the_compiler():
-    """Of a small transformer on this machine: what is kept to the byte, products to a twentieth."""
+    """Of a small transformer on this machine: what is kept to the byte, products with attention's within a third."""
     config = rung(
         "Ti", "--config.dit.size=Pico", "--config.dit.remat=none", "--config.pipeline.rows=2",
         "--config.pipeline.row_tokens=256",
@@ -185,12 +187,12 @@ def test_arithmetic_agrees_with_the_compiler():
         assert built.memory[kind] == reckoned.memory[kind] > 0
     found, expected = count(built), reckon(job)
     # Attention's products are among them here: they are no kernel's.
-    assert found.attention == 0 and found.useful == expected.useful
+    assert found.attention == 0
     assert expected.products < found.products < 1.3 * (expected.products + expected.attention)
 
 
 def test_the_roofline_by_hand():
-    chip = CHIPS["v5p"]
+    chip = read_topology("v5p:8x8x8")
     counts = Counts("compiler", 4.59e12, 0.0, 3e12, 2.765e9, {"all-gather": 6e8}, 3, 1000.0)
     sure = estimate.Assumptions(1.0, 1.0, 1.0, 1.0, 0.0)
     found = estimate.estimate(counts, chip, sure)
@@ -200,9 +202,19 @@ def test_the_roofline_by_hand():
     assert found.utilisation == pytest.approx(3e12 / 0.011 / 459e12)
     hidden = estimate.estimate(counts, chip, estimate.Assumptions(1.0, 1.0, 1.0, 1.0, 1.0))
     assert hidden.seconds == pytest.approx(0.01)
+    many = read_topology("h100:64")
+    assert estimate.estimate(counts, many, sure).network == pytest.approx(6e8 / 50e9), "between machines"
+    assert estimate.estimate(counts, many.of(8), sure).network == pytest.approx(6e8 / 450e9)
+    assert estimate.estimate(counts, chip, sure, 50).tokens_a_day == pytest.approx(found.tokens_a_day / 50)
     job = programs.make_job(rung("14B"), "train", read_topology("v5p:8x8x8"))
     bill = estimate.bill(job, counts, found, 4.2, 1e6, sure)
     assert bill.seconds == pytest.approx(11.0) and bill.dollars == pytest.approx(11 * 512 * 4.2 / 3600)
+    # Two clips a row: each video pays for half of it, and takes as long.
+    sampler = programs.make_job(rung("Ti"), "sample", read_topology("v5e:1x1"))
+    video = estimate.bill(sampler, counts, found, 3600.0, None, sure)
+    two = estimate.bill(sampler, dataclasses.replace(counts, clips=2), found, 3600.0, None, sure)
+    assert video.seconds == pytest.approx(50 * 0.011, rel=0.1)
+    assert two.dollars == pytest.approx(two.seconds / 2)
     with pytest.raises(UserError, match="no share of 1"):
         estimate.Assumptions(products=1.5)
 
@@ -228,6 +240,8 @@ def test_every_change_that_may_be_proposed_can_be_typed(name):
     job = programs.make_job(rung(name), "train", read_topology("v5p:8x8x8" if name == "14B" else "v5e:4x8"))
     for values, topology in search.changes(job):
         typed = rung(name, *(f"--config.{key}={value}" for key, value in values.items()))
+        part = typed.pipeline if typed.objective == "dit" else typed.loss
+        own_shards(Share(), part.get("shards", 1), part.rows)
         assert typed.to_dict() == search.change(job.config, values).to_dict()
 
 
@@ -259,7 +273,14 @@ def test_the_command_says_what_fits_and_what_it_costs(tmp_path):
 
 
 def test_what_does_not_fit_is_told_with_what_makes_it_fit():
-    done = run("--config", f"{LADDER}:B", "--topology", "v4:8", "--config.dit.remat=all")
+    done = run(
+        "--config",
+        f"{LADDER}:B",
+        "--topology",
+        "a100:8",
+        "--config.dit.remat=all",
+        "--config.pipeline.rows=128",
+    )
     assert "does NOT fit" in done.output and "what makes it fit: --config.dit.remat=" in done.output
 
 
@@ -278,6 +299,10 @@ def test_what_does_not_fit_is_told_with_what_makes_it_fit():
         (["--topology", "h100:7", "--config.mesh.fsdp=7"], "rows doesn't divide"),
         (["--topology", "h100:8", "words"], "is no option of plan"),
         (["--config", f"{LADDER}:vae-4x8x8", "--topology", "h100:8", "--step", "sample"], "has no sampler"),
+        (["--topology", "h100:8", "--config.pipeline.rows=0"], "rows doesn't divide"),
+        (["--topology", "h100:8", "--config.video.seconds=60"], "tokens and a row holds 10,240"),
+        (["--topology", "h100:8", "--config.video.steps=0"], "config.video.steps=0 must be above 0"),
+        (["--topology", "h100:²"], "names no number of chips"),
         (["--config", f"{LADDER}:C", "--topology", "h100:8"], "No rung is called 'C': choose one of Ti, S"),
     ],
 )

@@ -189,7 +189,7 @@ def curves() -> None:
                 config.pipeline.row_tokens = -(-clip.tokens // 512) * 512
             job = dataclasses.replace(job, config=config)
         found = counts.reckon(job)
-        guess = estimate.estimate(found, job.topology.chip, assumed)
+        guess = estimate.estimate(found, job.topology, assumed)
         bill = estimate.bill(job, found, guess, job.topology.chip.dollars, 1e6 * clip.tokens, assumed)
         return bill.dollars
 
@@ -244,7 +244,7 @@ def curves() -> None:
         config.pipeline.rows = 16 * read_topology(name).count // 512
         job = programs.make_job(config, "train", read_topology(name))
         found = counts.reckon(job)
-        guess = estimate.estimate(found, job.topology.chip, assumed)
+        guess = estimate.estimate(found, job.topology, assumed)
         days.append(1e12 / guess.tokens_a_day)
     axes.plot(chips, days, "o-", label="14B, a million million tokens, rows with the chips")
     axes.set(xscale="log", yscale="log", xlabel="v5p chips", ylabel="days")

@@ -83,7 +83,7 @@ def main(
     )
     found, chip = counts.reckon(job), job.topology.chip
     assert chip is not None
-    said = estimate.estimate(found, chip, estimate.Assumptions())
+    said = estimate.estimate(found, job.topology, estimate.Assumptions())
     took = measure(job, steps)
     row = {
         "config": path,

@@ -130,7 +130,9 @@ def _plan(
     found = estimate.plan_of(name, built, counted(built), price, tokens, assumed)
     if built.fits or not search:
         return found
-    change, other = find_fit(job, build, lambda words: say(f"it doesn't fit; trying {words} ..."))
+    change, other = find_fit(
+        job, build, lambda words: say(f"it doesn't fit; trying {words} ..."), guess=programs.reckon
+    )
     return found.with_change(
         change or "nothing that was tried: fewer tokens a row, or a smaller model", other
     )

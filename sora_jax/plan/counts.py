@@ -13,6 +13,7 @@ import jax
 
 from sora_jax.config import component
 from sora_jax.diffusion.canvas import GROUP
+from sora_jax.errors import UserError
 from sora_jax.models.dit import DiTConfig, forward_flops
 from sora_jax.models.tiles import TILES
 from sora_jax.models.vae import VAEConfig, decoding_flops, reconstruction_flops
@@ -40,7 +41,8 @@ class Counts:
       bytes: read from memory and written.
       network: bytes sent to other chips, by kind of collective.
       calls: how many collectives.
-      tokens: real ones that the whole step, on all chips, learns from or fills; latent cells of an autoencoder.
+      tokens: real ones that the whole step, on all chips, learns from or takes further; an autoencoder's latent cells.
+      clips: as long as `config.video`'s, that they make up.
     """
 
     source: str
@@ -51,6 +53,7 @@ class Counts:
     network: dict[str, float]
     calls: int
     tokens: float
+    clips: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +90,11 @@ def clip_of(job: Job) -> Clip | None:
     tokens = (1 + (frames - 1) // GROUP) // dit.patch[0] * math.prod(grid)
     cells = [count * by for count, by in zip(grid, dit.patch[1:], strict=True)]
     pixels = [count * by for count, by in zip(cells, vae.compression[1:], strict=True)]
+    if tokens > config.pipeline.row_tokens:
+        raise UserError(
+            f"A clip of config.video is {tokens:,} tokens and a row holds {config.pipeline.row_tokens:,}: make "
+            "config.pipeline.row_tokens at least as many, or the clip shorter or smaller."
+        )
     decode = decoding_flops(vae, 1, frames, *pixels) * TILES.cost(*cells)
     return Clip(frames, height, width, tokens, min(config.text.max_tokens, config.pipeline.row_text), decode)
 
@@ -104,10 +112,11 @@ def count(built: Built) -> Counts:
         program.flops,
         attention if program.kernels else 0.0,  # else it is among the products
         useful,
-        program.bytes + _attention_bytes(job),
+        program.bytes + (_attention_bytes(job) if program.kernels else 0.0),
         network,
         sum(one.times for one in program.collectives),
         tokens,
+        clips_of(job),
     )
 
 
@@ -130,26 +139,29 @@ def reckon(job: Job) -> Counts:
     kept = chips / sizes["data"]
     gathered = 2 * parameters / sizes["tensor"]
     traffic = passes * (gathered + TRAFFIC * own * dit.width * dit.layers)
+    # Activations go forward, backward, and once more where the forward is done again; weights are gathered twice.
+    ways, times = {1: (1, 1), 3: (2, 2), 4: (3, 2)}[passes]
     width = 2 * own * dit.width * dit.layers
     tensor, sequence = sizes["tensor"], sizes["sequence"]
     network = {
-        "all-gather": passes_of_weights(passes) * gathered * (1 - 1 / kept) if kept > 1 else 0.0,
-        "all-to-all": 4 * passes * width / tensor * (1 - 1 / sequence),
-        "all-reduce": 4 * passes * width * (1 - 1 / tensor),
+        "all-gather": times * gathered * (1 - 1 / kept) if kept > 1 else 0.0,
+        "all-to-all": 4 * ways * width / tensor * (1 - 1 / sequence),
+        "all-reduce": 4 * ways * width * (1 - 1 / tensor),
     }
     if job.step == "train":
         traffic += 40 * parameters / kept  # moments, averages and parameters, read and written
         # Over copies of the model a TPU's compiler sums gradients whole.
-        kind, times = ("all-reduce", 2) if sizes["data"] > 1 else ("reduce-scatter", 1)
-        network[kind] = network.get(kind, 0.0) + times * gathered * (1 - 1 / (kept * sizes["data"]))
+        kind, twice = ("all-reduce", 2) if sizes["data"] > 1 else ("reduce-scatter", 1)
+        network[kind] = network.get(kind, 0.0) + twice * gathered * (1 - 1 / (kept * sizes["data"]))
     return Counts(
         "arithmetic", products, attention, useful, traffic + _attention_bytes(job), network, 0, tokens
     )
 
 
-def passes_of_weights(passes: float) -> float:
-    """How often a step gathers the weights: once forward, once backward, once where the forward is done again."""
-    return {1: 1.0, 3: 2.0, 4: 3.0}.get(int(passes), passes)
+def clips_of(job: Job) -> int:
+    """How many clips the rows of a step hold."""
+    clip = clip_of(job)
+    return job.rows * (job.config.pipeline.row_tokens // clip.tokens if clip else 1)
 
 
 def _passes(job: Job, dit: DiTConfig) -> int:

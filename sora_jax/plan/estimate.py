@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from sora_jax.chips import Chip
+from sora_jax.chips import Topology
 from sora_jax.errors import UserError
 from sora_jax.plan.counts import Clip, Counts, clip_of
 from sora_jax.plan.programs import Built, Job, target_of
@@ -48,7 +48,7 @@ class Estimate:
       bound: "compute", "memory" or "network", whichever takes longest.
       best: seconds, were every chip at its peak and nothing in anyone's way: a bound from below.
       utilisation: useful operations a second, of the peak.
-      tokens_a_day: of the whole topology.
+      tokens_a_day: of the whole topology, learned from or filled.
     """
 
     compute: float
@@ -61,16 +61,16 @@ class Estimate:
     tokens_a_day: float
 
 
-def estimate(counts: Counts, chip: Chip, assumed: Assumptions) -> Estimate:
-    """The roofline of a step."""
-    sent = sum(counts.network.values())
+def estimate(counts: Counts, topology: Topology, assumed: Assumptions, steps: int = 1) -> Estimate:
+    """The roofline of a step; `steps` of them make a token (a sampler's)."""
+    chip, sent = topology.chip, sum(counts.network.values())
+    assert chip is not None
+    links = chip.links(topology.count)
     compute = (counts.products / assumed.products + counts.attention / assumed.attention) / chip.flops
     memory = counts.bytes / (chip.bandwidth * assumed.memory)
-    network = sent / (chip.network * assumed.network)
+    network = sent / (links * assumed.network)
     seconds = max(compute, memory) + (1 - assumed.hidden) * network
-    best = max(
-        (counts.products + counts.attention) / chip.flops, counts.bytes / chip.bandwidth, sent / chip.network
-    )
+    best = max((counts.products + counts.attention) / chip.flops, counts.bytes / chip.bandwidth, sent / links)
     longest = max(("compute", compute), ("memory", memory), ("network", network), key=lambda one: one[1])
     return Estimate(
         compute,
@@ -80,7 +80,7 @@ def estimate(counts: Counts, chip: Chip, assumed: Assumptions) -> Estimate:
         longest[0],
         best,
         counts.useful / seconds / chip.flops,
-        counts.tokens / seconds * DAY,
+        counts.tokens / (seconds * steps) * DAY,
     )
 
 
@@ -119,8 +119,8 @@ def bill(
     clip, target = clip_of(job), target_of(job.config)
     if clip is None or target is None:
         return None
-    # Videos are made side by side, one a row; each is decoded by the chips that made it, tile by tile.
-    share = chips / job.rows
+    # Videos are made side by side; each is decoded by the chips that made it, tile by tile.
+    share = chips / counts.clips
     seconds = target.steps * found.seconds + clip.decode / share / (chip.flops * assumed.products)
     return Bill("a video", seconds, seconds * share * dollars / 3600, clip.tokens)
 
@@ -197,6 +197,7 @@ def plan_of(
     plan = Plan(name, job, built.fits, built.memory, word, built.seconds, counts, clip=clip_of(job))
     if counts is None or chip is None:
         return plan
-    found = estimate(counts, chip, assumed)
+    target = target_of(job.config) if job.step == "sample" else None
+    found = estimate(counts, job.topology, assumed, target.steps if target else 1)
     price = chip.dollars if dollars is None else dollars
     return dataclasses.replace(plan, estimate=found, bill=bill(job, counts, found, price, tokens, assumed))

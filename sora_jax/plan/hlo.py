@@ -45,7 +45,7 @@ class Collective:
     """
 
     kind: str
-    bytes: float
+    bytes: int
     devices: int
     times: int
     known: bool = True
@@ -54,7 +54,7 @@ class Collective:
     def sent(self) -> float:
         """Bytes that leave a device each time, by the algorithms that send least (rings)."""
         if self.kind == "collective-permute":
-            return self.bytes
+            return float(self.bytes)
         return (2 if self.kind == "all-reduce" else 1) * self.bytes * (self.devices - 1) / self.devices
 
 
@@ -63,9 +63,9 @@ def collectives(text: str) -> list[Collective]:
     return Program(text).collectives
 
 
-def totals(found: Iterable[Collective]) -> dict[str, tuple[int, float]]:
+def totals(found: Iterable[Collective]) -> dict[str, tuple[int, int]]:
     """Of each kind that occurs, how many a step runs and the bytes of their buffers."""
-    sums = dict.fromkeys(COLLECTIVES, (0, 0.0))
+    sums = dict.fromkeys(COLLECTIVES, (0, 0))
     for one in found:
         count, size = sums[one.kind]
         sums[one.kind] = count + one.times, size + one.times * one.bytes
@@ -165,7 +165,7 @@ class Program:
                 buffer *= devices
             elif kind == "all-reduce" and name.startswith("all-reduce-scatter"):
                 kind = "reduce-scatter"  # as TPUs write it: a sum of which each keeps a part
-            found.append(Collective(kind, buffer, devices, self.times[name], name not in self.guessed))
+            found.append(Collective(kind, round(buffer), devices, self.times[name], name not in self.guessed))
         return found
 
     @functools.cached_property

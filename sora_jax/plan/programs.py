@@ -53,6 +53,11 @@ class TargetConfig:
     passes: int = 2
     vae: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name in ("resolution", "seconds", "fps", "steps", "passes"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"config.video.{name}={getattr(self, name)} must be above 0.")
+
 
 def target_of(config: ConfigDict) -> TargetConfig | None:
     """None where a configuration has none."""
@@ -127,7 +132,7 @@ def make_job(config: ConfigDict, step: str, topology: Topology) -> Job:
     rows = config.pipeline.rows if loop.objective == "dit" else config.loss.rows
     if step == "sample":
         rows = parts
-    if rows % parts:
+    if rows < 1 or rows % parts:
         field = f"config.{'pipeline' if loop.objective == 'dit' else 'loss'}.rows"
         raise UserError(
             f"A batch of {rows} rows doesn't divide over data x fsdp = {parts} chips of {topology.name}: make the rows "

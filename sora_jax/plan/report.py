@@ -34,7 +34,8 @@ def tell(plan: Plan, assumed: Assumptions, dollars: float | None) -> str:
             "",
             f"a step, on each chip (by {'the compiler' if counts.source == 'compiler' else 'arithmetic'})",
             f"  products     {_short(counts.products)}FLOP",
-            f"  memory       {_short(counts.bytes)}B",
+            f"  memory       {_short(counts.bytes)}B"
+            + (", attention's by arithmetic" if counts.attention else ""),
         ]
         if counts.attention:
             lines.insert(-1, f"  attention    {_short(counts.attention)}FLOP, by arithmetic")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from sora_jax.errors import UserError
 from sora_jax.plan.programs import Built, Job, make_job
 
 REMAT = ("all", "dots", "none")
+FAR = 1.3  # times what a chip has: arithmetic is 2 to 24% below the compiler (experiments/scale)
 Change = dict[str, Any]  # keys of a configuration, such as "dit.remat", and their values
 
 
@@ -37,11 +39,18 @@ def changes(job: Job) -> Iterator[tuple[Change, Topology]]:
                     sizes = mesh | {axis: mesh[axis] * times, giver: mesh[giver] // times}
                     yield thrifty | {f"mesh.{name}": size for name, size in sizes.items()}, here
     if learns:
-        rows = "pipeline.rows" if is_dit else "loss.rows"
-        accumulated = config.optim.get("accumulate", 1)
+        part = "pipeline" if is_dit else "loss"
+        accumulated, shards = config.optim.get("accumulate", 1), config[part].get("shards", 1)
         for times in (2, 4, 8):
             if job.rows % times == 0:
-                yield thrifty | {rows: job.rows // times, "optim.accumulate": accumulated * times}, here
+                # All counts of an optimizer are in batches, see `OptimConfig`.
+                parts = {"steps": config.steps * times, "optim.accumulate": accumulated * times}
+                parts |= {"optim.warmup": config.optim.get("warmup", 100) * times}
+                fewer = {
+                    f"{part}.rows": job.rows // times,
+                    f"{part}.shards": math.gcd(shards, job.rows // times),
+                }
+                yield thrifty | fewer | parts, here
         if config.optim.get("momentum_dtype", "float32") == "float32":
             yield thrifty | {"optim.momentum_dtype": "bfloat16"}, here
     for times in (2, 4, 8):
@@ -56,15 +65,22 @@ def change(config: ConfigDict, values: Change) -> ConfigDict:
     changed = ConfigDict(config.to_dict())
     with changed.unlocked():
         for key, value in values.items():
-            part, _, name = key.partition(".")
-            if part not in changed:
-                changed[part] = ConfigDict()
-            changed[part][name] = value
+            *parts, name = key.split(".")
+            place = changed
+            for part in parts:
+                if part not in place:
+                    place[part] = ConfigDict()
+                place = place[part]
+            place[name] = value
     return changed
 
 
 def find_fit(
-    job: Job, build: Callable[[Job], Built], tell: Callable[[str], None], most: int = 8
+    job: Job,
+    build: Callable[[Job], Built],
+    tell: Callable[[str], None],
+    most: int = 8,
+    guess: Callable[[Job], Built] | None = None,
 ) -> tuple[str, Built | None]:
     """Tries changes until one fits.
 
@@ -72,6 +88,7 @@ def find_fit(
       build: compiles a job, or reckons it.
       tell: is told what is tried.
       most: tries; what can't be (rows that don't divide, heads) doesn't count.
+      guess: reckons a job where building takes long: what is far from fitting by it isn't tried.
 
     Returns:
       What to change, in words, and what was built so; "" and None where no try fitted.
@@ -83,6 +100,8 @@ def find_fit(
             words += f" --topology {topology.name}"
         try:
             other = make_job(change(job.config, values), job.step, topology)
+            if guess and topology.chip and sum(guess(other).memory.values()) > FAR * topology.chip.memory:
+                continue
             tell(words)
             built = build(other)
         except UserError:

@@ -34,7 +34,12 @@ policies = ocp.training.preservation_policies
 # What may change when a run goes on; anything else would make it another run.
 FREE_TO_CHANGE = ("steps", "log", "checkpoint", "mesh", "stop_on_nan", "optim.offload", "dit.sequence")
 # Keys that configurations got later, by what a run without them did.
-LATER = {"pipeline.shards": 1, "loss.shards": 1}
+LATER = {
+    "pipeline.shards": 1,
+    "loss.shards": 1,
+    "optim.accumulate": 1,
+    "optim.momentum_dtype": "float32",
+}
 
 
 @dataclasses.dataclass(frozen=True)
