@@ -48,7 +48,7 @@ class Chip:
         return self.across if self.machine and count > self.machine else self.network
 
 
-_GOOGLE = "Google Cloud's list price on demand, us regions, 2025"
+_GOOGLE = "about Google Cloud's list price on demand, us regions, 2025: not looked up again, so look it up"
 _CLOUDS = "about what GPU clouds asked on demand in 2025; they differ by half"
 _SQUARES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = (
