@@ -198,7 +198,7 @@ def _autoencoder(name: str) -> ConfigDict:
             "loss": {
                 "rows": 64,
                 "shards": 1,
-                "crop": (17, 128, 128) if name == "vae-4x8x8" else (17, 256, 256),
+                "crop": (17, 128, 128) if name == "vae-4x8x8" else (9, 128, 128),
             },
             "data": {
                 "source": "videos",

@@ -36,7 +36,7 @@ SLICES = {
     "14B-24fps": "v5p:8x8x8",
 }
 SAMPLING = {"Ti": "v5e:1x1", "XL": "v6e:2x4", "14B": "v5p:2x4x4", "14B-24fps": "v5p:2x4x4"}
-AUTOENCODERS = {"vae-4x8x8": "v5e:2x4"}
+AUTOENCODERS = {"vae-4x8x8": "v5e:2x4", "vae-4x16x16": "v6e:8x8"}
 GIB, DAY = 2**30, 86_400
 
 
