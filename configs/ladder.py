@@ -65,7 +65,7 @@ class Rung:
       row_tokens: N, a multiple of 128 that holds such a clip.
       row_text: M.
       rows: of the batch, in all.
-      shards: streams that the data are dealt out to, as many as parts of the batch on the slice of the README's table.
+      shards: streams that the data are dealt out to, as many as parts of the batch on its slice.
       mesh: fsdp, tensor and sequence; data is the rest.
       remat: of the transformer's layers.
       steps: of training.
@@ -102,6 +102,18 @@ RUNGS = {
     "14B": Rung(1080, 60.0, 12.0, "vae-4x16x16", 2, 370_176, 512, 16, 16, (8, 2, 16), "none", 2_000),
     # 361 x 34 x 60.
     "14B-24fps": Rung(1080, 60.0, 24.0, "vae-4x16x16", 2, 736_768, 512, 16, 16, (8, 1, 32), "none", 1_000),
+}
+
+# The slice of TPUs that each is planned for.
+SLICES = {
+    "Ti": "v5e:1x1",
+    "S": "v5e:2x4",
+    "B": "v5e:4x8",
+    "XL": "v6e:8x8",
+    "3B": "v5p:4x4x8",
+    "7B": "v5p:4x8x8",
+    "14B": "v5p:8x8x8",
+    "14B-24fps": "v5p:8x8x8",
 }
 
 

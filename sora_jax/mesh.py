@@ -229,6 +229,11 @@ def parameter_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, names if len(names) > 1 else names[0]))
 
 
+def parameter_shardings(mesh: Mesh, tree: Any) -> Any:
+    """That of each leaf of a pytree of arrays, or of shapes."""
+    return jax.tree.map(lambda leaf: parameter_sharding(mesh, leaf.shape), tree)
+
+
 def _axes(names: str | tuple[str, ...]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else names
 

@@ -23,7 +23,7 @@ import tiny_batch
 from flax import nnx
 from tiny_batch import RUNS, pack_rows, wave
 
-from sora_jax.mesh import MESH_AXES, MeshConfig, make_mesh, parameter_sharding, place_rows
+from sora_jax.mesh import MESH_AXES, MeshConfig, make_mesh, parameter_shardings, place_rows
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.models.vae import VAE, VAEConfig
 from sora_jax.plan.hlo import collectives
@@ -101,7 +101,7 @@ def compare(
 
     def prepare(sizes: dict[str, int]) -> tuple[Any, ...]:
         mesh = make_mesh(MeshConfig(**sizes))
-        kept = jax.tree.map(lambda leaf: parameter_sharding(mesh, leaf.shape), model)
+        kept = parameter_shardings(mesh, model)
         with jax.set_mesh(mesh):
             placed, rows = jax.device_put(model, kept), place_rows(mesh, given)
             step = jax.jit(jax.value_and_grad(loss), out_shardings=(None, kept))

@@ -15,7 +15,7 @@ from test_pipeline import records
 from tiny_batch import CONFIG
 
 from sora_jax.data.pipeline import PipelineConfig, make_pipeline
-from sora_jax.mesh import MeshConfig, Share, make_mesh, parameter_sharding, place_rows, row_share, sharding
+from sora_jax.mesh import MeshConfig, Share, make_mesh, parameter_shardings, place_rows, row_share, sharding
 from sora_jax.models.dit import DiT
 from sora_jax.train.checkpoint import CheckpointConfig, Checkpoints, named_leaves
 from sora_jax.train.loop import TrainState, make_steps
@@ -56,7 +56,7 @@ def from_mesh_to_mesh(folder: pathlib.Path) -> None:
     state = stream = None
     for step, (devices, sizes) in enumerate(MESHES, 1):
         mesh = make_mesh(MeshConfig(**sizes), jax.devices()[:devices])
-        placed = jax.tree.map(lambda leaf: parameter_sharding(mesh, leaf.shape), shapes)  # noqa: B023
+        placed = parameter_shardings(mesh, shapes)
         before, stream = stream, iter(make_pipeline(ROWS, data, row_share(mesh)))
         checkpoints = Checkpoints(folder, CheckpointConfig())
         if before is None:

@@ -144,7 +144,7 @@ def test_hosts_deal_the_caches_shards_out(tmp_path, monkeypatch):
         monkeypatch.setattr(f"sora_jax.data.latents.{name}", lambda *arguments: None)
     encodes = {1: Encoder(), 0: Encoder()}
     for host, encode in encodes.items():
-        monkeypatch.setattr(jax, "process_index", lambda: host)  # noqa: B023
+        monkeypatch.setattr(jax, "process_index", lambda host=host: host)
         # Without barriers host 1 is too early to find the cache finished.
         with contextlib.suppress(UserError) if host else contextlib.nullcontext():
             write(tmp_path / "both", encode=encode)

@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import runpy
 
 import jax
 import jax.numpy as jnp
@@ -23,16 +24,7 @@ from sora_jax.plan.hlo import Program
 from sora_jax.train.__main__ import parse
 
 LADDER = "configs/ladder.py"
-WHERE = {
-    "Ti": "v5e:1x1",
-    "S": "v5e:2x4",
-    "B": "v5e:4x8",
-    "XL": "v6e:8x8",
-    "3B": "v5p:4x4x8",
-    "7B": "v5p:4x8x8",
-    "14B": "v5p:8x8x8",
-    "14B-24fps": "v5p:8x8x8",
-}
+WHERE = runpy.run_path(LADDER)["SLICES"]
 
 
 def rung(name: str, *overrides: str) -> ConfigDict:

@@ -16,6 +16,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -25,16 +26,7 @@ from typing import Any
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parents[1]
 CONFIG = "configs/ladder.py"
-SLICES = {
-    "Ti": "v5e:1x1",
-    "S": "v5e:2x4",
-    "B": "v5e:4x8",
-    "XL": "v6e:8x8",
-    "3B": "v5p:4x4x8",
-    "7B": "v5p:4x8x8",
-    "14B": "v5p:8x8x8",
-    "14B-24fps": "v5p:8x8x8",
-}
+SLICES = runpy.run_path(str(ROOT / CONFIG))["SLICES"]
 SAMPLING = {"Ti": "v5e:1x1", "XL": "v6e:2x4", "14B": "v5p:2x4x4", "14B-24fps": "v5p:2x4x4"}
 AUTOENCODERS = {"vae-4x8x8": "v5e:2x4", "vae-4x16x16": "v6e:8x8"}
 GIB, DAY = 2**30, 86_400
@@ -69,6 +61,8 @@ def ladder() -> None:
     jobs |= {f"{name} sample": (name, chips, "--step", "sample") for name, chips in SAMPLING.items()}
     jobs |= {f"{name} train": (name, chips) for name, chips in AUTOENCODERS.items()}
     found = gather(HERE / "ladder.json", jobs)
+    from sora_jax.plan.report import duration
+
     print(
         "| rung | slice | GiB a chip | a step | of peak | tokens a day | in all | cost | compiled in |\n"
         "|---|---|---|---|---|---|---|---|---|"
@@ -77,8 +71,8 @@ def ladder() -> None:
         guess, bill = one["estimate"], one["bill"]
         print(
             f"| {key} | {one['topology']} | {sum(one['memory_bytes'].values()) / GIB:.1f} of "
-            f"{one['memory_room_bytes'] / GIB:.0f} | {guess['seconds']:.3g} s | {guess['utilisation']:.0%} | "
-            f"{guess['tokens_a_day'] / 1e9:.3g} G | {_long(bill['seconds'])} | ${bill['dollars']:,.2f} | "
+            f"{one['memory_room_bytes'] / GIB:.0f} | {duration(guess['seconds'])} | {guess['utilisation']:.0%} | "
+            f"{guess['tokens_a_day'] / 1e9:.3g} G | {duration(bill['seconds'])} | ${bill['dollars']:,.2f} | "
             f"{one['compiled_in_seconds']:.0f} s |"
         )
     plt = _plots()
@@ -156,7 +150,7 @@ def exchanges() -> None:
         )
         axes.set_xticks([*own], [*map(str, own)])
         axes.xaxis.set_minor_locator(plt.NullLocator())
-        axes.legend()
+        axes.legend(loc="center right")
         print(
             kind,
             {chips: round(sum(net.values()) / 1e9, 3) for chips, net in own.items()},
@@ -254,16 +248,6 @@ def curves() -> None:
     axes.legend()
     figure.suptitle("By arithmetic, with the planner's assumptions; no compiler, no measurement")
     figure.savefig(HERE / "curves.png", dpi=110)
-
-
-def _long(seconds: float) -> str:
-    return (
-        f"{seconds:.3g} s"
-        if seconds < 600
-        else f"{seconds / 3600:.3g} h"
-        if seconds < DAY
-        else f"{seconds / DAY:.3g} days"
-    )
 
 
 def _plots() -> Any:

@@ -24,8 +24,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
 from sora_jax.data.packing import PackedBatch
-from sora_jax.mesh import MESH_AXES, parameter_sharding, sharding
-from sora_jax.models import attention
+from sora_jax.mesh import MESH_AXES, parameter_shardings, sharding
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.plan.hlo import Collective, collectives, totals
 
@@ -44,7 +43,6 @@ def main(out: pathlib.Path | None, topology: str, size: str, slots: int, rows: i
     jax.config.update("jax_platforms", "cpu")
     if topology:
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-        attention.best_backend = lambda: "tpu"  # whose compiler it is, not whose machine
         devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     else:
         jax.config.update("jax_num_cpu_devices", 8)
@@ -69,7 +67,7 @@ def compare(config: DiTConfig, devices: Any, parts: int, shape: tuple[int, int],
     """One way on so many devices: predicted, found, memory, and the error against one device if it can run."""
     mesh = Mesh(np.array(devices[:parts]).reshape(1, 1, 1, parts), MESH_AXES, axis_types=(AxisType.Auto,) * 4)
     abstract = jax.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0)))
-    kept = jax.tree.map(lambda leaf: parameter_sharding(mesh, leaf.shape), abstract)
+    kept = parameter_shardings(mesh, abstract)
     given = make_batch(config, *shape)
     on_mesh = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
     arguments = (

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.chips import read_topology
-from sora_jax.mesh import MeshConfig, make_mesh, parameter_sharding, sharding
+from sora_jax.mesh import MeshConfig, make_mesh, parameter_shardings, sharding
 from sora_jax.plan import counts, estimate, programs
 from sora_jax.train.__main__ import parse
 from sora_jax.train.loop import make_steps, read_loop_config
@@ -55,7 +55,7 @@ def measure(job: programs.Job, steps: int) -> float:
     init, step = make_steps(objective, read_loop_config(job.config).optim)
     with jax.set_mesh(mesh):
         abstract = jax.eval_shape(init, jax.random.key(0))
-        kept = jax.tree.map(lambda leaf: parameter_sharding(mesh, leaf.shape), abstract)
+        kept = parameter_shardings(mesh, abstract)
         state = jax.jit(init, out_shardings=kept)(jax.random.key(0))
         batch = jax.device_put(full_batch(job), sharding(mesh, "B"))
         update = jax.jit(step, donate_argnums=0, out_shardings=(kept, sharding(mesh, "")))

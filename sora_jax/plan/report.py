@@ -45,13 +45,13 @@ def tell(plan: Plan, assumed: Assumptions, dollars: float | None) -> str:
     if found and counts:
         lines += [
             "",
-            f"a step takes {_time(found.seconds)}: compute {_time(found.compute)}, memory {_time(found.memory)}, "
-            f"network {_time(found.network)}; never less than {_time(found.best)}",
+            f"a step takes {duration(found.seconds)}: compute {duration(found.compute)}, memory "
+            f"{duration(found.memory)}, network {duration(found.network)}; never less than {duration(found.best)}",
             f"  {found.utilisation:.0%} of peak usefully",
             f"  {_short(found.tokens_a_day)}tokens a day",
         ]
         if bill:
-            cost = f"{_time(bill.seconds)}, ${bill.dollars:,.2f}"
+            cost = f"{duration(bill.seconds)}, ${bill.dollars:,.2f}"
             lines += [f"{bill.what}: {_short(bill.tokens)}tokens, {cost}"]
         lines += ["", "assumed: " + _assumed(plan, assumed, dollars)]
     return "\n".join(lines)
@@ -68,11 +68,11 @@ def compare(plans: Sequence[Plan]) -> str:
                 plan.job.step,
                 plan.job.topology.name,
                 f"{sum(plan.memory.values()) / GIB:.1f}" + ("" if plan.fits else " no"),
-                _time(found.seconds) if found else "",
+                duration(found.seconds) if found else "",
                 f"{found.utilisation:.0%}" if found else "",
                 found.bound if found else "",
                 _short(found.tokens_a_day) if found else "",
-                _time(bill.seconds) if bill else "",
+                duration(bill.seconds) if bill else "",
                 f"${bill.dollars:,.2f}" if bill else "",
                 plan.word,
             )
@@ -151,7 +151,8 @@ def _short(number: float) -> str:
     return f"{number:.3g} "
 
 
-def _time(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in the unit that people would use."""
     if seconds < 1:
         return f"{1000 * seconds:.3g} ms"
     if seconds < 120:

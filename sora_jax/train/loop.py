@@ -34,7 +34,7 @@ from sora_jax.mesh import (
     MeshConfig,
     make_mesh,
     on_host,
-    parameter_sharding,
+    parameter_shardings,
     place_rows,
     row_share,
     sharding,
@@ -119,7 +119,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
         init, step_fn = make_steps(objective, loop.optim)
         with jax.set_mesh(mesh):
             abstract = jax.eval_shape(init, root)
-        placed = jax.tree.map(lambda leaf: parameter_sharding(mesh, leaf.shape), abstract)
+        placed = parameter_shardings(mesh, abstract)
         if loop.optim.offload:
             placed = dataclasses.replace(placed, opt_state=on_host(placed.opt_state))
         # What a host does for itself, such as encoding clips, happens outside of the mesh.
