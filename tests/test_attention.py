@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sora_jax.errors import UserError
 from sora_jax.models import attention_tpu
-from sora_jax.models.attention import BACKENDS, attend
+from sora_jax.models.attention import BACKENDS, attend, reference
 from sora_jax.models.attention_blocks import sharing
 from sora_jax.models.attention_cpu import SIZES, blocked, make_blocks, meetings
 from sora_jax.models.attention_gpu import Tile, Tiles, flash
@@ -236,17 +236,17 @@ def test_blocks_of_long_rows_on_tpus_grow_and_give_the_same(monkeypatch):
     q, k, v, back = np.random.default_rng(0).normal(size=(4, 1, 700, 1, F)).astype(np.float32)
     ids = np.repeat([1, 2, 0, 3], [300, 90, 10, 300])[None].astype(np.int32)
 
-    def output_and_gradients():
+    def output_and_gradients(attention):
         with jax.default_matmul_precision("highest"):
-            out, pull = jax.vjp(lambda q, k, v: splash(q, k, v, ids, interpret=True), q, k, v)
+            out, pull = jax.vjp(lambda q, k, v: attention(q, k, v, ids), q, k, v)
             return [np.asarray(x)[ids > 0] for x in (out, *pull(back * (ids > 0)[..., None, None]))]
 
-    plain = output_and_gradients()
+    plain = output_and_gradients(reference)
     for name, bound in (("BLOCKS", (128,)), ("MOST_BLOCKS", 3), ("MOST_GRADIENT", 128)):
         monkeypatch.setattr(attention_tpu, name, bound)
     asked = []
     watched = lambda ids, block, other=None: asked.append((block, other)) or sharing(ids, block, other)
     monkeypatch.setattr(attention_tpu, "sharing", watched)
-    for ours, expected in zip(output_and_gradients(), plain, strict=True):
+    for ours, expected in zip(output_and_gradients(partial(splash, interpret=True)), plain, strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
     assert asked == [(256, None), (128, 256)]

@@ -203,6 +203,11 @@ def test_config_may_change_only_what_leaves_the_run_the_same(tmp_path):
     keep_config(tmp_path, config | {"steps": 9, "log": {"every": 2}}, resumed=True)
     assert read_config(tmp_path)["steps"] == 9
     keep_config(tmp_path, config | {"steps": 9, "pipeline": {"shards": 1}}, resumed=True)  # as it was before
+    later = {"accumulate": 1, "momentum_dtype": "float32", "offload": False}
+    keep_config(tmp_path, config | {"optim": config.get("optim", {}) | later}, resumed=True)  # so too
+    with pytest.raises(UserError, match="optim.accumulate was 1 and is 2"):
+        keep_config(tmp_path, config | {"optim": config.get("optim", {}) | {"accumulate": 2}}, resumed=True)
+    keep_config(tmp_path, config | {"steps": 9, "pipeline": {"shards": 1}}, resumed=True)
     with pytest.raises(UserError, match="pipeline.shards was 1 and is 2"):
         keep_config(tmp_path, config | {"pipeline": {"shards": 2}}, resumed=True)
     with pytest.raises(UserError, match="dit.depth was absent and is 2; dit.width was 8 and is 16"):
