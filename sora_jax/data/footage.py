@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-import hashlib
 import itertools
 import math
 import os
-import pathlib
 from collections.abc import Iterator
 
 import numpy as np
 
 from sora_jax.data.clips import Clip
-from sora_jax.errors import UserError, atomic_path
+from sora_jax.data.files import find_files, read_caption
+from sora_jax.data.frame_cache import cached_frames
+from sora_jax.errors import UserError
 from sora_jax.video import Video, probe, resample, stream_frames
 
-SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ts", ".gif")
 # Each file is cut into blocks of ten seconds, and of every ten blocks one is held out for validation: time
 # apart, not clips apart, so that no frame of the one split is seen in the other.
 BLOCK_SECONDS = 10.0
@@ -88,7 +87,7 @@ class Footage:
 
     def __post_init__(self) -> None:
         self._check()
-        files = {str(file): probe(file) for file in _video_files(self.path)}
+        files = {str(file): probe(file) for file in find_files(self.path)}
         spans = [span for span in _spans(files, self.split) if span.frames >= self._shortest(span)]
         if not spans:
             raise UserError(
@@ -121,7 +120,7 @@ class Footage:
             raise UserError(
                 f"{span.file} is damaged or cut off near {first / span.fps:.1f} seconds: mend it or take it away."
             )
-        caption = _caption(span.file)
+        caption = read_caption(span.file)
         name = (
             os.path.relpath(span.file, self.path) if os.path.isdir(self.path) else os.path.basename(span.file)
         )
@@ -209,44 +208,8 @@ class Footage:
         return (frame for _, frame in itertools.islice(shown, count))
 
     def _cached(self, span: Span) -> np.ndarray:
-        """The file's frames as a memory map, uint8[T,Y,X,3]; written first where it is not there yet."""
-        stat = os.stat(span.file)
         need = max(self._short_sides()[1], *(self.crop[1:] if self.crop else (0,)))
-        name = hashlib.sha256(repr((os.path.abspath(span.file), stat.st_size, stat.st_mtime_ns)).encode())
-        path = pathlib.Path(self.cache, f"{pathlib.Path(span.file).stem}-{name.hexdigest()[:12]}-{need}.npy")
-        if not path.exists():
-            _write_frames(path, span, need)
-        return np.load(path, mmap_mode="r")
-
-
-def _write_frames(path: pathlib.Path, span: Span, short_side: int) -> None:
-    """Decodes a whole file into an array on disk, one frame in memory at a time; frames are never enlarged."""
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        header, count = {"descr": "|u1", "fortran_order": False, "shape": (0, 0, 0, 3)}, 0
-        for _, frame in stream_frames(span.file, fps=span.fps):
-            height, width = frame.shape[:2]
-            scale = min(1.0, short_side / min(height, width))
-            if scale < 1:
-                frame = resample(frame, int(height * scale + 1e-6), int(width * scale + 1e-6))
-            if count == 0:
-                np.lib.format.write_array_header_1_0(file, {**header, "shape": (0, *frame.shape)})
-            file.write(frame.tobytes())
-            count += 1
-        file.seek(0)
-        # The header leaves room for its first number to grow.
-        np.lib.format.write_array_header_1_0(file, {**header, "shape": (count, *frame.shape)})
-
-
-def _video_files(path: str) -> list[pathlib.Path]:
-    root = pathlib.Path(path)
-    if root.is_file():
-        return [root]
-    if not root.is_dir():
-        raise UserError(f"There is no folder or file {path}: check the name.")
-    files = sorted(f for f in root.rglob("*") if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
-    if not files:
-        raise UserError(f"{path} holds no video: put files there that end in {', '.join(SUFFIXES)}.")
-    return files
+        return cached_frames(self.cache, span.file, span.fps, need)
 
 
 def _spans(files: dict[str, tuple[float, float]], split: str) -> Iterator[Span]:
@@ -264,13 +227,3 @@ def _spans(files: dict[str, tuple[float, float]], split: str) -> Iterator[Span]:
                 run = list(group)
                 yield Span(file, fps, bounds[run[0]], bounds[run[-1] + 1])
         number += blocks
-
-
-def _caption(file: str) -> str:
-    path = pathlib.Path(file).with_suffix(".txt")
-    try:
-        return " ".join(path.read_text(encoding="utf-8").split())
-    except FileNotFoundError:
-        return ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The caption {path} can't be read: {error}; save it as UTF-8 text.") from error
