@@ -6,8 +6,11 @@ import dataclasses
 import itertools
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
+
+import jax
 
 from sora_jax.config import component
 from sora_jax.data.clips import Source
@@ -17,6 +20,7 @@ from sora_jax.data.scene import WorldConfig
 from sora_jax.data.survey import Summary
 from sora_jax.data.toyworld import Toyworld
 from sora_jax.errors import UserError
+from sora_jax.hosts import check_alike
 from sora_jax.video import frame_size
 
 TOYWORLD = "toyworld"
@@ -57,7 +61,7 @@ class DataConfig:
     rates: tuple[float, ...] = (8.0,)
     max_frames: int = 0
     grid: tuple[int, int, int] = (4, 16, 16)
-    damaged: str = "skip"
+    damaged: Literal["skip", "refuse"] = "skip"
     cache: str = ""
     world: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -158,12 +162,41 @@ def summaries(sources: Sequence[tuple[Source, float]]) -> list[Summary]:
     return [source.summary() for source, _ in sources if isinstance(source, Footage)]
 
 
+def announce(sources: Sequence[tuple[Source, float]]) -> None:
+    """Says on the first host's stderr what the files are that are trained on. All hosts must call it together.
+
+    Raises:
+      UserError: the hosts don't see the same files.
+    """
+    told = "".join(f"{summary}\n" for summary in summaries(sources))
+    check_alike(
+        told, "The hosts see different files to train on: give all the same folder, with the same content."
+    )
+    if jax.process_index() == 0:
+        print(told, end="", file=sys.stderr, flush=True)
+
+
+def natural_clips(sources: Sequence[tuple[Source, float]], most: int) -> int:
+    """How many clips of a mixture are worth encoding: as many as show nearly all of the footage in it.
+
+    Args:
+      most: never more than that; so many where there is no footage, since toyworld never ends.
+    """
+    total = sum(weight for _, weight in sources)
+    wanted = [
+        source.natural_clips * total / weight
+        for source, weight in sources
+        if isinstance(source, Footage) and weight > 0
+    ]
+    return min(most, math.ceil(max(wanted, default=most)))
+
+
 def _read_name(item: str) -> tuple[str, float] | None:
     """A data set's name and its weight; None where the words are neither toyworld nor a path."""
     before, _, after = item.rpartition(":")
     for name, weight in ((item, "1"), (before.strip(), after)):
         name = os.path.expanduser(name)
-        if name and (name == TOYWORLD or os.path.exists(name)):
+        if name and "," not in weight and (name == TOYWORLD or os.path.exists(name)):
             try:
                 number = float(weight)
             except ValueError:
