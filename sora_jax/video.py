@@ -10,6 +10,7 @@ import itertools
 import math
 import pathlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import av
 import numpy as np
@@ -17,19 +18,10 @@ from av.video import reformatter
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from PIL import Image
 
-from sora_jax.decoding import (
-    EXACT,
-    Path,
-    decoded,
-    evenly,
-    opaque,
-    opened,
-    pixels,
-    rate_of,
-    read_picture,
-    seconds_of,
-)
+from sora_jax.decoding import EXACT, Header, Path, decoded, displayed_size, header, pixels, turned
 from sora_jax.errors import UserError, atomic_path
+from sora_jax.pictures import moving_frames, moving_picture, opaque, read_picture
+from sora_jax.timing import even_rate, evenly
 
 # Browsers slow down a GIF whose frames last less than two hundredths of a second.
 GIF_MAX_FPS = 50.0
@@ -166,12 +158,141 @@ class VideoStream:
         return self.whole().save(path)
 
 
+@dataclasses.dataclass
+class Report:
+    """What was met while a file was read; pass one to `stream_frames` to hear of it.
+
+    Attributes:
+      name: what messages call the file.
+      fps, seconds: as `probe` gives them.
+      lost: seconds of the frames that could not be decoded whole.
+      uneven, transparent, sizes: of the frames read so far, sizes as stored.
+      high_range: whether the colours are HDR, which look pale when they are read as others.
+      end: where the last frame ends, in seconds, once all are read; infinity before.
+      notes: of pictures: what was left out.
+    """
+
+    name: str = ""
+    fps: float = 1.0
+    seconds: float = math.nan
+    lost: list[float] = dataclasses.field(default_factory=list)
+    uneven: bool = False
+    transparent: bool = False
+    sizes: set[tuple[int, ...]] = dataclasses.field(default_factory=set)
+    high_range: bool = False
+    end: float = math.inf
+    notes: tuple[str, ...] = ()
+
+    def damage(self, start: float = 0.0, end: float = math.inf) -> tuple[str, ...]:
+        """Sentences on what is missing between two times; none where all is there that should be."""
+        sentences = []
+        if lost := sum(start - 1 / self.fps < second < end for second in self.lost):
+            sentences.append(
+                f"{self.name} is damaged: {lost} frames could not be decoded whole; what was left of them, or the "
+                f"frame before, stands in."
+            )
+        # Headers may count the sound's last bit too.
+        if self.seconds - self.end > max(3 / self.fps, 0.25) and end > self.end:
+            sentences.append(
+                f"{self.name} lasts {self.seconds:.4g} seconds by its header, but its pictures end after "
+                f"{self.end:.4g}: these were used."
+            )
+        return tuple(sentences)
+
+
+@dataclasses.dataclass
+class Reader:
+    """The one way into files: their frames as they are displayed.
+
+    Attributes:
+      header: what is known before anything is decoded.
+      moments: (start, end, frame) in seconds from the first frame; a frame is what `pixels` takes.
+      report: filled while the moments are read.
+      size: (height, width) as displayed, of the first frame, which all later ones get; None before it.
+    """
+
+    header: Header
+    moments: Iterator[tuple[float, float, Any]]
+    report: Report
+    size: tuple[int, int] | None = None
+
+    def evenly(self, fps: float, start: float) -> Iterator[tuple[float, float, Any]]:
+        """The moments at an even rate; see `timing.evenly`."""
+        return evenly(self.watched(), fps, self.header.fps, start)
+
+    def watched(self) -> Iterator[tuple[float, float, Any]]:
+        """The moments, while it is noted how even they are and where they end."""
+        before, end = None, 0.0
+        for begin, end, frame in self.moments:
+            if before is not None and not 0.5 < (begin - before) * self.header.fps < 1.5:
+                self.report.uneven = True
+            before = begin
+            yield begin, end, frame
+        self.report.end = end
+
+    def pixels(self, frame: Any) -> np.ndarray:
+        """uint8[Y,X,3], upright and opaque, at its stored size."""
+        array = frame if isinstance(frame, np.ndarray) else pixels(frame, self.report.name)
+        self.report.sizes.add(array.shape[:2])
+        if array.shape[-1] == 4 and array[..., 3].min() < 255:
+            self.report.transparent = True
+        return opaque(array)
+
+    def displayed(self, frame: Any) -> np.ndarray:
+        """uint8[Y,X,3] of the first one's size: upright, opaque, of square pixels."""
+        array = self.pixels(frame)
+        if self.size is None:
+            self.size = displayed_size((array.shape[0], array.shape[1]), self.stretch(frame))
+        return array if array.shape[:2] == self.size else resample(array, *self.size)
+
+    def stretch(self, frame: Any) -> float:
+        """The width of a pixel over its height once the frame is upright."""
+        ratio = self.header.stretch
+        return 1 / ratio if not isinstance(frame, np.ndarray) and turned(frame) else ratio
+
+
+def open_reader(path: Path, start: float = 0.0, report: Report | None = None) -> Reader:
+    """A reader of a file's frames from the one on show at `start` seconds on.
+
+    Args:
+      path: a video or a picture.
+      start: seconds; a still picture has no time to start at.
+      report: is filled while the frames are read.
+
+    Raises:
+      UserError: as `read_video`.
+    """
+    report = Report() if report is None else report
+    picture = read_picture(path)
+    if picture is not None:
+        size, moment = picture.pixels.shape[:2], (0.0, picture.seconds, picture.pixels)
+        known = Header(1 / picture.seconds, picture.seconds, (size[0], size[1]), 1, still=True)
+        moments: Iterator[tuple[float, float, Any]] = iter([moment])
+    elif (times := moving_picture(path)) is not None:
+        known = _moving_header(path, times)
+        moments = moving_frames(path, times, start)
+    else:
+        known = header(path)
+        moments = decoded(path, start, report.lost)
+    report.name, report.fps, report.seconds = str(path), known.fps, known.seconds
+    report.high_range, report.notes = known.high_range, picture.notes if picture else ()
+    return Reader(known, moments, report)
+
+
+def _moving_header(path: Path, times: list[tuple[float, float]]) -> Header:
+    _, _, first = next(moving_frames(path, times, 0.0))
+    end = times[-1][1]
+    fps = even_rate(np.array([begin for begin, _ in times]), end, len(times) / end)
+    return Header(fps, end, (first.shape[0], first.shape[1]), len(times))
+
+
 def read_video(path: Path, start: float = 0.0, frames: int | None = None) -> Video:
     """Reads a video (mp4, webm, mov, gif, ...) or a picture (png, jpeg, ...; one frame, 1 fps).
 
-    Rotation tags are obeyed, transparency is laid on white, more than 8 bits become 8. Frames that come at
-    uneven times are resampled to the file's average rate: each instant gets the frame that is then on show.
-    Of a damaged file what is readable is kept.
+    Frames come as they are displayed: turned and mirrored as the file says, of square pixels, in sRGB, what is
+    transparent on white, with eight bits. Frames that come at uneven times are resampled to `probe`'s rate: each
+    instant gets the frame that is then on show. Of a damaged file what is readable is kept; `media.read_media`
+    tells what was not.
 
     Args:
       path: the file.
@@ -183,50 +304,46 @@ def read_video(path: Path, start: float = 0.0, frames: int | None = None) -> Vid
     """
     if frames is not None and frames < 1:
         raise UserError(f"{path} can't be read: at least one frame has to be asked for, not {frames}.")
-    fps, _ = probe(path)
+    fps = probe(path).fps
     kept = [frame for _, frame in itertools.islice(stream_frames(path, start, fps), frames)]
     if not kept:
         raise UserError(f"{path} has no frame at {start:g} seconds: it ends before; start earlier.")
     return Video(np.stack(kept), fps)
 
 
-def probe(path: Path) -> tuple[float, float]:
-    """(frames a second, seconds) as the file's header gives them; NaN seconds where it does not say.
+def probe(path: Path) -> Header:
+    """What a file's header tells; where it names no duration, what its packets tell. Nothing is decoded of videos.
 
     Raises:
       UserError: there is no such file, or it is no video.
     """
-    if read_picture(path) is not None:
-        return 1.0, 1.0
-    with opened(path) as (container, stream):
-        return rate_of(stream), seconds_of(container, stream)
+    return open_reader(path).header
 
 
 def stream_frames(
-    path: Path, start: float = 0.0, fps: float | None = None
+    path: Path, start: float = 0.0, fps: float | None = None, report: Report | None = None
 ) -> Iterator[tuple[float, np.ndarray]]:
     """Yields (seconds from the file's first frame, uint8[Y,X,3]) in constant memory.
 
     It begins with the frame on show at `start` (seconds), reached from the keyframe before it. Past the end
-    nothing comes.
+    nothing comes. Frames come as `read_video`'s, all of `probe`'s size.
 
     Args:
       path: the file.
       start: seconds.
       fps: resample to this even rate; None yields the file's own frames at the times that it gives.
+      report: takes what is met on the way: `report.damage()` after the last frame says what was lost.
 
     Raises:
       UserError: as `read_video`.
     """
-    picture = read_picture(path)
-    if picture is not None:
-        yield 0.0, opaque(picture)
-        return
-    moments = decoded(path, start)
-    if fps is not None:
-        moments = evenly(moments, fps, probe(path)[0], start)
+    reader = open_reader(path, start, report)
+    moments = reader.watched() if fps is None or reader.header.still else reader.evenly(fps, start)
+    shown, array = None, np.empty(0)
     for begin, _, frame in moments:
-        yield begin, opaque(pixels(frame))
+        if frame is not shown:
+            shown, array = frame, reader.displayed(frame)
+        yield begin, array
 
 
 def resample(

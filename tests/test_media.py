@@ -13,6 +13,7 @@ from film_files import numbers, pictures, turned, write
 from PIL import Image
 
 from sora_jax import media as M
+from sora_jax import video as V
 from sora_jax.errors import UserError
 from sora_jax.sound import keep_sound
 from sora_jax.video import Video
@@ -326,8 +327,8 @@ def test_too_long_is_said_before_anything_is_decoded(tmp_path, monkeypatch):
             taken += 1
             yield moment
 
-    decoded = M.decoded
-    monkeypatch.setattr(M, "decoded", counted)
+    decoded = V.decoded
+    monkeypatch.setattr(V, "decoded", counted)
     with pytest.raises(UserError) as error:
         M.read_media(path, most_frames=50)
     message = str(error.value)
@@ -355,8 +356,8 @@ def test_too_long_without_a_header_stops_at_the_limit(tmp_path, monkeypatch):
             yield taken / 25, (taken + 1) / 25, np.zeros((300, 400, 3), np.uint8)
             taken += 1
 
-    monkeypatch.setattr(M, "decoded", endless)
-    monkeypatch.setattr(M, "seconds_of", lambda *_: np.nan)
+    monkeypatch.setattr(V, "decoded", endless)
+    monkeypatch.setattr(V, "header", lambda _: V.Header(25, np.nan, (16, 16), None))
     tracemalloc.start()
     with pytest.raises(UserError, match="has more than 100 frames to read"):
         M.read_media(tmp_path / "a.mp4", most_frames=100, resolution=30)
