@@ -15,23 +15,15 @@ import av
 import numpy as np
 from av.sidedata.sidedata import Type
 from av.stream import Disposition
-from av.video.reformatter import ColorTrc, Interpolation
+from av.video import reformatter
+from av.video.reformatter import ColorRange, ColorTrc
 
+from sora_jax.containers import EXACT, Path, open_container
 from sora_jax.errors import UserError
 from sora_jax.timing import SHORTEST, even_rate, first_instant
 
-Path = str | os.PathLike[str]
-
 # Their usual decoders know nothing of transparency.
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
-
-# Without these the conversion between RGB and YUV rounds down: a bias of one level in 256.
-EXACT = (
-    Interpolation.BICUBIC
-    | Interpolation.ACCURATE_RND
-    | Interpolation.FULL_CHR_H_INT
-    | Interpolation.FULL_CHR_H_INP
-)
 
 # Colour matrices that no part of FFmpeg at hand converts, by their number in ITU-T H.273.
 RARE_MATRICES = {
@@ -78,22 +70,6 @@ class Header:
 
 
 @contextlib.contextmanager
-def container_of(path: Path) -> Iterator[Any]:
-    """PyAV's container of a file. The path is never taken for an address, whatever its name begins with.
-
-    Raises:
-      av.FFmpegError, OSError: it can't be read.
-    """
-    with av.open(as_address(path)) as container:
-        yield container
-
-
-def as_address(path: Path) -> str:
-    """A path as FFmpeg takes it: without this, "12:30.mp4" would be a file of the protocol "12"."""
-    return f"file:{os.fspath(path)}"
-
-
-@contextlib.contextmanager
 def opened(path: Path) -> Iterator[tuple[Any, Any]]:
     """PyAV's (container, stream of pictures) of a video file.
 
@@ -101,14 +77,12 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
       UserError: it is no video.
     """
     try:
-        manager = container_of(path)
-        container = manager.__enter__()
+        container = open_container(path)
     except (av.FFmpegError, OSError) as error:
         raise UserError(
             f"{path} can't be read as a video: it is damaged, cut off or of another kind ({error.strerror})."
         ) from error
-    with contextlib.ExitStack() as stack:
-        stack.push(manager)
+    with container:
         if container.format.name == "tty":  # FFmpeg films the scrolling text of any .txt
             raise UserError(f"{path} is a text, not a video: name a video or a picture.")
         films = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
@@ -246,6 +220,9 @@ def pixels(frame: Any, name: str) -> np.ndarray:
       UserError: its colours can't be converted.
     """
     alpha = any(component.is_alpha for component in frame.format.components) or frame.format.name == "pal8"
+    # Colour samples lie at the left of their pixels where nothing is said, but in JPEG's kind of video.
+    if getattr(frame, "chroma_location", None) == 0 and frame.color_range != ColorRange.JPEG:
+        frame.chroma_location = reformatter.ChromaLocation.LEFT
     untagged = frame.colorspace == UNTAGGED and frame.height >= HIGH_DEFINITION
     try:
         array = frame.to_ndarray(

@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 import numpy as np
 from PIL import Image
 
-from sora_jax.decoding import Header, Path, displayed_size
+from sora_jax.containers import Path
+from sora_jax.decoding import Header, displayed_size
 from sora_jax.errors import UserError
 from sora_jax.pictures import picture_pixels
 from sora_jax.video import Reader, Report, Video, frame_count, frame_size, open_reader, resample
@@ -22,7 +23,7 @@ from sora_jax.video import Reader, Report, Video, frame_count, frame_size, open_
 MOST_BYTES = 4 << 30
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Media:
     """What was read, and what had to be done for it.
 
@@ -41,6 +42,10 @@ class Media:
     source_frames: int | None
     notes: tuple[str, ...]
     path: pathlib.Path | None
+
+    def __repr__(self) -> str:
+        source = "" if self.path is None else f", {str(self.path)!r}"
+        return f"Media({self.video!r}{source}, {len(self.notes)} notes)"
 
 
 def read_media(

@@ -10,9 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
+from sora_jax.containers import Path
 from sora_jax.errors import UserError
-
-Path = str | os.PathLike[str]
 
 # What transparent pixels lie on: the page on which most pictures with alpha are drawn to be seen.
 BACKDROP = (255, 255, 255)
@@ -128,7 +127,10 @@ def _displayed(image: Image.Image) -> tuple[np.ndarray, bool]:
     """`picture_pixels`, and whether no colour profile had to be passed over."""
     profile = image.info.get("icc_profile")
     image = _eight_bits(ImageOps.exif_transpose(image))
-    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    alpha = None
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        alpha = image.getchannel("A")
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         colours, good = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB"), True

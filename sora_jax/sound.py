@@ -12,8 +12,10 @@ from typing import Any
 
 import av
 
-from sora_jax.decoding import Path, as_address, container_of, header, opened, packets, taken_from
+from sora_jax.containers import Path, open_container
+from sora_jax.decoding import header, opened, packets, taken_from
 from sora_jax.errors import UserError, atomic_path
+from sora_jax.writing import comment_of
 
 # By suffix: the sound that goes into the file as it is, and what other sound becomes. Containers take more than
 # these, players don't.
@@ -67,7 +69,7 @@ def _join(source: Path, path: pathlib.Path, start: float, at: float, copy: bool)
     kept, encoder = SOUND[path.suffix.lower()]
     with contextlib.ExitStack() as stack:
         try:
-            container = stack.enter_context(container_of(source))
+            container = stack.enter_context(open_container(source))
         except (av.FFmpegError, OSError):
             return False
         sound = container.streams.best("audio")
@@ -88,8 +90,10 @@ def _join(source: Path, path: pathlib.Path, start: float, at: float, copy: bool)
         with (
             atomic_path(path) as temporary,
             opened(path) as (film, stream),
-            av.open(as_address(temporary), "w", options=options) as out,
+            open_container(temporary, "w", options=options) as out,
         ):
+            if comment := comment_of(film):  # what the video says of how it was made
+                out.metadata["comment"] = comment
             film_out = out.add_stream_from_template(stream)
             if copied:
                 sound_out = out.add_stream_from_template(sound)

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import fractions
 import io
 import itertools
 import math
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import av
 import numpy as np
-from av.video import reformatter
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from PIL import Image
 
-from sora_jax.decoding import EXACT, Header, Path, decoded, displayed_size, header, pixels, turned
+from sora_jax.containers import Path
+from sora_jax.decoding import Header, decoded, displayed_size, header, pixels, turned
 from sora_jax.errors import UserError, atomic_path
 from sora_jax.pictures import moving_frames, moving_picture, opaque, read_picture
 from sora_jax.timing import even_rate, evenly
-
-# Browsers slow down a GIF whose frames last less than two hundredths of a second.
-GIF_MAX_FPS = 50.0
+from sora_jax.writing import STREAMED, kind_of, write_container, write_gif, write_picture
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Video:
     """Frames and their rate; a picture is a video of one frame.
 
@@ -58,6 +53,9 @@ class Video:
     def __len__(self) -> int:
         return len(self.frames)
 
+    def __repr__(self) -> str:
+        return f"Video({_in_short(self)})"
+
     @property
     def duration(self) -> float:
         """Seconds for which the frames are on show."""
@@ -68,51 +66,46 @@ class Video:
         """(height, width) in pixels."""
         return self.frames.shape[1], self.frames.shape[2]
 
-    def save(self, path: Path, crf: int = 16) -> pathlib.Path:
+    def save(self, path: Path, crf: int = 16, metadata: Mapping[str, str] | None = None) -> pathlib.Path:
         """Writes the file whose kind the suffix of `path` names, and returns its path.
 
-        `.mp4` is H.264 4:2:0 tagged BT.709, and 4:4:4 where a side is odd, because 4:2:0 has only even ones
-        (not every browser plays 4:4:4). `.gif` loops for ever. `.png` is the one frame, or up to eight side
-        by side.
+        `.mp4` is H.264 4:2:0, and 4:4:4 where a side is odd, because 4:2:0 has only even ones (not every browser
+        plays 4:4:4); `.webm` is VP9; both are tagged BT.709. `.gif` loops for ever. `.png` and `.jpg` (or `.jpeg`)
+        are the one frame, or up to eight side by side.
 
         Args:
           path: where to.
-          crf: x264's constant rate factor: 0 is lossless, 16 is good, 28 is small.
+          crf: x264's constant rate factor: 0 is lossless, 16 is good, 28 is small. A webm gets VP9's equivalent.
+          metadata: what the file is to say of how it was made, such as its prompt and seed;
+            `writing.read_metadata` reads it.
 
         Raises:
           UserError: the suffix is another, or the place can't be written.
         """
-        path, suffix = _suffix(path)
-        if suffix == ".mp4":
-            return write_frames(path, self.frames, self.fps, crf)
+        path, suffix = kind_of(path)
+        if suffix in STREAMED:
+            return write_frames(path, self.frames, self.fps, crf, metadata)
         with atomic_path(path) as temporary:
-            (self._gif if suffix == ".gif" else self._png)(str(temporary))
+            if suffix == ".gif":
+                write_gif(temporary, self.frames, self.fps, metadata)
+            else:
+                write_picture(temporary, self._strip(), suffix, metadata)
         return path
 
     def _repr_html_(self) -> str:
         file = io.BytesIO()
         if len(self) == 1:
-            self._png(file)
+            write_picture(file, self._strip(), ".png")
             return f'<img src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
-        _write_mp4(self.frames, self.fps, file, crf=18)
+        write_container(file, self.frames, self.fps, crf=18)
         data = base64.b64encode(file.getvalue()).decode()
         return f'<video controls autoplay loop muted src="data:video/mp4;base64,{data}"></video>'
 
-    def _png(self, file: str | io.BytesIO) -> None:
-        Image.fromarray(np.concatenate(self.frames[evenly_spread(len(self), 8)], axis=1)).save(file, "PNG")
-
-    def _gif(self, file: str | io.BytesIO) -> None:
-        fps = min(self.fps, GIF_MAX_FPS)
-        count = frame_count(self.duration, fps)
-        picked = np.minimum(((np.arange(count) + 0.5) * self.fps / fps).astype(int), len(self) - 1)
-        images = [Image.fromarray(frame) for frame in self.frames[picked]]
-        # A GIF counts hundredths of a second: rounding the ends, not the lengths, keeps the whole in time.
-        ends = np.round(np.arange(count + 1) * 100 / fps).astype(int)
-        durations = [int(10 * length) for length in np.diff(ends)]
-        images[0].save(file, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
+    def _strip(self) -> np.ndarray:
+        return np.concatenate(self.frames[evenly_spread(len(self), 8)], axis=1)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class VideoStream:
     """A video whose frames come one by one, and once: made, read or written while they are asked for.
 
@@ -130,6 +123,9 @@ class VideoStream:
 
     def __len__(self) -> int:
         return self.count
+
+    def __repr__(self) -> str:
+        return f"VideoStream({_in_short(self)})"
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return self.frames
@@ -150,12 +146,17 @@ class VideoStream:
             raise UserError("This video's frames have been read, and they come once: make it again.")
         return Video(np.stack(frames), self.fps)
 
-    def save(self, path: Path, crf: int = 16) -> pathlib.Path:
-        """As `Video.save`; of an `.mp4` a few frames at a time are held, of others all."""
-        path, suffix = _suffix(path)
-        if suffix == ".mp4":
-            return write_frames(path, self.frames, self.fps, crf)
-        return self.whole().save(path)
+    def save(self, path: Path, crf: int = 16, metadata: Mapping[str, str] | None = None) -> pathlib.Path:
+        """As `Video.save`; of an `.mp4` or `.webm` a few frames at a time are held, of others all."""
+        path, suffix = kind_of(path)
+        if suffix in STREAMED:
+            return write_frames(path, self.frames, self.fps, crf, metadata)
+        return self.whole().save(path, crf, metadata)
+
+
+def _in_short(video: Video | VideoStream) -> str:
+    frames = "1 frame" if len(video) == 1 else f"{len(video)} frames"
+    return f"{frames}, {video.size[1]}x{video.size[0]}, {video.fps:g} fps"
 
 
 @dataclasses.dataclass
@@ -398,66 +399,25 @@ def evenly_spread(total: int, count: int) -> np.ndarray:
     return np.linspace(0, total - 1, min(total, count)).round().astype(int)
 
 
-def write_frames(path: Path, frames: Iterable[np.ndarray], fps: float, crf: int = 16) -> pathlib.Path:
-    """Writes an mp4 frame by frame, as `Video.save` does, holding a few at a time.
+def write_frames(
+    path: Path,
+    frames: Iterable[np.ndarray],
+    fps: float,
+    crf: int = 16,
+    metadata: Mapping[str, str] | None = None,
+) -> pathlib.Path:
+    """Writes an mp4 or a webm frame by frame, as `Video.save` does, holding a few at a time.
 
     Args:
-      path: where to; its suffix is .mp4.
+      path: where to; its suffix is .mp4 or .webm.
       frames: uint8[Y,X,3] each, all of one size.
       fps: frames a second.
-      crf: as `Video.save`'s.
+      crf, metadata: as `Video.save`'s.
 
     Raises:
       UserError: the suffix is another, there are no frames, or the place can't be written.
     """
-    path = pathlib.Path(path)
-    if path.suffix.lower() != ".mp4":
-        raise UserError(f"{path} can't be written frame by frame: only .mp4 is; choose that.")
+    path, suffix = kind_of(path, STREAMED)
     with atomic_path(path) as temporary:
-        _write_mp4(frames, fps, str(temporary), crf)
+        write_container(temporary, frames, fps, suffix, crf, metadata)
     return path
-
-
-def _suffix(path: Path) -> tuple[pathlib.Path, str]:
-    """The path and the kind of file that it names."""
-    path = pathlib.Path(path)
-    suffix, known = path.suffix.lower(), (".mp4", ".gif", ".png")
-    if suffix not in known:
-        raise UserError(f"{path} can't be written: a video is saved as {', '.join(known)}; choose one.")
-    return path, suffix
-
-
-def _write_mp4(frames: Iterable[np.ndarray], fps: float, file: str | io.BytesIO, crf: int) -> None:
-    rest = iter(frames)
-    first = next(rest, None)
-    if first is None:
-        raise UserError("There is no frame to write: a video has at least one.")
-    height, width = first.shape[:2]
-    # faststart reads the file again to move its index to the front, which only a path allows.
-    options = {"movflags": "faststart"} if isinstance(file, str) else {}
-    with av.open(file, "w", format="mp4", options=options) as container:
-        stream = container.add_stream("libx264", _fraction(fps), {"crf": str(crf), "preset": "medium"})
-        stream.height, stream.width = height, width
-        stream.pix_fmt = "yuv420p" if height % 2 == 0 and width % 2 == 0 else "yuv444p"
-        context = stream.codec_context
-        context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
-        context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
-        for index, array in enumerate(itertools.chain([first], rest)):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), "rgb24")
-            # H.264's colour samples lie at the left of their pixels; said too late, colours shift by half one.
-            if hasattr(frame, "chroma_location"):  # PyAV 19; Python 3.11 gets an older one
-                frame.chroma_location = reformatter.ChromaLocation.LEFT
-            frame = frame.reformat(
-                format=stream.pix_fmt,
-                interpolation=EXACT,
-                dst_colorspace=Colorspace.ITU709,
-                dst_color_range=ColorRange.MPEG,
-            )
-            frame.pts, frame.time_base = index, 1 / _fraction(fps)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-
-
-def _fraction(fps: float) -> fractions.Fraction:
-    """The rate as containers write it: 24000/1001 comes back exact from its float."""
-    return max(fractions.Fraction(fps).limit_denominator(1001), fractions.Fraction(1, 1001))
