@@ -8,6 +8,7 @@ import functools
 import itertools
 import math
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,6 +39,7 @@ RARE_MATRICES = {
     17: "YCgCo-Ro",
 }
 UNTAGGED = 2
+FLOATS = re.compile(r"f(16|32)([lb]e)?$")
 # Files of so many lines that don't name their matrix are shown as BT.709, smaller ones as BT.601: browsers' rule.
 HIGH_DEFINITION = 720
 
@@ -220,6 +222,11 @@ def pixels(frame: Any, name: str) -> np.ndarray:
       UserError: its colours can't be converted.
     """
     alpha = any(component.is_alpha for component in frame.format.components) or frame.format.name == "pal8"
+    if FLOATS.search(frame.format.name):
+        raise UserError(
+            f"{name} has floating-point pixels ({frame.format.name}), whose scale isn't known here: save it with 8 or "
+            f"16 bits a channel."
+        )
     # Colour samples lie at the left of their pixels where nothing is said, but in JPEG's kind of video.
     if getattr(frame, "chroma_location", None) == 0 and frame.color_range != ColorRange.JPEG:
         frame.chroma_location = reformatter.ChromaLocation.LEFT

@@ -166,21 +166,6 @@ def test_uneven_times_are_made_even(tmp_path):
     assert video.duration == pytest.approx(1.3, abs=0.15)
 
 
-def test_rotation_is_obeyed(tmp_path):
-    frames = gradients(3, 32, 48)
-    V.Video(frames, 24).save(tmp_path / "flat.mp4")
-    data = (tmp_path / "flat.mp4").read_bytes()
-    # The track header's matrix: the identity becomes a quarter turn, as phones write it.
-    start = data.index(b"\x00\x01\x00\x00" + b"\x00" * 12 + b"\x00\x01\x00\x00", data.index(b"tkhd"))
-    one, zero, minus = b"\x00\x01\x00\x00", b"\x00" * 4, b"\xff\xff\x00\x00"
-    turned = data[:start] + zero + one + zero + minus + zero + data[start + 20 :]
-    (tmp_path / "turned.mp4").write_bytes(turned)
-    back = V.read_video(tmp_path / "turned.mp4")
-    assert back.size == (48, 32)
-    # This matrix turns the picture clockwise for showing.
-    assert np.abs(back.frames.astype(int) - np.rot90(frames, -1, (1, 2))).mean() < 3
-
-
 def test_pictures_are_videos_of_one_frame(tmp_path):
     picture = gradients(1, 20, 31)[0]
     exif = Image.Exif()
