@@ -14,6 +14,8 @@ Frame = TypeVar("Frame")
 SHORTEST = 1 / 24
 # Rates this close are one rate: 30 and 30.01, 24 and 23.976.
 SAME_RATE = 0.01
+# Of pictures: a few that come at bad times don't make a file's rate.
+NEARLY_ALL = 0.95
 
 
 def even_rate(begins: np.ndarray, end: float, average: float) -> float:
@@ -25,8 +27,8 @@ def even_rate(begins: np.ndarray, end: float, average: float) -> float:
       average: the rate that the file gives.
 
     Returns:
-      The average where it shows every picture of at least `SHORTEST` seconds and most pictures last about as
-      long as it says; else the rate of the shorter pictures, at most 1 / `SHORTEST`.
+      The average where it shows every picture of at least `SHORTEST` seconds and nearly all shorter ones; else the
+      rate of the shorter pictures, at most 1 / `SHORTEST`.
     """
     lengths = np.diff(begins, append=end)
     begins, lengths = begins[lengths > 0], lengths[lengths > 0]
@@ -39,10 +41,10 @@ def even_rate(begins: np.ndarray, end: float, average: float) -> float:
     seen = np.zeros(len(begins), bool)
     seen[np.searchsorted(snapped, instants + quarter * 1e-2, "right") - 1] = True
     lasting = lengths >= SHORTEST * 0.999
-    # A single bad time among many says nothing of the others.
-    usual = float(np.quantile(lengths, 0.05))
-    if seen[lasting].all() and usual * average > 0.8:
+    if seen[lasting].all() and seen.mean() >= NEARLY_ALL:
         return average
+    # A single bad time among many says nothing of the others.
+    usual = float(np.quantile(lengths, 1 - NEARLY_ALL))
     shortest = float(lengths[lasting].min()) if lasting.any() else math.inf
     return max(average, 1 / min(shortest, max(usual, SHORTEST)))
 
@@ -98,7 +100,10 @@ def evenly(
     for begin, until, frame in snapped(moments, source_fps):
         if shown is None:
             base = first_instant(begin, start, source_fps)
-        while shown is not None and (at := base + count / fps) + grace < begin:
+            # The first comes, however short it is.
+            yield base, base + 1 / fps, frame
+            count = 1
+        while (at := base + count / fps) + grace < begin:
             yield at, at + 1 / fps, shown
             count += 1
         shown, end = frame, until
