@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from sora_jax.data.files import Film
+from sora_jax.timing import SAME_RATE
 
 NATIVE = "native"  # the aspect ratio that a file has
 # Each file is cut into blocks of ten seconds, and of every ten blocks one is held out for validation: time
@@ -19,8 +20,7 @@ BLOCK_SECONDS = 10.0
 BLOCKS_PER_HELD_OUT = 10
 HELD_OUT = 4
 LEAST_HELD_OUT_SECONDS = 1.0
-# Rates and aspect ratios that differ by less are the same: 23.976 and 24 frames a second, 30.01 and 30.
-ALIKE = 0.01
+SAME_ASPECT = 0.01  # difference of logarithms: 480×270 and 854×480 are 16:9
 OTHER_SPLIT = {"train": "validation", "validation": "train"}
 
 
@@ -95,7 +95,7 @@ def rate_ratio(native: float, rate: float) -> float:
     """Native frames to each one at `rate`: at least one, and a whole number where it is nearly one."""
     ratio = native / rate
     whole = max(round(ratio), 1)
-    return float(whole) if ratio < 1 or abs(ratio / whole - 1) <= ALIKE else ratio
+    return float(whole) if ratio < 1 or abs(ratio / whole - 1) <= SAME_RATE else ratio
 
 
 def crop_to_aspect(height: int, width: int, aspects: Sequence[str]) -> tuple[float, float]:
@@ -106,7 +106,7 @@ def crop_to_aspect(height: int, width: int, aspects: Sequence[str]) -> tuple[flo
         return abs(math.log(aspect / own))
 
     aspect = min((own if name == NATIVE else _as_number(name) for name in aspects), key=distance)
-    if distance(aspect) <= ALIKE:
+    if distance(aspect) <= SAME_ASPECT:
         return height, width
     return (height, height * aspect) if aspect < own else (width / aspect, width)
 

@@ -15,7 +15,6 @@ import numpy as np
 
 from sora_jax.data.clips import Clip
 from sora_jax.data.cuts import (
-    ALIKE,
     NATIVE,
     OTHER_SPLIT,
     Cut,
@@ -31,7 +30,8 @@ from sora_jax.data.files import find_files
 from sora_jax.data.frame_cache import cached_frames
 from sora_jax.data.survey import Summary, Survey, count, survey
 from sora_jax.errors import UserError
-from sora_jax.video import Video, frame_size, resample, stream_frames
+from sora_jax.timing import frame_step
+from sora_jax.video import Report, Video, frame_size, resample, stream_frames
 
 # How many clips are drawn for each second that a clip lasts, for nearly every frame to be in one of them.
 CLIPS_PER_MOMENT = 4
@@ -256,7 +256,7 @@ class Footage:
         if self.rates:
             ratios = [rate_ratio(span.film.fps, rate) for rate in self.rates]
         else:
-            ratios = [float(max(1, math.ceil(span.film.fps / self.max_fps - ALIKE)))]
+            ratios = [float(frame_step(span.film.fps, self.max_fps))]
         return [
             ratio
             for ratio in ratios
@@ -297,15 +297,14 @@ class Footage:
         )
 
     def _make_clip(self, cut: Cut, rng: np.random.Generator) -> Clip:
-        film, scaled, window = cut.span.film, [], None
-        for frame in self._read(cut):
-            if window is None:
-                size, window = frame.shape, self._draw_window(rng, *frame.shape[:2])
-            elif frame.shape != size:
-                raise UserError("the pictures change their size")
+        film, scaled, window, report = cut.span.film, [], None, Report()
+        for frame in self._read(cut, report):
+            window = window or self._draw_window(rng, *frame.shape[:2])
             scaled.append(resample(frame, *window))
         if len(scaled) < cut.count:
-            raise UserError("it is damaged or cut off")
+            raise UserError("it is damaged or cut off.")
+        if report.damage(cut.start, cut.start + (cut.count - 1) / cut.fps):
+            raise UserError("its frames can't be decoded whole.")
         return Clip(
             Video(np.stack(scaled), cut.fps),
             {"short": film.caption},
@@ -335,13 +334,13 @@ class Footage:
         top, left = max(top, 0), max(left, 0)
         return y, x, (left, top, min(left + x / scale, width), min(top + y / scale, height))
 
-    def _read(self, cut: Cut) -> Iterator[np.ndarray]:
+    def _read(self, cut: Cut, report: Report) -> Iterator[np.ndarray]:
         film = cut.span.film
         if self.cache and not film.picture:
             frames = self._cached(cut.span)
             numbers = cut.first + np.floor(np.arange(cut.count) * cut.ratio + 1e-6).astype(int)
             return iter(frames[numbers[numbers < len(frames)]])
-        shown = stream_frames(film.path, cut.start, fps=cut.fps)
+        shown = stream_frames(film.path, cut.start, cut.fps, report)
         return (frame for _, frame in itertools.islice(shown, cut.count))
 
     def _cached(self, span: Span) -> np.ndarray:

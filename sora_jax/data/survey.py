@@ -7,7 +7,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-import math
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -147,26 +146,23 @@ def inspect(file: str | os.PathLike[str]) -> Film:
     Raises:
       UserError: it is damaged, cut off or no video.
     """
-    fps, seconds = probe(file)
-    frames = stream_frames(file)
-    _, first = next(frames)
-    frames.close()  # type: ignore[attr-defined]
-    height, width = first.shape[:2]
-    if is_picture(file) and (fps, seconds) == (1.0, 1.0):
+    header = probe(file)
+    height, width = header.size
+    for _ in stream_frames(file):
+        break
+    if header.still:
         return Film(str(file), "", 1.0, 1.0, height, width, picture=True)
-    told, counted, end = _find_end(file, seconds)
-    if not math.isfinite(seconds):
-        # Headers without a duration (recordings in a browser) often have no true rate either.
-        seconds, measured = end, counted / end
-        fps = fps if abs(fps / measured - 1) < 0.1 else measured
-    elif end < seconds - 1.5 / fps:
-        if told and end < seconds - _MISSING_SECONDS:
-            raise UserError(
-                f"{file} ends at {end:.1f} of {seconds:.1f} seconds: it was cut off while it was copied or written; "
-                "copy it again."
-            )
-        seconds = end
-    return Film(str(file), "", fps, seconds, height, width)
+    seconds = header.seconds
+    if not is_picture(file):  # one that moves, which Pillow has read whole
+        told, end = _find_end(file, seconds)
+        if end < seconds - 1.5 / header.fps:
+            if told and end < seconds - _MISSING_SECONDS:
+                raise UserError(
+                    f"{file} ends at {end:.1f} of {seconds:.1f} seconds: it was cut off while it was copied or "
+                    "written; copy it again."
+                )
+            seconds = end
+    return Film(str(file), "", header.fps, seconds, height, width)
 
 
 def listed(reasons: Mapping[str, str], most: int = _NAMED) -> str:
@@ -205,40 +201,33 @@ def _reason(error: UserError, file: str | os.PathLike[str]) -> str:
     return str(error).removeprefix(f"{file} ").removesuffix(".")
 
 
-def _find_end(file: str | os.PathLike[str], seconds: float) -> tuple[bool, int, float]:
-    """Whether the header tells the pictures' own duration, how many packets were read, and where the last frame ends.
+def _find_end(file: str | os.PathLike[str], seconds: float) -> tuple[bool, float]:
+    """Whether the header tells the pictures' own duration, and where the last frame that is there ends.
 
-    Of a file whose length is known its last second alone is decoded. Where that yields nothing, or the length is not
-    known, all packets are read, and none is decoded.
+    The last second alone is decoded. Where it isn't there all packets are read, and none is decoded.
     """
     with opened(file) as (container, stream):
         tick, told = float(stream.time_base), bool(stream.duration or "DURATION" in stream.metadata)
         offset = (stream.start_time or 0) * tick
-        if math.isfinite(seconds):
-            if seconds > 2 * _END_SECONDS:
-                container.seek(int((seconds - _END_SECONDS + offset) / tick), stream=stream)
-            ends = []
-            for packet in packets(container, stream):
-                # Some containers jump to a place from which the first pictures can't be decoded.
-                with contextlib.suppress(av.FFmpegError):
-                    for frame in stream.codec_context.decode(packet):
-                        if frame.pts is None:
-                            return False, 0, seconds
-                        ends.append((frame.pts + (frame.duration or 0)) * tick - offset)
-            if ends:
-                return told, 0, max(ends)
+        if seconds > 2 * _END_SECONDS:
+            container.seek(int((seconds - _END_SECONDS + offset) / tick), stream=stream)
+        ends = []
+        for packet in packets(container, stream):
+            # Some containers jump to a place from which the first pictures can't be decoded.
+            with contextlib.suppress(av.FFmpegError):
+                for frame in stream.codec_context.decode(packet):
+                    if frame.pts is None:
+                        return False, seconds
+                    ends.append((frame.pts + (frame.duration or 0)) * tick - offset)
+        if ends:
+            return told, max(ends)
     with opened(file) as (container, stream):
-        timed = [packet for packet in packets(container, stream) if packet.pts is not None]
-        starts = [packet.pts * tick - offset for packet in timed]
-        ends = [start + (packet.duration or 0) * tick for start, packet in zip(starts, timed)]
-    if not ends or max(ends) <= 0:
-        raise UserError(
-            f"{file} ends after its header: it was cut off, or holds no times; write it again as mp4."
-        )
-    end = max(ends)
-    if len(ends) > 1 and end == max(starts):  # without durations the last frame has none
-        end += end / (len(ends) - 1)
-    return told, len(ends), end
+        ends = [
+            (packet.pts + (packet.duration or 0)) * tick - offset
+            for packet in packets(container, stream)
+            if packet.pts is not None
+        ]
+    return True, max(ends, default=0.0)
 
 
 def _notes(found: Found) -> Iterable[str]:
