@@ -27,7 +27,7 @@ from sora_jax.data.cuts import (
     split_films,
 )
 from sora_jax.data.files import find_files
-from sora_jax.data.frame_cache import cached_frames
+from sora_jax.data.frame_cache import Unreadable, cached_frames
 from sora_jax.data.survey import Summary, Survey, count, survey
 from sora_jax.errors import UserError
 from sora_jax.timing import frame_step
@@ -107,18 +107,18 @@ class Footage:
         stills = (
             [span for span in spans if span.film.picture] if self.crop is None or self.crop[0] == 1 else []
         )
+        damage = Damage()
+        if self.cache:
+            moving = [span for span in moving if self._caches(span, damage)]
         if not (moving or stills):
             raise self._too_little(found, spans)
         for name, value in {
             "_survey": found,
             "_moving": Spans(moving),
             "_all": Spans(moving + stills),
-            "_damage": Damage(),
+            "_damage": damage,
         }.items():
             object.__setattr__(self, name, value)
-        if self.cache:
-            for span in moving:
-                self._cached(span)
 
     def __len__(self) -> int:
         return self.clips
@@ -343,6 +343,17 @@ class Footage:
         shown = stream_frames(film.path, cut.start, cut.fps, report)
         return (frame for _, frame in itertools.islice(shown, cut.count))
 
+    def _caches(self, span: Span, damage: Damage) -> bool:
+        """Whether the whole file can be decoded into the cache."""
+        try:
+            self._cached(span)
+        except Unreadable as error:
+            if self.damaged == "refuse":
+                raise
+            damage.add(span.film.path, str(error), clips=0)
+            return False
+        return True
+
     def _cached(self, span: Span) -> np.ndarray:
         need = max(*self._resolutions, *(self.crop[1:] if self.crop else (0,)))
         return cached_frames(self.cache, span.film.path, span.film.fps, need)
@@ -356,9 +367,9 @@ class Damage:
         self._clips = 0
         self._lock = threading.Lock()
 
-    def add(self, file: str, reason: str) -> None:
+    def add(self, file: str, reason: str, clips: int = 1) -> None:
         with self._lock:
-            self._clips += 1
+            self._clips += clips
             known = file in self._files
             self._files.setdefault(file, reason)
         if not known:

@@ -8,8 +8,12 @@ import pathlib
 
 import numpy as np
 
-from sora_jax.errors import atomic_path
-from sora_jax.video import resample, stream_frames
+from sora_jax.errors import UserError, atomic_path
+from sora_jax.video import Report, resample, stream_frames
+
+
+class Unreadable(UserError):
+    """A video file is damaged."""
 
 
 def cached_frames(folder: str, file: str, fps: float, short_side: int) -> np.ndarray:
@@ -20,6 +24,10 @@ def cached_frames(folder: str, file: str, fps: float, short_side: int) -> np.nda
       file: the video file.
       fps: the even rate of its frames.
       short_side: in pixels; frames are scaled down to it, never up.
+
+    Raises:
+      Unreadable: a frame can't be decoded whole.
+      UserError: the folder can't be written.
     """
     stat = os.stat(file)
     name = hashlib.sha256(repr((os.path.abspath(file), stat.st_size, stat.st_mtime_ns)).encode())
@@ -32,8 +40,9 @@ def cached_frames(folder: str, file: str, fps: float, short_side: int) -> np.nda
 def _write_frames(path: pathlib.Path, video: str, fps: float, short_side: int) -> None:
     """Decodes a whole file into an array on disk, one frame in memory at a time; frames are never enlarged."""
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        report = Report()
         header, count = {"descr": "|u1", "fortran_order": False, "shape": (0, 0, 0, 3)}, 0
-        for _, frame in stream_frames(video, fps=fps):
+        for _, frame in stream_frames(video, fps=fps, report=report):
             height, width = frame.shape[:2]
             scale = min(1.0, short_side / min(height, width))
             if scale < 1:
@@ -42,6 +51,8 @@ def _write_frames(path: pathlib.Path, video: str, fps: float, short_side: int) -
                 np.lib.format.write_array_header_1_0(file, {**header, "shape": (0, *frame.shape)})
             file.write(frame.tobytes())
             count += 1
+        if report.lost or not count:
+            raise Unreadable(f"{video} has {len(report.lost)} frames that can't be decoded whole.")
         file.seek(0)
         # The header leaves room for its first number to grow.
         np.lib.format.write_array_header_1_0(file, {**header, "shape": (count, *frame.shape)})

@@ -17,7 +17,7 @@ from sora_jax.data.clips import Source
 from sora_jax.data.cuts import NATIVE
 from sora_jax.data.footage import EmptySplit, Footage
 from sora_jax.data.scene import WorldConfig
-from sora_jax.data.survey import Summary
+from sora_jax.data.survey import Summaries
 from sora_jax.data.toyworld import Toyworld
 from sora_jax.errors import UserError
 from sora_jax.hosts import check_alike
@@ -157,9 +157,10 @@ def read_mixture(source: str) -> list[tuple[str, float]]:
     return mixture
 
 
-def summaries(sources: Sequence[tuple[Source, float]]) -> list[Summary]:
-    """What there is in each of the sources that are files, and what of it could not be read until now."""
-    return [source.summary() for source, _ in sources if isinstance(source, Footage)]
+def summarise(sources: Sequence[tuple[Source, float]]) -> Summaries | None:
+    """What there is in the sources that are files, and what of it could not be read until now; None where none is."""
+    parts = tuple(source.summary() for source, _ in sources if isinstance(source, Footage))
+    return Summaries(parts) if parts else None
 
 
 def announce(sources: Sequence[tuple[Source, float]]) -> None:
@@ -168,12 +169,12 @@ def announce(sources: Sequence[tuple[Source, float]]) -> None:
     Raises:
       UserError: the hosts don't see the same files.
     """
-    told = "".join(f"{summary}\n" for summary in summaries(sources))
+    told = str(summarise(sources) or "")
     check_alike(
         told, "The hosts see different files to train on: give all the same folder, with the same content."
     )
-    if jax.process_index() == 0:
-        print(told, end="", file=sys.stderr, flush=True)
+    if told and jax.process_index() == 0:
+        print(f"data: {told}", file=sys.stderr, flush=True)
 
 
 def natural_clips(sources: Sequence[tuple[Source, float]], most: int) -> int:

@@ -45,6 +45,23 @@ class Survey:
 
 
 @dataclasses.dataclass(frozen=True)
+class Summaries:
+    """What several data sets are."""
+
+    parts: tuple[Summary, ...]
+
+    def metrics(self) -> dict[str, float]:
+        """What belongs into metrics.jsonl: the sums of the parts' numbers."""
+        metrics: collections.Counter[str] = collections.Counter()
+        for part in self.parts:
+            metrics.update(part.metrics())
+        return dict(metrics)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.parts))
+
+
+@dataclasses.dataclass(frozen=True)
 class Summary:
     """What a data set of files is and how much of it could be read.
 

@@ -22,8 +22,8 @@ from sora_jax.data.footage import Footage
 from sora_jax.data.packing import PackedBatch
 from sora_jax.data.pipeline import RUN_CONDITIONS, PipelineConfig, make_pipeline
 from sora_jax.data.shards import own_shards
-from sora_jax.data.sources import DataConfig, announce, make_sheet_sources, make_sources, summaries
-from sora_jax.data.survey import Summary
+from sora_jax.data.sources import DataConfig, announce, make_sheet_sources, make_sources, summarise
+from sora_jax.data.survey import Summaries
 from sora_jax.diffusion import flow
 from sora_jax.diffusion.flow import gather_levels
 from sora_jax.errors import UserError
@@ -133,9 +133,9 @@ class DiTObjective:
     def text_encoder(self) -> TextEncoder:
         return load_text_encoder(self.text)
 
-    def data_summary(self) -> list[Summary]:
-        """What the files are that are trained on, and what of them could not be read until now."""
-        return summaries(self.sources)
+    def data_summary(self) -> Summaries | None:
+        """What the files among the data sets are, and what of them could not be read until now."""
+        return summarise(self.sources)
 
     def _warn_of_long_captions(self) -> None:
         captions = [

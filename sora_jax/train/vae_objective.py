@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 from sora_jax.config import component
 from sora_jax.data.clips import Source
 from sora_jax.data.pipeline import clip_batches
-from sora_jax.data.sources import DataConfig, announce, make_sheet_sources, make_sources, summaries
-from sora_jax.data.survey import Summary
+from sora_jax.data.sources import DataConfig, announce, make_sheet_sources, make_sources, summarise
+from sora_jax.data.survey import Summaries
 from sora_jax.mesh import Share
 from sora_jax.models.bundle import take_weights
 from sora_jax.models.vae import VAE, VAEConfig, reconstruction_flops
@@ -107,9 +107,9 @@ class VAEObjective:
         cells = B * (1 + (T - 1) // time) * (Y // height) * (X // width)
         return cells, cells
 
-    def data_summary(self) -> list[Summary]:
-        """What the files are that are trained on, and what of them could not be read until now."""
-        return summaries(self.sources)
+    def data_summary(self) -> Summaries | None:
+        """What the files among the data sets are, and what of them could not be read until now."""
+        return summarise(self.sources)
 
     @functools.cached_property
     def sheet_clips(self) -> list[tuple[Video, str]]:
