@@ -77,7 +77,7 @@ class Spans:
 
 
 def split_films(films: Sequence[Film], split: str) -> Iterator[Span]:
-    """The runs of blocks that belong to `split`; blocks are numbered through all files in order, pictures by themselves.
+    """The runs of blocks that belong to `split`; blocks are numbered through all files, pictures by themselves.
 
     Every tenth block is held out, from the fifth on; of fewer than five the last one, and of one none. Blocks of less
     than a second are all for training, and aren't counted.
