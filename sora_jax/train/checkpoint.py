@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from sora_jax.config import at_least
 from sora_jax.errors import UserError, as_user_error, atomic_path
 from sora_jax.hosts import barrier, check_alike, exchange
 from sora_jax.mesh import to_device
@@ -55,6 +56,9 @@ class CheckpointConfig:
     every: int = 1000
     keep: int = 2
     keep_every: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(self, "checkpoint", every=1, keep=1, keep_every=0)
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import os
 import pathlib
 import time
-import typing
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -27,11 +25,10 @@ import PIL.Image
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from sora_jax.config import component
+from sora_jax.config import complete
 from sora_jax.errors import UserError, atomic_path
 from sora_jax.hosts import advise, barrier, check_alike
 from sora_jax.mesh import (
-    MeshConfig,
     make_mesh,
     on_host,
     parameter_shardings,
@@ -40,24 +37,11 @@ from sora_jax.mesh import (
     sharding,
     to_device,
 )
-from sora_jax.train.checkpoint import CheckpointConfig, Checkpoints, keep_config, named_leaves, newest_step
-from sora_jax.train.metrics import LogConfig, RunLog, Work, parameter_count
+from sora_jax.train.checkpoint import Checkpoints, keep_config, named_leaves, newest_step
+from sora_jax.train.loop_config import LoopConfig, read_loop_config
+from sora_jax.train.metrics import RunLog, Work, parameter_count
 from sora_jax.train.optim import OptimConfig, ema_update, make_optimizer, make_schedule
 from sora_jax.train.stopping import anywhere, stop_signals
-
-
-@dataclasses.dataclass(frozen=True)
-class LoopConfig:
-    """What the loop itself reads of a configuration; the objective reads the rest."""
-
-    objective: str
-    steps: int
-    seed: int = 0
-    stop_on_nan: bool = True
-    log: LogConfig = dataclasses.field(default_factory=LogConfig)
-    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
-    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
-    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
 
 
 @functools.partial(
@@ -276,26 +260,3 @@ def next_batch(data: Iterator[Any], step: int) -> Any:
         raise UserError(
             f"The data ended after {step} steps: repeat the data set, or set config.steps={step}."
         ) from None
-
-
-def read_loop_config(config: ConfigDict) -> LoopConfig:
-    """The loop's part of a configuration.
-
-    Raises:
-      UserError: a key is mistyped or missing.
-    """
-    fields = [field.name for field in dataclasses.fields(LoopConfig)]
-    for key in config:
-        near = difflib.get_close_matches(key, fields, 1, 0.8)
-        if key not in fields and near and near[0] not in config:
-            raise UserError(f"config.{key} is no key of the configuration: did you mean config.{near[0]}?")
-    values = {name: config[name] for name in fields if name in config}
-    # The learning rate falls over the whole run unless told otherwise.
-    values["optim"] = {"steps": config.get("steps", 1)} | dict(config.get("optim", {}))
-    for name, schema in typing.get_type_hints(LoopConfig).items():
-        if isinstance(schema, type) and dataclasses.is_dataclass(schema) and name in values:
-            values[name] = component(schema, values[name], name)
-    try:
-        return LoopConfig(**values)
-    except TypeError as error:
-        raise UserError(f"The configuration is incomplete: {error}.") from error

@@ -18,6 +18,7 @@ import PIL.Image
 from tqdm import tqdm
 
 from sora_jax.chips import chip_of
+from sora_jax.config import at_least
 from sora_jax.errors import UserError, as_user_error, atomic_path
 from sora_jax.hosts import exchange
 
@@ -29,12 +30,18 @@ class LogConfig:
     Attributes:
       every: steps between rows of metrics.
       sheet_every: steps between sheets of samples; 0: none.
-      tensorboard: rows and sheets go to workdir/tensorboard too.
+      tensorboard: whether rows and sheets go to workdir/tensorboard too: pip install "sora_jax[tensorboard]".
+      wandb: a project of Weights & Biases to which rows and sheets go too, empty: none; pip install "sora_jax[wandb]".
+        WANDB_MODE=offline keeps them in workdir/wandb until `wandb sync`.
     """
 
     every: int = 50
     sheet_every: int = 0
     tensorboard: bool = False
+    wandb: str = ""
+
+    def __post_init__(self) -> None:
+        at_least(self, "log", every=1, sheet_every=0)
 
 
 class MetricsWriter:

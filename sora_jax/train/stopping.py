@@ -48,6 +48,27 @@ def stop_signals() -> Iterator[Stop]:
         restore()
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM where nothing waits to be saved: it ends a run as Ctrl-C does, which can say so."""
+
+
+@contextlib.contextmanager
+def terminations() -> Iterator[None]:
+    """SIGTERM raises `Terminated`, but where `stop_signals` asks for a tidy end."""
+
+    def end(number: int, frame: Any) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def anywhere(mesh: Mesh, stop: Stop) -> jax.Array | bool:
     """Whether any host is asked to stop: known to all when the devices have come so far, so at the same step."""
     if jax.process_count() == 1:
