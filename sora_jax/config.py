@@ -36,7 +36,7 @@ def component(schema: type, given: Mapping[str, Any], name: str) -> Any:
         of another type than the field's.
     """
     # A component holds plain values, hashable or not, and knows nothing of where they came from.
-    given = given.to_dict() if isinstance(given, ConfigDict) else given
+    given = _plain(given)
     kinds = types_of(schema)
     for key in given:
         if key not in kinds:
@@ -47,10 +47,10 @@ def component(schema: type, given: Mapping[str, Any], name: str) -> Any:
     prefix = f"{name}." if name else ""
     fields = {field.name: field for field in dataclasses.fields(schema)}
     checked = {key: _checked(schema, fields[key], value, prefix + key) for key, value in given.items()}
-    try:
-        return schema(**checked)
-    except TypeError as error:
-        raise UserError(f"config{'.' if name else ''}{name} is incomplete: {error}.") from error
+    for key, field in fields.items():
+        if key not in checked and _default(field) is REQUIRED:
+            raise UserError(f"config.{prefix}{key} is missing: it takes {values.takes(kinds[key])}.")
+    return schema(**checked)
 
 
 def at_least(config: Any, name: str, **least: float) -> None:

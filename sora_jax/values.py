@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import collections.abc
+import dataclasses
 import json
 import math
 import numbers
@@ -33,6 +34,8 @@ def takes(kind: Any) -> str:
         return f"{count}{_plural(inner[0])} separated by commas"
     if is_mapping(kind):
         return "a table of names and values, in JSON"
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return "a group of keys"
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
     return words.get(kind, "none" if kind in (None, types.NoneType) else "any value")
 

@@ -41,21 +41,20 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, pathlib.Path, Hosts]:
     """
     changes, rest = split_overrides(argv)
     flags = _flags(rest)
+    for name in ("config", "workdir"):
+        if not flags[name]:
+            raise UserError(f"--{name} is missing; {USAGE}")
     config = make_config(flags["config"], changes)
-    if flags["workdir"] is None:
-        raise UserError(f"--workdir is missing; {USAGE}")
     hosts = Hosts(**{field.name: flags[field.name] for field in dataclasses.fields(Hosts)})
     return config, pathlib.Path(flags["workdir"]), hosts
 
 
-def make_config(name: str | None, changes: dict[str, str]) -> ConfigDict:
+def make_config(name: str, changes: dict[str, str]) -> ConfigDict:
     """The configuration `--config=name` with `--config.<key>=<text>` for each of `changes`, every key filled in.
 
     Raises:
       UserError: there is none, a key is unknown, or a value is none that its key takes.
     """
-    if name is None:
-        raise UserError(f"--config is missing; {USAGE}")
     given = config_files.load(name)
 
     from sora_jax.train import objectives

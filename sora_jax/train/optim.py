@@ -21,7 +21,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,7 @@ class OptimConfig:
       lr: the highest learning rate.
       warmup: steps of linear rise to `lr`.
       schedule: after it `"cosine"`, `"linear"` or `"constant"`, over `steps` in all.
+      steps: after which the schedule has ended; in a run's configuration 0 means all of the run.
       final_lr_fraction: what is left of `lr` at the end; `"constant"` doesn't read it.
       b1, b2, eps: AdamW's.
       momentum: Muon's.
@@ -61,17 +62,17 @@ class OptimConfig:
         devices have no memory of their own, so there it changes nothing.
     """
 
-    name: str = "adamw"
+    name: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-3
     warmup: int = 100
-    schedule: str = "cosine"
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
     steps: int = 10_000
     final_lr_fraction: float = 0.1
     b1: float = 0.9
     b2: float = 0.99
     eps: float = 1e-8
     momentum: float = 0.95
-    momentum_dtype: str = "float32"
+    momentum_dtype: Literal["float32", "bfloat16"] = "float32"
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     ema_decay: float = 0.999

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -39,6 +40,8 @@ def stop_signals() -> Iterator[Stop]:
     def ask(number: int, frame: Any) -> None:
         stop.requested = True
         restore()
+        # A handler may interrupt a write to sys.stderr, which can't be written to then.
+        os.write(2, b"\nfinishing this step, then saving; the same again ends at once\n")
 
     for number in before:
         signal.signal(number, ask)
