@@ -121,9 +121,7 @@ def check(kind: Any, value: Any) -> Any:
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise ValueError("it is no list")
-        return tuple(
-            check(one, item) for one, item in zip(_kinds(inner, len(value)), value, strict=True)
-        )
+        return tuple(check(one, item) for one, item in zip(_kinds(inner, len(value)), value, strict=True))
     if is_mapping(kind):
         if not isinstance(value, collections.abc.Mapping) or not all(isinstance(name, str) for name in value):
             raise ValueError("it is no table")

@@ -63,7 +63,10 @@ REFUSED = [
     *((float, text) for text in ("fast", "nan", "inf", "-inf", "1,2", "")),
     *((Literal["a", "b"], text) for text in ("c", "", "a,b")),
     *((int | None, text) for text in ("x", "1.5")),
-    *((tuple[int, int, int], text) for text in ("1,2.5,2", "1,2", "2", "", "1,2,2,2", "1,,2", "1,2,)", "(1,2,2")),
+    *(
+        (tuple[int, int, int], text)
+        for text in ("1,2.5,2", "1,2", "2", "", "1,2,2,2", "1,,2", "1,2,)", "(1,2,2")
+    ),
     *((tuple[int, ...], text) for text in (",", "1,,2", "1)", "a")),
     *((tuple[str, ...], text) for text in ("a,,b", "a,(b", "'a")),
     *((PAIRS, text) for text in ("64,0.25,8,0.1", "(64,0.25)", "(64,0.25),(8)", "(64,x),(8,1)")),

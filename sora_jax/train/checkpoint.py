@@ -36,7 +36,14 @@ policies = ocp.training.preservation_policies
 # What may change when a run goes on; anything else would make it another run.
 FREE_TO_CHANGE = (
     *("steps", "log", "checkpoint", "mesh", "stop_on_nan", "video"),
-    *("optim.offload", "dit.sequence", "dit.attention", "pipeline.threads", "pipeline.prefetch", "text.cache_size"),
+    *(
+        "optim.offload",
+        "dit.sequence",
+        "dit.attention",
+        "pipeline.threads",
+        "pipeline.prefetch",
+        "text.cache_size",
+    ),
 )
 # Keys that configurations got later, by what a run without them did, where that isn't today's default.
 LATER = {

@@ -23,7 +23,9 @@ def shipped() -> dict[str, pathlib.Path]:
 
 def summaries() -> dict[str, str]:
     """The first line of each shipped configuration's docstring, by name."""
-    return {name: path.read_text(encoding="utf-8").split("\n")[0].strip('"') for name, path in shipped().items()}
+    return {
+        name: path.read_text(encoding="utf-8").split("\n")[0].strip('"') for name, path in shipped().items()
+    }
 
 
 def load(name: str) -> Mapping[str, Any]:
@@ -69,7 +71,9 @@ def _find(name: str) -> tuple[pathlib.Path, str]:
         hint = f": did you mean {file.parent / near[0]}?" if near else "."
         raise UserError(f"There is no configuration file {file}{hint}")
     near = difflib.get_close_matches(stem, shipped(), 1, 0.6)
-    hint = f"did you mean {near[0]}?" if near else f"those that come with sora_jax are {', '.join(shipped())}."
+    hint = (
+        f"did you mean {near[0]}?" if near else f"those that come with sora_jax are {', '.join(shipped())}."
+    )
     raise UserError(f"There is no configuration {stem}: {hint}")
 
 

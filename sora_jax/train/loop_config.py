@@ -59,10 +59,12 @@ def read_loop_config(config: ConfigDict) -> LoopConfig:
         near = difflib.get_close_matches(key, fields, 1, 0.8)
         if key not in fields and near and near[0] not in config:
             raise UserError(f"config.{key} is no key of the configuration: did you mean config.{near[0]}?")
-    given = {name: config[name] for name in fields if name in config}
-    optim = dict(config.get("optim", {}))
-    given["optim"] = optim | {"steps": optim.get("steps") or config.get("steps", 1)}
-    for name, schema in sections_of(LoopConfig).items():
-        if name in given:
-            given[name] = component(schema, given[name], name)
-    return component(LoopConfig, given, "")
+    sections = sections_of(LoopConfig)
+    loop = component(
+        LoopConfig, {name: config[name] for name in fields if name in config and name not in sections}, ""
+    )
+    given = {name: config.get(name, {}) for name in sections}
+    given["optim"] = dict(given["optim"]) | {"steps": given["optim"].get("steps") or loop.steps}
+    return dataclasses.replace(
+        loop, **{name: component(sections[name], given[name], name) for name in sections}
+    )

@@ -277,4 +277,3 @@ def _lines(path: pathlib.Path) -> list[str]:
     if not path.exists():
         return []
     return [line.rstrip("\n") for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-

@@ -91,7 +91,10 @@ RUNS: dict[str, type] = {"dit": DiTRun, "vae": VAERun}
 
 # What a finished run is good for: commands, in which WORKDIR stands for its folder.
 NEXT = {
-    "dit": ('sora-jax generate "a red circle moves left" --model WORKDIR', "sora-jax evaluate toyworld --model WORKDIR"),
+    "dit": (
+        'sora-jax generate "a red circle moves left" --model WORKDIR',
+        "sora-jax evaluate toyworld --model WORKDIR",
+    ),
     "vae": (
         "sora-jax evaluate vae FILE --model WORKDIR",
         "sora-jax train --config toyworld_dit --workdir runs/dit --config.autoencoder=WORKDIR",

@@ -96,13 +96,17 @@ class OptimConfig:
             ("steps", self.steps >= 1, "at least 1"),
             ("warmup", self.warmup >= 0, "at least 0"),
             ("final_lr_fraction", 0 <= self.final_lr_fraction <= 1, "from 0 to 1"),
+            ("b1", 0 <= self.b1 < 1, "from 0 to below 1"),
+            ("b2", 0 <= self.b2 < 1, "from 0 to below 1"),
+            ("eps", self.eps > 0, "more than 0"),
+            ("momentum", 0 <= self.momentum < 1, "from 0 to below 1"),
             ("weight_decay", self.weight_decay >= 0, "at least 0"),
             ("clip_norm", self.clip_norm >= 0, "at least 0"),
             ("ema_decay", 0 <= self.ema_decay < 1, "from 0 to below 1"),
             ("accumulate", self.accumulate >= 1, "at least 1"),
         ):
             if not allowed:
-                raise UserError(f"The optimizer's {field} is {getattr(self, field)!r}: it must be {words}.")
+                raise UserError(f"config.optim.{field}={getattr(self, field)!r} must be {words}.")
 
 
 def make_schedule(config: OptimConfig) -> Callable[[jax.typing.ArrayLike], jax.Array]:
