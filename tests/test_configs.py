@@ -1,4 +1,4 @@
-"""Every configuration builds, its docstring's commands are understood, nothing in it goes unread, and all can be set."""
+"""Every configuration builds, its docstring's commands are understood, nothing in it goes unread, all can be set."""
 
 import ast
 import dataclasses

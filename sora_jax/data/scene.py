@@ -209,7 +209,8 @@ class WorldConfig:
         for name, table in ({"objects": ("one", "two", "three")} | tables).items():
             if len(weights := getattr(self, name)) != len(table):
                 raise UserError(
-                    f"config.data.world.{name} takes {len(table)} numbers, for {', '.join(table)}, and got {len(weights)}."
+                    f"config.data.world.{name} takes {len(table)} numbers, for {', '.join(table)}, and got "
+                    f"{len(weights)}."
                 )
 
 

@@ -178,8 +178,8 @@ def _command() -> click.Command:
         context_settings={"help_option_names": ["-h", "--help"], "allow_extra_args": True},
         options_metavar="--config NAME --workdir FOLDER [--config.KEY=VALUE ...]",
         help="Train a model, or go on with training it.\n\nCtrl-C and SIGTERM finish the step, save and end; the same "
-        "command goes on from there. On several hosts the same command runs on each, with --hosts=auto where a TPU pod, "
-        "SLURM or Open MPI says who is who, and else with --coordinator, --hosts and --host: see docs/scaling.md.",
+        "command goes on from there. On several hosts the same command runs on each, with --hosts=auto where a TPU "
+        "pod, SLURM or Open MPI says who is who, and else with --coordinator, --hosts and --host: see docs/scaling.md.",
     )
 
 

@@ -40,10 +40,8 @@ def load(name: str) -> Mapping[str, Any]:
     """
     path, argument = _find(name)
     try:
-        if path.suffix == ".py":
-            given = _run(path, argument)
-        else:
-            given = json.loads(path.read_text(encoding="utf-8-sig"))
+        is_code = path.suffix == ".py"
+        given = _run(path, argument) if is_code else json.loads(path.read_text(encoding="utf-8-sig"))
     except Exception as error:  # the file's own code may raise anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].rstrip(".")
         raise UserError(f"{name} gives no configuration: {reason}.") from error

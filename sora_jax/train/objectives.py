@@ -38,10 +38,6 @@ from sora_jax.train.vae_objective import VAELossConfig, VAEObjective
 OBJECTIVES: dict[str, Any] = {"dit": DiTObjective, "vae": VAEObjective}
 
 
-def _section(schema: type, **metadata: Any) -> Any:
-    return dataclasses.field(default_factory=schema, metadata=metadata)
-
-
 @dataclasses.dataclass(frozen=True)
 class DiTRun(LoopConfig):
     """Training a diffusion transformer.
@@ -60,13 +56,15 @@ class DiTRun(LoopConfig):
 
     autoencoder: str = "toyworld"
     init_from: str = ""
-    dit: DiTConfig = _section(DiTConfig)
-    text: TextConfig = _section(TextConfig)
-    flow: FlowConfig = _section(FlowConfig)
-    data: DataConfig = _section(DataConfig)
-    latents: LatentsConfig = _section(LatentsConfig)
+    dit: DiTConfig = dataclasses.field(default_factory=DiTConfig)
+    text: TextConfig = dataclasses.field(default_factory=TextConfig)
+    flow: FlowConfig = dataclasses.field(default_factory=FlowConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    latents: LatentsConfig = dataclasses.field(default_factory=LatentsConfig)
     # The patches are the transformer's.
-    pipeline: PipelineConfig = _section(PipelineConfig, defaults={"patch": ABSENT, "coords": ABSENT})
+    pipeline: PipelineConfig = dataclasses.field(
+        default_factory=PipelineConfig, metadata={"defaults": {"patch": ABSENT, "coords": ABSENT}}
+    )
     video: TargetConfig | None = None
 
 
@@ -82,9 +80,9 @@ class VAERun(LoopConfig):
     """
 
     init_from: str = ""
-    vae: VAEConfig = _section(VAEConfig)
-    loss: VAELossConfig = _section(VAELossConfig)
-    data: DataConfig = _section(DataConfig)
+    vae: VAEConfig = dataclasses.field(default_factory=VAEConfig)
+    loss: VAELossConfig = dataclasses.field(default_factory=VAELossConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
 
 
 RUNS: dict[str, type] = {"dit": DiTRun, "vae": VAERun}
