@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from sora_jax.data.canvases import LAYOUTS, draw_layout
-from sora_jax.data.clips import Clip
+from sora_jax.data.clips import Clip, Source
 from sora_jax.data.latents import LatentCache, Record, write_latents
 from sora_jax.data.sources import DataConfig, make_sources
 from sora_jax.diffusion.canvas import check_groups, frames_shown, lay_streams
@@ -59,14 +59,22 @@ class Chain:
 
 
 def encode_sources(
-    config: LatentsConfig, data: DataConfig, vae: VAE, text: TextConfig, folder: str | os.PathLike[str]
+    config: LatentsConfig,
+    data: DataConfig,
+    vae: VAE,
+    text: TextConfig,
+    folder: str | os.PathLike[str],
+    sources: Sequence[tuple[Source, float]] | None = None,
 ) -> Chain:
     """Encodes `config.clips` clips of the data sets, in shares by weight, or opens what was encoded before.
+
+    Args:
+      sources: what `data` names, where it has been opened already.
 
     Raises:
       UserError: a data set or the text encoder is missing, or the folder holds latents of something else.
     """
-    sources = make_sources(data)
+    sources = make_sources(data) if sources is None else sources
     total = sum(weight for _, weight in sources)
     encode: Callable[[list[Clip]], list[Record]] | None = None
     caches = []
