@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 
-from sora_jax.data.canvases import draw_layout
+from sora_jax.data.canvases import LAYOUTS, draw_layout
 from sora_jax.data.clips import Clip, Source
 from sora_jax.data.latents import LatentCache, Record, write_latents
 from sora_jax.data.sources import DataConfig, make_sources
@@ -37,7 +37,7 @@ class LatentsConfig:
     folder: str = ""
     clips: int = 20_000
     batch: int = 8
-    layouts: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    layouts: Mapping[str, float] = dataclasses.field(default_factory=dict, metadata={"keys": LAYOUTS})
 
 
 class Chain:

@@ -12,7 +12,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from sora_jax.data.canvases import draw_canvas
+from sora_jax.data.canvases import CANVASES, draw_canvas
 from sora_jax.data.clips import Clip, Source
 from sora_jax.data.latents import LatentCache, Record, Records
 from sora_jax.data.packing import PackedBatch, Run, fill_rows, lay_rows
@@ -57,7 +57,7 @@ class PipelineConfig:
     patch: Grid = (1, 2, 2)
     coords: CoordinateMode = "fractional"
     seed: int = 0
-    canvases: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    canvases: Mapping[str, float] = dataclasses.field(default_factory=dict, metadata={"keys": CANVASES})
     time_window: float = 0.0
     frame_tokens: int = 0
     caption_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)

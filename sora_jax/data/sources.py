@@ -63,7 +63,7 @@ class DataConfig:
     grid: tuple[int, int, int] = (4, 16, 16)
     damaged: Literal["skip", "refuse"] = "skip"
     cache: str = ""
-    world: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    world: Mapping[str, Any] = dataclasses.field(default_factory=dict, metadata={"keys": WorldConfig})
 
     def __post_init__(self) -> None:
         for name in ("resolutions", "aspects", "durations", "rates"):
