@@ -319,14 +319,14 @@ def test_the_number_of_clips_follows_from_the_footage(tmp_path):
     for name in "abc":
         counting(3, 8, 16, 16).save(tmp_path / f"{name}.mp4")
     fields = {"resolution": 16, "rates": (8.0,)}
-    assert Footage(str(tmp_path), durations=(1.0,), **fields).natural_clips == 4 * 6
-    assert Footage(str(tmp_path), durations=(0.0, 1.0), **fields).natural_clips == 2 * 4 * 6
-    assert Footage(str(tmp_path), durations=(2.0,), max_frames=4, **fields).natural_clips == 2 * 4 * 6
+    assert Footage(str(tmp_path), durations=(1.0,), **fields).natural_clips == 8 * 6
+    assert Footage(str(tmp_path), durations=(0.0, 1.0), **fields).natural_clips == 2 * 8 * 6
+    assert Footage(str(tmp_path), durations=(2.0,), max_frames=4, **fields).natural_clips == 2 * 8 * 6
     assert Footage(str(tmp_path), durations=(1.0,), clips=5, **fields).natural_clips == 5
     for number in range(5):
         Image.new("RGB", (16, 16)).save(tmp_path / f"{number}.png")
     stills = Footage(str(tmp_path), durations=(0.0, 1.0), **fields)
-    assert stills.natural_clips > 2 * 4 * 6
+    assert stills.natural_clips > 2 * 8 * 6
 
 
 def broken_middle(path: pathlib.Path, first: float, last: float) -> None:

@@ -106,10 +106,10 @@ def test_sheets_show_training_clips_where_none_is_held_out(films):
 
 def test_the_number_of_clips_follows_from_the_rarest_footage(films):
     config = DataConfig(source="films", resolutions=(16,), durations=(1.0,))
-    assert natural_clips(make_sources(config), 20_000) == 8
+    assert natural_clips(make_sources(config), 20_000) == 16
     assert (
         natural_clips(make_sources(dataclasses.replace(config, source="toyworld:0.75,films:0.25")), 20_000)
-        == 32
+        == 64
     )
     assert (
         natural_clips(make_sources(dataclasses.replace(config, source="toyworld:0.75,films:0.25")), 20) == 20

@@ -33,8 +33,8 @@ from sora_jax.errors import UserError
 from sora_jax.timing import frame_step
 from sora_jax.video import Report, Video, frame_size, resample, stream_frames
 
-# How many clips are drawn for each second that a clip lasts, for nearly every frame to be in one of them.
-CLIPS_PER_MOMENT = 4
+# How often a frame is to be in a clip, on the average: nearly every one is in several, beside other ones.
+CLIPS_PER_MOMENT = 8
 ATTEMPTS = 20  # clips drawn in place of one that can't be read
 
 

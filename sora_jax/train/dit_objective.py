@@ -73,6 +73,7 @@ class DiTObjective:
         own = {"patch": self.dit.patch, "coords": self.dit.coords}
         self.pipeline = component(PipelineConfig, dict(config.pipeline) | own, "pipeline")
         self.autoencoder = config.autoencoder
+        self.sheets = bool(config.get("log", {}).get("sheet_every", 0))
         self._vae: VAE | None = None
 
     def init(self, key: jax.Array) -> DiT:
@@ -114,13 +115,24 @@ class DiTObjective:
             rows, row.row_tokens, row.row_text, conditions, dit.patch_width, dit.text_width, hints=True
         )
 
-    def data(self, config: ConfigDict, share: Share) -> grain.IterDataset:
-        # All that can go wrong later is tried before hours of encoding.
-        own_shards(share, self.pipeline.shards, self.pipeline.rows)
+    def check(self) -> None:
+        """Tries what the run will need, before any long work: says what the files are, and reads the sheets' clips.
+
+        Raises:
+          UserError: the data can't be used, or a caption could be longer than a row has room for.
+        """
+        if self.text.max_tokens > self.pipeline.row_text:
+            raise UserError(
+                f"A caption may have {self.text.max_tokens} tokens (config.text.max_tokens) and a row has room for "
+                f"{self.pipeline.row_text} (config.pipeline.row_text): raise the second or lower the first."
+            )
         announce(self.sources)
         self._warn_of_long_captions()
-        if config.get("log", {}).get("sheet_every", 0):
+        if self.sheets:
             _ = self.sheet_clips
+
+    def data(self, config: ConfigDict, share: Share) -> grain.IterDataset:
+        own_shards(share, self.pipeline.shards, self.pipeline.rows)  # before hours of encoding
         folder = pathlib.Path(self.latents.folder) if self.latents.folder else self.workdir / "latents"
         records = encode_sources(self.latents, self.data_config, self.vae, self.text, folder, self.sources)
         return make_pipeline(self.pipeline, records, share)

@@ -141,7 +141,7 @@ class RunLog:
         self._bar: tqdm | None = None
 
     def begin(self, data: Callable[[], DataSummary | None]) -> None:
-        """Says what is trained on what, and from where; `data()` is asked again for each row of metrics."""
+        """Says what is trained, and from where; `data()` is asked for each row of metrics, and at the end."""
         self._data, self._peak, self._clock = data, peak_flops(), time.perf_counter()
         self._bar = tqdm(
             total=self._steps,
@@ -150,8 +150,6 @@ class RunLog:
             disable=None if self._writer else True,
             dynamic_ncols=True,
         )
-        if summary := data():
-            self.say(f"data: {summary}")
         begin = f"continues from step {self._start}" if self._start else "from the beginning"
         self.say(
             f"{self._parameters:,} parameters on {jax.device_count()} x {jax.devices()[0].device_kind}; "
