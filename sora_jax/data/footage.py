@@ -7,11 +7,12 @@ import dataclasses
 import itertools
 import math
 import pathlib
+import sys
 import threading
-import warnings
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from tqdm import tqdm
 
 from sora_jax.data.clips import Clip
 from sora_jax.data.cuts import (
@@ -373,7 +374,7 @@ class Damage:
             known = file in self._files
             self._files.setdefault(file, reason)
         if not known:
-            warnings.warn(f"{file} can't be read {reason} Other clips take its place.", stacklevel=4)
+            tqdm.write(f"note: {file} can't be read {reason} Other clips take its place.", file=sys.stderr)
 
     def told(self) -> tuple[dict[str, str], int]:
         """Files with the first reason of each, and how many clips were replaced."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-import warnings
+import sys
 
 import grain
 import jax
@@ -14,6 +14,7 @@ import numpy as np
 import PIL.Image
 from flax import nnx
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from sora_jax.config import component
 from sora_jax.data.clips import Clip, Source
@@ -160,10 +161,10 @@ class DiTObjective:
         most = self.text.max_tokens
         long = [caption for caption in captions if self.text_encoder.count_tokens(caption) > most]
         if long and jax.process_index() == 0:
-            warnings.warn(
-                f"{len(long)} of {len(captions)} captions have more than the {most} tokens that the text encoder takes "
-                f"and are cut ({long[0][:40]!r} is one): shorten them, or raise config.text.max_tokens.",
-                stacklevel=2,
+            tqdm.write(
+                f"note: {len(long)} of {len(captions)} captions have more than the {most} tokens that the text encoder "
+                f"takes and are cut ({long[0][:40]!r} is one): shorten them, or raise config.text.max_tokens.",
+                file=sys.stderr,
             )
 
     @property
@@ -217,8 +218,8 @@ class DiTObjective:
     def sheet_clips(self) -> list[tuple[Clip, Request, str]]:
         """Clips that sheets show, what is asked of the model for each, and their labels.
 
-        They are held out of training, or not where a data set has too little for that. What the model could not hold is
-        left out, and a warning says so.
+        They are held out of training, or not where a data set has too little for that. What is more than a row holds is
+        asked for at the least resolution trained at.
         """
         sources = make_sheet_sources(self.data_config, SHEET_CLIPS)
         model = jax.eval_shape(lambda: DiT(self.dit, rngs=nnx.Rngs(0)))
@@ -227,19 +228,22 @@ class DiTObjective:
         for number in range(SHEET_CLIPS):
             source, held_out = sources[number % len(sources)]
             clip = source[number // len(sources)]
-            request = Request(
-                self._prompt(clip.captions["short"]),
-                frames=len(clip.video.frames),
-                size=clip.video.size,
-                fps=clip.video.fps,
-                steps=20,
-            )
-            try:
-                studio.check(request)
-            except UserError as error:
-                warnings.warn(f"Sheets of samples leave {clip.key} out: {error}", stacklevel=2)
+            prompt = self._prompt(clip.captions["short"])
+            label = prompt + ("" if held_out else " (a training clip)")
+            for resolution in (min(clip.video.size), min(self.data_config.resolutions)):
+                size = tuple(round(side * resolution / min(clip.video.size)) for side in clip.video.size)
+                request = Request(
+                    prompt, frames=len(clip.video), size=(size[0], size[1]), fps=clip.video.fps, steps=20
+                )
+                try:
+                    studio.check(request)
+                except UserError as error:
+                    reason = error
+                else:
+                    shown.append((clip, request, label))
+                    break
             else:
-                shown.append((clip, request, request.prompt + ("" if held_out else " (a training clip)")))
+                tqdm.write(f"note: sheets of samples leave {clip.key} out: {reason}", file=sys.stderr)
         return shown
 
     def _prompt(self, caption: str) -> str:
