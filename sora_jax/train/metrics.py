@@ -19,7 +19,7 @@ import PIL.Image
 from tqdm import tqdm
 
 from sora_jax.chips import chip_of
-from sora_jax.config import at_least
+from sora_jax.config import COUNT, FROM_ZERO, check_ranges
 from sora_jax.errors import as_user_error, atomic_path
 from sora_jax.hosts import exchange
 from sora_jax.train.boards import Board, open_boards
@@ -43,7 +43,7 @@ class LogConfig:
     wandb: str = ""
 
     def __post_init__(self) -> None:
-        at_least(self, "log", every=1, sheet_every=0)
+        check_ranges(self, "log", every=COUNT, sheet_every=FROM_ZERO)
 
 
 class MetricsWriter:
@@ -141,7 +141,7 @@ class RunLog:
         self._bar: tqdm | None = None
 
     def begin(self, data: Callable[[], DataSummary | None]) -> None:
-        """Says what is trained on what, and from where; `data()` is asked again for each row of metrics."""
+        """Says what is trained on what, and from where; `data()` is asked for its numbers at each row of metrics."""
         self._data, self._peak, self._clock = data, peak_flops(), time.perf_counter()
         self._bar = tqdm(
             total=self._steps,
@@ -150,8 +150,6 @@ class RunLog:
             disable=None if self._writer else True,
             dynamic_ncols=True,
         )
-        if summary := data():
-            self.say(f"data: {summary}")
         begin = f"continues from step {self._start}" if self._start else "from the beginning"
         self.say(
             f"{self._parameters:,} parameters on {jax.device_count()} x {jax.devices()[0].device_kind}; "
