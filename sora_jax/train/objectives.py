@@ -115,7 +115,7 @@ def complete(config: Mapping[str, Any]) -> ConfigDict:
 
 def check_run(config: ConfigDict) -> None:
     """Raises UserError where a run's configuration has a key that nothing reads, or a value that none takes."""
-    schema = schema_of(config)
+    schema: type = schema_of(config)
     known = configurations.types_of(schema)
     for key in config if schema is not LoopConfig else ():
         if key not in known:
