@@ -14,6 +14,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import math
 import re
 import typing
 from collections.abc import Iterator, Mapping
@@ -53,12 +54,19 @@ def component(schema: type, given: Mapping[str, Any], name: str) -> Any:
     return schema(**checked)
 
 
-def at_least(config: Any, name: str, **least: float) -> None:
-    """Raises UserError where a field of the component `config.<name>` is less than the least value given for it."""
+def check_ranges(config: Any, name: str, **ranges: tuple[float, float]) -> None:
+    """Raises UserError where a number of the component `config.<name>`, or of a tuple there, is out of its range."""
     prefix = f"config.{name}." if name else "config."
-    for field, lowest in least.items():
-        if getattr(config, field) < lowest:
-            raise UserError(f"{prefix}{field}={getattr(config, field)} must be at least {lowest}.")
+    for field, (least, most) in ranges.items():
+        value = getattr(config, field)
+        for number in value if isinstance(value, tuple) else (value,):
+            if not least <= number <= most:
+                bounds = f"at least {least}" if most == math.inf else f"from {least} to {most}"
+                raise UserError(f"{prefix}{field}={values.write(value)} must be {bounds}.")
+
+
+# Ranges that many fields have.
+COUNT, FROM_ZERO, SHARE, SEED = (1, math.inf), (0, math.inf), (0, 1), (0, 2**32 - 1)
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 
+from sora_jax.config import COUNT, check_ranges
 from sora_jax.data.canvases import LAYOUTS, draw_layout
 from sora_jax.data.clips import Clip, Source
 from sora_jax.data.latents import LatentCache, Record, write_latents
@@ -38,6 +39,9 @@ class LatentsConfig:
     clips: int = 20_000
     batch: int = 8
     layouts: Mapping[str, float] = dataclasses.field(default_factory=dict, metadata={"keys": LAYOUTS})
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "latents", clips=COUNT, batch=COUNT)
 
 
 class Chain:

@@ -12,6 +12,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from sora_jax.config import COUNT, FROM_ZERO, SEED, SHARE, check_ranges
 from sora_jax.data.canvases import CANVASES, draw_canvas
 from sora_jax.data.clips import Clip, Source
 from sora_jax.data.latents import LatentCache, Record, Records
@@ -64,6 +65,12 @@ class PipelineConfig:
     window: int = 64
     threads: int = 2
     prefetch: int = 4
+
+    def __post_init__(self) -> None:
+        counts = ("row_tokens", "row_text", "rows", "shards", "max_runs", "patch", "window")
+        more = dict.fromkeys(("frame_tokens", "threads", "prefetch"), FROM_ZERO)
+        more |= {"seed": SEED, "time_window": SHARE}
+        check_ranges(self, "pipeline", **dict.fromkeys(counts, COUNT), **more)
 
 
 def make_pipeline(

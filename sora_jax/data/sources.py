@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import jax
 
-from sora_jax.config import component
+from sora_jax.config import COUNT, FROM_ZERO, SEED, check_ranges, component
 from sora_jax.data.clips import Source
 from sora_jax.data.cuts import NATIVE
 from sora_jax.data.footage import EmptySplit, Footage
@@ -69,6 +69,8 @@ class DataConfig:
         for name in ("resolutions", "aspects", "durations", "rates"):
             if not getattr(self, name):
                 raise UserError(f"config.data.{name} is empty: give at least one value.")
+        ranges = {"clips": COUNT, "seed": SEED, "max_frames": FROM_ZERO, "grid": COUNT}
+        check_ranges(self, "data", resolutions=COUNT, durations=FROM_ZERO, rates=(0.01, 1000), **ranges)
 
     def shapes(self) -> tuple[tuple[int, int, int, float], ...]:
         """(frames, height, width, rate) of every combination, on the grid (sides rounded up, as requests are)."""

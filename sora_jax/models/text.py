@@ -236,12 +236,6 @@ def load_text_encoder(
     return _bert_encoder(config, _find_directory(config.name, directory))
 
 
-def find_text_encoder(config: TextConfig) -> None:
-    """Raises UserError where `load_text_encoder(config)` would find no files; fetches them from the hub if need be."""
-    if config.kind != "hash":
-        _find_directory(config.name, None)
-
-
 def _find_directory(name: str, directory: str | os.PathLike[str] | None) -> pathlib.Path:
     if place := directory or os.environ.get(DIRECTORY_VARIABLE):
         missing = [file for file in _FILES if not (pathlib.Path(place) / file).is_file()]

@@ -9,7 +9,7 @@ import pathlib
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -41,10 +41,12 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, pathlib.Path, Hosts]:
     """
     changes, rest = split_overrides(argv)
     flags = _flags(rest)
-    for name in ("config", "workdir"):
-        if not flags[name]:
-            raise UserError(f"--{name} is missing; {USAGE}")
-    config = make_config(flags["config"], changes)
+    if not flags["config"]:
+        raise UserError(f"--config is missing; {USAGE}")
+    given = config_files.load(flags["config"])
+    if not flags["workdir"]:
+        raise UserError(f"--workdir is missing; {USAGE}")
+    config = _fill(given, changes)
     hosts = Hosts(**{field.name: flags[field.name] for field in dataclasses.fields(Hosts)})
     return config, pathlib.Path(flags["workdir"]), hosts
 
@@ -55,9 +57,11 @@ def make_config(name: str, changes: dict[str, str]) -> ConfigDict:
     Raises:
       UserError: there is none, a key is unknown, or a value is none that its key takes.
     """
-    given = config_files.load(name)
+    return _fill(config_files.load(name), changes)
 
-    from sora_jax.train import objectives
+
+def _fill(given: Mapping[str, Any], changes: Mapping[str, str]) -> ConfigDict:
+    from sora_jax.train import objectives  # with models and data: seconds
 
     config = objectives.complete(configurations.override(objectives.schema_of(given), given, changes))
     objectives.check_run(config)
@@ -127,7 +131,10 @@ def help_text(argv: Sequence[str]) -> str:
     changes, rest = split_overrides(argv)
     flags = _flags([word for word in rest if word not in ("--help", "-h")])
     command = _command()
-    text = f"{command.get_help(click.Context(command, info_name=PROGRAM, max_content_width=100))}\n\n"
+    context = click.Context(
+        command, info_name=PROGRAM, max_content_width=100, help_option_names=["-h", "--help"]
+    )
+    text = f"{command.get_help(context)}\n\n"
     if flags["config"]:
         from sora_jax.train import objectives
 
@@ -135,7 +142,7 @@ def help_text(argv: Sequence[str]) -> str:
         listed = listing.list_settings(objectives.schema_of(config), config)
         return f"{text}Keys of {flags['config']}, each set with --config.KEY=VALUE:\n\n{listed}"
     names = "\n".join(f"  {name:14} {line}" for name, line in config_files.summaries().items())
-    return f"{text}Configurations that come with sora_jax:\n{names}\n\n{_KEYS}"
+    return f"{text}Configurations that come with sora_jax:\n{names}\n\n{click.wrap_text(_KEYS, 100)}"
 
 
 _KEYS = (

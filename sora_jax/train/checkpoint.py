@@ -26,7 +26,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
-from sora_jax.config import at_least
+from sora_jax.config import COUNT, FROM_ZERO, check_ranges
 from sora_jax.errors import UserError, as_user_error, atomic_path
 from sora_jax.hosts import barrier, check_alike, exchange
 from sora_jax.mesh import to_device
@@ -69,7 +69,7 @@ class CheckpointConfig:
     keep_every: int = 0
 
     def __post_init__(self) -> None:
-        at_least(self, "checkpoint", every=1, keep=1, keep_every=0)
+        check_ranges(self, "checkpoint", every=COUNT, keep=COUNT, keep_every=FROM_ZERO)
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:

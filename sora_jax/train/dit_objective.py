@@ -16,7 +16,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from sora_jax.config import component
+from sora_jax.config import COUNT, FROM_ZERO, SHARE, check_ranges, component
 from sora_jax.data.clips import Clip, Source
 from sora_jax.data.encode import LatentsConfig, encode_sources
 from sora_jax.data.footage import Footage
@@ -58,6 +58,11 @@ class FlowConfig:
     base_tokens: float = 64.0
     text_dropout: float = 0.1
     text_noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self, "flow", deviation=FROM_ZERO, base_tokens=COUNT, text_dropout=SHARE, text_noise=FROM_ZERO
+        )
 
 
 class DiTObjective:

@@ -2,8 +2,8 @@
 
 An objective has `init(key) -> model`, `loss(model, batch, key) -> (loss, metrics)`, `data(config, share) ->
 grain.IterDataset`, `flops(batch) -> float`, `tokens(batch) -> (real, slots)` and `sample_sheet(model, step) ->
-PIL.Image | None`; it may have `check()` and `data_summary()`, see `train.objectives`. Models are NNX modules used as
-plain pytrees. The same program runs on every host (`hosts`).
+PIL.Image | None`; it may have `data_summary()`, see `train.objectives`. Models are NNX modules used as plain pytrees.
+The same program runs on every host (`hosts`).
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
       UserError: a mistyped key, a workdir of another run, a loss that is not finite, a full disk.
     """
     workdir = pathlib.Path(workdir)
-    loop, schema = read_loop_config(config), LoopConfig
+    loop = read_loop_config(config)
+    schema: type[LoopConfig] = LoopConfig
     if objective is None:
         # Only here: the loop runs on any objective, without the models of this package.
         from sora_jax.train.objectives import make_objective, schema_of
@@ -117,8 +118,6 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
         checkpoints.check_space(abstract.trees(), min(start + loop.checkpoint.every, loop.steps))
         if loop.log.sheet_every:
             try_sheet()
-        for check in filter(None, [getattr(objective, "check", None)]):
-            check()
         log = RunLog(
             workdir,
             loop.log,

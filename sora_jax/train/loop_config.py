@@ -7,14 +7,12 @@ import difflib
 
 from ml_collections import ConfigDict
 
-from sora_jax.config import at_least, component, sections_of
+from sora_jax.config import COUNT, SEED, check_ranges, component, sections_of
 from sora_jax.errors import UserError
 from sora_jax.mesh import MeshConfig
 from sora_jax.train.checkpoint import CheckpointConfig
 from sora_jax.train.metrics import LogConfig
 from sora_jax.train.optim import OptimConfig
-
-LARGEST_SEED = 2**32 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +41,7 @@ class LoopConfig:
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig, metadata={"defaults": {"steps": 0}})
 
     def __post_init__(self) -> None:
-        at_least(self, "", steps=1, seed=0)
-        if self.seed > LARGEST_SEED:
-            raise UserError(f"config.seed={self.seed} must be at most {LARGEST_SEED}.")
+        check_ranges(self, "", steps=COUNT, seed=SEED)
 
 
 def read_loop_config(config: ConfigDict) -> LoopConfig:

@@ -19,7 +19,7 @@ import PIL.Image
 from tqdm import tqdm
 
 from sora_jax.chips import chip_of
-from sora_jax.config import at_least
+from sora_jax.config import COUNT, FROM_ZERO, check_ranges
 from sora_jax.errors import as_user_error, atomic_path
 from sora_jax.hosts import exchange
 from sora_jax.train.boards import Board, open_boards
@@ -43,7 +43,7 @@ class LogConfig:
     wandb: str = ""
 
     def __post_init__(self) -> None:
-        at_least(self, "log", every=1, sheet_every=0)
+        check_ranges(self, "log", every=COUNT, sheet_every=FROM_ZERO)
 
 
 class MetricsWriter:

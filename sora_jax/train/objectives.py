@@ -3,8 +3,7 @@
 An objective has `init(key) -> model`, `loss(model, batch, key) -> (loss, metrics)`, `data(config, share) ->
 grain.IterDataset` (of the rows that `share`, a `mesh.Share`, says are this host's), `flops(batch) -> float` (of a
 forward and backward pass), `tokens(batch) -> (real, slots)` and `sample_sheet(model, step) -> PIL.Image | None`. It
-may have `check()`, which tries what the run will need before any long work, and `data_summary() -> Mapping[str, Any]`,
-what the data are, once `data` has been called.
+may have `data_summary() -> DataSummary | None` (`train.metrics`): what the data are, and what of them was skipped.
 
 `RUNS` is the one table of which dataclass belongs to which key of a configuration: a field that such a dataclass gets
 is filled in, documented, typed and set on the command line without another word.
@@ -85,7 +84,7 @@ class VAERun(LoopConfig):
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
 
 
-RUNS: dict[str, type] = {"dit": DiTRun, "vae": VAERun}
+RUNS: dict[str, type[LoopConfig]] = {"dit": DiTRun, "vae": VAERun}
 
 # What a finished run is good for: commands, in which WORKDIR stands for its folder.
 NEXT = {
@@ -100,7 +99,7 @@ NEXT = {
 }
 
 
-def schema_of(config: Mapping[str, Any]) -> type:
+def schema_of(config: Mapping[str, Any]) -> type[LoopConfig]:
     """The dataclass of a run's whole configuration; of an objective that isn't one of ours the loop's part."""
     return RUNS.get(config.get("objective", ""), LoopConfig)
 
@@ -116,7 +115,7 @@ def complete(config: Mapping[str, Any]) -> ConfigDict:
 
 def check_run(config: ConfigDict) -> None:
     """Raises UserError where a run's configuration has a key that nothing reads, or a value that none takes."""
-    schema = schema_of(config)
+    schema: type = schema_of(config)
     known = configurations.types_of(schema)
     for key in config if schema is not LoopConfig else ():
         if key not in known:

@@ -14,7 +14,7 @@ import PIL.Image
 from flax import nnx
 from ml_collections import ConfigDict
 
-from sora_jax.config import component
+from sora_jax.config import COUNT, FROM_ZERO, check_ranges, component
 from sora_jax.data.clips import Source
 from sora_jax.data.pipeline import clip_batches
 from sora_jax.data.sources import DataConfig, announce, make_sheet_sources, make_sources, summarise
@@ -46,6 +46,10 @@ class VAELossConfig:
     absolute: float = 1.0
     squared: float = 4.0
     kl: float = 1e-4
+
+    def __post_init__(self) -> None:
+        weights = dict.fromkeys(("absolute", "squared", "kl"), FROM_ZERO)
+        check_ranges(self, "loss", rows=COUNT, shards=COUNT, crop=COUNT, **weights)
 
 
 class VAEObjective:
