@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Iterator
 
+import av
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
@@ -20,6 +21,8 @@ BACKDROP = (255, 255, 255)
 PAGES = {"TIFF", "MPO", "ICO", "ICNS", "PSD", "DCX", "MIC", "CUR"}
 # Moving pictures that Pillow decodes: of AVIF, FFmpeg's first stream is a still and alpha is another.
 MOVING = {"AVIF"}
+if "webp_anim" not in av.formats_available:  # an older FFmpeg
+    MOVING |= {"WEBP"}
 
 
 @dataclasses.dataclass(frozen=True)
