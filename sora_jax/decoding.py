@@ -22,7 +22,7 @@ from av.video.reformatter import ColorRange, ColorTrc
 
 from sora_jax.containers import EXACT, Path, open_container
 from sora_jax.errors import UserError
-from sora_jax.timing import SHORTEST, even_rate, first_instant
+from sora_jax.timing import SHORTEST, even_rate, first_instant, snapped
 
 # Their usual decoders know nothing of transparency.
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
@@ -346,8 +346,9 @@ def taken_from(path: Path, start: float) -> float:
     """
     if start <= 0:
         return 0.0
-    begin, _, _ = next(decoded(path, start), (start, start, None))
-    return first_instant(begin, start, header(path).fps)
+    fps = header(path).fps
+    begin, _, _ = next(snapped(decoded(path, start), fps), (start, start, None))
+    return first_instant(begin, start, fps)
 
 
 def packets(container: Any, stream: Any) -> Iterator[Any]:

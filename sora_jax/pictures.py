@@ -81,12 +81,12 @@ def moving_picture(path: Path) -> list[tuple[float, float]] | None:
         with Image.open(path) as image:
             if image.format not in MOVING or not _several(image):
                 return None
-            times, end = [], 0.0
+            times, end = [], 0.0  # in milliseconds, whose sums are exact
             for number in range(image.n_frames):
                 image.seek(number)
                 image.load()  # only then is its duration known
-                begin, end = end, end + float(image.info.get("duration") or 100) / 1000
-                times.append((begin, end))
+                begin, end = end, end + float(image.info.get("duration") or 100)
+                times.append((begin / 1000, end / 1000))
             return times
     except Image.UnidentifiedImageError:
         return None
