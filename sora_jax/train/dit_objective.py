@@ -138,7 +138,8 @@ class DiTObjective:
             _ = self.sheet_clips
 
     def data(self, config: ConfigDict, share: Share) -> grain.IterDataset:
-        own_shards(share, self.pipeline.shards, self.pipeline.rows)  # before hours of encoding
+        own_shards(share, self.pipeline.shards, self.pipeline.rows)
+        self.check()  # before hours of encoding
         folder = pathlib.Path(self.latents.folder) if self.latents.folder else self.workdir / "latents"
         records = encode_sources(self.latents, self.data_config, self.vae, self.text, folder, self.sources)
         return make_pipeline(self.pipeline, records, share)

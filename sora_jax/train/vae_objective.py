@@ -100,6 +100,7 @@ class VAEObjective:
             _ = self.sheet_clips
 
     def data(self, config: ConfigDict, share: Share) -> grain.IterDataset:
+        self.check()
         return clip_batches(
             self.sources,
             self.loss_config.rows,
