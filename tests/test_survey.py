@@ -5,6 +5,7 @@ import pathlib
 import re
 import shutil
 
+import av
 import numpy as np
 import pytest
 from film_files import pictures, write
@@ -173,6 +174,8 @@ def test_a_webm_without_a_duration_is_measured(tmp_path):
     # As a browser's recorder leaves it: the element of the whole's duration is void, and so is the track's tag.
     data = data.replace(b"\x44\x89\x88", b"\xec\x89\x88", 1).replace(b"DURATION", b"DURATIOX")
     (tmp_path / "a.webm").write_bytes(data)
+    with av.open(str(tmp_path / "a.webm")) as container:
+        assert container.duration is None and container.streams.video[0].duration is None
     put_beside = write(tmp_path / "b.mp4", pictures(20), fps=10)
     found = survey(str(tmp_path))
     assert found.skipped == {} and put_beside.exists()
