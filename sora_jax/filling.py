@@ -319,12 +319,10 @@ class _Job:
         )
 
     def requests(self) -> dict[int, Request]:
-        """The runs that fill its next window, by their place in the frame; those of which nothing is open are left out."""
+        """The runs that fill its next window, by their place in the frame, but for those of which nothing is open."""
         part, noise = self.windowed.look()
         return {
-            place: self._request(
-                self._at(part, place), noise[:, top : top + high, left : left + wide]
-            )
+            place: self._request(self._at(part, place), noise[:, top : top + high, left : left + wide])
             for place, (top, left, high, wide) in enumerate(self.places)
             if place not in self.filled
         }
@@ -345,7 +343,9 @@ class _Job:
         name = " / ".join(prompt for _, prompt in self.task.words)
         run = to_run(canvas, self.config.patch, *self.words, self.config.coords, name)
         weights = self.task.settings.weights
-        if not len(run.text) and self.negative is None:  # nothing to be led by, so one answer of the model does
+        if (
+            not len(run.text) and self.negative is None
+        ):  # nothing to be led by, so one answer of the model does
             weights = dataclasses.replace(weights, text=1.0)
         factor = flow.shift_factor(jnp.array(len(run.patches)), self.base_tokens)
         levels = np.asarray(flow.schedule(self.run_steps, factor, float(run.start.max())))
