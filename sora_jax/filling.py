@@ -48,7 +48,7 @@ class Settings:
 
     Attributes:
       seed: another one, another video.
-      steps: of the solver.
+      steps: of the solver, from noise; what is repainted from a strength takes its share of them.
       guidance: weight of the words; 1 is none.
       solver: a name of `sampler.SOLVERS`.
       guidance_method: a name of `guidance.METHODS`.
@@ -244,12 +244,12 @@ def _walk(bundle: Bundle, jobs: Sequence[_Job]) -> Iterator[int]:
     """Walks a step of all jobs each time; yields how many runs it took further."""
     # The longest way first, so that nobody walks on alone at the end.
     asked = {job: job.requests() for job in sorted(jobs, key=lambda job: -job.way)}
-    runs = [request.run for requests in asked.values() for request in requests]
+    runs = [request.run for requests in asked.values() for request in requests.values()]
     queue = Queue(transformer(bundle), [_room(bundle, runs)], jobs[0].task.settings.solver)
     tickets: dict[int, tuple[_Job, int]] = {}
     while asked or queue.busy:
         for job, requests in asked.items():
-            tickets |= {queue.add(request): (job, place) for place, request in enumerate(requests)}
+            tickets |= {queue.add(request): (job, place) for place, request in requests.items()}
         asked = {}
         for ticket, patches in queue.step().items():
             job, place = tickets.pop(ticket)
@@ -295,43 +295,74 @@ class _Job:
                 f"{limits.tokens}: choose a lower resolution."
             )
         context = max(most // by // 2, 1) * by
+        # `steps` are those from noise: what begins lower has come a part of the way already.
+        factor = flow.shift_factor(jnp.array(segment_tokens(bundle, frame_tokens, t)), self.base_tokens)
+        share = float(flow.unshift(jnp.array(task.canvas.start.max()), factor))
+        self.run_steps = max(math.ceil(task.settings.steps * share - 1e-3), 1)
         self.windowed = Windowed(task.canvas, most, context, patch, task.settings.seed)
         self.filled: dict[int, np.ndarray] = {}  # by place
+        self._skip()
 
     @property
     def way(self) -> int:
         """Steps until it is done, if it never waits."""
-        return len(self.windowed.windows) * self.task.settings.steps
+        return len(self.windowed.windows) * self.run_steps
 
     @property
     def steps(self) -> int:
         """Of all runs that it still takes."""
-        return self.way * len(self.places)
-
-    def requests(self) -> list[Request]:
-        """The runs that fill its next window, one a place."""
-        part, noise = self.windowed.look()
-        return [
-            self._request(
-                part.crop(top, left, high, wide) if len(self.places) > 1 else part,
-                noise[:, top : top + high, left : left + wide],
-            )
+        windows = [self.task.canvas.start[new].any(0) for _, new in self.windowed.windows]
+        return self.run_steps * sum(
+            bool(start[top : top + high, left : left + wide].any())
+            for start in windows
             for top, left, high, wide in self.places
-        ]
+        )
+
+    def requests(self) -> dict[int, Request]:
+        """The runs that fill its next window, by their place in the frame, but for those of which nothing is open."""
+        part, noise = self.windowed.look()
+        return {
+            place: self._request(self._at(part, place), noise[:, top : top + high, left : left + wide])
+            for place, (top, left, high, wide) in enumerate(self.places)
+            if place not in self.filled
+        }
+
+    def _at(self, part: Canvas, place: int) -> Canvas:
+        return part if len(self.places) == 1 else part.crop(*self.places[place])
+
+    def _skip(self) -> None:
+        """Takes what is given whole as it is: places of the next window of which nothing is open, and such windows."""
+        while self.windowed.windows:
+            part, _ = self.windowed.look()
+            shown = {place: self._at(part, place) for place in range(len(self.places))}
+            self.filled = {place: own.latent for place, own in shown.items() if not own.start.any()}
+            if not self._advance():
+                return
 
     def _request(self, canvas: Canvas, noise: np.ndarray) -> Request:
         name = " / ".join(prompt for _, prompt in self.task.words)
         run = to_run(canvas, self.config.patch, *self.words, self.config.coords, name)
-        settings = self.task.settings
+        weights = self.task.settings.weights
+        if (
+            not len(run.text) and self.negative is None
+        ):  # nothing to be led by, so one answer of the model does
+            weights = dataclasses.replace(weights, text=1.0)
         factor = flow.shift_factor(jnp.array(len(run.patches)), self.base_tokens)
-        levels = np.asarray(flow.schedule(settings.steps, factor, float(run.start.max())))
-        return Request(run, patchify(noise, self.config.patch), levels, settings.weights, self.negative)
+        levels = np.asarray(flow.schedule(self.run_steps, factor, float(run.start.max())))
+        return Request(run, patchify(noise, self.config.patch), levels, weights, self.negative)
 
     def take(self, place: int, patches: np.ndarray) -> bool:
         """Takes what fills a place of its window; true where that was the window's last."""
         seen, _ = self.windowed.windows[0]
         _, _, high, wide = self.places[place]
         self.filled[place] = unpatchify(patches, (seen.stop - seen.start, high, wide), self.config.patch)
+        advanced = self._advance()
+        if advanced:
+            self._skip()
+        return advanced
+
+    def _advance(self) -> bool:
+        """Goes to the next window where this one is filled."""
         if len(self.filled) < len(self.places):
             return False
         latents = [self.filled[place] for place in range(len(self.places))]
