@@ -77,14 +77,20 @@ class Spans:
 
 
 def split_films(films: Sequence[Film], split: str) -> Iterator[Span]:
-    """The runs of blocks that belong to `split`; blocks are numbered through all files in order.
+    """The runs of blocks that belong to `split`; blocks are numbered through all files, pictures by themselves.
 
     Every tenth block is held out, from the fifth on; of fewer than five the last one, and of one none. Blocks of less
     than a second are all for training, and aren't counted.
     """
     blocks = [(film, first, stop) for film in films for first, stop in _blocks(film)]
-    long = [b for b in blocks if (b[2] - b[1]) / b[0].fps >= LEAST_HELD_OUT_SECONDS - 1e-3]
-    held_out = set(long[HELD_OUT::BLOCKS_PER_HELD_OUT] or long[1:][-1:])
+    held_out = set()
+    for picture in (False, True):
+        long = [
+            (film, first, stop)
+            for film, first, stop in blocks
+            if film.picture == picture and (stop - first) / film.fps >= LEAST_HELD_OUT_SECONDS - 1e-3
+        ]
+        held_out.update(long[HELD_OUT::BLOCKS_PER_HELD_OUT] or long[1:][-1:])
     for (film, held), group in itertools.groupby(blocks, key=lambda block: (block[0], block in held_out)):
         if held == (split == "validation"):
             run = list(group)

@@ -7,11 +7,12 @@ import dataclasses
 import itertools
 import math
 import pathlib
+import sys
 import threading
-import warnings
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from tqdm import tqdm
 
 from sora_jax.data.clips import Clip
 from sora_jax.data.cuts import (
@@ -33,8 +34,8 @@ from sora_jax.errors import UserError
 from sora_jax.timing import frame_step
 from sora_jax.video import Report, Video, frame_size, resample, stream_frames
 
-# How many clips are drawn for each second that a clip lasts, for nearly every frame to be in one of them.
-CLIPS_PER_MOMENT = 4
+# How often a frame is to be in a clip, on the average: nearly every one is in several, beside other ones.
+CLIPS_PER_MOMENT = 8
 ATTEMPTS = 20  # clips drawn in place of one that can't be read
 
 
@@ -373,7 +374,7 @@ class Damage:
             known = file in self._files
             self._files.setdefault(file, reason)
         if not known:
-            warnings.warn(f"{file} can't be read {reason} Other clips take its place.", stacklevel=4)
+            tqdm.write(f"note: {file} can't be read {reason} Other clips take its place.", file=sys.stderr)
 
     def told(self) -> tuple[dict[str, str], int]:
         """Files with the first reason of each, and how many clips were replaced."""

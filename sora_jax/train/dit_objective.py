@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-import warnings
+import sys
 
 import grain
 import jax
@@ -14,6 +14,7 @@ import numpy as np
 import PIL.Image
 from flax import nnx
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from sora_jax.config import COUNT, FROM_ZERO, SHARE, check_ranges, component
 from sora_jax.data.clips import Clip, Source
@@ -78,6 +79,7 @@ class DiTObjective:
         own = {"patch": self.dit.patch, "coords": self.dit.coords}
         self.pipeline = component(PipelineConfig, dict(config.pipeline) | own, "pipeline")
         self.autoencoder = config.autoencoder
+        self.sheets = bool(config.get("log", {}).get("sheet_every", 0))
         self._vae: VAE | None = None
 
     def init(self, key: jax.Array) -> DiT:
@@ -119,13 +121,25 @@ class DiTObjective:
             rows, row.row_tokens, row.row_text, conditions, dit.patch_width, dit.text_width, hints=True
         )
 
-    def data(self, config: ConfigDict, share: Share) -> grain.IterDataset:
-        # All that can go wrong later is tried before hours of encoding.
-        own_shards(share, self.pipeline.shards, self.pipeline.rows)
+    def check(self) -> None:
+        """Tries what the run will need, before any long work: says what the files are, and reads the sheets' clips.
+
+        Raises:
+          UserError: the data can't be used, or a caption could be longer than a row has room for.
+        """
+        if self.text.max_tokens > self.pipeline.row_text:
+            raise UserError(
+                f"A caption may have {self.text.max_tokens} tokens (config.text.max_tokens) and a row has room for "
+                f"{self.pipeline.row_text} (config.pipeline.row_text): raise the second or lower the first."
+            )
         announce(self.sources)
         self._warn_of_long_captions()
-        if config.get("log", {}).get("sheet_every", 0):
+        if self.sheets:
             _ = self.sheet_clips
+
+    def data(self, config: ConfigDict, share: Share) -> grain.IterDataset:
+        own_shards(share, self.pipeline.shards, self.pipeline.rows)
+        self.check()  # before hours of encoding
         folder = pathlib.Path(self.latents.folder) if self.latents.folder else self.workdir / "latents"
         records = encode_sources(self.latents, self.data_config, self.vae, self.text, folder, self.sources)
         return make_pipeline(self.pipeline, records, share)
@@ -153,10 +167,10 @@ class DiTObjective:
         most = self.text.max_tokens
         long = [caption for caption in captions if self.text_encoder.count_tokens(caption) > most]
         if long and jax.process_index() == 0:
-            warnings.warn(
-                f"{len(long)} of {len(captions)} captions have more than the {most} tokens that the text encoder takes "
-                f"and are cut ({long[0][:40]!r} is one): shorten them, or raise config.text.max_tokens.",
-                stacklevel=2,
+            tqdm.write(
+                f"note: {len(long)} of {len(captions)} captions have more than the {most} tokens that the text encoder "
+                f"takes and are cut ({long[0][:40]!r} is one): shorten them, or raise config.text.max_tokens.",
+                file=sys.stderr,
             )
 
     @property
@@ -210,8 +224,8 @@ class DiTObjective:
     def sheet_clips(self) -> list[tuple[Clip, Request, str]]:
         """Clips that sheets show, what is asked of the model for each, and their labels.
 
-        They are held out of training, or not where a data set has too little for that. What the model could not hold is
-        left out, and a warning says so.
+        They are held out of training, or not where a data set has too little for that. What is more than a row holds is
+        asked for at the least resolution trained at.
         """
         sources = make_sheet_sources(self.data_config, SHEET_CLIPS)
         model = jax.eval_shape(lambda: DiT(self.dit, rngs=nnx.Rngs(0)))
@@ -220,19 +234,22 @@ class DiTObjective:
         for number in range(SHEET_CLIPS):
             source, held_out = sources[number % len(sources)]
             clip = source[number // len(sources)]
-            request = Request(
-                self._prompt(clip.captions["short"]),
-                frames=len(clip.video.frames),
-                size=clip.video.size,
-                fps=clip.video.fps,
-                steps=20,
-            )
-            try:
-                studio.check(request)
-            except UserError as error:
-                warnings.warn(f"Sheets of samples leave {clip.key} out: {error}", stacklevel=2)
+            prompt = self._prompt(clip.captions["short"])
+            label = prompt + ("" if held_out else " (a training clip)")
+            for resolution in (min(clip.video.size), min(self.data_config.resolutions)):
+                size = tuple(round(side * resolution / min(clip.video.size)) for side in clip.video.size)
+                request = Request(
+                    prompt, frames=len(clip.video), size=(size[0], size[1]), fps=clip.video.fps, steps=20
+                )
+                try:
+                    studio.check(request)
+                except UserError as error:
+                    reason = error
+                else:
+                    shown.append((clip, request, label))
+                    break
             else:
-                shown.append((clip, request, request.prompt + ("" if held_out else " (a training clip)")))
+                tqdm.write(f"note: sheets of samples leave {clip.key} out: {reason}", file=sys.stderr)
         return shown
 
     def _prompt(self, caption: str) -> str:

@@ -141,7 +141,7 @@ class RunLog:
         self._bar: tqdm | None = None
 
     def begin(self, data: Callable[[], DataSummary | None]) -> None:
-        """Says what is trained on what, and from where; `data()` is asked for its numbers at each row of metrics."""
+        """Says what is trained, and from where; `data()` is asked for each row of metrics, and at the end."""
         self._data, self._peak, self._clock = data, peak_flops(), time.perf_counter()
         self._bar = tqdm(
             total=self._steps,

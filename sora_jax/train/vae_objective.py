@@ -61,6 +61,7 @@ class VAEObjective:
         self.vae = component(VAEConfig, config.vae, "vae")
         self.loss_config = component(VAELossConfig, config.loss, "loss")
         self.data_config = component(DataConfig, config.data, "data")
+        self.sheets = bool(config.get("log", {}).get("sheet_every", 0))
 
     def init(self, key: jax.Array) -> VAE:
         fresh = VAE(self.vae, rngs=nnx.Rngs(params=key))
@@ -88,10 +89,18 @@ class VAEObjective:
     def sources(self) -> list[tuple[Source, float]]:
         return make_sources(self.data_config, crop=self.loss_config.crop)
 
-    def data(self, config: ConfigDict, share: Share) -> grain.IterDataset:
+    def check(self) -> None:
+        """Tries what the run will need, before any long work: says what the files are, and reads the sheets' clips.
+
+        Raises:
+          UserError: the data can't be used.
+        """
         announce(self.sources)
-        if config.get("log", {}).get("sheet_every", 0):
-            _ = self.sheet_clips  # what can't be read is to be known before the first step
+        if self.sheets:
+            _ = self.sheet_clips
+
+    def data(self, config: ConfigDict, share: Share) -> grain.IterDataset:
+        self.check()
         return clip_batches(
             self.sources,
             self.loss_config.rows,
