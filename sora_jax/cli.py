@@ -21,7 +21,7 @@ from sora_jax import __version__
 from sora_jax.backend import check_version
 from sora_jax.commands import COMMANDS
 from sora_jax.errors import UserError, atomic_path
-from sora_jax.options import MODEL, QUIET, as_settings, common, said, settings, shape
+from sora_jax.options import MODEL, QUIET, as_settings, common, note, said, settings, shape
 from sora_jax.plan.command import plan
 from sora_jax.terminal import VIDEO_SUFFIXES, ListOf, Number, Output, place_outputs, progress_bar, table
 
@@ -174,6 +174,9 @@ def evaluate_vae_command(
     ]
     rows.append(cells("mean", "", "", result["mean"]))
     click.echo(table(("file", "size", "frames", "PSNR dB", "SSIM"), rows, numbers=4))
+    for row in result["files"]:
+        for sentence in row["notes"]:
+            note(sentence)
     _write(result, json_path, shown, sheet, columns=2)
 
 
