@@ -291,7 +291,7 @@ def test_what_does_not_fit_is_told_with_what_makes_it_fit():
         (["--topology", "h100:7", "--config.mesh.fsdp=7"], "rows doesn't divide"),
         (["--topology", "h100:8", "words"], "is no option of plan"),
         (["--config", f"{LADDER}:vae-4x8x8", "--topology", "h100:8", "--step", "sample"], "has no sampler"),
-        (["--topology", "h100:8", "--config.pipeline.rows=0"], "rows doesn't divide"),
+        (["--topology", "h100:8", "--config.pipeline.rows=0"], "config.pipeline.rows=0 must be at least 1"),
         (["--topology", "h100:8", "--config.video.seconds=60"], "tokens and a row holds 10,240"),
         (["--topology", "h100:8", "--config.video.steps=0"], "config.video.steps=0 must be above 0"),
         (["--topology", "h100:²"], "names no number of chips"),
