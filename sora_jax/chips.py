@@ -138,7 +138,7 @@ def read_topology(text: str) -> Topology:
     """
     kind, _, shape = text.strip().lower().partition(":")
     if kind != "cpu" and kind not in CHIPS:
-        near = difflib.get_close_matches(kind, CHIPS, 1)
+        near = difflib.get_close_matches(kind, CHIPS, 1, 0.4)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(
             f"No chip is called {kind!r}: {hint}There are {', '.join(CHIPS)}, written as v5p:8x8x8 or h100:64."
@@ -162,7 +162,8 @@ def describe_slices(chip: Chip) -> str:
         return "any number"
     if chip.slices == _SQUARES:
         return ", ".join(chip.slices)
-    return f"{', '.join(_SMALL)}, and AxBxC of multiples of four, A <= B <= C, to {chip.slices[-1]}"
+    most = max(math.prod(map(int, shape.split("x"))) for shape in chip.slices)
+    return f"{', '.join(_SMALL)}, and AxBxC of multiples of four, A <= B <= C, to {most:,} chips"
 
 
 def _nearest(kind: str, shape: str) -> str:
@@ -170,20 +171,14 @@ def _nearest(kind: str, shape: str) -> str:
     slices, sides = CHIPS[kind].slices, shape.split("x")
     if not all(side.isdecimal() and 0 < int(side) < 10**6 for side in sides):
         return f"write one as {kind}:{slices[2]}"
-    wanted = math.prod(map(int, sides))
-    sizes = [math.prod(map(int, one.split("x"))) for one in slices]
-    fewer = [
-        one
-        for one, size in zip(slices, sizes, strict=True)
-        if size == max((s for s in sizes if s <= wanted), default=0)
-    ]
-    more = [
-        one
-        for one, size in zip(slices, sizes, strict=True)
-        if size == min((s for s in sizes if s >= wanted), default=0)
-    ]
-    near = dict.fromkeys(f"{kind}:{one[0]}" for one in (fewer, more) if one)
-    return f"the nearest {'is' if len(near) == 1 else 'are'} {' and '.join(near)}"
+    chips = lambda shape: math.prod(map(int, shape.split("x")))
+    fewer = [one for one in slices if chips(one) <= chips(shape)]
+    more = [one for one in slices if chips(one) >= chips(shape)]
+    # Of those with as many chips the first, which is nearest to a cube.
+    near = dict.fromkeys(
+        [*filter(None, (max(fewer, key=chips, default=""), min(more, key=chips, default="")))]
+    )
+    return f"the nearest {'are' if len(near) > 1 else 'is'} {' and '.join(f'{kind}:{one}' for one in near)}"
 
 
 def chip_of(device_kind: str) -> Chip | None:
