@@ -73,7 +73,7 @@ class DiTConfig:
       dtype: of the arithmetic; parameters, norms, softmax and the residual stream's sums stay float32.
       remat: what the backward pass keeps of a layer: "all", "dots" (matrix products, and attention's result) or "none"
         (recompute).
-      attention: a backend of `models.attention`.
+      attention: a backend of `models.attention`; see `choose` there.
       sequence: how rows attend that are split over devices along `sequence`: "heads" (all-to-all, then a kernel) or
         "ring" (keys and values go round); `models.attention_ring` says which when.
     """
