@@ -23,7 +23,7 @@ from sora_jax.diffusion.guidance import METHODS, Guidance, zero_init
 from sora_jax.diffusion.sampler import SOLVERS
 from sora_jax.diffusion.windowed import Windowed
 from sora_jax.errors import UserError
-from sora_jax.models.attention import best_backend
+from sora_jax.models.attention import choose
 from sora_jax.models.bundle import Bundle
 from sora_jax.models.dit import DiT
 from sora_jax.models.text import TextEncoder
@@ -269,7 +269,9 @@ def _room(bundle: Bundle, runs: Sequence[Run]) -> Room:
         1, times * limits.tokens, text * limits.row_text, times * MOST_RUNS, times * MOST_CONDITIONS
     )
     rows = lambda room: len(share_rows(runs, room.tokens, room.text, room.runs, room.conditions))
-    times = min(rows(room(1, 1)), LONGEST_ROW[best_backend()])
+    config = transformer(bundle).config
+    backend = choose(config.attention, config.dtype, config.width // config.heads)
+    times = min(rows(room(1, 1)), LONGEST_ROW[backend])
     text = next(text for text in range(1, times + 1) if rows(room(times, text)) == rows(room(times, times)))
     return room(times, text)
 

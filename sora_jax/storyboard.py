@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from sora_jax.decoding import Path
+from sora_jax.containers import Path
 from sora_jax.diffusion import abilities
 from sora_jax.diffusion.canvas import Sketch
 from sora_jax.engine import Engine

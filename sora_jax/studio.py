@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from sora_jax import plans
-from sora_jax.decoding import Path
+from sora_jax.containers import Path
 from sora_jax.diffusion import abilities
 from sora_jax.engine import Engine, to_bytes
 from sora_jax.errors import UserError

