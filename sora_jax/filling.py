@@ -19,11 +19,11 @@ from sora_jax.data.patches import patchify, unpatchify
 from sora_jax.diffusion import flow
 from sora_jax.diffusion.canvas import Canvas, blend_windows, space_windows, to_run
 from sora_jax.diffusion.continuous import Queue, Request, Room
-from sora_jax.diffusion.guidance import METHODS, Guidance
+from sora_jax.diffusion.guidance import METHODS, Guidance, zero_init
 from sora_jax.diffusion.sampler import SOLVERS
 from sora_jax.diffusion.windowed import Windowed
 from sora_jax.errors import UserError
-from sora_jax.models.attention import best_backend
+from sora_jax.models.attention import choose
 from sora_jax.models.bundle import Bundle
 from sora_jax.models.dit import DiT
 from sora_jax.models.text import TextEncoder
@@ -51,9 +51,9 @@ class Settings:
       steps: of the solver, from noise; what is repainted from a strength takes its share of them.
       guidance: weight of the words; 1 is none.
       solver: a name of `sampler.SOLVERS`.
-      guidance_method: a name of `guidance.METHODS`.
+      guidance_method: a name of `guidance.METHODS`; "zero" also leaves out the first 4% of the steps, at least one.
       guidance_interval: (lowest, highest) σ between which guidance acts.
-      guidance_rescale: 0 to 1, how far what guidance adds in contrast is taken back.
+      guidance_rescale: 0 to 1, how far what guidance adds in contrast is taken back, as in diffusers.
       given_guidance: weight of what is given (pictures, clips) apart from the words; 1 is none.
       negative: words for what is not to be seen.
     """
@@ -269,7 +269,9 @@ def _room(bundle: Bundle, runs: Sequence[Run]) -> Room:
         1, times * limits.tokens, text * limits.row_text, times * MOST_RUNS, times * MOST_CONDITIONS
     )
     rows = lambda room: len(share_rows(runs, room.tokens, room.text, room.runs, room.conditions))
-    times = min(rows(room(1, 1)), LONGEST_ROW[best_backend()])
+    config = transformer(bundle).config
+    backend = choose(config.attention, config.dtype, config.width // config.heads)
+    times = min(rows(room(1, 1)), LONGEST_ROW[backend])
     text = next(text for text in range(1, times + 1) if rows(room(times, text)) == rows(room(times, times)))
     return room(times, text)
 
@@ -349,6 +351,8 @@ class _Job:
             weights = dataclasses.replace(weights, text=1.0)
         factor = flow.shift_factor(jnp.array(len(run.patches)), self.base_tokens)
         levels = np.asarray(flow.schedule(self.run_steps, factor, float(run.start.max())))
+        if self.task.settings.guidance_method == "zero" and weights.passes() > 1 and weights.high == 1:
+            weights = dataclasses.replace(weights, hold=zero_init(factor))
         return Request(run, patchify(noise, self.config.patch), levels, weights, self.negative)
 
     def take(self, place: int, patches: np.ndarray) -> bool:

@@ -30,7 +30,9 @@ def bundle_of(patch: tuple[int, int, int]) -> Bundle:
     return dataclasses.replace(tiny_bundle(LIMITS, patch=patch), base_tokens=BASE_TOKENS)
 
 
-def first_requests(bundle: Bundle, sketch: Sketch, monkeypatch: pytest.MonkeyPatch) -> list[Request]:
+def first_requests(
+    bundle: Bundle, sketch: Sketch, monkeypatch: pytest.MonkeyPatch, **settings: Any
+) -> list[Request]:
     """What is asked of the sampler first for a sketch; nothing is encoded, and no step is taken."""
     taken: list[Request] = []
 
@@ -51,7 +53,7 @@ def first_requests(bundle: Bundle, sketch: Sketch, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(engines, "encode_stream", encode_stream)
     engine = Engine(bundle)
     with pytest.raises(StopAsyncIteration):
-        engine.fill([Task(engine.encode(sketch), (), Settings(steps=4, guidance=1.0))])
+        engine.fill([Task(engine.encode(sketch), (), Settings(**{"steps": 4, "guidance": 1.0} | settings))])
     return taken
 
 
@@ -102,3 +104,21 @@ def test_what_is_partly_painted_from_nothing_is_seen_whole_and_means_the_same(mo
     factor = flow.shift_factor(jnp.array(len(request.run.patches)), BASE_TOKENS)
     shares = np.asarray(flow.unshift(jnp.asarray(np.unique(request.run.start)), factor))
     np.testing.assert_allclose(shares, [0, 0.6, 1], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "leaves_out"),
+    [
+        ({"guidance_method": "zero", "guidance": 3.0}, True),
+        ({"guidance_method": "zero", "guidance": 1.0, "given_guidance": 2.0}, True),
+        ({"guidance_method": "zero", "guidance": 1.0}, False),
+        ({"guidance_method": "zero", "guidance": 3.0, "guidance_interval": (0.0, 0.9)}, False),
+        ({"guidance": 3.0}, False),
+    ],
+)
+def test_zero_init_belongs_to_cfg_zero_star_where_it_guides_near_noise(settings, leaves_out, monkeypatch):
+    bundle = bundle_of((1, 2, 2))
+    blank = Sketch(np.zeros((9, 64, 64, 3), np.uint8), np.ones((9, 64, 64), np.float32), 8.0)
+    [request] = first_requests(bundle, blank, monkeypatch, **settings)
+    held = request.levels[:-1] > request.guidance.hold
+    assert held.tolist() == [leaves_out, False, False, False]

@@ -280,7 +280,9 @@ def _devices(topology: Topology) -> list[Any]:
             )
         from jax.experimental import topologies
 
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology.name).devices)
+        assert topology.chip is not None
+        layout = {"chip_config_name": topology.chip.layout} if topology.chip.layout else {}
+        return list(topologies.get_topology_desc(topology.name, platform="tpu", **layout).devices)
     if topology.kind != "cpu":
         raise UserError(
             f"Nothing can be compiled for {topology.name} without one: its plan is arithmetic alone."
