@@ -24,6 +24,7 @@ from sora_jax.errors import UserError, atomic_path
 from sora_jax.options import MODEL, QUIET, as_settings, common, note, said, settings, shape
 from sora_jax.plan.command import plan
 from sora_jax.terminal import VIDEO_SUFFIXES, ListOf, Number, Output, place_outputs, progress_bar, table
+from sora_jax.train.config_command import config_command
 
 _SHEET_CLIPS = 24
 
@@ -115,7 +116,7 @@ def models(folders: tuple[str, ...]) -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def train(context: click.Context, arguments: tuple[str, ...]) -> None:
-    """Train: --config configs/x.py --workdir runs/x [--config.key=value ...]."""
+    """Train: --config toyworld_dit --workdir runs/x [--config.key=value ...]."""
     from sora_jax.train.__main__ import main as train_main
 
     context.exit(train_main(list(arguments) or ["--help"]))
@@ -290,7 +291,7 @@ def evaluate_abilities_command(
     _write(result, json_path, shown, sheet, columns=2)
 
 
-for command in (*COMMANDS, plan):
+for command in (*COMMANDS, plan, config_command):
     cli.add_command(command)
 
 
