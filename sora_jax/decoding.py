@@ -17,8 +17,7 @@ import av
 import numpy as np
 from av.sidedata.sidedata import Type
 from av.stream import Disposition
-from av.video import reformatter
-from av.video.reformatter import ColorRange, ColorTrc
+from av.video.reformatter import ColorTrc
 
 from sora_jax.containers import EXACT, Path, open_container
 from sora_jax.errors import UserError
@@ -74,7 +73,7 @@ class Header:
     grace: float = 1e-6
 
 
-def why_unreadable(path: Path, otherwise: str) -> str:
+def why_unreadable(path: Path, otherwise: str | None) -> str:
     """What a look at the bytes of a file tells of why FFmpeg can't read it, with what to do."""
     size = os.path.getsize(path)
     with open(path, "rb") as file:
@@ -86,7 +85,8 @@ def why_unreadable(path: Path, otherwise: str) -> str:
         if head[:256].lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"{")):
             return "it is a text, such as the page of a failed download; fetch it again"
         if head[4:8] == b"ftyp":  # mp4 and mov are boxes, each a length and a name
-            place, boxes = 0, []
+            place = 0
+            boxes: list[bytes] = []
             while place + 8 <= size and len(boxes) < 1000:
                 file.seek(place)
                 length, name = struct.unpack(">I4s", file.read(8))
@@ -263,9 +263,6 @@ def pixels(frame: Any, name: str) -> np.ndarray:
             f"{name} has floating-point pixels ({frame.format.name}), whose scale isn't known here: save it with 8 or "
             f"16 bits a channel."
         )
-    # Colour samples lie at the left of their pixels where nothing is said, but in JPEG's kind of video.
-    if getattr(frame, "chroma_location", None) == 0 and frame.color_range != ColorRange.JPEG:
-        frame.chroma_location = reformatter.ChromaLocation.LEFT
     untagged = frame.colorspace == UNTAGGED and frame.height >= HIGH_DEFINITION
     try:
         array = frame.to_ndarray(
