@@ -41,9 +41,7 @@ def check_number(
 
 def is_number(value: Any) -> bool:
     """Whether `value` is a finite number and no truth value."""
-    return (
-        isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(_as_float(value))
-    )
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(_as_float(value))
 
 
 def check_text(name: str, value: Any) -> None:

@@ -104,7 +104,7 @@ def models(folders: tuple[str, ...]) -> None:
     for folder in folders:
         if not os.path.isdir(folder):
             raise UserError(f"There is no folder {folder}: check the name.")
-    entries = face.models(folders or ("runs",))
+    entries = face.list_models(folders or ("runs",))
     rows = [(entry.name, entry.kind, entry.summary) for entry in entries]
     click.echo(table(("model", "kind", "what it is"), rows) if rows else "There is no model here yet.")
 

@@ -94,7 +94,9 @@ def known_keywords(function: str, keywords: dict[str, Any], known: Iterable[str]
 
 def _rename(function: str, keywords: dict[str, Any], theirs: str, ours: str, value: Any) -> None:
     if ours in keywords:
-        raise UserError(f"{function} was given {theirs} and {ours}, which mean the same: give one of the two.")
+        raise UserError(
+            f"{function} was given {theirs} and {ours}, which mean the same: give one of the two."
+        )
     keywords[ours] = value
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import click
 
 from sora_jax.errors import UserError
-from sora_jax.terminal import VIDEO_SUFFIXES, ListOf, Number, check_output, progress_bar
+from sora_jax.terminal import VIDEO_SUFFIXES, ListOf, Number, Size, check_output, progress_bar
 
 QUIET = "sora_jax.quiet"
 MODEL = click.option(
+    "-m",
     "--model",
     default="toyworld",
     help="A bundled model, a folder that holds one, or a training run's workdir.",
@@ -23,6 +24,19 @@ OUTPUT = click.option(
     "--output",
     help=f"The file to write ({', '.join(VIDEO_SUFFIXES)}).  [default: out.mp4, of a picture out.png]",
 )
+# Of what is made from words; `studio.Request` has the same.
+OF_WORDS = {"duration": "2", "fps": "8", "resolution": "64", "aspect": "1:1"}
+SHAPE = {
+    "duration": click.option("-d", "--duration", type=Number(above=0), help="Seconds of the result."),
+    "fps": click.option("--fps", type=Number(above=0), help="Frames a second of the result."),
+    "resolution": click.option(
+        "--resolution", type=click.IntRange(1), help="The short side of the result in pixels."
+    ),
+    "aspect": click.option(
+        "--aspect", help="Width to height of the result, such as 16:9 or 1.78; what sticks out is cropped."
+    ),
+    "size": click.option("--size", type=Size(), help="WxH in pixels, instead of --resolution and --aspect."),
+}
 
 
 def common(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -43,6 +57,12 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
     """The fields of `filling.Settings`, and the model."""
     seeds, share = click.IntRange(0, 2**31 - 1), click.FloatRange(0, 1)
     for option in (
+        click.option(
+            "--max-frames",
+            type=click.IntRange(1),
+            help="The most frames of a video.  [default: ten minutes' at the model's highest rate]",
+        ),
+        click.option("--strict", is_flag=True, help="Refuse words that the model doesn't know."),
         click.option("--negative", default="", help="Words for what is not to be seen."),
         click.option(
             "--given-guidance", type=Number(), default=1.0, help="Of pictures and clips that are given."
@@ -62,7 +82,7 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
             default="cfg",
             help="Classifier-free, CFG-Zero* or adaptive projected.",
         ),
-        click.option("--seed", type=seeds, default=0, help="Another one, another video."),
+        click.option("-S", "--seed", type=seeds, default=0, help="Another one, another video."),
         click.option(
             "--solver",
             type=click.Choice(["euler", "heun", "dpm", "unipc"]),
@@ -74,21 +94,31 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
             type=Number(),
             help="Of the prompt; 1: none, more: stricter.  [default: 3; between given clips 1]",
         ),
-        click.option("--steps", type=click.IntRange(1), default=12, help="Of the solver."),
+        click.option("-s", "--steps", type=click.IntRange(1), default=12, help="Of the solver."),
         MODEL,
     ):
         command = option(command)
     return command
 
 
-def shape(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Rate and size of what is made from words."""
-    for option in (
-        click.option("--fps", type=Number(above=0), default=8.0, help="Frames a second."),
-        click.option("--resolution", type=click.IntRange(1), default=64, help="The short side in pixels."),
-    ):
-        command = option(command)
-    return command
+def shape(*leave_out: str, **defaults: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The fields of `shape.Shape`, one set for every command that makes video.
+
+    Args:
+      leave_out: of them.
+      defaults: what --help says of those that aren't named, where that isn't the input's own.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for name, option in reversed(SHAPE.items()):
+            if name not in leave_out:
+                command = option(command)
+                parameter = command.__click_params__[-1]  # type: ignore[attr-defined]
+                default = defaults.get(name, "" if name == "size" else "the input's own")
+                parameter.help += f"  [default: {default}]" if default else ""
+        return command
+
+    return decorate
 
 
 def as_settings(fields: dict[str, Any]) -> dict[str, Any]:
@@ -98,14 +128,19 @@ def as_settings(fields: dict[str, Any]) -> dict[str, Any]:
       UserError: the interval is not two numbers.
     """
     names = ("negative", "given_guidance", "guidance_rescale", "guidance_interval", "guidance_method")
-    own = {name: fields.pop(name) for name in (*names, "seed", "solver", "guidance", "steps")}
-    if own["guidance"] is None:
-        del own["guidance"]
+    names = (*names, "seed", "solver", "guidance", "steps", "strict", "max_frames")
+    own = {name: value for name in names if (value := fields.pop(name)) is not None}
     if len(own["guidance_interval"]) != 2:
         raise UserError(
             "--guidance-interval is two numbers, the lowest and the highest level: for example 0.2,0.9."
         )
     return own
+
+
+def as_shape(fields: dict[str, Any]) -> dict[str, Any]:
+    """What `shape` read, as keywords of `shape.Shape`, those alone that were named; takes them out of `fields`."""
+    own = {name: fields.pop(name) for name in SHAPE if name in fields}
+    return {name: value for name, value in own.items() if value is not None}
 
 
 def bar() -> contextlib.AbstractContextManager[Callable[[int, int], None]]:

@@ -13,6 +13,7 @@ from sora_jax.video import frame_size
 MOST_SIDE = 1 << 20  # pixels
 MOST_FPS = 1000.0
 
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
     """The shape of a video that is made of an input; None keeps the input's own.
@@ -76,6 +77,9 @@ class Shape:
         return dataclasses.replace(self, duration=None, frames=None)
 
 
+SHAPE_FIELDS = frozenset(field.name for field in dataclasses.fields(Shape))
+
+
 def check_shape(
     duration: float | None,
     frames: int | None,
@@ -114,4 +118,6 @@ def check_aspect(aspect: str | float) -> None:
         raise UserError(f"aspect={aspect} can't be used: write one like '16:9' or 1.78.")
     high, wide = frame_size(1000, aspect)
     if max(high, wide) > 100_000:
-        raise UserError(f"aspect={shown(aspect)} is a strip 100 times as long as wide: write one like '16:9'.")
+        raise UserError(
+            f"aspect={shown(aspect)} is a strip 100 times as long as wide: write one like '16:9'."
+        )

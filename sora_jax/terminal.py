@@ -81,6 +81,22 @@ class Pair(click.ParamType):
         return number.convert(first, param, ctx), number.convert(second if sign else first, param, ctx)
 
 
+class Size(click.ParamType):
+    """WxH as (height, width)."""
+
+    name = "WxH"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"(\d{1,9})[xX×*:](\d{1,9})", value.strip())
+        if match is None or not (int(match[1]) and int(match[2])):
+            self.fail(f"{value!r} is not a size: write width and height, such as 640x360.", param, ctx)
+        return int(match[2]), int(match[1])
+
+
 class Output(click.ParamType):
     """A file to be written; that it can be is tried before the work begins."""
 

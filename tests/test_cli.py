@@ -311,11 +311,11 @@ def test_train_hands_over_its_arguments(monkeypatch):
 
 
 def test_models_are_listed(capsys, monkeypatch):
-    monkeypatch.setattr(studio, "models", lambda folders: [])
+    monkeypatch.setattr(studio, "list_models", lambda folders: [])
     assert cli.main(["models"]) == 0
     assert capsys.readouterr().out == "There is no model here yet.\n"
     entry = studio.ModelEntry("runs/a", "run", pathlib.Path("runs/a"), summary="training run")
-    monkeypatch.setattr(studio, "models", lambda folders: [entry])
+    monkeypatch.setattr(studio, "list_models", lambda folders: [entry])
     assert cli.main(["models"]) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[1].split("  ")[0] == "runs/a" and "training run" in out

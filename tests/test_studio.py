@@ -14,7 +14,7 @@ from sora_jax.diffusion.sampler import SOLVERS, solver_step
 from sora_jax.errors import UserError
 from sora_jax.models.bundle import load_bundle, save_bundle, take_weights
 from sora_jax.models.dit import DiT
-from sora_jax.studio import Request, Studio, load, models
+from sora_jax.studio import Request, Studio, list_models, load
 from sora_jax.video import Video
 
 
@@ -101,8 +101,8 @@ def test_reconstruction_keeps_any_shape(studio):
         ({"aspect": "wide"}, "16:9"),
         ({"steps": 0}, "steps=0"),
         ({"solver": "magic"}, "euler, heun"),
-        ({"guidance": 1e6}, "no weight: give a number up to 100"),
-        ({"guidance": float("nan")}, "no weight"),
+        ({"guidance": 1e6}, "guidance=1000000.0 can't be used: give a number from -100 to 100"),
+        ({"guidance": float("nan")}, "guidance=nan can't be used"),
     ],
 )
 def test_what_the_model_cannot_do_is_refused_with_a_way_out(studio, fields, words):
@@ -141,7 +141,7 @@ def test_a_bundle_comes_back_as_it_was_stored(tmp_path, studio):
     video = load(tmp_path / "model").generate("a ring", duration=0.5, resolution=16, steps=2)
     same = studio.generate("a ring", duration=0.5, resolution=16, steps=2)
     np.testing.assert_array_equal(video.frames, same.frames)
-    assert [entry.kind for entry in models([tmp_path])][-1] == "directory"
+    assert [entry.kind for entry in list_models([tmp_path])][-1] == "directory"
 
 
 def test_training_goes_on_from_a_model_that_lacks_a_layer(tmp_path, studio):

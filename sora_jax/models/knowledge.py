@@ -15,15 +15,14 @@ from sora_jax.data import captions
 from sora_jax.data.scene import COLOURS, SHAPES
 
 # English words that carry no picture of their own. What is left of a prompt is what it asks for.
-FUNCTION_WORDS = frozenset(
-    """
-    a about again all also an and another are as at away be been being both but by can do does each every for from
-    has have here in into is it its just of off on one onto or other out over please show shows so some something
-    starting than that the their them then there these they thing things this those through to too under until very
-    was were where which while who will with within
-    animation clip image movie picture scene video
-    """.split()
-)
+_FUNCTION_WORDS = """
+a about again all also an and another are as at away be been being both but by can do does each every for from
+has have here in into is it its just of off on one onto or other out over please show shows so some something
+starting than that the their them then there these they thing things this those through to too under until very
+was were where which while who will with within
+animation clip image movie picture scene video
+"""
+FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 SPELLINGS = {"gray": "grey", "color": "colour", "colored": "coloured", "center": "centre"}
 
 
@@ -66,7 +65,7 @@ class Knowledge:
 def knowledge_of(config: Mapping[str, Any]) -> Knowledge:
     """What a model knows that was trained by a configuration, from its `data`."""
     data = config.get("data") or {}
-    shapes = {
+    shapes: dict[str, Any] = {
         name: tuple(dict.fromkeys(data.get(name) or ()))
         for name in ("resolutions", "aspects", "rates", "durations")
     }
@@ -107,7 +106,11 @@ def _stem(word: str) -> str:
     """A word without plural or inflection: "circles" and "circle", "moving" and "moves" are one."""
     word = SPELLINGS.get(word, word)
     for ending in ("ing", "ed", "es", "s"):
-        if len(word) - len(ending) >= 2 and word.endswith(ending) and re.search("[aeiouy]", word[:-len(ending)]):
+        if (
+            len(word) - len(ending) >= 2
+            and word.endswith(ending)
+            and re.search("[aeiouy]", word[: -len(ending)])
+        ):
             word = word[: -len(ending)]
             break
     word = re.sub(r"(.)\1$", r"\1", word)
