@@ -20,6 +20,7 @@ from sora_jax.options import (
     said,
     settings,
     shape,
+    writing,
 )
 from sora_jax.terminal import ListOf, Number, Output, Pair, Place
 
@@ -83,7 +84,7 @@ def _ability(
         make(model, output, wanted)
 
     function: Any = command
-    for option in (common, settings, OUTPUT, shaped or shape(), *reversed(options)):
+    for option in (common, settings, writing, OUTPUT, shaped or shape(), *reversed(options)):
         function = option(function)
     COMMANDS.append(click.command(name, help=says)(function))
 
@@ -91,9 +92,7 @@ def _ability(
 def _image(studio: Any, prompt: str, **fields: Any) -> Any:
     from sora_jax.studio import Request
 
-    request = Request(prompt, frames=1, **fields)
-    studio.check(request)
-    return studio.plan(request)
+    return studio.plan(Request(prompt, frames=1, **fields))
 
 
 def _loop(studio: Any, video: Any = None, prompt: str = "", **fields: Any) -> Any:
@@ -252,6 +251,7 @@ _ability(
 @click.option("-n", "--count", type=click.IntRange(1, 1000), default=4, help="How many.")
 @shape(**OF_WORDS)
 @click.option("-o", "--output", type=Output(".png"), default="variations.png", help="The contact sheet.")
+@writing
 @settings
 @common
 def variations(prompt: str, count: int, model: str, output: pathlib.Path, **fields: Any) -> None:

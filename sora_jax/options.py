@@ -10,9 +10,19 @@ from typing import Any
 import click
 
 from sora_jax.errors import UserError
-from sora_jax.terminal import VIDEO_SUFFIXES, ListOf, Number, Size, check_output, progress_bar
+from sora_jax.terminal import (
+    EXISTED,
+    NO_CLOBBER,
+    VIDEO_SUFFIXES,
+    ListOf,
+    Number,
+    Size,
+    check_output,
+    progress_bar,
+)
 
 QUIET = "sora_jax.quiet"
+METADATA = "sora_jax.metadata"
 MODEL = click.option(
     "-m",
     "--model",
@@ -51,6 +61,36 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
     # main() looks for it, since an error may come before the options are read.
     trace = click.option("--traceback", is_flag=True, expose_value=False, help="Show where an error arose.")
     return trace(silence(command))
+
+
+def writing(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What becomes of files that are there, and of what a video says of itself."""
+
+    def keep(context: click.Context, _: click.Parameter, value: bool) -> None:
+        context.meta[NO_CLOBBER] = value
+
+    def leave_out(context: click.Context, _: click.Parameter, value: bool) -> None:
+        context.meta[METADATA] = not value
+
+    for option in (
+        click.option(
+            "--no-metadata",
+            is_flag=True,
+            expose_value=False,
+            callback=leave_out,
+            help="Write no prompt, seed, model and settings into the file; else `sora-jax info` shows them.",
+        ),
+        click.option(
+            "--no-clobber",
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=keep,
+            help="Refuse to overwrite a file; else a note tells it.",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def settings(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -181,3 +221,10 @@ def said(path: pathlib.Path, video: Any, more: str = "") -> None:
     size = f"{video.size[1]}×{video.size[0]}"
     time = f", {len(video)} frames at {video.fps:g} fps ({video.duration:g} s)" if len(video) > 1 else ""
     click.echo(f"{path}  {size}{time}{more}")
+    tell_overwritten(path)
+
+
+def tell_overwritten(path: pathlib.Path) -> None:
+    """A note where a file of that name was there before."""
+    if path in click.get_current_context().meta.get(EXISTED, ()):
+        note(f"{path} was there before and was overwritten.")

@@ -17,6 +17,7 @@ import click
 from sora_jax.errors import UserError, as_user_error
 
 VIDEO_SUFFIXES = (".mp4", ".gif", ".png")
+NO_CLOBBER, EXISTED = "sora_jax.no_clobber", "sora_jax.existed"  # of a command's context
 
 
 class Number(click.ParamType):
@@ -138,6 +139,11 @@ def check_output(path: pathlib.Path, suffixes: Sequence[str] = ()) -> None:
         raise UserError(f"{path} can't be written: its name must end in {' or '.join(suffixes)}.")
     if path.is_dir():
         raise UserError(f"{path} can't be written: it is a folder; name a file in it.")
+    context = click.get_current_context(silent=True)
+    if context is not None and os.path.lexists(path):
+        if context.meta.get(NO_CLOBBER):
+            raise UserError(f"{path} is there already: choose another name, or leave out --no-clobber.")
+        context.meta.setdefault(EXISTED, set()).add(path)
     folder = path.parent
     while not os.path.lexists(folder) and folder != folder.parent:
         folder = folder.parent
