@@ -29,6 +29,7 @@ from sora_jax.options import (
     common,
     note,
     said,
+    save,
     settings,
     shape,
     writing,
@@ -110,7 +111,7 @@ def generate(
     with progress_bar(not context.meta[QUIET], "step") as progress:
         videos = studio.stream_batch(requests, progress)
         for video, path in zip(videos, paths, strict=True):
-            video.save(path)
+            save(video, path)
     for video, path in zip(videos, paths, strict=True):
         said(path, video)
 

@@ -1,92 +1,74 @@
-"""Pictures and video files as upright frames at their times: every oddity that files have is met here."""
+"""Video files through FFmpeg: what their headers tell, and their frames as they are displayed, at their times."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
+import itertools
 import math
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type
 from av.stream import Disposition
-from av.video.reformatter import Interpolation
-from PIL import Image, ImageOps
+from av.video import reformatter
+from av.video.reformatter import ColorRange, ColorTrc
 
+from sora_jax.containers import EXACT, Path, open_container
 from sora_jax.errors import UserError
-
-Path = str | os.PathLike[str]
-
-# What transparent pixels lie on: the page on which most pictures with alpha are drawn to be seen.
-BACKDROP = (255, 255, 255)
+from sora_jax.timing import SHORTEST, even_rate, first_instant
 
 # Their usual decoders know nothing of transparency.
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
-# Without these the conversion between RGB and YUV rounds down: a bias of one level in 256.
-EXACT = (
-    Interpolation.BICUBIC
-    | Interpolation.ACCURATE_RND
-    | Interpolation.FULL_CHR_H_INT
-    | Interpolation.FULL_CHR_H_INP
-)
+# Colour matrices that no part of FFmpeg at hand converts, by their number in ITU-T H.273.
+RARE_MATRICES = {
+    8: "YCgCo",
+    10: "BT.2020 with constant luminance",
+    11: "SMPTE ST 2085",
+    12: "chromaticity-derived",
+    13: "chromaticity-derived with constant luminance",
+    14: "ICtCp",
+    15: "IPT-PQ-C2",
+    16: "YCgCo-Re",
+    17: "YCgCo-Ro",
+}
+UNTAGGED = 2
+FLOATS = re.compile(r"f(16|32)([lb]e)?$")
+# Files of so many lines that don't name their matrix are shown as BT.709, smaller ones as BT.601: browsers' rule.
+HIGH_DEFINITION = 720
+
+# Of a slow file whose header lists no times, so many packets are looked at for how even they are.
+MOST_SCANNED = 10_000
 
 
-def read_picture(path: Path) -> np.ndarray | None:
-    """The pixels of a picture as `picture_pixels` gives them; None where the file is none, or one that moves.
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What is known of a file before its pictures are decoded.
 
-    Raises:
-      UserError: there is no such file, it is empty, or the picture in it is damaged.
+    Attributes:
+      fps: the even rate at which what is in the file is seen: its average, or more where its times are uneven
+        (`timing.even_rate`); 1 for a picture.
+      seconds: for which its pictures are on show.
+      size: (height, width) in pixels as displayed: upright, of square pixels.
+      frames: how many there are; None where the header doesn't tell.
+      stretch: the width of a stored pixel over its height, before the frame is turned.
+      high_range: whether its colours are HDR (PQ or HLG).
+      still: whether it is a picture, of no duration of its own (a still GIF may have one).
     """
-    if not os.path.exists(path):
-        raise UserError(f"There is no file {path}: check the name.")
-    if os.path.isdir(path):
-        raise UserError(f"{path} is a folder, not a video: name a file in it.")
-    if os.path.isfile(path) and not os.path.getsize(path):
-        raise UserError(f"{path} is empty: its writing or its download failed; do that again.")
-    try:
-        with Image.open(path) as image:
-            if image.format in ("GIF", "PNG", "WEBP") and _moves(image):
-                return None
-            return picture_pixels(image)
-    except Image.UnidentifiedImageError:
-        return None
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{path} has too many pixels for a picture: make it smaller first.") from error
-    except Exception as error:  # a damaged file makes Pillow's plugins stumble in ways of their own
-        raise UserError(f"{path} can't be read as a picture: {error}; is the file whole?") from error
 
-
-def _moves(image: Image.Image) -> bool:
-    try:
-        return getattr(image, "is_animated", False)
-    except Exception:  # a GIF that is cut off between frames
-        return True
-
-
-def picture_pixels(image: Image.Image) -> np.ndarray:
-    """uint8[Y,X,3], or uint8[Y,X,4] where something may be transparent; upright, as its EXIF tells."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        # Pillow clips 16-bit greys where it converts them.
-        image = Image.fromarray((np.asarray(image, np.int64) // 256).clip(0, 255).astype(np.uint8))
-    return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
-
-
-def pixels(frame: Any) -> np.ndarray:
-    """A decoded frame as uint8[Y,X,3], or uint8[Y,X,4] where something may be transparent; upright."""
-    alpha = any(component.is_alpha for component in frame.format.components) or frame.format.name == "pal8"
-    array = frame.to_ndarray(format="rgba" if alpha else "rgb24", interpolation=EXACT)
-    return np.ascontiguousarray(np.rot90(array, round(frame.rotation / 90))) if frame.rotation else array
-
-
-def opaque(array: np.ndarray) -> np.ndarray:
-    """uint8[...,3] of uint8[...,3 or 4]: what is transparent lies on `BACKDROP`."""
-    if array.shape[-1] == 3:
-        return array
-    alpha = array[..., 3:].astype(np.uint16)
-    return ((array[..., :3] * alpha + np.uint16(BACKDROP) * (255 - alpha) + 127) // 255).astype(np.uint8)
+    fps: float
+    seconds: float
+    size: tuple[int, int]
+    frames: int | None
+    stretch: float = 1.0
+    high_range: bool = False
+    still: bool = False
 
 
 @contextlib.contextmanager
@@ -97,7 +79,7 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
       UserError: it is no video.
     """
     try:
-        container = av.open(os.fspath(path))
+        container = open_container(path)
     except (av.FFmpegError, OSError) as error:
         raise UserError(
             f"{path} can't be read as a video: it is damaged, cut off or of another kind ({error.strerror})."
@@ -105,9 +87,18 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
     with container:
         if container.format.name == "tty":  # FFmpeg films the scrolling text of any .txt
             raise UserError(f"{path} is a text, not a video: name a video or a picture.")
-        if container.metadata.get("major_brand") in ("heic", "heix"):  # FFmpeg gives one tile of many
-            raise UserError(f"{path} is a HEIC picture, which can't be read here: save it as JPEG or PNG.")
         films = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+        brand, others = (container.metadata.get(key, "") for key in ("major_brand", "compatible_brands"))
+        if brand in (
+            "hevc",
+            "msf1",
+            "avis",
+        ):  # a sequence of pictures, before which stands one of them as a still
+            films.sort(key=lambda stream: stream.frames <= 1)
+        elif brand in ("heic", "heix") or (
+            brand == "mif1" and "hei" in others
+        ):  # FFmpeg gives one tile of many
+            raise UserError(f"{path} is a HEIC picture, which can't be read here: save it as JPEG or PNG.")
         if films and films[0].codec_context is None:  # FFmpeg has no such codec
             raise UserError(f"{path} is coded in a way that is not known here: save it as H.264 in an mp4.")
         if not films:
@@ -116,16 +107,49 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
         yield container, films[0]
 
 
-def rate_of(stream: Any) -> float:
+def header(path: Path) -> Header:
+    """What a video's header tells; where it doesn't, what its packets tell, without decoding them.
+
+    Raises:
+      UserError: it is no video.
+    """
+    try:
+        stat = os.stat(path)
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}.") from error
+    return _header(os.fspath(path), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _header(path: str, *content: int) -> Header:
+    with opened(path) as (container, stream):
+        context = stream.codec_context
+        seconds = _seconds_of(container, stream)
+        fps = _average_of(stream)
+        ratio = float(stream.sample_aspect_ratio or 1)
+        stretch = ratio if 0.1 < ratio < 10 else 1.0  # anything else is damage
+        size = displayed_size((context.height, context.width), stretch)
+        size = size[::-1] if _axes(_matrix_of(container, stream))[0] else size
+        high_range = context.color_trc in (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
+        frames = stream.frames or None
+        if math.isnan(seconds) or context.name == "gif" or fps * SHORTEST < 1:
+            times, end, whole = _times(container, stream, fps, math.isnan(seconds))
+            if whole and len(times):
+                if math.isnan(seconds) or context.name == "gif":
+                    seconds = end - float(times[0])
+                # GIF only estimates its average rate.
+                fps = len(times) / seconds if context.name == "gif" and seconds > 0 else fps
+                frames = frames or len(times)
+            fps = even_rate(times, end, fps)
+        return Header(fps, seconds, size, frames, stretch, high_range)
+
+
+def _average_of(stream: Any) -> float:
     """Frames a second on the average, as the header tells."""
-    seconds = float((stream.duration or 0) * stream.time_base)
-    # GIF only estimates its average rate, yet knows what it is made of.
-    if stream.codec_context.name == "gif" and stream.frames and seconds > 0:
-        return stream.frames / seconds
     return float(stream.average_rate or stream.guessed_rate or 25)
 
 
-def seconds_of(container: Any, stream: Any) -> float:
+def _seconds_of(container: Any, stream: Any) -> float:
     """The duration of the pictures as the header tells, NaN where it doesn't."""
     if stream.duration:
         return float(stream.duration * stream.time_base)
@@ -133,6 +157,110 @@ def seconds_of(container: Any, stream: Any) -> float:
         hours, minutes, seconds = stream.metadata["DURATION"].split(":")
         return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
     return container.duration / av.time_base if container.duration else math.nan
+
+
+def _times(container: Any, stream: Any, fps: float, to_the_end: bool) -> tuple[np.ndarray, float, bool]:
+    """Seconds at which the packets' frames begin, ascending; the end of the last; and whether these are all."""
+    tick = float(stream.time_base)
+    index = getattr(stream, "index_entries", ())
+    if not to_the_end and stream.frames > 1 and len(index) == stream.frames:
+        # Times of decoding, which differ from those of showing by a constant in all but the first few.
+        begins = [entry.timestamp * tick for entry in index]
+        times = np.sort(np.array(begins))
+        return times, float(times[-1]) + 1 / fps, False
+    most = None if to_the_end else MOST_SCANNED
+    spans, before = [], 0.0
+    for packet in itertools.islice(packets(container, stream), most):
+        if packet.size:
+            begin = before if packet.pts is None else packet.pts * tick
+            before = begin + (packet.duration * tick if packet.duration else 1 / fps)
+            spans.append((begin, before))
+    spans.sort()
+    end = max((end for _, end in spans), default=0.0)
+    return np.array([begin for begin, _ in spans]), end, most is None or len(spans) < most
+
+
+def _matrix_of(container: Any, stream: Any) -> np.ndarray | None:
+    """A stream's display matrix, i32[9]."""
+    if hasattr(stream.codec_context, "coded_side_data"):
+        data = stream.codec_context.coded_side_data.get("display_matrix")
+        return None if data is None else np.frombuffer(data, np.int32)
+    # An older PyAV doesn't tell, but the first frame does.
+    first = next(_readable(container, stream, []), None)
+    return None if first is None else _frame_matrix(first)
+
+
+def _axes(matrix: np.ndarray | None) -> tuple[bool, bool, bool]:
+    """(transposed, mirrored left to right, turned upside down): what a display matrix does, in this order.
+
+    A point (x, y) of the stored frame is shown at (a x + c y, b x + d y), ISO/IEC 14496-12 8.3.2. What is neither
+    a quarter turn nor a mirror is taken as the nearest that is.
+    """
+    if matrix is None:
+        return False, False, False
+    a, b, c, d = (int(matrix[i]) for i in (0, 1, 3, 4))
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return True, c < 0, b < 0
+    return False, a < 0, d < 0
+
+
+def displayed_size(size: tuple[int, int], stretch: float) -> tuple[int, int]:
+    """(height, width) with square pixels. The side that is too short grows, so nothing is lost."""
+    return round(size[0] / min(stretch, 1)), round(size[1] * max(stretch, 1))
+
+
+def pixels(frame: Any, name: str) -> np.ndarray:
+    """A decoded frame as uint8[Y,X,3], or uint8[Y,X,4] where something may be transparent; turned for display.
+
+    Its pixels are as wide and high as they are stored: see `Header.stretch`.
+
+    Args:
+      frame: PyAV's.
+      name: what messages call the file.
+
+    Raises:
+      UserError: its colours can't be converted.
+    """
+    alpha = any(component.is_alpha for component in frame.format.components) or frame.format.name == "pal8"
+    if FLOATS.search(frame.format.name):
+        raise UserError(
+            f"{name} has floating-point pixels ({frame.format.name}), whose scale isn't known here: save it with 8 or "
+            f"16 bits a channel."
+        )
+    # Colour samples lie at the left of their pixels where nothing is said, but in JPEG's kind of video.
+    if getattr(frame, "chroma_location", None) == 0 and frame.color_range != ColorRange.JPEG:
+        frame.chroma_location = reformatter.ChromaLocation.LEFT
+    untagged = frame.colorspace == UNTAGGED and frame.height >= HIGH_DEFINITION
+    try:
+        array = frame.to_ndarray(
+            format="rgba" if alpha else "rgb24",
+            interpolation=EXACT,
+            src_colorspace="ITU709" if untagged else None,
+        )
+    except (av.FFmpegError, OSError, ValueError) as error:
+        matrix = RARE_MATRICES.get(frame.colorspace)
+        raise UserError(
+            f"{name} has colours of a kind that can't be converted to RGB here "
+            f"({f'the matrix is {matrix}' if matrix else frame.format.name}): convert it to BT.709 first."
+        ) from error
+    transposed, mirrored, flipped = _axes(_frame_matrix(frame))
+    if transposed:
+        array = array.swapaxes(0, 1)
+    if mirrored:
+        array = array[:, ::-1]
+    if flipped:
+        array = array[::-1]
+    return np.ascontiguousarray(array)
+
+
+def _frame_matrix(frame: Any) -> np.ndarray | None:
+    data = frame.side_data.get(Type.DISPLAYMATRIX)
+    return None if data is None else np.frombuffer(bytes(data), np.int32)
+
+
+def turned(frame: Any) -> bool:
+    """Whether a frame is displayed with its sides exchanged."""
+    return _axes(_frame_matrix(frame))[0]
 
 
 def decoded(path: Path, start: float, lost: list[float] | None = None) -> Iterator[tuple[float, float, Any]]:
@@ -150,7 +278,7 @@ def decoded(path: Path, start: float, lost: list[float] | None = None) -> Iterat
         with opened(path) as (container, stream):
             tick = float(stream.time_base)
             offset = (stream.start_time or 0) * tick
-            length = 1 / rate_of(stream)
+            length = 1 / _average_of(stream)
             # Containers round times, and `start` may be the exact time of a frame.
             grace = min(tick, length / 4)
             if origin > 0:
@@ -177,6 +305,18 @@ def decoded(path: Path, start: float, lost: list[float] | None = None) -> Iterat
         yield shown
 
 
+def taken_from(path: Path, start: float) -> float:
+    """The second of a file at which reading it from `start` begins: that of its frame on show there.
+
+    Raises:
+      UserError: it is no video.
+    """
+    if start <= 0:
+        return 0.0
+    begin, _, _ = next(decoded(path, start), (start, start, None))
+    return first_instant(begin, start, header(path).fps)
+
+
 def packets(container: Any, stream: Any) -> Iterator[Any]:
     """A stream's packets; a cut-off file ends where it is cut."""
     stream_packets = container.demux(stream)
@@ -185,29 +325,6 @@ def packets(container: Any, stream: Any) -> Iterator[Any]:
             yield next(stream_packets)
         except (StopIteration, av.FFmpegError):
             return
-
-
-def evenly(
-    moments: Iterator[tuple[float, float, Any]], fps: float, source_fps: float, start: float = 0.0
-) -> Iterator[tuple[float, float, Any]]:
-    """(start, end, frame) at the even rate `fps`: at each instant the frame that is then on show.
-
-    The first instant is that of the frame on show at `start`, and `start` itself where that frame has been on
-    show for longer than one of `source_fps` frames a second.
-    """
-    # Against rounded times.
-    late = 0.5 / max(fps, source_fps)
-    base, shown, count, end = 0.0, None, 0, 0.0
-    for begin, until, frame in moments:
-        if shown is None:
-            base = begin if start - begin < 1 / source_fps else start
-        while shown is not None and (at := base + count / fps) + late < begin:
-            yield at, at + 1 / fps, shown
-            count += 1
-        shown, end = frame, until
-    while (at := base + count / fps) + late < end:
-        yield at, at + 1 / fps, shown
-        count += 1
 
 
 def _readable(container: Any, stream: Any, lost: list[float]) -> Iterator[Any]:

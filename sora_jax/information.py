@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import click
 
-from sora_jax.errors import UserError
 from sora_jax.options import common
 
 
@@ -13,8 +14,19 @@ from sora_jax.options import common
 @common
 def info(files: tuple[str, ...]) -> None:
     """Shape, rate and duration of each FILE, and the prompt, seed, model and settings that made it."""
-    from sora_jax.media import read_media
+    from sora_jax.video import probe
+    from sora_jax.writing import read_metadata
 
     for number, file in enumerate(files):
-        media = read_media(file, seconds=1e-6)
-        click.echo(("\n" if number else "") + file)
+        header = probe(file)
+        height, width = header.size
+        rows = {"file": file, "size": f"{width}×{height}"}
+        if not header.still:
+            rows["fps"] = f"{header.fps:.6g}"
+            rows["duration"] = f"{header.seconds:.6g} s" if math.isfinite(header.seconds) else "unknown"
+        rows |= read_metadata(file)
+        if number:
+            click.echo()
+        wide = max(map(len, rows))
+        for name, value in rows.items():
+            click.echo(f"{name.ljust(wide)}  {' '.join(value.split())}")

@@ -11,29 +11,19 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import numpy as np
-from av.video.reformatter import ColorTrc
 from PIL import Image
 
-from sora_jax.decoding import (
-    Path,
-    decoded,
-    evenly,
-    opaque,
-    opened,
-    picture_pixels,
-    pixels,
-    rate_of,
-    read_picture,
-    seconds_of,
-)
+from sora_jax.containers import Path
+from sora_jax.decoding import Header, displayed_size
 from sora_jax.errors import UserError
-from sora_jax.video import Video, frame_count, frame_size, resample
+from sora_jax.pictures import picture_pixels
+from sora_jax.video import Reader, Report, Video, frame_count, frame_size, open_reader, resample
 
 # Frames in memory; a large picture size allows fewer than `most_frames`.
 MOST_BYTES = 4 << 30
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Media:
     """What was read, and what had to be done for it.
 
@@ -53,6 +43,10 @@ class Media:
     notes: tuple[str, ...]
     path: pathlib.Path | None
 
+    def __repr__(self) -> str:
+        source = "" if self.path is None else f", {str(self.path)!r}"
+        return f"Media({self.video!r}{source}, {len(self.notes)} notes)"
+
 
 def read_media(
     source: Path | Video | np.ndarray | Image.Image,
@@ -65,9 +59,9 @@ def read_media(
 ) -> Media:
     """Reads anything that abilities take, in memory that grows with the result, not with the source.
 
-    Rotation tags are obeyed, transparency is laid on white, more than 8 bits become 8, pixels that are not square
-    become so, uneven times become even ones. Of a damaged video what can be decoded is used, the frame before
-    standing in for a lost one, and the notes say how much that was; a damaged picture is refused.
+    Frames come as they are displayed (`video.read_video`), uneven times become even ones. Of a damaged video what
+    can be decoded is used, the frame before standing in for a lost one, and the notes say how much that was; a
+    damaged picture is refused.
 
     Args:
       source: a file (mp4, webm, mov, gif, apng, png, jpeg, webp, ...); a `Video`; a picture of Pillow's; or an
@@ -93,29 +87,30 @@ def read_media(
     if resolution is not None and resolution < 1:
         raise UserError(f"resolution is a number of pixels from 1 on, not {resolution}.")
 
-    read = _reading_of(source, fps, start)
-    still = read.frames == 1
-    rate, first_second = fps or read.fps, 0.0 if still else start
-    count = 1 if still else None if seconds is None else frame_count(seconds, rate)
-    moments = itertools.islice(evenly(read.watched(), rate, read.fps, first_second), count)
+    reader = _reader_of(source, fps, start)
+    name, known = reader.report.name, reader.header
+    single = known.frames == 1
+    rate, first_second = fps or known.fps, 0.0 if known.still else start
+    count = 1 if single else None if seconds is None else frame_count(seconds, rate)
+    moments = itertools.islice(reader.evenly(rate, first_second), count)
     _, _, frame = next(moments, (0.0, 0.0, None))
     if frame is None:
-        raise UserError(f"{read.name} has no frame at {start:g} seconds: it ends before; start earlier.")
-    array = read.rgb(frame)
+        raise UserError(f"{name} has no frame at {start:g} seconds: it ends before; start earlier.")
+    array = reader.pixels(frame)
     source_size = array.shape[:2]
-    height, width = _result_size(source_size, read.stretch_of(frame), resolution)
+    height, width = _result_size(source_size, reader.stretch(frame), resolution)
 
     most = min(most_frames, MOST_BYTES // (3 * height * width))
-    wanted = min((read.seconds - first_second) * rate, math.inf if count is None else count)
+    wanted = min((known.seconds - first_second) * rate, math.inf if count is None else count)
 
     def refuse(length: str) -> NoReturn:
         raise UserError(
-            f"{read.name} {length} frames to read at {rate:.4g} a second, but {most} of {width}x{height} pixels "
+            f"{name} {length} frames to read at {rate:.4g} a second, but {most} of {width}x{height} pixels "
             f"are the most: read a part with --start and --end."
         )
 
     if wanted >= most + 0.5:
-        refuse(f"lasts {read.seconds:.6g} seconds, {wanted:.0f}")
+        refuse(f"lasts {known.seconds:.6g} seconds, {wanted:.0f}")
     shown, result = frame, resample(array, height, width)
     del array  # a large frame is not held while the next one comes
 
@@ -125,71 +120,20 @@ def read_media(
             if number == most:
                 refuse(f"has more than {most}")
             if following is not shown:
-                shown, result = following, resample(read.rgb(following), height, width)
+                shown, result = following, resample(reader.pixels(following), height, width)
             yield result
 
     # It grows in place, where a list of frames would stand in memory beside the array made of it.
     video = Video(np.fromiter(finished(), np.dtype((np.uint8, (height, width, 3)))), rate)
-    wanted_end = math.inf if seconds is None or still else start + seconds
-    notes = (*_changes(read, video, source_size), *_losses(read, first_second, wanted_end))
-    return Media(video, source_size, read.fps, read.frames, notes, read.path)
+    wanted_end = math.inf if seconds is None or single else start + seconds
+    notes = (*_changes(reader, video, source_size), *_losses(reader.report, first_second, wanted_end))
+    path = pathlib.Path(source) if isinstance(source, str | os.PathLike) else None
+    return Media(video, source_size, known.fps, known.frames, notes, path)
 
 
-@dataclasses.dataclass
-class _Reading:
-    """A source before it is read, and what showed on the way.
-
-    Attributes:
-      name: what messages call it.
-      moments: (start, end, frame) in seconds; the frame is an array or PyAV's.
-      fps, seconds, frames: as the header tells; NaN seconds and None frames where it doesn't.
-      stretch: the width of a stored pixel over its height.
-      high_range: whether its colours are HDR.
-      lost: seconds of the frames that could not be decoded whole.
-      uneven, transparent, sizes: of the frames read so far.
-      end: where the last frame ends, once all are read; infinity before.
-    """
-
-    name: str
-    moments: Iterator[tuple[float, float, Any]]
-    fps: float
-    seconds: float
-    frames: int | None
-    path: pathlib.Path | None = None
-    stretch: float = 1.0
-    high_range: bool = False
-    lost: list[float] = dataclasses.field(default_factory=list)
-    uneven: bool = False
-    transparent: bool = False
-    sizes: set[tuple[int, ...]] = dataclasses.field(default_factory=set)
-    end: float = math.inf
-
-    def watched(self) -> Iterator[tuple[float, float, Any]]:
-        """The moments, while it is noted how even they are and where they end."""
-        before, end = None, 0.0
-        for begin, end, frame in self.moments:
-            if before is not None and not 0.5 < (begin - before) * self.fps < 1.5:
-                self.uneven = True
-            before = begin
-            yield begin, end, frame
-        self.end = end
-
-    def rgb(self, frame: Any) -> np.ndarray:
-        """uint8[Y,X,3], upright and opaque."""
-        array = _array_pixels(frame) if isinstance(frame, np.ndarray) else pixels(frame)
-        self.sizes.add(array.shape[:2])
-        if array.shape[-1] == 4 and array[..., 3].min() < 255:
-            self.transparent = True
-        return opaque(array)
-
-    def stretch_of(self, frame: Any) -> float:
-        """The same as `stretch` once the frame is upright."""
-        return 1 / self.stretch if getattr(frame, "rotation", 0) % 180 else self.stretch
-
-
-def _reading_of(source: Any, fps: float | None, start: float) -> _Reading:
+def _reader_of(source: Any, fps: float | None, start: float) -> Reader:
     if isinstance(source, str | os.PathLike):
-        return _file(pathlib.Path(source), start)
+        return open_reader(source, start)
     if isinstance(source, Video):
         return _array(source.frames, "The video", source.fps, start)
     if isinstance(source, Image.Image):
@@ -204,31 +148,13 @@ def _reading_of(source: Any, fps: float | None, start: float) -> _Reading:
     return _array(frames, "The array", fps or 1.0, start)
 
 
-def _file(path: pathlib.Path, start: float) -> _Reading:
-    picture = read_picture(path)
-    if picture is not None:
-        return dataclasses.replace(_array(picture[None], str(path), 1.0, 0.0), path=path)
-    lost: list[float] = []
-    with opened(path) as (container, stream):
-        ratio = float(stream.sample_aspect_ratio or 1)
-        return _Reading(
-            name=str(path),
-            moments=decoded(path, start, lost),
-            fps=rate_of(stream),
-            seconds=seconds_of(container, stream),
-            frames=stream.frames or None,
-            path=path,
-            stretch=ratio if 0.1 < ratio < 10 else 1.0,  # anything else is damage
-            high_range=stream.codec_context.color_trc in (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67),
-            lost=lost,
-        )
-
-
-def _array(frames: np.ndarray, name: str, fps: float, start: float) -> _Reading:
+def _array(frames: np.ndarray, name: str, fps: float, start: float) -> Reader:
     # A single picture has no time to start at.
     begin = 0 if len(frames) == 1 else int(start * fps + 1e-6)
-    moments = ((i / fps, (i + 1) / fps, frames[i]) for i in range(begin, len(frames)))
-    return _Reading(name, moments, fps, len(frames) / fps, len(frames))
+    moments = ((i / fps, (i + 1) / fps, _array_pixels(frames[i])) for i in range(begin, len(frames)))
+    size = frames.shape[1], frames.shape[2]
+    known = Header(fps, len(frames) / fps, size, len(frames), still=len(frames) == 1)
+    return Reader(known, moments, Report(name, fps, known.seconds))
 
 
 def _frames(array: np.ndarray) -> np.ndarray:
@@ -260,43 +186,32 @@ def _array_pixels(frame: np.ndarray) -> np.ndarray:
 
 
 def _result_size(size: tuple[int, int], stretch: float, resolution: int | None) -> tuple[int, int]:
-    # The side that is too short grows: nothing is lost.
-    height, width = round(size[0] / min(stretch, 1)), round(size[1] * max(stretch, 1))
+    height, width = displayed_size(size, stretch)
     return (height, width) if resolution is None else frame_size(resolution, width / height)
 
 
-def _changes(read: _Reading, video: Video, source_size: tuple[int, int]) -> Iterator[str]:
+def _changes(reader: Reader, video: Video, source_size: tuple[int, int]) -> Iterator[str]:
+    name, report = reader.report.name, reader.report
+    for note in report.notes:
+        yield f"{name} {note}"
     if video.size != source_size:
         (height, width), (new_height, new_width) = source_size, video.size
-        square = "" if read.stretch == 1 else ", its own not being square"
-        yield f"{read.name} was resized from {width}x{height} to {new_width}x{new_height} pixels{square}."
-    if len(read.sizes) > 1:
-        yield f"{read.name} changes its size midway: all frames were brought to that of the first."
-    if read.frames != 1 and not math.isclose(video.fps, read.fps, rel_tol=1e-6):
-        yield f"{read.name} was taken from {read.fps:.4g} to {video.fps:.4g} frames a second."
-    if read.uneven and not read.lost:
-        yield (
-            f"{read.name} has frames at uneven times: {video.fps:.4g} even ones a second show what is on show then."
-        )
-    if read.transparent:
-        yield f"{read.name} is transparent in places: it was laid on white."
-    if read.high_range:
-        yield f"{read.name} has HDR colours, which look pale here: convert it to SDR first if that matters."
+        square = "" if reader.header.stretch == 1 else ", its own not being square"
+        yield f"{name} was resized from {width}x{height} to {new_width}x{new_height} pixels{square}."
+    if len(report.sizes) > 1:
+        yield f"{name} changes its size midway: all frames were brought to that of the first."
+    if reader.header.frames != 1 and not math.isclose(video.fps, report.fps, rel_tol=1e-6):
+        yield f"{name} was taken from {report.fps:.4g} to {video.fps:.4g} frames a second."
+    if report.uneven and not report.lost:
+        yield f"{name} has frames at uneven times: {video.fps:.4g} even ones a second show what is on show then."
+    if report.transparent:
+        yield f"{name} is transparent in places: it was laid on white."
+    if report.high_range:
+        yield f"{name} has HDR colours, which look pale here: convert it to SDR first if that matters."
 
 
-def _losses(read: _Reading, start: float, end: float) -> Iterator[str]:
-    lost = sum(start - 1 / read.fps < second < end for second in read.lost)
-    if lost:
-        yield (
-            f"{read.name} is damaged: {lost} frames could not be decoded whole; what was left of them, or the "
-            f"frame before, stands in."
-        )
-    # Headers may count the sound's last bit too.
-    grace = max(3 / read.fps, 0.25)
-    if read.seconds - read.end > grace and end > read.end:
-        yield (
-            f"{read.name} lasts {read.seconds:.4g} seconds by its header, but its pictures end after "
-            f"{read.end:.4g}: these were used."
-        )
-    elif math.isfinite(end) and end - read.end > grace:
-        yield f"{read.name} ends after {read.end:.4g} seconds, before the {end:.4g} asked for."
+def _losses(report: Report, start: float, end: float) -> Iterator[str]:
+    yield from report.damage(start, end)
+    grace = max(3 / report.fps, 0.25)
+    if math.isfinite(end) and end - report.end > grace and not report.seconds - report.end > grace:
+        yield f"{report.name} ends after {report.end:.4g} seconds, before the {end:.4g} asked for."

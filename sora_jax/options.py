@@ -167,9 +167,9 @@ def as_settings(fields: dict[str, Any]) -> dict[str, Any]:
     Raises:
       UserError: the interval is not two numbers.
     """
-    names = ("negative", "given_guidance", "guidance_rescale", "guidance_interval", "guidance_method")
-    names = (*names, "seed", "solver", "guidance", "steps", "strict", "max_frames")
-    own = {name: value for name in names if (value := fields.pop(name)) is not None}
+    names = """seed steps guidance solver negative given_guidance guidance_rescale guidance_interval guidance_method
+        strict max_frames"""
+    own = {name: value for name in names.split() if (value := fields.pop(name)) is not None}
     if len(own["guidance_interval"]) != 2:
         raise UserError(
             "--guidance-interval is two numbers, the lowest and the highest level: for example 0.2,0.9."
@@ -202,13 +202,19 @@ def make(model: str, output: str | None, plan: Callable[[Any], Any]) -> None:
     with bar() as progress:
         (video,) = studio.make_streams([wanted], progress)
         path = path if output or len(video) > 1 else path.with_suffix(".png")
-        video.save(path)
+        save(video, path)
     try:
         heard = wanted.sound is not None and keep_sound(wanted.sound[0], path, *wanted.sound[1:])
     except UserError as error:  # the pictures are there
         note(str(error))
         heard = False
     said(path, video, ", with the input's sound" if heard else "")
+
+
+def save(video: Any, path: pathlib.Path) -> None:
+    """Writes a video, with what it says of how it was made unless that is to be left out."""
+    own = click.get_current_context().meta.get(METADATA, True)
+    video.save(path) if own else video.save(path, metadata=None)
 
 
 def note(sentence: str) -> None:

@@ -54,6 +54,17 @@ def words_of(prompt: str) -> Words:
     return ((0.0, prompt),) if not isinstance(prompt, str) or prompt.strip() else ()
 
 
+def metadata_of(model: str, plan: Plan) -> dict[str, str]:
+    """How a video is made: what is written into its file."""
+    timed = len(plan.words) > 1
+    prompt = " | ".join(f"{at:g} s: {text}" if timed else text for at, text in plan.words)
+    settings = dataclasses.asdict(plan.settings)
+    del settings["strict"], settings["max_frames"]  # which don't change it
+    low, high = settings.pop("guidance_interval")
+    made = {"software": "sora_jax", "model": model, "prompt": prompt, **settings}
+    return {key: str(value) for key, value in made.items()} | {"guidance_interval": f"{low:g},{high:g}"}
+
+
 def check_one(seconds: float | None, shape: Shape) -> None:
     """Raises UserError where not exactly one of `seconds` and the shape's duration is named."""
     if seconds is not None:

@@ -12,8 +12,10 @@ from typing import Any
 
 import av
 
-from sora_jax.decoding import Path, opened, packets, seconds_of
+from sora_jax.containers import Path, open_container
+from sora_jax.decoding import header, opened, packets, taken_from
 from sora_jax.errors import UserError, atomic_path
+from sora_jax.writing import comment_of
 
 # By suffix: the sound that goes into the file as it is, and what other sound becomes. Containers take more than
 # these, players don't.
@@ -35,7 +37,8 @@ def keep_sound(source: Path, video_path: Path, start: float = 0.0, at: float = 0
     Args:
       source: the file that was read.
       video_path: mp4, m4v, mov or webm, which is replaced.
-      start: the second of the source's pictures from which its sound is taken.
+      start: the second of the source from which its pictures were read. Where it falls between two frames, sound
+        begins with the one on show there, as the pictures do.
       at: the second of the video at which it begins.
 
     Returns:
@@ -50,6 +53,8 @@ def keep_sound(source: Path, video_path: Path, start: float = 0.0, at: float = 0
             raise UserError(f"There is no file {file}: check the name.")
     if path.suffix.lower() not in SOUND:
         return False
+    with contextlib.suppress(UserError):  # a file of sound alone has no frames
+        start = taken_from(source, start)
     try:
         return _join(source, path, start, at, copy=True)
     except av.FFmpegError:
@@ -64,8 +69,8 @@ def _join(source: Path, path: pathlib.Path, start: float, at: float, copy: bool)
     kept, encoder = SOUND[path.suffix.lower()]
     with contextlib.ExitStack() as stack:
         try:
-            container = stack.enter_context(av.open(os.fspath(source)))
-        except av.FFmpegError:
+            container = stack.enter_context(open_container(source))
+        except (av.FFmpegError, OSError):
             return False
         sound = container.streams.best("audio")
         if sound is None or sound.codec_context is None:
@@ -76,8 +81,7 @@ def _join(source: Path, path: pathlib.Path, start: float, at: float, copy: bool)
         copied = copy and sound.codec_context.codec.canonical_name in kept
         shown = next(iter(container.streams.video), sound)
         shift = at - start - float((shown.start_time or 0) * shown.time_base)
-        with opened(path) as (film, stream):
-            pieces = _pieces(container, sound, shift, at, seconds_of(film, stream), copied)
+        pieces = _pieces(container, sound, shift, at, header(path).seconds, copied)
         first = next(pieces, None)
         if first is None:
             return False
@@ -86,8 +90,10 @@ def _join(source: Path, path: pathlib.Path, start: float, at: float, copy: bool)
         with (
             atomic_path(path) as temporary,
             opened(path) as (film, stream),
-            av.open(str(temporary), "w", options=options) as out,
+            open_container(temporary, "w", options=options) as out,
         ):
+            if comment := comment_of(film):  # what the video says of how it was made
+                out.metadata["comment"] = comment
             film_out = out.add_stream_from_template(stream)
             if copied:
                 sound_out = out.add_stream_from_template(sound)

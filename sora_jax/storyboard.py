@@ -26,7 +26,7 @@ import yaml
 
 from sora_jax.budget import frames_of
 from sora_jax.checks import check_number, is_number, shown
-from sora_jax.decoding import Path
+from sora_jax.containers import Path
 from sora_jax.diffusion import abilities
 from sora_jax.diffusion.canvas import Sketch
 from sora_jax.engine import Engine

@@ -24,7 +24,7 @@ import numpy as np
 from sora_jax import plans
 from sora_jax.budget import frames_of
 from sora_jax.checks import MOST_SEED, check_number, check_text, check_whole
-from sora_jax.decoding import Path
+from sora_jax.containers import Path
 from sora_jax.diffusion import abilities
 from sora_jax.engine import Engine, to_bytes
 from sora_jax.errors import UserError
@@ -33,7 +33,7 @@ from sora_jax.inputs import Source
 from sora_jax.keywords import spelled_out
 from sora_jax.models.bundle import Bundle, bundled, find, load_bundle
 from sora_jax.models.text import TextEncoder
-from sora_jax.planning import Plan, asked
+from sora_jax.planning import Plan, asked, metadata_of
 from sora_jax.review import check_words, review, too_large
 from sora_jax.shape import SHAPE_FIELDS, Shape, check_shape
 from sora_jax.storyboard import Storyboard, read_storyboard
@@ -167,7 +167,8 @@ class Studio(Engine):
             decoded = self.decode_frames(task.canvas, T, Y, X, painted, latents)
             kept = range(T)[plan.keep]
             frames = itertools.islice(_finished(plan, decoded), kept.start, kept.stop)
-            streams.append(VideoStream(frames, len(kept), (Y, X), plan.sketch.fps))
+            made = metadata_of(self.name, plan)
+            streams.append(VideoStream(frames, len(kept), (Y, X), plan.sketch.fps, made))
         return streams
 
     @overload

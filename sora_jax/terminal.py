@@ -16,7 +16,7 @@ import click
 
 from sora_jax.errors import UserError, as_user_error
 
-VIDEO_SUFFIXES = (".mp4", ".gif", ".png")
+VIDEO_SUFFIXES = (".mp4", ".webm", ".gif", ".png", ".jpg", ".jpeg")
 NO_CLOBBER, EXISTED = "sora_jax.no_clobber", "sora_jax.existed"  # of a command's context
 
 

@@ -4,44 +4,32 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import fractions
 import io
 import itertools
 import math
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
 
-import av
 import numpy as np
-from av.video import reformatter
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from PIL import Image
 
-from sora_jax.decoding import (
-    EXACT,
-    Path,
-    decoded,
-    evenly,
-    opaque,
-    opened,
-    pixels,
-    rate_of,
-    read_picture,
-    seconds_of,
-)
+from sora_jax.containers import Path
+from sora_jax.decoding import Header, decoded, displayed_size, header, pixels, turned
 from sora_jax.errors import UserError, atomic_path
+from sora_jax.pictures import moving_frames, moving_picture, opaque, read_picture
+from sora_jax.timing import even_rate, evenly
+from sora_jax.writing import STREAMED, kind_of, write_container, write_gif, write_picture
 
-# Browsers slow down a GIF whose frames last less than two hundredths of a second.
-GIF_MAX_FPS = 50.0
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Video:
     """Frames and their rate; a picture is a video of one frame.
 
     Attributes:
       frames: uint8[T,Y,X,3], RGB.
       fps: frames a second.
+      metadata: how it was made (prompt, seed, model, settings); written into files.
 
     Raises:
       UserError: the frames are not such an array, or the rate is not a positive number.
@@ -49,6 +37,7 @@ class Video:
 
     frames: np.ndarray
     fps: float
+    metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         frames = np.asarray(self.frames)
@@ -66,6 +55,9 @@ class Video:
     def __len__(self) -> int:
         return len(self.frames)
 
+    def __repr__(self) -> str:
+        return f"Video({_in_short(self)})"
+
     @property
     def duration(self) -> float:
         """Seconds for which the frames are on show."""
@@ -76,51 +68,49 @@ class Video:
         """(height, width) in pixels."""
         return self.frames.shape[1], self.frames.shape[2]
 
-    def save(self, path: Path, crf: int = 16) -> pathlib.Path:
+    def save(
+        self, path: Path, crf: int = 16, metadata: Mapping[str, str] | Literal["own"] | None = "own"
+    ) -> pathlib.Path:
         """Writes the file whose kind the suffix of `path` names, and returns its path.
 
-        `.mp4` is H.264 4:2:0 tagged BT.709, and 4:4:4 where a side is odd, because 4:2:0 has only even ones
-        (not every browser plays 4:4:4). `.gif` loops for ever. `.png` is the one frame, or up to eight side
-        by side.
+        `.mp4` is H.264 4:2:0, and 4:4:4 where a side is odd, because 4:2:0 has only even ones (not every browser
+        plays 4:4:4); `.webm` is VP9; both are tagged BT.709. `.gif` loops for ever. `.png` and `.jpg` (or `.jpeg`)
+        are the one frame, or up to eight side by side.
 
         Args:
           path: where to.
-          crf: x264's constant rate factor: 0 is lossless, 16 is good, 28 is small.
+          crf: x264's constant rate factor: 0 is lossless, 16 is good, 28 is small. A webm gets VP9's equivalent.
+          metadata: what the file is to say of how it was made, such as its prompt and seed: "own" is what the
+            video carries, None nothing; `writing.read_metadata` reads it.
 
         Raises:
           UserError: the suffix is another, or the place can't be written.
         """
-        path, suffix = _suffix(path)
-        if suffix == ".mp4":
-            return write_frames(path, self.frames, self.fps, crf)
+        path, suffix = kind_of(path)
+        metadata = self.metadata if metadata == "own" else metadata
+        if suffix in STREAMED:
+            return write_frames(path, self.frames, self.fps, crf, metadata)
         with atomic_path(path) as temporary:
-            (self._gif if suffix == ".gif" else self._png)(str(temporary))
+            if suffix == ".gif":
+                write_gif(temporary, self.frames, self.fps, metadata)
+            else:
+                write_picture(temporary, self._strip(), suffix, metadata)
         return path
 
     def _repr_html_(self) -> str:
         file = io.BytesIO()
         if len(self) == 1:
-            self._png(file)
+            write_picture(file, self._strip(), ".png")
             return f'<img src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
-        _write_mp4(self.frames, self.fps, file, crf=18)
+        write_container(file, self.frames, self.fps, crf=18)
         data = base64.b64encode(file.getvalue()).decode()
         return f'<video controls autoplay loop muted src="data:video/mp4;base64,{data}"></video>'
 
-    def _png(self, file: str | io.BytesIO) -> None:
-        Image.fromarray(np.concatenate(self.frames[evenly_spread(len(self), 8)], axis=1)).save(file, "PNG")
-
-    def _gif(self, file: str | io.BytesIO) -> None:
-        fps = min(self.fps, GIF_MAX_FPS)
-        count = frame_count(self.duration, fps)
-        picked = np.minimum(((np.arange(count) + 0.5) * self.fps / fps).astype(int), len(self) - 1)
-        images = [Image.fromarray(frame) for frame in self.frames[picked]]
-        # A GIF counts hundredths of a second: rounding the ends, not the lengths, keeps the whole in time.
-        ends = np.round(np.arange(count + 1) * 100 / fps).astype(int)
-        durations = [int(10 * length) for length in np.diff(ends)]
-        images[0].save(file, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
+    def _strip(self) -> np.ndarray:
+        return np.concatenate(self.frames[evenly_spread(len(self), 8)], axis=1)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class VideoStream:
     """A video whose frames come one by one, and once: made, read or written while they are asked for.
 
@@ -129,15 +119,20 @@ class VideoStream:
       count: how many they are.
       size: (height, width) in pixels.
       fps: frames a second.
+      metadata: as `Video.metadata`.
     """
 
     frames: Iterator[np.ndarray]
     count: int
     size: tuple[int, int]
     fps: float
+    metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.count
+
+    def __repr__(self) -> str:
+        return f"VideoStream({_in_short(self)})"
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return self.frames
@@ -156,22 +151,159 @@ class VideoStream:
         frames = list(self.frames)
         if not frames:
             raise UserError("This video's frames have been read, and they come once: make it again.")
-        return Video(np.stack(frames), self.fps)
+        return Video(np.stack(frames), self.fps, self.metadata)
 
-    def save(self, path: Path, crf: int = 16) -> pathlib.Path:
-        """As `Video.save`; of an `.mp4` a few frames at a time are held, of others all."""
-        path, suffix = _suffix(path)
-        if suffix == ".mp4":
-            return write_frames(path, self.frames, self.fps, crf)
-        return self.whole().save(path)
+    def save(
+        self, path: Path, crf: int = 16, metadata: Mapping[str, str] | Literal["own"] | None = "own"
+    ) -> pathlib.Path:
+        """As `Video.save`; of an `.mp4` or `.webm` a few frames at a time are held, of others all."""
+        path, suffix = kind_of(path)
+        metadata = self.metadata if metadata == "own" else metadata
+        if suffix in STREAMED:
+            return write_frames(path, self.frames, self.fps, crf, metadata)
+        return self.whole().save(path, crf, metadata)
+
+
+def _in_short(video: Video | VideoStream) -> str:
+    frames = "1 frame" if len(video) == 1 else f"{len(video)} frames"
+    return f"{frames}, {video.size[1]}x{video.size[0]}, {video.fps:g} fps"
+
+
+@dataclasses.dataclass
+class Report:
+    """What was met while a file was read; pass one to `stream_frames` to hear of it.
+
+    Attributes:
+      name: what messages call the file.
+      fps, seconds: as `probe` gives them.
+      lost: seconds of the frames that could not be decoded whole.
+      uneven, transparent, sizes: of the frames read so far, sizes as stored.
+      high_range: whether the colours are HDR, which look pale when they are read as others.
+      end: where the last frame ends, in seconds, once all are read; infinity before.
+      notes: of pictures: what was left out.
+    """
+
+    name: str = ""
+    fps: float = 1.0
+    seconds: float = math.nan
+    lost: list[float] = dataclasses.field(default_factory=list)
+    uneven: bool = False
+    transparent: bool = False
+    sizes: set[tuple[int, ...]] = dataclasses.field(default_factory=set)
+    high_range: bool = False
+    end: float = math.inf
+    notes: tuple[str, ...] = ()
+
+    def damage(self, start: float = 0.0, end: float = math.inf) -> tuple[str, ...]:
+        """Sentences on what is missing between two times; none where all is there that should be."""
+        sentences = []
+        if lost := sum(start - 1 / self.fps < second < end for second in self.lost):
+            sentences.append(
+                f"{self.name} is damaged: {lost} frames could not be decoded whole; what was left of them, or the "
+                f"frame before, stands in."
+            )
+        # Headers may count the sound's last bit too.
+        if self.seconds - self.end > max(3 / self.fps, 0.25) and end > self.end:
+            sentences.append(
+                f"{self.name} lasts {self.seconds:.4g} seconds by its header, but its pictures end after "
+                f"{self.end:.4g}: these were used."
+            )
+        return tuple(sentences)
+
+
+@dataclasses.dataclass
+class Reader:
+    """The one way into files: their frames as they are displayed.
+
+    Attributes:
+      header: what is known before anything is decoded.
+      moments: (start, end, frame) in seconds from the first frame; a frame is what `pixels` takes.
+      report: filled while the moments are read.
+      size: (height, width) as displayed, of the first frame, which all later ones get; None before it.
+    """
+
+    header: Header
+    moments: Iterator[tuple[float, float, Any]]
+    report: Report
+    size: tuple[int, int] | None = None
+
+    def evenly(self, fps: float, start: float) -> Iterator[tuple[float, float, Any]]:
+        """The moments at an even rate; see `timing.evenly`."""
+        return evenly(self.watched(), fps, self.header.fps, start)
+
+    def watched(self) -> Iterator[tuple[float, float, Any]]:
+        """The moments, while it is noted how even they are and where they end."""
+        before, end = None, 0.0
+        for begin, end, frame in self.moments:
+            if before is not None and not 0.5 < (begin - before) * self.header.fps < 1.5:
+                self.report.uneven = True
+            before = begin
+            yield begin, end, frame
+        self.report.end = end
+
+    def pixels(self, frame: Any) -> np.ndarray:
+        """uint8[Y,X,3], upright and opaque, at its stored size."""
+        array = frame if isinstance(frame, np.ndarray) else pixels(frame, self.report.name)
+        self.report.sizes.add(array.shape[:2])
+        if array.shape[-1] == 4 and array[..., 3].min() < 255:
+            self.report.transparent = True
+        return opaque(array)
+
+    def displayed(self, frame: Any) -> np.ndarray:
+        """uint8[Y,X,3] of the first one's size: upright, opaque, of square pixels."""
+        array = self.pixels(frame)
+        if self.size is None:
+            self.size = displayed_size((array.shape[0], array.shape[1]), self.stretch(frame))
+        return array if array.shape[:2] == self.size else resample(array, *self.size)
+
+    def stretch(self, frame: Any) -> float:
+        """The width of a pixel over its height once the frame is upright."""
+        ratio = self.header.stretch
+        return 1 / ratio if not isinstance(frame, np.ndarray) and turned(frame) else ratio
+
+
+def open_reader(path: Path, start: float = 0.0, report: Report | None = None) -> Reader:
+    """A reader of a file's frames from the one on show at `start` seconds on.
+
+    Args:
+      path: a video or a picture.
+      start: seconds; a still picture has no time to start at.
+      report: is filled while the frames are read.
+
+    Raises:
+      UserError: as `read_video`.
+    """
+    report = Report() if report is None else report
+    picture = read_picture(path)
+    if picture is not None:
+        size, moment = picture.pixels.shape[:2], (0.0, picture.seconds, picture.pixels)
+        known = Header(1 / picture.seconds, picture.seconds, (size[0], size[1]), 1, still=True)
+        moments: Iterator[tuple[float, float, Any]] = iter([moment])
+    elif (times := moving_picture(path)) is not None:
+        known = _moving_header(path, times)
+        moments = moving_frames(path, times, start)
+    else:
+        known = header(path)
+        moments = decoded(path, start, report.lost)
+    report.name, report.fps, report.seconds = str(path), known.fps, known.seconds
+    report.high_range, report.notes = known.high_range, picture.notes if picture else ()
+    return Reader(known, moments, report)
+
+
+def _moving_header(path: Path, times: list[tuple[float, float]]) -> Header:
+    _, _, first = next(moving_frames(path, times, 0.0))
+    end = times[-1][1]
+    fps = even_rate(np.array([begin for begin, _ in times]), end, len(times) / end)
+    return Header(fps, end, (first.shape[0], first.shape[1]), len(times))
 
 
 def read_video(path: Path, start: float = 0.0, frames: int | None = None) -> Video:
     """Reads a video (mp4, webm, mov, gif, ...) or a picture (png, jpeg, ...; one frame, 1 fps).
 
-    Rotation tags are obeyed, transparency is laid on white, more than 8 bits become 8. Frames that come at
-    uneven times are resampled to the file's average rate: each instant gets the frame that is then on show.
-    Of a damaged file what is readable is kept.
+    Frames come as they are displayed: turned and mirrored as the file says, of square pixels, in sRGB, what is
+    transparent on white, with eight bits. Frames that come at uneven times are resampled to `probe`'s rate: each
+    instant gets the frame that is then on show. Of a damaged file what is readable is kept; `media.read_media`
+    tells what was not.
 
     Args:
       path: the file.
@@ -183,50 +315,46 @@ def read_video(path: Path, start: float = 0.0, frames: int | None = None) -> Vid
     """
     if frames is not None and frames < 1:
         raise UserError(f"{path} can't be read: at least one frame has to be asked for, not {frames}.")
-    fps, _ = probe(path)
+    fps = probe(path).fps
     kept = [frame for _, frame in itertools.islice(stream_frames(path, start, fps), frames)]
     if not kept:
         raise UserError(f"{path} has no frame at {start:g} seconds: it ends before; start earlier.")
     return Video(np.stack(kept), fps)
 
 
-def probe(path: Path) -> tuple[float, float]:
-    """(frames a second, seconds) as the file's header gives them; NaN seconds where it does not say.
+def probe(path: Path) -> Header:
+    """What a file's header tells; where it names no duration, what its packets tell. Nothing is decoded of videos.
 
     Raises:
       UserError: there is no such file, or it is no video.
     """
-    if read_picture(path) is not None:
-        return 1.0, 1.0
-    with opened(path) as (container, stream):
-        return rate_of(stream), seconds_of(container, stream)
+    return open_reader(path).header
 
 
 def stream_frames(
-    path: Path, start: float = 0.0, fps: float | None = None
+    path: Path, start: float = 0.0, fps: float | None = None, report: Report | None = None
 ) -> Iterator[tuple[float, np.ndarray]]:
     """Yields (seconds from the file's first frame, uint8[Y,X,3]) in constant memory.
 
     It begins with the frame on show at `start` (seconds), reached from the keyframe before it. Past the end
-    nothing comes.
+    nothing comes. Frames come as `read_video`'s, all of `probe`'s size.
 
     Args:
       path: the file.
       start: seconds.
       fps: resample to this even rate; None yields the file's own frames at the times that it gives.
+      report: takes what is met on the way: `report.damage()` after the last frame says what was lost.
 
     Raises:
       UserError: as `read_video`.
     """
-    picture = read_picture(path)
-    if picture is not None:
-        yield 0.0, opaque(picture)
-        return
-    moments = decoded(path, start)
-    if fps is not None:
-        moments = evenly(moments, fps, probe(path)[0], start)
+    reader = open_reader(path, start, report)
+    moments = reader.watched() if fps is None or reader.header.still else reader.evenly(fps, start)
+    shown, array = None, np.empty(0)
     for begin, _, frame in moments:
-        yield begin, opaque(pixels(frame))
+        if frame is not shown:
+            shown, array = frame, reader.displayed(frame)
+        yield begin, array
 
 
 def resample(
@@ -281,66 +409,25 @@ def evenly_spread(total: int, count: int) -> np.ndarray:
     return np.linspace(0, total - 1, min(total, count)).round().astype(int)
 
 
-def write_frames(path: Path, frames: Iterable[np.ndarray], fps: float, crf: int = 16) -> pathlib.Path:
-    """Writes an mp4 frame by frame, as `Video.save` does, holding a few at a time.
+def write_frames(
+    path: Path,
+    frames: Iterable[np.ndarray],
+    fps: float,
+    crf: int = 16,
+    metadata: Mapping[str, str] | None = None,
+) -> pathlib.Path:
+    """Writes an mp4 or a webm frame by frame, as `Video.save` does, holding a few at a time.
 
     Args:
-      path: where to; its suffix is .mp4.
+      path: where to; its suffix is .mp4 or .webm.
       frames: uint8[Y,X,3] each, all of one size.
       fps: frames a second.
-      crf: as `Video.save`'s.
+      crf, metadata: as `Video.save`'s.
 
     Raises:
       UserError: the suffix is another, there are no frames, or the place can't be written.
     """
-    path = pathlib.Path(path)
-    if path.suffix.lower() != ".mp4":
-        raise UserError(f"{path} can't be written frame by frame: only .mp4 is; choose that.")
+    path, suffix = kind_of(path, STREAMED)
     with atomic_path(path) as temporary:
-        _write_mp4(frames, fps, str(temporary), crf)
+        write_container(temporary, frames, fps, suffix, crf, metadata)
     return path
-
-
-def _suffix(path: Path) -> tuple[pathlib.Path, str]:
-    """The path and the kind of file that it names."""
-    path = pathlib.Path(path)
-    suffix, known = path.suffix.lower(), (".mp4", ".gif", ".png")
-    if suffix not in known:
-        raise UserError(f"{path} can't be written: a video is saved as {', '.join(known)}; choose one.")
-    return path, suffix
-
-
-def _write_mp4(frames: Iterable[np.ndarray], fps: float, file: str | io.BytesIO, crf: int) -> None:
-    rest = iter(frames)
-    first = next(rest, None)
-    if first is None:
-        raise UserError("There is no frame to write: a video has at least one.")
-    height, width = first.shape[:2]
-    # faststart reads the file again to move its index to the front, which only a path allows.
-    options = {"movflags": "faststart"} if isinstance(file, str) else {}
-    with av.open(file, "w", format="mp4", options=options) as container:
-        stream = container.add_stream("libx264", _fraction(fps), {"crf": str(crf), "preset": "medium"})
-        stream.height, stream.width = height, width
-        stream.pix_fmt = "yuv420p" if height % 2 == 0 and width % 2 == 0 else "yuv444p"
-        context = stream.codec_context
-        context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
-        context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
-        for index, array in enumerate(itertools.chain([first], rest)):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), "rgb24")
-            # H.264's colour samples lie at the left of their pixels; said too late, colours shift by half one.
-            if hasattr(frame, "chroma_location"):  # PyAV 19; Python 3.11 gets an older one
-                frame.chroma_location = reformatter.ChromaLocation.LEFT
-            frame = frame.reformat(
-                format=stream.pix_fmt,
-                interpolation=EXACT,
-                dst_colorspace=Colorspace.ITU709,
-                dst_color_range=ColorRange.MPEG,
-            )
-            frame.pts, frame.time_base = index, 1 / _fraction(fps)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-
-
-def _fraction(fps: float) -> fractions.Fraction:
-    """The rate as containers write it: 24000/1001 comes back exact from its float."""
-    return max(fractions.Fraction(fps).limit_denominator(1001), fractions.Fraction(1, 1001))

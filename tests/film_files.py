@@ -76,10 +76,34 @@ def click(path) -> float:
     return float("nan")
 
 
-def turned(path: pathlib.Path, quarter: int) -> pathlib.Path:
-    """Writes the matrix of `quarter` clockwise turns into an mp4's track header, as phones do."""
+# (a, b, c, d) of the display matrices that keep pixels pixels: a point (x, y) is shown at (a x + c y, b x + d y).
+MATRICES = {
+    "as stored": (1, 0, 0, 1),
+    "mirrored": (-1, 0, 0, 1),
+    "upside down, mirrored": (1, 0, 0, -1),
+    "half a turn": (-1, 0, 0, -1),
+    "transposed": (0, 1, 1, 0),
+    "a quarter clockwise": (0, 1, -1, 0),
+    "a quarter back": (0, -1, 1, 0),
+    "transposed, half a turn": (0, -1, -1, 0),
+}
+
+
+def with_matrix(path: pathlib.Path, matrix: tuple[int, int, int, int]) -> pathlib.Path:
+    """Writes a display matrix into an mp4's track header, as phones do."""
     data, one = path.read_bytes(), 1 << 16
-    matrix = {1: (0, one, 0, -one, 0), 2: (-one, 0, 0, 0, -one), 3: (0, -one, 0, one, 0)}[quarter]
+    a, b, c, d = (one * number for number in matrix)
     place = data.index(struct.pack(">5i", one, 0, 0, 0, one), data.index(b"tkhd"))
-    path.write_bytes(data[:place] + struct.pack(">5i", *matrix) + data[place + 20 :])
+    path.write_bytes(data[:place] + struct.pack(">5i", a, b, 0, c, d) + data[place + 20 :])
     return path
+
+
+def shown_by(matrix: tuple[int, int, int, int], frame: np.ndarray) -> np.ndarray:
+    """What a player shows of a stored frame, point by point."""
+    a, b, c, d = matrix
+    y, x = np.mgrid[: frame.shape[0], : frame.shape[1]]
+    right, down = a * x + c * y, b * x + d * y
+    right, down = right - right.min(), down - down.min()
+    result = np.zeros((down.max() + 1, right.max() + 1, 3), np.uint8)
+    result[down, right] = frame[y, x]
+    return result

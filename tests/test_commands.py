@@ -11,7 +11,7 @@ import shlex
 import av
 import numpy as np
 import pytest
-from film_files import click, pictures, turned, write
+from film_files import MATRICES, click, pictures, with_matrix, write
 from PIL import Image
 from tiny_model import tiny_bundle
 
@@ -47,7 +47,7 @@ def folder(tmp_path_factory) -> pathlib.Path:
     write(place / "odd.mp4", pictures(6, 47, 63), fps=8, pix_fmt="yuv444p")
     write(place / "deep.mov", pictures(8, 32, 48), fps=8, codec="prores_ks", pix_fmt="yuv422p10le")
     write(place / "uneven.mkv", pictures(6, 32, 48), fps=8, times_ms=[0, 100, 200, 300, 700, 800])
-    turned(write(place / "turned.mp4", pictures(8, 32, 48), fps=12), 1)
+    with_matrix(write(place / "turned.mp4", pictures(8, 32, 48), fps=12), MATRICES["a quarter clockwise"])
     images = [Image.fromarray(frame) for frame in pictures(8, 32, 48)]
     images[0].save(place / "moves.gif", save_all=True, append_images=images[1:], duration=120)
     images[3].save(place / "one.gif")

@@ -223,7 +223,7 @@ def test_a_stream_is_saved_as_a_video_is(tmp_path):
         assert ours.read_bytes() == theirs.read_bytes()
     assert read_video(stream().save(tmp_path / "a.mp4")).frames.shape == frames.shape
     untouched = stream()
-    with pytest.raises(UserError, match=r"saved as .mp4, .gif, .png"):
+    with pytest.raises(UserError, match=r"saved as .mp4, .webm, .gif, .png"):
         untouched.save(tmp_path / "a.avi")
     assert len(list(untouched)) == 6
     with pytest.raises(UserError, match="come once: make it again"):

@@ -9,10 +9,11 @@ import tracemalloc
 import av
 import numpy as np
 import pytest
-from film_files import numbers, pictures, turned, write
+from film_files import MATRICES, numbers, pictures, with_matrix, write
 from PIL import Image
 
 from sora_jax import media as M
+from sora_jax import video as V
 from sora_jax.errors import UserError
 from sora_jax.sound import keep_sound
 from sora_jax.video import Video
@@ -85,20 +86,12 @@ def test_uneven_times_are_made_even_and_that_is_said(tmp_path):
     assert numbers(late.video)[:4] == [3, 3, 4, 5]
 
 
-@pytest.mark.parametrize("quarter, corner", [(1, "upper right"), (2, "lower right"), (3, "lower left")])
-def test_telephones_are_turned_upright(tmp_path, quarter, corner):
-    read = M.read_media(turned(write(tmp_path / "a.mp4", pictures(3)), quarter), resolution=24)
-    assert read.source_size == ((48, 64) if quarter == 2 else (64, 48))
-    assert read.video.size == ((24, 32) if quarter == 2 else (32, 24))
-    assert red(read.video.frames[0]) == corner
-
-
 def test_pixels_become_square(tmp_path):
     path = write(tmp_path / "a.mp4", pictures(3), sar=fractions.Fraction(3, 2))
     read = M.read_media(path)
     assert read.source_size == (48, 64) and read.video.size == (48, 96)
     assert "64x48 to 96x48 pixels, its own not being square" in read.notes[0]
-    assert M.read_media(turned(path, 1)).video.size == (96, 48)
+    assert M.read_media(with_matrix(path, MATRICES["a quarter clockwise"])).video.size == (96, 48)
 
 
 def test_trimmed_on_a_telephone(tmp_path):
@@ -326,8 +319,8 @@ def test_too_long_is_said_before_anything_is_decoded(tmp_path, monkeypatch):
             taken += 1
             yield moment
 
-    decoded = M.decoded
-    monkeypatch.setattr(M, "decoded", counted)
+    decoded = V.decoded
+    monkeypatch.setattr(V, "decoded", counted)
     with pytest.raises(UserError) as error:
         M.read_media(path, most_frames=50)
     message = str(error.value)
@@ -355,8 +348,8 @@ def test_too_long_without_a_header_stops_at_the_limit(tmp_path, monkeypatch):
             yield taken / 25, (taken + 1) / 25, np.zeros((300, 400, 3), np.uint8)
             taken += 1
 
-    monkeypatch.setattr(M, "decoded", endless)
-    monkeypatch.setattr(M, "seconds_of", lambda *_: np.nan)
+    monkeypatch.setattr(V, "decoded", endless)
+    monkeypatch.setattr(V, "header", lambda _: V.Header(25, np.nan, (16, 16), None))
     tracemalloc.start()
     with pytest.raises(UserError, match="has more than 100 frames to read"):
         M.read_media(tmp_path / "a.mp4", most_frames=100, resolution=30)

@@ -91,7 +91,7 @@ def test_frames_are_written_as_they_come(tmp_path):
     path = V.write_frames(tmp_path / "pieces.mp4", frames(), video.fps)
     assert held == 40
     assert path.read_bytes() == video.save(tmp_path / "whole.mp4").read_bytes()
-    with pytest.raises(UserError, match="only .mp4"):
+    with pytest.raises(UserError, match="only as .mp4, .webm"):
         V.write_frames(tmp_path / "pieces.gif", frames(), 8.0)
     with pytest.raises(UserError, match="no frame to write"):
         V.write_frames(tmp_path / "none.mp4", iter(()), 8.0)
@@ -115,7 +115,7 @@ def test_png_is_the_frame_or_a_strip(tmp_path):
 
 
 def test_other_suffixes_are_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(UserError, match=r"\.mp4, \.gif, \.png"):
+    with pytest.raises(UserError, match=r"\.mp4, \.webm, \.gif, \.png, \.jpg"):
         V.Video(gradients(2, 8, 8), 24).save(tmp_path / "a.wmv")
     assert not list(tmp_path.iterdir())
 
@@ -164,21 +164,6 @@ def test_uneven_times_are_made_even(tmp_path):
     assert numbers(at_ten)[:12] == [0, 1, 2, 3, 3, 3, 3, 3, 3, 4, 5, 6]
     video = V.read_video(path)
     assert video.duration == pytest.approx(1.3, abs=0.15)
-
-
-def test_rotation_is_obeyed(tmp_path):
-    frames = gradients(3, 32, 48)
-    V.Video(frames, 24).save(tmp_path / "flat.mp4")
-    data = (tmp_path / "flat.mp4").read_bytes()
-    # The track header's matrix: the identity becomes a quarter turn, as phones write it.
-    start = data.index(b"\x00\x01\x00\x00" + b"\x00" * 12 + b"\x00\x01\x00\x00", data.index(b"tkhd"))
-    one, zero, minus = b"\x00\x01\x00\x00", b"\x00" * 4, b"\xff\xff\x00\x00"
-    turned = data[:start] + zero + one + zero + minus + zero + data[start + 20 :]
-    (tmp_path / "turned.mp4").write_bytes(turned)
-    back = V.read_video(tmp_path / "turned.mp4")
-    assert back.size == (48, 32)
-    # This matrix turns the picture clockwise for showing.
-    assert np.abs(back.frames.astype(int) - np.rot90(frames, -1, (1, 2))).mean() < 3
 
 
 def test_pictures_are_videos_of_one_frame(tmp_path):

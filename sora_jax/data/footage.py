@@ -15,6 +15,7 @@ import numpy as np
 
 from sora_jax.data.clips import Clip
 from sora_jax.errors import UserError, atomic_path
+from sora_jax.timing import frame_step
 from sora_jax.video import Video, probe, resample, stream_frames
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ts", ".gif")
@@ -88,7 +89,8 @@ class Footage:
 
     def __post_init__(self) -> None:
         self._check()
-        files = {str(file): probe(file) for file in _video_files(self.path)}
+        headers = {str(file): probe(file) for file in _video_files(self.path)}
+        files = {file: (known.fps, known.seconds) for file, known in headers.items()}
         spans = [span for span in _spans(files, self.split) if span.frames >= self._shortest(span)]
         if not spans:
             raise UserError(
@@ -154,7 +156,7 @@ class Footage:
         return self.min_seconds if self.crop is None else self.crop[0] / self.max_fps
 
     def _step(self, span: Span) -> int:
-        return max(1, math.ceil(span.fps / self.max_fps - 1e-6))
+        return frame_step(span.fps, self.max_fps)
 
     def _grid(self, seconds: float, span: Span) -> int:
         """How many frames of 1 + 4k fit into so many seconds."""

@@ -260,17 +260,17 @@ def _ignore(*_: Any) -> None:
 
 
 def _expected_frames(path: str | os.PathLike[str], seconds: float, start: float) -> int:
-    fps, length = probe(path)
-    left = math.inf if math.isnan(length) else max(length - start, 0.0)
+    known = probe(path)
+    left = math.inf if math.isnan(known.seconds) else max(known.seconds - start, 0.0)
     wanted = min(left, seconds or math.inf)
-    return frame_count(wanted, fps) if math.isfinite(wanted) else 0
+    return frame_count(wanted, known.fps) if math.isfinite(wanted) else 0
 
 
 def _pieces(
     path: str | os.PathLike[str], resolution: int, seconds: float, start: float
 ) -> Iterator[tuple[Video, tuple[int, int]]]:
     """(a piece of the scaled video, (height, width) in the file), one after another."""
-    fps = probe(path)[0]
+    fps = probe(path).fps
     limit = frame_count(seconds, fps) if seconds else None
     frames = itertools.islice((frame for _, frame in stream_frames(path, start, fps)), limit)
     piece: list[np.ndarray] = []

@@ -1,0 +1,195 @@
+"""Still pictures as they are displayed: upright, in sRGB, eight bits a channel; and those that move."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps
+
+from sora_jax.containers import Path
+from sora_jax.errors import UserError
+
+# What transparent pixels lie on: the page on which most pictures with alpha are drawn to be seen.
+BACKDROP = (255, 255, 255)
+
+# Formats whose several pictures are pages, sizes or views of one, not moments.
+PAGES = {"TIFF", "MPO", "ICO", "ICNS", "PSD", "DCX", "MIC", "CUR"}
+# Moving pictures that Pillow decodes: of AVIF, FFmpeg's first stream is a still and alpha is another.
+MOVING = {"AVIF"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A picture that doesn't move.
+
+    Attributes:
+      pixels: uint8[Y,X,3], or uint8[Y,X,4] where something may be transparent.
+      seconds: for which it is shown, as a still GIF may say; else 1.
+      notes: what was left out, a sentence each, without the file's name at the beginning.
+    """
+
+    pixels: np.ndarray
+    seconds: float = 1.0
+    notes: tuple[str, ...] = ()
+
+
+def read_picture(path: Path) -> Picture | None:
+    """The picture in a file; None where the file is none, or one that moves.
+
+    Raises:
+      UserError: there is no such file, it is empty, or the picture in it is damaged or of numbers without a scale.
+    """
+    if not os.path.exists(path):
+        raise UserError(f"There is no file {path}: check the name.")
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder, not a video: name a file in it.")
+    if os.path.isfile(path) and not os.path.getsize(path):
+        raise UserError(f"{path} is empty: its writing or its download failed; do that again.")
+    try:
+        with Image.open(path) as image:
+            several = _several(image)
+            if several and image.format not in PAGES:
+                return None
+            notes = []
+            if several:
+                notes.append(f"holds {getattr(image, 'n_frames', 2)} pictures, of which the first is used.")
+            seconds = float(image.info.get("duration") or 1000) / 1000
+            array, profile = _displayed(image)
+            if not profile:
+                notes.append("has a colour profile that can't be used: its colours are taken as sRGB.")
+            return Picture(array, seconds, tuple(notes))
+    except UserError as error:
+        raise UserError(f"{path} {error}") from error
+    except Image.UnidentifiedImageError:
+        return None
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path} has too many pixels for a picture: make it smaller first.") from error
+    except Exception as error:  # a damaged file makes Pillow's plugins stumble in ways of their own
+        raise UserError(f"{path} can't be read as a picture: {error}; is the file whole?") from error
+
+
+def moving_picture(path: Path) -> list[tuple[float, float]] | None:
+    """(begin, end) in seconds of each picture in a file that moves and that FFmpeg doesn't read; else None."""
+    try:
+        with Image.open(path) as image:
+            if image.format not in MOVING or not _several(image):
+                return None
+            times, end = [], 0.0
+            for number in range(image.n_frames):
+                image.seek(number)
+                image.load()  # only then is its duration known
+                begin, end = end, end + float(image.info.get("duration") or 100) / 1000
+                times.append((begin, end))
+            return times
+    except Image.UnidentifiedImageError:
+        return None
+    except Exception as error:
+        raise UserError(f"{path} can't be read as a moving picture: {error}; is the file whole?") from error
+
+
+def moving_frames(
+    path: Path, times: list[tuple[float, float]], start: float
+) -> Iterator[tuple[float, float, np.ndarray]]:
+    """(begin, end, pixels as `Picture.pixels`) from the picture on show at `start` seconds on."""
+    with Image.open(path) as image:
+        for number, (begin, end) in enumerate(times):
+            if end > start + 1e-6:
+                image.seek(number)
+                yield begin, end, picture_pixels(image)
+
+
+def _several(image: Image.Image) -> bool:
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # a GIF that is cut off between frames
+        return True
+
+
+def picture_pixels(image: Image.Image) -> np.ndarray:
+    """uint8[Y,X,3], or uint8[Y,X,4] where something may be transparent; upright and in sRGB.
+
+    EXIF's orientation and the colour profile are obeyed.
+
+    Raises:
+      UserError: its numbers have no scale that is known: floats beyond 0..1, integers beyond 16 bits.
+    """
+    try:
+        return _displayed(image)[0]
+    except UserError as error:
+        raise UserError(f"The picture {error}") from error
+
+
+def _displayed(image: Image.Image) -> tuple[np.ndarray, bool]:
+    """`picture_pixels`, and whether no colour profile had to be passed over."""
+    profile = image.info.get("icc_profile")
+    image = _eight_bits(ImageOps.exif_transpose(image))
+    alpha = None
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        alpha = image.getchannel("A")
+    if image.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        colours, good = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB"), True
+    elif profile:
+        colours, good = _in_srgb(image, profile)
+    else:
+        colours, good = image.convert("RGB"), True
+    if alpha is not None:
+        colours.putalpha(alpha)
+    return np.asarray(colours), good
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Pillow clips larger numbers and floats where it converts them."""
+    if image.mode == "F":
+        array = np.asarray(image)
+        low, high = float(array.min()), float(array.max())
+        if not (low >= -1e-3 and high <= 1 + 1e-3):
+            raise UserError(
+                f"is a picture of floats from {low:.4g} to {high:.4g}, and only those in 0..1 have a known "
+                f"scale: save it with 8 or 16 bits a channel."
+            )
+        return Image.fromarray((array.clip(0, 1) * 255 + 0.5).astype(np.uint8))
+    if image.mode.startswith("I"):
+        array = np.asarray(image).astype(np.int64)
+        if array.min() < 0 or array.max() > 65535:
+            raise UserError(
+                f"is a picture of integers from {array.min()} to {array.max()}, and only those of 16 bits have a "
+                f"known scale: save it with 8 or 16 bits a channel."
+            )
+        return Image.fromarray((array // 256).astype(np.uint8))
+    return image
+
+
+def _in_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, bool]:
+    """RGB in sRGB, and whether the profile could be used."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        space = source.profile.xcolor_space.strip()
+        mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}[space]
+        if (mode == "CMYK") != (image.mode == "CMYK"):
+            return image.convert("RGB"), False
+        image = image.convert(mode)
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+        if mode == "RGB":  # what is sRGB already stays as it is
+            steps = np.stack(np.meshgrid(*[np.linspace(0, 255, 6).astype(np.uint8)] * 3), -1).reshape(
+                6, -1, 3
+            )
+            cube = Image.fromarray(steps)
+            if np.abs(np.asarray(transform.apply(cube)).astype(int) - steps).max() <= 2:
+                return image, True
+        return transform.apply(image), True
+    except (ImageCms.PyCMSError, KeyError, OSError, ValueError):
+        return image.convert("RGB"), False
+
+
+def opaque(array: np.ndarray) -> np.ndarray:
+    """uint8[...,3] of uint8[...,3 or 4]: what is transparent lies on `BACKDROP`."""
+    if array.shape[-1] == 3:
+        return array
+    alpha = array[..., 3:].astype(np.uint16)
+    return ((array[..., :3] * alpha + np.uint16(BACKDROP) * (255 - alpha) + 127) // 255).astype(np.uint8)
