@@ -68,7 +68,7 @@ def _ability(
     """
 
     def command(model: str, output: str | None, **fields: Any) -> None:
-        own = as_settings(fields)
+        own = as_settings(fields) | as_shape(fields)
 
         def wanted(studio: Any) -> Any:
             from sora_jax import inputs, plans

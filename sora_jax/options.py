@@ -178,9 +178,15 @@ def as_settings(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_shape(fields: dict[str, Any]) -> dict[str, Any]:
-    """What `shape` read, as keywords of `shape.Shape`, those alone that were named; takes them out of `fields`."""
-    own = {name: fields.pop(name) for name in SHAPE if name in fields}
-    return {name: value for name, value in own.items() if value is not None}
+    """What `shape` read, as keywords of `shape.Shape`, those alone that were named; takes them out of `fields`.
+
+    Raises:
+      UserError: the size is named twice.
+    """
+    own = {name: value for name in SHAPE if (value := fields.pop(name, None)) is not None}
+    if "size" in own and ("resolution" in own or "aspect" in own):
+        raise UserError("--size says all of a frame's size: leave out --resolution and --aspect.")
+    return own
 
 
 def bar() -> contextlib.AbstractContextManager[Callable[[int, int], None]]:
