@@ -54,11 +54,9 @@ class Knowledge:
         """Words of `prompt` of which the model knows nothing, each once; none where its vocabulary is open."""
         if not self.vocabulary:
             return ()
-        vocabulary = (*self.vocabulary, *self.paraphrases)
-        known = _stems(vocabulary)
-        for word in vocabulary:
-            if "-" in word:  # "cherry red" is "cherry-red"
-                prompt = re.sub(word.replace("-", r"\s+"), word, prompt, flags=re.IGNORECASE)
+        known, compounds = _vocabulary((*self.vocabulary, *self.paraphrases))
+        # "cherry red" is "cherry-red".
+        prompt = compounds.sub(lambda match: "-".join(match[0].split()), prompt)
         return tuple(dict.fromkeys(word for word in _words(prompt) if not _is_known(word, known)))
 
 
@@ -98,8 +96,11 @@ def _is_known(word: str, known: frozenset[str]) -> bool:
 
 
 @functools.lru_cache(8)
-def _stems(words: tuple[str, ...]) -> frozenset[str]:
-    return frozenset(map(_stem, words))
+def _vocabulary(words: tuple[str, ...]) -> tuple[frozenset[str], re.Pattern[str]]:
+    """Stems of words, and a pattern of those that are written with hyphens, their parts apart."""
+    apart = [re.escape(word).replace(r"\-", r"\s+") for word in words if "-" in word]
+    pattern = rf"\b(?:{'|'.join(apart)})\b" if apart else r"(?!)"
+    return frozenset(map(_stem, words)), re.compile(pattern, re.IGNORECASE)
 
 
 def _stem(word: str) -> str:
