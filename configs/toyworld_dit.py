@@ -1,8 +1,8 @@
 """Trains a packed DiT on toyworld: one compiled step for every mix of durations, resolutions and aspect ratios.
 
-    python -m sora_jax.train --config configs/toyworld_dit.py --workdir runs/dit
+    sora-jax train --config toyworld_dit --workdir runs/dit
 
-The argument is a size of `sora_jax.models.dit.SIZES`: `--config configs/toyworld_dit.py:S`. Other footage is one
+The argument is a size of `sora_jax.models.dit.SIZES`: `--config toyworld_dit:S`. Other footage is one
 field away: `--config.data.source=path/to/videos`. Expected: see experiments/bundled_model/README.md.
 """
 

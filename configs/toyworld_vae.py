@@ -1,6 +1,6 @@
 """Trains the bundled model's autoencoder on toyworld and, where `config.data.source` names files, on footage.
 
-    python -m sora_jax.train --config configs/toyworld_vae.py --workdir runs/vae \
+    sora-jax train --config toyworld_vae --workdir runs/vae \
       --config.data.source=toyworld:0.85,../shared/footage:0.15
 
 Expected on two CPU cores: see experiments/bundled_model/README.md.

@@ -1,14 +1,20 @@
 """Chips and the slices of them that can be had: what the planner and the log of a run know of machines.
 
-Speeds and memory are the vendors' (docs.cloud.google.com/tpu/docs/v5e, /v5p and /v6e; NVIDIA's data sheets of the
-A100, H100 and H200; read in November 2026). Between GPUs' machines a network card of 400 Gbit/s a GPU is taken, of 200
-for the A100. Prices change and differ by region and contract: `--price` overrides them.
+Speeds, memory and links of TPUs are Google's (docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e and /tpu7x), of GPUs
+NVIDIA's (data sheets of the A100 80GB SXM, H100 SXM and H200 SXM), read in November 2026. Between GPUs' machines a
+network card of 400 Gbit/s a GPU is taken, of 200 for the A100. Prices change and differ by region and contract:
+`--price` overrides them.
+
+Slices: the pages of v5e and v6e list theirs. Those of v4 say AxBxC with A <= B <= C, each up to four or a multiple of
+four; v5p's and tpu7x's list the same up to the largest job. libtpu 0.0.52 accepts more (v5e:32x32) and sees v4 and
+tpu7x as two devices a chip; v4's machines join its two cores to one device, which libtpu calls "megacore".
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import math
 
 from sora_jax.errors import UserError
@@ -18,7 +24,7 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip, as programs see it: a device.
+    """A kind of chip. All figures but `dollars` are those of a device, which is what programs see: a chip or a part.
 
     Attributes:
       kinds: how `jax.Device.device_kind` begins.
@@ -26,10 +32,12 @@ class Chip:
       memory: bytes that programs may use.
       bandwidth: bytes a second between memory and chip.
       network: bytes a second to other chips, out of a chip, over all its links (a torus' links, NVLink).
-      dollars: an hour.
+      dollars: an hour of a chip.
       price: where that is from.
-      slices: that can be had, AxB or AxBxC; empty: any number of chips.
+      slices: that can be had, AxB or AxBxC, by number of chips; empty: any number of chips.
       machine, across: of GPUs, how many share those links, and bytes a second out of a chip to other machines.
+      devices: of a chip.
+      layout: libtpu's name for how a chip's cores are joined, where it isn't the default.
     """
 
     kinds: tuple[str, ...]
@@ -42,29 +50,45 @@ class Chip:
     slices: tuple[str, ...] = ()
     machine: int = 0
     across: float = 0.0
+    devices: int = 1
+    layout: str = ""
 
     def links(self, count: int) -> float:
-        """Bytes a second out of a chip, among so many."""
+        """Bytes a second out of a device, among so many."""
         return self.across if self.machine and count > self.machine else self.network
 
 
+def _cubes(most: int) -> tuple[str, ...]:
+    """Slices of a 3-D torus of at most so many chips; of those with as many chips the nearest to a cube first."""
+    sides = range(4, most // 16 + 1, 4)
+    whole = [
+        (a, b, c)
+        for a, b in itertools.combinations_with_replacement(sides, 2)
+        if a * b * b <= most
+        for c in range(b, most // (a * b) + 1, 4)
+    ]
+    whole.sort(key=lambda one: (math.prod(one), sum(one)))
+    return *_SMALL, *("x".join(map(str, one)) for one in whole)
+
+
 _GOOGLE = "about Google Cloud's list price on demand, us regions, 2025: not looked up again, so look it up"
+_UNKNOWN = "a guess: no list price was found, so look it up"
 _CLOUDS = "about what GPU clouds asked on demand in 2025; they differ by half"
 _SQUARES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-_CUBES = (
-    *("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
-    *("8x8x16", "8x16x16", "16x16x16", "16x16x24"),
-)
+_SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 CHIPS = {
+    "v4": Chip(("TPU v4",), 275e12, 32 * GIB, 1200e9, 300e9, 3.22, _GOOGLE, _cubes(4096), layout="megacore"),
     "v5e": Chip(("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 819e9, 200e9, 1.20, _GOOGLE, _SQUARES),
-    "v5p": Chip(("TPU v5",), 459e12, 95 * GIB, 2765e9, 600e9, 4.20, _GOOGLE, _CUBES),
+    "v5p": Chip(("TPU v5",), 459e12, 95 * GIB, 2765e9, 600e9, 4.20, _GOOGLE, _cubes(6144)),
     "v6e": Chip(("TPU v6",), 918e12, 32 * GIB, 1638e9, 400e9, 2.70, _GOOGLE, _SQUARES),
+    # 2,307 TFLOP/s, 192 GiB, 7,380 GB/s and 600 GB/s out of a chip of two devices.
+    "tpu7x": Chip(
+        ("TPU7x", "TPU v7x"), 1153.5e12, 96 * GIB, 3690e9, 300e9, 12.00, _UNKNOWN, _cubes(9216), devices=2
+    ),
     "a100": Chip(("NVIDIA A100",), 312e12, 80 * GIB, 2039e9, 300e9, 1.80, _CLOUDS, (), 8, 25e9),
     "h100": Chip(("NVIDIA H100 80GB HBM3",), 989e12, 80 * GIB, 3350e9, 450e9, 3.00, _CLOUDS, (), 8, 50e9),
     "h200": Chip(("NVIDIA H200",), 989e12, 141e9, 4800e9, 450e9, 3.80, _CLOUDS, (), 8, 50e9),
 }
-# Measured against, and not planned for.
-_OLDER = {"v4": Chip(("TPU v4",), 275e12, 32 * GIB, 1228e9, 300e9, 3.22, _GOOGLE)}
 TPUS = tuple(name for name, chip in CHIPS.items() if chip.slices)
 
 
@@ -75,7 +99,7 @@ class Topology:
     Attributes:
       name: as it is written.
       kind: a name of `CHIPS`, or "cpu".
-      count: of chips.
+      count: of devices, which are what programs see; most chips are one, tpu7x is two.
     """
 
     name: str
@@ -88,11 +112,16 @@ class Topology:
         return CHIPS.get(self.kind)
 
     @property
+    def chips(self) -> int:
+        """Their number."""
+        return self.count // (self.chip.devices if self.chip else 1)
+
+    @property
     def is_tpu(self) -> bool:
         return self.kind in TPUS
 
     def of(self, count: int) -> Topology:
-        """The first of its kind of at least so many chips; the largest, where there is none."""
+        """The first of its kind of at least so many devices; the largest, where there is none."""
         chip = self.chip
         names = [f"{self.kind}:{shape}" for shape in chip.slices] if chip else []
         if not names:
@@ -109,22 +138,49 @@ def read_topology(text: str) -> Topology:
     """
     kind, _, shape = text.strip().lower().partition(":")
     if kind != "cpu" and kind not in CHIPS:
-        near = difflib.get_close_matches(kind, CHIPS, 1)
+        near = difflib.get_close_matches(kind, CHIPS, 1, 0.4)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(
             f"No chip is called {kind!r}: {hint}There are {', '.join(CHIPS)}, written as v5p:8x8x8 or h100:64."
         )
-    slices = CHIPS[kind].slices if kind in CHIPS else ()
+    chip = CHIPS.get(kind)
+    slices = chip.slices if chip else ()
     if slices and shape not in slices:
         raise UserError(
-            f"There is no slice {shape or 'without a shape'} of {kind} chips: those that there are are "
-            f"{', '.join(f'{kind}:{one}' for one in slices)}."
+            f"There is no slice {shape or 'without a shape'} of {kind} chips: {_nearest(kind, shape)}; sora-jax plan "
+            "--chips lists what there is."
         )
     if not slices and not (shape.isdecimal() and int(shape) > 0):
         raise UserError(f"{text!r} names no number of chips: write {kind}:8 for eight.")
-    return Topology(f"{kind}:{shape}", kind, math.prod(int(side) for side in shape.split("x")))
+    count = math.prod(int(side) for side in shape.split("x"))
+    return Topology(f"{kind}:{shape}", kind, count * (chip.devices if chip else 1))
+
+
+def describe_slices(chip: Chip) -> str:
+    """Its slices, in words."""
+    if not chip.slices:
+        return "any number"
+    if chip.slices == _SQUARES:
+        return ", ".join(chip.slices)
+    most = max(math.prod(map(int, shape.split("x"))) for shape in chip.slices)
+    return f"{', '.join(_SMALL)}, and AxBxC of multiples of four, A <= B <= C, to {most:,} chips"
+
+
+def _nearest(kind: str, shape: str) -> str:
+    """The slices next to one that there isn't: of fewer and of more chips."""
+    slices, sides = CHIPS[kind].slices, shape.split("x")
+    if not all(side.isdecimal() and 0 < int(side) < 10**6 for side in sides):
+        return f"write one as {kind}:{slices[2]}"
+    chips = lambda shape: math.prod(map(int, shape.split("x")))
+    fewer = [one for one in slices if chips(one) <= chips(shape)]
+    more = [one for one in slices if chips(one) >= chips(shape)]
+    # Of those with as many chips the first, which is nearest to a cube.
+    near = dict.fromkeys(
+        [*filter(None, (max(fewer, key=chips, default=""), min(more, key=chips, default="")))]
+    )
+    return f"the nearest {'are' if len(near) > 1 else 'is'} {' and '.join(f'{kind}:{one}' for one in near)}"
 
 
 def chip_of(device_kind: str) -> Chip | None:
     """What is known of a device, by its kind."""
-    return next((chip for chip in (CHIPS | _OLDER).values() if device_kind.startswith(chip.kinds)), None)
+    return next((chip for chip in CHIPS.values() if device_kind.startswith(chip.kinds)), None)

@@ -37,6 +37,7 @@ from sora_jax.options import (
 from sora_jax.plan.command import plan
 from sora_jax.terminal import VIDEO_SUFFIXES, Number, place_outputs, progress_bar, table
 from sora_jax.texts import read_text
+from sora_jax.train.config_command import config_command
 
 
 class Group(click.Group):
@@ -137,13 +138,13 @@ def models(folders: tuple[str, ...]) -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def train(context: click.Context, arguments: tuple[str, ...]) -> None:
-    """Train: --config configs/x.py --workdir runs/x [--config.key=value ...]."""
+    """Train: --config toyworld_dit --workdir runs/x [--config.key=value ...]."""
     from sora_jax.train.__main__ import main as train_main
 
     context.exit(train_main(list(arguments) or ["--help"]))
 
 
-for command in (*COMMANDS, info, evaluate, plan):
+for command in (*COMMANDS, info, evaluate, plan, config_command):
     cli.add_command(command)
 
 

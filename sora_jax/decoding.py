@@ -9,6 +9,7 @@ import itertools
 import math
 import os
 import re
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +22,7 @@ from av.video.reformatter import ColorRange, ColorTrc
 
 from sora_jax.containers import EXACT, Path, open_container
 from sora_jax.errors import UserError
-from sora_jax.timing import SHORTEST, even_rate, first_instant
+from sora_jax.timing import SHORTEST, even_rate, first_instant, snapped
 
 # Their usual decoders know nothing of transparency.
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
@@ -71,6 +72,33 @@ class Header:
     still: bool = False
 
 
+def why_unreadable(path: Path, otherwise: str) -> str:
+    """What a look at the bytes of a file tells of why FFmpeg can't read it, with what to do."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        head = file.read(1 << 16)
+        if not head.strip(b"\0"):
+            return "it begins with zeros alone, as unfinished downloads do; fetch it again"
+        if head.startswith(b"version https://git-lfs"):
+            return "it is a pointer of Git LFS; run git lfs pull"
+        if head[:256].lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"{")):
+            return "it is a text, such as the page of a failed download; fetch it again"
+        if head[4:8] == b"ftyp":  # mp4 and mov are boxes, each a length and a name
+            place, boxes = 0, []
+            while place + 8 <= size and len(boxes) < 1000:
+                file.seek(place)
+                length, name = struct.unpack(">I4s", file.read(8))
+                if length == 1:
+                    (length,) = struct.unpack(">Q", file.read(8).rjust(8, b"\0"))
+                boxes.append(name)
+                place = size if length == 0 else place + max(length, 8)
+            if b"moov" not in boxes:
+                return "it is cut off before its index, which such a file has at its end; copy or record it again"
+            if place > size:
+                return "its end is missing; copy or fetch it again"
+    return f"it is damaged, cut off or of another kind ({otherwise})"
+
+
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[tuple[Any, Any]]:
     """PyAV's (container, stream of pictures) of a video file.
@@ -82,7 +110,7 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
         container = open_container(path)
     except (av.FFmpegError, OSError) as error:
         raise UserError(
-            f"{path} can't be read as a video: it is damaged, cut off or of another kind ({error.strerror})."
+            f"{path} can't be read as a video: {why_unreadable(path, error.strerror)}."
         ) from error
     with container:
         if container.format.name == "tty":  # FFmpeg films the scrolling text of any .txt
@@ -129,7 +157,7 @@ def _header(path: str, *content: int) -> Header:
         ratio = float(stream.sample_aspect_ratio or 1)
         stretch = ratio if 0.1 < ratio < 10 else 1.0  # anything else is damage
         size = displayed_size((context.height, context.width), stretch)
-        size = size[::-1] if _axes(_matrix_of(container, stream))[0] else size
+        size = size[::-1] if _axes(_matrix_of(path, stream))[0] else size
         high_range = context.color_trc in (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
         frames = stream.frames or None
         if math.isnan(seconds) or context.name == "gif" or fps * SHORTEST < 1:
@@ -180,14 +208,15 @@ def _times(container: Any, stream: Any, fps: float, to_the_end: bool) -> tuple[n
     return np.array([begin for begin, _ in spans]), end, most is None or len(spans) < most
 
 
-def _matrix_of(container: Any, stream: Any) -> np.ndarray | None:
+def _matrix_of(path: str, stream: Any) -> np.ndarray | None:
     """A stream's display matrix, i32[9]."""
     if hasattr(stream.codec_context, "coded_side_data"):
         data = stream.codec_context.coded_side_data.get("display_matrix")
         return None if data is None else np.frombuffer(data, np.int32)
     # An older PyAV doesn't tell, but the first frame does.
-    first = next(_readable(container, stream, []), None)
-    return None if first is None else _frame_matrix(first)
+    with opened(path) as (container, again):
+        first = next(_readable(container, again, []), None)
+        return None if first is None else _frame_matrix(first)
 
 
 def _axes(matrix: np.ndarray | None) -> tuple[bool, bool, bool]:
@@ -254,8 +283,12 @@ def pixels(frame: Any, name: str) -> np.ndarray:
 
 
 def _frame_matrix(frame: Any) -> np.ndarray | None:
-    data = frame.side_data.get(Type.DISPLAYMATRIX)
-    return None if data is None else np.frombuffer(bytes(data), np.int32)
+    with contextlib.suppress(
+        ValueError
+    ):  # an older PyAV stumbles over kinds that it doesn't know, such as EXIF's
+        data = frame.side_data.get(Type.DISPLAYMATRIX)
+        return None if data is None else np.frombuffer(bytes(data), np.int32)
+    return None
 
 
 def turned(frame: Any) -> bool:
@@ -313,8 +346,9 @@ def taken_from(path: Path, start: float) -> float:
     """
     if start <= 0:
         return 0.0
-    begin, _, _ = next(decoded(path, start), (start, start, None))
-    return first_instant(begin, start, header(path).fps)
+    fps = header(path).fps
+    begin, _, _ = next(snapped(decoded(path, start), fps), (start, start, None))
+    return first_instant(begin, start, fps)
 
 
 def packets(container: Any, stream: Any) -> Iterator[Any]:

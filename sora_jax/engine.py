@@ -24,7 +24,17 @@ from sora_jax.diffusion.canvas import (
     lay_streams,
     make_canvas,
 )
-from sora_jax.filling import Progress, Settings, Task, fill, fill_streams, transformer, window
+from sora_jax.filling import (
+    Progress,
+    Settings,
+    Task,
+    fill,
+    fill_streams,
+    segment_places,
+    segment_tokens,
+    transformer,
+    window,
+)
 from sora_jax.models.bundle import Bundle
 from sora_jax.models.dit import DiT
 from sora_jax.models.text import TextEncoder, load_text_encoder
@@ -138,8 +148,18 @@ class Engine:
             check_pixels(work)
 
     def sigma(self, strength: np.ndarray, frame_tokens: int, latent_frames: int) -> np.ndarray:
-        """The noise level where repainting of a strength (share of the solver's way, 0…1) starts."""
-        tokens = frame_tokens * min(latent_frames, self.window(frame_tokens))
+        """The noise level where repainting of a strength (share of the solver's way, 0…1) starts.
+
+        Args:
+          strength: of the whole canvas.
+          frame_tokens: of a latent frame, in one of the `filling.segment_places`. More than such a place holds are
+            taken as those of a frame that is cut.
+          latent_frames: of the canvas.
+        """
+        most = self.bundle.limits.frame_tokens
+        if most and strength.max() < 1:
+            frame_tokens = min(frame_tokens, most)
+        tokens = segment_tokens(self.bundle, frame_tokens, latent_frames)
         factor = flow.shift_factor(jnp.array(tokens), self.bundle.base_tokens)
         levels = np.asarray(flow.shift(jnp.asarray(strength, jnp.float32), factor))
         return np.where(strength <= 0, 0.0, levels).astype(np.float32)
@@ -174,9 +194,11 @@ class Engine:
                 pieces = encode_stream(self.vae, frames[index[: 1 + GROUP * (needed - 1)]], self.tiles)
                 latent[:needed] = np.concatenate(list(pieces))
             latents.append(latent)
-        tokens = self.frame_tokens(Y, X) if self.bundle.dit else 1
-        length = sum(len(stream.ends) for stream in streams)
-        start = strength if self.bundle.dit is None else self.sigma(strength, tokens, length)
+        start = strength
+        if self.bundle.dit is not None:
+            _, _, *sides = segment_places(self.bundle, self.cells(Y, X), blank=bool(strength.max() == 1))[0]
+            tokens = math.prod(sides) // math.prod(self.dit.config.patch[1:])
+            start = self.sigma(strength, tokens, sum(len(stream.ends) for stream in streams))
         return make_canvas(streams, latents, start, sketch.fps, self.vae.config.compression)
 
     def decode(self, canvas: Canvas, frames: int, height: int, width: int) -> np.ndarray:

@@ -6,7 +6,9 @@ import contextlib
 import errno
 import os
 import pathlib
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 
 
@@ -21,26 +23,49 @@ class UserError(ValueError):
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """Yields a temporary path beside `path` that takes its place only if the block succeeds.
 
-    A block that fails leaves whatever stood at `path` untouched and nothing beside it.
+    A block that fails leaves whatever stood at `path` untouched and nothing beside it; so does one during which
+    the program is told to end, by Ctrl-C or by a signal that would end it at once (SIGTERM, SIGHUP).
 
     Raises:
       UserError: the folder can't be written or the disk is full.
     """
     path = pathlib.Path(path)
     temporary: pathlib.Path | None = None
+    with _ending_by_exception():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+            temporary = pathlib.Path(name)
+            os.close(handle)
+            yield temporary
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        except OSError as error:
+            raise as_user_error(error, path) from error
+        finally:
+            if temporary is not None:
+                temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _ending_by_exception() -> Iterator[None]:
+    """Signals that would end the process at once raise SystemExit within the block, so that it can clean up."""
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    # Only the main thread may; and what the program already does about a signal stays.
+    at_once = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        at_once = []
+    for number in at_once:
+        signal.signal(number, end)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-        os.close(handle)
-        temporary = pathlib.Path(name)
-        yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise as_user_error(error, path) from error
+        yield
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        for number in at_once:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def as_user_error(error: OSError, path: str | os.PathLike[str]) -> UserError:

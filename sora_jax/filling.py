@@ -20,11 +20,11 @@ from sora_jax.data.patches import patchify, unpatchify
 from sora_jax.diffusion import flow
 from sora_jax.diffusion.canvas import Canvas, blend_windows, space_windows, to_run
 from sora_jax.diffusion.continuous import Queue, Request, Room
-from sora_jax.diffusion.guidance import METHODS, Guidance
+from sora_jax.diffusion.guidance import METHODS, Guidance, zero_init
 from sora_jax.diffusion.sampler import SOLVERS
 from sora_jax.diffusion.windowed import Windowed
 from sora_jax.errors import UserError
-from sora_jax.models.attention import best_backend
+from sora_jax.models.attention import choose
 from sora_jax.models.bundle import Bundle
 from sora_jax.models.dit import DiT
 from sora_jax.models.text import TextEncoder
@@ -53,9 +53,9 @@ class Settings:
       steps: of the solver.
       guidance: weight of the words; 1 is none.
       solver: a name of `sampler.SOLVERS`.
-      guidance_method: a name of `guidance.METHODS`.
+      guidance_method: a name of `guidance.METHODS`; "zero" also leaves out the first 4% of the steps, at least one.
       guidance_interval: (lowest, highest) σ between which guidance acts.
-      guidance_rescale: 0 to 1, how far what guidance adds in contrast is taken back.
+      guidance_rescale: 0 to 1, how far what guidance adds in contrast is taken back, as in diffusers.
       given_guidance: weight of what is given (pictures, clips) apart from the words; 1 is none.
       negative: words for what is not to be seen.
       strict: words that the model doesn't know are refused; otherwise a note names them.
@@ -143,6 +143,30 @@ def window(bundle: Bundle, frame_tokens: int) -> int:
     limits, by = bundle.limits, transformer(bundle).config.patch[0]
     fit = limits.tokens // max(frame_tokens, 1) * by
     return min(fit, limits.latent_frames or fit)
+
+
+def segment_places(bundle: Bundle, cells: tuple[int, int], blank: bool) -> list[tuple[int, int, int, int]]:
+    """Windows (top, left, height, width), in cells, of a frame of `cells` (y, x): each is a segment of its own.
+
+    Args:
+      blank: whether some of the canvas is painted from nothing. Then a frame is one segment, as its parts would not
+        know what the others show; else a frame larger than training's is cut.
+    """
+    patch, most = transformer(bundle).config.patch, bundle.limits.frame_tokens
+    if most and not blank and math.prod(cells) // math.prod(patch[1:]) > most:
+        return space_windows(cells, patch, most)
+    return [(0, 0, *cells)]
+
+
+def segment_tokens(bundle: Bundle, frame_tokens: int, latent_frames: int) -> int:
+    """Tokens of the first segment of a canvas, which its noise levels are shifted by (`flow.shift_factor`).
+
+    Args:
+      frame_tokens: of a latent frame, in one of the `segment_places`.
+      latent_frames: of the canvas.
+    """
+    by = transformer(bundle).config.patch[0]
+    return frame_tokens * math.ceil(min(latent_frames, window(bundle, frame_tokens)) / by)
 
 
 def fill(
@@ -255,7 +279,9 @@ def _room(bundle: Bundle, runs: Sequence[Run]) -> Room:
         1, times * limits.tokens, text * limits.row_text, times * MOST_RUNS, times * MOST_CONDITIONS
     )
     rows = lambda room: len(share_rows(runs, room.tokens, room.text, room.runs, room.conditions))
-    times = min(rows(room(1, 1)), LONGEST_ROW[best_backend()])
+    config = transformer(bundle).config
+    backend = choose(config.attention, config.dtype, config.width // config.heads)
+    times = min(rows(room(1, 1)), LONGEST_ROW[backend])
     text = next(text for text in range(1, times + 1) if rows(room(times, text)) == rows(room(times, times)))
     return room(times, text)
 
@@ -271,11 +297,8 @@ class _Job:
         self.config, self.base_tokens = transformer(bundle).config, bundle.base_tokens
         patch, limits = self.config.patch, bundle.limits
         t, y, x = task.canvas.grid
-        self.places = [(0, 0, y, x)]
-        frame_tokens = y * x // math.prod(patch[1:])
-        if limits.frame_tokens and frame_tokens > limits.frame_tokens and task.canvas.start.max() < 1:
-            self.places = space_windows((y, x), patch, limits.frame_tokens)
-            frame_tokens = math.prod(self.places[0][2:]) // math.prod(patch[1:])
+        self.places = segment_places(bundle, (y, x), blank=bool(task.canvas.start.max() == 1))
+        frame_tokens = math.prod(self.places[0][2:]) // math.prod(patch[1:])
         most = window(bundle, frame_tokens)
         by = patch[0]
         if most < min(t, 2 * by):
@@ -314,7 +337,10 @@ class _Job:
         settings = self.task.settings
         factor = flow.shift_factor(jnp.array(len(run.patches)), self.base_tokens)
         levels = np.asarray(flow.schedule(settings.steps, factor, float(run.start.max())))
-        return Request(run, patchify(noise, self.config.patch), levels, settings.weights, self.negative)
+        weights = settings.weights
+        if settings.guidance_method == "zero" and weights.passes() > 1 and weights.high == 1:
+            weights = dataclasses.replace(weights, hold=zero_init(factor))
+        return Request(run, patchify(noise, self.config.patch), levels, weights, self.negative)
 
     def take(self, place: int, patches: np.ndarray) -> bool:
         """Takes what fills a place of its window; true where that was the window's last."""

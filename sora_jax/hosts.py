@@ -1,34 +1,26 @@
 """Several hosts: the same program, started once on each, joined into one job.
 
-The hosts meet (`meeting`), then start `jax.distributed` at the same address. What they tell each other goes over its
-table of keys, not over the devices, and may wait for as long as it takes.
+The hosts meet (`meeting`, which says why), then start `jax.distributed` at the same address. What they tell each other
+goes over the connections by which they met, not over the devices, and may wait for as long as it takes.
 
 A host is a process: under SLURM or Open MPI there may be several on a machine, one a GPU.
 """
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
-import itertools
-import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax._src import distributed  # its client has no public name
-from jax._src.clusters import ClusterEnv
 
 from sora_jax.errors import UserError
 from sora_jax.meeting import Watch, end_process, meet
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "SORA_JAX_HOSTS", "SORA_JAX_HOST"
-_DAY = 24 * 3600 * 1000  # milliseconds: the watch ends what waits in vain
-_rounds = itertools.count()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +55,9 @@ class Hosts:
           UserError: something is missing or no number, or there is no cluster that is known.
         """
         if self.count == "auto":
+            # No public call tells this without joining at once, which ends the process where a host is missing.
+            from jax._src.clusters import ClusterEnv
+
             try:
                 address, count, index, _ = ClusterEnv.auto_detect_unset_distributed_params(
                     None, None, None, None, None, int(self.join_timeout)
@@ -113,8 +108,7 @@ def join(config: Hosts, about: Any = None) -> int:
         return 0
     peers = meet(address, count, index, config.join_timeout, about)
     _watch = Watch(peers, index, config.host_timeout)
-    _delay_abort()
-    # Signals stay this program's own, see `train.loop`; the other one is what several hosts' CPUs speak.
+    # SIGTERM stays this program's own, see `train.stopping`; the other one is what several hosts' CPUs speak.
     jax.config.update("jax_enable_preemption_service", False)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
@@ -124,35 +118,27 @@ def join(config: Hosts, about: Any = None) -> int:
         # By itself it would take a SLURM task's number for its GPU's where the user named the hosts.
         cluster_detection_method=None if config.count == "auto" else "deactivate",
         initialization_timeout=int(config.join_timeout),
+        # Later than the watch, which ends a process with a sentence: JAX aborts it.
         heartbeat_timeout_seconds=int(3 * config.host_timeout) + 10,
         shutdown_timeout_seconds=int(config.host_timeout) + 10,
     )
     return index
 
 
-def _delay_abort() -> None:
-    """Gives the watch time to say why, where JAX's own client finds host 0 gone first and aborts the process.
-
-    The handler is the C library's `sleep`, whose argument is then the signal's number: six seconds.
-    """
-    library = ctypes.CDLL(None)
-    library.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
-    library.signal.restype = ctypes.c_void_p
-    library.signal(signal.SIGABRT, ctypes.cast(library.sleep, ctypes.c_void_p))
-
-
 def exchange(value: Any) -> list[Any]:
-    """Every host's JSON-able value, in their order; returns when all have called it. All must, in the same order."""
-    count, index = jax.process_count(), jax.process_index()
-    if count == 1:
-        return [value]
-    client, number = distributed.global_state.client, next(_rounds)
-    client.key_value_set(f"sora_jax/{number}/{index}", json.dumps(value))
-    texts = [client.blocking_key_value_get(f"sora_jax/{number}/{i}", _DAY) for i in range(count)]
-    if number:
-        # Who answered in this round has read everything of the one before.
-        client.key_value_delete(f"sora_jax/{number - 1}/{index}")
-    return [json.loads(text) for text in texts]
+    """Every host's JSON-able value, in their order; returns when all have called it. All must, in the same order.
+
+    Raises:
+      UserError: JAX knows of other processes, which didn't join by `join`.
+    """
+    if _watch is not None:
+        return _watch.exchange(value)
+    if jax.process_count() > 1:
+        raise UserError(
+            "This process was joined to others by jax.distributed.initialize: call sora_jax.hosts.join instead, or "
+            "start training with --hosts."
+        )
+    return [value]
 
 
 def barrier() -> None:

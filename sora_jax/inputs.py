@@ -18,6 +18,7 @@ from sora_jax.errors import UserError
 from sora_jax.filling import Settings
 from sora_jax.media import Media, read_media
 from sora_jax.shape import Shape
+from sora_jax.timing import frame_step
 from sora_jax.video import Video, frame_size
 
 STILL_FPS = 8.0  # of what is made from a picture, which has no rate
@@ -77,8 +78,8 @@ def take(engine: Engine, source: Source, shape: Shape = AS_IT_IS, seconds: float
     part, limits, fps = as_part(source), engine.bundle.limits, shape.fps
     first = part.read(1e-6, fps=fps)
     Y, X = own = first.video.size
-    picture = (first.source_frames, first.source_fps) == (1, 1)
-    slower = fps is None and 0 < limits.fps < first.video.fps - 1e-6
+    picture = first.source_frames == 1 and first.source_fps <= 1  # a still GIF may last longer than a second
+    slower = fps is None and limits.fps > 0 and frame_step(first.video.fps, limits.fps) > 1
     if fps is None and (picture or slower):
         fps = limits.fps if slower else min(STILL_FPS, limits.fps or STILL_FPS)
     high, wide = size = size_of(engine, own, shape)

@@ -192,22 +192,15 @@ def _result_size(size: tuple[int, int], stretch: float, resolution: int | None) 
 
 def _changes(reader: Reader, video: Video, source_size: tuple[int, int]) -> Iterator[str]:
     name, report = reader.report.name, reader.report
-    for note in report.notes:
-        yield f"{name} {note}"
     if video.size != source_size:
         (height, width), (new_height, new_width) = source_size, video.size
         square = "" if reader.header.stretch == 1 else ", its own not being square"
         yield f"{name} was resized from {width}x{height} to {new_width}x{new_height} pixels{square}."
-    if len(report.sizes) > 1:
-        yield f"{name} changes its size midway: all frames were brought to that of the first."
     if reader.header.frames != 1 and not math.isclose(video.fps, report.fps, rel_tol=1e-6):
         yield f"{name} was taken from {report.fps:.4g} to {video.fps:.4g} frames a second."
     if report.uneven and not report.lost:
         yield f"{name} has frames at uneven times: {video.fps:.4g} even ones a second show what is on show then."
-    if report.transparent:
-        yield f"{name} is transparent in places: it was laid on white."
-    if report.high_range:
-        yield f"{name} has HDR colours, which look pale here: convert it to SDR first if that matters."
+    yield from report.remarks()
 
 
 def _losses(report: Report, start: float, end: float) -> Iterator[str]:

@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Iterator
 
+import av
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
@@ -20,6 +21,8 @@ BACKDROP = (255, 255, 255)
 PAGES = {"TIFF", "MPO", "ICO", "ICNS", "PSD", "DCX", "MIC", "CUR"}
 # Moving pictures that Pillow decodes: of AVIF, FFmpeg's first stream is a still and alpha is another.
 MOVING = {"AVIF"}
+if "webp_anim" not in av.formats_available:  # an older FFmpeg
+    MOVING |= {"WEBP"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,12 +81,12 @@ def moving_picture(path: Path) -> list[tuple[float, float]] | None:
         with Image.open(path) as image:
             if image.format not in MOVING or not _several(image):
                 return None
-            times, end = [], 0.0
+            times, end = [], 0.0  # in milliseconds, whose sums are exact
             for number in range(image.n_frames):
                 image.seek(number)
                 image.load()  # only then is its duration known
-                begin, end = end, end + float(image.info.get("duration") or 100) / 1000
-                times.append((begin, end))
+                begin, end = end, end + float(image.info.get("duration") or 100)
+                times.append((begin / 1000, end / 1000))
             return times
     except Image.UnidentifiedImageError:
         return None

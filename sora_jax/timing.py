@@ -16,6 +16,8 @@ SHORTEST = 1 / 24
 SAME_RATE = 0.01
 # Of pictures: a few that come at bad times don't make a file's rate.
 NEARLY_ALL = 0.95
+# Seconds by which a time may be off, by a container's rounding or a camera's clock, and at most that part of a frame.
+JITTER, OF_A_FRAME = 0.02, 0.25
 
 
 def even_rate(begins: np.ndarray, end: float, average: float) -> float:
@@ -35,11 +37,10 @@ def even_rate(begins: np.ndarray, end: float, average: float) -> float:
     if average * SHORTEST >= 1 or not len(begins):
         return average
     instants = begins[0] + np.arange(math.ceil((end - begins[0]) * average - 1e-3)) / average
-    quarter = 0.25 / average
-    places = (begins - begins[0]) * average
-    snapped = np.where(abs(places - places.round()) < 0.25, begins[0] + places.round() / average, begins)
+    ideal = begins[0] + ((begins - begins[0]) * average).round() / average
+    begins = np.where(abs(begins - ideal) < _slack(average), ideal, begins)
     seen = np.zeros(len(begins), bool)
-    seen[np.searchsorted(snapped, instants + quarter * 1e-2, "right") - 1] = True
+    seen[np.searchsorted(begins, instants + 1e-3 / average, "right") - 1] = True
     lasting = lengths >= SHORTEST * 0.999
     if seen[lasting].all() and seen.mean() >= NEARLY_ALL:
         return average
@@ -69,17 +70,19 @@ def first_instant(begin: float, start: float, fps: float) -> float:
 def snapped(
     moments: Iterator[tuple[float, float, Frame]], fps: float
 ) -> Iterator[tuple[float, float, Frame]]:
-    """(start, end, frame) where times within a quarter of a frame of `fps` a second's even ones become these.
-
-    Containers round times, and cameras' clocks are not even to the millisecond.
-    """
+    """(start, end, frame) where times that nearly are those of `fps` even frames a second become these."""
+    slack = _slack(fps)
 
     def near(second: float) -> float:
-        place = second * fps
-        return round(place) / fps if abs(place - round(place)) < 0.25 else second
+        ideal = round(second * fps) / fps
+        return ideal if abs(second - ideal) < slack else second
 
     for begin, end, frame in moments:
         yield near(begin), near(end), frame
+
+
+def _slack(fps: float) -> float:
+    return min(OF_A_FRAME / fps, JITTER)
 
 
 def evenly(

@@ -194,6 +194,16 @@ class Report:
     end: float = math.inf
     notes: tuple[str, ...] = ()
 
+    def remarks(self) -> tuple[str, ...]:
+        """Sentences on what the frames read so far are, where that changes how they look here."""
+        found = {
+            "changes its size midway: all frames were brought to that of the first.": len(self.sizes) > 1,
+            "is transparent in places: it was laid on white.": self.transparent,
+            "has HDR colours, which look pale here: convert it to SDR first if that matters.": self.high_range,
+        }
+        sentences = [*self.notes, *(sentence for sentence, true in found.items() if true)]
+        return tuple(f"{self.name} {sentence}" for sentence in sentences)
+
     def damage(self, start: float = 0.0, end: float = math.inf) -> tuple[str, ...]:
         """Sentences on what is missing between two times; none where all is there that should be."""
         sentences = []

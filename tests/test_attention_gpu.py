@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
 
+from sora_jax.errors import UserError
 from sora_jax.models import attention
 from sora_jax.models.attention_blocks import CHECKPOINT, spans
 from sora_jax.models.attention_gpu import Tile, Tiles, flash, missing
@@ -119,18 +120,24 @@ def test_it_lowers_for_cuda_at_dit_xl_s_shapes():
 
 @pytest.mark.parametrize(("why", "taken"), [(None, "gpu"), ("it's old", "reference")])
 def test_a_gpu_takes_its_kernel_where_it_can(monkeypatch, caplog, why, taken):
+    attention._say.cache_clear()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(attention, "missing", lambda: why)
+    monkeypatch.setattr(attention, "check_kernel", lambda *_: None)
     backends = {name: lambda *_, name=name: name for name in attention.BACKENDS}
     monkeypatch.setattr(attention, "BACKENDS", backends)
-    arrays = (np.zeros((1, 4, 1, 16), np.float32),) * 3, np.ones((1, 4), np.int32)
-    for asked in ("auto", "gpu", "tpu"):
-        assert attention.attend(*arrays[0], arrays[1], asked) == taken
-    assert attention.attend(*arrays[0], arrays[1], "cpu") == "cpu"
-    said = "Attention 'gpu' can't run here, as it's old: 'reference' is taken."
-    assert (said in caplog.messages) == bool(why)
-    others = [message for message in caplog.messages if "needs another machine" in message]
-    assert others == [f"Attention 'tpu' needs another machine than this one (gpu): {taken!r} is taken."]
+    q, ids = np.zeros((1, 4, 1, 16), np.float32), np.ones((1, 4), np.int32)
+    for asked in ("auto", "tpu", "auto"):
+        assert attention.attend(q, q, q, ids, asked) == taken
+    assert attention.attend(q, q, q, ids, "cpu") == "cpu"
+    said = ["Attention 'gpu' can't be used here (cpu, float32, heads of 16): it's old; 'reference' is taken"]
+    others = ["Attention 'tpu' needs another machine than this one (gpu): the best of this one is taken."]
+    assert [message for message in caplog.messages if "other" in message] == others
+    told = [message.partition(", which")[0] for message in caplog.messages if "other" not in message]
+    assert told == (said if why else [])
+    if why:
+        with pytest.raises(UserError, match="it's old. Set dit.attention to auto"):
+            attention.attend(q, q, q, ids, "gpu")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Checkpoints: as one, exact, and with a sentence where they can't be."""
 
+import functools
+import json
 import shutil
 from collections import namedtuple
 
@@ -8,8 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
+from sora_jax.config import complete
 from sora_jax.errors import UserError
+from sora_jax.train import checkpoint, config_files
 from sora_jax.train.checkpoint import (
     CheckpointConfig,
     Checkpoints,
@@ -19,6 +24,8 @@ from sora_jax.train.checkpoint import (
     named_leaves,
     read_config,
 )
+from sora_jax.train.loop_config import LoopConfig
+from sora_jax.train.objectives import schema_of
 
 
 def make_trees(seed: int, width: int = 3):
@@ -213,3 +220,31 @@ def test_config_may_change_only_what_leaves_the_run_the_same(tmp_path):
     with pytest.raises(UserError, match="dit.depth was absent and is 2; dit.width was 8 and is 16"):
         keep_config(tmp_path, config | {"dit": {"width": 16, "depth": 2, "sizes": (1, 2)}}, resumed=True)
     assert read_config(tmp_path)["dit"]["width"] == 8
+
+
+@pytest.mark.parametrize("name", ["toyworld_dit", "toyworld_vae", "ladder"])
+def test_a_run_of_before_a_key_was_filled_in_goes_on(tmp_path, name):
+    """Older runs kept their configuration as it was written; today's have every key."""
+    old = json.loads(ConfigDict(config_files.load(name)).to_json())
+    fill = functools.partial(complete, schema_of(old))
+    keep_config(tmp_path, old, resumed=False)
+    assert "b2" not in read_config(tmp_path)["optim"]
+    keep_config(tmp_path, fill(old).to_dict(), True, fill)
+    assert read_config(tmp_path)["optim"]["b2"] == 0.99  # the run has every key from now on
+    keep_config(tmp_path, fill(read_config(tmp_path)).to_dict(), True, fill)
+    longer = {"steps": 10**6, "log": {"wandb": "x"}, "checkpoint": {"keep_every": 5}}
+    keep_config(tmp_path, fill(old | longer).to_dict(), True, fill)
+    for key, other, words in (("b2", 0.95, "b2 was 0.99 and is 0.95"), ("steps", 7, "steps was 0 and is 7")):
+        changed = fill(old | {"optim": old["optim"] | {key: other}}).to_dict()
+        with pytest.raises(UserError, match=rf"optim\.{words}"):
+            keep_config(tmp_path, changed, True, fill)
+
+
+def test_a_key_that_came_later_with_another_default_is_what_older_runs_did(tmp_path, monkeypatch):
+    monkeypatch.setitem(checkpoint.LATER, "optim.b2", 0.999)
+    given = {"objective": "line", "steps": 3, "optim": {"lr": 0.1}}
+    fill = functools.partial(complete, LoopConfig)
+    keep_config(tmp_path, given, resumed=False)
+    with pytest.raises(UserError, match=r"optim\.b2 was 0\.999 and is 0\.99"):
+        keep_config(tmp_path, fill(given).to_dict(), True, fill)
+    keep_config(tmp_path, fill(given | {"optim": {"lr": 0.1, "b2": 0.999}}).to_dict(), True, fill)

@@ -1,12 +1,16 @@
 """Footage: clips of the right frames, shapes and words, the same every time, and never of the other split."""
 
+import fractions
 import pathlib
 import pickle
 
 import numpy as np
 import pytest
+from film_files import pictures, write
+from PIL import Image
 
-from sora_jax.data.footage import Footage
+from sora_jax.data.cuts import rate_ratio
+from sora_jax.data.footage import EmptySplit, Footage
 from sora_jax.errors import UserError
 from sora_jax.video import Video
 
@@ -102,7 +106,7 @@ def test_every_tenth_block_is_held_out(tmp_path):
 
 
 def test_the_same_index_is_the_same_clip_everywhere(folder):
-    source = Footage(folder, resolution=32, clips=50, crop=(5, 24, 24), crop_short_side=(24, 36))
+    source = Footage(folder, resolution=(24, 32, 40), clips=50, crop=(5, 24, 24))
     again = pickle.loads(pickle.dumps(source))
     assert again == source
     keys = set()
@@ -127,7 +131,7 @@ def test_crops_are_windows_at_random_places_and_scales(tmp_path):
     y, x = np.mgrid[:64, :96]
     ramp = np.stack([x * 2, y * 2, 0 * x], -1).astype(np.uint8)
     Video(np.repeat(ramp[None], 16, 0), 8).save(tmp_path / "ramp.mp4", crf=0)
-    source = Footage(str(tmp_path), crop=(5, 32, 32), crop_short_side=(32, 64), clips=60)
+    source = Footage(str(tmp_path), crop=(5, 32, 32), resolution=(32, 45, 64), clips=60)
     places, scales = [], []
     for index in range(60):
         video = source[index].video
@@ -141,13 +145,14 @@ def test_crops_are_windows_at_random_places_and_scales(tmp_path):
     spread = np.ptp(np.array(places), axis=0)
     assert spread[0] > 40 and spread[1] > 15
     # A frame too small for the window is enlarged until it holds it, not stretched.
-    frame = Footage(str(tmp_path), crop=(5, 64, 48), crop_short_side=(16, 20))[0].video.frames[0].astype(int)
+    frame = Footage(str(tmp_path), crop=(5, 64, 48), resolution=(16, 20))[0].video.frames[0].astype(int)
     assert frame[32, 40, 0] - frame[32, 8, 0] == pytest.approx(64, abs=4)
     assert frame[48, 24, 1] - frame[16, 24, 1] == pytest.approx(64, abs=4)
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"crop": (5, 24, 24)}, {"crop": (5, 24, 40), "crop_short_side": (24, 30)}]
+    "fields",
+    [{}, {"crop": (5, 24, 24)}, {"crop": (5, 24, 40), "resolution": (24, 30)}, {"rates": (3.0, 5.0)}],
 )
 def test_a_cache_gives_the_same_clips(folder, tmp_path, fields):
     fields = {"resolution": 24, "clips": 12, "max_fps": 10} | fields
@@ -168,40 +173,222 @@ def test_what_can_not_be_used_is_refused_in_words(folder, tmp_path):
         Footage(str(tmp_path / "absent"))
     with pytest.raises(UserError, match="holds no video"):
         Footage(str(tmp_path))
-    (tmp_path / "broken.mp4").write_bytes(b"no video")
-    with pytest.raises(UserError, match=r"broken\.mp4"):
-        Footage(str(tmp_path))
-    (tmp_path / "broken.mp4").unlink()
     whole = counting(2, 10, 32, 32).save(tmp_path / "short.mp4")
-    with pytest.raises(UserError, match="shorter than 3 seconds"):
+    with pytest.raises(UserError, match="a clip takes 3 seconds .* the longest video has 2 seconds"):
         Footage(str(whole), min_seconds=3)
-    with pytest.raises(UserError, match="validation"):
+    with pytest.raises(UserError, match=r"takes 41 frames at 24 a second \(config.loss.crop\)"):
+        Footage(str(whole), crop=(41, 32, 32))
+    with pytest.raises(EmptySplit, match="too little .* for validation"):
         Footage(str(whole), split="validation")
-    (tmp_path / "short.txt").write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(UserError, match=r"short\.txt"):
-        Footage(str(whole))[0]
     for fields in (
         {"split": "test"},
         {"min_seconds": 5, "max_seconds": 4},
         {"max_fps": 0},
+        {"rates": (8, 0)},
+        {"durations": (-1.0,)},
+        {"max_frames": -1},
         {"share_of_images": 2},
         {"clips": 0},
         {"resolution": 4},
+        {"resolution": (64, 4)},
         {"crop": (16, 32, 32)},
         {"crop": (17, 32)},
-        {"crop_short_side": (64, 32)},
+        {"aspects": ()},
+        {"damaged": "ignore"},
     ):
         with pytest.raises(UserError, match=next(iter(fields))):
             Footage(folder, **fields)
+    with pytest.raises(UserError, match="16x9"):
+        Footage(folder, aspects=("16x9",))
 
 
-def test_a_file_that_breaks_off_is_named(tmp_path):
-    noise = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3)).astype(np.uint8)
-    whole = Video(noise, 8).save(tmp_path / "cut.mp4").read_bytes()
-    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 3])
-    source = Footage(str(tmp_path), resolution=32, min_seconds=4, max_seconds=5, clips=4)
-    with pytest.raises(UserError, match=r"cut\.mp4 is damaged or cut off"):
-        source[0]
+def clips_of(source: Footage) -> list:
+    return [source[index] for index in range(len(source))]
+
+
+def test_a_clip_draws_one_of_the_resolutions_and_of_the_durations(folder):
+    fields = {"resolution": (16, 32), "durations": (0.0, 1.0, 2.0), "max_fps": 10, "multiple": 8}
+    clips = clips_of(Footage(folder, clips=80, **fields))
+    assert {min(clip.video.size) for clip in clips} == {16, 32}
+    # Counted as toyworld counts: 1 + 4 round(seconds * fps / 4).
+    assert {(clip.video.fps, len(clip.video)) for clip in clips} >= {(8, 1), (8, 9), (8, 17), (10, 21)}
+    assert {len(clip.video) for clip in clips if clip.video.fps == 8} == {1, 9, 17}
+    assert 15 <= sum(len(clip.video) == 1 for clip in clips) <= 40
+    ended = clips_of(Footage(folder, clips=40, **fields, max_frames=12))
+    assert max(len(clip.video) for clip in ended) == 9
+
+
+def test_a_clip_has_what_is_on_show_at_the_rate_that_it_draws(tmp_path):
+    Video(np.arange(0, 240, 4, np.uint8)[:, None, None, None] + np.zeros((60, 16, 16, 3), np.uint8), 30).save(
+        tmp_path / "a.mp4", crf=0
+    )
+    clips = clips_of(
+        Footage(str(tmp_path), resolution=16, durations=(1.0,), rates=(8.0, 15.0, 60.0), clips=30)
+    )
+    assert {clip.video.fps for clip in clips} == {8, 15, 30}
+    for clip in clips:
+        start = float(clip.key.split("@")[1].split("s+")[0])
+        shown = np.round(clip.video.frames.mean((1, 2, 3)) / 4)
+        wanted = np.floor(start * 30 + 1e-2 + np.arange(len(clip.video)) * 30 / clip.video.fps)
+        assert np.abs(shown - wanted).max() <= 1, clip.key
+
+
+@pytest.mark.parametrize(
+    "fps, most, wanted", [(30.01, 30, 30.01), (24, 23.976, 24), (30, 24, 15), (60, 30, 30)]
+)
+def test_rates_that_are_nearly_the_same_are_the_same(tmp_path, fps, most, wanted):
+    write(tmp_path / "a.mp4", pictures(60, 32, 32), fps=fractions.Fraction(fps).limit_denominator(1001))
+    assert Footage(str(tmp_path), resolution=16, max_fps=most)[0].video.fps == pytest.approx(wanted, rel=1e-3)
+    ratio = rate_ratio(fps, most)
+    assert ratio == (1 if wanted == fps else fps / most)
+
+
+@pytest.mark.parametrize("native, rate, wanted", [(23.976, 8, 3), (30, 8, 3.75), (8, 24, 1), (29.97, 15, 2)])
+def test_a_rate_takes_whole_steps_where_it_nearly_can(native, rate, wanted):
+    assert rate_ratio(native, rate) == wanted
+
+
+@pytest.mark.parametrize(
+    "aspects, size, middle",
+    [
+        (("native",), (32, 64), False),
+        (("1:1",), (32, 32), True),
+        (("1:1", "2:1"), (32, 64), False),  # the nearest to the file's own
+        (("9:16", "4:3"), (32, 40), True),
+        (("9:16",), (56, 32), True),
+    ],
+)
+def test_a_clip_is_cropped_to_the_nearest_aspect(tmp_path, aspects, size, middle):
+    x = np.broadcast_to(np.linspace(0, 250, 128, dtype=np.uint8)[None, None, :, None], (8, 64, 128, 3))
+    Video(x, 8).save(tmp_path / "a.mp4", crf=0)
+    frame = Footage(str(tmp_path), resolution=32, aspects=aspects, min_seconds=0.5)[0].video.frames[0]
+    assert frame.shape[:2] == size
+    left, right = frame[0, 0, 0] / 250, frame[0, -1, 0] / 250
+    assert left + right == pytest.approx(1, abs=0.06), "not the middle"
+    assert (left > 0.1) == middle
+
+
+def test_pixels_that_are_not_square_come_out_as_displayed(tmp_path):
+    write(tmp_path / "a.mp4", pictures(16, 48, 64), fps=8, sar=fractions.Fraction(3, 2))
+    assert Footage(str(tmp_path), resolution=48, multiple=16)[0].video.size == (48, 96)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_of_a_few_short_files_the_last_is_held_out(tmp_path, count):
+    for number in range(count):
+        counting(2, 8, 16, 16).save(tmp_path / f"{number}.mp4")
+    counting(0.5, 8, 16, 16).save(tmp_path / "z.mp4")  # too short to be held out, and for a clip
+    seen = {}
+    for split in ("train", "validation"):
+        source = Footage(str(tmp_path), split=split, resolution=16, clips=20)
+        seen[split] = {clip.key.split("@")[0] for clip in clips_of(source)}
+        told = "1 video shorter than the shortest clip that is drawn, z.mp4"
+        assert (told in str(source.summary())) == (split == "train")
+    assert seen == {
+        "train": {f"{number}.mp4" for number in range(count - 1)},
+        "validation": {f"{count - 1}.mp4"},
+    }
+
+
+def test_a_file_of_more_than_a_block_gives_its_last_one(tmp_path):
+    counting(31, 2, 16, 16).save(tmp_path / "a.mp4")
+    places = {}
+    for split in ("train", "validation"):
+        source = Footage(str(tmp_path), split=split, resolution=16, share_of_images=1, clips=60)
+        places[split] = [float(clip.key.split("@")[1].split("s+")[0]) for clip in clips_of(source)]
+    assert max(places["train"]) < 20 <= min(places["validation"])
+
+
+def test_pictures_are_clips_of_one_frame(tmp_path):
+    for number in range(3):
+        Image.new("RGB", (40, 20), (80 * number, 0, 0)).save(tmp_path / f"{number}.jpg")
+    (tmp_path / "0.txt").write_text("black")
+    source = Footage(str(tmp_path), resolution=16, clips=20)
+    assert {clip.video.frames.shape for clip in clips_of(source)} == {(1, 16, 32, 3)}
+    assert {clip.key for clip in clips_of(source)} == {"0.jpg@0.000s+1", "1.jpg@0.000s+1"}
+    counting(4, 8, 16, 16).save(tmp_path / "film.mp4")
+    clips = clips_of(Footage(str(tmp_path), resolution=16, durations=(0.0, 1.0), clips=40))
+    assert {clip.key.split("@")[0] for clip in clips if len(clip.video) > 1} == {"film.mp4"}
+    assert {"0.jpg", "film.mp4"} <= {clip.key.split("@")[0] for clip in clips if len(clip.video) == 1}
+    moving = Footage(str(tmp_path), resolution=16, durations=(1.0,), clips=10)
+    assert {clip.key.split("@")[0] for clip in clips_of(moving)} == {"film.mp4"}
+    assert "pictures are left out: config.data.durations has no 0" in str(moving.summary())
+
+
+def test_the_number_of_clips_follows_from_the_footage(tmp_path):
+    for name in "abc":
+        counting(3, 8, 16, 16).save(tmp_path / f"{name}.mp4")
+    fields = {"resolution": 16, "rates": (8.0,)}
+    assert Footage(str(tmp_path), durations=(1.0,), **fields).natural_clips == 8 * 6
+    assert Footage(str(tmp_path), durations=(0.0, 1.0), **fields).natural_clips == 2 * 8 * 6
+    assert Footage(str(tmp_path), durations=(2.0,), max_frames=4, **fields).natural_clips == 2 * 8 * 6
+    assert Footage(str(tmp_path), durations=(1.0,), clips=5, **fields).natural_clips == 5
+    for number in range(5):
+        Image.new("RGB", (16, 16)).save(tmp_path / f"{number}.png")
+    stills = Footage(str(tmp_path), durations=(0.0, 1.0), **fields)
+    assert stills.natural_clips > 2 * 8 * 6
+
+
+def broken_middle(path: pathlib.Path, first: float, last: float) -> None:
+    """Overwrites a part of an mp4's pictures, given as shares of the file; its index stays whole."""
+    data = bytearray(path.read_bytes())
+    start, stop = int(first * len(data)), int(last * len(data))
+    data[start:stop] = bytes(255 * (i % 2) for i in range(stop - start))
+    path.write_bytes(data)
+
+
+@pytest.fixture
+def damaged(tmp_path) -> pathlib.Path:
+    """Two good files of six seconds, and one whose middle can't be decoded; every eighth frame is a keyframe."""
+    noise = np.random.default_rng(0).integers(0, 256, (48, 32, 32, 3)).astype(np.uint8)
+    for name in ("a", "b", "c"):
+        write(tmp_path / f"{name}.mp4", list(noise), fps=8)
+    broken_middle(tmp_path / "b.mp4", 0.3, 0.6)
+    return tmp_path
+
+
+def test_a_clip_that_can_not_be_read_is_replaced_the_same_way_each_time(damaged, capsys):
+    source = Footage(str(damaged), resolution=32, clips=60, max_seconds=2)
+    assert source.summary().skipped == {} and source.summary().videos == 3, (
+        "the file opens, and ends as it should"
+    )
+    keys = [clip.key for clip in clips_of(source)]
+    assert capsys.readouterr().err.count("b.mp4 can't be read near") == 1
+    summary = source.summary()
+    assert list(summary.damaged) == [str(damaged / "b.mp4")] and 2 <= summary.replaced < 40
+    assert summary.metrics() == {"data/skipped_files": 1, "data/replaced_clips": summary.replaced}
+    assert "b.mp4 (near" in str(summary)
+    again = Footage(str(damaged), resolution=32, clips=60, max_seconds=2)
+    assert (
+        keys == [again[index].key for index in range(60)] == [again[i].key for i in reversed(range(60))][::-1]
+    )
+    whole = [key for key in keys if key.startswith("b.mp4")]
+    assert whole, "what is readable of it is used"
+    assert pickle.loads(pickle.dumps(source)).summary() == summary
+
+
+def test_a_file_that_proves_damaged_ends_a_run_that_refuses_it(damaged):
+    source = Footage(str(damaged), resolution=32, clips=60, max_seconds=2, damaged="refuse")
+    with pytest.raises(
+        UserError, match=r"b.mp4 can't be read near .* seconds: .*; mend or remove it, or set .*'skip'"
+    ):
+        clips_of(source)
+
+
+def test_files_that_vanish_are_replaced_until_none_is_left(damaged):
+    source = Footage(str(damaged), resolution=32, clips=10)
+    (damaged / "a.mp4").unlink()
+    (damaged / "b.mp4").unlink()
+    with pytest.raises(UserError, match="20 clips of .* in a row could not be read"):
+        clips_of(source)
+
+
+def test_a_cache_leaves_a_damaged_file_out(damaged, tmp_path):
+    source = Footage(str(damaged), resolution=32, clips=20, cache=str(tmp_path / "cache"))
+    assert {clip.key.split("@")[0] for clip in clips_of(source)} == {"a.mp4"}
+    assert source.summary().metrics() == {"data/skipped_files": 1, "data/replaced_clips": 0}
+    with pytest.raises(UserError, match="b.mp4"):
+        Footage(str(damaged), resolution=32, cache=str(tmp_path / "other"), damaged="refuse")
 
 
 @pytest.mark.skipif(not BUNNY.exists(), reason="the film is not here")

@@ -18,6 +18,7 @@ from sora_jax.diffusion.guidance import (
     tabulate,
     without_given,
     without_words,
+    zero_init,
 )
 from sora_jax.diffusion.sampler import sample
 
@@ -74,12 +75,31 @@ def test_the_weights_are_those_of_the_formula():
     np.testing.assert_allclose(combined(Guidance(text), 2), clean(velocity), atol=1e-5)
 
 
+def rescale_noise_cfg(guided: np.ndarray, conditional: np.ndarray, phi: float) -> np.ndarray:
+    """Lin et al. 2023, equations 15 and 16, of the model's output, in float64: as diffusers has it."""
+    guided, conditional = guided.astype(np.float64), conditional.astype(np.float64)
+    rescaled = guided * (conditional.std(ddof=1) / guided.std(ddof=1))
+    return phi * rescaled + (1 - phi) * guided
+
+
 @pytest.mark.parametrize("i", [0, 2, 4])
-def test_rescaling_gives_back_the_deviation_run_by_run(i):
-    guided, calmed = (combined(Guidance(5.0, rescale=rescale), 2) for rescale in (0.0, 1.0))
-    expected = painted(clean(FULL), i).std() / painted(guided, i).std()
-    assert expected < 0.9
-    np.testing.assert_allclose(painted(calmed, i), expected * painted(guided, i), atol=1e-4)
+@pytest.mark.parametrize("phi", [0.0, 0.3, 0.7, 1.0])
+@pytest.mark.parametrize(("text", "given"), [(5.0, 1.0), (3.0, 2.0)])
+def test_rescaling_acts_on_the_velocity_run_by_run_as_diffusers_does(text, given, phi, i):
+    full, weak, bare, x, sigma = (
+        painted(array, i) for array in (FULL, WORDLESS, BARE, X, np.broadcast_to(TOKEN_SIGMA, X.shape))
+    )
+    guided = full + (text - 1) * (full - weak) + (given - 1) * (weak - bare)
+    assert full.std() < 0.9 * guided.std()
+    expected = x - sigma * rescale_noise_cfg(guided, full, phi)
+    np.testing.assert_allclose(painted(combined(Guidance(text, given, rescale=phi)), i), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("factor", [1.0, 3.2])
+@pytest.mark.parametrize(("steps", "left_out"), [(1, 1), (12, 1), (25, 1), (26, 2), (50, 2), (100, 4)])
+def test_zero_init_leaves_out_the_first_twenty_fifth_of_the_steps_and_at_least_one(steps, left_out, factor):
+    levels = np.asarray(flow.schedule(steps, factor))[:-1]
+    assert np.count_nonzero(levels > zero_init(factor)) == left_out
 
 
 @pytest.mark.parametrize("i", [0, 2, 4])

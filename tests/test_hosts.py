@@ -271,6 +271,39 @@ def watched(monkeypatch):
     there.close()
 
 
+def test_values_are_exchanged_in_the_hosts_order(monkeypatch):
+    """Three hosts, as many rounds; whoever comes first waits, and long values are whole."""
+    pairs = [socket.socketpair() for _ in range(2)]
+    own = [{1: pairs[0][0], 2: pairs[1][0]}, {0: pairs[0][1]}, {0: pairs[1][1]}]
+    watches = [meeting.Watch(peers, host, 10.0) for host, peers in enumerate(own)]
+
+    def rounds(host: int) -> list:
+        got = []
+        for number in range(3):
+            time.sleep(0.02 * ((host + number) % 3))
+            got.append(watches[host].exchange({"host": host, "round": number, "long": "x" * 200_000}))
+        return got
+
+    with ThreadPoolExecutor() as pool:
+        first, *others = pool.map(rounds, range(3))
+    assert others == [first, first]
+    assert [[(one["host"], one["round"]) for one in values] for values in first] == [
+        [(host, number) for host in range(3)] for number in range(3)
+    ]
+    for watch in watches:
+        watch.leave()
+    for watch in watches:
+        watch.join(timeout=5)
+        assert not watch.is_alive()
+
+
+def test_values_of_one_host_are_its_own_and_strangers_are_refused(monkeypatch):
+    assert hosts.exchange({"a": 1}) == [{"a": 1}]
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="call sora_jax.hosts.join instead"):
+        hosts.exchange(None)
+
+
 def test_a_closed_line_is_told_at_once(watched):
     watched.watch.advice = lambda: "start again."
     before = time.monotonic()

@@ -309,6 +309,10 @@ def test_learns_a_regression(name, model):
         {"steps": 0},
         {"warmup": -1},
         {"final_lr_fraction": 1.5},
+        {"b1": 1.0},
+        {"b2": -0.1},
+        {"eps": 0.0},
+        {"momentum": 1.0},
         {"weight_decay": -0.1},
         {"clip_norm": -1.0},
         {"ema_decay": 1.0},
@@ -317,5 +321,5 @@ def test_learns_a_regression(name, model):
 )
 def test_wrong_settings_are_refused(wrong):
     (field,) = wrong
-    with pytest.raises(UserError, match=f"optimizer's {field} is .*: it must be"):
+    with pytest.raises(UserError, match=f"config.optim.{field}=.* must be"):
         OptimConfig(**wrong)

@@ -132,20 +132,67 @@ def test_a_slice_is_read_and_an_update_written_not_the_whole():
     assert Program(text).bytes < 20 * 512 * 4
 
 
-def test_topologies_that_do_not_exist_name_those_that_do():
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ("v5e:3x3", "no slice 3x3 of v5e chips: the nearest are v5e:2x4 and v5e:4x4; sora-jax plan --chips"),
+        ("v5e:32x32", "the nearest is v5e:16x16;"),
+        ("v6e:4x2", "the nearest is v6e:2x4;"),
+        ("v6e:1x8", "the nearest is v6e:2x4;"),
+        ("v5e:2x2x1", "the nearest is v5e:2x2;"),
+        ("v5p:8x4x4", "the nearest is v5p:4x4x8;"),
+        ("v5p:16x16x28", "the nearest is v5p:16x16x24;"),
+        ("v4:5x5x5", "the nearest are v4:4x4x4 and v4:4x4x8;"),
+        ("v4:1x1x1", "the nearest is v4:2x2x1;"),
+        ("v4:16x16x20", "the nearest is v4:16x16x16;"),
+        ("tpu7x:99x99x99", "the nearest is tpu7x:16x24x24;"),
+        ("v5e", "no slice without a shape of v5e chips: write one as v5e:2x4;"),
+        ("v6e:0x2", "no slice 0x2 of v6e chips: write one as v6e:2x4;"),
+        ("v5p:²x2x2", "write one as v5p:2x2x4;"),
+        ("v5:2x2", r"No chip is called 'v5': did you mean v.+\? There are v4, v5e"),
+        ("v7x:2x2x1", r"did you mean tpu7x\?"),
+        ("h100:many", "names no number of chips"),
+    ],
+)
+def test_topologies_that_do_not_exist_name_the_nearest_that_do(asked, words):
+    with pytest.raises(UserError, match=words):
+        read_topology(asked)
+
+
+def test_topologies_have_chips_and_chips_have_devices():
     assert read_topology("v5p:8x8x8").count == 512 and read_topology("H100:64").count == 64
-    with pytest.raises(UserError, match=r"no slice 99x99 of v5e chips.*v5e:1x1.*v5e:16x16"):
-        read_topology("v5e:99x99")
-    with pytest.raises(UserError, match=r"No chip is called 'v5': did you mean v.+\? There are v5e"):
-        read_topology("v5:2x2")
-    with pytest.raises(UserError, match="names no number of chips"):
-        read_topology("h100:many")
     assert read_topology("v5e:2x4").of(9).name == "v5e:4x4" and read_topology("h100:8").of(20).count == 20
-    assert (
-        chip_of("TPU v5 lite") is CHIPS["v5e"]
-        and chip_of("TPU v5p") is CHIPS["v5p"]
-        and chip_of("cpu") is None
-    )
+    assert read_topology("v5p:8x8x8").of(513).name == "v5p:4x12x12"
+    assert read_topology("v4:2x2x1").count == 4, "its two cores are one device"
+    ironwood = read_topology("tpu7x:2x2x1")
+    assert (ironwood.chips, ironwood.count) == (4, 8) and ironwood.of(16).name == "tpu7x:2x2x2"
+    for name, chips in (("v4", 4096), ("v5p", 6144), ("tpu7x", 9216), ("v5e", 256)):
+        counts = [read_topology(f"{name}:{shape}").chips for shape in CHIPS[name].slices]
+        assert counts == sorted(counts) and counts[-1] == chips
+        assert len(set(CHIPS[name].slices)) == len(counts)
+    for kind, name in (("TPU v5 lite", "v5e"), ("TPU v5p", "v5p"), ("TPU7x", "tpu7x"), ("TPU v4", "v4")):
+        assert chip_of(kind) is CHIPS[name]
+    assert chip_of("cpu") is None
+
+
+def test_a_chip_of_two_devices_costs_once():
+    job = programs.make_job(rung("Ti"), "train", read_topology("tpu7x:2x2x1"))
+    assert math.prod(job.mesh.values()) == 8
+    counts = Counts("compiler", 1153.5e12, 0.0, 1e12, 0.0, {}, 0, 1000.0)
+    sure = estimate.Assumptions(1.0, 1.0, 1.0, 1.0, 0.0)
+    found = estimate.estimate(counts, job.topology, sure)
+    assert found.seconds == pytest.approx(1.0), "half a chip's peak for each device"
+    assert estimate.bill(job, counts, found, 36.0, 1e6, sure).dollars == pytest.approx(1000 * 4 * 36 / 3600)
+    sampler = dataclasses.replace(job, step="sample")
+    one = estimate.bill(sampler, counts, found, 36.0, None, sure)
+    assert one.dollars == pytest.approx(one.seconds * 4 * 36 / 3600)
+
+
+def test_chips_and_slices_are_listed_without_a_configuration():
+    done = run("--chips")
+    assert done.exit_code == 0
+    assert all(name in done.output for name in CHIPS)
+    assert "2x2x1, 2x2x2" in done.output and "16x16" in done.output and "9,216 chips" in done.output
 
 
 @pytest.mark.parametrize("name", WHERE)
@@ -291,7 +338,7 @@ def test_what_does_not_fit_is_told_with_what_makes_it_fit():
         (["--topology", "h100:7", "--config.mesh.fsdp=7"], "rows doesn't divide"),
         (["--topology", "h100:8", "words"], "is no option of plan"),
         (["--config", f"{LADDER}:vae-4x8x8", "--topology", "h100:8", "--step", "sample"], "has no sampler"),
-        (["--topology", "h100:8", "--config.pipeline.rows=0"], "rows doesn't divide"),
+        (["--topology", "h100:8", "--config.pipeline.rows=0"], "config.pipeline.rows=0 must be at least 1"),
         (["--topology", "h100:8", "--config.video.seconds=60"], "tokens and a row holds 10,240"),
         (["--topology", "h100:8", "--config.video.steps=0"], "config.video.steps=0 must be above 0"),
         (["--topology", "h100:²"], "names no number of chips"),

@@ -226,3 +226,27 @@ def test_the_frame_on_show_not_the_nearest(tmp_path):
     tenths = [frame for _, frame in itertools.islice(V.stream_frames(path, fps=10), 6)]
     assert numbers(V.Video(np.stack(tenths), 10)) == [0, 2, 5, 7, 10, 12]
     assert numbers(read_media(path, fps=10).video)[:6] == [0, 2, 5, 7, 10, 12]
+
+
+def test_why_a_file_can_not_be_read(tmp_path):
+    whole = write(tmp_path / "whole.mp4", pictures(24)).read_bytes()
+    V.Video(np.stack(pictures(24)), 8).save(tmp_path / "front.mp4")  # its index in front
+    front = (tmp_path / "front.mp4").read_bytes()
+    cases = {
+        "no_index.mp4": (whole[: len(whole) // 2], "cut off before its index"),
+        "zeros.mp4": (bytes(5000), "zeros alone"),
+        "page.mp4": (b"\n<!DOCTYPE html><html>404", "page of a failed download"),
+        "answer.webm": (b'{"error": "not found"}', "page of a failed download"),
+        "pointer.mp4": (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+            "git lfs pull",
+        ),
+        "other.mp4": (np.random.default_rng(1).bytes(5000), "damaged, cut off or of another kind"),
+        "torn.mp4": (front.replace(b"avc1", b"\0\0\0\0"), "torn.mp4"),
+    }
+    for name, (data, reason) in cases.items():
+        (tmp_path / name).write_bytes(data)
+        for read in READERS.values():
+            with pytest.raises(UserError, match=reason) as error:
+                read(tmp_path / name)
+            assert name in str(error.value)

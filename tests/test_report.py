@@ -154,7 +154,19 @@ def test_vae_figures_are_of_all_frames_whatever_the_pieces(footage, monkeypatch)
     painter = Painter(error=10)
     pieces = report.evaluate_vae(painter, [footage], resolution=48, seconds=0)["files"][0]
     assert [len(piece) for piece in painter.pieces] == [5] * 12
-    assert pieces == pytest.approx(row)
+    assert pieces.pop("notes") == row.pop("notes") == [] and pieces == pytest.approx(row)
+
+
+def test_vae_says_what_is_wrong_with_a_file(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (60, 48, 64, 3), np.uint8)
+    path = Video(noise, 12.0).save(tmp_path / "cut.mp4")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 9000] = bytes(9000)
+    path.write_bytes(data)
+    (row,) = report.evaluate_vae(Painter(error=1), [path], resolution=48, seconds=0)["files"]
+    assert len(row["notes"]) == 1 and "cut.mp4 is damaged: " in row["notes"][0]
+    (row,) = report.evaluate_vae(Painter(error=1), [path], resolution=48, seconds=0.5)["files"]
+    assert row["notes"] == []
 
 
 def test_vae_scales_crops_and_starts_where_asked(footage, tmp_path):

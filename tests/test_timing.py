@@ -11,7 +11,7 @@ from PIL import Image
 
 from sora_jax import video as V
 from sora_jax.media import read_media
-from sora_jax.timing import SHORTEST, even_rate, evenly, first_instant, frame_step
+from sora_jax.timing import SHORTEST, even_rate, evenly, frame_step
 
 
 def moments_of(lengths):
@@ -27,15 +27,18 @@ def sampled(lengths, fps=None, start=0.0, average=None):
     on = [moment for moment in moments if moment[1] > start + 1e-9]
     shown = list(evenly(iter(on), fps or source, source, start))
     assert all(later[0] == pytest.approx(earlier[1]) for earlier, later in itertools.pairwise(shown))
-    return [number for _, _, number in shown], source
+    assert min(abs(shown[0][0] - on[0][0]), abs(shown[0][0] - start)) <= 0.02
+    return [number for _, _, number in shown], source, shown[0][0]
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.integers(1, 3000), min_size=1, max_size=12))
 def test_every_picture_that_lasts_is_seen(milliseconds):
     lengths = [number / 1000 for number in milliseconds]
-    seen, fps = sampled(lengths)
+    seen, fps, _ = sampled(lengths)
     wanted = {i for i, length in enumerate(lengths) if length >= SHORTEST}
+    if lengths[0] < 0.02 and lengths[1:] and lengths[1] < 2 * SHORTEST:
+        wanted -= {1}  # the first comes even where it leaves too little time for the next
     assert wanted <= set(seen) and seen[0] == 0 and seen == sorted(seen)
     assert len(seen) / fps == pytest.approx(sum(lengths), abs=1.3 / fps)
 
@@ -49,9 +52,8 @@ def test_every_picture_that_lasts_is_seen(milliseconds):
 def test_each_instant_shows_what_is_on_show_then(milliseconds, fps, place):
     lengths = [number / 1000 for number in milliseconds]
     start = place * sum(lengths)
-    seen, source = sampled(lengths, fps, start)
-    moments = [moment for moment in moments_of(lengths) if moment[1] > start + 1e-9]
-    base, slack = first_instant(moments[0][0], start, source), 0.26 / source
+    seen, source, base = sampled(lengths, fps, start)
+    slack = min(0.26 / source, 0.021)
     for number, index in enumerate(seen):
         begin, end, _ = moments_of(lengths)[index]
         assert begin - slack <= base + number / fps <= end + slack
@@ -64,9 +66,9 @@ def test_even_files_come_frame_by_frame(fps, tick):
     ends = np.arange(301) / fps
     if tick:
         ends = np.round(ends / tick) * tick
-    jitter = np.random.default_rng(0).uniform(-0.15, 0.15, 301) / fps
+    jitter = np.random.default_rng(0).uniform(-1, 1, 301) * min(0.2 / fps, 0.019)
     for times in (ends, ends + np.r_[0, jitter[1:]] * (tick < 0.01)):
-        seen, rate = sampled(np.diff(times), average=fps)
+        seen, rate, _ = sampled(np.diff(times), average=fps)
         assert rate == fps and seen == list(range(300))
 
 

@@ -7,7 +7,9 @@ Writes mp4 files, a contact sheet and a page that shows them (index.html).
 
 from __future__ import annotations
 
+import dataclasses
 import html
+import json
 import os
 import pathlib
 import shutil
@@ -16,6 +18,16 @@ import sys
 import time
 
 import click
+import matplotlib.pyplot as plt
+import numpy as np
+
+from sora_jax.data.scene import WorldConfig
+from sora_jax.data.toyworld import Toyworld
+from sora_jax.diffusion import flow
+from sora_jax.diffusion.canvas import Sketch
+from sora_jax.sheet import contact_sheet
+from sora_jax.studio import Request, Studio, load
+from sora_jax.video import Video
 
 ROOT = pathlib.Path(__file__).parents[2]
 PROMPTS = (
@@ -33,15 +45,16 @@ TRAINING = (
     "--config.steps=60",
     "--config.optim.warmup=10",
     "--config.log.every=5",
-    "--config.log.sheet_every=60",
+    "--config.log.sheet_every=0",
 )
 PAGE = """<!doctype html>
 <meta charset="utf-8"><title>sora_jax: the demo</title>
 <style>
   body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }}
-  main {{ display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: end; }}
-  figure {{ margin: 0; max-width: 20rem; }}
-  video, img.clip {{ height: 14rem; image-rendering: pixelated; border-radius: 4px; }}
+  main {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); gap: 1.5rem; }}
+  figure {{ margin: 0; }}
+  video, img.clip {{ width: 100%; height: 14rem; object-fit: contain; object-position: left; }}
+  video, img.clip {{ image-rendering: pixelated; border-radius: 4px; }}
   figcaption small {{ color: #666; }}
   img.sheet {{ max-width: 100%; }}
 </style>
@@ -67,13 +80,9 @@ def main(out: pathlib.Path, train: bool, model: str) -> None:
     if train:
         told = _train(out)
 
-    import sora_jax
-    from sora_jax.sheet import contact_sheet
-    from sora_jax.studio import Request
-
     click.echo(f"Drawing {len(PROMPTS)} prompts at {len(PROMPTS)} shapes, in one batch:")
     started = time.perf_counter()
-    studio = sora_jax.load(model)
+    studio = load(model)
     requests = [
         Request(prompt, duration=duration or 0.125, resolution=resolution, aspect=aspect, seed=seed)
         for seed, (prompt, duration, resolution, aspect) in enumerate(PROMPTS)
@@ -116,13 +125,53 @@ def _train(out: pathlib.Path) -> str:
     command = [sys.executable, "-m", "sora_jax.train", *TRAINING, f"--workdir={workdir.absolute()}"]
     if subprocess.run(command, cwd=ROOT).returncode:
         raise SystemExit("The training run failed; its error stands above.")
-    sheets = sorted((workdir / "sheets").glob("*.png"))
+    losses = _plot_loss(workdir / "metrics.jsonl", out / "loss.png")
+    first, last = (sum(loss for _, loss in part) / len(part) for part in (losses[:3], losses[-3:]))
+    _denoised(workdir, out / "denoised.png")
     return (
-        "Sixty steps of a small transformer on packed rows of images and clips of many shapes. After so few it has "
-        f'learned little more than backgrounds:<br><img class="sheet" src="{sheets[-1].relative_to(out)}">'
-        if sheets
-        else "Sixty steps; no sheet was drawn."
+        f"{losses[-1][0]} steps of a small transformer on packed rows of images and clips of many shapes; the loss "
+        f"fell from {first:.2f} to {last:.2f}. A minute isn't enough to generate anything, but the "
+        "model has begun to denoise: below, clips that it has not seen, the same clips with noise (sigma near one "
+        "half), and what it makes of them.</p>"
+        '<p><img class="sheet" src="loss.png"></p><p><img class="sheet" src="denoised.png">'
     )
+
+
+def _plot_loss(metrics: pathlib.Path, picture: pathlib.Path) -> list[tuple[int, float]]:
+    """Plots the training loss over steps; returns (step, loss) as logged."""
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    losses = [(row["step"], row["loss"]) for row in rows if "loss" in row]
+    figure, axes = plt.subplots(figsize=(6.2, 2.6), layout="constrained")
+    axes.plot(*zip(*losses, strict=True), marker="o", markersize=3)
+    axes.set(xlabel="step", ylabel="training loss", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    figure.savefig(picture, dpi=150)
+    plt.close(figure)
+    return losses
+
+
+def _denoised(workdir: pathlib.Path, picture: pathlib.Path, strength: float = 0.25) -> None:
+    """A sheet of held-out clips, with noise, and denoised by the run's model."""
+    studio = load(str(workdir))
+    world = Toyworld(WorldConfig(objects=(1.0, 0.0, 0.0)), split="validation")
+    clips = [world[index] for index in range(3)]
+    videos, labels = [], []
+    for clip in clips:
+        prompt = clip.captions["short"]
+        made = studio.edit(clip.video, prompt, strength, guidance=1.0, seed=0)
+        videos += [clip.video, _noised(studio, clip.video, strength), made]
+        labels += [f"held out: {prompt}", "with noise", "denoised"]
+    contact_sheet(videos, labels, columns=3).save(picture)
+
+
+def _noised(studio: Studio, video: Video, strength: float) -> Video:
+    """The clip as the sampler finds it: its latents at the sigma of `strength`, decoded."""
+    shape = video.frames.shape[:3]
+    canvas = studio.encode(Sketch(video.frames, np.full(shape, strength, np.float32), video.fps))
+    sigma = canvas.start[..., None]
+    noise = np.random.default_rng(0).standard_normal(canvas.latent.shape, np.float32)
+    noised = dataclasses.replace(canvas, latent=flow.interpolate(canvas.latent, noise, sigma))
+    return Video(studio.decode(noised, *shape), video.fps)
 
 
 if __name__ == "__main__":

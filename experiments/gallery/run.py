@@ -40,9 +40,10 @@ def clip(
     size: tuple[int, int] = (64, 64),
     fps: float = FPS,
     tone: tuple[int, int, int] = (198, 198, 200),
+    extent: str = "large",
 ) -> Video:
-    """A thing that moves straight on a plain ground."""
-    thing = Thing(shape, colour, "large", "straight", None, start, velocity)
+    """A thing that moves straight on a plain background."""
+    thing = Thing(shape, colour, extent, "straight", None, start, velocity)
     shot = Shot(0.0, (thing,), Background(colours=(tone, tone)), Camera())
     return Video(render(Scene((shot,), 3.0, size[1] / size[0]), frames, *size, fps), fps)
 
@@ -148,21 +149,16 @@ def outpaint(studio: Studio) -> Picture:
 
 @picture
 def edit(studio: Studio) -> Picture:
-    known = RIGHT("red", "circle")
+    known = clip("circle", "purple", (0.0, -0.25), (0.0, 0.25), extent="medium")
+    prompt = "an orange circle moves right"
     out = [("given", known)]
     for strength in (0.3, 0.5, 0.7, 0.9):
-        out.append(
-            (
-                f"a blue circle moves right, strength {strength}",
-                studio.edit(known, "a blue circle moves right", strength, seed=1),
-            )
-        )
-    out.append(
-        (
-            "the same, 0.5 with --motion",
-            studio.edit(known, "a blue circle moves right", 0.5, motion=True, seed=1),
-        )
-    )
+        out.append((f"{prompt}, strength {strength}", studio.edit(known, prompt, strength, seed=1)))
+    out.append(("the same, 0.5 with --motion", studio.edit(known, prompt, 0.5, motion=True, seed=1)))
+    # One that fails: most of the clips whose colour stays are large red things that should turn blue.
+    out.append(("given, large", RIGHT("red", "circle")))
+    failing = "a blue circle moves right"
+    out.append((f"{failing}, strength 0.7", studio.edit(out[-1][1], failing, 0.7, seed=1)))
     return out
 
 

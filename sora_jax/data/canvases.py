@@ -79,6 +79,7 @@ _LAYOUTS: dict[str, Callable[[Rng, np.ndarray], None]] = {
     "scattered": _scattered,
     "middle": _middle,
 }
+LAYOUTS = tuple(_LAYOUTS)
 
 
 def draw_canvas(rng: Rng, canvas: Canvas, weights: Mapping[str, float], window: float, most: int) -> Canvas:
@@ -154,6 +155,7 @@ _CANVASES: dict[str, Callable[[Rng, np.ndarray], None]] = {
     "margins": _margins,
     "levels": _levels,
 }
+CANVASES = tuple(_CANVASES)
 
 
 def _draw(rng: Rng, weights: Mapping[str, float], known: Mapping[str, object], name: str) -> str:

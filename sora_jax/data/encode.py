@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 
-from sora_jax.data.canvases import draw_layout
-from sora_jax.data.clips import Clip
+from sora_jax.config import COUNT, check_ranges
+from sora_jax.data.canvases import LAYOUTS, draw_layout
+from sora_jax.data.clips import Clip, Source
 from sora_jax.data.latents import LatentCache, Record, write_latents
-from sora_jax.data.sources import DataConfig, make_sources
+from sora_jax.data.sources import DataConfig, make_sources, natural_clips
 from sora_jax.diffusion.canvas import check_groups, frames_shown, lay_streams
 from sora_jax.models.text import TextConfig, TextEncoder, load_text_encoder
 from sora_jax.models.tiles import TILES, encode_stream
@@ -29,7 +30,7 @@ class LatentsConfig:
 
     Attributes:
       folder: where it lies; empty: in the run's workdir.
-      clips: how many clips are encoded, over all sources.
+      clips: how many clips are encoded, over all sources, at most: of footage no more than show nearly all of it.
       batch: clips encoded at a time.
       layouts: how often each kind of `canvases.draw_layout` is drawn; empty: every clip is one stream.
     """
@@ -37,7 +38,10 @@ class LatentsConfig:
     folder: str = ""
     clips: int = 20_000
     batch: int = 8
-    layouts: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    layouts: Mapping[str, float] = dataclasses.field(default_factory=dict, metadata={"keys": LAYOUTS})
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "latents", clips=COUNT, batch=COUNT)
 
 
 class Chain:
@@ -59,22 +63,30 @@ class Chain:
 
 
 def encode_sources(
-    config: LatentsConfig, data: DataConfig, vae: VAE, text: TextConfig, folder: str | os.PathLike[str]
+    config: LatentsConfig,
+    data: DataConfig,
+    vae: VAE,
+    text: TextConfig,
+    folder: str | os.PathLike[str],
+    sources: Sequence[tuple[Source, float]] | None = None,
 ) -> Chain:
-    """Encodes `config.clips` clips of the data sets, in shares by weight, or opens what was encoded before.
+    """Encodes up to `config.clips` clips of the data sets, in shares by weight, or opens what was encoded before.
+
+    Args:
+      sources: what `data` names, where it has been opened already.
 
     Raises:
       UserError: a data set or the text encoder is missing, or the folder holds latents of something else.
     """
-    sources = make_sources(data)
-    total = sum(weight for _, weight in sources)
+    sources = make_sources(data) if sources is None else sources
+    total, wanted = sum(weight for _, weight in sources), natural_clips(sources, config.clips)
     encode: Callable[[list[Clip]], list[Record]] | None = None
     caches = []
     for place, (source, weight) in enumerate(sources):
         what = [place, data.source, dataclasses.asdict(data), dataclasses.asdict(text), _digest(vae)]
         what.append(sorted(config.layouts.items()))
         identity = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
-        clips = max(min(round(config.clips * weight / total), len(source)), 1)
+        clips = max(min(round(wanted * weight / total), len(source)), 1)
         if encode is None:
             encode = make_encoder(vae, load_text_encoder(text), config.layouts)
         caches.append(

@@ -2,106 +2,124 @@
 
 from __future__ import annotations
 
-import bisect
+import collections
 import dataclasses
-import hashlib
 import itertools
 import math
-import os
 import pathlib
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+from tqdm import tqdm
 
 from sora_jax.data.clips import Clip
-from sora_jax.errors import UserError, atomic_path
+from sora_jax.data.cuts import (
+    NATIVE,
+    OTHER_SPLIT,
+    Cut,
+    Span,
+    Spans,
+    crop_to_aspect,
+    most_frames,
+    native_frames,
+    rate_ratio,
+    split_films,
+)
+from sora_jax.data.files import find_files
+from sora_jax.data.frame_cache import Unreadable, cached_frames
+from sora_jax.data.survey import Summary, Survey, count, survey
+from sora_jax.errors import UserError
 from sora_jax.timing import frame_step
-from sora_jax.video import Video, probe, resample, stream_frames
+from sora_jax.video import Report, Video, frame_size, resample, stream_frames
 
-SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ts", ".gif")
-# Each file is cut into blocks of ten seconds, and of every ten blocks one is held out for validation: time
-# apart, not clips apart, so that no frame of the one split is seen in the other.
-BLOCK_SECONDS = 10.0
-BLOCKS_PER_HELD_OUT = 10
-HELD_OUT = 4
+# How often a frame is to be in a clip, on the average: nearly every one is in several, beside other ones.
+CLIPS_PER_MOMENT = 8
+ATTEMPTS = 20  # clips drawn in place of one that can't be read
 
 
-@dataclasses.dataclass(frozen=True)
-class Span:
-    """A run of frames of one file that belongs wholly to one split: native frames first ... stop - 1."""
-
-    file: str
-    fps: float
-    first: int
-    stop: int
-
-    @property
-    def frames(self) -> int:
-        return self.stop - self.first
+class EmptySplit(UserError):
+    """There is no footage for a split: too few files, or too short ones."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Footage:
-    """Clips from a folder of video files (or one file), random-access, deterministic in (fields, index).
+    """Clips from a folder of videos and pictures (or one file), random-access, deterministic in (fields, index).
 
-    A clip has the file's own aspect ratio, its rate (or, to stay within `max_fps`, every n-th of its frames),
-    1 + 4k frames, and sides that are multiples of `multiple`, by cropping the middle. Its caption is the text
-    in the `.txt` beside the file, empty where there is none. Files are opened once, at construction, for how
-    long they are.
+    A clip has 1 + 4k frames and sides that are multiples of `multiple`, by cropping the middle. Its caption is the text
+    in the `.txt` beside the file, empty where there is none. A picture is a clip of one frame. All files are opened
+    once, at construction, and tried (`survey`); a clip that can't be read all the same is replaced by another one, the
+    same for the same index, and counted (`summary`).
 
     Attributes:
       path: a folder, searched with its subfolders, or a file.
-      resolution: pixels of the short side.
-      min_seconds: the shortest clip that is not a picture.
-      max_seconds: the longest; durations are drawn evenly between the two.
-      max_fps: frames a second, at most.
-      share_of_images: how many of the clips are one frame, 0 ... 1.
-      split: "train" or "validation": disjoint blocks of ten seconds, every tenth held out.
+      resolution: pixels of the short side, or several, of which a clip draws one.
+      aspects: width to height; a clip is cropped to the one that is nearest to its file's own; "native": that is kept.
+      durations: seconds, of which a clip draws one (0: an image); less where the file is shorter. Empty: durations are
+        drawn evenly from `min_seconds` to `max_seconds`, images in `share_of_images`.
+      rates: frames a second, of which a clip draws one. It has the frames that are on show at that rate; a file of a
+        lower rate, or one within 1%, keeps its own. Empty: the file's own or, to stay within `max_fps`, every n-th.
+      max_frames: longer clips end there; 0: none does.
+      split: "train" or "validation": disjoint blocks of ten seconds, of which every tenth is held out, or of fewer than
+        five the last one. A single file of less than 15 seconds is all for training.
       clips: the data set's length.
       seed: another one, other clips.
       multiple: of which both sides are multiples.
-      crop: (frames, height, width) of every clip instead: a window at a random place of the frame, scaled to
-        a random size. Durations and `resolution` then have no say.
-      crop_short_side: in pixels, the range from which the short side of the scaled frame is drawn (evenly in
-        its logarithm) before it is cropped; never less than the crop needs. None: `resolution`.
+      crop: (frames, height, width) of every clip instead: a window at a random place of the frame, which is first
+        cropped and scaled as `aspects` and `resolution` say, or to more where the window needs it. Durations then have
+        no say.
       cache: a folder in which each file is decoded once, at the largest size that is needed, and from then on
         read as a memory map; empty: every clip is decoded from the keyframe before it.
+      damaged: "skip" or "refuse", what is done with files that can't be read, see `survey`.
 
     Raises:
-      UserError: a field makes no sense, there is no video at `path`, or one can't be read.
+      UserError: a field makes no sense, or there is nothing at `path` that can be read.
+      EmptySplit: all of it is too short, or too little to hold a part out.
     """
 
     path: str
-    resolution: int = 128
+    resolution: int | tuple[int, ...] = 128
+    aspects: tuple[str, ...] = (NATIVE,)
+    durations: tuple[float, ...] = ()
     min_seconds: float = 1.0
     max_seconds: float = 4.0
-    max_fps: float = 24.0
     share_of_images: float = 0.0
+    rates: tuple[float, ...] = ()
+    max_fps: float = 24.0
+    max_frames: int = 0
     split: str = "train"
     clips: int = 10_000
     seed: int = 0
     multiple: int = 8
     crop: tuple[int, int, int] | None = None
-    crop_short_side: tuple[int, int] | None = None
     cache: str = ""
-    _spans: tuple[Span, ...] = dataclasses.field(init=False, repr=False, compare=False)
-    _weights: tuple[int, ...] = dataclasses.field(init=False, repr=False, compare=False)
+    damaged: str = "skip"
+    _survey: Survey = dataclasses.field(init=False, repr=False, compare=False)
+    _moving: Spans = dataclasses.field(init=False, repr=False, compare=False)
+    _all: Spans = dataclasses.field(init=False, repr=False, compare=False)
+    _damage: Damage = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self._check()
-        headers = {str(file): probe(file) for file in _video_files(self.path)}
-        files = {file: (known.fps, known.seconds) for file, known in headers.items()}
-        spans = [span for span in _spans(files, self.split) if span.frames >= self._shortest(span)]
-        if not spans:
-            raise UserError(
-                f"{self.path} holds no clip for the {self.split} split: its videos are shorter than "
-                f"{self._least_seconds():.2g} seconds there; add longer ones or ask for shorter clips."
-            )
-        object.__setattr__(self, "_spans", tuple(spans))
-        object.__setattr__(self, "_weights", tuple(itertools.accumulate(span.frames for span in spans)))
+        found = survey(self.path, self.damaged)
+        spans = list(split_films(found.films, self.split))
+        moving = [span for span in spans if not span.film.picture and self._ratios(span)]
+        stills = (
+            [span for span in spans if span.film.picture] if self.crop is None or self.crop[0] == 1 else []
+        )
+        damage = Damage()
         if self.cache:
-            for span in spans:
-                self._cached(span)
+            moving = [span for span in moving if self._caches(span, damage)]
+        if not (moving or stills):
+            raise self._too_little(found, spans)
+        for name, value in {
+            "_survey": found,
+            "_moving": Spans(moving),
+            "_all": Spans(moving + stills),
+            "_damage": damage,
+        }.items():
+            object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
         return self.clips
@@ -109,170 +127,267 @@ class Footage:
     def __getitem__(self, index: int) -> Clip:
         if not 0 <= index < self.clips:
             raise IndexError(f"clip {index} of {self.clips}")
-        rng = np.random.default_rng((self.seed, self.split == "train", index))
-        span = self._spans[bisect.bisect_right(self._weights, rng.integers(self._weights[-1]))]
-        step = self._step(span)
-        count = self._draw_count(rng, span)
-        first = span.first + int(rng.integers(span.frames - (count - 1) * step))
-        scaled: list[np.ndarray] = []
-        for frame in self._read(span, first, count):
-            if not scaled:
-                window = self._draw_window(rng, *frame.shape[:2])
-            scaled.append(resample(frame, *window))
-        if len(scaled) < count:
-            raise UserError(
-                f"{span.file} is damaged or cut off near {first / span.fps:.1f} seconds: mend it or take it away."
-            )
-        caption = _caption(span.file)
-        name = (
-            os.path.relpath(span.file, self.path) if os.path.isdir(self.path) else os.path.basename(span.file)
-        )
-        return Clip(
-            Video(np.stack(scaled), span.fps / step),
-            {"short": caption},
-            ((0.0, caption),) if caption else (),
-            f"{name}@{first / span.fps:.3f}s+{count}",
+        for attempt in range(ATTEMPTS):
+            rng = np.random.default_rng((self.seed, self.split == "train", index, *[attempt][:attempt]))
+            cut = self._draw_cut(rng)
+            try:
+                return self._make_clip(cut, rng)
+            except (UserError, OSError) as error:
+                film = cut.span.film
+                reason = f"near {cut.start:.1f} seconds: {str(error).removeprefix(film.path).strip()}"
+                if self.damaged == "refuse":
+                    raise UserError(
+                        f"{film.path} can't be read {reason.removesuffix('.')}; mend or remove it, or set "
+                        "config.data.damaged='skip' to train on others in its place."
+                    ) from error
+                self._damage.add(film.path, reason)
+        raise UserError(
+            f"{ATTEMPTS} clips of {self.path} in a row could not be read, the last one of {film.path} {reason} Is the "
+            "disk still there?"
         )
 
+    @property
+    def natural_clips(self) -> int:
+        """How many clips show nearly all of the split's footage: more of them would be much the same."""
+        rates = self.rates or (self.max_fps,)
+        longest = self.max_frames or math.inf
+        lasting = [min(seconds, longest / rate) for seconds in self._seconds() for rate in rates]
+        moving = self._moving.seconds / (sum(lasting) / len(lasting)) / (1 - min(self._share_of_images, 0.9))
+        stills = self._all.seconds - self._moving.seconds if self._share_of_images or not moving else 0
+        return min(self.clips, max(1, math.ceil(CLIPS_PER_MOMENT * (moving + stills))))
+
+    def captions(self) -> list[str]:
+        """The captions of all files, those of both splits."""
+        return [film.caption for film in self._survey.films]
+
+    def summary(self) -> Summary:
+        """What there is, and what of it could not be read until now."""
+        films = self._survey.films
+        videos = [film for film in films if not film.picture]
+        shapes = collections.Counter(f"{film.width}×{film.height}" for film in films)
+        rates = collections.Counter(f"{film.fps:.4g} fps" for film in videos)
+        return Summary(
+            self.path,
+            len(videos),
+            len(films) - len(videos),
+            sum(film.seconds for film in videos),
+            self._survey.captions,
+            dict(shapes.most_common()),
+            dict(rates.most_common()),
+            self._survey.skipped,
+            *self._damage.told(),
+            (*self._survey.notes, *self._notes()),
+        )
+
+    def _notes(self) -> Iterator[str]:
+        used = {span.film.path for span in self._all.spans}
+        others = {span.film.path for span in split_films(self._survey.films, OTHER_SPLIT[self.split])}
+        short = [film for film in self._survey.films if not film.picture and film.path not in used | others]
+        stills = sum(film.picture for film in self._survey.films)
+        if short:
+            yield f"{count(len(short), 'video')} shorter than the shortest clip that is drawn, {short[0].name} first"
+        if stills and self.crop is not None and self.crop[0] > 1:
+            yield f"pictures are left out: clips have {self.crop[0]} frames"
+        elif stills and not self._share_of_images and self._moving.spans:
+            yield "pictures are left out: config.data.durations has no 0, which stands for an image"
+        small = sum(min(film.height, film.width) < min(self._resolutions) for film in self._survey.films)
+        if small:
+            yield f"{count(small, 'file')} smaller than {min(self._resolutions)} pixels, which are enlarged"
+
+    @property
+    def _resolutions(self) -> tuple[int, ...]:
+        return (self.resolution,) if isinstance(self.resolution, int) else self.resolution
+
+    @property
+    def _share_of_images(self) -> float:
+        if self.crop is not None:
+            return 0.0
+        return self.durations.count(0.0) / len(self.durations) if self.durations else self.share_of_images
+
+    def _seconds(self) -> list[float]:
+        """Durations that clips which move have: all of a list, or the ends of a range."""
+        moving = [seconds for seconds in self.durations if seconds > 0]
+        return moving or [self.min_seconds, self.max_seconds]
+
     def _check(self) -> None:
-        crop, sides = self.crop, self.crop_short_side
         demands = {
-            "split is train or validation": self.split in ("train", "validation"),
+            "split is train or validation": self.split in OTHER_SPLIT,
             "min_seconds is above 0 and not above max_seconds": 0 < self.min_seconds <= self.max_seconds,
-            "max_fps is above 0": self.max_fps > 0,
+            "durations are numbers of seconds, 0 or more": all(0 <= d < math.inf for d in self.durations),
+            "max_fps and rates are above 0": all(0 < fps < math.inf for fps in (self.max_fps, *self.rates)),
+            "max_frames is 0 or more": self.max_frames >= 0,
             "share_of_images lies within 0 ... 1": 0 <= self.share_of_images <= 1,
             "clips and multiple are at least 1": min(self.clips, self.multiple) >= 1,
-            "resolution is at least multiple": self.resolution >= self.multiple,
-            "crop is (frames, height, width), with 1 + 4k frames": crop is None
-            or (len(crop) == 3 and min(crop) >= 1 and crop[0] % 4 == 1),
-            "crop_short_side is (low, high)": sides is None
-            or (len(sides) == 2 and 1 <= sides[0] <= sides[1]),
+            "resolution is at least multiple": min(self._resolutions, default=0) >= self.multiple,
+            "aspects holds one at least": len(self.aspects) > 0,
+            "crop is (frames, height, width), with 1 + 4k frames": self.crop is None
+            or (len(self.crop) == 3 and min(self.crop) >= 1 and self.crop[0] % 4 == 1),
         }
         for demand, met in demands.items():
             if not met:
                 raise UserError(f"The footage in {self.path} can't be used as asked: see that {demand}.")
+        for aspect in self.aspects:
+            if aspect != NATIVE:
+                frame_size(1, aspect)
 
-    def _least_seconds(self) -> float:
-        return self.min_seconds if self.crop is None else self.crop[0] / self.max_fps
+    def _too_little(self, found: Survey, spans: Sequence[Span]) -> EmptySplit:
+        if not spans:
+            return EmptySplit(
+                f"{self.path} is too little to hold a part of it out for validation: add a second video, or a "
+                "longer one."
+            )
+        if self.crop is not None:
+            rate = max(self.rates or (self.max_fps,))
+            need, asked = (
+                self.crop[0] / rate,
+                f"{self.crop[0]} frames at {rate:g} a second (config.loss.crop)",
+            )
+        else:
+            need = min(self._seconds())
+            asked = f"{need:.3g} seconds (config.data.durations)"
+        longest = max((span.seconds for span in spans if not span.film.picture), default=0.0)
+        of_split = "" if self.split == "train" else " of what is held out for validation"
+        return EmptySplit(
+            f"{self.path} is too short: a clip takes {asked}, and the longest video{of_split} has {longest:.3g} "
+            "seconds; add longer ones or ask for shorter clips."
+        )
 
-    def _step(self, span: Span) -> int:
-        return frame_step(span.fps, self.max_fps)
+    def _ratios(self, span: Span) -> list[float]:
+        """Native frames to each of the clip's, for every rate at which a clip fits into the span."""
+        if self.rates:
+            ratios = [rate_ratio(span.film.fps, rate) for rate in self.rates]
+        else:
+            ratios = [float(frame_step(span.film.fps, self.max_fps))]
+        return [
+            ratio
+            for ratio in ratios
+            if self._shortest(span.film.fps / ratio) <= most_frames(span.frames, ratio)
+        ]
 
-    def _grid(self, seconds: float, span: Span) -> int:
-        """How many frames of 1 + 4k fit into so many seconds."""
-        return 1 + 4 * max(0, math.floor((seconds * span.fps / self._step(span) + 1e-6 - 1) / 4))
-
-    def _shortest(self, span: Span) -> int:
-        """Native frames that a span must have for a clip to be cut out of it."""
-        count = self._grid(self.min_seconds, span) if self.crop is None else self.crop[0]
-        return (count - 1) * self._step(span) + 1
-
-    def _draw_count(self, rng: np.random.Generator, span: Span) -> int:
-        if rng.random() < self.share_of_images:
-            return 1
+    def _shortest(self, fps: float) -> int:
+        """Frames that a clip which moves has at least."""
         if self.crop is not None:
             return self.crop[0]
-        seconds = rng.uniform(self.min_seconds, self.max_seconds)
-        longest = 1 + (span.frames - 1) // self._step(span) // 4 * 4
-        return min(self._grid(seconds, span), longest)
+        count = 1 + 4 * max(0, math.floor((min(self._seconds()) * fps + 1e-6 - 1) / 4))
+        return min(count, self.max_frames or count)
 
-    def _short_sides(self) -> tuple[int, int]:
-        """The range of the short side, in pixels, to which frames are scaled before they are cropped."""
-        if self.crop is None or self.crop_short_side is None:
-            return self.resolution, self.resolution
-        low, high = self.crop_short_side
-        return low, high
+    def _draw_cut(self, rng: np.random.Generator) -> Cut:
+        still = rng.random() < self._share_of_images or not self._moving.spans
+        span = (self._all if still else self._moving).draw(rng)
+        if still:
+            return Cut(span, span.first + int(rng.integers(span.frames)), 1, 1.0)
+        ratios = self._ratios(span)
+        ratio = ratios[rng.integers(len(ratios))]
+        fps, most = span.film.fps / ratio, most_frames(span.frames, ratio)
+        if self.crop is not None:
+            frames = self.crop[0]
+        elif self.durations:
+            seconds = self._seconds()
+            # As toyworld counts them.
+            frames = 1 + 4 * round(seconds[rng.integers(len(seconds))] * fps / 4)
+        else:
+            seconds_drawn = rng.uniform(self.min_seconds, self.max_seconds)
+            frames = 1 + 4 * max(0, math.floor((seconds_drawn * fps + 1e-6 - 1) / 4))
+        most = min(most, self.max_frames or most)
+        frames = min(frames, 1 + (most - 1) // 4 * 4)
+        return Cut(
+            span,
+            span.first + int(rng.integers(span.frames - native_frames(frames, ratio) + 1)),
+            frames,
+            ratio,
+        )
+
+    def _make_clip(self, cut: Cut, rng: np.random.Generator) -> Clip:
+        film, scaled, window, report = cut.span.film, [], None, Report()
+        for frame in self._read(cut, report):
+            window = window or self._draw_window(rng, *frame.shape[:2])
+            scaled.append(resample(frame, *window))
+        if len(scaled) < cut.count:
+            raise UserError("it is damaged or cut off.")
+        if report.damage(cut.start, cut.start + (cut.count - 1) / cut.fps):
+            raise UserError("its frames can't be decoded whole.")
+        return Clip(
+            Video(np.stack(scaled), cut.fps),
+            {"short": film.caption},
+            ((0.0, film.caption),) if film.caption else (),
+            f"{film.name}@{cut.start:.3f}s+{cut.count}",
+        )
 
     def _draw_window(
         self, rng: np.random.Generator, height: int, width: int
     ) -> tuple[int, int, tuple[float, float, float, float]]:
         """(height, width) of the clip, and the box (left, top, right, bottom) of the frame that it shows."""
-        low, high = self._short_sides()
-        short = low if low == high else math.exp(rng.uniform(math.log(low), math.log(high)))
-        scale = short / min(height, width)
+        high, wide = crop_to_aspect(height, width, self.aspects)
+        short = self._resolutions[rng.integers(len(self._resolutions))]
+        scale = short / min(high, wide)
         if self.crop is None:
-            y, x = (int(side * scale + 1e-6) // self.multiple * self.multiple for side in (height, width))
-            top, left = (height - y / scale) / 2, (width - x / scale) / 2
+            y, x = (int(side * scale + 1e-6) // self.multiple * self.multiple for side in (high, wide))
+            down = across = 0.5
         else:
             y, x = self.crop[1:]
-            scale = max(scale, y / height, x / width)
-            top, left = rng.random() * (height - y / scale), rng.random() * (width - x / scale)
+            scale = max(scale, y / high, x / wide)
+            down, across = rng.random(), rng.random()
+        top = (height - high) / 2 + down * (high - y / scale)
+        left = (width - wide) / 2 + across * (wide - x / scale)
         if scale == 1:
             # Whole pixels stay what they are.
             top, left = round(top), round(left)
         top, left = max(top, 0), max(left, 0)
         return y, x, (left, top, min(left + x / scale, width), min(top + y / scale, height))
 
-    def _read(self, span: Span, first: int, count: int) -> Iterator[np.ndarray]:
-        step = self._step(span)
-        if self.cache:
-            return iter(self._cached(span)[first : first + (count - 1) * step + 1 : step])
-        shown = stream_frames(span.file, first / span.fps, fps=span.fps / step)
-        return (frame for _, frame in itertools.islice(shown, count))
+    def _read(self, cut: Cut, report: Report) -> Iterator[np.ndarray]:
+        film = cut.span.film
+        if self.cache and not film.picture:
+            frames = self._cached(cut.span)
+            numbers = cut.first + np.floor(np.arange(cut.count) * cut.ratio + 1e-6).astype(int)
+            return iter(frames[numbers[numbers < len(frames)]])
+        shown = stream_frames(film.path, cut.start, cut.fps, report)
+        return (frame for _, frame in itertools.islice(shown, cut.count))
+
+    def _caches(self, span: Span, damage: Damage) -> bool:
+        """Whether the whole file can be decoded into the cache."""
+        try:
+            self._cached(span)
+        except Unreadable as error:
+            if self.damaged == "refuse":
+                raise
+            damage.add(span.film.path, str(error), clips=0)
+            return False
+        return True
 
     def _cached(self, span: Span) -> np.ndarray:
-        """The file's frames as a memory map, uint8[T,Y,X,3]; written first where it is not there yet."""
-        stat = os.stat(span.file)
-        need = max(self._short_sides()[1], *(self.crop[1:] if self.crop else (0,)))
-        name = hashlib.sha256(repr((os.path.abspath(span.file), stat.st_size, stat.st_mtime_ns)).encode())
-        path = pathlib.Path(self.cache, f"{pathlib.Path(span.file).stem}-{name.hexdigest()[:12]}-{need}.npy")
-        if not path.exists():
-            _write_frames(path, span, need)
-        return np.load(path, mmap_mode="r")
+        need = max(*self._resolutions, *(self.crop[1:] if self.crop else (0,)))
+        return cached_frames(self.cache, span.film.path, span.film.fps, need)
 
 
-def _write_frames(path: pathlib.Path, span: Span, short_side: int) -> None:
-    """Decodes a whole file into an array on disk, one frame in memory at a time; frames are never enlarged."""
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        header, count = {"descr": "|u1", "fortran_order": False, "shape": (0, 0, 0, 3)}, 0
-        for _, frame in stream_frames(span.file, fps=span.fps):
-            height, width = frame.shape[:2]
-            scale = min(1.0, short_side / min(height, width))
-            if scale < 1:
-                frame = resample(frame, int(height * scale + 1e-6), int(width * scale + 1e-6))
-            if count == 0:
-                np.lib.format.write_array_header_1_0(file, {**header, "shape": (0, *frame.shape)})
-            file.write(frame.tobytes())
-            count += 1
-        file.seek(0)
-        # The header leaves room for its first number to grow.
-        np.lib.format.write_array_header_1_0(file, {**header, "shape": (count, *frame.shape)})
+class Damage:
+    """Counts clips that could not be read; threads add to it."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, str] = {}
+        self._clips = 0
+        self._lock = threading.Lock()
+
+    def add(self, file: str, reason: str, clips: int = 1) -> None:
+        with self._lock:
+            self._clips += clips
+            known = file in self._files
+            self._files.setdefault(file, reason)
+        if not known:
+            tqdm.write(f"note: {file} can't be read {reason} Other clips take its place.", file=sys.stderr)
+
+    def told(self) -> tuple[dict[str, str], int]:
+        """Files with the first reason of each, and how many clips were replaced."""
+        with self._lock:
+            return dict(self._files), self._clips
+
+    def __getstate__(self) -> tuple[dict[str, str], int]:
+        return self.told()
+
+    def __setstate__(self, state: tuple[dict[str, str], int]) -> None:
+        self.__init__()  # type: ignore[misc]
+        self._files, self._clips = state
 
 
 def _video_files(path: str) -> list[pathlib.Path]:
-    root = pathlib.Path(path)
-    if root.is_file():
-        return [root]
-    if not root.is_dir():
-        raise UserError(f"There is no folder or file {path}: check the name.")
-    files = sorted(f for f in root.rglob("*") if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
-    if not files:
-        raise UserError(f"{path} holds no video: put files there that end in {', '.join(SUFFIXES)}.")
-    return files
-
-
-def _spans(files: dict[str, tuple[float, float]], split: str) -> Iterator[Span]:
-    """The runs of blocks that belong to `split`; blocks are numbered through all files in order."""
-    number = 0
-    for file, (fps, seconds) in files.items():
-        if not math.isfinite(seconds):
-            raise UserError(f"{file} does not say how long it is: write it anew as mp4 and use that.")
-        frames = math.floor(seconds * fps + 1e-3)
-        blocks = max(1, math.ceil(frames / fps / BLOCK_SECONDS - 1e-6))
-        bounds = [min(frames, round(block * BLOCK_SECONDS * fps)) for block in range(blocks + 1)]
-        held_out = [(number + block) % BLOCKS_PER_HELD_OUT == HELD_OUT for block in range(blocks)]
-        for held, group in itertools.groupby(range(blocks), key=held_out.__getitem__):
-            if held == (split == "validation"):
-                run = list(group)
-                yield Span(file, fps, bounds[run[0]], bounds[run[-1] + 1])
-        number += blocks
-
-
-def _caption(file: str) -> str:
-    path = pathlib.Path(file).with_suffix(".txt")
-    try:
-        return " ".join(path.read_text(encoding="utf-8").split())
-    except FileNotFoundError:
-        return ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The caption {path} can't be read: {error}; save it as UTF-8 text.") from error
+    return list(find_files(path).files)

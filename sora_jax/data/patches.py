@@ -45,9 +45,9 @@ def coordinates(
 ) -> np.ndarray:
     """Returns float32[n,5]: the box that each patch of a latent of size `grid` (t, y, x) covers.
 
-    The first three are its time, y and x, which enter RoPE; the last two its extent: the seconds from the first to
-    the last video frame it shows (0 for a single one), and its height in the units of y. They tell frame rates,
-    single frames and resolutions apart.
+    The first three are its time, y and x, which enter RoPE; the last two its extent: the seconds from the last video
+    frame before it to its own last (four frames' for a group of four; 0 for a frame that stands alone), and its height
+    in the units of y. They tell frame rates, single frames and resolutions apart.
 
     Time is in seconds. Latent frame j ends with video frame `ends[j]`, so its time is that over `fps`; a patch of
     several latent frames takes their mean.

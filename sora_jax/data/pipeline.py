@@ -12,7 +12,8 @@ from typing import Any
 import grain
 import numpy as np
 
-from sora_jax.data.canvases import draw_canvas
+from sora_jax.config import COUNT, FROM_ZERO, SEED, SHARE, check_ranges
+from sora_jax.data.canvases import CANVASES, draw_canvas
 from sora_jax.data.clips import Clip, Source
 from sora_jax.data.latents import LatentCache, Record, Records
 from sora_jax.data.packing import PackedBatch, Run, fill_rows, lay_rows
@@ -57,13 +58,19 @@ class PipelineConfig:
     patch: Grid = (1, 2, 2)
     coords: CoordinateMode = "fractional"
     seed: int = 0
-    canvases: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    canvases: Mapping[str, float] = dataclasses.field(default_factory=dict, metadata={"keys": CANVASES})
     time_window: float = 0.0
     frame_tokens: int = 0
     caption_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     window: int = 64
     threads: int = 2
     prefetch: int = 4
+
+    def __post_init__(self) -> None:
+        counts = ("row_tokens", "row_text", "rows", "shards", "max_runs", "patch", "window")
+        more = dict.fromkeys(("frame_tokens", "threads", "prefetch"), FROM_ZERO)
+        more |= {"seed": SEED, "time_window": SHARE}
+        check_ranges(self, "pipeline", **dict.fromkeys(counts, COUNT), **more)
 
 
 def make_pipeline(

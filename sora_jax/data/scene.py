@@ -180,17 +180,38 @@ class Scene:
 
 @dataclasses.dataclass(frozen=True)
 class WorldConfig:
-    """How often what is drawn; plain values, each tuple in the order of the table it names."""
+    """How often what is drawn; plain values, each tuple in the order of the table it names.
 
-    objects: tuple[float, ...] = (0.55, 0.30, 0.15)  # one, two, three
-    motions: tuple[float, ...] = (0.07, 0.50, 0.11, 0.10, 0.08, 0.06, 0.08)  # MOTIONS
-    sizes: tuple[float, ...] = (0.33, 0.34, 0.33)  # SIZES
-    backgrounds: tuple[float, ...] = (0.40, 0.25, 0.35)  # BACKGROUNDS
-    cameras: tuple[float, ...] = (0.80, 0.10, 0.10)  # CAMERAS
+    Attributes:
+      objects: one, two and three things.
+      motions: each of `MOTIONS`, of a thing.
+      sizes: each of `SIZES`.
+      backgrounds: each of `BACKGROUNDS`.
+      cameras: each of `CAMERAS`.
+      two_shots: clips of two shots.
+      dissolves: of second shots; the rest begin with a cut.
+      occluder: clips with a pillar in front of the things.
+      leave: of straight motions, that may end beyond the edge of the frame.
+    """
+
+    objects: tuple[float, ...] = (0.55, 0.30, 0.15)
+    motions: tuple[float, ...] = (0.07, 0.50, 0.11, 0.10, 0.08, 0.06, 0.08)
+    sizes: tuple[float, ...] = (0.33, 0.34, 0.33)
+    backgrounds: tuple[float, ...] = (0.40, 0.25, 0.35)
+    cameras: tuple[float, ...] = (0.80, 0.10, 0.10)
     two_shots: float = 0.10
-    dissolves: float = 0.0  # of second shots: the rest begin with a cut
+    dissolves: float = 0.0
     occluder: float = 0.08
-    leave: float = 0.08  # of straight motions: may end beyond the edge of the frame
+    leave: float = 0.08
+
+    def __post_init__(self) -> None:
+        tables = {"motions": MOTIONS, "sizes": SIZES, "backgrounds": BACKGROUNDS, "cameras": CAMERAS}
+        for name, table in ({"objects": ("one", "two", "three")} | tables).items():
+            if len(weights := getattr(self, name)) != len(table):
+                raise UserError(
+                    f"config.data.world.{name} takes {len(table)} numbers, for {', '.join(table)}, and got "
+                    f"{len(weights)}."
+                )
 
 
 def half_frame(aspect: float) -> tuple[float, float]:

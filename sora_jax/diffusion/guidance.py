@@ -28,6 +28,7 @@ Model = Callable[[jax.Array, PackedBatch, jax.Array], jax.Array]
 """The velocity [B, N, P] of (patches [B, N, P], batch, σ [B, S]): `models.dit.DiT`, or any pytree that is called so."""
 
 METHODS = ("cfg", "zero", "apg")
+ZERO_INIT = 0.04  # share of a schedule
 _TINY = 1e-12
 
 
@@ -40,7 +41,9 @@ class Guidance:
       text: weight of the words; 1 is none.
       given: weight of the given frames; 1 is none.
       low, high: weights hold for low < σ ≤ high and are 1 elsewhere (Kynkäänniemi et al. 2024).
-      rescale: φ of Lin et al. 2023 (section 3.4): 1 gives what is guided the deviation of what is not, 0 leaves it.
+      rescale: φ of Lin et al. 2023 (equations 15 and 16): 1 gives the guided velocity the deviation of the one that is
+        not guided, 0 leaves it. It acts on the model's output, as diffusers' `guidance_rescale` does, so the same φ
+        means the same.
       method: index into `METHODS`. "cfg" takes the formula above as it is. "zero" first scales the weaker answer to
         be as near to the stronger as it gets, s* = ⟨v, v′⟩ / ‖v′‖² (CFG-Zero*, Fan et al. 2025). "apg" leaves out of
         a difference what lies along the full x₀, and limits the rest (adaptive projected guidance, Sadat et al.
@@ -48,8 +51,8 @@ class Guidance:
       limit: of "apg", the largest root mean square of a difference before its weight. The paper limits its norm, to
         r: that is r / √n for a latent of n numbers. For the bundled model differences are 0.3 to 0.7 near σ = 1 and
         below 0.1 under σ = 0.5.
-      hold: a step from a level above it is left out, the tokens stay: zero-init of CFG-Zero*. 1 leaves out none;
-        `flow.shift(0.96, factor)` the first 4% of a schedule, the paper's, or its first step if that is longer.
+      hold: a step from a level above it is left out, the tokens stay: the zero-init steps of CFG-Zero*, see
+        `zero_init`. 1 leaves out none.
     """
 
     text: Any = 1.0
@@ -70,6 +73,15 @@ class Guidance:
     def tables(self, shape: tuple[int, int]) -> Guidance:
         """Every field as float32[B, S]."""
         return jax.tree.map(lambda field: jnp.broadcast_to(jnp.asarray(field, jnp.float32), shape), self)
+
+
+def zero_init(factor: jax.typing.ArrayLike) -> float:
+    """`hold` for a run whose levels are shifted by `factor`: the first 4% of its steps, and at least the first one.
+
+    Near noise a model that is not trained to the end is further from the best velocity than 0 is, so those steps are
+    left out (Fan et al. 2025, section 4.2; two of 50 steps).
+    """
+    return float(flow.shift(jnp.float32(1 - ZERO_INIT + 1e-4), factor))  # a level at the share itself moves
 
 
 def tabulate(
@@ -167,8 +179,10 @@ def combine(
     guided, weights = clean, (guidance.text, guidance.given)
     for weight, stronger, weaker in zip(weights, velocities, velocities[1:], strict=False):
         guided += per_token(jnp.where(inside, weight - 1.0, 0.0)) * difference(stronger, weaker)
-    calmed = deviation(clean) / jnp.maximum(deviation(guided), _TINY)
-    return guided * per_token(jnp.where(inside, 1.0 + guidance.rescale * (calmed - 1.0), 1.0))
+    # x₀' = x − σ f v, for the guided velocity v and its factor f = φ std(full) / std(v) + 1 − φ.
+    velocity = velocities[0] - jnp.where(sigma > 0, guided - clean, 0.0) / jnp.maximum(sigma, 1e-8)
+    calmed = deviation(velocities[0]) / jnp.maximum(deviation(velocity), _TINY)
+    return guided - per_token(jnp.where(inside, guidance.rescale * (calmed - 1.0), 0.0)) * sigma * velocity
 
 
 def _run_shares(batch: PackedBatch) -> jax.Array:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from sora_jax.errors import UserError, atomic_path
-from sora_jax.options import MODEL, QUIET, as_settings, common, settings, tell_overwritten
+from sora_jax.options import MODEL, QUIET, as_settings, common, note, settings, tell_overwritten
 from sora_jax.terminal import ListOf, Number, Output, progress_bar, table
 
 _SHEET_CLIPS = 24
@@ -69,6 +69,9 @@ def evaluate_vae_command(
     ]
     rows.append(cells("mean", "", "", result["mean"]))
     click.echo(table(("file", "size", "frames", "PSNR dB", "SSIM"), rows, numbers=4))
+    for row in result["files"]:
+        for sentence in row["notes"]:
+            note(sentence)
     _write(result, json_path, shown, sheet, columns=2)
 
 

@@ -27,7 +27,7 @@ from sora_jax.data.toyworld import render
 from sora_jax.errors import UserError
 from sora_jax.evaluation import oracle, quality
 from sora_jax.studio import Request, Studio
-from sora_jax.video import Video, frame_count, probe, resample, stream_frames
+from sora_jax.video import Report, Video, frame_count, probe, resample, stream_frames
 
 Progress = Callable[[int, int], None]  # (done, in all)
 Show = Callable[[str, list[Video]], None]  # (label, the clips it speaks of)
@@ -72,8 +72,8 @@ def evaluate_vae(
       show: called with each file's name and figures, and its first piece and that piece's reconstruction.
 
     Returns:
-      `files` (a row each: path, frames, size, fps, psnr in decibels or None where nothing was lost, ssim), `mean`
-      over the files, `settings`, `model`, `made_by`.
+      `files` (a row each: path, frames, size, fps, psnr in decibels or None where nothing was lost, ssim, notes on
+      the file such as what of it is damaged), `mean` over the files, `settings`, `model`, `made_by`.
 
     Raises:
       UserError: there are no files, or one can't be read or ends before `start`.
@@ -89,7 +89,8 @@ def evaluate_vae(
     for number, path in enumerate(files):
         done, error, similarity, source = 0, 0.0, 0.0, (0, 0)
         first: list[Video] = []
-        for piece, source in _pieces(path, resolution, seconds, start):
+        met = Report()
+        for piece, source in _pieces(path, resolution, seconds, start, met):
             again = studio.reconstruct(piece)
             error += len(piece) * 10 ** (-float(quality.psnr(again.frames, piece.frames)) / 10)
             similarity += len(piece) * float(quality.ssim(again.frames, piece.frames))
@@ -109,6 +110,7 @@ def evaluate_vae(
             "source_width": source[1],
             "psnr": -10 * math.log10(error / done) if error else None,
             "ssim": similarity / done,
+            "notes": [*met.remarks(), *met.damage(start, start + done / first[0].fps)],
         }
         rows.append(row)
         show(f"{pathlib.Path(path).name}: {_decibels(row['psnr'])}, SSIM {row['ssim']:.3f}", first)
@@ -267,12 +269,12 @@ def _expected_frames(path: str | os.PathLike[str], seconds: float, start: float)
 
 
 def _pieces(
-    path: str | os.PathLike[str], resolution: int, seconds: float, start: float
+    path: str | os.PathLike[str], resolution: int, seconds: float, start: float, met: Report
 ) -> Iterator[tuple[Video, tuple[int, int]]]:
     """(a piece of the scaled video, (height, width) in the file), one after another."""
     fps = probe(path).fps
     limit = frame_count(seconds, fps) if seconds else None
-    frames = itertools.islice((frame for _, frame in stream_frames(path, start, fps)), limit)
+    frames = itertools.islice((frame for _, frame in stream_frames(path, start, fps, met)), limit)
     piece: list[np.ndarray] = []
     for frame in frames:
         size = frame.shape[:2]

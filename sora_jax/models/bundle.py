@@ -17,10 +17,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
-import safetensors
-import safetensors.numpy
 from flax import nnx
 
 from sora_jax.config import component
@@ -29,10 +26,12 @@ from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.models.knowledge import Knowledge, knowledge_of
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAE, VAEConfig
+from sora_jax.models.weights import read_weights, write_weights
 from sora_jax.train.checkpoint import fill, load_params, named_leaves
 
 BUNDLED = pathlib.Path(__file__).parents[1] / "bundled"
 FORMAT = 1
+LEAST_DEVIATION = 1e-3  # of a latent's channel, in the largest channel's
 Model = TypeVar("Model", VAE, DiT)
 
 
@@ -84,7 +83,14 @@ class Bundle:
 
 
 def save_bundle(bundle: Bundle, folder: str | os.PathLike[str], dtype: str = "bfloat16") -> None:
-    """Writes a bundle's folder, `config.json` last, each file whole or not at all."""
+    """Writes a bundle's folder, `config.json` last, each file whole or not at all.
+
+    Args:
+      dtype: of the weights, a name of `weights.SAVED`.
+
+    Raises:
+      UserError: there is no such type, or it doesn't hold some weight.
+    """
     folder = pathlib.Path(folder)
     parts: dict[str, Any] = {"format": FORMAT, "vae": dataclasses.asdict(bundle.vae.config)}
     _save_weights(bundle.vae, folder / "vae.safetensors", dtype)
@@ -147,19 +153,35 @@ def bundled() -> list[str]:
 
 
 def measure_latents(vae: VAE, clips: Iterable[np.ndarray]) -> VAE:
-    """The same autoencoder with `latent_mean` and `latent_std` measured over uint8[T,Y,X,3] clips of 1+4k frames."""
+    """The same autoencoder with `latent_mean` and `latent_std` measured over uint8[T,Y,X,3] clips of 1+4k frames.
+
+    A channel that says nothing, of a deviation below a thousandth of the largest, takes that as its deviation: its
+    latents stay near 0 instead of becoming noise, or no numbers at all.
+
+    Raises:
+      UserError: there is no clip, or no channel differs from cell to cell: the autoencoder codes nothing.
+    """
     encode = jax.jit(lambda vae, clip: vae.encode(clip)[0])
     cells = [
         np.asarray(encode(vae, clip[None] / np.float32(127.5) - 1)).reshape(-1, vae.config.channels)
         for clip in clips
     ]
+    if not cells:
+        raise UserError("There is no clip to measure the autoencoder's latents on: give at least one.")
     everything = np.concatenate(cells).astype(np.float64)
+    deviation = everything.std(0)
+    if not deviation.max() > 1e-6:  # NaN too
+        raise UserError(
+            f"The autoencoder codes {len(cells)} clips as the same numbers everywhere (largest deviation "
+            f"{deviation.max():.2g}): train it further, or measure it on clips that differ."
+        )
+    deviation = np.maximum(deviation, LEAST_DEVIATION * deviation.max())
     return with_config(
         vae,
         dataclasses.replace(
             vae.config,
             latent_mean=tuple(np.round(everything.mean(0), 5).tolist()),
-            latent_std=tuple(np.round(everything.std(0), 5).tolist()),
+            latent_std=tuple(float(f"{one:.6g}") for one in deviation),
         ),
     )
 
@@ -224,30 +246,19 @@ _DERIVED = ("width", "layers", "heads")  # of DiTConfig.size
 
 
 def _save_weights(model: Any, path: pathlib.Path, dtype: str) -> None:
-    kept = np.dtype(getattr(ml_dtypes, dtype, dtype))
-    tensors = {
-        name.replace("/", "."): np.ascontiguousarray(np.asarray(leaf).astype(kept))
-        for name, leaf in named_leaves(model).items()
-    }
-    with atomic_path(path) as temporary:
-        safetensors.numpy.save_file(tensors, temporary)
+    write_weights({name.replace("/", "."): leaf for name, leaf in named_leaves(model).items()}, path, dtype)
 
 
 def _load_weights(build: Callable[[], Model], path: pathlib.Path) -> Model:
     template = jax.eval_shape(build)
     wanted = {name.replace("/", "."): leaf for name, leaf in named_leaves(template).items()}
-    try:
-        tensors = safetensors.numpy.load_file(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: the model's folder is incomplete; fetch it again.") from error
-    except (OSError, safetensors.SafetensorError, ValueError) as error:
-        raise UserError(
-            f"{path} can't be read, it is damaged or cut short ({error}): fetch it again."
-        ) from error
-    for name, here, there in _differences(wanted, tensors):
+    tensors = read_weights(path)
+    if differing := list(_differences(wanted, tensors)):
+        name, here, there = differing[0]
+        others = f", and {len(differing) - 1} more differ" if len(differing) > 1 else ""
         raise UserError(
             f"{path} is of another architecture than its config.json: {name!r} is {there or 'absent'} in the file "
-            f"and {here or 'absent'} in the configuration."
+            f"and {here or 'absent'} in the configuration{others}."
         )
     arrays = {
         name: jnp.asarray(tensors[key].astype(np.float32))

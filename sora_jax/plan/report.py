@@ -18,21 +18,26 @@ def tell(plan: Plan, assumed: Assumptions, dollars: float | None) -> str:
     """One plan, whole."""
     job, counts, found, bill = plan.job, plan.counts, plan.estimate, plan.bill
     sizes = " x ".join(f"{axis} {size}" for axis, size in job.mesh.items() if size > 1) or "all whole"
-    where = f"{job.topology.name}, {job.topology.count} chip{'s' * (job.topology.count > 1)} ({sizes})"
+    chips, devices = job.topology.chips, job.topology.count
+    apart = devices > chips
+    where = (
+        f"{job.topology.name}, {chips} chip{'s' * (chips > 1)}{f' of {devices} devices' * apart} ({sizes})"
+    )
+    one = "device" if apart else "chip"
     lines = [f"{plan.name}: a {job.step} step of {job.rows} rows on {where}"]
     by = f"by the compiler, in {plan.compiling:.0f} s" if plan.word == "compiler" else "by arithmetic"
     room = f" of {plan.room / GIB:.1f}" if plan.room else ""
     total = sum(plan.memory.values()) / GIB
     verdict = "fits" if plan.fits else "does NOT fit"
-    lines += ["", f"memory a chip: {total:.2f}{room} GiB, {verdict} ({by})"]
+    lines += ["", f"memory a {one}: {total:.2f}{room} GiB, {verdict} ({by})"]
     lines += [f"  {kind:<13}{plan.memory[kind] / GIB:9.2f} GiB" for kind in KINDS if plan.memory.get(kind)]
     if plan.change:
-        then = f", {sum(plan.changed.values()) / GIB:.2f} GiB a chip" if plan.changed else ""
+        then = f", {sum(plan.changed.values()) / GIB:.2f} GiB a {one}" if plan.changed else ""
         lines += [f"  what makes it fit: {plan.change}{then}"]
     if counts:
         lines += [
             "",
-            f"a step, on each chip (by {'the compiler' if counts.source == 'compiler' else 'arithmetic'})",
+            f"a step, on each {one} (by {'the compiler' if counts.source == 'compiler' else 'arithmetic'})",
             f"  products     {_short(counts.products)}FLOP",
             f"  memory       {_short(counts.bytes)}B"
             + (", attention's by arithmetic" if counts.attention else ""),

@@ -1,41 +1,37 @@
-"""Train from a configuration file: `python -m sora_jax.train --config configs/x.py --workdir runs/x`.
-
-`--config configs/x.py:tiny` hands "tiny" to the file's get_config, `--config.optim.lr=3e-4` sets a value.
-
-On several hosts the same command runs on each, with one more flag where a TPU pod, SLURM or Open MPI says who is who
-(--hosts=auto), and else three: --coordinator=ADDRESS:PORT of host 0, --hosts=2, and --host=0 or --host=1. Instead of
-them the environment may have JAX_COORDINATOR_ADDRESS, SORA_JAX_HOSTS and SORA_JAX_HOST. Hosts wait --join_timeout=300
-seconds for each other, and take one for gone of which they heard nothing for --host_timeout=60. See docs/scaling.md.
-"""
+"""`sora-jax train`, and `python -m sora_jax.train`, which is the same: from a configuration to a trained model."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import importlib.metadata
 import pathlib
 import re
+import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import ml_collections
-from absl import flags, logging
-from ml_collections import config_flags
+import click
+import jax
+from absl import logging
+from ml_collections import ConfigDict
 
 import sora_jax
+from sora_jax import config as configurations
 from sora_jax.backend import check_version
 from sora_jax.errors import UserError
 from sora_jax.hosts import Hosts, await_loss, fail, join, leave
+from sora_jax.train import config_files, listing
+from sora_jax.train.stopping import Terminated, terminations
 
-USAGE = (
-    "usage: python -m sora_jax.train --config configs/x.py[:arg] --workdir runs/x [--config.key=value ...]"
-)
+PROGRAM = "sora-jax train"
+USAGE = f"usage: {PROGRAM} --config NAME|FILE[:argument] --workdir FOLDER [--config.key=value ...]"
+_OVERRIDE = re.compile(r"--?config\.")
 
 
-def parse(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path, Hosts]:
-    """The configuration with its overrides, the workdir, and the hosts.
+def parse(argv: Sequence[str]) -> tuple[ConfigDict, pathlib.Path, Hosts]:
+    """The whole configuration with its overrides, the workdir, and the hosts.
 
     Args:
       argv: the arguments without the program's name.
@@ -43,52 +39,75 @@ def parse(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path,
     Raises:
       UserError: an unknown flag or key (with the nearest known one), a value of the wrong type, no such file.
     """
-    overrides = [flag.lstrip("-").partition("=")[0] for flag in argv if re.match(r"--?config\.", flag)]
-    if (path := _value(argv, "config")) is None:
+    changes, rest = split_overrides(argv)
+    flags = _flags(rest)
+    if not flags["config"]:
         raise UserError(f"--config is missing; {USAGE}")
-    known = list(_keys(_load(path)))
-    for key in (name.removeprefix("config.") for name in overrides):
-        if key not in known:
-            near = difflib.get_close_matches(key, known, 1, 0)
-            raise UserError(f"config.{key} is no key of {path}: did you mean config.{near[0]}?")
-
-    arguments = ["train", *argv]
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
-    flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
-    flags.DEFINE_boolean("traceback", False, "Show tracebacks.", flag_values=values)
-    for field in dataclasses.fields(Hosts):
-        define = flags.DEFINE_float if isinstance(field.default, float) else flags.DEFINE_string
-        define(field.name, field.default, "See sora_jax.hosts.Hosts.", flag_values=values)
-    try:
-        rest = values(arguments)[1:]
-    except (flags.Error, LookupError, TypeError, ValueError) as error:
-        raise UserError(f"The command line can't be read: {_last_line(error)}; {USAGE}") from error
-    if rest:
-        raise UserError(f"{rest[0]!r} is no flag of the training command; {USAGE}")
-    if values.workdir is None:
+    given = config_files.load(flags["config"])
+    if not flags["workdir"]:
         raise UserError(f"--workdir is missing; {USAGE}")
-    hosts = Hosts(**{field.name: values[field.name].value for field in dataclasses.fields(Hosts)})
-    return values.config, pathlib.Path(values.workdir), hosts
+    # Hosts meet before a configuration without an objective is refused: the loop may be handed one.
+    config = _fill(given, changes, objective=False)
+    hosts = Hosts(**{field.name: flags[field.name] for field in dataclasses.fields(Hosts)})
+    return config, pathlib.Path(flags["workdir"]), hosts
+
+
+def make_config(name: str, changes: dict[str, str]) -> ConfigDict:
+    """The configuration `--config=name` with `--config.<key>=<text>` for each of `changes`, every key filled in.
+
+    Raises:
+      UserError: there is none, a key is unknown, or a value is none that its key takes.
+    """
+    return _fill(config_files.load(name), changes)
+
+
+def _fill(given: Mapping[str, Any], changes: Mapping[str, str], objective: bool = True) -> ConfigDict:
+    from sora_jax.train import objectives  # with models and data: seconds
+
+    config = objectives.complete(configurations.override(objectives.schema_of(given), given, changes))
+    if objective or "objective" in config:
+        objectives.check_run(config)
+    return config.lock()
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """`--config.key=value`, `--config.key value` and, of what is true or false, `--config.key`; and all the rest."""
+    changes, rest, words = {}, [], list(argv)
+    while words:
+        word = words.pop(0)
+        if not _OVERRIDE.match(word):
+            rest.append(word)
+            continue
+        key, sign, text = _OVERRIDE.sub("", word, count=1).partition("=")
+        if not sign:
+            is_value = words and (not words[0].startswith("-") or re.match(r"-[\d.]", words[0]))
+            text = words.pop(0) if is_value else "true"
+        changes[key] = text
+    return changes, rest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status: 0, or 2 after `error: <sentence>` on stderr."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    if {"--help", "-h"} & set(argv):
-        print(f"{USAGE}\n\n{__doc__}")
-        return 0
+    """Runs the command; returns its exit status: 0, 2 after `error: <sentence>` on stderr, 130 or 143 when stopped."""
+    argv = list(sys.argv[1:] if argv is None else argv)
     if "--traceback" not in argv:
         # Libraries log the traceback of what they then raise; the sentence is enough.
         logging.set_verbosity(logging.FATAL)
+    workdir: pathlib.Path | None = None
     try:
         check_version()
+        if not argv or {"--help", "-h"} & set(argv):
+            print(help_text(argv))
+            return 0
         config, workdir, hosts = parse(argv)
         join(hosts, _digest(config))
         from sora_jax.train.loop import train
 
-        train(config, workdir)
+        with terminations():
+            state = train(config, workdir)
+        first, step = jax.process_index() == 0, int(state.step)
         leave()
+        if first and (onward := _onward(config, workdir, step, argv)):
+            print(onward, file=sys.stderr)
     except UserError as error:
         if "--traceback" in argv:
             fail(2, error, traceback=True)
@@ -96,6 +115,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         fail(2, error)
         return 2
+    except KeyboardInterrupt as error:
+        print(_broken_off(workdir, argv), file=sys.stderr)
+        status = 143 if isinstance(error, Terminated) else 130
+        fail(status, error)
+        return status
     except BaseException as error:
         if isinstance(error, Exception):
             await_loss()
@@ -104,43 +128,108 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _digest(config: ml_collections.ConfigDict) -> str:
+def help_text(argv: Sequence[str]) -> str:
+    """The command's flags; with --config among `argv` every key of that configuration too."""
+    changes, rest = split_overrides(argv)
+    flags = _flags([word for word in rest if word not in ("--help", "-h")])
+    command = _command()
+    context = click.Context(
+        command, info_name=PROGRAM, max_content_width=100, help_option_names=["-h", "--help"]
+    )
+    text = f"{command.get_help(context)}\n\n"
+    if flags["config"]:
+        from sora_jax.train import objectives
+
+        config = make_config(flags["config"], changes)
+        listed = listing.list_settings(objectives.schema_of(config), config)
+        return f"{text}Keys of {flags['config']}, each set with --config.KEY=VALUE:\n\n{listed}"
+    names = "\n".join(f"  {name:14} {line}" for name, line in config_files.summaries().items())
+    return f"{text}Configurations that come with sora_jax:\n{names}\n\n{click.wrap_text(_KEYS, 100)}"
+
+
+_KEYS = (
+    f"Every key of a configuration can be set; {PROGRAM} --config toyworld_dit --help lists them with what they mean, "
+    "and sora-jax config toyworld_dit --config.optim.lr=3e-4 shows what a command would run with."
+)
+
+
+def _command() -> click.Command:
+    """The flags; they are read apart from the overrides, whose names only the configuration knows."""
+    docs = configurations.docs_of(Hosts)
+    hosts = [
+        click.Option(
+            [f"--{field.name}"],
+            default=field.default,
+            type=float if isinstance(field.default, float) else str,
+            show_default=isinstance(field.default, float),
+            metavar="SECONDS" if isinstance(field.default, float) else "TEXT",
+            help=_sentence(docs[field.name]),
+        )
+        for field in dataclasses.fields(Hosts)
+    ]
+    return click.Command(
+        "train",
+        params=[
+            click.Option(
+                ["--config"],
+                metavar="NAME|FILE",
+                help="A configuration that comes with sora_jax (toyworld_dit), a .py or .json file, or a run's folder; "
+                "NAME:ARGUMENT hands the argument to it (toyworld_dit:Pico).",
+            ),
+            click.Option(
+                ["--workdir"],
+                metavar="FOLDER",
+                help="Of the run: checkpoints, metrics, sheets. One that holds a run goes on with it.",
+            ),
+            *hosts,
+            click.Option(["--traceback"], is_flag=True, help="Show where an error arose."),
+        ],
+        context_settings={"help_option_names": ["-h", "--help"], "allow_extra_args": True},
+        options_metavar="--config NAME --workdir FOLDER [--config.KEY=VALUE ...]",
+        help="Train a model, or go on with training it.\n\nCtrl-C and SIGTERM finish the step, save and end; the same "
+        "command goes on from there. On several hosts the same command runs on each, with --hosts=auto where a TPU "
+        "pod, SLURM or Open MPI says who is who, and else with --coordinator, --hosts and --host: see docs/scaling.md.",
+    )
+
+
+def _flags(rest: Sequence[str]) -> dict[str, Any]:
+    try:
+        context = _command().make_context(PROGRAM, list(rest))
+    except click.ClickException as error:
+        what = error.format_message().rstrip(".")
+        raise UserError(f"The command line can't be read: {what}; {USAGE}") from error
+    if context.args:
+        raise UserError(f"{context.args[0]!r} is no flag of the training command; {USAGE}")
+    return context.params
+
+
+def _digest(config: ConfigDict) -> str:
     """What hosts must have alike to compute alike."""
     versions = [sora_jax.__version__, importlib.metadata.version("jax"), importlib.metadata.version("jaxlib")]
     return hashlib.sha256(repr([config.to_json(sort_keys=True), versions]).encode()).hexdigest()
 
 
-def _value(argv: Sequence[str], name: str) -> str | None:
-    """The value of a flag, written `--name=value` or `--name value`."""
-    for flag, following in zip(argv, [*argv[1:], None], strict=True):
-        if flag.startswith("-") and flag.lstrip("-").partition("=")[0] == name:
-            return flag.partition("=")[2] or following
-    return None
+def _onward(config: ConfigDict, workdir: pathlib.Path, step: int, argv: Sequence[str]) -> str:
+    """What to do when training has returned at `step`."""
+    if step < config.steps:
+        return f"to go on: {PROGRAM} {shlex.join(argv)}"
+    from sora_jax.train.objectives import NEXT
+
+    commands = [line.replace("WORKDIR", shlex.quote(str(workdir))) for line in NEXT.get(config.objective, ())]
+    return "\n".join(("next:", *(f"  {line}" for line in commands))) if commands else ""
 
 
-def _load(path: str) -> ml_collections.ConfigDict:
-    file = pathlib.Path(path.split(":", 1)[0])
-    if not file.is_file():
-        near = difflib.get_close_matches(file.name, [other.name for other in file.parent.glob("*.py")], 1, 0)
-        hint = f": did you mean {file.parent / near[0]}?" if near else "."
-        raise UserError(f"There is no configuration file {file}{hint}")
-    try:
-        return config_flags.config_flags.ConfigFileFlagParser("config").parse(path)
-    except Exception as error:
-        # What a configuration raises comes wrapped, as the same type, with its traceback for a text.
-        last = _last_line(error).removeprefix("sora_jax.errors.UserError: ")
-        raise UserError(f"{path} gives no configuration: {last}.") from error
+def _broken_off(workdir: pathlib.Path | None, argv: Sequence[str]) -> str:
+    """What to say of a run that was ended at once, or before its first step."""
+    from sora_jax.train.checkpoint import newest_step
+
+    step = newest_step(workdir) if workdir else 0
+    where = f"the newest checkpoint is {workdir}/checkpoints/{step}" if step else "there is no checkpoint yet"
+    return f"stopped; {where}. To go on: {PROGRAM} {shlex.join(argv)}"
 
 
-def _keys(config: Any, prefix: str = "") -> Iterator[str]:
-    for key, value in config.items():
-        yield prefix + key
-        if isinstance(value, ml_collections.ConfigDict):
-            yield from _keys(value, f"{prefix}{key}.")
-
-
-def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1].rstrip(".")
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:].rstrip(".") + "."
 
 
 if __name__ == "__main__":

@@ -17,14 +17,16 @@ import os
 import pathlib
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
+from sora_jax.config import COUNT, FROM_ZERO, check_ranges
 from sora_jax.errors import UserError, as_user_error, atomic_path
 from sora_jax.hosts import barrier, check_alike, exchange
 from sora_jax.mesh import to_device
@@ -32,8 +34,18 @@ from sora_jax.mesh import to_device
 policies = ocp.training.preservation_policies
 
 # What may change when a run goes on; anything else would make it another run.
-FREE_TO_CHANGE = ("steps", "log", "checkpoint", "mesh", "stop_on_nan", "optim.offload", "dit.sequence")
-# Keys that configurations got later, by what a run without them did.
+FREE_TO_CHANGE = (
+    *("steps", "log", "checkpoint", "mesh", "stop_on_nan", "video"),
+    *(
+        "optim.offload",
+        "dit.sequence",
+        "dit.attention",
+        "pipeline.threads",
+        "pipeline.prefetch",
+        "text.cache_size",
+    ),
+)
+# Keys that configurations got later, by what a run without them did, where that isn't today's default.
 LATER = {
     "pipeline.shards": 1,
     "loss.shards": 1,
@@ -55,6 +67,9 @@ class CheckpointConfig:
     every: int = 1000
     keep: int = 2
     keep_every: int = 0
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "checkpoint", every=COUNT, keep=COUNT, keep_every=FROM_ZERO)
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
@@ -135,12 +150,7 @@ class Checkpoints:
           UserError: the disk is full or read-only.
         """
         self.wait()
-        need = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
-        if shutil.disk_usage(self.folder).free < 1.05 * need:
-            raise UserError(
-                f"No space is left on the disk for checkpoint {self.folder / str(step)}, which needs "
-                f"{need / 2**20:.0f} MB: free some and start again to continue from step {self.latest or 0}."
-            )
+        self.check_space(trees, step)
         parts = {name: named_leaves(tree) for name, tree in trees.items()}
         sums = {name: checksums(leaves) for name, leaves in parts.items()}
         data = _merge(exchange(iterator.get_state()))
@@ -148,6 +158,15 @@ class Checkpoints:
         with _writing(self.folder / str(step)):
             self._checkpointer.save_checkpointables_async(
                 step, parts | {"checksums": sums, "data": data}, force=True
+            )
+
+    def check_space(self, trees: dict[str, Any], step: int) -> None:
+        """Raises UserError where the disk has no room for a checkpoint of `trees`, arrays or their shapes."""
+        need = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(trees))
+        if shutil.disk_usage(self.folder).free < 1.05 * need:
+            raise UserError(
+                f"No space is left on the disk for checkpoint {self.folder / str(step)}, which needs "
+                f"{need / 2**20:.0f} MB: free some and start again to continue from step {self.latest or 0}."
             )
 
     def restore(self, templates: dict[str, Any], iterator: Any) -> dict[str, Any]:
@@ -227,11 +246,17 @@ def read_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
         ) from error
 
 
-def keep_config(workdir: str | os.PathLike[str], config: Mapping[str, Any], resumed: bool) -> None:
+def keep_config(
+    workdir: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    resumed: bool,
+    complete: Callable[[Mapping[str, Any]], ConfigDict] = ConfigDict,
+) -> None:
     """Writes `config` to workdir/config.json.
 
     Args:
       resumed: the workdir's run goes on, so what makes it this run must have stayed the same.
+      complete: fills in the keys that an older run's file doesn't have.
 
     Raises:
       UserError: a resumed run's model, data or optimizer differ; the sentence names the keys.
@@ -239,7 +264,9 @@ def keep_config(workdir: str | os.PathLike[str], config: Mapping[str, Any], resu
     path = pathlib.Path(workdir) / "config.json"
     new = json.loads(json.dumps(config))
     if resumed:
-        old, now = LATER | _flat(read_config(workdir)), LATER | _flat(new)
+        was = read_config(workdir)
+        old = _flat(json.loads(json.dumps(complete(was).to_dict()))) | LATER | _flat(was)
+        now = LATER | _flat(new)
         changed = [
             key
             for key in sorted(old.keys() | now.keys())

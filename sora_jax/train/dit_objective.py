@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
-from typing import Any
+import sys
 
 import grain
 import jax
@@ -13,24 +14,31 @@ import numpy as np
 import PIL.Image
 from flax import nnx
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
-from sora_jax.config import component
+from sora_jax.config import COUNT, FROM_ZERO, SHARE, check_ranges, component
+from sora_jax.data.clips import Clip, Source
 from sora_jax.data.encode import LatentsConfig, encode_sources
+from sora_jax.data.footage import Footage
 from sora_jax.data.packing import PackedBatch
 from sora_jax.data.pipeline import RUN_CONDITIONS, PipelineConfig, make_pipeline
 from sora_jax.data.shards import own_shards
-from sora_jax.data.sources import DataConfig, make_sources
+from sora_jax.data.sources import DataConfig, announce, make_sheet_sources, make_sources, summarise
+from sora_jax.data.survey import Summaries
 from sora_jax.diffusion import flow
 from sora_jax.diffusion.flow import gather_levels
+from sora_jax.errors import UserError
 from sora_jax.hosts import barrier
 from sora_jax.mesh import Share, check_heads, check_slots
 from sora_jax.models.bundle import Bundle, Limits, load_bundle, measure_latents, save_bundle, take_weights
 from sora_jax.models.dit import DiT, DiTConfig, forward_flops
 from sora_jax.models.layers import rms_norm
-from sora_jax.models.text import TextConfig
+from sora_jax.models.text import TextConfig, TextEncoder, load_text_encoder
 from sora_jax.models.vae import VAE
 from sora_jax.sheet import contact_sheet
 from sora_jax.studio import Request, Studio
+
+SHEET_CLIPS = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +59,11 @@ class FlowConfig:
     text_dropout: float = 0.1
     text_noise: float = 0.0
 
+    def __post_init__(self) -> None:
+        check_ranges(
+            self, "flow", deviation=FROM_ZERO, base_tokens=COUNT, text_dropout=SHARE, text_noise=FROM_ZERO
+        )
+
 
 class DiTObjective:
     """Rectified flow on packed rows; σ and the dropping of words are drawn per run, never per row."""
@@ -66,6 +79,7 @@ class DiTObjective:
         own = {"patch": self.dit.patch, "coords": self.dit.coords}
         self.pipeline = component(PipelineConfig, dict(config.pipeline) | own, "pipeline")
         self.autoencoder = config.autoencoder
+        self.sheets = bool(config.get("log", {}).get("sheet_every", 0))
         self._vae: VAE | None = None
 
     def init(self, key: jax.Array) -> DiT:
@@ -107,11 +121,57 @@ class DiTObjective:
             rows, row.row_tokens, row.row_text, conditions, dit.patch_width, dit.text_width, hints=True
         )
 
+    def check(self) -> None:
+        """Tries what the run will need, before any long work: says what the files are, and reads the sheets' clips.
+
+        Raises:
+          UserError: the data can't be used, or a caption could be longer than a row has room for.
+        """
+        if self.text.max_tokens > self.pipeline.row_text:
+            raise UserError(
+                f"A caption may have {self.text.max_tokens} tokens (config.text.max_tokens) and a row has room for "
+                f"{self.pipeline.row_text} (config.pipeline.row_text): raise the second or lower the first."
+            )
+        announce(self.sources)
+        self._warn_of_long_captions()
+        if self.sheets:
+            _ = self.sheet_clips
+
     def data(self, config: ConfigDict, share: Share) -> grain.IterDataset:
-        own_shards(share, self.pipeline.shards, self.pipeline.rows)  # before hours of encoding
+        own_shards(share, self.pipeline.shards, self.pipeline.rows)
+        self.check()  # before hours of encoding
         folder = pathlib.Path(self.latents.folder) if self.latents.folder else self.workdir / "latents"
-        records = encode_sources(self.latents, self.data_config, self.vae, self.text, folder)
+        records = encode_sources(self.latents, self.data_config, self.vae, self.text, folder, self.sources)
         return make_pipeline(self.pipeline, records, share)
+
+    @functools.cached_property
+    def sources(self) -> list[tuple[Source, float]]:
+        return make_sources(self.data_config)
+
+    @functools.cached_property
+    def text_encoder(self) -> TextEncoder:
+        return load_text_encoder(self.text)
+
+    def data_summary(self) -> Summaries | None:
+        """What the files among the data sets are, and what of them could not be read until now."""
+        return summarise(self.sources)
+
+    def _warn_of_long_captions(self) -> None:
+        captions = [
+            caption
+            for source, _ in self.sources
+            if isinstance(source, Footage)
+            for caption in source.captions()
+            if caption
+        ]
+        most = self.text.max_tokens
+        long = [caption for caption in captions if self.text_encoder.count_tokens(caption) > most]
+        if long and jax.process_index() == 0:
+            tqdm.write(
+                f"note: {len(long)} of {len(captions)} captions have more than the {most} tokens that the text encoder "
+                f"takes and are cut ({long[0][:40]!r} is one): shorten them, or raise config.text.max_tokens.",
+                file=sys.stderr,
+            )
 
     @property
     def vae(self) -> VAE:
@@ -124,7 +184,7 @@ class DiTObjective:
             if jax.process_index() == 0 and not (own / "config.json").is_file():
                 vae = load_bundle(self.autoencoder).vae
                 if vae.config.latent_std == (1.0,):
-                    [(source, _), *_] = make_sources(self.data_config)
+                    [(source, _), *_] = self.sources
                     vae = measure_latents(vae, [source[i].video.frames for i in range(min(64, len(source)))])
                 save_bundle(self._bundle("autoencoder", vae), own, dtype="float32")
             barrier()
@@ -160,23 +220,52 @@ class DiTObjective:
     def tokens(self, batch: PackedBatch) -> tuple[int, int]:
         return int(np.count_nonzero(batch.segment_ids)), batch.segment_ids.size
 
-    def sample_sheet(self, model: DiT, step: int) -> PIL.Image.Image:
+    @functools.cached_property
+    def sheet_clips(self) -> list[tuple[Clip, Request, str]]:
+        """Clips that sheets show, what is asked of the model for each, and their labels.
+
+        They are held out of training, or not where a data set has too little for that. What is more than a row holds is
+        asked for at the least resolution trained at.
+        """
+        sources = make_sheet_sources(self.data_config, SHEET_CLIPS)
+        model = jax.eval_shape(lambda: DiT(self.dit, rngs=nnx.Rngs(0)))
+        studio = Studio(self._bundle("run", self.vae, model), self.text_encoder)
+        shown: list[tuple[Clip, Request, str]] = []
+        for number in range(SHEET_CLIPS):
+            source, held_out = sources[number % len(sources)]
+            clip = source[number // len(sources)]
+            prompt = self._prompt(clip.captions["short"])
+            label = prompt + ("" if held_out else " (a training clip)")
+            for resolution in (min(clip.video.size), min(self.data_config.resolutions)):
+                size = tuple(round(side * resolution / min(clip.video.size)) for side in clip.video.size)
+                request = Request(
+                    prompt, frames=len(clip.video), size=(size[0], size[1]), fps=clip.video.fps, steps=20
+                )
+                try:
+                    studio.check(request)
+                except UserError as error:
+                    reason = error
+                else:
+                    shown.append((clip, request, label))
+                    break
+            else:
+                tqdm.write(f"note: sheets of samples leave {clip.key} out: {reason}", file=sys.stderr)
+        return shown
+
+    def _prompt(self, caption: str) -> str:
+        """The caption, or as many of its words as the model reads."""
+        words, most = caption.split(), self.limits.text
+        while (count := self.text_encoder.count_tokens(" ".join(words))) > most:
+            words = words[: min(len(words) - 1, len(words) * most // count)]
+        return " ".join(words) or "a video"
+
+    def sample_sheet(self, model: DiT, step: int) -> PIL.Image.Image | None:
         """What the model makes of captions of the validation split, beside the true clips."""
-        held_out = dataclasses.replace(self.data_config, split="validation", clips=6)
-        [(source, _), *_] = make_sources(held_out)
-        studio = Studio(self._bundle("run", self.vae, model))
-        clips: list[Any] = [source[i] for i in range(6)]
-        requests = [
-            Request(
-                clip.captions["short"] or "a video",
-                frames=len(clip.video.frames),
-                size=clip.video.size,
-                fps=clip.video.fps,
-                steps=20,
-            )
-            for clip in clips
-        ]
+        if not self.sheet_clips:
+            return None
+        clips, requests, prompts = zip(*self.sheet_clips, strict=True)
+        studio = Studio(self._bundle("run", self.vae, model), self.text_encoder)
         made = studio.generate_batch(requests)
         videos = [video for clip, own in zip(clips, made, strict=True) for video in (clip.video, own)]
-        labels = [label for request in requests for label in (request.prompt, f"step {step}")]
+        labels = [label for prompt in prompts for label in (prompt, f"step {step}")]
         return contact_sheet(videos, labels, columns=2)

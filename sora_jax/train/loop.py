@@ -2,19 +2,18 @@
 
 An objective has `init(key) -> model`, `loss(model, batch, key) -> (loss, metrics)`, `data(config, share) ->
 grain.IterDataset`, `flops(batch) -> float`, `tokens(batch) -> (real, slots)` and `sample_sheet(model, step) ->
-PIL.Image | None`. Models are NNX modules used as plain pytrees. The same program runs on every host (`hosts`).
+PIL.Image | None`; it may have `data_summary()`, see `train.objectives`. Models are NNX modules used as plain pytrees.
+The same program runs on every host (`hosts`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import os
 import pathlib
 import time
-import typing
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -27,11 +26,10 @@ import PIL.Image
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from sora_jax.config import component
+from sora_jax.config import complete
 from sora_jax.errors import UserError, atomic_path
 from sora_jax.hosts import advise, barrier, check_alike
 from sora_jax.mesh import (
-    MeshConfig,
     make_mesh,
     on_host,
     parameter_shardings,
@@ -40,24 +38,13 @@ from sora_jax.mesh import (
     sharding,
     to_device,
 )
-from sora_jax.train.checkpoint import CheckpointConfig, Checkpoints, keep_config, named_leaves, newest_step
-from sora_jax.train.metrics import LogConfig, RunLog, Work, parameter_count
+from sora_jax.sheet import contact_sheet
+from sora_jax.train.checkpoint import Checkpoints, keep_config, named_leaves, newest_step
+from sora_jax.train.loop_config import LoopConfig, read_loop_config
+from sora_jax.train.metrics import RunLog, Work, parameter_count
 from sora_jax.train.optim import OptimConfig, ema_update, make_optimizer, make_schedule
 from sora_jax.train.stopping import anywhere, stop_signals
-
-
-@dataclasses.dataclass(frozen=True)
-class LoopConfig:
-    """What the loop itself reads of a configuration; the objective reads the rest."""
-
-    objective: str
-    steps: int
-    seed: int = 0
-    stop_on_nan: bool = True
-    log: LogConfig = dataclasses.field(default_factory=LogConfig)
-    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
-    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
-    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+from sora_jax.video import Video
 
 
 @functools.partial(
@@ -97,24 +84,28 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
     """
     workdir = pathlib.Path(workdir)
     loop = read_loop_config(config)
+    schema: type[LoopConfig] = LoopConfig
     if objective is None:
         # Only here: the loop runs on any objective, without the models of this package.
-        from sora_jax.train.objectives import make_objective
+        from sora_jax.train.objectives import make_objective, schema_of
 
-        objective = make_objective(config, workdir)
+        objective, schema = make_objective(config, workdir), schema_of(config)
+    config = complete(schema, config)
     mesh = make_mesh(loop.mesh)
     share = row_share(mesh)
     checkpoints = Checkpoints(workdir, loop.checkpoint)
     advise(lambda: _advice(workdir))
     if jax.process_index() == 0:
-        keep_config(workdir, config.to_dict(), resumed=checkpoints.latest is not None)
+        resumed = checkpoints.latest is not None
+        keep_config(workdir, config.to_dict(), resumed, functools.partial(complete, schema))
     barrier()
     check_alike(
         (workdir / "config.json").exists(),
         f"Not every host of this job sees {workdir}: give all the same --workdir, in a folder that they share.",
     )
 
-    with contextlib.closing(checkpoints):
+    with contextlib.ExitStack() as closing:
+        closing.enter_context(contextlib.closing(checkpoints))
         root = jax.jit(lambda: jax.random.key(loop.seed), out_shardings=sharding(mesh, ""))()
         init, step_fn = make_steps(objective, loop.optim)
         with jax.set_mesh(mesh):
@@ -122,11 +113,25 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
         placed = parameter_shardings(mesh, abstract)
         if loop.optim.offload:
             placed = dataclasses.replace(placed, opt_state=on_host(placed.opt_state))
+        # What the run will need is tried before the long work.
+        step = start = checkpoints.latest or 0
+        checkpoints.check_space(abstract.trees(), min(start + loop.checkpoint.every, loop.steps))
+        if loop.log.sheet_every:
+            try_sheet()
+        log = RunLog(
+            workdir,
+            loop.log,
+            start,
+            loop.steps,
+            parameter_count(abstract.params),
+            share.copies,
+            config.to_dict(),
+        )
+        closing.enter_context(contextlib.closing(log))
         # What a host does for itself, such as encoding clips, happens outside of the mesh.
         data = iter(objective.data(config, share))
         update = jax.jit(step_fn, donate_argnums=0, out_shardings=(placed, sharding(mesh, "")))
 
-        step = start = checkpoints.latest or 0
         if start:
             templates = jax.tree.map(
                 lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, placed
@@ -136,13 +141,11 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
             with jax.set_mesh(mesh):
                 state = jax.jit(init, out_shardings=placed)(root)
 
-        log = RunLog(
-            workdir, loop.log, start, loop.steps, parameter_count(abstract.params), copies=share.copies
-        )
+        log.begin(getattr(objective, "data_summary", lambda: None))
         pending: Pending | None = None
         stopping, compiled = False, 1
         # Until here there is nothing to save, and encoding a data set may take long: a signal ends that at once.
-        with contextlib.closing(log), stop_signals() as stop:
+        with stop_signals() as stop:
             while step < loop.steps and not stopping:
                 before = time.perf_counter()
                 rows = next_batch(data, step)
@@ -178,8 +181,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
                 if save_due:
                     checkpoints.save(step, state.trees(), data)
                 if sheet_due:
-                    log.sheet(step, draw_sheet(objective, mesh, state, step))
+                    log.sheet(step, draw_sheet(objective, mesh, state, step, log))
         checkpoints.wait()
+        log.end(step)
     return state
 
 
@@ -255,16 +259,40 @@ def _advice(workdir: pathlib.Path) -> str:
     return f"start all hosts again: {onward}."
 
 
-def draw_sheet(objective: Any, mesh: Mesh, state: TrainState, step: int) -> PIL.Image.Image | None:
-    """The objective's sheet of samples. Of several hosts the first draws it, on one device that holds all the model."""
+def try_sheet() -> None:
+    """Raises UserError where sheets can't be drawn here."""
+    try:
+        contact_sheet([Video(np.zeros((1, 16, 16, 3), np.uint8), 8.0)], ["a sheet"])
+    except Exception as error:  # whatever the drawing library is missing
+        raise UserError(
+            f"Sheets of samples can't be drawn ({type(error).__name__}: {error}): reinstall pillow, or set "
+            "config.log.sheet_every=0."
+        ) from error
+
+
+def draw_sheet(
+    objective: Any, mesh: Mesh, state: TrainState, step: int, log: RunLog
+) -> PIL.Image.Image | None:
+    """The objective's sheet of samples. Of several hosts the first draws it, on one device that holds all the model.
+
+    A sheet that can't be drawn doesn't end the run: the log says why there is none.
+    """
+
+    def sample(model: Any) -> PIL.Image.Image | None:
+        try:
+            return objective.sample_sheet(model, step)
+        except Exception as error:
+            log.say(f"no sheet of samples at step {step}: {type(error).__name__}: {error}")
+            return None
+
     model = state.params if state.ema is None else state.ema
     if jax.process_count() == 1:
         with jax.set_mesh(mesh):
-            return objective.sample_sheet(model, step)
+            return sample(model)
     whole = jax.jit(lambda model: model, out_shardings=sharding(mesh, ""))(model)
     sheet = None
     if jax.process_index() == 0:
-        sheet = objective.sample_sheet(jax.tree.map(lambda leaf: leaf.addressable_data(0), whole), step)
+        sheet = sample(jax.tree.map(lambda leaf: leaf.addressable_data(0), whole))
     barrier()
     return sheet
 
@@ -276,26 +304,3 @@ def next_batch(data: Iterator[Any], step: int) -> Any:
         raise UserError(
             f"The data ended after {step} steps: repeat the data set, or set config.steps={step}."
         ) from None
-
-
-def read_loop_config(config: ConfigDict) -> LoopConfig:
-    """The loop's part of a configuration.
-
-    Raises:
-      UserError: a key is mistyped or missing.
-    """
-    fields = [field.name for field in dataclasses.fields(LoopConfig)]
-    for key in config:
-        near = difflib.get_close_matches(key, fields, 1, 0.8)
-        if key not in fields and near and near[0] not in config:
-            raise UserError(f"config.{key} is no key of the configuration: did you mean config.{near[0]}?")
-    values = {name: config[name] for name in fields if name in config}
-    # The learning rate falls over the whole run unless told otherwise.
-    values["optim"] = {"steps": config.get("steps", 1)} | dict(config.get("optim", {}))
-    for name, schema in typing.get_type_hints(LoopConfig).items():
-        if isinstance(schema, type) and dataclasses.is_dataclass(schema) and name in values:
-            values[name] = component(schema, values[name], name)
-    try:
-        return LoopConfig(**values)
-    except TypeError as error:
-        raise UserError(f"The configuration is incomplete: {error}.") from error

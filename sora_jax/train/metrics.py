@@ -1,4 +1,4 @@
-"""What a training run says of itself: metrics.jsonl, TensorBoard, throughput and utilisation."""
+"""What a training run says of itself: metrics.jsonl and boards, throughput and utilisation, its begin and its end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import os
 import pathlib
 import sys
 import time
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,10 @@ import PIL.Image
 from tqdm import tqdm
 
 from sora_jax.chips import chip_of
-from sora_jax.errors import UserError, as_user_error, atomic_path
+from sora_jax.config import COUNT, FROM_ZERO, check_ranges
+from sora_jax.errors import as_user_error, atomic_path
 from sora_jax.hosts import exchange
+from sora_jax.train.boards import Board, open_boards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,29 +32,35 @@ class LogConfig:
     Attributes:
       every: steps between rows of metrics.
       sheet_every: steps between sheets of samples; 0: none.
-      tensorboard: rows and sheets go to workdir/tensorboard too.
+      tensorboard: whether rows and sheets go to workdir/tensorboard too: pip install "sora_jax[tensorboard]".
+      wandb: a project of Weights & Biases to which rows and sheets go too, empty: none; pip install "sora_jax[wandb]".
+        WANDB_MODE=offline keeps them in workdir/wandb until `wandb sync`.
     """
 
     every: int = 50
     sheet_every: int = 0
     tensorboard: bool = False
+    wandb: str = ""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "log", every=COUNT, sheet_every=FROM_ZERO)
 
 
 class MetricsWriter:
-    """Appends one JSON object a row to `workdir/metrics.jsonl`, and to TensorBoard where asked.
+    """Appends one JSON object a row to `workdir/metrics.jsonl`, and hands it to boards.
 
     A resumed run first drops the rows past the step it resumed from (and a last row cut short by a kill),
     so no step stands twice.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], step: int, tensorboard: bool = False):
+    def __init__(self, workdir: str | os.PathLike[str], step: int, boards: Sequence[Board] = ()):
         """Args: `step` is the step that the run starts from; 0 starts the file anew."""
         self.path = pathlib.Path(workdir) / "metrics.jsonl"
         kept = [line for line in _lines(self.path) if json.loads(line)["step"] <= step]
         with atomic_path(self.path) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept))
         self._file = self.path.open("a")
-        self._board = _board(self.path.parent / "tensorboard", step) if tensorboard else None
+        self._boards = boards
 
     def write(self, step: int, row: dict[str, float]) -> None:
         """Appends a row; values that are not finite become null, since JSON has no word for them."""
@@ -61,24 +70,30 @@ class MetricsWriter:
             self._file.flush()
         except OSError as error:
             raise as_user_error(error, self.path) from error
-        if self._board is not None:
-            for name, value in row.items():
-                self._board.add_scalar(name, value, step)
+        for board in self._boards:
+            board.write(step, row)
 
     def write_image(self, step: int, name: str, image: PIL.Image.Image) -> None:
-        """Shows a PIL image in TensorBoard, where that is on."""
-        if self._board is not None:
-            self._board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+        """Shows a PIL image on the boards."""
+        for board in self._boards:
+            board.write_image(step, name, image)
 
     def close(self) -> None:
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for board in self._boards:
+            board.close()
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The rows of a run's metrics.jsonl, oldest first; empty where there is none."""
     return [json.loads(line) for line in _lines(pathlib.Path(workdir) / "metrics.jsonl")]
+
+
+class DataSummary(Protocol):
+    """What a run's data are, in words (`str`) and numbers: how many files were skipped."""
+
+    def metrics(self) -> Mapping[str, float]:
+        """What belongs into each row of metrics.jsonl."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +107,10 @@ class Work:
 
 
 class RunLog:
-    """Tells how a run goes: a bar (or, without a terminal, lines), metrics.jsonl, TensorBoard, sheets."""
+    """Tells how a run goes: a bar (or, without a terminal, lines), metrics.jsonl, boards, sheets.
+
+    It is opened before any long work, since a board may be missing; `begin` comes when the data are there.
+    """
 
     def __init__(
         self,
@@ -102,33 +120,61 @@ class RunLog:
         steps: int,
         parameters: int,
         copies: float = 1.0,
+        settings: Mapping[str, Any] | None = None,
     ):
-        """Args: `start` is the step that the run starts from, `steps` the one it goes to; `copies` see `mesh.Share`."""
-        self._copies = copies
+        """Args: `start` is the step that the run starts from, `steps` the one it goes to; `copies` see `mesh.Share`;
+        `settings` is the run's configuration, for boards that keep it."""
+        self._copies, self._parameters = copies, parameters
         self.workdir, self._every, self._start, self._steps = (
             pathlib.Path(workdir),
             config.every,
             start,
             steps,
         )
-        self._writer = MetricsWriter(workdir, start, config.tensorboard) if jax.process_index() == 0 else None
-        self._peak = peak_flops()
+        self._writer: MetricsWriter | None = None
+        if jax.process_index() == 0:
+            boards = open_boards(self.workdir, start, config.tensorboard, config.wandb, settings or {})
+            self._writer = MetricsWriter(workdir, start, boards)
         self._metrics: list[dict[str, float]] = []
         self._work: list[Work] = []
-        self._clock = time.perf_counter()
+        self._data: Callable[[], DataSummary | None] = lambda: None
+        self._bar: tqdm | None = None
+
+    def begin(self, data: Callable[[], DataSummary | None]) -> None:
+        """Says what is trained, and from where; `data()` is asked for each row of metrics, and at the end."""
+        self._data, self._peak, self._clock = data, peak_flops(), time.perf_counter()
         self._bar = tqdm(
-            total=steps,
-            initial=start,
+            total=self._steps,
+            initial=self._start,
             unit="step",
             disable=None if self._writer else True,
             dynamic_ncols=True,
         )
-        self._say(f"{parameters:,} parameters on {jax.device_count()} x {jax.devices()[0].device_kind}")
+        begin = f"continues from step {self._start}" if self._start else "from the beginning"
+        self.say(
+            f"{self._parameters:,} parameters on {jax.device_count()} x {jax.devices()[0].device_kind}; "
+            f"{begin} to step {self._steps} in {self.workdir}"
+        )
+
+    def end(self, step: int) -> None:
+        """Says where the run has come to: called when its checkpoint is on the disk."""
+        place = self.workdir / "checkpoints" / str(step)
+        if self._start >= self._steps:
+            self.say(
+                f"nothing to do: {place} is at step {step} already; a higher config.steps than {self._steps} goes on."
+            )
+        elif step < self._steps:
+            self.say(f"stopped at step {step} of {self._steps}; the checkpoint is {place}")
+        else:
+            self.say(f"done: {step} steps; the checkpoint is {place}")
+        if (summary := self._data()) and any(summary.metrics().values()):
+            self.say(f"data: {summary}")
 
     def step(self, step: int, metrics: dict[str, float], work: Work) -> None:
         """Counts a finished step; each `every` steps and at the end writes the means since the last row."""
         self._metrics.append(metrics)
-        self._bar.update()
+        if self._bar is not None:
+            self._bar.update()
         if step == self._start + 1:
             # Its time is mostly compilation.
             self._clock = time.perf_counter()
@@ -141,16 +187,18 @@ class RunLog:
         means = {name: float(np.mean([m[name] for m in self._metrics])) for name in self._metrics[-1]}
         pace = self._pace()
         if self._writer is not None:
-            self._writer.write(step, means | pace)
+            summary = self._data()
+            self._writer.write(step, means | pace | (dict(summary.metrics()) if summary else {}))
         shown = {"loss": f"{means['loss']:.4f}"}
         if pace:
             shown["tokens/s"] = f"{pace['tokens_per_second']:.0f}"
             shown["utilisation"] = f"{pace['utilisation']:.1%}"
             shown["padding"] = f"{pace['padding']:.1%}"
             shown["left"] = tqdm.format_interval((self._steps - step) / pace["steps_per_second"])
-        self._bar.set_postfix(shown)
-        if self._bar.disable:
-            self._say(
+        if self._bar is not None:
+            self._bar.set_postfix(shown)
+        if self._bar is None or self._bar.disable:
+            self.say(
                 f"step {step}/{self._steps} " + " ".join(f"{name} {value}" for name, value in shown.items())
             )
         self._metrics, self._work, self._clock = [], [], time.perf_counter()
@@ -180,11 +228,13 @@ class RunLog:
         self._writer.write_image(step, "sheet", image)
 
     def close(self) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
         if self._writer is not None:
             self._writer.close()
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """A line on stderr, of the first host alone."""
         if self._writer is not None:
             tqdm.write(line, file=sys.stderr)
 
@@ -225,13 +275,3 @@ def _lines(path: pathlib.Path) -> list[str]:
     if not path.exists():
         return []
     return [line.rstrip("\n") for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-
-
-def _board(folder: pathlib.Path, step: int) -> Any:
-    try:
-        import tensorboardX
-    except ImportError as error:
-        raise UserError(
-            "config.log.tensorboard needs the package tensorboardX: install it, or set it to False."
-        ) from error
-    return tensorboardX.SummaryWriter(str(folder), purge_step=step + 1)

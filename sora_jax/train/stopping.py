@@ -1,9 +1,14 @@
-"""Ending a run when somebody asks for it: signals, and how several hosts agree on the step."""
+"""Ending a run when somebody asks for it: signals, and how several hosts agree on the step.
+
+JAX's own way, `multihost_utils.reached_preemption_sync_point`, hears SIGTERM alone, and Ctrl-C is to save a run too; it
+needs several hosts, and a handler is needed for one in any case. A flag among the step's arrays costs no waiting.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -39,6 +44,8 @@ def stop_signals() -> Iterator[Stop]:
     def ask(number: int, frame: Any) -> None:
         stop.requested = True
         restore()
+        # A handler may interrupt a write to sys.stderr, which can't be written to then.
+        os.write(2, b"\nfinishing this step, then saving; the same again ends at once\n")
 
     for number in before:
         signal.signal(number, ask)
@@ -46,6 +53,27 @@ def stop_signals() -> Iterator[Stop]:
         yield stop
     finally:
         restore()
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM where nothing waits to be saved: it ends a run as Ctrl-C does, which can say so."""
+
+
+@contextlib.contextmanager
+def terminations() -> Iterator[None]:
+    """SIGTERM raises `Terminated`, but where `stop_signals` asks for a tidy end."""
+
+    def end(number: int, frame: Any) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def anywhere(mesh: Mesh, stop: Stop) -> jax.Array | bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 
 import grain
@@ -13,14 +14,18 @@ import PIL.Image
 from flax import nnx
 from ml_collections import ConfigDict
 
-from sora_jax.config import component
+from sora_jax.config import COUNT, FROM_ZERO, check_ranges, component
+from sora_jax.data.clips import Source
 from sora_jax.data.pipeline import clip_batches
-from sora_jax.data.sources import DataConfig, make_sources
+from sora_jax.data.sources import DataConfig, announce, make_sheet_sources, make_sources, summarise
+from sora_jax.data.survey import Summaries
 from sora_jax.mesh import Share
 from sora_jax.models.bundle import take_weights
 from sora_jax.models.vae import VAE, VAEConfig, reconstruction_flops
 from sora_jax.sheet import contact_sheet
 from sora_jax.video import Video
+
+SHEET_CLIPS = 4  # of each data set
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +47,10 @@ class VAELossConfig:
     squared: float = 4.0
     kl: float = 1e-4
 
+    def __post_init__(self) -> None:
+        weights = dict.fromkeys(("absolute", "squared", "kl"), FROM_ZERO)
+        check_ranges(self, "loss", rows=COUNT, shards=COUNT, crop=COUNT, **weights)
+
 
 class VAEObjective:
     """Reconstruction of windows of clips through a sampled latent (Kingma and Welling 2013)."""
@@ -52,6 +61,7 @@ class VAEObjective:
         self.vae = component(VAEConfig, config.vae, "vae")
         self.loss_config = component(VAELossConfig, config.loss, "loss")
         self.data_config = component(DataConfig, config.data, "data")
+        self.sheets = bool(config.get("log", {}).get("sheet_every", 0))
 
     def init(self, key: jax.Array) -> VAE:
         fresh = VAE(self.vae, rngs=nnx.Rngs(params=key))
@@ -75,10 +85,24 @@ class VAEObjective:
         """Of a batch of so many clips, as `loss` takes it."""
         return {"clip": jax.ShapeDtypeStruct((rows, *self.loss_config.crop, 3), np.uint8)}
 
+    @functools.cached_property
+    def sources(self) -> list[tuple[Source, float]]:
+        return make_sources(self.data_config, crop=self.loss_config.crop)
+
+    def check(self) -> None:
+        """Tries what the run will need, before any long work: says what the files are, and reads the sheets' clips.
+
+        Raises:
+          UserError: the data can't be used.
+        """
+        announce(self.sources)
+        if self.sheets:
+            _ = self.sheet_clips
+
     def data(self, config: ConfigDict, share: Share) -> grain.IterDataset:
-        sources = make_sources(self.data_config, crop=self.loss_config.crop)
+        self.check()
         return clip_batches(
-            sources,
+            self.sources,
             self.loss_config.rows,
             self.loss_config.crop,
             seed=self.data_config.seed,
@@ -96,22 +120,33 @@ class VAEObjective:
         cells = B * (1 + (T - 1) // time) * (Y // height) * (X // width)
         return cells, cells
 
-    def sample_sheet(self, model: VAE, step: int) -> PIL.Image.Image:
-        """Windows the training has not seen above their reconstructions."""
-        held_out = dataclasses.replace(self.data_config, split="validation", clips=64)
-        videos, labels = [], []
-        for source, _ in make_sources(held_out, crop=self.loss_config.crop):
-            for index in range(4):
-                T, Y, X = self.loss_config.crop
+    def data_summary(self) -> Summaries | None:
+        """What the files among the data sets are, and what of them could not be read until now."""
+        return summarise(self.sources)
+
+    @functools.cached_property
+    def sheet_clips(self) -> list[tuple[Video, str]]:
+        """Windows that sheets show, with what they are: held out of training, or not where too little is there."""
+        T, Y, X = self.loss_config.crop
+        clips = []
+        for source, held_out in make_sheet_sources(self.data_config, SHEET_CLIPS, self.loss_config.crop):
+            for index in range(SHEET_CLIPS):
                 video = source[index].video
-                frames = video.frames[:T, :Y, :X]
-                clip = jnp.asarray(frames[None], jnp.float32) / 127.5 - 1.0
-                back = np.asarray(
-                    jnp.clip(_reconstruct(model, clip)[0] * 127.5 + 127.5, 0, 255).round(), np.uint8
-                )
-                psnr = 10 * np.log10(255.0**2 / np.mean(np.square(back.astype(np.float32) - frames)))
-                videos += [Video(frames, video.fps), Video(back, video.fps)]
-                labels += ["true", f"{psnr:.1f} dB"]
+                label = "true" if held_out else "true (a training clip)"
+                clips.append((Video(video.frames[:T, :Y, :X], video.fps), label))
+        return clips
+
+    def sample_sheet(self, model: VAE, step: int) -> PIL.Image.Image:
+        """Windows the training has not seen, where there are such, above their reconstructions."""
+        videos, labels = [], []
+        for video, label in self.sheet_clips:
+            clip = jnp.asarray(video.frames[None], jnp.float32) / 127.5 - 1.0
+            back = np.asarray(
+                jnp.clip(_reconstruct(model, clip)[0] * 127.5 + 127.5, 0, 255).round(), np.uint8
+            )
+            psnr = 10 * np.log10(255.0**2 / np.mean(np.square(back.astype(np.float32) - video.frames)))
+            videos += [video, Video(back, video.fps)]
+            labels += [label, f"{psnr:.1f} dB"]
         return contact_sheet(videos, labels, columns=2)
 
 
