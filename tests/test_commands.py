@@ -15,7 +15,7 @@ from film_files import MATRICES, click, pictures, with_matrix, write
 from PIL import Image
 from tiny_model import tiny_bundle
 
-from sora_jax import cli, media
+from sora_jax import cli, video
 from sora_jax.commands import COMMANDS
 from sora_jax.diffusion.guidance import METHODS
 from sora_jax.diffusion.sampler import SOLVERS
@@ -391,8 +391,8 @@ def test_a_long_video_is_refused_before_it_is_decoded(damaged, home, monkeypatch
             taken += 1
             yield moment
 
-    decoded = media.decoded
-    monkeypatch.setattr(media, "decoded", counted)
+    decoded = video.decoded
+    monkeypatch.setattr(video, "decoded", counted)
     assert cli.main(["extend", "long.mp4", "--seconds", "1", "--model", "tiny"]) == 2
     assert "--start and --end" in capsys.readouterr().err and taken <= 6
 
