@@ -26,6 +26,17 @@ def cover(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return frames[:, top : top + size[0], left : left + size[1]]
 
 
+def crop(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8[T,Y,X,3] cut evenly to the aspect ratio of `size` (height, width); as they are where it is theirs."""
+    Y, X = frames.shape[1:3]
+    scale = min(Y / size[0], X / size[1])
+    high, wide = (min(round(side * scale), own) for side, own in zip(size, (Y, X), strict=True))
+    if Y - high <= 1 and X - wide <= 1:
+        return frames
+    top, left = (Y - high) // 2, (X - wide) // 2
+    return frames[:, top : top + high, left : left + wide]
+
+
 def paste(frames: np.ndarray, inside: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """Keeps `frames` outside of `inside` as they are, and fades into what was painted within two pixels of it.
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from sora_jax.checks import MOST_SEED, check_number, check_switch, check_text, check_whole, is_number, shown
 from sora_jax.data.packing import Run, share_rows
 from sora_jax.data.patches import patchify, unpatchify
 from sora_jax.diffusion import flow
@@ -30,6 +31,7 @@ from sora_jax.models.text import TextEncoder
 
 MOST_STEPS = 1000
 MOST_GUIDANCE = 100
+MOST_FRAMES = 10**9  # that `max_frames` may allow
 MOST_RUNS = 16  # in as many slots as training's rows have
 # The row of the compiled step is up to so many of training's long: no token knows its place in a row, and
 # one long row is filled better than several short ones. Two are what a CPU's caches hold (experiments/batching). By
@@ -56,6 +58,8 @@ class Settings:
       guidance_rescale: 0 to 1, how far what guidance adds in contrast is taken back, as in diffusers.
       given_guidance: weight of what is given (pictures, clips) apart from the words; 1 is none.
       negative: words for what is not to be seen.
+      strict: words that the model doesn't know are refused; otherwise a note names them.
+      max_frames: the most frames of a video; None is what lasts ten minutes at the model's highest rate.
     """
 
     seed: int = 0
@@ -67,6 +71,8 @@ class Settings:
     guidance_rescale: float = 0.0
     given_guidance: float = 1.0
     negative: str = ""
+    strict: bool = False
+    max_frames: int | None = None
 
     @property
     def weights(self) -> Guidance:
@@ -77,27 +83,31 @@ class Settings:
 
     def check(self) -> None:
         """Raises UserError where a setting can't be used."""
-        if not 1 <= self.steps <= MOST_STEPS:
-            raise UserError(f"steps={self.steps} can't be walked: give a number from 1 to {MOST_STEPS}.")
+        check_whole("seed", self.seed, 0, MOST_SEED)
+        check_whole("steps", self.steps, 1, MOST_STEPS)
         for name in ("guidance", "given_guidance"):
             # What is far too large ends in numbers that are none, and rows are shared.
-            if not abs(getattr(self, name)) <= MOST_GUIDANCE:
-                raise UserError(
-                    f"{name}={getattr(self, name):g} is no weight: give a number up to {MOST_GUIDANCE}, for example 3."
-                )
+            check_number(name, getattr(self, name), least=-MOST_GUIDANCE, most=MOST_GUIDANCE)
         if self.solver not in SOLVERS:
-            raise UserError(f"There is no solver {self.solver!r}: choose one of {', '.join(SOLVERS)}.")
+            raise UserError(f"There is no solver {shown(self.solver)}: choose one of {', '.join(SOLVERS)}.")
         if self.guidance_method not in METHODS:
             raise UserError(
-                f"There is no way of guidance {self.guidance_method!r}: choose one of {', '.join(METHODS)}."
+                f"There is no way of guidance {shown(self.guidance_method)}: choose one of {', '.join(METHODS)}."
             )
-        low, high = self.guidance_interval
-        if not 0 <= low <= high <= 1:
+        try:
+            low, high = self.guidance_interval
+        except (TypeError, ValueError):
+            low = high = math.nan
+        if not (is_number(low) and is_number(high) and 0 <= low <= high <= 1):
             raise UserError(
-                f"guidance_interval={low:g}, {high:g} is no interval: give 0 ≤ lowest ≤ highest ≤ 1."
+                f"guidance_interval={shown(self.guidance_interval)} is no interval: give two numbers, "
+                "0 ≤ lowest ≤ highest ≤ 1."
             )
-        if not 0 <= self.guidance_rescale <= 1:
-            raise UserError(f"guidance_rescale={self.guidance_rescale:g} is not between 0 and 1.")
+        check_number("guidance_rescale", self.guidance_rescale, least=0, most=1)
+        check_text("negative", self.negative)
+        check_switch("strict", self.strict)
+        if self.max_frames is not None:
+            check_whole("max_frames", self.max_frames, 1, MOST_FRAMES)
 
 
 @dataclasses.dataclass(frozen=True)
