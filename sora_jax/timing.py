@@ -98,7 +98,7 @@ def evenly(
     """
     # Against sums of floats.
     grace = 1e-3 / max(fps, source_fps)
-    base, count, end = 0.0, 0, 0.0
+    base, count, begin, end = 0.0, 0, 0.0, 0.0
     shown: Any = None
     for begin, until, frame in snapped(moments, source_fps):
         if shown is None:
@@ -110,6 +110,10 @@ def evenly(
             yield at, at + 1 / fps, shown
             count += 1
         shown, end = frame, until
-    while shown is not None and (at := base + count / fps) + grace < end:
+    # The whole lasts as long as before, to the nearest frame; yet a last picture that lasts comes at least once.
+    unseen = (
+        shown is not None and count > 0 and base + (count - 1) / fps + grace < begin and fps >= source_fps
+    )
+    while shown is not None and (at := base + count / fps) + (grace if unseen else 0.5 / fps - grace) < end:
         yield at, at + 1 / fps, shown
-        count += 1
+        count, unseen = count + 1, False
