@@ -85,7 +85,7 @@ class EvenSampler(Generic[Frame]):
     def __init__(self, fps: float, source_fps: float, start: float = 0.0) -> None:
         self.fps, self.source_fps, self.start = fps, source_fps, start
         self._grace = 1e-3 / max(fps, source_fps)  # against sums of floats
-        self._base, self._count, self._end = 0.0, 0, 0.0
+        self._base, self._count, self._begin, self._end = 0.0, 0, 0.0, 0.0
         self._shown: Frame | None = None
 
     def push(self, begin: float, end: float, frame: Frame) -> Iterator[tuple[float, float, Frame]]:
@@ -97,18 +97,27 @@ class EvenSampler(Generic[Frame]):
             yield self._base, self._base + 1 / self.fps, frame
         else:
             yield from self._until(begin)
-        self._shown, self._end = frame, end
+        self._shown, self._begin, self._end = frame, begin, end
 
     def rest(self) -> Iterator[tuple[float, float, Frame]]:
-        """The instants that are left once the last moment has come."""
-        yield from self._until(self._end)
+        """The instants that are left once the last moment has come.
 
-    def _until(self, second: float) -> Iterator[tuple[float, float, Frame]]:
-        if self._shown is None:
-            return
-        while (at := self._base + self._count / self.fps) + self._grace < second:
+        The whole lasts as long as before, to the nearest frame; yet a last picture that lasts comes at least once.
+        """
+        last = self._base + (self._count - 1) / self.fps
+        if self.fps >= self.source_fps and last + self._grace < self._begin:
+            yield from self._until(self._end, most=1)
+        yield from self._until(self._end - 0.5 / self.fps + 2 * self._grace)
+
+    def _until(self, second: float, most: float = math.inf) -> Iterator[tuple[float, float, Frame]]:
+        given = 0
+        while self._shown is not None and given < most and self._next() + self._grace < second:
+            at = self._next()
             yield at, at + 1 / self.fps, self._shown
-            self._count += 1
+            self._count, given = self._count + 1, given + 1
+
+    def _next(self) -> float:
+        return self._base + self._count / self.fps
 
 
 def _slack(fps: float) -> float:
