@@ -1,228 +1,81 @@
-"""One reader of video files: abilities, training and evaluation see the same frames, as players show them."""
+"""Clips that are read together are those that are read alone, and nothing is decoded twice for them."""
 
-import fractions
-import itertools
-import os
-import pathlib
-
-import av
 import numpy as np
 import pytest
-from film_files import MATRICES, numbers, pictures, shown_by, with_matrix, write
+from film_files import pictures, write
 
-from sora_jax import video as V
+from sora_jax import video
+from sora_jax.data import reading
+from sora_jax.data.clips import read_clips
 from sora_jax.data.footage import Footage
-from sora_jax.errors import UserError
-from sora_jax.media import read_media
-from sora_jax.sound import keep_sound
+
+FIELDS = {"resolution": (16, 32), "durations": (0.0, 0.4, 1.0), "multiple": 8, "clips": 60}
 
 
-def clip_of(path) -> np.ndarray:
-    """The first frames of a training clip that shows its file whole."""
-    size = V.probe(path).size
-    data = Footage(str(path), resolution=min(size), min_seconds=0.2, max_seconds=0.2, multiple=1, clips=1)
-    return data[0].video.frames
+def moving(count: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [np.roll(rng.integers(0, 256, (48, 64, 3), np.uint8), i, 1) for i in range(count)]
 
 
-READERS = {
-    "read_media": lambda path: read_media(path).video.frames,
-    "read_video": lambda path: V.read_video(path).frames,
-    "stream_frames": lambda path: np.stack([frame for _, frame in V.stream_frames(path)]),
-    "Footage": clip_of,
-}
-readers = pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+def assert_same(footage: Footage, indices) -> None:
+    read = dict(read_clips(footage, indices))
+    assert sorted(read) == sorted(indices)
+    for index, clip in read.items():
+        alone = footage[index]
+        assert (clip.key, clip.captions, clip.video.fps) == (alone.key, alone.captions, alone.video.fps)
+        np.testing.assert_array_equal(clip.video.frames, alone.video.frames)
 
 
-def corners(height: int = 48, width: int = 64) -> np.ndarray:
-    """A picture whose four quarters differ."""
-    frame = np.zeros((height, width, 3), np.uint8)
-    frame[: height // 2, : width // 2], frame[: height // 2, width // 2 :] = (240, 20, 20), (20, 240, 20)
-    frame[height // 2 :, : width // 2] = (20, 20, 240)
-    return frame
+@pytest.mark.parametrize("rates", [(), (8.0, 25.0), (10.0,)])
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_together_they_are_what_they_are_alone(tmp_path, rates, suffix):
+    for name, count in (("a", 90), ("b", 60)):
+        write(tmp_path / f"{name}.{suffix}", moving(count))
+        (tmp_path / f"{name}.txt").write_text(f"film {name}")
+    footage = Footage(str(tmp_path), rates=rates, **FIELDS)
+    assert_same(footage, range(30))
+    assert_same(footage, [7, 3, 58])
 
 
-@readers
-@pytest.mark.parametrize("matrix", MATRICES.values(), ids=MATRICES)
-def test_every_display_matrix_in_every_reader(tmp_path, read, matrix):
-    path = write(tmp_path / "a.mp4", [corners()] * 6, pix_fmt="yuv444p")
-    wanted = shown_by(matrix, corners())
-    with_matrix(path, matrix)
-    assert V.probe(path).size == wanted.shape[:2]
-    for frame in read(path)[:2]:
-        assert frame.shape == wanted.shape and np.abs(frame.astype(int) - wanted).mean() < 5
+def test_uneven_times_and_random_windows_too(tmp_path):
+    times = np.cumsum([40, 40, 20, 60, 40, 80, 10, 30] * 10).tolist()
+    write(tmp_path / "a.mkv", pictures(80), times_ms=times)
+    assert_same(Footage(str(tmp_path), rates=(12.5, 25.0), **FIELDS), range(20))
+    crop = FIELDS | {"crop": (5, 16, 16)}
+    assert_same(Footage(str(tmp_path), **crop), range(20))
 
 
-@readers
-@pytest.mark.parametrize(
-    "ratio, size", [("3/2", (48, 96)), ("2/3", (72, 64)), ("8/9", (54, 64)), ("1/1", (48, 64))]
-)
-@pytest.mark.parametrize("matrix", ["as stored", "a quarter clockwise"])
-def test_pixels_are_square_in_every_reader(tmp_path, read, ratio, size, matrix):
-    path = write(tmp_path / "a.mp4", [corners()] * 6, sar=fractions.Fraction(ratio))
-    with_matrix(path, MATRICES[matrix])
-    wanted = size if matrix == "as stored" else size[::-1]
-    assert V.probe(path).size == wanted and read(path).shape[1:3] == wanted
+def test_pictures_and_cached_files_too(tmp_path):
+    write(tmp_path / "a.mp4", moving(60))
+    video.Video(moving(1)[0][None], 1.0).save(tmp_path / "still.png")
+    assert_same(Footage(str(tmp_path), cache=str(tmp_path / "cache"), **FIELDS), range(20))
+    assert_same(Footage(str(tmp_path), **FIELDS), range(20))
 
 
-def grey_file(path, size, codec="libx264", colour=(90, 100, 190), **tags):
-    """A file of one YUV colour that says of its colours what `tags` say, and nothing else."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, 10, {"qp": "0"})
-        stream.height, stream.width = size
-        stream.pix_fmt = "yuv420p"
-        for name, value in tags.items():
-            setattr(stream.codec_context, name, value)
-        for _ in range(5):
-            frame = av.VideoFrame(size[1], size[0], "yuv420p")
-            for plane, value in zip(frame.planes, colour):
-                plane.update(bytes([value]) * plane.buffer_size)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
+def test_a_jump_gives_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "JUMP_SECONDS", 0.2)
+    write(tmp_path / "a.mp4", moving(120))
+    assert_same(Footage(str(tmp_path), **FIELDS), range(6))
 
 
-@readers
-@pytest.mark.parametrize(
-    "size, matrix, kr, kb",
-    [
-        ((480, 640), 2, 0.299, 0.114),
-        ((718, 64), 2, 0.299, 0.114),
-        ((720, 64), 2, 0.2126, 0.0722),
-        ((1080, 64), 2, 0.2126, 0.0722),
-        ((48, 64), 1, 0.2126, 0.0722),
-        ((720, 64), 5, 0.299, 0.114),
-        ((48, 64), 9, 0.2627, 0.0593),
-    ],
-)
-def test_colours_are_as_players_show_them(tmp_path, read, size, matrix, kr, kb):
-    """Tags are obeyed; without one, 720 lines and more are BT.709, fewer BT.601."""
-    path = grey_file(tmp_path / "a.mp4", size, colorspace=matrix)
-    y, u, v = (90 - 16) / 219, (100 - 128) / 224, (190 - 128) / 224
-    red, blue = y + 2 * (1 - kr) * v, y + 2 * (1 - kb) * u
-    green = (y - kr * red - kb * blue) / (1 - kr - kb)
-    wanted = np.clip(np.array([red, green, blue]) * 255, 0, 255)
-    assert np.abs(read(path)[0, 20, 20] - wanted).max() < 2.5
+def test_damage_is_met_as_it_is_alone(tmp_path):
+    path = tmp_path / "a.mp4"
+    write(path, moving(120))
+    content = bytearray(path.read_bytes())
+    for place in range(len(content) // 2, len(content) // 2 + 3000):
+        content[place] ^= 0x5A
+    path.write_bytes(bytes(content))
+    with pytest.warns(UserWarning, match="Other clips take its place"):
+        assert_same(Footage(str(tmp_path), **FIELDS), range(30))
 
 
-@readers
-@pytest.mark.parametrize("matrix", [8, 10, 11, 12, 13, 14])
-def test_rare_matrices_are_refused_in_words(tmp_path, read, matrix):
-    path = grey_file(tmp_path / "rare.mp4", (48, 64), colorspace=matrix)
-    try:
-        assert read(path).shape[1:] == (48, 64, 3)  # a later FFmpeg may convert it
-    except UserError as error:
-        assert "rare.mp4 has colours of a kind" in str(error) and "BT.709" in str(error)
-
-
-def test_hdr_is_said(tmp_path):
-    for trc in (16, 18):
-        path = grey_file(tmp_path / f"{trc}.mp4", (48, 64), colorspace=9, color_trc=trc, color_primaries=9)
-        report = V.Report()
-        list(V.stream_frames(path, report=report))
-        assert V.probe(path).high_range and report.high_range and "HDR colours" in read_media(path).notes[-1]
-
-
-def test_colour_samples_lie_at_the_left(tmp_path):
-    """VP9 doesn't say where they lie: its colours come back where H.264's do."""
-    ramp = np.repeat(np.arange(64, dtype=np.uint8)[None] * 4, 48, 0)
-    frame = np.stack([ramp, 0 * ramp, 255 - ramp], -1)
-    for name in ("a.mp4", "a.webm"):
-        back = V.read_video(V.Video(frame[None], 8).save(tmp_path / name, crf=0)).frames[0]
-        if hasattr(av.VideoFrame, "chroma_location"):
-            assert np.abs((back.astype(int) - frame).mean((0, 1))).max() < 0.4, name
-
-
-def test_frames_that_change_their_size_come_at_the_first_ones(tmp_path):
-    parts = [
-        write(tmp_path / f"{width}.ts", pictures(12, 48, width), codec="mpeg2video").read_bytes()
-        for width in (64, 80)
-    ]
-    (tmp_path / "a.ts").write_bytes(b"".join(parts))
-    report = V.Report()
-    frames = [frame for _, frame in V.stream_frames(tmp_path / "a.ts", report=report)]
-    assert {frame.shape for frame in frames} == {(48, 64, 3)} and report.sizes == {(48, 64), (48, 80)}
-    assert "changes its size midway" in " ".join(read_media(tmp_path / "a.ts").notes)
-
-
-class Pipe:
-    """A file that can't go back to write how long it became."""
-
-    def __init__(self, path: pathlib.Path):
-        self.file = open(path, "wb")  # noqa: SIM115
-        self.write = self.file.write
-
-
-def test_a_webm_without_a_duration_says_how_long_it_is(tmp_path):
-    pipe = Pipe(tmp_path / "a.webm")
-    with av.open(pipe, "w", format="webm") as container:
-        stream = container.add_stream("libvpx-vp9", 10, {"deadline": "realtime", "cpu-used": "8"})
-        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
-        for array in pictures(20):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(array, "rgb24")))
-        container.mux(stream.encode(None))
-    pipe.file.close()
-    with av.open(str(tmp_path / "a.webm")) as container:
-        assert container.duration is None
-    known = V.probe(tmp_path / "a.webm")
-    assert known.seconds == pytest.approx(2.0, abs=0.01) and known.fps == 10 and known.size == (48, 64)
-    assert Footage(str(tmp_path / "a.webm"), resolution=48, clips=1)[0].video.fps == 10
-    with pytest.raises(UserError, match="lasts 2 seconds, 20 frames"):
-        read_media(tmp_path / "a.webm", most_frames=10)
-
-
-def test_what_was_lost_is_reported(tmp_path):
-    noise = list(np.random.default_rng(0).integers(0, 256, (60, 48, 64, 3)).astype(np.uint8))
-    path = write(tmp_path / "a.mp4", noise, fps=30)
-    report = V.Report()
-    assert len(list(V.stream_frames(path, report=report))) == 60
-    assert report.damage() == () and not report.lost and report.end == pytest.approx(2.0)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2 : len(data) // 2 + 9000] = bytes(9000)
-    path.write_bytes(data)
-    report = V.Report()
-    list(V.stream_frames(path, report=report, fps=30))
-    (sentence,) = report.damage()
-    assert "a.mp4 is damaged: " in sentence and sentence == read_media(path).notes[0]
-    assert report.damage(0.0, 0.4) == ()
-    path = write(tmp_path / "a.webm", noise, fps=30, codec="libvpx-vp9")
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    report = V.Report()
-    list(V.stream_frames(path, report=report))
-    assert "lasts 2 seconds by its header, but its pictures end after" in report.damage()[0]
-
-
-NAMES = (
-    "2026-05-01T12:30:00.mp4",
-    "http:x.mp4",
-    "pipe:1.mp4",
-    "concat:a|b.mp4",
-    "file:a.mp4",
-    "-",
-    "-y.mp4",
-    "100%d.mp4",
-    "a?b#c.mp4",
-    "take 1, end.mp4",
-)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_path_is_never_an_address(tmp_path, monkeypatch, name):
-    """Input, output and sound, whether the folder is named or not."""
-    monkeypatch.chdir(tmp_path)
-    os.replace(write(tmp_path / "plain.mp4", pictures(6), sound=("aac", 48000, 0.1)), tmp_path / name)
-    for path in (name, os.path.join(".", name), tmp_path / name):
-        assert numbers(read_media(path).video) == list(range(6))
-        assert len(V.read_video(path)) == 6
-    output = name if name.endswith(".mp4") else "out:1.mp4"
-    source = os.replace(name, "source:0.mp4") or "source:0.mp4"
-    V.Video(np.stack(pictures(6)), 25).save(output, metadata={"prompt": "a"})
-    assert keep_sound(source, output) and len(read_media(output).video) == 6
-    assert sorted(os.listdir()) == sorted(["source:0.mp4", output])
-
-
-def test_the_frame_on_show_not_the_nearest(tmp_path):
-    path = write(tmp_path / "a.mp4", pictures(25))
-    # At 0.1 s frame 2 is on show until 0.12.
-    tenths = [frame for _, frame in itertools.islice(V.stream_frames(path, fps=10), 6)]
-    assert numbers(V.Video(np.stack(tenths), 10)) == [0, 2, 5, 7, 10, 12]
-    assert numbers(read_media(path, fps=10).video)[:6] == [0, 2, 5, 7, 10, 12]
+def test_nothing_is_decoded_or_scaled_twice(tmp_path, monkeypatch):
+    write(tmp_path / "a.mp4", moving(60))
+    fields = FIELDS | {"resolution": 16, "durations": (1.0,)}
+    footage = Footage(str(tmp_path), **fields)
+    opened, scaled = [], []
+    own_reader, own_resample = reading.open_reader, reading.resample
+    monkeypatch.setattr(reading, "open_reader", lambda *args: opened.append(1) or own_reader(*args))
+    monkeypatch.setattr(reading, "resample", lambda *args: scaled.append(1) or own_resample(*args))
+    clips = dict(footage.read(range(40)))
+    assert len(opened) == 1 and len(scaled) <= 60 < sum(len(clip.video.frames) for clip in clips.values())
