@@ -514,7 +514,7 @@ def test_a_real_model_from_its_folder_to_files(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     for arguments, words in (
         (["generate", "", *small], "prompt is empty"),
-        (["generate", "word " * 99, *small], "tokens and the model"),
+        (["generate", "word " * 99, *small], "reads 16: shorten it"),
         (["generate", "a star", *small, "--resolution", "48"], "nearest that fits is a resolution of 32"),
         (["generate", "a star", *small, "--resolution", "999"], "nearest that fits"),
         (["generate", "a star", "--model", "still"], "autoencoder only"),

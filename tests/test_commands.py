@@ -118,7 +118,7 @@ RESULTS = [
         notes=("nearest that the model paints to 4",),
     ),
     Result("fill|sound.mp4|--at|0.25-0.5,0.75", (32, 48), 12, 12, 0.3),
-    Result("fill|uneven.mkv|--at|0.25-0.5", (32, 48), 7, 8, notes=("uneven times",)),
+    Result("fill|uneven.mkv|--at|0.25-0.5", (32, 48), 8, 8, notes=("uneven times",)),
     Result("smooth|sound.mp4", (32, 48), 23, 24, 0.3),
     Result("smooth|odd.mp4|--fps|20", (32, 42), 11, 16, notes=(HELD, "16 frames a second, 2 times its 8")),
     Result(
