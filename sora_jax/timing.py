@@ -99,11 +99,16 @@ class EvenSampler(Generic[Frame]):
             yield from self._until(begin)
         self._shown, self._begin, self._end = frame, begin, end
 
-    def rest(self) -> Iterator[tuple[float, float, Frame]]:
-        """The instants that are left once the last moment has come.
+    def rest(self, nearest: bool = False) -> Iterator[tuple[float, float, Frame]]:
+        """The instants that are left once the last moment has come: each at which its frame is on show.
 
-        The whole lasts as long as before, to the nearest frame; yet a last picture that lasts comes at least once.
+        Args:
+          nearest: so many that the whole lasts as long as before, to the nearest frame; yet a last picture that lasts
+            comes at least once.
         """
+        if not nearest:
+            yield from self._until(self._end)
+            return
         last = self._base + (self._count - 1) / self.fps
         if self.fps >= self.source_fps and last + self._grace < self._begin:
             yield from self._until(self._end, most=1)
@@ -125,14 +130,19 @@ def _slack(fps: float) -> float:
 
 
 def evenly(
-    moments: Iterable[tuple[float, float, Frame]], fps: float, source_fps: float, start: float = 0.0
+    moments: Iterable[tuple[float, float, Frame]],
+    fps: float,
+    source_fps: float,
+    start: float = 0.0,
+    nearest: bool = True,
 ) -> Iterator[tuple[float, float, Frame]]:
     """(start, end, frame) at the even rate `fps`; see `EvenSampler`.
 
     Args:
       moments: (start, end, frame) in seconds, from the frame on show at `start` on.
+      nearest: see `EvenSampler.rest`.
     """
     sampler: EvenSampler[Frame] = EvenSampler(fps, source_fps, start)
     for moment in moments:
         yield from sampler.push(*moment)
-    yield from sampler.rest()
+    yield from sampler.rest(nearest)

@@ -237,9 +237,9 @@ class Reader:
     report: Report
     size: tuple[int, int] | None = None
 
-    def evenly(self, fps: float, start: float) -> Iterator[tuple[float, float, Any]]:
+    def evenly(self, fps: float, start: float, nearest: bool = True) -> Iterator[tuple[float, float, Any]]:
         """The moments at an even rate; see `timing.evenly`."""
-        return evenly(self.watched(), fps, self.header.fps, start)
+        return evenly(self.watched(), fps, self.header.fps, start, nearest)
 
     def watched(self) -> Iterator[tuple[float, float, Any]]:
         """The moments, while it is noted how even they are and where they end."""
@@ -342,7 +342,11 @@ def probe(path: Path) -> Header:
 
 
 def stream_frames(
-    path: Path, start: float = 0.0, fps: float | None = None, report: Report | None = None
+    path: Path,
+    start: float = 0.0,
+    fps: float | None = None,
+    report: Report | None = None,
+    nearest: bool = True,
 ) -> Iterator[tuple[float, np.ndarray]]:
     """Yields (seconds from the file's first frame, uint8[Y,X,3]) in constant memory.
 
@@ -354,12 +358,14 @@ def stream_frames(
       start: seconds.
       fps: resample to this even rate; None yields the file's own frames at the times that it gives.
       report: takes what is met on the way: `report.damage()` after the last frame says what was lost.
+      nearest: resampled frames last as long as the file's, to the nearest frame; else one comes for each instant at
+        which there is one on show.
 
     Raises:
       UserError: as `read_video`.
     """
     reader = open_reader(path, start, report)
-    moments = reader.watched() if fps is None or reader.header.still else reader.evenly(fps, start)
+    moments = reader.watched() if fps is None or reader.header.still else reader.evenly(fps, start, nearest)
     shown, array = None, np.empty(0)
     for begin, _, frame in moments:
         if frame is not shown:

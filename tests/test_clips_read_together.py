@@ -1,5 +1,7 @@
 """Clips that are read together are those that are read alone, and nothing is decoded twice for them."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from film_files import pictures, write
@@ -79,3 +81,11 @@ def test_nothing_is_decoded_or_scaled_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "resample", lambda *args: scaled.append(1) or own_resample(*args))
     clips = dict(footage.read(range(40)))
     assert len(opened) == 1 and len(scaled) <= 60 < sum(len(clip.video.frames) for clip in clips.values())
+
+
+@pytest.mark.parametrize("fps", [Fraction(30000, 1001), 25, 30, Fraction(24000, 1001), 8])
+def test_no_clip_of_a_healthy_film_is_taken_for_damaged(tmp_path, fps):
+    write(tmp_path / "a.mp4", moving(50), fps=fps)
+    footage = Footage(str(tmp_path), **FIELDS | {"durations": (0.0, 1.0, 2.0, 3.0), "rates": (8.0, 24.0)})
+    assert_same(footage, range(60))
+    assert footage.summary().replaced == 0

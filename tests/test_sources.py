@@ -137,3 +137,16 @@ def test_the_policy_reaches_the_files(films):
     assert isinstance(source, Footage) and len(source.summary().skipped) == 1
     with pytest.raises(UserError, match="bad.mp4"):
         make_sources(DataConfig(source="films", resolutions=(16,), damaged="refuse"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"aspects": ("abc",)}, "width over height"),
+        ({"aspects": ("1:1", "0:1")}, "width over height"),
+        ({"split": "foo"}, "no split 'foo'"),
+    ],
+)
+def test_a_value_that_can_t_be_used_is_refused_before_anything_is_opened(fields, words):
+    with pytest.raises(UserError, match=words):
+        DataConfig(**fields)

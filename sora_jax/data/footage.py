@@ -378,7 +378,7 @@ class Footage:
             frames = self._cached(cut.span)
             numbers = cut.first + np.floor(np.arange(cut.count) * cut.ratio + 1e-6).astype(int)
             return iter(frames[numbers[numbers < len(frames)]])
-        shown = stream_frames(film.path, cut.start, cut.fps, report)
+        shown = stream_frames(film.path, cut.start, cut.fps, report, nearest=False)
         return (frame for _, frame in itertools.islice(shown, cut.count))
 
     def _caches(self, span: Span, damage: Damage) -> bool:

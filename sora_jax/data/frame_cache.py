@@ -41,7 +41,7 @@ def _write_frames(path: pathlib.Path, video: str, fps: float, short_side: int) -
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         report = Report()
         header, count = {"descr": "|u1", "fortran_order": False, "shape": (0, 0, 0, 3)}, 0
-        for _, frame in stream_frames(video, fps=fps, report=report):
+        for _, frame in stream_frames(video, fps=fps, report=report, nearest=False):
             height, width = frame.shape[:2]
             scale = min(1.0, short_side / min(height, width))
             if scale < 1:

@@ -16,7 +16,7 @@ from sora_jax.config import COUNT, FROM_ZERO, SEED, check_ranges, component
 from sora_jax.data.clips import Source
 from sora_jax.data.cuts import NATIVE
 from sora_jax.data.footage import EmptySplit, Footage
-from sora_jax.data.scene import WorldConfig
+from sora_jax.data.scene import WorldConfig, check_split
 from sora_jax.data.survey import Summaries
 from sora_jax.data.toyworld import Toyworld
 from sora_jax.errors import UserError
@@ -69,6 +69,10 @@ class DataConfig:
         for name in ("resolutions", "aspects", "durations", "rates"):
             if not getattr(self, name):
                 raise UserError(f"config.data.{name} is empty: give at least one value.")
+        for aspect in self.aspects:
+            if aspect != NATIVE:
+                frame_size(64, aspect)  # says what it takes
+        check_split(self.split)
         ranges = {"clips": COUNT, "seed": SEED, "max_frames": FROM_ZERO, "grid": COUNT}
         check_ranges(self, "data", resolutions=COUNT, durations=FROM_ZERO, rates=(0.01, 1000), **ranges)
 

@@ -215,7 +215,9 @@ def _onward(config: ConfigDict, workdir: pathlib.Path, step: int, argv: Sequence
         return f"to go on: {PROGRAM} {shlex.join(argv)}"
     from sora_jax.train.objectives import NEXT
 
-    commands = [line.replace("WORKDIR", shlex.quote(str(workdir))) for line in NEXT.get(config.objective, ())]
+    toyworld = config.objective == "dit" and config.data.source.startswith("toyworld")
+    lines = NEXT["dit on toyworld"] if toyworld else NEXT.get(config.objective, ())
+    commands = [line.replace("WORKDIR", shlex.quote(str(workdir))) for line in lines]
     return "\n".join(("next:", *(f"  {line}" for line in commands))) if commands else ""
 
 

@@ -125,8 +125,14 @@ class DiTObjective:
         """Tries what the run will need, before any long work: says what the files are, and reads the sheets' clips.
 
         Raises:
-          UserError: the data can't be used, or a caption could be longer than a row has room for.
+          UserError: the data can't be used, the text encoder isn't there or is of another width than the transformer
+            takes, or a caption could be longer than a row has room for.
         """
+        if self.text_encoder.width != self.dit.text_width:
+            raise UserError(
+                f"The text encoder's states have {self.text_encoder.width} numbers and the transformer takes "
+                f"{self.dit.text_width}: set config.dit.text_width={self.text_encoder.width}."
+            )
         if self.text.max_tokens > self.pipeline.row_text:
             raise UserError(
                 f"A caption may have {self.text.max_tokens} tokens (config.text.max_tokens) and a row has room for "

@@ -87,8 +87,9 @@ class VAERun(LoopConfig):
 RUNS: dict[str, type[LoopConfig]] = {"dit": DiTRun, "vae": VAERun}
 
 # What a finished run is good for: commands, in which WORKDIR stands for its folder.
-NEXT = {
-    "dit": (
+NEXT = {  # what to do with a finished run; toyworld's oracle reads nothing else
+    "dit": ('sora-jax generate "WORDS OF YOUR CAPTIONS" --model WORKDIR',),
+    "dit on toyworld": (
         'sora-jax generate "a red circle moves left" --model WORKDIR',
         "sora-jax evaluate toyworld --model WORKDIR",
     ),
