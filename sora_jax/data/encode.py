@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import pathlib
+import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from sora_jax.config import COUNT, check_ranges
 from sora_jax.data.canvases import LAYOUTS, draw_layout
@@ -25,7 +26,6 @@ from sora_jax.models.tiles import TILES, encode_stream
 from sora_jax.models.vae import VAE
 
 RECORDS = 3  # counts up where the same inputs give other records
-_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,11 +95,10 @@ def encode_sources(
             encode = make_encoder(vae, load_text_encoder(text), config.layouts)
         cache = pathlib.Path(folder) / identity
         if jax.process_index() == 0 and not cache.exists() and (changed := changed_parts(folder, parts)):
-            _log.warning(
-                "What was encoded in %s before can't be used: changed since then: %s. %d clips are encoded.",
-                folder,
-                ", ".join(changed),
-                clips,
+            tqdm.write(
+                f"note: the latents in {folder} can't be used any more, as these changed: {', '.join(changed)}. "
+                f"{clips} clips are encoded again.",
+                file=sys.stderr,
             )
         caches.append(write_latents(source, encode, cache, identity, clips, config.batch, parts=parts))
     return Chain(caches)

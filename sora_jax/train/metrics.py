@@ -155,6 +155,8 @@ class RunLog:
             f"{self._parameters:,} parameters on {jax.device_count()} x {jax.devices()[0].device_kind}; "
             f"{begin} to step {self._steps} in {self.workdir}"
         )
+        if self._start < self._steps:
+            self.say("compiling the first step: seconds to minutes, in which Ctrl-C has to wait")
 
     def end(self, step: int) -> None:
         """Says where the run has come to: called when its checkpoint is on the disk."""
