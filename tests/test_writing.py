@@ -110,9 +110,13 @@ def test_videos_are_shown_in_short(tmp_path):
 
 
 ENDLESS = """
-    import itertools, sys
+    import itertools, signal, sys
     import numpy as np
     from sora_jax.video import write_frames
+
+    # A shell's background job ignores them, and so would this program in it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
     def frames():
         for number in itertools.count():
@@ -132,6 +136,9 @@ def test_a_program_told_to_end_leaves_nothing_behind(tmp_path, number):
         assert process.stdout.readline() == b"writing\n"
         assert len(os.listdir(tmp_path)) == 2
         process.send_signal(number)
-        assert process.wait(timeout=60) != 0
+        try:
+            assert process.wait(timeout=60) != 0
+        finally:
+            process.kill()
     assert os.listdir(tmp_path) == ["out.mp4"]
     assert (tmp_path / "out.mp4").read_bytes() == b"what was there"
