@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 from sora_jax import backend
 
 if TYPE_CHECKING:
-    from sora_jax.studio import Request, Studio, load, models
+    from sora_jax.studio import Request, Studio, list_models, load
     from sora_jax.video import Video, read_video
 
 backend.prepare()  # before JAX starts, and without importing it
 
 __version__ = "0.1.0"
-__all__ = ["Request", "Studio", "Video", "load", "models", "read_video"]
+__all__ = ["Request", "Studio", "Video", "list_models", "load", "read_video"]
 
-_FACE = dict.fromkeys(("Request", "Studio", "load", "models"), "studio") | dict.fromkeys(
+_FACE = dict.fromkeys(("Request", "Studio", "list_models", "load"), "studio") | dict.fromkeys(
     ("Video", "read_video"), "video"
 )
 
@@ -28,7 +28,8 @@ _FACE = dict.fromkeys(("Request", "Studio", "load", "models"), "studio") | dict.
 def __getattr__(name: str) -> Any:
     # The face is loaded when it is first looked at: importing a part of the package doesn't import JAX and the rest.
     if name not in _FACE:
-        raise AttributeError(f"module 'sora_jax' has no attribute {name!r}")
+        hint = "; list_models() tells what can be loaded" if name == "models" else ""
+        raise AttributeError(f"module 'sora_jax' has no attribute {name!r}{hint}")
     import importlib
 
     backend.check_version()

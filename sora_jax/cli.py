@@ -1,4 +1,4 @@
-"""The command line: `sora-jax generate`, `models`, `train`, `evaluate`; the abilities are in `commands.py`.
+"""The command line: `sora-jax generate`, `models`, `train`; the abilities are in `commands.py`.
 
 What can be found wrong is found before the work begins. Heavy imports wait inside the commands, so that `--help`
 answers at once. Exit status: 0, 2 after `error: <sentence>`, 130 when stopped, 1 where the program itself is at
@@ -7,9 +7,7 @@ fault.
 
 from __future__ import annotations
 
-import json
 import os
-import pathlib
 import sys
 import traceback
 from collections.abc import Sequence
@@ -20,17 +18,38 @@ import click
 from sora_jax import __version__
 from sora_jax.backend import check_version
 from sora_jax.commands import COMMANDS
-from sora_jax.errors import UserError, atomic_path
-from sora_jax.options import MODEL, QUIET, as_settings, common, note, said, settings, shape
+from sora_jax.errors import UserError
+from sora_jax.evaluation.command import evaluate
+from sora_jax.information import info
+from sora_jax.options import (
+    OF_WORDS,
+    QUIET,
+    as_settings,
+    as_shape,
+    common,
+    note,
+    said,
+    save,
+    settings,
+    shape,
+    writing,
+)
 from sora_jax.plan.command import plan
-from sora_jax.terminal import VIDEO_SUFFIXES, ListOf, Number, Output, place_outputs, progress_bar, table
+from sora_jax.terminal import VIDEO_SUFFIXES, Number, place_outputs, progress_bar, table
+from sora_jax.texts import read_text
 from sora_jax.train.config_command import config_command
 
-_SHEET_CLIPS = 24
+
+class Group(click.Group):
+    """Commands in the order in which they were added; one that is mistyped is answered with the nearest."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
 
 
 @click.group(
-    context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100}
+    cls=Group,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="sora-jax", message="%(prog)s %(version)s")
 @common
@@ -40,25 +59,26 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("prompts", metavar="PROMPT...", nargs=-1)
+@click.option("--prompt-file", type=click.Path(), help="One prompt a line; # begins a comment.")
+@click.option("-n", "--count", type=click.IntRange(1, 1000), default=1, help="Videos a prompt, seeds rising.")
 @click.option(
-    "--prompt-file", type=click.File(encoding="utf-8"), help="One prompt a line; # begins a comment."
+    "-d",
+    "--duration",
+    "--seconds",
+    "duration",
+    type=Number(above=0),
+    help=f"Seconds, as many as you like.  [default: {OF_WORDS['duration']}]",
 )
-@shape
-@settings
-@click.option(
-    "--duration", "--seconds", "duration", type=Number(above=0), default=2.0, help="As many as you like."
-)
-@click.option("--aspect", default="1:1", help="Width to height, such as 16:9 or 1.78.")
-@click.option(
-    "--count", type=click.IntRange(1), default=1, help="Videos a prompt, with the seeds that follow."
-)
+@shape("duration", **OF_WORDS)
 @click.option("-o", "--output", default="out.mp4", help=f"A file ({', '.join(VIDEO_SUFFIXES)}) or a folder.")
+@writing
+@settings
 @common
 @click.pass_context
 def generate(
     context: click.Context,
     prompts: tuple[str, ...],
-    prompt_file: Any,
+    prompt_file: str | None,
     model: str,
     count: int,
     output: str,
@@ -69,28 +89,30 @@ def generate(
     Several prompts, or --count, make several files: out-1.mp4, out-2.mp4, ... All are sampled together. A video is
     written while it is made: a minute takes no more memory than seconds do.
     """
-    prompts = (*prompts, *_read_prompts(prompt_file)) if prompt_file else prompts
+    prompts = (*prompts, *_read_prompts(prompt_file)) if prompt_file is not None else prompts
     if not prompts:
         raise click.UsageError("There is no prompt: say what is to be seen, in quotes.")
     if len(prompts) > 2 and not any(" " in prompt for prompt in prompts):
-        click.echo("note: each word is a prompt of its own here; put a prompt of several in quotes", err=True)
+        note("Each word is a prompt of its own here: put a prompt of several in quotes.")
     own = as_settings(fields)
     seed = own.pop("seed")
     wanted = [(prompt, seed + i) for prompt in prompts for i in range(count)]
     paths = place_outputs(output, wanted)
 
     from sora_jax import studio as face
-    from sora_jax.video import frame_size
 
-    frame_size(fields["resolution"], fields["aspect"])
-    requests = [face.Request(prompt, seed=number, **own, **fields) for prompt, number in wanted]
+    requests = [
+        face.Request(prompt, seed=number, **own, **as_shape(dict(fields))) for prompt, number in wanted
+    ]
+    for request in requests:
+        request.check()
     studio = face.load(model)
     for request in requests:
         studio.check(request)
     with progress_bar(not context.meta[QUIET], "step") as progress:
         videos = studio.stream_batch(requests, progress)
         for video, path in zip(videos, paths, strict=True):
-            video.save(path)
+            save(video, path)
     for video, path in zip(videos, paths, strict=True):
         said(path, video)
 
@@ -105,7 +127,7 @@ def models(folders: tuple[str, ...]) -> None:
     for folder in folders:
         if not os.path.isdir(folder):
             raise UserError(f"There is no folder {folder}: check the name.")
-    entries = face.models(folders or ("runs",))
+    entries = face.list_models(folders or ("runs",))
     rows = [(entry.name, entry.kind, entry.summary) for entry in entries]
     click.echo(table(("model", "kind", "what it is"), rows) if rows else "There is no model here yet.")
 
@@ -122,176 +144,7 @@ def train(context: click.Context, arguments: tuple[str, ...]) -> None:
     context.exit(train_main(list(arguments) or ["--help"]))
 
 
-@cli.group()
-@common
-def evaluate() -> None:
-    """Measure a model."""
-
-
-@evaluate.command("vae")
-@click.argument("files", metavar="FILE...", nargs=-1, required=True)
-@MODEL
-@click.option(
-    "--resolution", type=click.IntRange(16), default=128, help="Each file's short side is scaled to it."
-)
-@click.option(
-    "--seconds", type=Number(at_least=0), default=4.0, help="At most this much of each file; 0: all."
-)
-@click.option("--start", type=Number(at_least=0), default=0.0, help="Seconds into each file.")
-@click.option("--json", "json_path", type=Output(), help="Write the figures here.")
-@click.option("--sheet", type=Output(".png"), help="Write originals and reconstructions here, to look at.")
-@common
-@click.pass_context
-def evaluate_vae_command(
-    context: click.Context,
-    files: tuple[str, ...],
-    model: str,
-    json_path: pathlib.Path | None,
-    sheet: pathlib.Path | None,
-    **fields: Any,
-) -> None:
-    """PSNR and SSIM of what the autoencoder makes of videos and pictures."""
-    report = _report()
-    from sora_jax import studio as face
-
-    shown: list[tuple[str, Any]] = []
-
-    def show(label: str, pair: Sequence[Any]) -> None:
-        if len(shown) < _SHEET_CLIPS:
-            shown.extend([("the original of", pair[0]), (label, pair[1])])
-
-    with progress_bar(not context.meta[QUIET], "frame") as progress:
-        result = report.evaluate_vae(
-            face.load(model), files, **fields, progress=progress, show=show if sheet else None
-        )
-
-    def cells(name: str, size: str, frames: str, row: dict[str, Any]) -> tuple[str, ...]:
-        psnr = "lossless" if row["psnr"] is None else f"{row['psnr']:.2f}"
-        return name, size, frames, psnr, f"{row['ssim']:.4f}"
-
-    rows = [
-        cells(row["file"], f"{row['width']}×{row['height']}", str(row["frames"]), row)
-        for row in result["files"]
-    ]
-    rows.append(cells("mean", "", "", result["mean"]))
-    click.echo(table(("file", "size", "frames", "PSNR dB", "SSIM"), rows, numbers=4))
-    for row in result["files"]:
-        for sentence in row["notes"]:
-            note(sentence)
-    _write(result, json_path, shown, sheet, columns=2)
-
-
-@evaluate.command("toyworld")
-@click.option(
-    "--split", type=click.Choice(["heldout", "validation", "paraphrase", "train"]), default="heldout"
-)
-@click.option("--clips", type=click.IntRange(1), default=256, help="How many.")
-@shape
-@settings
-@click.option("--durations", type=ListOf(Number(above=0)), default="2", help="Seconds, in turn: 2,4.")
-@click.option(
-    "--aspects", type=ListOf(click.STRING), default="1:1", help="Width to height, in turn: 1:1,16:9."
-)
-@click.option("--truth", is_flag=True, help="Read true clips instead: what the oracle itself gets wrong.")
-@click.option("--vae", is_flag=True, help="Read true clips through the autoencoder: what is lost there.")
-@click.option("--json", "json_path", type=Output(), help="Write the figures, and every clip's, here.")
-@click.option("--sheet", type=Output(".png"), help="Write the first clips here, to look at.")
-@common
-@click.pass_context
-def evaluate_toyworld_command(
-    context: click.Context,
-    model: str,
-    truth: bool,
-    vae: bool,
-    json_path: pathlib.Path | None,
-    sheet: pathlib.Path | None,
-    **fields: Any,
-) -> None:
-    """How often a clip shows what its prompt says, read back without a network.
-
-    Prompts name one thing's size, colour, shape and direction; in the split "heldout" training never showed
-    that shape in that colour, or that colour in that direction. The interval holds the true share in 95% of
-    cases; chance is what a perfect clip of another prompt would get.
-    """
-    if truth and vae:
-        raise click.UsageError("--truth and --vae exclude each other: choose one.")
-    report = _report()
-    from sora_jax import studio as face
-
-    shown: list[tuple[str, Any]] = []
-
-    def show(label: str, clips: Sequence[Any]) -> None:
-        if len(shown) < _SHEET_CLIPS:
-            shown.append((label, clips[0]))
-
-    source = "truth" if truth else "vae" if vae else "generated"
-    studio = None if truth else face.load(model)
-    with progress_bar(not context.meta[QUIET], "clip") as progress:
-        result = report.evaluate_toyworld(
-            studio,
-            source=source,
-            progress=progress,
-            show=show if sheet else None,
-            **as_settings(fields),
-            **fields,
-        )
-    click.echo(_accuracies(result["accuracy"]))
-    if len(result["shapes"]) > 1:
-        for part in result["shapes"]:
-            click.echo(f"\n{part['width']}×{part['height']}, {part['frames']} frames")
-            click.echo(_accuracies(part["accuracy"]))
-    _write(result, json_path, shown, sheet, columns=3)
-
-
-@evaluate.command("abilities")
-@click.argument("names", metavar="[ABILITY...]", nargs=-1)
-@click.option("--clips", type=click.IntRange(1), default=64, help="How many of each.")
-@click.option("--json", "json_path", type=Output(), help="Write the figures here.")
-@click.option("--sheet", type=Output(".png"), help="Write the first clips here, to look at.")
-@settings
-@common
-@click.pass_context
-def evaluate_abilities_command(
-    context: click.Context,
-    names: tuple[str, ...],
-    clips: int,
-    model: str,
-    json_path: pathlib.Path | None,
-    sheet: pathlib.Path | None,
-    **fields: Any,
-) -> None:
-    """Whether each ABILITY (default: all) does what it is for, on toyworld's clips, whose truth is known."""
-    _report()
-    from sora_jax import studio as face
-    from sora_jax.evaluation.abilities import evaluate_abilities
-
-    shown: list[tuple[str, Any]] = []
-    own = as_settings(fields)
-    seed = own.pop("seed")
-
-    def show(label: str, videos: Sequence[Any]) -> None:
-        if len(shown) < _SHEET_CLIPS:
-            shown.extend(
-                (label if number else "given, or the truth", video) for number, video in enumerate(videos)
-            )
-
-    with progress_bar(not context.meta[QUIET], "clip") as progress:
-        result = evaluate_abilities(
-            face.load(model), names, clips, seed, progress, show if sheet else None, **own
-        )
-    rows = []
-    for name, criteria in result["abilities"].items():
-        for criterion, row in criteria.items():
-            if "share" in row:
-                cells = f"{row['share']:.1%}", f"{row['low']:.1%} to {row['high']:.1%}"
-            else:
-                cells = f"{row['mean']:.2f}", f"{row['least']:.2f} to {row['most']:.2f}"
-            rows.append((name, criterion, *cells))
-    click.echo(table(("ability", "criterion", "share or mean", "95% interval or range"), rows, numbers=2))
-    _write(result, json_path, shown, sheet, columns=2)
-
-
-for command in (*COMMANDS, plan, config_command):
+for command in (*COMMANDS, info, evaluate, plan, config_command):
     cli.add_command(command)
 
 
@@ -320,62 +173,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _read_prompts(file: Any) -> list[str]:
-    try:
-        lines = [line.strip() for line in file]
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{file.name} is no text in UTF-8: give a text file with one prompt a line."
-        ) from error
+def _read_prompts(path: str) -> list[str]:
+    lines = [line.strip() for line in read_text(path).split("\n")]
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
-        raise UserError(f"{file.name} has no prompt in it: write one a line.")
+        raise UserError(f"{path} has no prompt in it: write one a line.")
     return prompts
-
-
-def _report() -> Any:
-    try:
-        from sora_jax.evaluation import report
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"Evaluating needs {error.name}: install it with pip install 'sora_jax[eval]'."
-        ) from error
-    return report
-
-
-def _accuracies(accuracy: dict[str, dict[str, Any]]) -> str:
-    rows = [
-        (
-            "all three" if name == "all" else name,
-            f"{row['right']}/{row['of']}",
-            f"{row['share']:.1%}",
-            f"{row['low']:.1%} to {row['high']:.1%}",
-            "-" if row["chance"] is None else f"{row['chance']:.1%}",
-        )
-        for name, row in accuracy.items()
-    ]
-    return table(("attribute", "right", "share", "95% interval", "chance"), rows, numbers=4)
-
-
-def _write(
-    result: dict[str, Any],
-    json_path: pathlib.Path | None,
-    shown: Sequence[tuple[str, Any]],
-    sheet: pathlib.Path | None,
-    columns: int,
-) -> None:
-    """Writes the figures and the sheet where asked, and names the files."""
-    if json_path:
-        with atomic_path(json_path) as temporary:
-            temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
-    if sheet:
-        from sora_jax.sheet import contact_sheet
-
-        labels, videos = zip(*shown, strict=True)
-        with atomic_path(sheet) as temporary:
-            contact_sheet(videos, labels, columns).save(temporary)
-    for path in filter(None, (json_path, sheet)):
-        click.echo(f"wrote {path}")
 
 
 if __name__ == "__main__":

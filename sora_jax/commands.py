@@ -9,7 +9,19 @@ from typing import Any
 import click
 
 from sora_jax.errors import UserError
-from sora_jax.options import OUTPUT, as_settings, bar, common, make, said, settings, shape
+from sora_jax.options import (
+    OF_WORDS,
+    OUTPUT,
+    as_settings,
+    as_shape,
+    bar,
+    common,
+    make,
+    said,
+    settings,
+    shape,
+    writing,
+)
 from sora_jax.terminal import ListOf, Number, Output, Pair, Place
 
 COMMANDS: list[click.Command] = []
@@ -21,8 +33,8 @@ _PROMPT = click.option("--prompt", default="", help="What is to be seen; none: w
 _WORDS = click.argument("prompt")
 _VIDEO = click.argument("video", type=_FILE)
 _A, _B = click.argument("a", type=_FILE), click.argument("b", type=_FILE)
-_ASPECT = click.option("--aspect", default="1:1", help="Width to height, such as 16:9 or 1.78.")
-_LONGER = click.option("--seconds", type=_SECONDS, required=True, help="How much longer it becomes.")
+_LONGER = click.option("--seconds", type=_SECONDS, help="How much longer it becomes; or name its --duration.")
+_OF_A = dict.fromkeys(("fps", "resolution", "aspect"), "A's own")
 
 
 def _part(of: str = "VIDEO", mark: str = "", required: bool = False) -> tuple[Option, Option]:
@@ -38,18 +50,25 @@ def _part(of: str = "VIDEO", mark: str = "", required: bool = False) -> tuple[Op
     )
 
 
-def _ability(name: str, says: str, *options: Option, plan: Callable[..., Any] | str | None = None) -> None:
+def _ability(
+    name: str,
+    says: str,
+    *options: Option,
+    shaped: Option | None = None,
+    plan: Callable[..., Any] | str | None = None,
+) -> None:
     """Adds a command with these options and those that all abilities have.
 
     Args:
       name: of the command.
       says: its help.
       options: its own; their values, where not None, are keywords of `plan`.
+      shaped: `options.shape`, where its defaults are not all the input's own.
       plan: called with the studio, or the name of a function of `plans`; None: the command's.
     """
 
     def command(model: str, output: str | None, **fields: Any) -> None:
-        own = as_settings(fields)
+        own = as_settings(fields) | as_shape(fields)
 
         def wanted(studio: Any) -> Any:
             from sora_jax import inputs, plans
@@ -65,7 +84,7 @@ def _ability(name: str, says: str, *options: Option, plan: Callable[..., Any] | 
         make(model, output, wanted)
 
     function: Any = command
-    for option in (common, settings, OUTPUT, *reversed(options)):
+    for option in (common, settings, writing, OUTPUT, shaped or shape(), *reversed(options)):
         function = option(function)
     COMMANDS.append(click.command(name, help=says)(function))
 
@@ -73,21 +92,14 @@ def _ability(name: str, says: str, *options: Option, plan: Callable[..., Any] | 
 def _image(studio: Any, prompt: str, **fields: Any) -> Any:
     from sora_jax.studio import Request
 
-    request = Request(prompt, frames=1, **fields)
-    studio.check(request)
-    return studio.plan(request)
+    return studio.plan(Request(prompt, frames=1, **fields))
 
 
-def _loop(studio: Any, seconds: float, video: Any = None, prompt: str = "", **fields: Any) -> Any:
-    from sora_jax import plans
-
-    made = {name: fields.pop(name) for name in ("duration", "fps", "resolution", "aspect")}
-    if video is None:
-        if not prompt.strip():
-            raise UserError("There is nothing to loop: name a video, or give a --prompt.")
-        with bar() as progress:
-            video = studio.generate(prompt, progress, **made, **fields)
-    return plans.loop(studio, video, seconds, prompt, **fields)
+def _loop(studio: Any, video: Any = None, prompt: str = "", **fields: Any) -> Any:
+    if video is None and not prompt.strip():
+        raise UserError("There is nothing to loop: name a video, or give a --prompt.")
+    with bar() as progress:
+        return studio.plan_loop(video, prompt, progress=progress, **fields)
 
 
 def _storyboard(studio: Any, file: str, **fields: Any) -> Any:
@@ -100,8 +112,7 @@ _ability(
     "image",
     "A picture of PROMPT.",
     _WORDS,
-    click.option("--resolution", type=click.IntRange(1), default=64, help="The short side in pixels."),
-    _ASPECT,
+    shaped=shape("duration", "fps", **OF_WORDS),
     plan=_image,
 )
 _ability(
@@ -110,9 +121,7 @@ _ability(
     click.argument("picture", type=_FILE),
     click.argument("prompt", default=""),
     click.option("--at", type=Place(), default="first", help="Where PICTURE is: first, last or seconds."),
-    click.option("--duration", type=_SECONDS, default=2.0, help="Seconds."),
-    click.option("--fps", type=_SECONDS, default=8.0, help="Frames a second."),
-    click.option("--aspect", help="Width to height; PICTURE's own where it isn't named."),
+    shaped=shape(duration="2", fps="8"),
 )
 _ability(
     "extend",
@@ -122,6 +131,7 @@ _ability(
     click.option("--backward", is_flag=True, help="What came before, instead of what comes after."),
     _PROMPT,
     *_part(),
+    shaped=shape(duration="of VIDEO and --seconds"),
 )
 _ability(
     "recut",
@@ -130,6 +140,7 @@ _ability(
     *_part(required=True),
     _LONGER,
     _PROMPT,
+    shaped=shape(duration="of the part and --seconds"),
     plan="extend",
 )
 _ability(
@@ -137,14 +148,12 @@ _ability(
     "An endless loop of VIDEO, or of --prompt alone.",
     click.argument("video", type=_FILE, required=False),
     _PROMPT,
-    click.option("--seconds", type=_SECONDS, default=1.5, help="How long it takes back to the beginning."),
+    click.option("--seconds", type=_SECONDS, help="How long it takes back to the beginning.  [default: 1.5]"),
     *_part(),
-    click.option(
-        "--duration", type=_SECONDS, default=1.5, help="Without VIDEO: seconds before it goes back."
+    shaped=shape(
+        duration="of VIDEO and --seconds; without VIDEO 3",
+        **{name: f"VIDEO's own, else {OF_WORDS[name]}" for name in ("fps", "resolution", "aspect")},
     ),
-    click.option("--fps", type=_SECONDS, default=8.0, help="Without VIDEO: frames a second."),
-    click.option("--resolution", type=click.IntRange(1), default=64, help="Without VIDEO: the short side."),
-    click.option("--aspect", default="1:1", help="Without VIDEO: width to height."),
     plan=_loop,
 )
 _ability(
@@ -165,20 +174,21 @@ _ability(
     "smooth",
     "VIDEO at a higher frame rate.",
     _VIDEO,
-    click.option("--fps", type=_SECONDS, default=24.0, help="Frames a second of the result."),
     _PROMPT,
     *_part(),
+    shaped=shape(fps="24"),
 )
 _ability(
     "connect",
     "Clip A turns into clip B.",
     _A,
     _B,
-    click.option("--seconds", type=_SECONDS, default=2.0, help="How long the passage takes."),
+    click.option("--seconds", type=_SECONDS, help="How long the passage takes.  [default: 2]"),
     click.option("--strength", type=_SHARE, help="1: free; less: nearer to a cross-fade."),
     _PROMPT,
     *_part("A", "-a"),
     *_part("B", "-b"),
+    shaped=shape(duration="of A, B and --seconds", **_OF_A),
 )
 _ability(
     "blend",
@@ -190,6 +200,7 @@ _ability(
     _PROMPT,
     *_part("A", "-a"),
     *_part("B", "-b"),
+    shaped=shape(duration="of the shorter one", **_OF_A),
 )
 _ability(
     "inpaint",
@@ -204,9 +215,9 @@ _ability(
     "outpaint",
     "VIDEO in a larger frame of another aspect ratio.",
     _VIDEO,
-    click.option("--aspect", required=True, help="Width to height, such as 9:16."),
     _PROMPT,
     *_part(),
+    shaped=shape(aspect="must be named, or --size"),
 )
 _ability(
     "edit",
@@ -221,26 +232,26 @@ _ability(
     "storyboard",
     "The video that FILE tells in cards (YAML; see docs/abilities.md).",
     click.argument("file", type=_FILE),
+    shaped=shape(**dict.fromkeys(OF_WORDS, "what FILE says")),
     plan=_storyboard,
 )
 _ability(
     "upscale",
     "VIDEO at a higher resolution.",
     _VIDEO,
-    click.option("--resolution", type=click.IntRange(1), required=True, help="The short side in pixels."),
     click.option("--strength", type=_SHARE, help="How far details are repainted."),
     _PROMPT,
     *_part(),
+    shaped=shape(resolution="must be named, or --size"),
 )
 
 
 @click.command()
 @_WORDS
-@click.option("--count", type=click.IntRange(1), default=4, help="How many.")
-@click.option("--duration", type=_SECONDS, default=2.0, help="Seconds.")
-@_ASPECT
-@shape
+@click.option("-n", "--count", type=click.IntRange(1, 1000), default=4, help="How many.")
+@shape(**OF_WORDS)
 @click.option("-o", "--output", type=Output(".png"), default="variations.png", help="The contact sheet.")
+@writing
 @settings
 @common
 def variations(prompt: str, count: int, model: str, output: pathlib.Path, **fields: Any) -> None:
@@ -249,9 +260,9 @@ def variations(prompt: str, count: int, model: str, output: pathlib.Path, **fiel
     from sora_jax.errors import atomic_path
     from sora_jax.sheet import contact_sheet
 
-    own = as_settings(fields)
+    own = as_settings(fields) | as_shape(fields)
     with bar() as progress:
-        videos = face.load(model).variations(prompt, count, progress, **own, **fields)
+        videos = face.load(model).variations(prompt, count, progress, **own)
     labels = [f"seed {own['seed'] + i}" for i in range(count)]
     with atomic_path(output) as temporary:
         contact_sheet(videos, labels, 2).save(temporary)

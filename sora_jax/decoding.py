@@ -21,7 +21,7 @@ from av.video.reformatter import ColorTrc
 
 from sora_jax.containers import EXACT, Path, open_container
 from sora_jax.errors import UserError
-from sora_jax.timing import SHORTEST, even_rate, first_instant, snapped
+from sora_jax.timing import SHORTEST, even_rate, first_instant, snap
 
 # Their usual decoders know nothing of transparency.
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
@@ -60,6 +60,7 @@ class Header:
       stretch: the width of a stored pixel over its height, before the frame is turned.
       high_range: whether its colours are HDR (PQ or HLG).
       still: whether it is a picture, of no duration of its own (a still GIF may have one).
+      grace: seconds by which a frame may begin later than asked for and is on show then all the same.
     """
 
     fps: float
@@ -69,6 +70,7 @@ class Header:
     stretch: float = 1.0
     high_range: bool = False
     still: bool = False
+    grace: float = 1e-6
 
 
 def why_unreadable(path: Path, otherwise: str | None) -> str:
@@ -169,12 +171,17 @@ def _header(path: str, *content: int) -> Header:
                 fps = len(times) / seconds if context.name == "gif" and seconds > 0 else fps
                 frames = frames or len(times)
             fps = even_rate(times, end, fps)
-        return Header(fps, seconds, size, frames, stretch, high_range)
+        return Header(fps, seconds, size, frames, stretch, high_range, grace=_grace(stream))
 
 
 def _average_of(stream: Any) -> float:
     """Frames a second on the average, as the header tells."""
     return float(stream.average_rate or stream.guessed_rate or 25)
+
+
+def _grace(stream: Any) -> float:
+    """Containers round times, and what is asked for may be the exact time of a frame."""
+    return min(float(stream.time_base), 0.25 / _average_of(stream))
 
 
 def _seconds_of(container: Any, stream: Any) -> float:
@@ -308,9 +315,7 @@ def decoded(path: Path, start: float, lost: list[float] | None = None) -> Iterat
         with opened(path) as (container, stream):
             tick = float(stream.time_base)
             offset = (stream.start_time or 0) * tick
-            length = 1 / _average_of(stream)
-            # Containers round times, and `start` may be the exact time of a frame.
-            grace = min(tick, length / 4)
+            length, grace = 1 / _average_of(stream), _grace(stream)
             if origin > 0:
                 with contextlib.suppress(av.FFmpegError):
                     container.seek(int((origin + offset) / tick), stream=stream)
@@ -344,8 +349,8 @@ def taken_from(path: Path, start: float) -> float:
     if start <= 0:
         return 0.0
     fps = header(path).fps
-    begin, _, _ = next(snapped(decoded(path, start), fps), (start, start, None))
-    return first_instant(begin, start, fps)
+    begin, _, _ = next(decoded(path, start), (start, start, None))
+    return first_instant(snap(begin, fps), start, fps)
 
 
 def packets(container: Any, stream: Any) -> Iterator[Any]:

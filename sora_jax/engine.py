@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sora_jax.budget import LIMIT_FPS, LIMIT_SECONDS, Work, check_frames, check_pixels
 from sora_jax.diffusion import flow
 from sora_jax.diffusion.canvas import (
     GROUP,
@@ -24,6 +26,7 @@ from sora_jax.diffusion.canvas import (
 )
 from sora_jax.filling import (
     Progress,
+    Settings,
     Task,
     fill,
     fill_streams,
@@ -73,6 +76,11 @@ class Engine:
         """
         return transformer(self.bundle)
 
+    @functools.cached_property
+    def parameters(self) -> int:
+        """How many numbers the transformer has."""
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.dit))
+
     @property
     def text(self) -> TextEncoder:
         """The text encoder, loaded when first needed."""
@@ -99,6 +107,45 @@ class Engine:
     def window(self, frame_tokens: int) -> int:
         """The most latent frames that the model sees at once, of so many tokens each; 0 if not even one."""
         return window(self.bundle, frame_tokens)
+
+    def holds(self, size: tuple[int, int], frames: int = 2) -> bool:
+        """Whether the model sees so many frames (or two latent ones) of a size, (height, width), at once."""
+        return self.window(self.frame_tokens(*size)) >= min(frames, 2)
+
+    def work(self, frames: int, size: tuple[int, int], settings: Settings) -> Work:
+        """What a video takes, to be checked against limits before it is made."""
+        tokens, most = self.frame_tokens(*size), self.bundle.limits.frame_tokens
+        window = self.window(tokens) or self.window(min(most or tokens, tokens)) or 1
+        passes = 1 + (settings.guidance != 1) + (settings.given_guidance != 1)
+        return Work(
+            frames,
+            *size,
+            frame_tokens=tokens,
+            latent_frames=1 + -(-(frames - 1) // GROUP),
+            window=window,
+            steps=settings.steps,
+            passes=passes * (2 if settings.solver == "heun" else 1),
+            parameters=self.parameters,
+        )
+
+    def admit(
+        self, frames: int, size: tuple[int, int], fps: float, settings: Settings, held: bool = True
+    ) -> None:
+        """To be called before memory is taken for a video's frames.
+
+        Args:
+          held: whether its frames are all in memory at once.
+
+        Raises:
+          UserError: a setting is impossible, the video has more frames than `Settings.max_frames`, or they don't fit.
+        """
+        settings.check()
+        rate = self.bundle.limits.fps or LIMIT_FPS
+        limit = settings.max_frames or round(LIMIT_SECONDS * rate)
+        work = self.work(frames, size, settings)
+        check_frames(work, limit, jax.default_backend(), fps)
+        if held:
+            check_pixels(work)
 
     def sigma(self, strength: np.ndarray, frame_tokens: int, latent_frames: int) -> np.ndarray:
         """The noise level where repainting of a strength (share of the solver's way, 0…1) starts.

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from sora_jax.checks import MOST_SEED, check_number, check_switch, check_text, check_whole, is_number, shown
 from sora_jax.data.packing import Run, share_rows
 from sora_jax.data.patches import patchify, unpatchify
 from sora_jax.diffusion import flow
@@ -30,6 +31,7 @@ from sora_jax.models.text import TextEncoder
 
 MOST_STEPS = 1000
 MOST_GUIDANCE = 100
+MOST_FRAMES = 10**9  # that `max_frames` may allow
 MOST_RUNS = 16  # in as many slots as training's rows have
 # The row of the compiled step is up to so many of training's long: no token knows its place in a row, and
 # one long row is filled better than several short ones. Two are what a CPU's caches hold (experiments/batching). By
@@ -48,7 +50,7 @@ class Settings:
 
     Attributes:
       seed: another one, another video.
-      steps: of the solver.
+      steps: of the solver, from noise; what is repainted from a strength takes its share of them.
       guidance: weight of the words; 1 is none.
       solver: a name of `sampler.SOLVERS`.
       guidance_method: a name of `guidance.METHODS`; "zero" also leaves out the first 4% of the steps, at least one.
@@ -56,6 +58,8 @@ class Settings:
       guidance_rescale: 0 to 1, how far what guidance adds in contrast is taken back, as in diffusers.
       given_guidance: weight of what is given (pictures, clips) apart from the words; 1 is none.
       negative: words for what is not to be seen.
+      strict: words that the model doesn't know are refused; otherwise a note names them.
+      max_frames: the most frames of a video; None is what lasts ten minutes at the model's highest rate.
     """
 
     seed: int = 0
@@ -67,6 +71,8 @@ class Settings:
     guidance_rescale: float = 0.0
     given_guidance: float = 1.0
     negative: str = ""
+    strict: bool = False
+    max_frames: int | None = None
 
     @property
     def weights(self) -> Guidance:
@@ -77,27 +83,31 @@ class Settings:
 
     def check(self) -> None:
         """Raises UserError where a setting can't be used."""
-        if not 1 <= self.steps <= MOST_STEPS:
-            raise UserError(f"steps={self.steps} can't be walked: give a number from 1 to {MOST_STEPS}.")
+        check_whole("seed", self.seed, 0, MOST_SEED)
+        check_whole("steps", self.steps, 1, MOST_STEPS)
         for name in ("guidance", "given_guidance"):
             # What is far too large ends in numbers that are none, and rows are shared.
-            if not abs(getattr(self, name)) <= MOST_GUIDANCE:
-                raise UserError(
-                    f"{name}={getattr(self, name):g} is no weight: give a number up to {MOST_GUIDANCE}, for example 3."
-                )
+            check_number(name, getattr(self, name), least=-MOST_GUIDANCE, most=MOST_GUIDANCE)
         if self.solver not in SOLVERS:
-            raise UserError(f"There is no solver {self.solver!r}: choose one of {', '.join(SOLVERS)}.")
+            raise UserError(f"There is no solver {shown(self.solver)}: choose one of {', '.join(SOLVERS)}.")
         if self.guidance_method not in METHODS:
             raise UserError(
-                f"There is no way of guidance {self.guidance_method!r}: choose one of {', '.join(METHODS)}."
+                f"There is no way of guidance {shown(self.guidance_method)}: choose one of {', '.join(METHODS)}."
             )
-        low, high = self.guidance_interval
-        if not 0 <= low <= high <= 1:
+        try:
+            low, high = self.guidance_interval
+        except (TypeError, ValueError):
+            low = high = math.nan
+        if not (is_number(low) and is_number(high) and 0 <= low <= high <= 1):
             raise UserError(
-                f"guidance_interval={low:g}, {high:g} is no interval: give 0 ≤ lowest ≤ highest ≤ 1."
+                f"guidance_interval={shown(self.guidance_interval)} is no interval: give two numbers, "
+                "0 ≤ lowest ≤ highest ≤ 1."
             )
-        if not 0 <= self.guidance_rescale <= 1:
-            raise UserError(f"guidance_rescale={self.guidance_rescale:g} is not between 0 and 1.")
+        check_number("guidance_rescale", self.guidance_rescale, least=0, most=1)
+        check_text("negative", self.negative)
+        check_switch("strict", self.strict)
+        if self.max_frames is not None:
+            check_whole("max_frames", self.max_frames, 1, MOST_FRAMES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,12 +254,12 @@ def _walk(bundle: Bundle, jobs: Sequence[_Job]) -> Iterator[int]:
     """Walks a step of all jobs each time; yields how many runs it took further."""
     # The longest way first, so that nobody walks on alone at the end.
     asked = {job: job.requests() for job in sorted(jobs, key=lambda job: -job.way)}
-    runs = [request.run for requests in asked.values() for request in requests]
+    runs = [request.run for requests in asked.values() for request in requests.values()]
     queue = Queue(transformer(bundle), [_room(bundle, runs)], jobs[0].task.settings.solver)
     tickets: dict[int, tuple[_Job, int]] = {}
     while asked or queue.busy:
         for job, requests in asked.items():
-            tickets |= {queue.add(request): (job, place) for place, request in enumerate(requests)}
+            tickets |= {queue.add(request): (job, place) for place, request in requests.items()}
         asked = {}
         for ticket, patches in queue.step().items():
             job, place = tickets.pop(ticket)
@@ -297,38 +307,61 @@ class _Job:
                 f"{limits.tokens}: choose a lower resolution."
             )
         context = max(most // by // 2, 1) * by
+        # `steps` are those from noise: what begins lower has come a part of the way already.
+        factor = flow.shift_factor(jnp.array(segment_tokens(bundle, frame_tokens, t)), self.base_tokens)
+        share = float(flow.unshift(jnp.array(task.canvas.start.max()), factor))
+        self.run_steps = max(math.ceil(task.settings.steps * share - 1e-3), 1)
         self.windowed = Windowed(task.canvas, most, context, patch, task.settings.seed)
         self.filled: dict[int, np.ndarray] = {}  # by place
+        self._skip()
 
     @property
     def way(self) -> int:
         """Steps until it is done, if it never waits."""
-        return len(self.windowed.windows) * self.task.settings.steps
+        return len(self.windowed.windows) * self.run_steps
 
     @property
     def steps(self) -> int:
         """Of all runs that it still takes."""
-        return self.way * len(self.places)
-
-    def requests(self) -> list[Request]:
-        """The runs that fill its next window, one a place."""
-        part, noise = self.windowed.look()
-        return [
-            self._request(
-                part.crop(top, left, high, wide) if len(self.places) > 1 else part,
-                noise[:, top : top + high, left : left + wide],
-            )
+        windows = [self.task.canvas.start[new].any(0) for _, new in self.windowed.windows]
+        return self.run_steps * sum(
+            bool(start[top : top + high, left : left + wide].any())
+            for start in windows
             for top, left, high, wide in self.places
-        ]
+        )
+
+    def requests(self) -> dict[int, Request]:
+        """The runs that fill its next window, by their place in the frame, but for those of which nothing is open."""
+        part, noise = self.windowed.look()
+        return {
+            place: self._request(self._at(part, place), noise[:, top : top + high, left : left + wide])
+            for place, (top, left, high, wide) in enumerate(self.places)
+            if place not in self.filled
+        }
+
+    def _at(self, part: Canvas, place: int) -> Canvas:
+        return part if len(self.places) == 1 else part.crop(*self.places[place])
+
+    def _skip(self) -> None:
+        """Takes what is given whole as it is: places of the next window of which nothing is open, and such windows."""
+        while self.windowed.windows:
+            part, _ = self.windowed.look()
+            shown = {place: self._at(part, place) for place in range(len(self.places))}
+            self.filled = {place: own.latent for place, own in shown.items() if not own.start.any()}
+            if not self._advance():
+                return
 
     def _request(self, canvas: Canvas, noise: np.ndarray) -> Request:
         name = " / ".join(prompt for _, prompt in self.task.words)
         run = to_run(canvas, self.config.patch, *self.words, self.config.coords, name)
-        settings = self.task.settings
+        weights = self.task.settings.weights
+        if (
+            not len(run.text) and self.negative is None
+        ):  # nothing to be led by, so one answer of the model does
+            weights = dataclasses.replace(weights, text=1.0)
         factor = flow.shift_factor(jnp.array(len(run.patches)), self.base_tokens)
-        levels = np.asarray(flow.schedule(settings.steps, factor, float(run.start.max())))
-        weights = settings.weights
-        if settings.guidance_method == "zero" and weights.passes() > 1 and weights.high == 1:
+        levels = np.asarray(flow.schedule(self.run_steps, factor, float(run.start.max())))
+        if self.task.settings.guidance_method == "zero" and weights.passes() > 1 and weights.high == 1:
             weights = dataclasses.replace(weights, hold=zero_init(factor))
         return Request(run, patchify(noise, self.config.patch), levels, weights, self.negative)
 
@@ -337,6 +370,13 @@ class _Job:
         seen, _ = self.windowed.windows[0]
         _, _, high, wide = self.places[place]
         self.filled[place] = unpatchify(patches, (seen.stop - seen.start, high, wide), self.config.patch)
+        advanced = self._advance()
+        if advanced:
+            self._skip()
+        return advanced
+
+    def _advance(self) -> bool:
+        """Goes to the next window where this one is filled."""
         if len(self.filled) < len(self.places):
             return False
         latents = [self.filled[place] for place in range(len(self.places))]

@@ -10,14 +10,19 @@ from typing import Any, TypeAlias
 import numpy as np
 import PIL.Image
 
+from sora_jax.budget import check_pixels
+from sora_jax.checks import check_number
 from sora_jax.compositing import cover
 from sora_jax.engine import Engine
 from sora_jax.errors import UserError
+from sora_jax.filling import Settings
 from sora_jax.media import Media, read_media
+from sora_jax.shape import Shape
 from sora_jax.timing import frame_step
 from sora_jax.video import Video, frame_size
 
 STILL_FPS = 8.0  # of what is made from a picture, which has no rate
+AS_IT_IS = Shape()
 
 Whole: TypeAlias = str | os.PathLike[str] | Video | np.ndarray | PIL.Image.Image
 
@@ -39,6 +44,9 @@ class Part:
     end: float | None = None
 
     def __post_init__(self) -> None:
+        check_number("start", self.start, least=0)
+        if self.end is not None:
+            check_number("end", self.end, above=0)
         if self.end is not None and not self.end > self.start:
             raise UserError(
                 f"The end, {self.end:g} s, is not after the start, {self.start:g} s: nothing would be left."
@@ -55,46 +63,68 @@ Source: TypeAlias = Whole | Part
 Sound: TypeAlias = tuple[str | os.PathLike[str], float, float]
 
 
-def take(
-    engine: Engine,
-    source: Source,
-    fps: float | None = None,
-    seconds: float | None = None,
-    size: tuple[int, int] | None = None,
-) -> Media:
-    """Reads what is given at the size and rate that the model can hold.
+def take(engine: Engine, source: Source, shape: Shape = AS_IT_IS, seconds: float | None = None) -> Media:
+    """Reads what is given, in the shape that is asked for; what is not named is its own where the model can hold it.
 
     Args:
       engine: the model.
       source: what is given.
-      fps: of the result; None keeps the source's where the model can.
-      seconds: at most so many.
-      size: (height, width) to which the picture is scaled, what sticks out cut off.
+      shape: of the result. Where it names a size, the picture is scaled to it, what sticks out cut off.
+      seconds: at most so many, besides the shape's duration.
+
+    Raises:
+      UserError: it can't be read, or is too large.
     """
-    part, limits = as_part(source), engine.bundle.limits
+    part, limits, fps = as_part(source), engine.bundle.limits, shape.fps
     first = part.read(1e-6, fps=fps)
     Y, X = own = first.video.size
     picture = first.source_frames == 1 and first.source_fps <= 1  # a still GIF may last longer than a second
     slower = fps is None and limits.fps > 0 and frame_step(first.video.fps, limits.fps) > 1
     if fps is None and (picture or slower):
         fps = limits.fps if slower else min(STILL_FPS, limits.fps or STILL_FPS)
-    high, wide = held(engine, own) if size is None else size
-    scale = max(high / Y, wide / X) if size else min(high, wide) / min(own)
+    high, wide = size = size_of(engine, own, shape)
+    scale = max(high / Y, wide / X) if shape.sized else min(high, wide) / min(own)
     short = round(min(own) * scale)
+    if shape.long:
+        rate = first.video.fps if fps is None else fps
+        lasts = shape.count(rate) / rate
+        seconds = lasts if seconds is None else min(seconds, lasts)
     media = part.read(seconds, fps=fps, resolution=None if short == min(own) else short)
     notes = media.notes
-    if slower or (size is None and short < min(own)):
+    if slower or (not shape.sized and short < min(own)):
         high, wide = media.video.size
         notes += (
             f"{wide}×{high} at {media.video.fps:g} fps is the nearest that the model {engine.name!r} holds.",
         )
-    if size is None or media.video.size == size:
+    if not shape.sized or media.video.size == size:
         return dataclasses.replace(media, notes=notes)
     if max(np.subtract(media.video.size, size)) > 3:
         notes += (f"{name_of(part.source)} was cropped to the shape of {size[1]}×{size[0]}.",)
     return dataclasses.replace(
         media, video=Video(cover(media.video.frames, size), media.video.fps), notes=notes
     )
+
+
+def size_of(engine: Engine, own: tuple[int, int], shape: Shape) -> tuple[int, int]:
+    """(height, width) of what is made of an input of the size `own`: as asked for, else what the model can hold.
+
+    Raises:
+      UserError: a frame of that size doesn't fit into memory.
+    """
+    if shape.resolution is None and shape.size is None:
+        return held(engine, shape.size_of(own))
+    size = shape.size_of(own)
+    check_pixels(engine.work(1, size, Settings()))
+    return size
+
+
+def read_whole(source: Source, shape: Shape) -> Media:
+    """Reads what is given at its own size, whatever the model holds, at the shape's rate and up to its duration."""
+    part, seconds = as_part(source), None
+    if shape.long:
+        rate = shape.fps or part.read(1e-6).video.fps
+        seconds = shape.count(rate) / rate
+    return part.read(seconds, fps=shape.fps)
 
 
 def held(engine: Engine, size: tuple[int, int]) -> tuple[int, int]:
@@ -127,8 +157,10 @@ def sound_of(video: Source, at: float = 0.0) -> Sound | None:
     return (part.source, part.start, at) if isinstance(part.source, (str, os.PathLike)) else None
 
 
-def take_pair(engine: Engine, a: Source, b: Source) -> tuple[Video, Video, tuple[str, ...]]:
+def take_pair(
+    engine: Engine, a: Source, b: Source, shape: Shape = AS_IT_IS
+) -> tuple[Video, Video, tuple[str, ...]]:
     """Both videos, the second at the first one's rate and size."""
-    first = take(engine, a)
-    second = take(engine, b, fps=first.video.fps, size=first.video.size)
+    first = take(engine, a, shape)
+    second = take(engine, b, dataclasses.replace(AS_IT_IS, fps=first.video.fps, size=first.video.size))
     return first.video, second.video, first.notes + second.notes

@@ -1,26 +1,41 @@
 """From what a person asks for to a plan: read what is given, paint the sketch, say what becomes of the result.
 
-Where size, rate or duration is not named, the input's own is kept, or the nearest that the model can hold, which is
-said aloud. One function an ability; `Studio` has a method for each (`fill_frames` for `fill`), and makes any number
-of plans at once.
+One function an ability; `Studio` has a method for each (`fill_frames` for `fill`), and makes any number of plans at
+once. Each takes the fields of `shape.Shape` and `filling.Settings` as keywords. What of the result's shape is not named
+is the input's own, or the nearest that the model can hold, which a note says.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from sora_jax.compositing import agree, detailed, overrule, paste
+from sora_jax.budget import check_pixels, frames_of
+from sora_jax.checks import check_number, check_switch, shown
+from sora_jax.compositing import agree, crop, detailed, overrule, paste
 from sora_jax.diffusion import abilities
-from sora_jax.diffusion.canvas import GROUP, Sketch
+from sora_jax.diffusion.canvas import GROUP
 from sora_jax.engine import Engine
 from sora_jax.errors import UserError
-from sora_jax.filling import Settings, Words
-from sora_jax.inputs import Part, Sound, Source, Whole, as_part, held, sound_of, take, take_pair
-from sora_jax.video import frame_count, frame_size, resize
+from sora_jax.filling import Settings
+from sora_jax.inputs import Part, Source, Whole, as_part, held, read_whole, size_of, sound_of, take, take_pair
+from sora_jax.keywords import spelled_out
+from sora_jax.planning import (
+    Plan,
+    asked,
+    box_inside,
+    check_box,
+    check_one,
+    new_frames,
+    pairs,
+    passage,
+    words_of,
+)
+from sora_jax.shape import Shape
+from sora_jax.video import Video, frame_size, resize
 
 CONTEXT = 1 + 2 * GROUP  # frames of a clip that what leads back to it sees
 
@@ -30,44 +45,28 @@ UPSCALE_STRENGTH = 0.3
 # Between two given clips the neighbours say more than the words: not led away from them unless it is asked for.
 BETWEEN: dict[str, Any] = {"guidance": 1.0}
 
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What is to be made.
-
-    Attributes:
-      sketch: what is given, and what is to be painted.
-      words: (seconds from which they hold, prompt).
-      settings: of the sampler.
-      keep: frames of the sketch that the result shows.
-      finish: what becomes of the painted frames, float32[T,Y,X,3] in [-1, 1], all of the sketch's.
-      notes: what was changed or left out of what was asked for, a sentence each.
-      sound: (file, seconds into it, seconds into the result) whose sound goes along, where it has some.
-    """
-
-    sketch: Sketch
-    words: Words = ()
-    settings: Settings = dataclasses.field(default_factory=Settings)
-    keep: slice = slice(None)
-    finish: Callable[[np.ndarray], np.ndarray] | None = None
-    notes: tuple[str, ...] = ()
-    sound: Sound | None = None
+ability = spelled_out(Shape, Settings)
 
 
+@ability
 def animate(
     engine: Engine,
     picture: Source | Mapping[float, Source],
     prompt: str = "",
     *,
     at: float | str = 0.0,
-    duration: float = 2.0,
+    duration: float | None = None,
     fps: float = 8.0,
-    resolution: int | None = None,
-    aspect: str | float | None = None,
-    **settings: Any,
+    **options: Any,
 ) -> Plan:
-    """The picture is frame `at` (seconds, "first" or "last") of the video; or several are, by their seconds."""
-    T = frame_count(duration, fps)
+    """The picture is frame `at` (seconds, "first" or "last") of the video; or several are, by their seconds.
+
+    The video lasts two seconds where neither `duration` nor `frames` is named.
+    """
+    if duration is None and options.get("frames") is None:
+        duration = 2.0
+    shape, settings = asked(options | {"duration": duration, "fps": fps})
+    T = shape.count(fps)
     places = {"first": 0, "last": T - 1}
     pictures = picture if isinstance(picture, Mapping) else {at: picture}
     if not pictures:
@@ -77,94 +76,122 @@ def animate(
     size: tuple[int, int] | None = None
     for time, source in pictures.items():
         if isinstance(time, str) and time not in places:
-            raise UserError(f"A picture can't be placed at {time!r}: say first, last or a number of seconds.")
+            raise UserError(
+                f"A picture can't be placed at {shown(time)}: say first, last or a number of seconds."
+            )
+        if not isinstance(time, str):
+            check_number("at", time, least=0)
         if size is None:
-            own = as_part(source).read(1e-6).video.size
-            size = held(engine, frame_size(min(own), aspect) if aspect else own)
-            if resolution is not None:
-                size = frame_size(resolution, size[1] / size[0])
-        media = take(engine, source, fps, 1e-6, size)
+            size = size_of(engine, as_part(source).read(1e-6).video.size, shape)
+            engine.admit(T, size, fps, settings)
+        media = take(engine, source, Shape(fps=fps, size=size), 1e-6)
         notes += media.notes
         taken[places[time] if isinstance(time, str) else round(time * fps)] = media.video.frames[0]
     assert size is not None
     sketch = abilities.animate(taken, (T, *size), fps)
-    return Plan(sketch, _words(prompt), Settings(**settings), notes=tuple(notes))
+    return Plan(sketch, words_of(prompt), settings, notes=tuple(notes))
 
 
+@ability
 def extend(
     engine: Engine,
     video: Source,
-    seconds: float,
+    seconds: float | None = None,
     prompt: str = "",
     *,
     backward: bool = False,
-    fps: float | None = None,
-    **settings: Any,
+    **options: Any,
 ) -> Plan:
-    """The video goes on for `seconds`; backward, it begins that much earlier."""
-    media = take(engine, video, fps)
-    rate = media.video.fps
-    new = frame_count(seconds, rate)
+    """The video goes on for `seconds`, or until it lasts `duration`; backward, it begins that much earlier."""
+    shape, settings = asked(options)
+    check_switch("backward", backward)
+    check_one(seconds, shape)
+    media = take(engine, video, shape.any_length())
+    rate, T = media.video.fps, len(media.video)
+    new = shape.count(rate) - T if seconds is None else frames_of(seconds, rate)
+    if new < 1:
+        raise UserError(f"The video lasts {T / rate:g} s already: ask for a longer duration.")
+    engine.admit(T + new, media.video.size, rate, settings)
     sketch = abilities.extend(media.video.frames, new, rate, backward)
     sound = sound_of(video, at=new / rate if backward else 0.0)
-    return Plan(sketch, _words(prompt), Settings(**settings), notes=media.notes, sound=sound)
+    return Plan(sketch, words_of(prompt), settings, notes=media.notes, sound=sound)
 
 
+@ability
 def recut(
-    engine: Engine, video: Whole, start: float, end: float, seconds: float, prompt: str = "", **settings: Any
+    engine: Engine,
+    video: Whole,
+    start: float,
+    end: float,
+    seconds: float | None = None,
+    prompt: str = "",
+    **options: Any,
 ) -> Plan:
     """The video from `start` to `end`, and `seconds` more of it as the model continues it."""
-    return extend(engine, Part(video, start, end), seconds, prompt, **settings)
+    return extend(engine, Part(video, start, end), seconds, prompt, **options)
 
 
+@ability
 def loop(
     engine: Engine,
     video: Source,
-    seconds: float = 1.5,
+    seconds: float | None = None,
     prompt: str = "",
     *,
     strength: float = 1.0,
-    **settings: Any,
+    **options: Any,
 ) -> Plan:
-    """The video, and about `seconds` that lead from its end back to its beginning."""
-    media = take(engine, video)
+    """The video, and about `seconds` (1.5 if not named) that lead from its end back to its beginning."""
+    shape, settings = asked(BETWEEN | options)
+    check_number("strength", strength, least=0, most=1)
+    if seconds is not None or shape.long:
+        check_one(seconds, shape)
+    media = take(engine, video, shape.any_length())
     frames, fps = media.video.frames, media.video.fps
-    new, said = _passage(seconds, fps)
+    new, said = passage(new_frames(seconds, shape, len(frames), fps, 1.5), fps)
     again = min(len(frames), CONTEXT)
+    engine.admit(len(frames) + new + again, media.video.size, fps, settings)
     sketch = abilities.loop(frames, new, again, fps, strength)
     keep = slice(len(frames) + new)
-    return Plan(sketch, _words(prompt), Settings(**BETWEEN | settings), keep, notes=media.notes + said)
+    return Plan(sketch, words_of(prompt), settings, keep, notes=media.notes + said)
 
 
+@ability
 def fill(
     engine: Engine,
     video: Source,
     missing: Sequence[tuple[float, float]],
     prompt: str = "",
-    *,
-    fps: float | None = None,
-    **settings: Any,
+    **options: Any,
 ) -> Plan:
     """Frames from one time to another, in seconds, are missing and painted anew."""
-    media = take(engine, video, fps)
+    shape, settings = asked(options)
+    media = take(engine, video, shape)
     T, rate = len(media.video), media.video.fps
     gone = np.zeros(T, bool)
-    for begin, end in missing:
+    for begin, end in pairs("missing", missing):
         if not 0 <= begin <= end or round(begin * rate) >= T:
             raise UserError(
                 f"Nothing is missing from {begin:g} to {end:g} s: the video lasts from 0 to {T / rate:g} s."
             )
         gone[round(begin * rate) : max(round(end * rate), round(begin * rate) + 1)] = True
+    engine.admit(T, media.video.size, rate, settings)
     sketch = abilities.fill(media.video.frames, gone, rate)
-    return Plan(sketch, _words(prompt), Settings(**settings), notes=media.notes, sound=sound_of(video))
+    return Plan(sketch, words_of(prompt), settings, notes=media.notes, sound=sound_of(video))
 
 
-def smooth(engine: Engine, video: Source, fps: float = 24.0, prompt: str = "", **settings: Any) -> Plan:
+@ability
+def smooth(engine: Engine, video: Source, fps: float = 24.0, prompt: str = "", **options: Any) -> Plan:
     """More frames a second: new ones between those that are given.
 
     Where what was painted hardly differs from a cross-fade of its neighbours, that is shown: there nothing moves.
     """
-    media = take(engine, video)
+    shape, settings = asked(options | {"fps": fps})
+    # A duration holds for the input too; a number of frames is the result's.
+    wanted = shape.count(fps) if shape.frames else None
+    if wanted is not None:
+        shape = dataclasses.replace(shape, frames=None, duration=wanted / fps)
+    media = take(engine, video, dataclasses.replace(shape, fps=None))
     rate, notes = media.video.fps, list(media.notes)
     if len(media.video) < 2:
         raise UserError("A single frame has nothing between: give a video of two frames or more.")
@@ -175,6 +202,7 @@ def smooth(engine: Engine, video: Source, fps: float = 24.0, prompt: str = "", *
         notes.append(
             f"The video has {factor * rate:g} frames a second, {factor} times its {rate:g}, not {fps:g}."
         )
+    engine.admit(1 + (len(media.video) - 1) * factor, media.video.size, factor * rate, settings)
     sketch = abilities.smooth(media.video.frames, factor, factor * rate)
 
     def still(painted: np.ndarray) -> np.ndarray:
@@ -182,32 +210,42 @@ def smooth(engine: Engine, video: Source, fps: float = 24.0, prompt: str = "", *
 
     return Plan(
         sketch,
-        _words(prompt),
-        Settings(**BETWEEN | settings),
+        words_of(prompt),
+        settings,
         finish=still,
         notes=tuple(notes),
         sound=sound_of(video),
     )
 
 
+@ability
 def connect(
     engine: Engine,
     a: Source,
     b: Source,
-    seconds: float = 2.0,
+    seconds: float | None = None,
     prompt: str = "",
     *,
     strength: float = 1.0,
-    **settings: Any,
+    **options: Any,
 ) -> Plan:
-    """One video turns into the other over about `seconds`, from a cross-fade where `strength` is below 1."""
-    first, second, notes = take_pair(engine, a, b)
-    fps = first.fps
-    new, said = _passage(seconds, fps)
+    """One video turns into the other over about `seconds` (2 if not named), or so that both last `duration`.
+
+    The passage is painted from a cross-fade where `strength` is below 1.
+    """
+    shape, settings = asked(BETWEEN | options)
+    check_number("strength", strength, least=0, most=1)
+    if seconds is not None or shape.long:
+        check_one(seconds, shape)
+    first, second, notes = take_pair(engine, a, b, shape.any_length())
+    fps, T = first.fps, len(first) + len(second)
+    new, said = passage(new_frames(seconds, shape, T, fps, 2.0), fps)
+    engine.admit(T + new, first.size, fps, settings)
     sketch = abilities.connect(first.frames, second.frames, new, fps, strength)
-    return Plan(sketch, _words(prompt), Settings(**BETWEEN | settings), notes=notes + said)
+    return Plan(sketch, words_of(prompt), settings, notes=notes + said)
 
 
+@ability
 def blend(
     engine: Engine,
     a: Source,
@@ -216,18 +254,23 @@ def blend(
     prompt: str = "",
     *,
     strength: float = BLEND_STRENGTH,
-    **settings: Any,
+    **options: Any,
 ) -> Plan:
     """Both videos at once; `curve` has (seconds, weight of the second), by default from 0 to 1 all along."""
-    first, second, notes = take_pair(engine, a, b)
+    shape, settings = asked(options)
+    check_number("strength", strength, least=0, most=1)
+    first, second, notes = take_pair(engine, a, b, shape)
     T, fps = min(len(first), len(second)), first.fps
     if len(first) != len(second):
         notes += (f"Both videos are used as long as the shorter one lasts, {T / fps:g} s.",)
-    weight = abilities.curve(curve or ((0.0, 0.0), (max(T - 1, 1) / fps, 1.0)), T, fps)
+    points = ((0.0, 0.0), (max(T - 1, 1) / fps, 1.0)) if curve is None else pairs("curve", curve)
+    weight = abilities.curve(points, T, fps)
+    engine.admit(T, first.size, fps, settings)
     sketch = abilities.blend(first.frames[:T], second.frames[:T], weight, fps, strength)
-    return Plan(sketch, _words(prompt), Settings(**settings), notes=notes)
+    return Plan(sketch, words_of(prompt), settings, notes=notes)
 
 
+@ability
 def inpaint(
     engine: Engine,
     video: Source,
@@ -236,73 +279,80 @@ def inpaint(
     box: tuple[int, int, int, int] | None = None,
     mask: Source | None = None,
     strength: float = 1.0,
-    **settings: Any,
+    **options: Any,
 ) -> Plan:
     """What lies in `box` (left, top, width, height in the input's pixels), or where `mask` is light, is painted anew.
 
     A mask is a picture or a video. Outside, the input's own pixels are kept.
     """
+    shape, settings = asked(options)
+    check_number("strength", strength, least=0, most=1)
     if (box is None) == (mask is None):
         raise UserError("What is to be painted anew is a box or a mask: give one of the two.")
-    if box is not None and len(box) != 4:
-        raise UserError(f"The box is four numbers, left, top, width and height, not {len(box)}.")
-    media = take(engine, video)
+    if box is not None:
+        check_box(box)
+    media = take(engine, video, shape)
     frames = media.video.frames
     T, Y, X, _ = frames.shape
+    engine.admit(T, (Y, X), media.video.fps, settings)
     inside = np.zeros((T, Y, X), bool)
     if box is not None:
-        left, top, width, height = box
-        high, wide = media.source_size
-        if width < 1 or height < 1 or left < 0 or top < 0 or left + width > wide or top + height > high:
-            raise UserError(
-                f"The box {left},{top},{width},{height} (left, top, width, height) is not inside the picture of "
-                f"{wide}×{high} pixels."
-            )
-        rows = slice(int(top * Y / high), -(-(top + height) * Y // high))
-        columns = slice(int(left * X / wide), -(-(left + width) * X // wide))
-        inside[:, rows, columns] = True
+        inside[:, *box_inside(box, media.source_size, (Y, X), cropped=shape.sized)] = True
     else:
         assert mask is not None
         part = dataclasses.replace(as_part(mask), start=as_part(mask).start + as_part(video).start)
-        shown = take(engine, part, media.video.fps, T / media.video.fps, (Y, X))
-        light = shown.video.frames.mean(-1) > 127
+        media_mask = take(engine, part, Shape(fps=media.video.fps, size=(Y, X)), T / media.video.fps)
+        light = media_mask.video.frames.mean(-1) > 127
         inside |= light[np.minimum(np.arange(T), len(light) - 1)]
         if not inside.any():
             raise UserError("The mask is black everywhere: what is to be painted anew must be light in it.")
     sketch = abilities.inpaint(frames, inside, media.video.fps, strength)
     return Plan(
         sketch,
-        _words(prompt),
-        Settings(**settings),
+        words_of(prompt),
+        settings,
         finish=paste(frames, inside),
         notes=media.notes,
         sound=sound_of(video),
     )
 
 
-def outpaint(engine: Engine, video: Source, aspect: str | float, prompt: str = "", **settings: Any) -> Plan:
-    """The picture grows to another aspect ratio; the input's own pixels stay in its middle."""
-    Y, X = as_part(video).read(1e-6).video.size
-    ratio = np.divide(*frame_size(1000, aspect)[::-1])
-    size = (Y, 2 * round(Y * ratio / 2)) if ratio > X / Y else (2 * round(X / ratio / 2), X)
+@ability
+def outpaint(
+    engine: Engine, video: Source, aspect: str | float | None = None, prompt: str = "", **options: Any
+) -> Plan:
+    """The picture grows to another aspect ratio, or `size`; the input's own pixels stay in its middle."""
+    shape, settings = asked(options | {"aspect": aspect})
+    if aspect is None and shape.size is None:
+        raise UserError("The larger frame's shape is missing: name its aspect (16:9) or its size.")
+    Y, X = own = as_part(video).read(1e-6).video.size
+    ratio = np.divide(*(shape.size or frame_size(1000, aspect or 1))[::-1])
+    grown = lambda Y, X: (Y, 2 * round(Y * ratio / 2)) if ratio > X / Y else (2 * round(X / ratio / 2), X)
+    size = grown(Y, X)
     if size[0] <= Y and size[1] <= X:
-        raise UserError(f"The video has the aspect ratio {aspect} already: name another one.")
-    scale = min(np.divide(held(engine, size), size))
-    if scale < 1:
-        Y, X = (max(2 * int(side * scale / 2), 2) for side in (Y, X))
-        size = (Y, 2 * round(Y * ratio / 2)) if ratio > X / Y else (2 * round(X / ratio / 2), X)
-    media = take(engine, video, size=(Y, X))
+        what = f"{shape.size[1]}×{shape.size[0]}" if shape.size else shown(aspect).strip("'")
+        raise UserError(f"The video has the aspect ratio {what} already: name another one.")
+    if shape.resolution is None and shape.size is None:
+        scale = min(1.0, *np.divide(held(engine, size), size))
+    else:
+        scale = min(np.divide(size_of(engine, own, shape), size))
+    if scale != 1:
+        Y, X = (max(2 * int(side * scale / 2 + 1e-6), 2) for side in (Y, X))
+        size = shape.size or grown(Y, X)
+    media = take(engine, video, dataclasses.replace(shape, resolution=None, aspect=None, size=(Y, X)))
+    engine.admit(len(media.video), size, media.video.fps, settings)
     sketch = abilities.outpaint(media.video.frames, size, media.video.fps)
     return Plan(
         sketch,
-        _words(prompt),
-        Settings(**settings),
+        words_of(prompt),
+        settings,
         finish=paste(sketch.frames, sketch.strength > 0),
         notes=media.notes,
         sound=sound_of(video),
     )
 
 
+@ability
 def edit(
     engine: Engine,
     video: Source,
@@ -310,62 +360,62 @@ def edit(
     strength: float = 0.7,
     *,
     motion: bool = False,
-    **settings: Any,
+    **options: Any,
 ) -> Plan:
     """What is seen changes to `prompt`; `strength`, 0 to 1, says how far; `motion` keeps motion and frees looks."""
-    if not 0 <= strength <= 1:
-        raise UserError(f"strength={strength:g} is not between 0 (all stays) and 1 (nothing does).")
-    if not prompt.strip():
+    shape, settings = asked(options)
+    check_number("strength", strength, least=0, most=1)
+    check_switch("motion", motion)
+    if isinstance(prompt, str) and not prompt.strip():
         raise UserError(
             "The prompt is empty: say what is to be seen instead, for example 'a blue circle moves right'."
         )
-    media = take(engine, video)
+    media = take(engine, video, shape)
+    engine.admit(len(media.video), media.video.size, media.video.fps, settings)
     sketch = abilities.edit(media.video.frames, strength, media.video.fps, motion)
-    return Plan(sketch, _words(prompt), Settings(**settings), notes=media.notes, sound=sound_of(video))
+    return Plan(sketch, words_of(prompt), settings, notes=media.notes, sound=sound_of(video))
 
 
+@ability
 def upscale(
     engine: Engine,
     video: Source,
-    resolution: int,
+    resolution: int | None = None,
     prompt: str = "",
     *,
     strength: float = UPSCALE_STRENGTH,
-    **settings: Any,
+    **options: Any,
 ) -> Plan:
     """The video at a higher resolution: scaled up, its edges repainted.
 
     Scaled down again, the result gives the input.
     """
-    media = as_part(video).read()
-    Y, X = media.video.size
-    if resolution <= min(Y, X):
-        raise UserError(f"The video's short side has {min(Y, X)} pixels already: ask for more than that.")
-    high, wide = (2 * round(side * resolution / min(Y, X) / 2) for side in (Y, X))
-    larger = resize(media.video, high, wide).frames
+    shape, settings = asked(options | {"resolution": resolution})
+    check_number("strength", strength, least=0, most=1)
+    if resolution is None and shape.size is None:
+        raise UserError("The higher resolution is missing: name it, the short side in pixels, or a size.")
+    small = as_part(video).read(1e-6, fps=shape.fps).video
+    size = shape.size_of(small.size)
+    if shape.size is None and shape.aspect is None:
+        high, wide = (2 * round(side * min(size) / min(small.size) / 2) for side in small.size)
+        size = high, wide
+    if min(size) <= min(small.size):
+        raise UserError(
+            f"The video's short side has {min(small.size)} pixels already: ask for more than that."
+        )
+    check_pixels(engine.work(1, size, settings))
+    media = read_whole(video, shape)
+    given = Video(crop(media.video.frames, size), media.video.fps)
+    engine.admit(len(given), size, given.fps, settings)
+    larger = resize(given, *size).frames
     edges = detailed(larger)
     sketch = abilities.inpaint(larger, edges, media.video.fps, strength)
-    over, small = paste(larger, edges), media.video.frames
+    over = paste(larger, edges)
     return Plan(
         sketch,
-        _words(prompt),
-        Settings(**settings),
-        finish=lambda painted: agree(over(painted), small),
+        words_of(prompt),
+        settings,
+        finish=lambda painted: agree(over(painted), given.frames),
         notes=media.notes,
         sound=sound_of(video),
     )
-
-
-def _words(prompt: str) -> Words:
-    return ((0.0, prompt),) if prompt.strip() else ()
-
-
-def _passage(seconds: float, fps: float) -> tuple[int, tuple[str, ...]]:
-    """Frames that lead to a given clip, and what is to be said of them.
-
-    The clip's first frame is painted once more, so that the seam can be taken up: 4k − 1 frames.
-    """
-    wanted = frame_count(seconds, fps)
-    frames = max(GROUP * round((wanted + 1) / GROUP), GROUP) - 1
-    note = f"The passage takes {frames} frames ({frames / fps:.3g} s), the nearest that the model paints to {wanted}."
-    return frames, () if frames == wanted else (note,)

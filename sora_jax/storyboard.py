@@ -16,7 +16,7 @@ cards:
 from __future__ import annotations
 
 import dataclasses
-import math
+import difflib
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -24,15 +24,20 @@ from typing import Any
 import numpy as np
 import yaml
 
+from sora_jax.budget import frames_of
+from sora_jax.checks import check_number, is_number, shown
 from sora_jax.containers import Path
 from sora_jax.diffusion import abilities
 from sora_jax.diffusion.canvas import Sketch
 from sora_jax.engine import Engine
 from sora_jax.errors import UserError
 from sora_jax.filling import Settings
-from sora_jax.inputs import Part, Whole, take
-from sora_jax.plans import Plan
-from sora_jax.video import frame_count, frame_size
+from sora_jax.inputs import AS_IT_IS, Part, Whole, take
+from sora_jax.keywords import spelled_out
+from sora_jax.planning import Plan, asked
+from sora_jax.shape import Shape, check_shape
+from sora_jax.texts import read_text
+from sora_jax.video import frame_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,17 +69,24 @@ class Storyboard:
     resolution: int = 64
     aspect: str | float = "1:1"
     loop: float = 0.0
+    size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if not self.cards:
             raise UserError("The storyboard has no cards: give at least one, with a time and a text.")
-        for name in ("duration", "fps", "resolution"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise UserError(f"The storyboard's {name} is {value!r}: give a number above 0.")
-        if not (math.isfinite(self.loop) and self.loop >= 0):
-            raise UserError(f"The storyboard's loop is {self.loop!r}: give seconds, or leave it out.")
+        try:
+            check_shape(self.duration, None, self.fps, self.resolution, self.aspect, self.size)
+            check_number("loop", self.loop, least=0)
+        except UserError as error:
+            raise UserError(f"The storyboard's {error}") from None
         for number, card in enumerate(self.cards, 1):
+            for name, value in (("at", card.at), ("start", card.start)):
+                if not is_number(value):
+                    raise UserError(
+                        f"Card {number} of the storyboard has {name}={shown(value)}: give seconds."
+                    )
+            if not isinstance(card.text, str):
+                raise UserError(f"Card {number} of the storyboard has text={shown(card.text)}: give a text.")
             if not 0 <= card.at < self.duration:
                 raise UserError(
                     f"Card {number} of the storyboard is at {card.at:g} s, outside of the video's {self.duration:g} s."
@@ -92,15 +104,30 @@ class Storyboard:
                     f"them in the order of their times, a frame (1/{self.fps:g} s) or more apart."
                 )
 
-    def plan(self, engine: Engine, **settings: Any) -> Plan:
-        """What is to be made of it.
+    @spelled_out(Shape, Settings)
+    def plan(self, engine: Engine, **options: Any) -> Plan:
+        """What is to be made of it; what is named of its shape stands in place of the storyboard's own.
 
         Raises:
           UserError: a picture or clip can't be read, or a clip lasts beyond the next card.
         """
-        size = frame_size(self.resolution, self.aspect)
-        T = frame_count(self.duration, self.fps)
+        shape, settings = asked(options)
+        if shape != AS_IT_IS:
+            fps = shape.fps or self.fps
+            board = dataclasses.replace(
+                self,
+                duration=shape.count(fps) / fps if shape.frames else shape.duration or self.duration,
+                fps=fps,
+                resolution=shape.resolution or self.resolution,
+                aspect=self.aspect if shape.aspect is None else shape.aspect,
+                size=shape.size or (None if shape.sized else self.size),
+            )
+            return board.plan(engine, **dataclasses.asdict(settings))
+        size = frame_size(self.resolution, self.aspect) if self.size is None else self.size
+        T = frames_of(self.duration, self.fps)
+        new = frames_of(self.loop, self.fps) if self.loop else 0
         given = any(card.image is not None or card.clip is not None for card in self.cards)
+        engine.admit(T + new, size, self.fps, settings, held=given)
         sketch = (abilities.paper if given else abilities.blank)((T, *size), self.fps)
         notes: list[str] = []
         ends = [*(card.at for card in self.cards[1:]), self.duration]
@@ -109,7 +136,8 @@ class Storyboard:
             if source is None:
                 continue
             seconds = 1e-6 if card.clip is None else None
-            media = take(engine, Part(source, card.start, card.end), self.fps, seconds, size)
+            part = Part(source, card.start, card.end)
+            media = take(engine, part, Shape(fps=self.fps, size=size), seconds)
             notes += media.notes
             first = min(round(card.at * self.fps), T - 1)
             last = first + len(media.video)
@@ -123,9 +151,9 @@ class Storyboard:
             sketch.strength[first:last] = 0
         keep = slice(None)
         if self.loop:
-            sketch, keep = _looped(sketch, frame_count(self.loop, self.fps))
+            sketch, keep = _looped(sketch, new)
         words = tuple((card.at, card.text) for card in self.cards if card.text.strip())
-        return Plan(sketch, words, Settings(**settings), keep, notes=tuple(notes))
+        return Plan(sketch, words, settings, keep, notes=tuple(notes))
 
 
 def read_storyboard(path: Path) -> Storyboard:
@@ -137,12 +165,10 @@ def read_storyboard(path: Path) -> Storyboard:
     path = pathlib.Path(path)
     try:
         # As text: YAML would read 16:9 as 969, and no as false.
-        parts = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
-    except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        parts = yaml.load(read_text(path), yaml.BaseLoader)
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        what = f"line {mark.line + 1}" if mark else "it is no text"
+        what = f"line {mark.line + 1}" if mark else "it holds signs that YAML doesn't allow"
         raise UserError(f"{path} is no YAML ({what}): see docs/abilities.md for a storyboard.") from error
     if not isinstance(parts, dict) or not isinstance(parts.get("cards"), list):
         raise UserError(f"{path} is no storyboard: it needs a list of cards, see docs/abilities.md.")
@@ -163,11 +189,13 @@ def read_storyboard(path: Path) -> Storyboard:
 
 def _known(path: pathlib.Path, what: str, parts: Mapping[str, Any], schema: type) -> dict[str, Any]:
     """What is said of a card or a storyboard, its numbers read."""
-    fields = {field.name: str(field.type) for field in dataclasses.fields(schema)}
+    fields = {field.name: str(field.type) for field in dataclasses.fields(schema) if field.name != "size"}
     values: dict[str, Any] = {}
     for name, value in parts.items():
         if name not in fields:
-            raise UserError(f"{path}: the {what} has no {name!r}: it may have {', '.join(fields)}.")
+            near = difflib.get_close_matches(name, fields, 1, 0.6)
+            advice = f"did you mean {near[0]}?" if near else f"it may have {', '.join(fields)}."
+            raise UserError(f"{path}: the {what} has no {shown(name)}: {advice}")
         if value == "":  # a key without a value
             continue
         kind: Any = {"float": float, "float | None": float, "int": int}.get(fields[name])

@@ -9,29 +9,37 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 import itertools
 import json
-import math
 import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
 from sora_jax import plans
+from sora_jax.budget import frames_of
+from sora_jax.checks import MOST_SEED, check_number, check_text, check_whole
 from sora_jax.containers import Path
 from sora_jax.diffusion import abilities
 from sora_jax.engine import Engine, to_bytes
 from sora_jax.errors import UserError
 from sora_jax.filling import Progress, Settings, Task
 from sora_jax.inputs import Source
+from sora_jax.keywords import spelled_out
 from sora_jax.models.bundle import Bundle, bundled, find, load_bundle
 from sora_jax.models.text import TextEncoder
-from sora_jax.plans import Plan
+from sora_jax.planning import Plan, asked, metadata_of
+from sora_jax.review import check_words, review, too_large
+from sora_jax.shape import SHAPE_FIELDS, Shape, check_shape
 from sora_jax.storyboard import Storyboard, read_storyboard
-from sora_jax.video import Video, VideoStream, frame_count, frame_size
+from sora_jax.video import Video, VideoStream, frame_size
+
+MOST_COUNT = 1000  # videos of one request
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +67,26 @@ class Request(Settings):
 
     def shape(self) -> tuple[int, int, int]:
         """Frames, height and width of the video."""
-        frames = frame_count(self.duration, self.fps) if self.frames is None else self.frames
+        frames = frames_of(self.duration, self.fps) if self.frames is None else self.frames
         return (frames, *(frame_size(self.resolution, self.aspect) if self.size is None else self.size))
 
     def settings(self) -> Settings:
         """Its part that says how it is sampled."""
         return Settings(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)})
+
+    def check(self) -> None:
+        """Raises UserError where it makes no sense, whatever the model."""
+        check_text("prompt", self.prompt)
+        if not self.prompt.strip():
+            raise UserError(
+                "The prompt is empty: say what is to be seen, for example 'a red circle moves left'."
+            )
+        # None stands for the input's own elsewhere, and there is none here.
+        for name in ("duration", "resolution", "aspect", "fps"):
+            if getattr(self, name) is None:
+                raise UserError(f"{name}=None can't be used: leave it out, or give a value.")
+        check_shape(self.duration, self.frames, self.fps, self.resolution, self.aspect, self.size)
+        super().check()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,14 +103,37 @@ def _aloud(note: str) -> None:
     print(f"note: {note}", file=sys.stderr)
 
 
+def _ability(plan: Callable[..., Plan], name: str = "") -> Callable[..., Video]:
+    """The method of `Studio` that makes what a function of `plans` plans, with its keywords and docstring."""
+    takes = inspect.signature(plan)
+    _, *rest = takes.parameters.values()
+    first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    progress = inspect.Parameter(
+        "progress", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Progress | None
+    )
+
+    @functools.wraps(plan)
+    def make(self: Studio, *arguments: Any, progress: Progress | None = None, **keywords: Any) -> Video:
+        return self.make([plan(self, *arguments, **keywords)], progress)[0]
+
+    make.__signature__ = takes.replace(  # type: ignore[attr-defined]
+        parameters=[first, *rest, progress], return_annotation=Video
+    )
+    make.__name__ = name or plan.__name__
+    make.__qualname__ = f"Studio.{make.__name__}"
+    return make
+
+
 class Studio(Engine):
     """A loaded model. One instance serves any number of requests, of any shapes.
 
-    Every ability takes what it is given as a file, a `Video`, a picture or an array, and the fields of
-    `filling.Settings` as keywords; `progress` is called with (steps done, steps in all).
+    Every ability takes what it is given as a file, a `Video`, a picture or an array. All take the fields of
+    `filling.Settings` as keywords, those that are given a video or picture also the fields of `shape.Shape`; and
+    `progress`, which is called with (steps done, steps in all).
 
     Args:
-      say: called with a sentence where something is made otherwise than it was asked for.
+      say: called with a sentence where something is made otherwise than it was asked for, or is beyond what the
+        model saw in training.
     """
 
     def __init__(
@@ -111,9 +156,8 @@ class Studio(Engine):
         They are made while they are read; videos are to be read one after another. Where nothing is given but words,
         what is held of a video doesn't grow with its duration.
         """
-        for plan in plans:
-            self._check_plan(plan)
-        for note in dict.fromkeys(note for plan in plans for note in plan.notes):
+        notes = [note for plan in plans for note in (*plan.notes, *review(self, plan))]
+        for note in dict.fromkeys(notes):
             self.say(note)
         tasks = [Task(self.encode(plan.sketch), plan.words, plan.settings) for plan in plans]
         streams = []
@@ -123,16 +167,31 @@ class Studio(Engine):
             decoded = self.decode_frames(task.canvas, T, Y, X, painted, latents)
             kept = range(T)[plan.keep]
             frames = itertools.islice(_finished(plan, decoded), kept.start, kept.stop)
-            streams.append(VideoStream(frames, len(kept), (Y, X), plan.sketch.fps))
+            made = metadata_of(self.name, plan)
+            streams.append(VideoStream(frames, len(kept), (Y, X), plan.sketch.fps, made))
         return streams
 
-    def generate(self, prompt: str, progress: Progress | None = None, **fields: Any) -> Video:
-        """A video of `prompt`; `fields` are those of `Request`.
+    @overload
+    def generate(self, prompt: str, progress: Progress | None = None, **fields: Any) -> Video: ...
+
+    @overload
+    def generate(
+        self, prompt: Sequence[str], progress: Progress | None = None, **fields: Any
+    ) -> list[Video]: ...
+
+    @spelled_out(Request)
+    def generate(
+        self, prompt: str | Sequence[str], progress: Progress | None = None, **fields: Any
+    ) -> Video | list[Video]:
+        """A video of `prompt`; of several prompts a list, packed into rows together.
 
         Raises:
-          UserError: the prompt is empty or too long, or the model can't hold the shape.
+          UserError: a prompt is empty or too long, or the model can't hold the shape.
         """
-        return self.generate_batch([Request(prompt, **fields)], progress)[0]
+        several = isinstance(prompt, list | tuple)
+        prompts: list[Any] = list(prompt) if several else [prompt]
+        videos = self.generate_batch([Request(each, **fields) for each in prompts], progress)
+        return videos if several else videos[0]
 
     def generate_batch(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Video]:
         """Videos of several requests, whose shapes may all differ, packed into rows together.
@@ -142,8 +201,9 @@ class Studio(Engine):
         Raises:
           UserError: as `generate`; or the requests differ in solver, which is one for a batch.
         """
-        return self.make(self._plans(requests), progress)
+        return self.make([self.plan(request) for request in requests], progress)
 
+    @spelled_out(Request)
     def stream(self, prompt: str, progress: Progress | None = None, **fields: Any) -> VideoStream:
         """As `generate`, for a video of any duration: its frames come while it is made, in constant memory.
 
@@ -155,175 +215,113 @@ class Studio(Engine):
         self, requests: Sequence[Request], progress: Progress | None = None
     ) -> list[VideoStream]:
         """As `generate_batch`, for videos that are read one after another; see `make_streams`."""
-        return self.make_streams(self._plans(requests), progress)
-
-    def _plans(self, requests: Sequence[Request]) -> list[Plan]:
-        for request in requests:
-            self.check(request)
-        return [self.plan(request) for request in requests]
+        return self.make_streams([self.plan(request) for request in requests], progress)
 
     def plan(self, request: Request) -> Plan:
-        """Text to video: nothing is given."""
+        """Text to video: nothing is given.
+
+        Raises:
+          UserError: a value makes no sense, or the video is larger or longer than what can be made.
+        """
+        request.check()
+        check_words(self, ((0.0, request.prompt),))
+        frames, *size = request.shape()
+        if not self.holds((size[0], size[1]), frames):
+            raise UserError(too_large(self, (size[0], size[1])))
+        settings = request.settings()
+        self.admit(frames, (size[0], size[1]), request.fps, settings, held=False)
         return Plan(
-            abilities.blank(request.shape(), request.fps), ((0.0, request.prompt),), request.settings()
+            abilities.blank((frames, size[0], size[1]), request.fps), ((0.0, request.prompt),), settings
         )
 
+    @spelled_out(Request, leave_out=("duration", "fps", "frames"))
     def image(self, prompt: str, progress: Progress | None = None, **fields: Any) -> Video:
-        """A picture of `prompt`: a clip of one frame. `fields` are those of `Request`."""
+        """A picture of `prompt`: a clip of one frame."""
         return self.generate(prompt, progress, frames=1, **fields)
 
+    @spelled_out(Request)
     def variations(
-        self, prompt: str, count: int = 4, progress: Progress | None = None, **fields: Any
+        self, prompt: str, count: int = 4, progress: Progress | None = None, *, seed: int = 0, **fields: Any
     ) -> list[Video]:
         """The same request under `count` seeds, from `seed` on."""
-        if count < 1:
-            raise UserError(f"{count} variations make nothing: ask for at least one.")
-        first = fields.pop("seed", 0)
-        return self.generate_batch(
-            [Request(prompt, seed=first + i, **fields) for i in range(count)], progress
-        )
+        check_whole("count", count, 1, MOST_COUNT)
+        check_whole("seed", seed, 0, MOST_SEED)
+        requests = [Request(prompt, seed=seed + number, **fields) for number in range(count)]
+        return self.generate_batch(requests, progress)
 
-    def animate(
-        self, picture: Any, prompt: str = "", progress: Progress | None = None, **options: Any
-    ) -> Video:
-        """A video in which the picture is the first frame, or another one; see `plans.animate`."""
-        return self.make([plans.animate(self, picture, prompt, **options)], progress)[0]
+    animate = _ability(plans.animate)
+    extend = _ability(plans.extend)
+    recut = _ability(plans.recut)
+    fill_frames = _ability(plans.fill, "fill_frames")
+    smooth = _ability(plans.smooth)
+    connect = _ability(plans.connect)
+    blend = _ability(plans.blend)
+    inpaint = _ability(plans.inpaint)
+    outpaint = _ability(plans.outpaint)
+    edit = _ability(plans.edit)
+    upscale = _ability(plans.upscale)
 
-    def extend(
-        self,
-        video: Source,
-        seconds: float,
-        prompt: str = "",
-        progress: Progress | None = None,
-        **options: Any,
-    ) -> Video:
-        """The video and what comes after it, or before; see `plans.extend`."""
-        return self.make([plans.extend(self, video, seconds, prompt, **options)], progress)[0]
-
-    def recut(
-        self,
-        video: Source,
-        start: float,
-        end: float,
-        seconds: float,
-        prompt: str = "",
-        progress: Progress | None = None,
-        **options: Any,
-    ) -> Video:
-        """A part of the video, continued; see `plans.recut`."""
-        return self.make([plans.recut(self, video, start, end, seconds, prompt, **options)], progress)[0]
-
+    @spelled_out(Shape, Settings)
     def loop(
         self,
         video: Source | None = None,
         prompt: str = "",
-        seconds: float = 1.5,
+        seconds: float | None = None,
         progress: Progress | None = None,
+        *,
+        strength: float = 1.0,
         **options: Any,
     ) -> Video:
         """An endless loop of a video, or of a prompt alone: made first, then led back to its beginning.
 
-        `options` are those of `plans.loop`, and for a prompt alone those of `Request` too.
+        See `plans.loop`. Of a prompt alone, the video lasts 1.5 seconds before it goes back, or as long as
+        `duration` leaves for it.
         """
-        if video is None:
-            own = {field.name for field in dataclasses.fields(Request)} - {"prompt"}
-            fields = {name: value for name, value in options.items() if name in own}
-            video = self.generate(prompt, progress, **{"duration": 1.5} | fields)
-            kept = {field.name for field in dataclasses.fields(Settings)} | {"strength"}
-            options = {name: value for name, value in options.items() if name in kept}
-        return self.make([plans.loop(self, video, seconds, prompt, **options)], progress)[0]
+        plan = self.plan_loop(video, prompt, seconds, progress, strength=strength, **options)
+        return self.make([plan], progress)[0]
 
-    def fill_frames(
+    def plan_loop(
         self,
-        video: Source,
-        missing: Sequence[tuple[float, float]],
+        video: Source | None,
         prompt: str = "",
+        seconds: float | None = None,
         progress: Progress | None = None,
         **options: Any,
-    ) -> Video:
-        """The video with frames painted that are missing; see `plans.fill`."""
-        return self.make([plans.fill(self, video, missing, prompt, **options)], progress)[0]
+    ) -> Plan:
+        """See `loop`: of a prompt alone, its video is made here."""
+        if video is not None:
+            return plans.loop(self, video, seconds, prompt, **options)
+        if not (isinstance(prompt, str) and prompt.strip()):
+            raise UserError("There is nothing to loop: give a video, or a prompt.")
+        strength = options.pop("strength", 1.0)
+        shape, settings = asked(options)
+        way = 1.5 if seconds is None else seconds
+        check_number("seconds", way, above=0)
+        fps = shape.fps or Request.fps
+        fields = {
+            name: value
+            for name in ("resolution", "aspect", "size")
+            if (value := getattr(shape, name)) is not None
+        }
+        first = shape.count(fps) / fps - way if shape.long else 1.5
+        if first <= 0:
+            raise UserError(
+                f"The way back takes {way:g} s, which leaves no video: ask for a longer duration."
+            )
+        made = self.generate(
+            prompt, progress, duration=first, fps=fps, **fields, **dataclasses.asdict(settings)
+        )
+        kept = {name: value for name, value in options.items() if name not in SHAPE_FIELDS}
+        return plans.loop(self, made, way, prompt, strength=strength, **kept)
 
-    def smooth(
-        self,
-        video: Source,
-        fps: float = 24.0,
-        prompt: str = "",
-        progress: Progress | None = None,
-        **options: Any,
-    ) -> Video:
-        """The video at a higher frame rate; see `plans.smooth`."""
-        return self.make([plans.smooth(self, video, fps, prompt, **options)], progress)[0]
+    @spelled_out(Shape, Settings)
+    def storyboard(self, board: Storyboard | Path, progress: Progress | None = None, **options: Any) -> Video:
+        """The video that a storyboard, or its YAML file, tells; see `storyboard.Storyboard`.
 
-    def connect(
-        self,
-        a: Source,
-        b: Source,
-        seconds: float = 2.0,
-        prompt: str = "",
-        progress: Progress | None = None,
-        **options: Any,
-    ) -> Video:
-        """One video, a passage, and the other; see `plans.connect`."""
-        return self.make([plans.connect(self, a, b, seconds, prompt, **options)], progress)[0]
-
-    def blend(
-        self,
-        a: Source,
-        b: Source,
-        curve: Sequence[tuple[float, float]] | None = None,
-        prompt: str = "",
-        progress: Progress | None = None,
-        **options: Any,
-    ) -> Video:
-        """Both videos at once, by a weight over time; see `plans.blend`."""
-        return self.make([plans.blend(self, a, b, curve, prompt, **options)], progress)[0]
-
-    def inpaint(
-        self, video: Source, prompt: str = "", progress: Progress | None = None, **options: Any
-    ) -> Video:
-        """The video with a box, or what a mask shows, painted anew; see `plans.inpaint`."""
-        return self.make([plans.inpaint(self, video, prompt, **options)], progress)[0]
-
-    def outpaint(
-        self,
-        video: Source,
-        aspect: str | float,
-        prompt: str = "",
-        progress: Progress | None = None,
-        **options: Any,
-    ) -> Video:
-        """The video in a frame of another aspect ratio; see `plans.outpaint`."""
-        return self.make([plans.outpaint(self, video, aspect, prompt, **options)], progress)[0]
-
-    def edit(
-        self,
-        video: Source,
-        prompt: str,
-        strength: float = 0.7,
-        progress: Progress | None = None,
-        **options: Any,
-    ) -> Video:
-        """The video as another prompt has it; see `plans.edit`."""
-        return self.make([plans.edit(self, video, prompt, strength, **options)], progress)[0]
-
-    def upscale(
-        self,
-        video: Source,
-        resolution: int,
-        prompt: str = "",
-        progress: Progress | None = None,
-        **options: Any,
-    ) -> Video:
-        """The video at a higher resolution; see `plans.upscale`."""
-        return self.make([plans.upscale(self, video, resolution, prompt, **options)], progress)[0]
-
-    def storyboard(
-        self, board: Storyboard | Path, progress: Progress | None = None, **settings: Any
-    ) -> Video:
-        """The video that a storyboard, or its YAML file, tells; see `storyboard.Storyboard`."""
+        What is named of its shape stands in place of the storyboard's own.
+        """
         board = board if isinstance(board, Storyboard) else read_storyboard(board)
-        return self.make([board.plan(self, **settings)], progress)[0]
+        return self.make([board.plan(self, **options)], progress)[0]
 
     def reconstruct(self, video: Video) -> Video:
         """The video through the autoencoder and back; any size and number of frames."""
@@ -335,63 +333,9 @@ class Studio(Engine):
         """Whether the model can do it.
 
         Raises:
-          UserError: what it can't do, and the nearest that it can.
+          UserError: what it can't do, and the nearest that it does well.
         """
-        if not request.prompt.strip():
-            raise UserError(
-                "The prompt is empty: say what is to be seen, for example 'a red circle moves left'."
-            )
-        for name, value in (
-            ("duration", request.duration),
-            ("fps", request.fps),
-            ("resolution", request.resolution),
-        ):
-            if not (math.isfinite(value) and value > 0):
-                raise UserError(f"{name}={value:g} makes no video: give a number above 0.")
-        request.settings().check()
-        self._check_words(((0.0, request.prompt),))
-        frames, height, width = request.shape()
-        if self._holds(height, width) < min(frames, 2):
-            raise UserError(self._too_large(request))
-
-    def _check_plan(self, plan: Plan) -> None:
-        plan.settings.check()
-        self._check_words(plan.words)
-        _, height, width, _ = plan.sketch.frames.shape
-        if self._holds(height, width) < min(len(plan.sketch.frames), 2) and plan.sketch.strength.max() == 1:
-            raise UserError(self._too_large(Request("?", size=(height, width))))
-
-    def _check_words(self, words: Sequence[tuple[float, str]]) -> None:
-        limits, in_all = self.bundle.limits, 0
-        for _, prompt in words:
-            count = self.text.count_tokens(prompt)
-            in_all += count
-            if count > limits.text:
-                raise UserError(
-                    f"The prompt has {count} tokens and the model {self.name!r} reads {limits.text}: shorten it."
-                )
-        if in_all > limits.row_text:
-            raise UserError(
-                f"The cards have {in_all} tokens together and the model {self.name!r} reads {limits.row_text}: use "
-                "fewer words."
-            )
-
-    def _holds(self, height: int, width: int) -> int:
-        """Latent frames of a size that the model sees at once."""
-        return self.window(self.frame_tokens(height, width))
-
-    def _too_large(self, request: Request) -> str:
-        _, height, width = request.shape()
-        tokens = self.frame_tokens(height, width)
-        short, nearest = min(height, width), 0
-        for smaller in range(short - 1, 0, -1):
-            if self._holds(*(max(round(side * smaller / short), 1) for side in (height, width))) >= 2:
-                nearest = smaller
-                break
-        return (
-            f"A frame of {width}×{height} takes {tokens} tokens, and the model {self.name!r} holds "
-            f"{self.bundle.limits.tokens} in a run of two or more: the nearest that fits is a resolution of {nearest}."
-        )
+        review(self, self.plan(request))
 
 
 def _finished(plan: Plan, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
@@ -410,7 +354,7 @@ def load(name: str | os.PathLike[str] = "toyworld") -> Studio:
     return Studio(load_bundle(name))
 
 
-def models(folders: Sequence[str | os.PathLike[str]] = ("runs",)) -> list[ModelEntry]:
+def list_models(folders: Sequence[str | os.PathLike[str]] = ("runs",)) -> list[ModelEntry]:
     """What can be loaded: bundled models, and those in `folders` or one level below them."""
     entries = [ModelEntry(name, "bundled", find(name), _summary(find(name))) for name in bundled()]
     for folder in map(pathlib.Path, folders):

@@ -17,6 +17,7 @@ import click
 from sora_jax.errors import UserError, as_user_error
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".gif", ".png", ".jpg", ".jpeg")
+NO_CLOBBER, EXISTED = "sora_jax.no_clobber", "sora_jax.existed"  # of a command's context
 
 
 class Number(click.ParamType):
@@ -81,6 +82,22 @@ class Pair(click.ParamType):
         return number.convert(first, param, ctx), number.convert(second if sign else first, param, ctx)
 
 
+class Size(click.ParamType):
+    """WxH as (height, width)."""
+
+    name = "WxH"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"(\d{1,9})[xX×*:](\d{1,9})", value.strip())
+        if match is None or not (int(match[1]) and int(match[2])):
+            self.fail(f"{value!r} is not a size: write width and height, such as 640x360.", param, ctx)
+        return int(match[2]), int(match[1])
+
+
 class Output(click.ParamType):
     """A file to be written; that it can be is tried before the work begins."""
 
@@ -122,6 +139,11 @@ def check_output(path: pathlib.Path, suffixes: Sequence[str] = ()) -> None:
         raise UserError(f"{path} can't be written: its name must end in {' or '.join(suffixes)}.")
     if path.is_dir():
         raise UserError(f"{path} can't be written: it is a folder; name a file in it.")
+    context = click.get_current_context(silent=True)
+    if context is not None and os.path.lexists(path):
+        if context.meta.get(NO_CLOBBER):
+            raise UserError(f"{path} is there already: choose another name, or leave out --no-clobber.")
+        context.meta.setdefault(EXISTED, set()).add(path)
     folder = path.parent
     while not os.path.lexists(folder) and folder != folder.parent:
         folder = folder.parent

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -67,18 +67,57 @@ def first_instant(begin: float, start: float, fps: float) -> float:
     return begin if start - begin < 1 / fps else start
 
 
-def snapped(
-    moments: Iterator[tuple[float, float, Frame]], fps: float
-) -> Iterator[tuple[float, float, Frame]]:
-    """(start, end, frame) where times that nearly are those of `fps` even frames a second become these."""
-    slack = _slack(fps)
+def snap(second: float, fps: float) -> float:
+    """The time, or the even one of `fps` a second that it nearly is: containers round times, cameras' clocks jitter."""
+    ideal = round(second * fps) / fps
+    return ideal if abs(second - ideal) < _slack(fps) else second
 
-    def near(second: float) -> float:
-        ideal = round(second * fps) / fps
-        return ideal if abs(second - ideal) < slack else second
 
-    for begin, end, frame in moments:
-        yield near(begin), near(end), frame
+class EvenSampler(Generic[Frame]):
+    """Takes moments one by one and gives the frames at an even rate: at each instant the one that is then on show.
+
+    Args:
+      fps: of the result.
+      source_fps: the rate that the moments have on the average; their times are snapped to it.
+      start: seconds; the first instant is `first_instant`.
+    """
+
+    def __init__(self, fps: float, source_fps: float, start: float = 0.0) -> None:
+        self.fps, self.source_fps, self.start = fps, source_fps, start
+        self._grace = 1e-3 / max(fps, source_fps)  # against sums of floats
+        self._base, self._count, self._begin, self._end = 0.0, 0, 0.0, 0.0
+        self._shown: Frame | None = None
+
+    def push(self, begin: float, end: float, frame: Frame) -> Iterator[tuple[float, float, Frame]]:
+        """(start, end, frame) of the instants before `begin`; the first moment comes at once, however short it is."""
+        begin, end = snap(begin, self.source_fps), snap(end, self.source_fps)
+        if self._shown is None:
+            self._base = first_instant(begin, self.start, self.source_fps)
+            self._count = 1
+            yield self._base, self._base + 1 / self.fps, frame
+        else:
+            yield from self._until(begin)
+        self._shown, self._begin, self._end = frame, begin, end
+
+    def rest(self) -> Iterator[tuple[float, float, Frame]]:
+        """The instants that are left once the last moment has come.
+
+        The whole lasts as long as before, to the nearest frame; yet a last picture that lasts comes at least once.
+        """
+        last = self._base + (self._count - 1) / self.fps
+        if self.fps >= self.source_fps and last + self._grace < self._begin:
+            yield from self._until(self._end, most=1)
+        yield from self._until(self._end - 0.5 / self.fps + 2 * self._grace)
+
+    def _until(self, second: float, most: float = math.inf) -> Iterator[tuple[float, float, Frame]]:
+        given = 0
+        while self._shown is not None and given < most and self._next() + self._grace < second:
+            at = self._next()
+            yield at, at + 1 / self.fps, self._shown
+            self._count, given = self._count + 1, given + 1
+
+    def _next(self) -> float:
+        return self._base + self._count / self.fps
 
 
 def _slack(fps: float) -> float:
@@ -86,34 +125,14 @@ def _slack(fps: float) -> float:
 
 
 def evenly(
-    moments: Iterator[tuple[float, float, Frame]], fps: float, source_fps: float, start: float = 0.0
+    moments: Iterable[tuple[float, float, Frame]], fps: float, source_fps: float, start: float = 0.0
 ) -> Iterator[tuple[float, float, Frame]]:
-    """(start, end, frame) at the even rate `fps`: at each instant the frame that is then on show.
+    """(start, end, frame) at the even rate `fps`; see `EvenSampler`.
 
     Args:
       moments: (start, end, frame) in seconds, from the frame on show at `start` on.
-      fps: of the result.
-      source_fps: the rate that the moments have on the average.
-      start: seconds; the first instant is `first_instant`.
     """
-    # Against sums of floats.
-    grace = 1e-3 / max(fps, source_fps)
-    base, count, begin, end = 0.0, 0, 0.0, 0.0
-    shown: Any = None
-    for begin, until, frame in snapped(moments, source_fps):
-        if shown is None:
-            base = first_instant(begin, start, source_fps)
-            # The first comes, however short it is.
-            yield base, base + 1 / fps, frame
-            count = 1
-        while (at := base + count / fps) + grace < begin:
-            yield at, at + 1 / fps, shown
-            count += 1
-        shown, end = frame, until
-    # The whole lasts as long as before, to the nearest frame; yet a last picture that lasts comes at least once.
-    unseen = (
-        shown is not None and count > 0 and base + (count - 1) / fps + grace < begin and fps >= source_fps
-    )
-    while shown is not None and (at := base + count / fps) + (grace if unseen else 0.5 / fps - grace) < end:
-        yield at, at + 1 / fps, shown
-        count, unseen = count + 1, False
+    sampler: EvenSampler[Frame] = EvenSampler(fps, source_fps, start)
+    for moment in moments:
+        yield from sampler.push(*moment)
+    yield from sampler.rest()

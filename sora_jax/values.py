@@ -181,11 +181,7 @@ def fixed(value: Any) -> Any:
 
 def _kinds(inner: tuple[Any, ...], count: int) -> tuple[Any, ...]:
     """The type of each of a tuple's items."""
-    if inner[-1:] == (...,):
-        return inner[:1] * count
-    if len(inner) != count:
-        raise ValueError(f"it has {count} of {len(inner)}")
-    return inner
+    return inner[:1] * count if inner[-1:] == (...,) else inner
 
 
 def _number(kind: type, text: str) -> Any:

@@ -9,7 +9,7 @@ import itertools
 import math
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -29,6 +29,7 @@ class Video:
     Attributes:
       frames: uint8[T,Y,X,3], RGB.
       fps: frames a second.
+      metadata: how it was made (prompt, seed, model, settings); written into files.
 
     Raises:
       UserError: the frames are not such an array, or the rate is not a positive number.
@@ -36,6 +37,7 @@ class Video:
 
     frames: np.ndarray
     fps: float
+    metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         frames = np.asarray(self.frames)
@@ -66,7 +68,9 @@ class Video:
         """(height, width) in pixels."""
         return self.frames.shape[1], self.frames.shape[2]
 
-    def save(self, path: Path, crf: int = 16, metadata: Mapping[str, str] | None = None) -> pathlib.Path:
+    def save(
+        self, path: Path, crf: int = 16, metadata: Mapping[str, str] | Literal["own"] | None = "own"
+    ) -> pathlib.Path:
         """Writes the file whose kind the suffix of `path` names, and returns its path.
 
         `.mp4` is H.264 4:2:0, and 4:4:4 where a side is odd, because 4:2:0 has only even ones (not every browser
@@ -76,13 +80,14 @@ class Video:
         Args:
           path: where to.
           crf: x264's constant rate factor: 0 is lossless, 16 is good, 28 is small. A webm gets VP9's equivalent.
-          metadata: what the file is to say of how it was made, such as its prompt and seed;
-            `writing.read_metadata` reads it.
+          metadata: what the file is to say of how it was made, such as its prompt and seed: "own" is what the
+            video carries, None nothing; `writing.read_metadata` reads it.
 
         Raises:
           UserError: the suffix is another, or the place can't be written.
         """
         path, suffix = kind_of(path)
+        metadata = self.metadata if metadata == "own" else metadata
         if suffix in STREAMED:
             return write_frames(path, self.frames, self.fps, crf, metadata)
         with atomic_path(path) as temporary:
@@ -114,12 +119,14 @@ class VideoStream:
       count: how many they are.
       size: (height, width) in pixels.
       fps: frames a second.
+      metadata: as `Video.metadata`.
     """
 
     frames: Iterator[np.ndarray]
     count: int
     size: tuple[int, int]
     fps: float
+    metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.count
@@ -144,11 +151,14 @@ class VideoStream:
         frames = list(self.frames)
         if not frames:
             raise UserError("This video's frames have been read, and they come once: make it again.")
-        return Video(np.stack(frames), self.fps)
+        return Video(np.stack(frames), self.fps, self.metadata)
 
-    def save(self, path: Path, crf: int = 16, metadata: Mapping[str, str] | None = None) -> pathlib.Path:
+    def save(
+        self, path: Path, crf: int = 16, metadata: Mapping[str, str] | Literal["own"] | None = "own"
+    ) -> pathlib.Path:
         """As `Video.save`; of an `.mp4` or `.webm` a few frames at a time are held, of others all."""
         path, suffix = kind_of(path)
+        metadata = self.metadata if metadata == "own" else metadata
         if suffix in STREAMED:
             return write_frames(path, self.frames, self.fps, crf, metadata)
         return self.whole().save(path, crf, metadata)

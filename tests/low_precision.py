@@ -62,7 +62,9 @@ def _rewrite(value: Any, bits: int) -> Any:
         return type(value)(_rewrite(each, bits) for each in value)
     if not hasattr(value, "eqns"):
         return value
-    if isinstance(value, core.ClosedJaxpr) and not isinstance(value, core.Jaxpr):  # JAX before 0.11: two classes
+    if isinstance(value, core.ClosedJaxpr) and not isinstance(
+        value, core.Jaxpr
+    ):  # JAX before 0.11: two classes
         return value.replace(jaxpr=_rewrite(value.jaxpr, bits))
     equations = []
     for equation in value.eqns:

@@ -1,8 +1,10 @@
 """The packer: every run once, no row too full, and a state that says exactly where it was."""
 
+import itertools
 import json
 
 import grain
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -57,3 +59,12 @@ def test_no_row_waits_for_ever():
     place = next(i for i, row in enumerate(rows) if row == [(2, 4)])
     assert place == AGE * 2
     assert len(rows._states) <= 2 * AGE
+
+
+def test_the_first_rows_are_the_streams_own_mix():
+    """Runs of ten fill a row by themselves: the large window that opens slowly doesn't send them all out first."""
+    lengths = np.random.default_rng(0).choice([3, 4, 6, 9, 10], 6000)
+    rows = list(itertools.islice(rows_of([(int(n), 0) for n in lengths], 200), 50))
+    tokens = [n for row in rows for n, _ in row]
+    share = 10 * tokens.count(10) / sum(tokens)
+    assert abs(share - 10 * np.mean(lengths == 10) / lengths.mean()) < 0.12

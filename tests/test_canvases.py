@@ -308,7 +308,7 @@ def ask(batch: PackedBatch, folder: Any, **flows: float) -> tuple[Recorder, floa
 
 
 def test_given_tokens_are_shown_clean_and_levels_are_where_training_begins(batch, tmp_path):
-    recorder, _, _ = ask(batch, tmp_path, text_noise=0.0, mean=2.0)
+    recorder, _, _ = ask(batch, tmp_path, text_noise=0.0, mean=4.0)
     patches, seen, sigma = recorder.asked
     levels = np.take_along_axis(np.asarray(sigma), batch.condition_ids, axis=1)
     assert batch.given.any() and not levels[batch.given].any() and not np.asarray(sigma)[:, 0].any()

@@ -31,8 +31,6 @@ class FakeStudio:
         self.requests, self.before = [], lambda: None
 
     def check(self, request):
-        if not request.prompt.strip():
-            raise UserError("The prompt is empty.")
         if len(request.prompt.split()) > 64:
             raise UserError("The prompt has too many tokens.")
         if request.shape()[0] > 100:
@@ -182,8 +180,16 @@ BAD = {
     "solver": (["generate", "a star", "--solver", "magic"], "magic"),
     "no prompt file": (["generate", "--prompt-file", "nowhere.txt"], "nowhere.txt"),
     "empty prompt file": (["generate", "--prompt-file", "empty.txt"], "empty.txt has no prompt"),
-    "binary prompt file": (["generate", "--prompt-file", "binary.txt"], "binary.txt is no text"),
+    "binary prompt file": (["generate", "--prompt-file", "binary.txt"], "binary.txt is not UTF-8 text"),
     "no folder of models": (["models", "nowhere"], "no folder nowhere"),
+    "a size in words": (["generate", "a star", "--size", "large"], "'large' is not a size"),
+    "an empty size": (["generate", "a star", "--size", "0x10"], "'0x10' is not a size"),
+    "a size and a resolution": (
+        ["generate", "a star", "--size", "9x9", "--resolution", "9"],
+        "--size says all",
+    ),
+    "too many": (["generate", "a star", "--count", "1000000000"], "not in the range"),
+    "a prompt that is no text": (["generate", "a \udcff star"], "prompt is not valid text"),
     "train without a configuration": (["train", "--workdir", "x"], "--config is missing"),
     "train with an unknown flag": (["train", "--config", "nowhere.py"], "nowhere.py"),
     "no video": (["evaluate", "vae", "nowhere.mp4"], "no file nowhere.mp4"),
@@ -206,7 +212,7 @@ BAD = {
 def test_bad_input_gets_one_sentence_before_the_work(name, fake, capsys):
     pathlib.Path("file.txt").write_text("a file")
     pathlib.Path("empty.txt").write_text("# nothing\n")
-    pathlib.Path("binary.txt").write_bytes(b"\xff\xfe\x00\x80")
+    pathlib.Path("binary.txt").write_bytes(b"\x00\x80\xff\xfe")
     pathlib.Path("folder").mkdir()
     before = _files()
     arguments, words = BAD[name]
@@ -295,6 +301,111 @@ def test_a_fault_of_the_program_is_named_and_traced_only_when_asked(fake, capsys
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_an_existing_file_is_not_overwritten_without_a_word(fake, capsys):
+    assert cli.main(["generate", "a star", "-q"]) == 0
+    assert capsys.readouterr().err == ""
+    assert cli.main(["generate", "a star", "-q"]) == 0
+    assert capsys.readouterr().err == "note: out.mp4 was there before and was overwritten.\n"
+    before = pathlib.Path("out.mp4").read_bytes()
+    fake.requests = []
+    for name in ("out.mp4", "./out.mp4"):
+        assert cli.main(["generate", "a ring", "--seed", "5", "-o", name, "--no-clobber"]) == 2
+        assert "out.mp4 is there already: choose another name" in capsys.readouterr().err
+    assert pathlib.Path("out.mp4").read_bytes() == before and fake.requests == []
+    assert cli.main(["generate", "a ring", "-o", "new.mp4", "--no-clobber", "-q"]) == 0
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_prompt_files_are_read_as_editors_save_them(fake, encoding, end):
+    lines = ["# prompts of today", "a red circle moves left", "", "ein grüner Stern"]
+    pathlib.Path("prompts.txt").write_bytes(end.join(lines).encode(encoding))
+    assert cli.main(["generate", "--prompt-file", "prompts.txt", "-q", "-o", "x/"]) == 0
+    assert [request.prompt for request in fake.requests] == lines[1::2]
+
+
+def test_short_forms_mean_what_the_long_ones_do(fake):
+    short = ["generate", "a star", "-n", "2", "-s", "7", "-S", "3", "-d", "0.5", "-m", "other", "-o", "a.mp4"]
+    assert cli.main([*short, "-q"]) == 0
+    assert [(r.seed, r.steps, r.duration) for r in fake.requests] == [(3, 7, 0.5), (4, 7, 0.5)]
+    assert fake.loads == ["other"] and _files() == ["a-1.mp4", "a-2.mp4"]
+
+
+def test_a_size_is_width_and_height(fake):
+    assert cli.main(["generate", "a star", "--size", "48x32", "-q"]) == 0
+    assert read_video("out.mp4").size == (32, 48)
+
+
+@pytest.mark.parametrize("suffix", [".webm", ".jpg", ".gif", ".png"])
+def test_every_kind_that_is_written_is_named_and_accepted(fake, suffix, capsys):
+    assert cli.main(["generate", "a star", "-o", f"a{suffix}", "-q"]) == 0
+    assert _files() == [f"a{suffix}"]
+    cli.main(["generate", "--help"])
+    assert suffix in capsys.readouterr().out
+
+
+def test_what_made_a_file_is_shown_and_left_out(fake, capsys):
+    made = {"model": "fake", "prompt": "a star\nmoves", "seed": "4"}
+    frames = np.zeros((4, 16, 32, 3), np.uint8)
+    Video(frames, 8.0, made).save("a.mp4")
+    Video(frames, 8.0, made).save("b.mp4", metadata=None)
+    Video(frames[:1], 8.0, made).save("c.png")
+    assert cli.main(["info", "a.mp4", "b.mp4", "c.png"]) == 0
+    out = capsys.readouterr().out
+    a, b, c = out.split("\n\n")
+    assert [line.split(maxsplit=1) for line in a.splitlines()] == [
+        ["file", "a.mp4"], ["size", "32×16"], ["fps", "8"], ["duration", "0.5 s"],
+        ["model", "fake"], ["prompt", "a star moves"], ["seed", "4"],
+    ]  # fmt: skip
+    assert "prompt" not in b and "fps" not in c and "prompt  a star moves" in c
+    assert cli.main(["info", "nowhere.mp4"]) == 2 and "nowhere.mp4" in capsys.readouterr().err
+    pathlib.Path("text.txt").write_text("a text")
+    assert cli.main(["info", "text.txt"]) == 2 and "text.txt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands_and_options(shell):
+    program = "import sys; from sora_jax.cli import main; sys.exit(main())"
+    if shell == "bash" and not os.path.exists("/bin/bash"):
+        pytest.skip("no bash")
+    environment = {**os.environ, "_SORA_JAX_COMPLETE": f"{shell}_source"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and "sora-jax" in done.stdout and "_SORA_JAX_COMPLETE" in done.stdout
+    words = {
+        "_SORA_JAX_COMPLETE": f"{shell}_complete",
+        "COMP_WORDS": "sora-jax generate --no-",
+        "COMP_CWORD": "2",
+    }
+    words |= {"COMP_CWORD": "--no-"} if shell == "fish" else {}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=os.environ | words
+    )
+    assert "--no-clobber" in done.stdout and "--no-metadata" in done.stdout, done
+
+
+def test_commands_that_make_video_share_the_options_of_shape(capsys):
+    """The same names, kinds and help, but for what --help says of the default."""
+    of_words = cli.cli.commands["generate"]
+    makes = [
+        command
+        for command in cli.cli.commands.values()
+        if any(p.name == "max_frames" for p in command.params)
+    ]
+    assert len(makes) == 16
+    for command in makes:
+        for name in ("duration", "fps", "resolution", "aspect", "size"):
+            own = [p for p in command.params if p.name == name]
+            if command.name == "image" and name in ("duration", "fps"):
+                assert not own
+                continue
+            (option,) = own
+            (other,) = (p for p in of_words.params if p.name == name)
+            assert repr(option.type) == repr(other.type) or name in ("duration", "fps", "size")
+            assert not isinstance(option.default, (int, float, str)) and f"--{name}" in option.opts
+            assert name == "size" or "[default: " in option.help, (command.name, name)
+        assert {"-o", "-s", "-m"} <= {flag for p in command.params for flag in p.opts}
+
+
 def test_words_without_quotes_are_noted(fake, capsys):
     assert cli.main(["generate", "a", "red", "circle"]) == 0
     assert "quotes" in capsys.readouterr().err
@@ -311,11 +422,11 @@ def test_train_hands_over_its_arguments(monkeypatch):
 
 
 def test_models_are_listed(capsys, monkeypatch):
-    monkeypatch.setattr(studio, "models", lambda folders: [])
+    monkeypatch.setattr(studio, "list_models", lambda folders: [])
     assert cli.main(["models"]) == 0
     assert capsys.readouterr().out == "There is no model here yet.\n"
     entry = studio.ModelEntry("runs/a", "run", pathlib.Path("runs/a"), summary="training run")
-    monkeypatch.setattr(studio, "models", lambda folders: [entry])
+    monkeypatch.setattr(studio, "list_models", lambda folders: [entry])
     assert cli.main(["models"]) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[1].split("  ")[0] == "runs/a" and "training run" in out
@@ -403,7 +514,7 @@ def test_a_real_model_from_its_folder_to_files(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     for arguments, words in (
         (["generate", "", *small], "prompt is empty"),
-        (["generate", "word " * 99, *small], "tokens and the model"),
+        (["generate", "word " * 99, *small], "reads 16: shorten it"),
         (["generate", "a star", *small, "--resolution", "48"], "nearest that fits is a resolution of 32"),
         (["generate", "a star", *small, "--resolution", "999"], "nearest that fits"),
         (["generate", "a star", "--model", "still"], "autoencoder only"),

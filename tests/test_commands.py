@@ -15,7 +15,7 @@ from film_files import MATRICES, click, pictures, with_matrix, write
 from PIL import Image
 from tiny_model import tiny_bundle
 
-from sora_jax import cli, media
+from sora_jax import cli, video
 from sora_jax.commands import COMMANDS
 from sora_jax.diffusion.guidance import METHODS
 from sora_jax.diffusion.sampler import SOLVERS
@@ -60,6 +60,7 @@ def folder(tmp_path_factory) -> pathlib.Path:
     Image.fromarray(mask).save(place / "mask.png")
     Image.fromarray(mask * 0).save(place / "black.png")
     (place / "board.yaml").write_text(BOARD)
+    (place / "words.yaml").write_text("duration: 2\ncards: [{text: a ring}, {at: 0.5, text: a star}]")
     return place
 
 
@@ -110,14 +111,14 @@ RESULTS = [
         output="result.gif",
     ),
     Result(
-        "loop|--prompt|a ring|--duration|0.5|--resolution|32|--seconds|0.5",
+        "loop|--prompt|a ring|--duration|1|--resolution|32|--seconds|0.5",
         (32, 32),
         4 + 3,
         8,
         notes=("nearest that the model paints to 4",),
     ),
     Result("fill|sound.mp4|--at|0.25-0.5,0.75", (32, 48), 12, 12, 0.3),
-    Result("fill|uneven.mkv|--at|0.25-0.5", (32, 48), 7, 8, notes=("uneven times",)),
+    Result("fill|uneven.mkv|--at|0.25-0.5", (32, 48), 8, 8, notes=("uneven times",)),
     Result("smooth|sound.mp4", (32, 48), 23, 24, 0.3),
     Result("smooth|odd.mp4|--fps|20", (32, 42), 11, 16, notes=(HELD, "16 frames a second, 2 times its 8")),
     Result(
@@ -145,6 +146,28 @@ RESULTS = [
     Result("edit|deep.mov|a ring|--strength|0", (32, 48), 8, 8),
     Result("storyboard|board.yaml", (32, 48), 12, 8, notes=("transparent",)),
     Result("upscale|sound.mp4|--resolution|64|--end|0.25|--strength|0.4", (64, 96), 3, 12, math.nan),
+    # What is named of the result's shape.
+    Result("animate|photo.jpg|--duration|0.5|--resolution|16", (24, 16), 4, 8, notes=("64x96 to",)),
+    Result(
+        "edit|deep.mov|a ring|--duration|0.5|--fps|4|--resolution|16|--aspect|1:1",
+        (16, 16),
+        2,
+        4,
+        notes=("48x32 to 24x16", "8 to 4 frames", "cropped to the shape of 16×16"),
+    ),
+    Result("extend|deep.mov|--duration|1.25|--size|24x16", (16, 24), 10, 8, notes=("48x32 to 24x16",)),
+    Result(
+        "inpaint|deep.mov|--box|16,0,16,32|--aspect|1:1|--duration|0.5",
+        (32, 32),
+        4,
+        8,
+        notes=("cropped",),
+    ),
+    Result("storyboard|words.yaml|--duration|1|--fps|4|--size|24x16", (16, 24), 4, 4),
+    Result(
+        "blend|deep.mov|moves.gif|--duration|0.5|--resolution|16", (16, 24), 4, 8, notes=("24x16", "8.333")
+    ),
+    Result("upscale|deep.mov|--size|64x64|--duration|0.25", (64, 64), 2, 8),
 ]
 
 
@@ -260,6 +283,25 @@ BAD = {
     "a box and a mask": ("inpaint deep.mov --box 0,0,9,9 --mask mask.png", "give one of the two"),
     "a black mask": ("inpaint odd.mp4 --mask black.png", "black everywhere"),
     "an empty mask": ("inpaint odd.mp4 --mask empty.mp4", "empty.mp4 is empty"),
+    "a duration that is there": ("extend deep.mov --duration 0.5", "lasts 1 s already"),
+    "a duration said twice": ("extend deep.mov --duration 2 --seconds 1", "said twice"),
+    "a size said twice": ("edit deep.mov 'a ring' --size 9x9 --aspect 1:1", "--size says all"),
+    "a loop shorter than its way back": (
+        "loop --prompt 'a ring' --duration 1 --seconds 1.5",
+        "ask for a longer duration",
+    ),
+    "a storyboard shorter than its cards": (
+        "storyboard board.yaml --duration 0.25",
+        "Card 2 of the storyboard",
+    ),
+    "a box that is cropped": ("inpaint deep.mov --box 0,0,4,4 --aspect 1:2", "crops"),
+    "a frame that fits nowhere": ("upscale deep.mov --resolution 100000", "GiB of memory"),
+    "a word that the model doesn't know": (
+        "edit deep.mov 'a white cat' --model toyworld --strict",
+        "knows nothing of 'cat'",
+    ),
+    "a mistyped ability": ("exten deep.mov --seconds 1", "extend"),
+    "a mistyped option": ("edit deep.mov 'a ring' --strengh 0.5", "--strength"),
     "the aspect ratio that is there": ("outpaint deep.mov --aspect 3:2", "already"),
     "an aspect ratio in words": ("outpaint deep.mov --aspect wide", "'wide'"),
     "a resolution that is there": ("upscale deep.mov --resolution 32", "32 pixels already"),
@@ -279,7 +321,7 @@ BAD = {
     "a model that can't repaint": ("edit deep.mov 'a ring' --model still", "autoencoder only"),
     "a model that can't upscale": ("upscale deep.mov --resolution 64 --model still", "autoencoder only"),
     "a storyboard that isn't there": ("storyboard nowhere.yaml", "does not exist"),
-    "a storyboard that is no text": ("storyboard photo.jpg", "is no YAML"),
+    "a storyboard that is no text": ("storyboard photo.jpg", "photo.jpg is not UTF-8 text"),
     "a storyboard without its picture": ("storyboard pictureless.yaml", "no file absent.png"),
 }
 
@@ -349,8 +391,8 @@ def test_a_long_video_is_refused_before_it_is_decoded(damaged, home, monkeypatch
             taken += 1
             yield moment
 
-    decoded = media.decoded
-    monkeypatch.setattr(media, "decoded", counted)
+    decoded = video.decoded
+    monkeypatch.setattr(video, "decoded", counted)
     assert cli.main(["extend", "long.mp4", "--seconds", "1", "--model", "tiny"]) == 2
     assert "--start and --end" in capsys.readouterr().err and taken <= 6
 

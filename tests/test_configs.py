@@ -159,6 +159,14 @@ def test_every_field_of_every_component_is_set_on_the_command_line(objective):
 
 
 @pytest.mark.parametrize("objective", RUNS)
+def test_every_field_is_filled_in(objective):
+    shown = {one.key for one in settings(RUNS[objective], {"objective": objective, "steps": 5})}
+    absent = {key for key, _, _ in fields_of(RUNS[objective])} - shown
+    # The patches are the transformer's; the planner's clip may be none.
+    assert {key for key in absent if not key.startswith("video.")} <= {"pipeline.patch", "pipeline.coords"}
+
+
+@pytest.mark.parametrize("objective", RUNS)
 def test_every_field_says_what_it_means(objective):
     silent = [key for key, group, field in fields_of(RUNS[objective]) if not docs_of(group).get(field.name)]
     assert not silent

@@ -23,7 +23,7 @@ from sora_jax.video import Video
 def films(tmp_path, monkeypatch):
     """Folders whose names hold what the grammar uses, each with a film of two seconds."""
     monkeypatch.chdir(tmp_path)
-    for name in ("films", "my,films", "take:2", "films:0.5", "a, b"):
+    for name in ("films", "my,films", "take:2", "films:0.5", "a, b", "films,films"):
         (tmp_path / name).mkdir()
         Video(np.zeros((16, 16, 16, 3), np.uint8), 8).save(tmp_path / name / "a.mp4")
     return tmp_path
@@ -37,6 +37,8 @@ def films(tmp_path, monkeypatch):
         (" toyworld , films:2 ", [("toyworld", 1), ("films", 2)]),
         ("my,films", [("my,films", 1)]),
         ("toyworld:.5,my,films:3,films", [("toyworld", 0.5), ("my,films", 3), ("films", 1)]),
+        ("films,films", [("films,films", 1)]),
+        ("films,films,films", [("films,films", 1), ("films", 1)]),
         ("take:2", [("take:2", 1)]),
         ("take:2:4", [("take:2", 4)]),
         ("films:0.5", [("films:0.5", 1)]),  # a path that exists is taken whole

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,8 +16,9 @@ from sora_jax.diffusion.sampler import SOLVERS, solver_step
 from sora_jax.errors import UserError
 from sora_jax.models.bundle import load_bundle, save_bundle, take_weights
 from sora_jax.models.dit import DiT
-from sora_jax.studio import Request, Studio, load, models
+from sora_jax.studio import Request, Studio, list_models, load
 from sora_jax.video import Video
+from sora_jax.writing import read_metadata
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +104,8 @@ def test_reconstruction_keeps_any_shape(studio):
         ({"aspect": "wide"}, "16:9"),
         ({"steps": 0}, "steps=0"),
         ({"solver": "magic"}, "euler, heun"),
-        ({"guidance": 1e6}, "no weight: give a number up to 100"),
-        ({"guidance": float("nan")}, "no weight"),
+        ({"guidance": 1e6}, "guidance=1000000.0 can't be used: give a number from -100 to 100"),
+        ({"guidance": float("nan")}, "guidance=nan can't be used"),
     ],
 )
 def test_what_the_model_cannot_do_is_refused_with_a_way_out(studio, fields, words):
@@ -141,7 +144,34 @@ def test_a_bundle_comes_back_as_it_was_stored(tmp_path, studio):
     video = load(tmp_path / "model").generate("a ring", duration=0.5, resolution=16, steps=2)
     same = studio.generate("a ring", duration=0.5, resolution=16, steps=2)
     np.testing.assert_array_equal(video.frames, same.frames)
-    assert [entry.kind for entry in models([tmp_path])][-1] == "directory"
+    assert [entry.kind for entry in list_models([tmp_path])][-1] == "directory"
+
+
+def test_models_are_listed_as_often_as_one_asks():
+    program = (
+        "import sora_jax; first = sora_jax.list_models(); import sora_jax.models.dit;"
+        "assert first == sora_jax.list_models() == sora_jax.list_models() and first[0].name == 'toyworld';"
+        "assert 'models' not in sora_jax.__all__ and sora_jax.models.__name__ == 'sora_jax.models'"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_list_of_prompts_gives_a_list_of_videos_that_say_how_they_were_made(studio, tmp_path):
+    fields = {"num_frames": 5, "width": 24, "height": 16, "steps": 2, "seed": 7}
+    videos = studio.generate(["a ring", "a star"], **fields)
+    assert [video.size for video in videos] == [(16, 24)] * 2 and len(videos[0]) == 5
+    alone = studio.generate("a star", **fields)
+    assert alone.metadata == videos[1].metadata
+    assert np.abs(alone.frames.astype(int) - videos[1].frames).max() <= 1
+    made = alone.metadata
+    assert (made["model"], made["prompt"], made["seed"], made["steps"]) == ("tiny", "a star", "7", "2")
+    assert read_metadata(alone.save(tmp_path / "a.mp4")) == made
+    assert read_metadata(alone.save(tmp_path / "b.png")) == made
+    assert read_metadata(alone.save(tmp_path / "c.mp4", metadata=None)) == {}
+    assert read_metadata(alone.save(tmp_path / "d.mp4", metadata={"a": "b"})) == {"a": "b"}
+    loop = studio.loop(alone, steps=1)
+    assert loop.metadata["prompt"] == "" and loop.metadata["guidance"] == "1.0"
 
 
 def test_training_goes_on_from_a_model_that_lacks_a_layer(tmp_path, studio):

@@ -68,6 +68,7 @@ def export(run: str, name: str, history: str) -> None:
         "licence": "Apache-2.0",
         "data": "toyworld (this package); the autoencoder also on Big Buck Bunny, "
         "© 2008 Blender Foundation, www.bigbuckbunny.org, CC BY 3.0",
+        "knows": bundle.card["knows"],
         "commit": subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT
         ).stdout.strip(),

@@ -91,7 +91,7 @@ def loop(studio: Studio) -> Picture:
     return [
         ("given", known),
         ("its loop", studio.loop(known, "a green circle moves left", seed=3)),
-        ("of a prompt", studio.loop(None, "a large pink circle moves up", duration=1.125, seed=3)),
+        ("of a prompt", studio.loop(None, "a large pink circle moves up", duration=2.625, seed=3)),
     ]
 
 

@@ -3,6 +3,10 @@
 Best fit over some open rows: a run takes the fullest row that it fits, and where it fits none, the fullest row alone
 closes. The others go on waiting for what fits them, which fills rows better than closing all at once (experiments/
 packing compares).
+
+What is open was left behind by what closed: were all rows of a large window opened first, those that are exactly full
+would close first, and a run's first batches would hold mostly the lengths that fill a row by themselves (with
+toyworld's lengths and 512 open rows). So a window begins small and grows by a row for every `GROWTH` that close.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import grain
 from sora_jax.errors import UserError
 
 Size = tuple[int, ...]
+FIRST_WINDOW, GROWTH = 4, 4  # rows open at first, and rows closed for each one more
 AGE = 8  # a row closes, full or not, once so many times the open rows' number have closed after it was opened
 
 
@@ -37,7 +42,7 @@ class BestFit(grain.IterDataset):
       parent: the elements.
       size_of: what an element takes of a row, in as many numbers as `room`; more than `room` is refused there.
       room: what a row holds.
-      window: rows that are open at a time.
+      window: rows that are open at a time, once so many have been.
 
     Raises:
       UserError: the window has no row, or (from an iterator's `set_state`) a state is an older packer's.
@@ -88,7 +93,7 @@ class _Packing(grain.DatasetIterator):
         if fitting:
             row = max(fitting, key=_filled)
         else:
-            if len(self._rows) >= self._config.window:
+            if len(self._rows) >= min(self._config.window, FIRST_WINDOW + self._closed_rows // GROWTH):
                 oldest = min(self._rows, key=lambda row: row.opened)
                 aged = self._closed_rows - oldest.opened >= AGE * self._config.window
                 closed = self._close(oldest if aged else max(self._rows, key=_filled))

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -248,6 +250,25 @@ def single_object_prompt(
 def plain_direction(direction: str) -> str:
     """The briefest of training's words for a direction."""
     return _TRAINING.directions[direction][0]
+
+
+def vocabulary(paraphrase: bool = False) -> tuple[str, ...]:
+    """Every word that training's captions may have, or those that only the paraphrase split has; sorted."""
+    known = _words_of(_TRAINING) | _words_of((*world.TONES, _LITERALS))
+    return tuple(sorted(_words_of(_PARAPHRASE) - known if paraphrase else known))
+
+
+# Words of the sentences themselves, below.
+_LITERALS = "a an and the is while camera clockwise counterclockwise"
+
+
+def _words_of(tree: Any) -> set[str]:
+    if isinstance(tree, str):
+        return set(re.findall(r"[\w-]+", tree.lower()))
+    if dataclasses.is_dataclass(tree):
+        tree = [getattr(tree, field.name) for field in dataclasses.fields(tree)]
+    parts = tree.values() if isinstance(tree, dict) else tree
+    return set().union(*map(_words_of, parts))
 
 
 class _Writer:

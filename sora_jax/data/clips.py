@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from sora_jax.video import Video
@@ -31,3 +32,11 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Clip: ...
+
+
+def read_clips(source: Source, indices: Iterable[int]) -> Iterator[tuple[int, Clip]]:
+    """Each index with its clip, in the order that costs the source least: its own `read`, or as they come."""
+    if hasattr(source, "read"):
+        yield from source.read(indices)
+    else:
+        yield from ((index, source[index]) for index in indices)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
+import logging
 import os
 import pathlib
 import zlib
@@ -16,12 +15,17 @@ import numpy as np
 from sora_jax.config import COUNT, check_ranges
 from sora_jax.data.canvases import LAYOUTS, draw_layout
 from sora_jax.data.clips import Clip, Source
-from sora_jax.data.latents import LatentCache, Record, write_latents
+from sora_jax.data.digests import array_digest, value_digest
+from sora_jax.data.footage import Footage
+from sora_jax.data.latents import LatentCache, Record, changed_parts, write_latents
 from sora_jax.data.sources import DataConfig, make_sources, natural_clips
 from sora_jax.diffusion.canvas import check_groups, frames_shown, lay_streams
-from sora_jax.models.text import TextConfig, TextEncoder, load_text_encoder
+from sora_jax.models.text import TextConfig, TextEncoder, load_text_encoder, text_digest
 from sora_jax.models.tiles import TILES, encode_stream
 from sora_jax.models.vae import VAE
+
+RECORDS = 3  # counts up where the same inputs give other records
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,16 +87,39 @@ def encode_sources(
     encode: Callable[[list[Clip]], list[Record]] | None = None
     caches = []
     for place, (source, weight) in enumerate(sources):
-        what = [place, data.source, dataclasses.asdict(data), dataclasses.asdict(text), _digest(vae)]
-        what.append(sorted(config.layouts.items()))
-        identity = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
         clips = max(min(round(wanted * weight / total), len(source)), 1)
+        own = {"source": str(place), "number of clips": str(clips)}
+        parts = own | _identify(config, data, source, vae, text)
+        identity = value_digest(parts)[:12]
         if encode is None:
             encode = make_encoder(vae, load_text_encoder(text), config.layouts)
-        caches.append(
-            write_latents(source, encode, pathlib.Path(folder) / identity, identity, clips, config.batch)
-        )
+        cache = pathlib.Path(folder) / identity
+        if jax.process_index() == 0 and not cache.exists() and (changed := changed_parts(folder, parts)):
+            _log.warning(
+                "What was encoded in %s before can't be used: changed since then: %s. %d clips are encoded.",
+                folder,
+                ", ".join(changed),
+                clips,
+            )
+        caches.append(write_latents(source, encode, cache, identity, clips, config.batch, parts=parts))
     return Chain(caches)
+
+
+def _identify(
+    config: LatentsConfig, data: DataConfig, source: Source, vae: VAE, text: TextConfig
+) -> dict[str, str]:
+    """What records depend on, each named by its content: where files and weights lie has no effect."""
+    settings = {
+        name: value for name, value in dataclasses.asdict(data).items() if name not in ("source", "cache")
+    }
+    contents = source.contents() if isinstance(source, Footage) else {"files": type(source).__name__}
+    return contents | {
+        "config.data": value_digest(settings),
+        "config.latents": value_digest([config.batch, sorted(config.layouts.items())]),
+        "autoencoder": value_digest([repr(vae.config), array_digest(jax.tree.leaves(vae))]),
+        "text encoder": text_digest(text),
+        "version of sora_jax": str(RECORDS),
+    }
 
 
 def make_encoder(
@@ -163,11 +190,3 @@ def _join(held: list[tuple[float, np.ndarray]]) -> dict[str, np.ndarray]:
         "text": np.concatenate([states for _, states in held]),
         "time": np.concatenate([np.full(len(states), start, np.float32) for start, states in held]),
     }
-
-
-def _digest(vae: VAE) -> str:
-    """Names the autoencoder's weights and configuration."""
-    digest = hashlib.sha256(repr(vae.config).encode())
-    for leaf in jax.tree.leaves(vae):
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()

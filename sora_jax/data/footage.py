@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import itertools
 import math
 import pathlib
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from tqdm import tqdm
@@ -27,8 +28,10 @@ from sora_jax.data.cuts import (
     rate_ratio,
     split_films,
 )
+from sora_jax.data.digests import file_digest, value_digest
 from sora_jax.data.files import find_files
 from sora_jax.data.frame_cache import Unreadable, cached_frames
+from sora_jax.data.reading import Wanted, read_together
 from sora_jax.data.survey import Summary, Survey, count, survey
 from sora_jax.errors import UserError
 from sora_jax.timing import frame_step
@@ -128,7 +131,7 @@ class Footage:
         if not 0 <= index < self.clips:
             raise IndexError(f"clip {index} of {self.clips}")
         for attempt in range(ATTEMPTS):
-            rng = np.random.default_rng((self.seed, self.split == "train", index, *[attempt][:attempt]))
+            rng = self._rng(index, attempt)
             cut = self._draw_cut(rng)
             try:
                 return self._make_clip(cut, rng)
@@ -146,6 +149,25 @@ class Footage:
             "disk still there?"
         )
 
+    def read(self, indices: Iterable[int]) -> Iterator[tuple[int, Clip]]:
+        """Each index with its clip, film by film and in order of time, so that no frame is decoded twice.
+
+        Clips are those that `[index]` gives. What can't be read so, because of damage, is read in that way.
+        """
+        films: dict[str, list[Wanted]] = {}
+        for index in indices:
+            rng = self._rng(index)
+            cut = self._draw_cut(rng)
+            window = functools.partial(self._draw_window, rng)
+            films.setdefault(cut.span.film.path, []).append(Wanted(index, cut, window))
+        for path in sorted(films):
+            wanted = films[path]
+            if self.cache or wanted[0].cut.span.film.picture:
+                yield from ((clip.index, self[clip.index]) for clip in wanted)
+                continue
+            for clip, whole in read_together(wanted):
+                yield clip.index, self._as_clip(clip.cut, clip.frames) if whole else self[clip.index]
+
     @property
     def natural_clips(self) -> int:
         """How many clips show nearly all of the split's footage: more of them would be much the same."""
@@ -155,6 +177,14 @@ class Footage:
         moving = self._moving.seconds / (sum(lasting) / len(lasting)) / (1 - min(self._share_of_images, 0.9))
         stills = self._all.seconds - self._moving.seconds if self._share_of_images or not moving else 0
         return min(self.clips, max(1, math.ceil(CLIPS_PER_MOMENT * (moving + stills))))
+
+    def contents(self) -> dict[str, str]:
+        """What names the files' contents, read whole, and that of their captions."""
+        films = self._survey.films
+        return {
+            "files": value_digest([(film.name, file_digest(film.path)) for film in films]),
+            "captions": value_digest([(film.name, film.caption) for film in films]),
+        }
 
     def captions(self) -> list[str]:
         """The captions of all files, those of both splits."""
@@ -193,6 +223,9 @@ class Footage:
         small = sum(min(film.height, film.width) < min(self._resolutions) for film in self._survey.films)
         if small:
             yield f"{count(small, 'file')} smaller than {min(self._resolutions)} pixels, which are enlarged"
+
+    def _rng(self, index: int, attempt: int = 0) -> np.random.Generator:
+        return np.random.default_rng((self.seed, self.split == "train", index, *[attempt][:attempt]))
 
     @property
     def _resolutions(self) -> tuple[int, ...]:
@@ -298,7 +331,7 @@ class Footage:
         )
 
     def _make_clip(self, cut: Cut, rng: np.random.Generator) -> Clip:
-        film, scaled, window, report = cut.span.film, [], None, Report()
+        scaled, window, report = [], None, Report()
         for frame in self._read(cut, report):
             window = window or self._draw_window(rng, *frame.shape[:2])
             scaled.append(resample(frame, *window))
@@ -306,8 +339,12 @@ class Footage:
             raise UserError("it is damaged or cut off.")
         if report.damage(cut.start, cut.start + (cut.count - 1) / cut.fps):
             raise UserError("its frames can't be decoded whole.")
+        return self._as_clip(cut, scaled)
+
+    def _as_clip(self, cut: Cut, frames: Sequence[np.ndarray]) -> Clip:
+        film = cut.span.film
         return Clip(
-            Video(np.stack(scaled), cut.fps),
+            Video(np.stack(frames), cut.fps),
             {"short": film.caption},
             ((0.0, film.caption),) if film.caption else (),
             f"{film.name}@{cut.start:.3f}s+{cut.count}",

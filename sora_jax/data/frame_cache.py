@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import pathlib
 
 import numpy as np
 
+from sora_jax.data.digests import file_digest
 from sora_jax.errors import UserError, atomic_path
 from sora_jax.video import Report, resample, stream_frames
 
@@ -19,6 +18,8 @@ class Unreadable(UserError):
 def cached_frames(folder: str, file: str, fps: float, short_side: int) -> np.ndarray:
     """The file's frames as a memory map, uint8[T,Y,X,3]; written first where it is not there yet.
 
+    What is kept is named by the file's content: a file that was changed is decoded again, one that was moved isn't.
+
     Args:
       folder: where it lies, one file for each video file and short side.
       file: the video file.
@@ -29,9 +30,7 @@ def cached_frames(folder: str, file: str, fps: float, short_side: int) -> np.nda
       Unreadable: a frame can't be decoded whole.
       UserError: the folder can't be written.
     """
-    stat = os.stat(file)
-    name = hashlib.sha256(repr((os.path.abspath(file), stat.st_size, stat.st_mtime_ns)).encode())
-    path = pathlib.Path(folder, f"{pathlib.Path(file).stem}-{name.hexdigest()[:12]}-{short_side}.npy")
+    path = pathlib.Path(folder, f"{pathlib.Path(file).stem}-{file_digest(file)}-{fps:g}-{short_side}.npy")
     if not path.exists():
         _write_frames(path, file, fps, short_side)
     return np.load(path, mmap_mode="r")

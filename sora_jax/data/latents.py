@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
+import datetime
 import hashlib
 import json
 import os
 import pathlib
+import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import grain
 import jax
@@ -17,10 +21,11 @@ from array_record.python import array_record_module
 from flax import serialization
 from tqdm import tqdm
 
-from sora_jax.data.clips import Clip, Source
+from sora_jax.data.clips import Clip, Source, read_clips
 from sora_jax.errors import UserError, atomic_path
 from sora_jax.hosts import barrier, check_alike
 
+Item = TypeVar("Item")
 Record = dict[str, Any]
 """latent: float16[t,y,x,c]; fps: float; key: str; captions: {kind: {text: float16[m,E], time: float16[m]}};
 ends: int32[t], first: bool[t], given: bool[t]: how its streams lie, and what the layout means to give."""
@@ -38,6 +43,8 @@ _META = "meta.json"
 _FORMAT = 2
 _CLIPS_PER_SHARD = 1000
 _PATIENCE = 120.0  # seconds
+# From so many clips and seconds on it is told how long all will take.
+_TIMED_CLIPS, _TIMED_SECONDS = 32, 5.0
 
 
 class LatentCache:
@@ -93,6 +100,7 @@ def write_latents(
     clips: int | None = None,
     batch: int = 8,
     progress: bool = True,
+    parts: Mapping[str, str] | None = None,
 ) -> LatentCache:
     """Encodes the first `clips` clips of `source` (default: all) into a latent cache in `folder`.
 
@@ -101,10 +109,13 @@ def write_latents(
     job, which share the folder, deal its shards out; otherwise one process writes at a time.
 
     Args:
-      source: read in order; its clips may differ in shape.
+      source: read in order, or as its own `read` gives the clips of a shard; they may differ in shape.
       encode: takes exactly `batch` clips of one shape, so it compiles once per shape, and returns a record for each.
         What is left of a shape is filled up with copies of its last clip, whose records are thrown away.
-      fingerprint: names everything the records depend on: the data set's configuration and both encoders' weights.
+      fingerprint: names everything the records depend on: what the data set holds, its configuration, and both
+        encoders' weights.
+      progress: whether it is shown how far this has come and told how long it will take.
+      parts: kept beside the latents: what `fingerprint` is made of, see `changed_parts`.
 
     Raises:
       UserError: the folder holds another cache, it can't be written, the source is too short, or a latent isn't finite.
@@ -138,9 +149,8 @@ def write_latents(
     barrier()
     own = slice(jax.process_index(), None, jax.process_count())
     total = sum(min(_CLIPS_PER_SHARD, clips - start) for start in starts[own])
-    with tqdm(
-        total=total, desc="latents", unit="clip", disable=not progress or jax.process_index() > 0
-    ) as bar:
+    shown = progress and jax.process_index() == 0
+    with _Bar(total=total, desc="latents", unit="clip", disable=not shown) as bar:
         for path, start in zip(paths[own], starts[own], strict=True):
             indices = range(start, min(start + _CLIPS_PER_SHARD, clips))
             if path.exists():
@@ -150,7 +160,7 @@ def write_latents(
 
     barrier()
     if jax.process_index() == 0:
-        _finish(folder, paths, fingerprint, clips)
+        _finish(folder, paths, fingerprint, clips, parts or {})
     barrier()
     # A network file system may go on for a while to say that there is no file, to who asked before it was written.
     until = time.monotonic() + _PATIENCE
@@ -159,11 +169,62 @@ def write_latents(
     return LatentCache(folder)
 
 
-def _finish(folder: pathlib.Path, paths: Sequence[pathlib.Path], fingerprint: str, clips: int) -> None:
+def changed_parts(folder: str | os.PathLike[str], parts: Mapping[str, str]) -> list[str]:
+    """Which of `parts` differ in the newest finished latent cache of a folder that is of the same `source`.
+
+    Empty where there is none.
+    """
+    for meta in sorted(pathlib.Path(folder).glob(f"*/{_META}"), key=os.path.getmtime, reverse=True):
+        try:
+            before = json.loads(meta.read_text()).get("parts", {})
+        except (OSError, ValueError):
+            continue
+        if before.get("source") == parts.get("source"):
+            return [name for name, value in parts.items() if before.get(name) != value]
+    return []
+
+
+class _Bar(tqdm):
+    """Progress; once a few batches are done a line tells how long all will take."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._began: float | None = None
+        self._done = 0
+        self._told = self.disable
+
+    def update(self, n: float | None = 1) -> bool | None:
+        shown = super().update(n)
+        if self._told:
+            return shown
+        now = time.monotonic()
+        if self._began is None:
+            self._began, self._done = now, int(self.n)  # programs are compiled before
+        clips, seconds = self.n - self._done, now - self._began
+        if clips >= _TIMED_CLIPS and seconds > _TIMED_SECONDS:
+            self._told = True
+            rate = clips / seconds
+            left = datetime.timedelta(seconds=round(((self.total or 0) - self.n) / rate))
+            self.write(
+                f"latents: {self.total} clips are encoded before the first step, about {rate:.2g} a second: "
+                f"{left} (h:mm:ss) to go",
+                file=sys.stderr,
+            )
+        return shown
+
+
+def _finish(
+    folder: pathlib.Path,
+    paths: Sequence[pathlib.Path],
+    fingerprint: str,
+    clips: int,
+    parts: Mapping[str, str],
+) -> None:
     mean, std = _statistics(_open_shards(paths))
     meta = {
         "format": _FORMAT,
         "fingerprint": fingerprint,
+        "parts": dict(parts),
         "clips": clips,
         "mean": mean.tolist(),
         "std": std.tolist(),
@@ -187,8 +248,7 @@ def _encode(
         bar.update(len(group))
         group.clear()
 
-    for index in indices:
-        clip = source[index]
+    for index, clip in _ahead(read_clips(source, indices), batch):
         group = waiting.setdefault(clip.video.frames.shape, [])
         group.append((index, clip))
         if len(group) == batch:
@@ -197,6 +257,19 @@ def _encode(
         if group:
             flush(group)
     return [records[index] for index in indices]
+
+
+def _ahead(items: Iterator[Item], count: int) -> Iterator[Item]:
+    """The items, up to `count` of which are made by a thread while those before are worked on."""
+    end: Any = object()
+    pool = concurrent.futures.ThreadPoolExecutor(1)
+    try:
+        waiting = collections.deque(pool.submit(next, items, end) for _ in range(count))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(pool.submit(next, items, end))
+            yield item
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _checked(record: Record, clip: Clip) -> Record:

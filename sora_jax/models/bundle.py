@@ -8,6 +8,7 @@ dit.safetensors   (absent in a folder that holds an autoencoder only)
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -22,6 +23,7 @@ from flax import nnx
 from sora_jax.config import component
 from sora_jax.errors import UserError, atomic_path
 from sora_jax.models.dit import DiT, DiTConfig
+from sora_jax.models.knowledge import Knowledge, knowledge_of
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAE, VAEConfig
 from sora_jax.models.weights import read_weights, write_weights
@@ -73,6 +75,11 @@ class Bundle:
     limits: Limits = dataclasses.field(default_factory=Limits)
     base_tokens: float = 64.0
     card: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def knowledge(self) -> Knowledge:
+        """What it saw in training, as its card's "knows" tells; nothing where that is absent."""
+        return component(Knowledge, self.card.get("knows", {}), "card.knows")
 
 
 def save_bundle(bundle: Bundle, folder: str | os.PathLike[str], dtype: str = "bfloat16") -> None:
@@ -231,7 +238,8 @@ def _load_run(folder: pathlib.Path, config: dict[str, Any]) -> Bundle:
     parts = load_bundle(folder / "autoencoder")
     dit_config = component(DiTConfig, config["dit"], "dit")
     dit = load_params(folder, jax.eval_shape(lambda: DiT(dit_config, rngs=nnx.Rngs(0))))
-    return dataclasses.replace(parts, name=folder.name, dit=dit, card={"run": str(folder)})
+    card = {"run": str(folder), "knows": dataclasses.asdict(knowledge_of(config))}
+    return dataclasses.replace(parts, name=folder.name, dit=dit, card=card)
 
 
 _DERIVED = ("width", "layers", "heads")  # of DiTConfig.size

@@ -70,7 +70,9 @@ class DiTConfig:
         beside the words in the stream: a short way from a caption to every token.
       hints: whether a token is shown what is given at its own place before and after it (`data.patches.find_hints`),
         beside what attention finds: a short way to keep what doesn't change.
-      dtype: of the arithmetic; parameters, norms, softmax and the residual stream's sums stay float32.
+      dtype: of the arithmetic; parameters, norms, softmax and the residual stream's sums stay float32. Products of
+        "float32" are exact on CPUs; accelerators round their factors, to bfloat16 (TPUs) or TF32 (GPUs), but for
+        those of noise levels and conditions.
       remat: what the backward pass keeps of a layer: "all", "dots" (matrix products, and attention's result) or "none"
         (recompute).
       attention: a backend of `models.attention`; see `choose` there.
@@ -249,10 +251,7 @@ class DiT(nnx.Module):
             x = jnp.where((order < M)[..., None], text, x)
         x = constrain(x.astype(jnp.float32), "BND")
         angles = rotary_angles(coords, config.width // config.heads, config.rope_periods)
-        condition = self.sigma_in(fourier(sigma_bs, 256, longest=4.0, shortest=2e-3))
-        if config.pooled_text:
-            condition = condition + self.pooled_in(_pool(words, batch))
-        condition = jax.nn.silu(self.sigma_out(jax.nn.silu(condition)))
+        condition = self._conditions(sigma_bs, words, batch)
 
         def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
             return block(x, condition, index, angles, segment_ids, config), None
@@ -260,9 +259,17 @@ class DiT(nnx.Module):
         if config.remat != "all":
             layer = jax.checkpoint(layer, policy=POLICIES[config.remat])
         x, _ = jax.lax.scan(layer, x, self.blocks)
-        shift, scale = jnp.split(gather_conditions(self.modulation(condition), index), 2, axis=-1)
+        modulation = gather_conditions(self.modulation(condition, "highest"), index)
+        shift, scale = jnp.split(modulation, 2, axis=-1)
         velocity = self.patch_out(rms_norm(x) * (1 + scale) + shift)
         return constrain(lay_out(velocity, inverse[:, M:], order - M), "BNP")
+
+    def _conditions(self, sigma_bs: Sigma, words_bme: jax.Array, batch: PackedBatch) -> jax.Array:
+        """float32[B,S,D], of noise levels and words; exact on accelerators too, for a table is small."""
+        condition = self.sigma_in(fourier(sigma_bs, 256, longest=4.0, shortest=2e-3), "highest")
+        if self.config.pooled_text:
+            condition = condition + self.pooled_in(_pool(words_bme, batch), "highest")
+        return jax.nn.silu(self.sigma_out(jax.nn.silu(condition), "highest"))
 
 
 def _take(array: jax.Array, place_bn: jax.Array) -> jax.Array:
@@ -275,7 +282,7 @@ def _pool(words_bme: jax.Array, batch: PackedBatch) -> jax.Array:
     same_run = batch.condition_runs[:, :, None] == batch.text_segment_ids[:, None, :]
     in_force = batch.condition_time[:, :, None] == batch.text_time[:, None, :]
     owned = (same_run & in_force & (batch.condition_runs[:, :, None] > 0)).astype(words_bme.dtype)
-    total = jnp.einsum("bsm,bme->bse", owned, words_bme)
+    total = jnp.einsum("bsm,bme->bse", owned, words_bme, precision="highest")
     return total / jnp.maximum(owned.sum(-1, keepdims=True), 1.0)
 
 

@@ -25,6 +25,7 @@ import numpy as np
 import tokenizers
 from flax import nnx
 
+from sora_jax.data.digests import file_digest, value_digest
 from sora_jax.errors import UserError
 from sora_jax.models.weights import read_weights
 
@@ -242,6 +243,18 @@ def load_text_encoder(
     if config.kind == "hash":
         return _hash_encoder(config)
     return _bert_encoder(config, _find_directory(config.name, directory))
+
+
+def text_digest(config: TextConfig) -> str:
+    """Names what captions are encoded with: the contents of the encoder's files, and the longest caption.
+
+    Raises:
+      UserError: they are nowhere.
+    """
+    if config.kind == "hash":
+        return value_digest([config.kind, config.width, config.max_tokens])
+    folder = _find_directory(config.name, None)
+    return value_digest([config.kind, config.max_tokens, [file_digest(folder / name) for name in _FILES]])
 
 
 def _find_directory(name: str, directory: str | os.PathLike[str] | None) -> pathlib.Path:

@@ -5,8 +5,9 @@ on cells so far away and no farther (`reach`). A tile whose edge inside the fram
 it gives what the whole frame gives, up to rounding; most of the reach matters little, so a smaller `halo` does too.
 Tiles at the frame's border end there, where the whole frame ends as well.
 
-All tiles have one size, whatever the frame's, so one compiled program serves all frames of at least a tile; a side
-that is shorter than a tile is not cut, and has programs of its own. Frames that fit one tile are coded whole.
+All tiles of a frame have one size, so two compiled programs serve it, one for the first piece of a stream and one
+for those behind it. It is the size, of no more cells than `Tiles.size` squared, whose tiles overlap least in all: what
+is coded twice costs more than to compile for each size of frames. Frames that fit one tile are coded whole.
 Tiles are done one after another and time in chunks: what is held is one tile's activations, one chunk of frames and,
 of each tile, what its convolutions remember (`vae.Past`), which grows with the frame's size but not with duration.
 """
@@ -35,7 +36,7 @@ class Tiles:
     """How frames and clips are cut.
 
     Attributes:
-      size: latent cells along each side of a tile.
+      size: latent cells along each side of the largest square tile; a tile has no more than that squared.
       halo: latent cells at least, by which a tile's edges inside the frame lie outside of what is kept of it.
       blend: latent cells over which one tile passes into the next, linearly.
       chunk: latent frames coded at a time; the first of a stream is coded alone.
@@ -71,16 +72,21 @@ class Tiles:
         _, high, wide = config.compression
         return height <= self.size * high and width <= self.size * wide
 
-    def starts(self, cells: int) -> list[int]:
-        """Where tiles begin along a side: the first at 0, the last ends with it, evenly between."""
-        if cells <= self.size:
-            return [0]
-        count = 1 + math.ceil((cells - self.size) / (self.size - self.overlap))
-        return [i * (cells - self.size) // (count - 1) for i in range(count)]
+    def shape(self, height: int, width: int) -> tuple[int, int]:
+        """Latent cells (high, wide) of each tile of a frame of height × width cells."""
+        return _shape(self, height, width)
 
-    def cuts(self, cells: int, scale: int) -> list[tuple[int, np.ndarray]]:
+    def starts(self, cells: int, size: int | None = None) -> list[int]:
+        """Where tiles of `size` cells begin along a side: the first at 0, the last ends with it, evenly between."""
+        size = size or self.size
+        if cells <= size:
+            return [0]
+        count = 1 + math.ceil((cells - size) / (size - self.overlap))
+        return [i * (cells - size) // (count - 1) for i in range(count)]
+
+    def cuts(self, cells: int, scale: int, size: int | None = None) -> list[tuple[int, np.ndarray]]:
         """Each tile's begin along a side and its weights there, `scale` of them a cell; they sum to 1 everywhere."""
-        starts, size = self.starts(cells), min(self.size, cells)
+        starts, size = self.starts(cells, size), min(size or self.size, cells)
         place = (np.arange(size * scale) + 0.5) / scale  # in cells from a tile's begin
         cuts = []
         for i, start in enumerate(starts):
@@ -94,12 +100,37 @@ class Tiles:
 
     def cost(self, height: int, width: int) -> float:
         """Latent cells computed for each of a frame of height × width cells."""
-        return math.prod(len(self.starts(side)) * min(self.size, side) / side for side in (height, width))
+        sides = zip((height, width), self.shape(height, width), strict=True)
+        return math.prod(len(self.starts(side, size)) * size / side for side, size in sides)
 
     def _rise(self, place: np.ndarray, end: int, start: int) -> np.ndarray:
         """The later tile's share around the middle of its overlap with the one before, which ends at `end`."""
         off = place - (start + end) / 2
         return np.clip(off / self.blend + 0.5, 0, 1) if self.blend else (off > 0).astype(float)
+
+
+@functools.lru_cache(maxsize=1024)
+def _shape(tiles: Tiles, height: int, width: int) -> tuple[int, int]:
+    """The shape of the tiles that compute the fewest cells; of equals, that of the fewest tiles."""
+    choices = []
+    for high in _sides(tiles, height):
+        for wide in _sides(tiles, width):
+            if high * wide <= tiles.size**2:
+                count = len(tiles.starts(height, high)) * len(tiles.starts(width, wide))
+                choices.append((count * high * wide, count, high, wide))
+    *_, high, wide = min(choices)
+    return high, wide
+
+
+def _sides(tiles: Tiles, cells: int) -> list[int]:
+    """Lengths of a tile along a side, one for each number of tiles that may cover it."""
+    least = tiles.overlap + max(2 * tiles.blend, 1)
+    sides = {min(cells, least, tiles.size)}
+    for count in range(1, math.ceil(cells / (least - tiles.overlap)) + 1):
+        side = math.ceil((cells + (count - 1) * tiles.overlap) / count)
+        if count == 1 or side >= least:
+            sides.add(side)
+    return sorted(sides)
 
 
 TILES = Tiles()
@@ -191,10 +222,10 @@ def _mosaic(
     Y, X = piece.shape[1:3]
     if Y % a or X % b:
         raise UserError(f"Frames of {Y}×{X} pixels are no multiple of {a}×{b}: pad them first.")
-    rows, columns = tiles.cuts(Y // a, c), tiles.cuts(X // b, d)
+    high, wide = tiles.shape(Y // a, X // b)
+    rows, columns = tiles.cuts(Y // a, c, high), tiles.cuts(X // b, d, wide)
     out: np.ndarray | None = None
     for (top, across), (left, along) in itertools.product(rows, columns):
-        high, wide = len(across) // c, len(along) // d
         tile = piece[None, :, top * a : (top + high) * a, left * b : (left + wide) * b]
         coded, pasts[top, left] = code(tile, pasts.get((top, left)))
         part = np.asarray(coded)[0]

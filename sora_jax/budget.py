@@ -1,0 +1,117 @@
+"""What a video will take: refused before any memory is allocated where it is absurd, estimated where it is long."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from sora_jax.errors import UserError
+
+LIMIT_SECONDS = 600  # of video, at the highest frame rate that the model saw in training
+LIMIT_FPS = 24.0  # where that isn't known
+MOST_GIBIBYTES = 4  # of the frames of a video whose input is held in memory
+MOST_PIXELS = (MOST_GIBIBYTES << 30) // 3
+LONG = 600.0  # seconds of work from which an estimate is given
+# Operations of the transformer and decoded pixels a second, all losses included, by platform, and seconds that a step
+# takes at least: rough, for sentences only. Two cores, one H100, one v5p.
+SPEED = {"cpu": (4e10, 3e6), "gpu": (2e13, 3e8), "tpu": (5e13, 3e8)}
+LEAST_STEP = 2e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What is to be made.
+
+    Attributes:
+      frames: of the video.
+      height, width: of a frame, in pixels.
+      frame_tokens: of a latent frame; 0 where there is no transformer.
+      latent_frames: all of them.
+      window: latent frames that the model sees at once.
+      steps: of the solver.
+      passes: of the model, a step.
+      parameters: of the transformer.
+    """
+
+    frames: int
+    height: int
+    width: int
+    frame_tokens: int
+    latent_frames: int
+    window: int
+    steps: int
+    passes: int
+    parameters: int
+
+    @property
+    def windows(self) -> int:
+        """In time; each is given half a window of what was painted before."""
+        if self.latent_frames <= self.window:
+            return 1
+        new = max(self.window - max(self.window // 2, 1), 1)
+        return 1 + -(-(self.latent_frames - self.window) // new)
+
+    @property
+    def tokens(self) -> int:
+        """Of all windows."""
+        return self.windows * self.frame_tokens * min(self.window, self.latent_frames)
+
+    def seconds(self, platform: str) -> float:
+        """An estimate: two operations a parameter and token, and the decoding, at `SPEED`."""
+        operations, pixels = SPEED.get(platform, SPEED["cpu"])
+        transformer = _as_float(2 * self.parameters * self.passes * self.tokens * self.steps) / operations
+        least = _as_float(self.windows * self.steps) * LEAST_STEP
+        return max(transformer, least) + _as_float(self.frames * self.height * self.width) / pixels
+
+    def __str__(self) -> str:
+        size = f"{_count(self.frames)} frame{'s' * (self.frames != 1)} of {_count(self.width)}×{_count(self.height)}"
+        if not self.frame_tokens:
+            return size
+        windows = f" in {_count(self.windows)} windows" if self.windows > 1 else ""
+        return f"{size}, {_count(self.tokens)} tokens{windows}"
+
+
+def check_frames(work: Work, limit: int, platform: str, fps: float) -> None:
+    """Raises UserError where a video has more frames than `limit`."""
+    if work.frames > limit:
+        raise UserError(
+            f"That is a video of {work}, which takes {in_words(work.seconds(platform))} by a rough estimate, and "
+            f"{limit:,} frames are the limit: ask for at most {limit / fps:.4g} s at {fps:g} fps, or raise the limit "
+            "with --max-frames (in Python max_frames)."
+        )
+
+
+def check_pixels(work: Work) -> None:
+    """Raises UserError where a video's frames don't fit into the memory that is set aside for them."""
+    if work.frames * work.height * work.width > MOST_PIXELS:
+        most = MOST_PIXELS // max(work.height * work.width, 1)
+        way = f"ask for at most {most:,} frames of that size" if most else "ask for a smaller size"
+        raise UserError(
+            f"That is a video of {work}, which takes more than the {MOST_GIBIBYTES} GiB of memory that frames "
+            f"may take: {way}, or for a lower resolution."
+        )
+
+
+def in_words(seconds: float) -> str:
+    """An estimate for people: "about 3 hours"."""
+    for size, unit in ((365.25 * 86400, "year"), (86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= 1.5 * size:
+            return f"about {_count(round(seconds / size))} {unit}s"
+    return f"about {max(round(seconds), 1)} seconds" if seconds >= 1.5 else "about a second"
+
+
+def _count(number: float) -> str:
+    return f"{number:,}" if abs(number) < 10**15 else f"{_as_float(number):.1e}"
+
+
+def _as_float(number: float) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        return 1e300
+
+
+def frames_of(duration: float, fps: float) -> int:
+    """As `video.frame_count`, for numbers too that no video has: a product beyond floats counts as 1e300."""
+    frames = duration * fps
+    return max(1, round(frames if math.isfinite(frames) else 1e300))

@@ -1,0 +1,232 @@
+"""`sora-jax evaluate`: a model measured, figures as tables, JSON and sheets."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from sora_jax.errors import UserError, atomic_path
+from sora_jax.options import MODEL, QUIET, as_settings, common, note, settings, tell_overwritten
+from sora_jax.terminal import ListOf, Number, Output, progress_bar, table
+
+_SHEET_CLIPS = 24
+
+
+@click.group()
+@common
+def evaluate() -> None:
+    """Measure a model."""
+
+
+@evaluate.command("vae")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@MODEL
+@click.option(
+    "--resolution", type=click.IntRange(16), default=128, help="Each file's short side is scaled to it."
+)
+@click.option(
+    "--seconds", type=Number(at_least=0), default=4.0, help="At most this much of each file; 0: all."
+)
+@click.option("--start", type=Number(at_least=0), default=0.0, help="Seconds into each file.")
+@click.option("--json", "json_path", type=Output(), help="Write the figures here.")
+@click.option("--sheet", type=Output(".png"), help="Write originals and reconstructions here, to look at.")
+@common
+@click.pass_context
+def evaluate_vae_command(
+    context: click.Context,
+    files: tuple[str, ...],
+    model: str,
+    json_path: pathlib.Path | None,
+    sheet: pathlib.Path | None,
+    **fields: Any,
+) -> None:
+    """PSNR and SSIM of what the autoencoder makes of videos and pictures."""
+    report = _report()
+    from sora_jax import studio as face
+
+    shown: list[tuple[str, Any]] = []
+
+    def show(label: str, pair: Sequence[Any]) -> None:
+        if len(shown) < _SHEET_CLIPS:
+            shown.extend([("the original of", pair[0]), (label, pair[1])])
+
+    with progress_bar(not context.meta[QUIET], "frame") as progress:
+        result = report.evaluate_vae(
+            face.load(model), files, **fields, progress=progress, show=show if sheet else None
+        )
+
+    def cells(name: str, size: str, frames: str, row: dict[str, Any]) -> tuple[str, ...]:
+        psnr = "lossless" if row["psnr"] is None else f"{row['psnr']:.2f}"
+        return name, size, frames, psnr, f"{row['ssim']:.4f}"
+
+    rows = [
+        cells(row["file"], f"{row['width']}×{row['height']}", str(row["frames"]), row)
+        for row in result["files"]
+    ]
+    rows.append(cells("mean", "", "", result["mean"]))
+    click.echo(table(("file", "size", "frames", "PSNR dB", "SSIM"), rows, numbers=4))
+    for row in result["files"]:
+        for sentence in row["notes"]:
+            note(sentence)
+    _write(result, json_path, shown, sheet, columns=2)
+
+
+@evaluate.command("toyworld")
+@click.option(
+    "--split", type=click.Choice(["heldout", "validation", "paraphrase", "train"]), default="heldout"
+)
+@click.option("--clips", type=click.IntRange(1), default=256, help="How many.")
+@click.option("--fps", type=Number(above=0), default=8.0, help="Frames a second.")
+@click.option("--resolution", type=click.IntRange(1), default=64, help="The short side in pixels.")
+@settings
+@click.option("--durations", type=ListOf(Number(above=0)), default="2", help="Seconds, in turn: 2,4.")
+@click.option(
+    "--aspects", type=ListOf(click.STRING), default="1:1", help="Width to height, in turn: 1:1,16:9."
+)
+@click.option("--truth", is_flag=True, help="Read true clips instead: what the oracle itself gets wrong.")
+@click.option("--vae", is_flag=True, help="Read true clips through the autoencoder: what is lost there.")
+@click.option("--json", "json_path", type=Output(), help="Write the figures, and every clip's, here.")
+@click.option("--sheet", type=Output(".png"), help="Write the first clips here, to look at.")
+@common
+@click.pass_context
+def evaluate_toyworld_command(
+    context: click.Context,
+    model: str,
+    truth: bool,
+    vae: bool,
+    json_path: pathlib.Path | None,
+    sheet: pathlib.Path | None,
+    **fields: Any,
+) -> None:
+    """How often a clip shows what its prompt says, read back without a network.
+
+    Prompts name one thing's size, colour, shape and direction; in the split "heldout" training never showed
+    that shape in that colour, or that colour in that direction. The interval holds the true share in 95% of
+    cases; chance is what a perfect clip of another prompt would get.
+    """
+    if truth and vae:
+        raise click.UsageError("--truth and --vae exclude each other: choose one.")
+    report = _report()
+    from sora_jax import studio as face
+
+    shown: list[tuple[str, Any]] = []
+
+    def show(label: str, clips: Sequence[Any]) -> None:
+        if len(shown) < _SHEET_CLIPS:
+            shown.append((label, clips[0]))
+
+    source = "truth" if truth else "vae" if vae else "generated"
+    studio = None if truth else face.load(model)
+    with progress_bar(not context.meta[QUIET], "clip") as progress:
+        result = report.evaluate_toyworld(
+            studio,
+            source=source,
+            progress=progress,
+            show=show if sheet else None,
+            **as_settings(fields),
+            **fields,
+        )
+    click.echo(_accuracies(result["accuracy"]))
+    if len(result["shapes"]) > 1:
+        for part in result["shapes"]:
+            click.echo(f"\n{part['width']}×{part['height']}, {part['frames']} frames")
+            click.echo(_accuracies(part["accuracy"]))
+    _write(result, json_path, shown, sheet, columns=3)
+
+
+@evaluate.command("abilities")
+@click.argument("names", metavar="[ABILITY...]", nargs=-1)
+@click.option("--clips", type=click.IntRange(1), default=64, help="How many of each.")
+@click.option("--json", "json_path", type=Output(), help="Write the figures here.")
+@click.option("--sheet", type=Output(".png"), help="Write the first clips here, to look at.")
+@settings
+@common
+@click.pass_context
+def evaluate_abilities_command(
+    context: click.Context,
+    names: tuple[str, ...],
+    clips: int,
+    model: str,
+    json_path: pathlib.Path | None,
+    sheet: pathlib.Path | None,
+    **fields: Any,
+) -> None:
+    """Whether each ABILITY (default: all) does what it is for, on toyworld's clips, whose truth is known."""
+    _report()
+    from sora_jax import studio as face
+    from sora_jax.evaluation.abilities import evaluate_abilities
+
+    shown: list[tuple[str, Any]] = []
+    own = as_settings(fields)
+    seed = own.pop("seed")
+
+    def show(label: str, videos: Sequence[Any]) -> None:
+        if len(shown) < _SHEET_CLIPS:
+            shown.extend(
+                (label if number else "given, or the truth", video) for number, video in enumerate(videos)
+            )
+
+    with progress_bar(not context.meta[QUIET], "clip") as progress:
+        result = evaluate_abilities(
+            face.load(model), names, clips, seed, progress, show if sheet else None, **own
+        )
+    rows = []
+    for name, criteria in result["abilities"].items():
+        for criterion, row in criteria.items():
+            if "share" in row:
+                cells = f"{row['share']:.1%}", f"{row['low']:.1%} to {row['high']:.1%}"
+            else:
+                cells = f"{row['mean']:.2f}", f"{row['least']:.2f} to {row['most']:.2f}"
+            rows.append((name, criterion, *cells))
+    click.echo(table(("ability", "criterion", "share or mean", "95% interval or range"), rows, numbers=2))
+    _write(result, json_path, shown, sheet, columns=2)
+
+
+def _report() -> Any:
+    try:
+        from sora_jax.evaluation import report
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"Evaluating needs {error.name}: install it with pip install 'sora_jax[eval]'."
+        ) from error
+    return report
+
+
+def _accuracies(accuracy: dict[str, dict[str, Any]]) -> str:
+    rows = [
+        (
+            "all three" if name == "all" else name,
+            f"{row['right']}/{row['of']}",
+            f"{row['share']:.1%}",
+            f"{row['low']:.1%} to {row['high']:.1%}",
+            "-" if row["chance"] is None else f"{row['chance']:.1%}",
+        )
+        for name, row in accuracy.items()
+    ]
+    return table(("attribute", "right", "share", "95% interval", "chance"), rows, numbers=4)
+
+
+def _write(
+    result: dict[str, Any],
+    json_path: pathlib.Path | None,
+    shown: Sequence[tuple[str, Any]],
+    sheet: pathlib.Path | None,
+    columns: int,
+) -> None:
+    """Writes the figures and the sheet where asked, and names the files."""
+    if json_path:
+        with atomic_path(json_path) as temporary:
+            temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+    if sheet:
+        from sora_jax.sheet import contact_sheet
+
+        labels, videos = zip(*shown, strict=True)
+        with atomic_path(sheet) as temporary:
+            contact_sheet(videos, labels, columns).save(temporary)
+    for path in filter(None, (json_path, sheet)):
+        click.echo(f"wrote {path}")
+        tell_overwritten(path)

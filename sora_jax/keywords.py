@@ -1,0 +1,124 @@
+"""Keywords of public functions: spelled out in their signatures, and the right name for one that is not known."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from sora_jax.errors import UserError
+
+# As other libraries call them. `frames` and `size` are taken under these names too.
+ALIASES = {
+    "num_inference_steps": "steps",
+    "num_steps": "steps",
+    "guidance_scale": "guidance",
+    "cfg_scale": "guidance",
+    "true_cfg_scale": "guidance",
+    "guidance_2": "given_guidance",
+    "negative_prompt": "negative",
+    "generator": "seed",
+    "scheduler": "solver",
+    "sampler": "solver",
+    "num_videos_per_prompt": "count",
+    "num_images_per_prompt": "count",
+    "frame_rate": "fps",
+    "aspect_ratio": "aspect",
+    "image": "picture",
+    "mask_image": "mask",
+    "denoising_strength": "strength",
+}
+TAKEN = ("num_frames", "width", "height")
+
+
+def spelled_out(
+    *schemas: type, leave_out: Iterable[str] = ()
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator for a function that passes `**keywords` on to dataclasses.
+
+    Its signature has each field of `schemas`, but for those in `leave_out`, with type and default, in place of the
+    `**keywords`. An unknown keyword is a `UserError` that names the nearest one, or ours for a name of another
+    library; `num_frames` and `width` with `height` are taken as `frames` and `size`.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(function, eval_str=True)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        names = {p.name for p in own} | set(leave_out)
+        fields = {
+            field.name: _parameter(schema, field)
+            for schema in schemas
+            for field in dataclasses.fields(schema)
+            if field.name not in names
+        }
+        positional = [p for p in own if p.kind is not p.KEYWORD_ONLY]
+        named = [p for p in own if p.kind is p.KEYWORD_ONLY]
+        known = [p.name for p in own if p.name != "self"] + list(fields)
+
+        @functools.wraps(function)
+        def checked(*arguments: Any, **keywords: Any) -> Any:
+            return function(*arguments, **known_keywords(function.__name__, keywords, known))
+
+        checked.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[*positional, *named, *fields.values()]
+        )
+        return checked
+
+    return decorate
+
+
+def known_keywords(function: str, keywords: dict[str, Any], known: Iterable[str]) -> dict[str, Any]:
+    """`keywords` under the names that `function` has for them.
+
+    Raises:
+      UserError: one is not known, with the nearest of `known`; or one of width and height is missing.
+    """
+    known, out = list(known), dict(keywords)
+    if "num_frames" in out and "frames" in known:
+        _rename(function, out, "num_frames", "frames", out.pop("num_frames"))
+    if "size" in known and ("width" in out or "height" in out):
+        if not ("width" in out and "height" in out):
+            raise UserError(
+                f"{function} was given one of width and height: give both, or resolution and aspect."
+            )
+        _rename(function, out, "width and height", "size", (out.pop("height"), out.pop("width")))
+    for name in out:
+        if name not in known:
+            raise UserError(f"{function} has no keyword {name!r}: {_advice(name, known)}")
+    return out
+
+
+def _rename(function: str, keywords: dict[str, Any], theirs: str, ours: str, value: Any) -> None:
+    if ours in keywords:
+        raise UserError(
+            f"{function} was given {theirs} and {ours}, which mean the same: give one of the two."
+        )
+    keywords[ours] = value
+
+
+def _advice(name: str, known: list[str]) -> str:
+    if ALIASES.get(name) in known:
+        return f"it is called {ALIASES[name]} here."
+    near = difflib.get_close_matches(name, known, 1, 0.6)
+    return f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}."
+
+
+def _parameter(schema: type, field: dataclasses.Field[Any]) -> inspect.Parameter:
+    if field.default is not dataclasses.MISSING:
+        default = field.default
+    elif field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
+    else:
+        default = inspect.Parameter.empty
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_types(schema)[field.name]
+    )
+
+
+@functools.cache
+def _types(schema: type) -> dict[str, Any]:
+    return typing.get_type_hints(schema)

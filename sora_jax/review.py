@@ -1,0 +1,155 @@
+"""Before a plan is made: what the model can't do is refused, what it never saw in training is noted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import jax
+
+from sora_jax.budget import LONG, in_words
+from sora_jax.checks import check_text, shown
+from sora_jax.engine import Engine
+from sora_jax.errors import UserError
+from sora_jax.filling import Words
+from sora_jax.models.knowledge import Knowledge
+from sora_jax.planning import Plan
+
+LETTERS_A_TOKEN = 4  # of English text, about
+MOST_LETTERS_A_TOKEN = 20
+MOST_NAMED = 8  # words in one note
+
+
+def review(engine: Engine, plan: Plan) -> list[str]:
+    """Notes on what the model never saw in training, or what takes long.
+
+    Raises:
+      UserError: what the model can't do, and the nearest that it does well; with `Settings.strict` also words that
+        it doesn't know.
+    """
+    settings, sketch = plan.settings, plan.sketch
+    T, Y, X, _ = sketch.frames.shape
+    settings.check()
+    texts = [*plan.words, (0.0, settings.negative)]
+    check_words(engine, plan.words)
+    check_words(engine, texts[-1:])
+    knowledge = engine.bundle.knowledge
+    if unknown := dict.fromkeys(word for _, text in texts for word in knowledge.unknown_words(text)):
+        sentence = _unknown(engine.name, list(unknown), knowledge)
+        if settings.strict:
+            raise UserError(sentence)
+        unknown_note = [sentence]
+    else:
+        unknown_note = []
+    blank = bool(sketch.strength.max() == 1)
+    if blank and not engine.holds((Y, X), T):
+        raise UserError(too_large(engine, (Y, X)))
+    engine.admit(T, (Y, X), sketch.fps, settings, held=not sketch.blank)
+    return [*unknown_note, *_unseen(engine, plan, blank), *_long(engine, plan)]
+
+
+def check_words(engine: Engine, words: Words | list[tuple[float, str]]) -> None:
+    """Raises UserError where prompts are no text, or longer than the model reads."""
+    limits, in_all = engine.bundle.limits, 0
+    for _, prompt in words:
+        check_text("prompt", prompt)
+        if len(prompt) > MOST_LETTERS_A_TOKEN * limits.text:  # which would take long to tokenise
+            raise UserError(
+                f"The prompt has {len(prompt):,} letters, about {len(prompt) // LETTERS_A_TOKEN:,} tokens, and the "
+                f"model {engine.name!r} reads {limits.text}: shorten it."
+            )
+        count = engine.text.count_tokens(prompt)
+        in_all += count
+        if count > limits.text:
+            raise UserError(
+                f"The prompt has {count} tokens and the model {engine.name!r} reads {limits.text}: shorten it."
+            )
+    if in_all > limits.row_text:
+        raise UserError(
+            f"The cards have {in_all} tokens together and the model {engine.name!r} reads {limits.row_text}: use "
+            "fewer words."
+        )
+
+
+def too_large(engine: Engine, size: tuple[int, int]) -> str:
+    """Why a frame of a size, (height, width), can't be painted from nothing, and what can."""
+    limits, (height, width) = engine.bundle.limits, size
+    short, long = min(size), max(size)
+    scaled = lambda side: tuple(max(round(own * side / short), 1) for own in size)
+    start = (
+        f"A frame of {width}×{height} takes {engine.frame_tokens(*size):,} tokens, and the model {engine.name!r} "
+        f"holds {limits.tokens} in a run of two or more"
+    )
+    if 0 < limits.resolution < short and engine.holds(scaled(limits.resolution)):
+        return f"{start}: training showed it frames of a resolution of {limits.resolution}, ask for that."
+    # No frame holds more pixels than all tokens do.
+    area = (
+        limits.tokens * math.prod(engine.vae.config.compression[1:]) * math.prod(engine.dit.config.patch[1:])
+    )
+    most = min(short - 1, math.isqrt(area * short // long) + 1)
+    fitting = next((side for side in range(most, 0, -1) if engine.holds(scaled(side))), None)
+    if fitting is None:
+        return f"{start}: choose an aspect ratio nearer to a square."
+    return f"{start}: the nearest that fits is a resolution of {fitting}."
+
+
+def _unknown(name: str, words: list[str], knowledge: Knowledge) -> str:
+    named = [shown(word, 30) for word in words[:MOST_NAMED]]
+    more = f" and {len(words) - MOST_NAMED} more words" if len(words) > MOST_NAMED else ""
+    listed = (
+        f"{', '.join(named)}{more}"
+        if more
+        else " and ".join(filter(None, (", ".join(named[:-1]), named[-1])))
+    )
+    return (
+        f"The model {name!r} knows nothing of {listed}: it draws {knowledge.domain}, for example "
+        f"{knowledge.example!r}."
+    )
+
+
+def _unseen(engine: Engine, plan: Plan, blank: bool) -> Iterator[str]:
+    """What of a video's shape lies beyond training's, in one sentence."""
+    knows, sketch = engine.bundle.knowledge, plan.sketch
+    T, Y, X, _ = sketch.frames.shape
+    T = len(range(T)[plan.keep])
+    seconds, fps, short, ratio = T / sketch.fps, sketch.fps, min(Y, X), X / Y
+    whole = engine.bundle.limits.resolution or max(knows.resolutions, default=0)
+    largest = whole if blank else max(whole, *knows.resolutions, 0)
+    beyond, seen = [], []
+    if knows.resolutions and not min(knows.resolutions) <= short <= largest:
+        beyond.append(f"{short} pixels")
+        seen.append(f"{_span(min(knows.resolutions), largest)} pixels on the short side")
+    if knows.aspects:
+        ratios = [_ratio(aspect) for aspect in knows.aspects]
+        if not 0.93 * min(ratios) <= ratio <= 1.07 * max(ratios):
+            beyond.append(f"{X}×{Y}")
+            seen.append(f"aspect ratios {', '.join(knows.aspects)}")
+    if T > 1 and knows.rates and not min(knows.rates) <= fps <= max(knows.rates):
+        beyond.append(f"{fps:g} fps")
+        seen.append(f"{_span(min(knows.rates), max(knows.rates))} fps")
+    # A frame's end, not its beginning, is counted here and there.
+    if knows.durations and seconds > max(knows.durations) + 1.5 / fps:
+        beyond.append(f"{seconds:g} s")
+        seen.append(f"up to {max(knows.durations):g} s")
+    if beyond:
+        verb = "is" if len(beyond) == 1 else "are"
+        yield (
+            f"{' and '.join(beyond)} {verb} beyond what the model {engine.name!r} saw in training "
+            f"({'; '.join(seen)}): expect a worse picture."
+        )
+
+
+def _long(engine: Engine, plan: Plan) -> Iterator[str]:
+    T, *size, _ = plan.sketch.frames.shape
+    work = engine.work(T, (size[0], size[1]), plan.settings)
+    if (seconds := work.seconds(jax.default_backend())) > LONG:
+        yield f"A video of {work} takes {in_words(seconds)} by a rough estimate."
+
+
+def _ratio(aspect: str) -> float:
+    across, _, down = str(aspect).partition(":")
+    return float(across) / float(down or 1)
+
+
+def _span(low: float, high: float) -> str:
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
