@@ -39,6 +39,8 @@ RARE_MATRICES = {
     17: "YCgCo-Ro",
 }
 UNTAGGED = 2
+# Codecs whose frames may have a colour profile.
+PROFILED = ("png", "apng", "mjpeg", "webp", "webp_anim", "tiff", "libjxl", "libjxl_anim")
 FLOATS = re.compile(r"f(16|32)([lb]e)?$")
 # Files of so many lines that don't name their matrix are shown as BT.709, smaller ones as BT.601: browsers' rule.
 HIGH_DEFINITION = 720
@@ -61,6 +63,7 @@ class Header:
       high_range: whether its colours are HDR (PQ or HLG).
       still: whether it is a picture, of no duration of its own (a still GIF may have one).
       grace: seconds by which a frame may begin later than asked for and is on show then all the same.
+      axes: (transposed, mirrored left to right, turned upside down): what is done in this order to display a frame.
     """
 
     fps: float
@@ -71,6 +74,7 @@ class Header:
     high_range: bool = False
     still: bool = False
     grace: float = 1e-6
+    axes: tuple[bool, bool, bool] = (False, False, False)
 
 
 def why_unreadable(path: Path, otherwise: str | None) -> str:
@@ -159,7 +163,8 @@ def _header(path: str, *content: int) -> Header:
         ratio = float(stream.sample_aspect_ratio or 1)
         stretch = ratio if 0.1 < ratio < 10 else 1.0  # anything else is damage
         size = displayed_size((context.height, context.width), stretch)
-        size = size[::-1] if _axes(_matrix_of(path, stream))[0] else size
+        axes = _axes(_matrix_of(path, stream))
+        size = size[::-1] if axes[0] else size
         high_range = context.color_trc in (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
         frames = stream.frames or None
         if math.isnan(seconds) or context.name == "gif" or fps * SHORTEST < 1:
@@ -171,7 +176,7 @@ def _header(path: str, *content: int) -> Header:
                 fps = len(times) / seconds if context.name == "gif" and seconds > 0 else fps
                 frames = frames or len(times)
             fps = even_rate(times, end, fps)
-        return Header(fps, seconds, size, frames, stretch, high_range, grace=_grace(stream))
+        return Header(fps, seconds, size, frames, stretch, high_range, grace=_grace(stream), axes=axes)
 
 
 def _average_of(stream: Any) -> float:
@@ -216,10 +221,15 @@ def _times(container: Any, stream: Any, fps: float, to_the_end: bool) -> tuple[n
 
 
 def _matrix_of(path: str, stream: Any) -> np.ndarray | None:
-    """A stream's display matrix, i32[9]."""
+    """A stream's display matrix, i32[9].
+
+    The frames have it too, but PyAV crashes where it lists the side data of one that has a colour profile.
+    """
     if hasattr(stream.codec_context, "coded_side_data"):
         data = stream.codec_context.coded_side_data.get("display_matrix")
         return None if data is None else np.frombuffer(data, np.int32)
+    if stream.codec_context.name in PROFILED:
+        return None
     # An older PyAV doesn't tell, but the first frame does.
     with opened(path) as (container, again):
         first = next(_readable(container, again, []), None)
@@ -245,7 +255,7 @@ def displayed_size(size: tuple[int, int], stretch: float) -> tuple[int, int]:
     return round(size[0] / min(stretch, 1)), round(size[1] * max(stretch, 1))
 
 
-def pixels(frame: Any, name: str) -> np.ndarray:
+def pixels(frame: Any, name: str, axes: tuple[bool, bool, bool]) -> np.ndarray:
     """A decoded frame as uint8[Y,X,3], or uint8[Y,X,4] where something may be transparent; turned for display.
 
     Its pixels are as wide and high as they are stored: see `Header.stretch`.
@@ -253,6 +263,7 @@ def pixels(frame: Any, name: str) -> np.ndarray:
     Args:
       frame: PyAV's.
       name: what messages call the file.
+      axes: as `Header.axes`.
 
     Raises:
       UserError: its colours can't be converted.
@@ -276,7 +287,7 @@ def pixels(frame: Any, name: str) -> np.ndarray:
             f"{name} has colours of a kind that can't be converted to RGB here "
             f"({f'the matrix is {matrix}' if matrix else frame.format.name}): convert it to BT.709 first."
         ) from error
-    transposed, mirrored, flipped = _axes(_frame_matrix(frame))
+    transposed, mirrored, flipped = axes
     if transposed:
         array = array.swapaxes(0, 1)
     if mirrored:
@@ -293,11 +304,6 @@ def _frame_matrix(frame: Any) -> np.ndarray | None:
         data = frame.side_data.get(Type.DISPLAYMATRIX)
         return None if data is None else np.frombuffer(bytes(data), np.int32)
     return None
-
-
-def turned(frame: Any) -> bool:
-    """Whether a frame is displayed with its sides exchanged."""
-    return _axes(_frame_matrix(frame))[0]
 
 
 def decoded(path: Path, start: float, lost: list[float] | None = None) -> Iterator[tuple[float, float, Any]]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-import av
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
@@ -19,10 +19,9 @@ BACKDROP = (255, 255, 255)
 
 # Formats whose several pictures are pages, sizes or views of one, not moments.
 PAGES = {"TIFF", "MPO", "ICO", "ICNS", "PSD", "DCX", "MIC", "CUR"}
-# Moving pictures that Pillow decodes: of AVIF, FFmpeg's first stream is a still and alpha is another.
-MOVING = {"AVIF"}
-if "webp_anim" not in av.formats_available:  # an older FFmpeg
-    MOVING |= {"WEBP"}
+# Moving pictures that Pillow decodes, which obeys their colour profiles and orientation. Besides, FFmpeg's first
+# stream of an AVIF is a still and alpha is another; and it guesses the rate of a WebP or PNG of few pictures.
+MOVING = {"AVIF", "PNG", "WEBP"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,19 +74,29 @@ def read_picture(path: Path) -> Picture | None:
         raise UserError(f"{path} can't be read as a picture: {error}; is the file whole?") from error
 
 
-def moving_picture(path: Path) -> list[tuple[float, float]] | None:
-    """(begin, end) in seconds of each picture in a file that moves and that FFmpeg doesn't read; else None."""
+def moving_picture(path: Path) -> Sequence[tuple[float, float]] | None:
+    """(begin, end) in seconds of each picture in a file that moves and that Pillow decodes; else None."""
+    try:
+        stat = os.stat(path)
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}.") from error
+    return _times(os.fspath(path), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _times(path: str, *content: int) -> Sequence[tuple[float, float]] | None:
+    del content  # another content, other times
     try:
         with Image.open(path) as image:
             if image.format not in MOVING or not _several(image):
                 return None
             times, end = [], 0.0  # in milliseconds, whose sums are exact
-            for number in range(image.n_frames):
+            for number in range(_first(image), image.n_frames):
                 image.seek(number)
                 image.load()  # only then is its duration known
                 begin, end = end, end + float(image.info.get("duration") or 100)
                 times.append((begin / 1000, end / 1000))
-            return times
+            return tuple(times)
     except Image.UnidentifiedImageError:
         return None
     except Exception as error:
@@ -95,14 +104,19 @@ def moving_picture(path: Path) -> list[tuple[float, float]] | None:
 
 
 def moving_frames(
-    path: Path, times: list[tuple[float, float]], start: float
+    path: Path, times: Sequence[tuple[float, float]], start: float
 ) -> Iterator[tuple[float, float, np.ndarray]]:
     """(begin, end, pixels as `Picture.pixels`) from the picture on show at `start` seconds on."""
     with Image.open(path) as image:
-        for number, (begin, end) in enumerate(times):
+        for number, (begin, end) in enumerate(times, _first(image)):
             if end > start + 1e-6:
                 image.seek(number)
                 yield begin, end, picture_pixels(image)
+
+
+def _first(image: Image.Image) -> int:
+    """The number of the first picture that moves: a PNG may have one before it for what can't show moving ones."""
+    return int(bool(image.info.get("default_image")))
 
 
 def _several(image: Image.Image) -> bool:

@@ -8,14 +8,14 @@ import io
 import itertools
 import math
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
 from sora_jax.containers import Path
-from sora_jax.decoding import Header, decoded, displayed_size, header, pixels, turned
+from sora_jax.decoding import Header, decoded, displayed_size, header, pixels
 from sora_jax.errors import UserError, atomic_path
 from sora_jax.pictures import moving_frames, moving_picture, opaque, read_picture
 from sora_jax.timing import even_rate, evenly
@@ -253,7 +253,7 @@ class Reader:
 
     def pixels(self, frame: Any) -> np.ndarray:
         """uint8[Y,X,3], upright and opaque, at its stored size."""
-        array = frame if isinstance(frame, np.ndarray) else pixels(frame, self.report.name)
+        array = frame if isinstance(frame, np.ndarray) else pixels(frame, self.report.name, self.header.axes)
         self.report.sizes.add(array.shape[:2])
         if array.shape[-1] == 4 and array[..., 3].min() < 255:
             self.report.transparent = True
@@ -263,13 +263,13 @@ class Reader:
         """uint8[Y,X,3] of the first one's size: upright, opaque, of square pixels."""
         array = self.pixels(frame)
         if self.size is None:
-            self.size = displayed_size((array.shape[0], array.shape[1]), self.stretch(frame))
+            self.size = displayed_size((array.shape[0], array.shape[1]), self.stretch)
         return array if array.shape[:2] == self.size else resample(array, *self.size)
 
-    def stretch(self, frame: Any) -> float:
+    @property
+    def stretch(self) -> float:
         """The width of a pixel over its height once the frame is upright."""
-        ratio = self.header.stretch
-        return 1 / ratio if not isinstance(frame, np.ndarray) and turned(frame) else ratio
+        return 1 / self.header.stretch if self.header.axes[0] else self.header.stretch
 
 
 def open_reader(path: Path, start: float = 0.0, report: Report | None = None) -> Reader:
@@ -300,7 +300,7 @@ def open_reader(path: Path, start: float = 0.0, report: Report | None = None) ->
     return Reader(known, moments, report)
 
 
-def _moving_header(path: Path, times: list[tuple[float, float]]) -> Header:
+def _moving_header(path: Path, times: Sequence[tuple[float, float]]) -> Header:
     _, _, first = next(moving_frames(path, times, 0.0))
     end = times[-1][1]
     fps = even_rate(np.array([begin for begin, _ in times]), end, len(times) / end)

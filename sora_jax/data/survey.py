@@ -14,9 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import av
 from tqdm import tqdm
 
-from sora_jax.data.files import Film, Found, find_files, is_picture, read_caption
+from sora_jax.data.files import Film, Found, find_files, read_caption
 from sora_jax.decoding import opened, packets
 from sora_jax.errors import UserError
+from sora_jax.pictures import moving_picture
 from sora_jax.video import probe, stream_frames
 
 POLICIES = ("skip", "refuse")
@@ -170,7 +171,7 @@ def inspect(file: str | os.PathLike[str]) -> Film:
     if header.still:
         return Film(str(file), "", 1.0, 1.0, height, width, picture=True)
     seconds = header.seconds
-    if not is_picture(file):  # one that moves, which Pillow has read whole
+    if moving_picture(file) is None:  # else Pillow has read it whole
         told, end = _find_end(file, seconds)
         if end < seconds - 1.5 / header.fps:
             if told and end < seconds - _MISSING_SECONDS:
