@@ -15,6 +15,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.format import Flags
 from av.sidedata.sidedata import Type
 from av.stream import Disposition
 from av.video.reformatter import ColorTrc
@@ -141,6 +142,11 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
         yield container, films[0]
 
 
+def is_raw(container: Any) -> bool:
+    """Whether a file is a stream in no container: frames without times, which can't be searched for a time."""
+    return Flags.no_timestamps in Flags(container.format.flags)
+
+
 def header(path: Path) -> Header:
     """What a video's header tells; where it doesn't, what its packets tell, without decoding them.
 
@@ -191,6 +197,8 @@ def _grace(stream: Any) -> float:
 
 def _seconds_of(container: Any, stream: Any) -> float:
     """The duration of the pictures as the header tells, NaN where it doesn't."""
+    if is_raw(container):  # FFmpeg divides its size by a rate of bits
+        return math.nan
     if stream.duration:
         return float(stream.duration * stream.time_base)
     with contextlib.suppress(KeyError, ValueError):  # Matroska: "00:01:02.500000000"
@@ -209,10 +217,10 @@ def _times(container: Any, stream: Any, fps: float, to_the_end: bool) -> tuple[n
         times = np.sort(np.array(begins))
         return times, float(times[-1]) + 1 / fps, False
     most = None if to_the_end else MOST_SCANNED
-    spans, before = [], 0.0
+    spans, before, raw = [], 0.0, is_raw(container)
     for packet in itertools.islice(packets(container, stream), most):
         if packet.size:
-            begin = before if packet.pts is None else packet.pts * tick
+            begin = before if packet.pts is None or raw else packet.pts * tick
             before = begin + (packet.duration * tick if packet.duration else 1 / fps)
             spans.append((begin, before))
     spans.sort()
@@ -322,12 +330,13 @@ def decoded(path: Path, start: float, lost: list[float] | None = None) -> Iterat
             tick = float(stream.time_base)
             offset = (stream.start_time or 0) * tick
             length, grace = 1 / _average_of(stream), _grace(stream)
-            if origin > 0:
+            raw = is_raw(container)
+            if origin > 0 and not raw:
                 with contextlib.suppress(av.FFmpegError):
                     container.seek(int((origin + offset) / tick), stream=stream)
             end, shown = 0.0, None
             for frame in _readable(container, stream, lost):
-                begin = end if frame.pts is None else frame.pts * tick - offset
+                begin = end if frame.pts is None or raw else frame.pts * tick - offset
                 end = begin + (frame.duration * tick or length)
                 if begin <= start + grace:
                     shown = begin, end, frame

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageFile, ImageOps
 
 from sora_jax.containers import Path
 from sora_jax.errors import UserError
@@ -53,6 +53,9 @@ def read_picture(path: Path) -> Picture | None:
         raise UserError(f"{path} is empty: its writing or its download failed; do that again.")
     try:
         with Image.open(path) as image:
+            # Of these Pillow only knows the name.
+            if image.format == "MPEG" or isinstance(image, ImageFile.StubImageFile):
+                return None
             several = _several(image)
             if several and image.format not in PAGES:
                 return None

@@ -17,6 +17,7 @@ from PIL import Image, ImageCms
 from sora_jax import decoding
 from sora_jax import video as V
 from sora_jax.data.footage import Footage
+from sora_jax.data.survey import survey
 from sora_jax.errors import UserError
 from sora_jax.media import read_media
 from sora_jax.sound import keep_sound
@@ -251,6 +252,29 @@ def test_a_webm_without_a_duration_says_how_long_it_is(tmp_path):
     assert Footage(str(tmp_path / "a.webm"), resolution=48, clips=1)[0].video.fps == 10
     with pytest.raises(UserError, match="lasts 2 seconds, 20 frames"):
         read_media(tmp_path / "a.webm", most_frames=10)
+
+
+@pytest.mark.parametrize(
+    "name, codec, form",
+    [
+        ("a.mp4", "libx264", "h264"),
+        ("a.ts", "libx264", "h264"),
+        ("a.mov", "libx265", "hevc"),
+        ("a.m2v", "mpeg2video", "mpeg2video"),
+        ("a.mpg", "mpeg1video", "mpeg1video"),
+        ("a.m4v", "mpeg4", "m4v"),
+    ],
+)
+def test_streams_in_no_container(tmp_path, name, codec, form):
+    """FFmpeg can't jump in them, and guesses the duration of some; Pillow takes some for pictures."""
+    path = write(tmp_path / name, [frame for frame in pictures(25) for _ in range(3)], codec=codec, form=form)
+    known = V.probe(path)
+    assert known.seconds == pytest.approx(3) and known.fps == 25 and not known.still
+    assert numbers(read_media(path).video) == [i for i in range(25) for _ in range(3)]
+    assert numbers(read_media(path, start=2.4).video) == [i for i in range(20, 25) for _ in range(3)]
+    (film,) = survey(str(tmp_path)).films
+    assert film.seconds == pytest.approx(3) and (film.height, film.width, film.fps) == (48, 64, 25)
+    assert clip_of(path).shape[1:] == (48, 64, 3)
 
 
 def test_what_was_lost_is_reported(tmp_path):
