@@ -46,6 +46,9 @@ FLOATS = re.compile(r"f(16|32)([lb]e)?$")
 # Files of so many lines that don't name their matrix are shown as BT.709, smaller ones as BT.601: browsers' rule.
 HIGH_DEFINITION = 720
 
+# Frames a second; slow motion of cameras and screens is below it.
+FASTEST = 960
+
 # Of a slow file whose header lists no times, so many packets are looked at for how even they are.
 MOST_SCANNED = 10_000
 
@@ -173,13 +176,15 @@ def _header(path: str, *content: int) -> Header:
         size = size[::-1] if axes[0] else size
         high_range = context.color_trc in (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
         frames = stream.frames or None
-        if math.isnan(seconds) or context.name == "gif" or fps * SHORTEST < 1:
+        # GIF only estimates its average rate.
+        estimated = context.name == "gif" or not _is_rate(stream.average_rate)
+        if math.isnan(seconds) or estimated or fps * SHORTEST < 1:
             times, end, whole = _times(container, stream, fps, math.isnan(seconds))
+            if estimated and len(times) and end > times[0]:
+                fps = len(times) / (end - float(times[0]))
             if whole and len(times):
                 if math.isnan(seconds) or context.name == "gif":
                     seconds = end - float(times[0])
-                # GIF only estimates its average rate.
-                fps = len(times) / seconds if context.name == "gif" and seconds > 0 else fps
                 frames = frames or len(times)
             fps = even_rate(times, end, fps)
         return Header(fps, seconds, size, frames, stretch, high_range, grace=_grace(stream), axes=axes)
@@ -187,7 +192,13 @@ def _header(path: str, *content: int) -> Header:
 
 def _average_of(stream: Any) -> float:
     """Frames a second on the average, as the header tells."""
-    return float(stream.average_rate or stream.guessed_rate or 25)
+    rates = (stream.average_rate, stream.guessed_rate)
+    return float(next(filter(_is_rate, rates), 25))
+
+
+def _is_rate(rate: Any) -> bool:
+    """FFmpeg gives the ticks of the clock where it doesn't know."""
+    return bool(rate) and rate <= FASTEST
 
 
 def _grace(stream: Any) -> float:
