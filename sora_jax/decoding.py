@@ -43,8 +43,10 @@ UNTAGGED = 2
 # Codecs whose frames may have a colour profile.
 PROFILED = ("png", "apng", "mjpeg", "webp", "webp_anim", "tiff", "libjxl", "libjxl_anim")
 FLOATS = re.compile(r"f(16|32)([lb]e)?$")
-# Files of so many lines that don't name their matrix are shown as BT.709, smaller ones as BT.601: browsers' rule.
+# Files of so many lines or columns that don't name their matrix are shown as BT.709, smaller ones as BT.601: browsers'
+# and mpv's rule, which holds for films cut to a wide format too.
 HIGH_DEFINITION = 720
+WIDE = 1280
 
 # Frames a second; slow motion of cameras and screens is below it.
 FASTEST = 960
@@ -293,7 +295,7 @@ def pixels(frame: Any, name: str, axes: tuple[bool, bool, bool]) -> np.ndarray:
             f"{name} has floating-point pixels ({frame.format.name}), whose scale isn't known here: save it with 8 or "
             f"16 bits a channel."
         )
-    untagged = frame.colorspace == UNTAGGED and frame.height >= HIGH_DEFINITION
+    untagged = frame.colorspace == UNTAGGED and (frame.height >= HIGH_DEFINITION or frame.width >= WIDE)
     try:
         array = frame.to_ndarray(
             format="rgba" if alpha else "rgb24",

@@ -95,13 +95,16 @@ def grey_file(path, size, codec="libx264", colour=(90, 100, 190), **tags):
         ((718, 64), 2, 0.299, 0.114),
         ((720, 64), 2, 0.2126, 0.0722),
         ((1080, 64), 2, 0.2126, 0.0722),
+        ((534, 1280), 2, 0.2126, 0.0722),
+        ((534, 1278), 2, 0.299, 0.114),
+        ((534, 1280), 5, 0.299, 0.114),
         ((48, 64), 1, 0.2126, 0.0722),
         ((720, 64), 5, 0.299, 0.114),
         ((48, 64), 9, 0.2627, 0.0593),
     ],
 )
 def test_colours_are_as_players_show_them(tmp_path, read, size, matrix, kr, kb):
-    """Tags are obeyed; without one, 720 lines and more are BT.709, fewer BT.601."""
+    """Tags are obeyed; without one, 720 lines or 1280 columns and more are BT.709, fewer BT.601."""
     path = grey_file(tmp_path / "a.mp4", size, colorspace=matrix)
     y, u, v = (90 - 16) / 219, (100 - 128) / 224, (190 - 128) / 224
     red, blue = y + 2 * (1 - kr) * v, y + 2 * (1 - kb) * u
