@@ -18,8 +18,8 @@ import numpy as np
 from av.format import Flags
 from av.sidedata.sidedata import Type
 from av.stream import Disposition
-from av.video.reformatter import ColorTrc
 
+from sora_jax.colours import colour_remark, is_high_range
 from sora_jax.containers import EXACT, Path, open_container
 from sora_jax.errors import UserError
 from sora_jax.timing import SHORTEST, even_rate, first_instant, snap
@@ -70,6 +70,7 @@ class Header:
       still: whether it is a picture, of no duration of its own (a still GIF may have one).
       grace: seconds by which a frame may begin later than asked for and is on show then all the same.
       axes: (transposed, mirrored left to right, turned upside down): what is done in this order to display a frame.
+      notes: how it looks otherwise here, a sentence each, without the file's name at the beginning.
     """
 
     fps: float
@@ -81,6 +82,7 @@ class Header:
     still: bool = False
     grace: float = 1e-6
     axes: tuple[bool, bool, bool] = (False, False, False)
+    notes: tuple[str, ...] = ()
 
 
 def why_unreadable(path: Path, otherwise: str | None) -> str:
@@ -176,7 +178,9 @@ def _header(path: str, *content: int) -> Header:
         size = displayed_size((context.height, context.width), stretch)
         axes = _axes(_matrix_of(path, stream))
         size = size[::-1] if axes[0] else size
-        high_range = context.color_trc in (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
+        primaries, transfer = int(context.color_primaries), int(context.color_trc)
+        high_range = is_high_range(transfer)
+        notes = tuple(filter(None, [colour_remark(primaries, transfer)]))
         frames = stream.frames or None
         # GIF only estimates its average rate.
         estimated = context.name == "gif" or not _is_rate(stream.average_rate)
@@ -189,7 +193,9 @@ def _header(path: str, *content: int) -> Header:
                     seconds = end - float(times[0])
                 frames = frames or len(times)
             fps = even_rate(times, end, fps)
-        return Header(fps, seconds, size, frames, stretch, high_range, grace=_grace(stream), axes=axes)
+        return Header(
+            fps, seconds, size, frames, stretch, high_range, grace=_grace(stream), axes=axes, notes=notes
+        )
 
 
 def _average_of(stream: Any) -> float:

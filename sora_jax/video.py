@@ -17,7 +17,7 @@ from PIL import Image
 from sora_jax.containers import Path
 from sora_jax.decoding import Header, decoded, displayed_size, header, pixels
 from sora_jax.errors import UserError, atomic_path
-from sora_jax.pictures import moving_frames, moving_picture, opaque, read_picture
+from sora_jax.pictures import moving_frames, moving_notes, moving_picture, opaque, read_picture
 from sora_jax.timing import even_rate, evenly
 from sora_jax.writing import STREAMED, kind_of, write_container, write_gif, write_picture
 
@@ -180,7 +180,7 @@ class Report:
       uneven, transparent, sizes: of the frames read so far, sizes as stored.
       high_range: whether the colours are HDR, which look pale when they are read as others.
       end: where the last frame ends, in seconds, once all are read; infinity before.
-      notes: of pictures: what was left out.
+      notes: what was left out, or looks otherwise here.
     """
 
     name: str = ""
@@ -199,7 +199,6 @@ class Report:
         found = {
             "changes its size midway: all frames were brought to that of the first.": len(self.sizes) > 1,
             "is transparent in places: it was laid on white.": self.transparent,
-            "has HDR colours, which look pale here: convert it to SDR first if that matters.": self.high_range,
         }
         sentences = [*self.notes, *(sentence for sentence, true in found.items() if true)]
         return tuple(f"{self.name} {sentence}" for sentence in sentences)
@@ -296,7 +295,7 @@ def open_reader(path: Path, start: float = 0.0, report: Report | None = None) ->
         known = header(path)
         moments = decoded(path, start, report.lost)
     report.name, report.fps, report.seconds = str(path), known.fps, known.seconds
-    report.high_range, report.notes = known.high_range, picture.notes if picture else ()
+    report.high_range, report.notes = known.high_range, picture.notes if picture else known.notes
     return Reader(known, moments, report)
 
 
@@ -304,7 +303,7 @@ def _moving_header(path: Path, times: Sequence[tuple[float, float]]) -> Header:
     _, _, first = next(moving_frames(path, times, 0.0))
     end = times[-1][1]
     fps = even_rate(np.array([begin for begin, _ in times]), end, len(times) / end)
-    return Header(fps, end, (first.shape[0], first.shape[1]), len(times))
+    return Header(fps, end, (first.shape[0], first.shape[1]), len(times), notes=moving_notes(path))
 
 
 def read_video(path: Path, start: float = 0.0, frames: int | None = None) -> Video:

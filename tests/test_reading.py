@@ -204,6 +204,28 @@ def test_hdr_is_said(tmp_path):
         assert V.probe(path).high_range and report.high_range and "HDR colours" in read_media(path).notes[-1]
 
 
+@pytest.mark.parametrize(
+    "primaries, transfer, words",
+    [
+        (12, 13, "wide-gamut"),
+        (9, 14, "wide-gamut"),
+        (9, 1, "wide-gamut"),
+        (1, 8, "linear"),
+        (1, 1, ""),
+        (1, 13, ""),
+        (5, 6, ""),
+        (6, 6, ""),
+        (2, 2, ""),
+    ],
+)
+def test_colours_that_are_not_converted_are_said(tmp_path, primaries, transfer, words):
+    path = grey_file(
+        tmp_path / "a.mp4", (48, 64), colorspace=1, color_trc=transfer, color_primaries=primaries
+    )
+    notes = read_media(path).notes
+    assert len(notes) == bool(words) and words in "".join(notes)
+
+
 def test_colours_come_back_where_they_were(tmp_path):
     """VP9 itself doesn't say where colour samples lie, so WebM does."""
     ramp = np.repeat(np.arange(64, dtype=np.uint8)[None] * 4, 48, 0)
