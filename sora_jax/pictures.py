@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import io
 import os
+import pathlib
 import struct
 from collections.abc import Iterator, Sequence
 
@@ -67,6 +68,8 @@ def read_picture(path: Path) -> Picture | None:
             notes = []
             if several:
                 notes.append(f"holds {getattr(image, 'n_frames', 2)} pictures, of which the first is used.")
+            elif image.format == "JPEG" and b"\xff\xd9\xff\xd8\xff" in pathlib.Path(path).read_bytes():
+                notes.append("holds several JPEG pictures, of which the first is used: save a video as mp4.")
             seconds = float(image.info.get("duration") or 1000) / 1000
             array, profile = _displayed(image)
             notes += _colour_notes(path, image, profile)

@@ -104,6 +104,15 @@ def test_profiles_with_transparency_palettes_and_greys(tmp_path):
     )
 
 
+def test_jpegs_one_after_the_other_are_said(tmp_path):
+    for number in range(3):
+        Image.new("RGB", (32, 32), (80 * number, 0, 0)).save(tmp_path / f"{number}.jpg")
+    stream = b"".join((tmp_path / f"{number}.jpg").read_bytes() for number in range(3))
+    (tmp_path / "a.mjpeg").write_bytes(stream)
+    assert "several JPEG pictures" in read_media(tmp_path / "a.mjpeg").notes[0]
+    assert read_media(tmp_path / "0.jpg").notes == ()
+
+
 MOVING = ("a.png", "a.webp")
 
 
