@@ -15,10 +15,11 @@ from typing import Any
 
 import av
 import numpy as np
+from av.format import Flags
 from av.sidedata.sidedata import Type
 from av.stream import Disposition
-from av.video.reformatter import ColorTrc
 
+from sora_jax.colours import colour_remark, is_high_range
 from sora_jax.containers import EXACT, Path, open_container
 from sora_jax.errors import UserError
 from sora_jax.timing import SHORTEST, even_rate, first_instant, snap
@@ -39,9 +40,16 @@ RARE_MATRICES = {
     17: "YCgCo-Ro",
 }
 UNTAGGED = 2
+# Codecs whose frames may have a colour profile.
+PROFILED = ("png", "apng", "mjpeg", "webp", "webp_anim", "tiff", "libjxl", "libjxl_anim")
 FLOATS = re.compile(r"f(16|32)([lb]e)?$")
-# Files of so many lines that don't name their matrix are shown as BT.709, smaller ones as BT.601: browsers' rule.
+# Files of so many lines or columns that don't name their matrix are shown as BT.709, smaller ones as BT.601: browsers'
+# and mpv's rule, which holds for films cut to a wide format too.
 HIGH_DEFINITION = 720
+WIDE = 1280
+
+# Frames a second; slow motion of cameras and screens is below it.
+FASTEST = 960
 
 # Of a slow file whose header lists no times, so many packets are looked at for how even they are.
 MOST_SCANNED = 10_000
@@ -61,6 +69,8 @@ class Header:
       high_range: whether its colours are HDR (PQ or HLG).
       still: whether it is a picture, of no duration of its own (a still GIF may have one).
       grace: seconds by which a frame may begin later than asked for and is on show then all the same.
+      axes: (transposed, mirrored left to right, turned upside down): what is done in this order to display a frame.
+      notes: how it looks otherwise here, a sentence each, without the file's name at the beginning.
     """
 
     fps: float
@@ -71,6 +81,8 @@ class Header:
     high_range: bool = False
     still: bool = False
     grace: float = 1e-6
+    axes: tuple[bool, bool, bool] = (False, False, False)
+    notes: tuple[str, ...] = ()
 
 
 def why_unreadable(path: Path, otherwise: str | None) -> str:
@@ -137,6 +149,11 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
         yield container, films[0]
 
 
+def is_raw(container: Any) -> bool:
+    """Whether a file is a stream in no container: frames without times, which can't be searched for a time."""
+    return Flags.no_timestamps in Flags(container.format.flags)
+
+
 def header(path: Path) -> Header:
     """What a video's header tells; where it doesn't, what its packets tell, without decoding them.
 
@@ -159,24 +176,37 @@ def _header(path: str, *content: int) -> Header:
         ratio = float(stream.sample_aspect_ratio or 1)
         stretch = ratio if 0.1 < ratio < 10 else 1.0  # anything else is damage
         size = displayed_size((context.height, context.width), stretch)
-        size = size[::-1] if _axes(_matrix_of(path, stream))[0] else size
-        high_range = context.color_trc in (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
+        axes = _axes(_matrix_of(path, stream))
+        size = size[::-1] if axes[0] else size
+        primaries, transfer = int(context.color_primaries), int(context.color_trc)
+        high_range = is_high_range(transfer)
+        notes = tuple(filter(None, [colour_remark(primaries, transfer)]))
         frames = stream.frames or None
-        if math.isnan(seconds) or context.name == "gif" or fps * SHORTEST < 1:
+        # GIF only estimates its average rate.
+        estimated = context.name == "gif" or not _is_rate(stream.average_rate)
+        if math.isnan(seconds) or estimated or fps * SHORTEST < 1:
             times, end, whole = _times(container, stream, fps, math.isnan(seconds))
+            if estimated and len(times) and end > times[0]:
+                fps = len(times) / (end - float(times[0]))
             if whole and len(times):
                 if math.isnan(seconds) or context.name == "gif":
                     seconds = end - float(times[0])
-                # GIF only estimates its average rate.
-                fps = len(times) / seconds if context.name == "gif" and seconds > 0 else fps
                 frames = frames or len(times)
             fps = even_rate(times, end, fps)
-        return Header(fps, seconds, size, frames, stretch, high_range, grace=_grace(stream))
+        return Header(
+            fps, seconds, size, frames, stretch, high_range, grace=_grace(stream), axes=axes, notes=notes
+        )
 
 
 def _average_of(stream: Any) -> float:
     """Frames a second on the average, as the header tells."""
-    return float(stream.average_rate or stream.guessed_rate or 25)
+    rates = (stream.average_rate, stream.guessed_rate)
+    return float(next(filter(_is_rate, rates), 25))
+
+
+def _is_rate(rate: Any) -> bool:
+    """FFmpeg gives the ticks of the clock where it doesn't know."""
+    return bool(rate) and rate <= FASTEST
 
 
 def _grace(stream: Any) -> float:
@@ -186,6 +216,8 @@ def _grace(stream: Any) -> float:
 
 def _seconds_of(container: Any, stream: Any) -> float:
     """The duration of the pictures as the header tells, NaN where it doesn't."""
+    if is_raw(container):  # FFmpeg divides its size by a rate of bits
+        return math.nan
     if stream.duration:
         return float(stream.duration * stream.time_base)
     with contextlib.suppress(KeyError, ValueError):  # Matroska: "00:01:02.500000000"
@@ -204,10 +236,10 @@ def _times(container: Any, stream: Any, fps: float, to_the_end: bool) -> tuple[n
         times = np.sort(np.array(begins))
         return times, float(times[-1]) + 1 / fps, False
     most = None if to_the_end else MOST_SCANNED
-    spans, before = [], 0.0
+    spans, before, raw = [], 0.0, is_raw(container)
     for packet in itertools.islice(packets(container, stream), most):
         if packet.size:
-            begin = before if packet.pts is None else packet.pts * tick
+            begin = before if packet.pts is None or raw else packet.pts * tick
             before = begin + (packet.duration * tick if packet.duration else 1 / fps)
             spans.append((begin, before))
     spans.sort()
@@ -216,10 +248,15 @@ def _times(container: Any, stream: Any, fps: float, to_the_end: bool) -> tuple[n
 
 
 def _matrix_of(path: str, stream: Any) -> np.ndarray | None:
-    """A stream's display matrix, i32[9]."""
+    """A stream's display matrix, i32[9].
+
+    The frames have it too, but PyAV crashes where it lists the side data of one that has a colour profile.
+    """
     if hasattr(stream.codec_context, "coded_side_data"):
         data = stream.codec_context.coded_side_data.get("display_matrix")
         return None if data is None else np.frombuffer(data, np.int32)
+    if stream.codec_context.name in PROFILED:
+        return None
     # An older PyAV doesn't tell, but the first frame does.
     with opened(path) as (container, again):
         first = next(_readable(container, again, []), None)
@@ -245,7 +282,7 @@ def displayed_size(size: tuple[int, int], stretch: float) -> tuple[int, int]:
     return round(size[0] / min(stretch, 1)), round(size[1] * max(stretch, 1))
 
 
-def pixels(frame: Any, name: str) -> np.ndarray:
+def pixels(frame: Any, name: str, axes: tuple[bool, bool, bool]) -> np.ndarray:
     """A decoded frame as uint8[Y,X,3], or uint8[Y,X,4] where something may be transparent; turned for display.
 
     Its pixels are as wide and high as they are stored: see `Header.stretch`.
@@ -253,6 +290,7 @@ def pixels(frame: Any, name: str) -> np.ndarray:
     Args:
       frame: PyAV's.
       name: what messages call the file.
+      axes: as `Header.axes`.
 
     Raises:
       UserError: its colours can't be converted.
@@ -263,7 +301,7 @@ def pixels(frame: Any, name: str) -> np.ndarray:
             f"{name} has floating-point pixels ({frame.format.name}), whose scale isn't known here: save it with 8 or "
             f"16 bits a channel."
         )
-    untagged = frame.colorspace == UNTAGGED and frame.height >= HIGH_DEFINITION
+    untagged = frame.colorspace == UNTAGGED and (frame.height >= HIGH_DEFINITION or frame.width >= WIDE)
     try:
         array = frame.to_ndarray(
             format="rgba" if alpha else "rgb24",
@@ -276,7 +314,7 @@ def pixels(frame: Any, name: str) -> np.ndarray:
             f"{name} has colours of a kind that can't be converted to RGB here "
             f"({f'the matrix is {matrix}' if matrix else frame.format.name}): convert it to BT.709 first."
         ) from error
-    transposed, mirrored, flipped = _axes(_frame_matrix(frame))
+    transposed, mirrored, flipped = axes
     if transposed:
         array = array.swapaxes(0, 1)
     if mirrored:
@@ -295,11 +333,6 @@ def _frame_matrix(frame: Any) -> np.ndarray | None:
     return None
 
 
-def turned(frame: Any) -> bool:
-    """Whether a frame is displayed with its sides exchanged."""
-    return _axes(_frame_matrix(frame))[0]
-
-
 def decoded(path: Path, start: float, lost: list[float] | None = None) -> Iterator[tuple[float, float, Any]]:
     """Yields (start, end, frame) in seconds from the first frame, from the frame on show at `start` on.
 
@@ -316,12 +349,13 @@ def decoded(path: Path, start: float, lost: list[float] | None = None) -> Iterat
             tick = float(stream.time_base)
             offset = (stream.start_time or 0) * tick
             length, grace = 1 / _average_of(stream), _grace(stream)
-            if origin > 0:
+            raw = is_raw(container)
+            if origin > 0 and not raw:
                 with contextlib.suppress(av.FFmpegError):
                     container.seek(int((origin + offset) / tick), stream=stream)
             end, shown = 0.0, None
             for frame in _readable(container, stream, lost):
-                begin = end if frame.pts is None else frame.pts * tick - offset
+                begin = end if frame.pts is None or raw else frame.pts * tick - offset
                 end = begin + (frame.duration * tick or length)
                 if begin <= start + grace:
                     shown = begin, end, frame

@@ -98,7 +98,7 @@ def read_media(
         raise UserError(f"{name} has no frame at {start:g} seconds: it ends before; start earlier.")
     array = reader.pixels(frame)
     source_size = array.shape[:2]
-    height, width = _result_size(source_size, reader.stretch(frame), resolution)
+    height, width = _result_size(source_size, reader.stretch, resolution)
 
     most = min(most_frames, MOST_BYTES // (3 * height * width))
     wanted = min((known.seconds - first_second) * rate, math.inf if count is None else count)

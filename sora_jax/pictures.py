@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import os
-from collections.abc import Iterator
+import pathlib
+import struct
+from collections.abc import Iterator, Sequence
 
-import av
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageFile, ImageOps
 
+from sora_jax.colours import colour_remark
 from sora_jax.containers import Path
 from sora_jax.errors import UserError
 
 # What transparent pixels lie on: the page on which most pictures with alpha are drawn to be seen.
 BACKDROP = (255, 255, 255)
 
+# The power by which a PNG says that it is nearly sRGB.
+SRGB_GAMMA = 1 / 2.2
+
 # Formats whose several pictures are pages, sizes or views of one, not moments.
 PAGES = {"TIFF", "MPO", "ICO", "ICNS", "PSD", "DCX", "MIC", "CUR"}
-# Moving pictures that Pillow decodes: of AVIF, FFmpeg's first stream is a still and alpha is another.
-MOVING = {"AVIF"}
-if "webp_anim" not in av.formats_available:  # an older FFmpeg
-    MOVING |= {"WEBP"}
+# Moving pictures that Pillow decodes, which obeys their colour profiles and orientation. Besides, FFmpeg's first
+# stream of an AVIF is a still and alpha is another; and it guesses the rate of a WebP or PNG of few pictures.
+MOVING = {"AVIF", "PNG", "WEBP"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,16 +59,20 @@ def read_picture(path: Path) -> Picture | None:
         raise UserError(f"{path} is empty: its writing or its download failed; do that again.")
     try:
         with Image.open(path) as image:
+            # Of these Pillow only knows the name.
+            if image.format == "MPEG" or isinstance(image, ImageFile.StubImageFile):
+                return None
             several = _several(image)
             if several and image.format not in PAGES:
                 return None
             notes = []
             if several:
                 notes.append(f"holds {getattr(image, 'n_frames', 2)} pictures, of which the first is used.")
+            elif image.format == "JPEG" and b"\xff\xd9\xff\xd8\xff" in pathlib.Path(path).read_bytes():
+                notes.append("holds several JPEG pictures, of which the first is used: save a video as mp4.")
             seconds = float(image.info.get("duration") or 1000) / 1000
             array, profile = _displayed(image)
-            if not profile:
-                notes.append("has a colour profile that can't be used: its colours are taken as sRGB.")
+            notes += _colour_notes(path, image, profile)
             return Picture(array, seconds, tuple(notes))
     except UserError as error:
         raise UserError(f"{path} {error}") from error
@@ -75,34 +84,71 @@ def read_picture(path: Path) -> Picture | None:
         raise UserError(f"{path} can't be read as a picture: {error}; is the file whole?") from error
 
 
-def moving_picture(path: Path) -> list[tuple[float, float]] | None:
-    """(begin, end) in seconds of each picture in a file that moves and that FFmpeg doesn't read; else None."""
+def moving_picture(path: Path) -> Sequence[tuple[float, float]] | None:
+    """(begin, end) in seconds of each picture in a file that moves and that Pillow decodes; else None."""
+    try:
+        stat = os.stat(path)
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}.") from error
+    return _times(os.fspath(path), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _times(path: str, *content: int) -> Sequence[tuple[float, float]] | None:
+    del content  # another content, other times
     try:
         with Image.open(path) as image:
             if image.format not in MOVING or not _several(image):
                 return None
             times, end = [], 0.0  # in milliseconds, whose sums are exact
-            for number in range(image.n_frames):
+            for number in range(_first(image), image.n_frames):
                 image.seek(number)
                 image.load()  # only then is its duration known
                 begin, end = end, end + float(image.info.get("duration") or 100)
                 times.append((begin / 1000, end / 1000))
-            return times
+            return tuple(times)
     except Image.UnidentifiedImageError:
         return None
     except Exception as error:
         raise UserError(f"{path} can't be read as a moving picture: {error}; is the file whole?") from error
 
 
+def moving_notes(path: Path) -> tuple[str, ...]:
+    """What of a moving picture's colours looks otherwise here, as `Picture.notes`."""
+    with Image.open(path) as image:
+        return tuple(_colour_notes(path, image, _displayed(image)[1]))
+
+
+def _colour_notes(path: Path, image: Image.Image, profile: bool) -> list[str]:
+    if not profile:
+        return ["has a colour profile that can't be used: its colours are taken as sRGB."]
+    if image.info.get("icc_profile"):
+        return []
+    notes = []
+    with open(path, "rb") as file:
+        head = file.read(1 << 16)
+    # Pillow passes over these code points.
+    if head.startswith(b"\x89PNG") and (place := head.partition(b"IDAT")[0].find(b"\0\0\0\4cICP")) > 0:
+        notes.append(colour_remark(*head[place + 8 : place + 10]))
+    if head[4:8] == b"ftyp" and 0 < (place := head.find(b"colrnclx")) < len(head) - 12:
+        notes.append(colour_remark(*struct.unpack(">HH", head[place + 8 : place + 12])))
+    return list(filter(None, notes))
+
+
 def moving_frames(
-    path: Path, times: list[tuple[float, float]], start: float
+    path: Path, times: Sequence[tuple[float, float]], start: float
 ) -> Iterator[tuple[float, float, np.ndarray]]:
     """(begin, end, pixels as `Picture.pixels`) from the picture on show at `start` seconds on."""
     with Image.open(path) as image:
-        for number, (begin, end) in enumerate(times):
+        for number, (begin, end) in enumerate(times, _first(image)):
             if end > start + 1e-6:
                 image.seek(number)
                 yield begin, end, picture_pixels(image)
+
+
+def _first(image: Image.Image) -> int:
+    """The number of the first picture that moves: a PNG may have one before it for what can't show moving ones."""
+    return int(bool(image.info.get("default_image")))
 
 
 def _several(image: Image.Image) -> bool:
@@ -129,6 +175,7 @@ def picture_pixels(image: Image.Image) -> np.ndarray:
 def _displayed(image: Image.Image) -> tuple[np.ndarray, bool]:
     """`picture_pixels`, and whether no colour profile had to be passed over."""
     profile = image.info.get("icc_profile")
+    gamma = SRGB_GAMMA if "srgb" in image.info else image.info.get("gamma", SRGB_GAMMA)
     image = _eight_bits(ImageOps.exif_transpose(image))
     alpha = None
     if image.has_transparency_data:
@@ -140,7 +187,7 @@ def _displayed(image: Image.Image) -> tuple[np.ndarray, bool]:
     elif profile:
         colours, good = _in_srgb(image, profile)
     else:
-        colours, good = image.convert("RGB"), True
+        colours, good = _from_gamma(image.convert("RGB"), gamma), True
     if alpha is not None:
         colours.putalpha(alpha)
     return np.asarray(colours), good
@@ -166,6 +213,15 @@ def _eight_bits(image: Image.Image) -> Image.Image:
             )
         return Image.fromarray((array // 256).astype(np.uint8))
     return image
+
+
+def _from_gamma(image: Image.Image, gamma: float) -> Image.Image:
+    """RGB in sRGB of RGB whose numbers are brightness to the power of `gamma`, as a PNG may say."""
+    if abs(gamma - SRGB_GAMMA) < 0.01 or not 0.1 < gamma < 10:
+        return image
+    linear = np.linspace(0, 1, 256) ** (1 / gamma)
+    curve = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return image.point([int(value) for value in (255 * curve).round()] * 3)
 
 
 def _in_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, bool]:

@@ -8,16 +8,16 @@ import io
 import itertools
 import math
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
 from sora_jax.containers import Path
-from sora_jax.decoding import Header, decoded, displayed_size, header, pixels, turned
+from sora_jax.decoding import Header, decoded, displayed_size, header, pixels
 from sora_jax.errors import UserError, atomic_path
-from sora_jax.pictures import moving_frames, moving_picture, opaque, read_picture
+from sora_jax.pictures import moving_frames, moving_notes, moving_picture, opaque, read_picture
 from sora_jax.timing import even_rate, evenly
 from sora_jax.writing import STREAMED, kind_of, write_container, write_gif, write_picture
 
@@ -180,7 +180,7 @@ class Report:
       uneven, transparent, sizes: of the frames read so far, sizes as stored.
       high_range: whether the colours are HDR, which look pale when they are read as others.
       end: where the last frame ends, in seconds, once all are read; infinity before.
-      notes: of pictures: what was left out.
+      notes: what was left out, or looks otherwise here.
     """
 
     name: str = ""
@@ -199,7 +199,6 @@ class Report:
         found = {
             "changes its size midway: all frames were brought to that of the first.": len(self.sizes) > 1,
             "is transparent in places: it was laid on white.": self.transparent,
-            "has HDR colours, which look pale here: convert it to SDR first if that matters.": self.high_range,
         }
         sentences = [*self.notes, *(sentence for sentence, true in found.items() if true)]
         return tuple(f"{self.name} {sentence}" for sentence in sentences)
@@ -253,7 +252,7 @@ class Reader:
 
     def pixels(self, frame: Any) -> np.ndarray:
         """uint8[Y,X,3], upright and opaque, at its stored size."""
-        array = frame if isinstance(frame, np.ndarray) else pixels(frame, self.report.name)
+        array = frame if isinstance(frame, np.ndarray) else pixels(frame, self.report.name, self.header.axes)
         self.report.sizes.add(array.shape[:2])
         if array.shape[-1] == 4 and array[..., 3].min() < 255:
             self.report.transparent = True
@@ -263,13 +262,13 @@ class Reader:
         """uint8[Y,X,3] of the first one's size: upright, opaque, of square pixels."""
         array = self.pixels(frame)
         if self.size is None:
-            self.size = displayed_size((array.shape[0], array.shape[1]), self.stretch(frame))
+            self.size = displayed_size((array.shape[0], array.shape[1]), self.stretch)
         return array if array.shape[:2] == self.size else resample(array, *self.size)
 
-    def stretch(self, frame: Any) -> float:
+    @property
+    def stretch(self) -> float:
         """The width of a pixel over its height once the frame is upright."""
-        ratio = self.header.stretch
-        return 1 / ratio if not isinstance(frame, np.ndarray) and turned(frame) else ratio
+        return 1 / self.header.stretch if self.header.axes[0] else self.header.stretch
 
 
 def open_reader(path: Path, start: float = 0.0, report: Report | None = None) -> Reader:
@@ -296,15 +295,15 @@ def open_reader(path: Path, start: float = 0.0, report: Report | None = None) ->
         known = header(path)
         moments = decoded(path, start, report.lost)
     report.name, report.fps, report.seconds = str(path), known.fps, known.seconds
-    report.high_range, report.notes = known.high_range, picture.notes if picture else ()
+    report.high_range, report.notes = known.high_range, picture.notes if picture else known.notes
     return Reader(known, moments, report)
 
 
-def _moving_header(path: Path, times: list[tuple[float, float]]) -> Header:
+def _moving_header(path: Path, times: Sequence[tuple[float, float]]) -> Header:
     _, _, first = next(moving_frames(path, times, 0.0))
     end = times[-1][1]
     fps = even_rate(np.array([begin for begin, _ in times]), end, len(times) / end)
-    return Header(fps, end, (first.shape[0], first.shape[1]), len(times))
+    return Header(fps, end, (first.shape[0], first.shape[1]), len(times), notes=moving_notes(path))
 
 
 def read_video(path: Path, start: float = 0.0, frames: int | None = None) -> Video:

@@ -29,9 +29,11 @@ def numbers(video: Video) -> list[int]:
     return [round(float(frame[-8:, -8:].mean()) / 10) for frame in video.frames]
 
 
-def write(path, frames, fps=25, codec="libx264", pix_fmt="yuv420p", times_ms=None, sound=None, sar=None):
-    """Writes with PyAV alone; `sound` is (codec, rate, the second of a click)."""
-    with av.open(str(path), "w") as container:
+def write(
+    path, frames, fps=25, codec="libx264", pix_fmt="yuv420p", times_ms=None, sound=None, sar=None, form=None
+):
+    """Writes with PyAV alone; `sound` is (codec, rate, the second of a click), `form` FFmpeg's name of a container."""
+    with av.open(str(path), "w", format=form) as container:
         stream = container.add_stream(
             codec, fractions.Fraction(fps), options={"g": "10"} | FAST.get(codec, {})
         )

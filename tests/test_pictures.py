@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -101,6 +102,103 @@ def test_profiles_with_transparency_palettes_and_greys(tmp_path):
         np.abs(V.read_video(tmp_path / "grey.png").frames[0, 5, 5] - in_srgb((128,) * 3, *primaries)).max()
         < 3.5
     )
+
+
+def test_jpegs_one_after_the_other_are_said(tmp_path):
+    for number in range(3):
+        Image.new("RGB", (32, 32), (80 * number, 0, 0)).save(tmp_path / f"{number}.jpg")
+    stream = b"".join((tmp_path / f"{number}.jpg").read_bytes() for number in range(3))
+    (tmp_path / "a.mjpeg").write_bytes(stream)
+    assert "several JPEG pictures" in read_media(tmp_path / "a.mjpeg").notes[0]
+    assert read_media(tmp_path / "0.jpg").notes == ()
+
+
+MOVING = ("a.png", "a.webp")
+
+
+@pytest.mark.parametrize("name", MOVING)
+@pytest.mark.parametrize("space", PROFILES)
+def test_colour_profiles_of_moving_pictures(tmp_path, name, space):
+    primaries, colours = PROFILES[space], [(200, 80, 60), (90, 180, 90), (60, 90, 200)]
+    images = [Image.new("RGB", (32, 32), colour) for colour in colours]
+    kind = {"lossless": True} if name == "a.webp" else {"quality": 100}
+    kind |= {"save_all": True, "append_images": images[1:], "duration": 500}
+    images[0].save(tmp_path / name, icc_profile=profile(*primaries), **kind)
+    read = read_media(tmp_path / name)
+    assert len(read.video) == 3 and read.notes == ()
+    for frame, colour in zip(read.video.frames, colours, strict=True):
+        assert np.abs(frame[5, 5] - in_srgb(colour, *primaries)).max() < 5.5
+    images[0].save(tmp_path / name, icc_profile=profile(*primaries)[:200], **kind)
+    assert "a colour profile that can't be used" in read_media(tmp_path / name).notes[0]
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_moving_pictures_are_upright(tmp_path, name):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter clockwise
+    images = [Image.new("RGB", (64, 48), (40 * i, 0, 0)) for i in range(3)]
+    for image in images:
+        image.paste((0, 255, 0), (0, 0, 32, 24))
+    kind = {"lossless": True} if name == "a.webp" else {"quality": 100}
+    images[0].save(
+        tmp_path / name, save_all=True, append_images=images[1:], duration=500, exif=exif.tobytes(), **kind
+    )
+    assert V.probe(tmp_path / name).size == (64, 48)
+    frames = read_media(tmp_path / name).video.frames
+    assert frames.shape == (3, 64, 48, 3)
+    assert frames[:, 5, 40, 1].min() > 200 and frames[:, 5, 5, 1].max() < 50
+
+
+def with_chunk(path, name: bytes, data: bytes):
+    """The PNG with another chunk after its first."""
+    chunk = struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:33] + chunk + whole[33:])
+    return path
+
+
+@pytest.mark.parametrize("moves", [False, True])
+@pytest.mark.parametrize(
+    "primaries, transfer, words",
+    [
+        (9, 16, "HDR"),
+        (9, 18, "HDR"),
+        (12, 13, "wide-gamut"),
+        (9, 14, "wide-gamut"),
+        (1, 8, "linear"),
+        (1, 13, ""),
+    ],
+)
+def test_code_points_of_pictures_are_said(tmp_path, moves, primaries, transfer, words):
+    images = [Image.new("RGB", (32, 32), (200, 80 * i, 60)) for i in range(2)]
+    images[0].save(
+        tmp_path / "a.png", save_all=moves, append_images=images[1:] if moves else [], duration=500
+    )
+    with_chunk(tmp_path / "a.png", b"cICP", bytes([primaries, transfer, 0, 1]))
+    images[0].save(
+        tmp_path / "a.avif", save_all=moves, append_images=images[1:] if moves else [], duration=500
+    )
+    data = (tmp_path / "a.avif").read_bytes()
+    place = data.index(b"colrnclx") + 8
+    code = struct.pack(">HH", primaries, transfer)
+    (tmp_path / "a.avif").write_bytes(data[:place] + code + data[place + 4 :])
+    for name in ("a.png", "a.avif"):
+        notes = read_media(tmp_path / name).notes
+        assert len(notes) == bool(words) and words in "".join(notes), name
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.55556, 0.45455, 0.0])
+def test_the_gamma_of_a_png_is_obeyed(tmp_path, gamma):
+    colour = np.array([200, 80, 60])
+    Image.new("RGB", (32, 32), tuple(map(int, colour))).save(tmp_path / "a.png")
+    with_chunk(tmp_path / "a.png", b"gAMA", struct.pack(">I", round(gamma * 100000)))
+    wanted = colour
+    if gamma > 0.5:
+        linear = (colour / 255) ** (1 / gamma)
+        wanted = 255 * np.where(linear < 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    assert np.abs(read_media(tmp_path / "a.png").video.frames[0, 5, 5] - wanted).max() < 1
+    with_chunk(tmp_path / "a.png", b"sRGB", b"\0")  # which overrules it
+    assert (read_media(tmp_path / "a.png").video.frames[0, 5, 5] == colour).all()
 
 
 def test_srgb_stays_and_broken_profiles_are_noted(tmp_path):

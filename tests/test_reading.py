@@ -1,17 +1,23 @@
 """One reader of video files: abilities, training and evaluation see the same frames, as players show them."""
 
 import fractions
+import io
 import itertools
 import os
 import pathlib
+import subprocess
+import sys
 
 import av
 import numpy as np
 import pytest
 from film_files import MATRICES, numbers, pictures, shown_by, with_matrix, write
+from PIL import Image, ImageCms
 
+from sora_jax import decoding
 from sora_jax import video as V
 from sora_jax.data.footage import Footage
+from sora_jax.data.survey import survey
 from sora_jax.errors import UserError
 from sora_jax.media import read_media
 from sora_jax.sound import keep_sound
@@ -89,13 +95,16 @@ def grey_file(path, size, codec="libx264", colour=(90, 100, 190), **tags):
         ((718, 64), 2, 0.299, 0.114),
         ((720, 64), 2, 0.2126, 0.0722),
         ((1080, 64), 2, 0.2126, 0.0722),
+        ((534, 1280), 2, 0.2126, 0.0722),
+        ((534, 1278), 2, 0.299, 0.114),
+        ((534, 1280), 5, 0.299, 0.114),
         ((48, 64), 1, 0.2126, 0.0722),
         ((720, 64), 5, 0.299, 0.114),
         ((48, 64), 9, 0.2627, 0.0593),
     ],
 )
 def test_colours_are_as_players_show_them(tmp_path, read, size, matrix, kr, kb):
-    """Tags are obeyed; without one, 720 lines and more are BT.709, fewer BT.601."""
+    """Tags are obeyed; without one, 720 lines or 1280 columns and more are BT.709, fewer BT.601."""
     path = grey_file(tmp_path / "a.mp4", size, colorspace=matrix)
     y, u, v = (90 - 16) / 219, (100 - 128) / 224, (190 - 128) / 224
     red, blue = y + 2 * (1 - kr) * v, y + 2 * (1 - kb) * u
@@ -114,12 +123,107 @@ def test_rare_matrices_are_refused_in_words(tmp_path, read, matrix):
         assert all(part in str(error) for part in ("rare.mp4", "has colours of a kind", "BT.709"))
 
 
+def profiled(path: pathlib.Path) -> pathlib.Path:
+    """A film of a PNG stream whose pictures have a colour profile."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("png", 10)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "rgb24"
+        for number in range(5):
+            data = io.BytesIO()
+            Image.fromarray(corners()).save(data, "PNG", icc_profile=srgb)
+            packet = av.Packet(data.getvalue())
+            packet.stream, packet.is_keyframe = stream, True
+            packet.time_base, packet.pts, packet.dts = fractions.Fraction(1, 10), number, number
+            container.mux(packet)
+    return path
+
+
+READ_IN_A_PROCESS = """
+import sys
+from sora_jax.data.footage import Footage
+from sora_jax.media import read_media
+for path in sys.argv[1:]:
+    frames = read_media(path).video.frames
+    clip = Footage(path, resolution=48, min_seconds=0.2, max_seconds=0.2, multiple=1, clips=1)[0].video.frames
+    print(*frames[0, 5, 5], *clip[0, 5, 5], len(frames))
+"""
+
+
+def test_moving_pictures_with_a_colour_profile(tmp_path):
+    """In a process of its own: PyAV crashes where it lists the side data of their frames."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    images = [Image.fromarray(frame) for frame in [corners(), corners()[::-1]] * 3]
+    for name in ("a.png", "a.apng", "a.webp"):
+        kind = {"format": "PNG"} if name == "a.apng" else {"lossless": True}
+        images[0].save(
+            tmp_path / name, save_all=True, append_images=images[1:], duration=100, icc_profile=srgb, **kind
+        )
+    profiled(tmp_path / "a.mov"), profiled(tmp_path / "a.avi")
+    paths = sorted(map(str, tmp_path.iterdir()))
+    command = [sys.executable, "-c", READ_IN_A_PROCESS, *paths]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [list(map(int, line.split())) for line in done.stdout.splitlines()]
+    assert len(lines) == len(paths) == 5
+    for path, line in zip(paths, lines, strict=True):
+        assert line[:3] == [240, 20, 20] and line[6] == (5 if path[-3:] in ("avi", "mov") else 6), path
+        assert tuple(line[3:6]) in {(240, 20, 20), (20, 20, 240)}, path
+
+
+def test_side_data_of_frames_is_never_listed(tmp_path, monkeypatch):
+    class Frame:
+        def __init__(self, frame):
+            self._frame = frame
+
+        def __getattr__(self, name):
+            assert name != "side_data"
+            return getattr(self._frame, name)
+
+    readable = decoding._readable
+    monkeypatch.setattr(decoding, "_readable", lambda *args: map(Frame, readable(*args)))
+    for path in (profiled(tmp_path / "a.mov"), write(tmp_path / "a.mp4", [corners()] * 6)):
+        assert np.abs(read_media(path).video.frames[0, 5, 5].astype(int) - (240, 20, 20)).max() < 9
+
+
+def test_the_picture_for_what_shows_none_that_move_is_left_out(tmp_path):
+    images = [Image.fromarray(frame) for frame in pictures(6)]
+    images[5].save(
+        tmp_path / "a.png", save_all=True, append_images=images[:5], duration=100, default_image=True
+    )
+    video = read_media(tmp_path / "a.png").video
+    assert numbers(video) == list(range(5)) and video.fps == pytest.approx(10)
+    assert V.probe(tmp_path / "a.png").frames == 5
+
+
 def test_hdr_is_said(tmp_path):
     for trc in (16, 18):
         path = grey_file(tmp_path / f"{trc}.mp4", (48, 64), colorspace=9, color_trc=trc, color_primaries=9)
         report = V.Report()
         list(V.stream_frames(path, report=report))
         assert V.probe(path).high_range and report.high_range and "HDR colours" in read_media(path).notes[-1]
+
+
+@pytest.mark.parametrize(
+    "primaries, transfer, words",
+    [
+        (12, 13, "wide-gamut"),
+        (9, 14, "wide-gamut"),
+        (9, 1, "wide-gamut"),
+        (1, 8, "linear"),
+        (1, 1, ""),
+        (1, 13, ""),
+        (5, 6, ""),
+        (6, 6, ""),
+        (2, 2, ""),
+    ],
+)
+def test_colours_that_are_not_converted_are_said(tmp_path, primaries, transfer, words):
+    path = grey_file(
+        tmp_path / "a.mp4", (48, 64), colorspace=1, color_trc=transfer, color_primaries=primaries
+    )
+    notes = read_media(path).notes
+    assert len(notes) == bool(words) and words in "".join(notes)
 
 
 def test_colours_come_back_where_they_were(tmp_path):
@@ -173,6 +277,29 @@ def test_a_webm_without_a_duration_says_how_long_it_is(tmp_path):
     assert Footage(str(tmp_path / "a.webm"), resolution=48, clips=1)[0].video.fps == 10
     with pytest.raises(UserError, match="lasts 2 seconds, 20 frames"):
         read_media(tmp_path / "a.webm", most_frames=10)
+
+
+@pytest.mark.parametrize(
+    "name, codec, form",
+    [
+        ("a.mp4", "libx264", "h264"),
+        ("a.ts", "libx264", "h264"),
+        ("a.mov", "libx265", "hevc"),
+        ("a.m2v", "mpeg2video", "mpeg2video"),
+        ("a.mpg", "mpeg1video", "mpeg1video"),
+        ("a.m4v", "mpeg4", "m4v"),
+    ],
+)
+def test_streams_in_no_container(tmp_path, name, codec, form):
+    """FFmpeg can't jump in them, and guesses the duration of some; Pillow takes some for pictures."""
+    path = write(tmp_path / name, [frame for frame in pictures(25) for _ in range(3)], codec=codec, form=form)
+    known = V.probe(path)
+    assert known.seconds == pytest.approx(3) and known.fps == 25 and not known.still
+    assert numbers(read_media(path).video) == [i for i in range(25) for _ in range(3)]
+    assert numbers(read_media(path, start=2.4).video) == [i for i in range(20, 25) for _ in range(3)]
+    (film,) = survey(str(tmp_path)).films
+    assert film.seconds == pytest.approx(3) and (film.height, film.width, film.fps) == (48, 64, 25)
+    assert clip_of(path).shape[1:] == (48, 64, 3)
 
 
 def test_what_was_lost_is_reported(tmp_path):

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from film_files import pictures, write
+from film_files import numbers, pictures, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -126,6 +126,24 @@ def test_pictures_that_move_begin_with_the_first(tmp_path, kind, durations):
     assert seen[0] == 0 and {i for i, ms in enumerate(durations) if ms > 42} <= set(seen)
     assert read.video.duration == pytest.approx(seconds, abs=1 / read.video.fps)
     assert V.probe(path).seconds == pytest.approx(seconds, abs=0.02) and V.probe(path).frames in (6, None)
+
+
+@pytest.mark.parametrize("kind", ["gif", "png", "webp", "avif"])
+@pytest.mark.parametrize("milliseconds", [50, 500, 2000])
+def test_two_pictures_that_move(tmp_path, kind, milliseconds):
+    """FFmpeg gives the ticks of the clock as the rate of so few: 1000 a second, or 100000."""
+    images = [Image.new("RGB", (64, 48), (200 * i, 0, 0)) for i in range(2)]
+    path = tmp_path / f"a.{kind}"
+    images[0].save(path, save_all=True, append_images=images[1:], duration=milliseconds, loop=0)
+    assert V.probe(path).fps == pytest.approx(1000 / milliseconds, rel=1e-3)
+    assert [round(frame[5, 5, 0] / 200) for frame in read_media(path).video.frames] == [0, 1]
+
+
+@pytest.mark.parametrize("fps, count", [(4, 3), (8, 2), (16, 6), (24, 6)])
+def test_the_rate_of_a_short_broadcast(tmp_path, fps, count):
+    """FFmpeg doesn't know the average rate of a few pictures in a transport stream."""
+    path = write(tmp_path / "a.ts", pictures(count), fps=fps)
+    assert V.probe(path).fps == pytest.approx(fps) and numbers(read_media(path).video) == list(range(count))
 
 
 def test_gif_without_delays_runs_at_ten_a_second(tmp_path):

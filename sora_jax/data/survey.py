@@ -14,9 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import av
 from tqdm import tqdm
 
-from sora_jax.data.files import Film, Found, find_files, is_picture, read_caption
-from sora_jax.decoding import opened, packets
+from sora_jax.data.files import Film, Found, find_files, read_caption
+from sora_jax.decoding import is_raw, opened, packets
 from sora_jax.errors import UserError
+from sora_jax.pictures import moving_picture
 from sora_jax.video import probe, stream_frames
 
 POLICIES = ("skip", "refuse")
@@ -170,7 +171,7 @@ def inspect(file: str | os.PathLike[str]) -> Film:
     if header.still:
         return Film(str(file), "", 1.0, 1.0, height, width, picture=True)
     seconds = header.seconds
-    if not is_picture(file):  # one that moves, which Pillow has read whole
+    if moving_picture(file) is None:  # else Pillow has read it whole
         told, end = _find_end(file, seconds)
         if end < seconds - 1.5 / header.fps:
             if told and end < seconds - _MISSING_SECONDS:
@@ -224,12 +225,18 @@ def _find_end(file: str | os.PathLike[str], seconds: float) -> tuple[bool, float
     The last second alone is decoded. Where it isn't there all packets are read, and none is decoded.
     """
     with opened(file) as (container, stream):
+        if is_raw(container):  # its duration is the number of its packets
+            return False, seconds
         tick, told = float(stream.time_base), bool(stream.duration or "DURATION" in stream.metadata)
         offset = (stream.start_time or 0) * tick
-        if seconds > 2 * _END_SECONDS:
-            container.seek(int((seconds - _END_SECONDS + offset) / tick), stream=stream)
+        try:
+            if seconds > 2 * _END_SECONDS:
+                container.seek(int((seconds - _END_SECONDS + offset) / tick), stream=stream)
+            last_second = packets(container, stream)
+        except av.FFmpegError:
+            last_second = iter(())
         ends = []
-        for packet in packets(container, stream):
+        for packet in last_second:
             # Some containers jump to a place from which the first pictures can't be decoded.
             with contextlib.suppress(av.FFmpegError):
                 for frame in stream.codec_context.decode(packet):
