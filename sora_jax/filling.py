@@ -59,7 +59,8 @@ class Settings:
       given_guidance: weight of what is given (pictures, clips) apart from the words; 1 is none.
       negative: words for what is not to be seen.
       strict: words that the model doesn't know are refused; otherwise a note names them.
-      max_frames: the most frames of a video; None is what lasts ten minutes at the model's highest rate.
+      max_frames: the most frames of a video, and of a batch together; None is what lasts ten minutes at the model's
+        highest rate.
     """
 
     seed: int = 0

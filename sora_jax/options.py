@@ -100,7 +100,7 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--max-frames",
             type=click.IntRange(1),
-            help="The most frames of a video.  [default: ten minutes' at the model's highest rate]",
+            help="The most frames, of all videos together.  [default: ten minutes' at the model's highest rate]",
         ),
         click.option("--strict", is_flag=True, help="Refuse words that the model doesn't know."),
         click.option("--negative", default="", help="Words for what is not to be seen."),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 
-from sora_jax.budget import LONG, in_words
+from sora_jax import budget
 from sora_jax.checks import check_text, shown
 from sora_jax.engine import Engine
 from sora_jax.errors import UserError
@@ -20,8 +20,25 @@ MOST_LETTERS_A_TOKEN = 20
 MOST_NAMED = 8  # words in one note
 
 
+def review_batch(engine: Engine, plans: Sequence[Plan]) -> list[str]:
+    """Notes on plans that are made together, each once: their own, those of `review`, and whether they take long.
+
+    Raises:
+      UserError: as `review`; or they have more frames together than the largest `max_frames` among them.
+    """
+    batch = [engine.work(*_frames_of(plan), plan.settings) for plan in plans]
+    platform = jax.default_backend()
+    if len(plans) > 1:
+        budget.check_batch(batch, max(engine.most_frames(plan.settings) for plan in plans), platform)
+    notes = [note for plan in plans for note in (*plan.notes, *review(engine, plan))]
+    if (seconds := budget.seconds(batch, platform)) > budget.LONG:
+        what = "A video of" if len(batch) == 1 else "A batch of"
+        notes.append(f"{what} {budget.summary(batch)} takes {budget.in_words(seconds)} by a rough estimate.")
+    return list(dict.fromkeys(notes))
+
+
 def review(engine: Engine, plan: Plan) -> list[str]:
-    """Notes on what the model never saw in training, or what takes long.
+    """Notes on what the model never saw in training.
 
     Raises:
       UserError: what the model can't do, and the nearest that it does well; with `Settings.strict` also words that
@@ -45,7 +62,7 @@ def review(engine: Engine, plan: Plan) -> list[str]:
     if blank and not engine.holds((Y, X), T):
         raise UserError(too_large(engine, (Y, X)))
     engine.admit(T, (Y, X), sketch.fps, settings, held=not sketch.blank)
-    return [*unknown_note, *_unseen(engine, plan, blank), *_long(engine, plan)]
+    return [*unknown_note, *_unseen(engine, plan, blank)]
 
 
 def check_words(engine: Engine, words: Words | list[tuple[float, str]]) -> None:
@@ -139,11 +156,9 @@ def _unseen(engine: Engine, plan: Plan, blank: bool) -> Iterator[str]:
         )
 
 
-def _long(engine: Engine, plan: Plan) -> Iterator[str]:
-    T, *size, _ = plan.sketch.frames.shape
-    work = engine.work(T, (size[0], size[1]), plan.settings)
-    if (seconds := work.seconds(jax.default_backend())) > LONG:
-        yield f"A video of {work} takes {in_words(seconds)} by a rough estimate."
+def _frames_of(plan: Plan) -> tuple[int, tuple[int, int]]:
+    T, Y, X, _ = plan.sketch.frames.shape
+    return T, (Y, X)
 
 
 def _ratio(aspect: str) -> float:

@@ -34,7 +34,7 @@ from sora_jax.keywords import spelled_out
 from sora_jax.models.bundle import Bundle, bundled, find, load_bundle
 from sora_jax.models.text import TextEncoder
 from sora_jax.planning import Plan, asked, metadata_of
-from sora_jax.review import check_words, review, too_large
+from sora_jax.review import check_words, review, review_batch, too_large
 from sora_jax.shape import SHAPE_FIELDS, Shape, check_shape
 from sora_jax.storyboard import Storyboard, read_storyboard
 from sora_jax.video import Video, VideoStream, frame_size
@@ -146,7 +146,8 @@ class Studio(Engine):
         """Videos of several plans, whatever their abilities and shapes, packed into rows together.
 
         Raises:
-          UserError: a prompt is too long, or a frame more than the model holds.
+          UserError: a prompt is too long, a frame more than the model holds, or the videos have more frames together
+            than the largest `max_frames` among them.
         """
         return [stream.whole() for stream in self.make_streams(plans, progress)]
 
@@ -156,8 +157,7 @@ class Studio(Engine):
         They are made while they are read; videos are to be read one after another. Where nothing is given but words,
         what is held of a video doesn't grow with its duration.
         """
-        notes = [note for plan in plans for note in (*plan.notes, *review(self, plan))]
-        for note in dict.fromkeys(notes):
+        for note in review_batch(self, plans):
             self.say(note)
         tasks = [Task(self.encode(plan.sketch), plan.words, plan.settings) for plan in plans]
         streams = []
