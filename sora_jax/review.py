@@ -42,7 +42,7 @@ def review(engine: Engine, plan: Plan) -> list[str]:
 
     Raises:
       UserError: what the model can't do, and the nearest that it does well; with `Settings.strict` also words that
-        it doesn't know.
+        it doesn't know, and a prompt that names no thing where nothing else is given.
     """
     settings, sketch = plan.settings, plan.sketch
     T, Y, X, _ = sketch.frames.shape
@@ -51,18 +51,21 @@ def review(engine: Engine, plan: Plan) -> list[str]:
     check_words(engine, plan.words)
     check_words(engine, texts[-1:])
     knowledge = engine.bundle.knowledge
-    if unknown := dict.fromkeys(word for _, text in texts for word in knowledge.unknown_words(text)):
-        sentence = _unknown(engine.name, list(unknown), knowledge)
-        if settings.strict:
-            raise UserError(sentence)
-        unknown_note = [sentence]
-    else:
-        unknown_note = []
+    doubt = _unknown(engine.name, texts, knowledge)
+    if (
+        not doubt
+        and sketch.blank
+        and plan.words
+        and not any(map(knowledge.names_a_thing, dict(plan.words).values()))
+    ):
+        doubt = f"The prompt names nothing that the model {engine.name!r} draws: {_draws(knowledge)}."
+    if doubt and settings.strict:
+        raise UserError(doubt)
     blank = bool(sketch.strength.max() == 1)
     if blank and not engine.holds((Y, X), T):
         raise UserError(too_large(engine, (Y, X)))
     engine.admit(T, (Y, X), sketch.fps, settings, held=not sketch.blank)
-    return [*unknown_note, *_unseen(engine, plan, blank)]
+    return [*filter(None, [doubt]), *_unseen(engine, plan, blank)]
 
 
 def check_words(engine: Engine, words: Words | list[tuple[float, str]]) -> None:
@@ -110,18 +113,21 @@ def too_large(engine: Engine, size: tuple[int, int]) -> str:
     return f"{start}: the nearest that fits is a resolution of {fitting}."
 
 
-def _unknown(name: str, words: list[str], knowledge: Knowledge) -> str:
+def _unknown(name: str, texts: list[tuple[float, str]], knowledge: Knowledge) -> str:
+    """A sentence that names the words that the model doesn't know; empty where there are none."""
+    words = list(dict.fromkeys(word for _, text in texts for word in knowledge.unknown_words(text)))
+    if not words:
+        return ""
     named = [shown(word, 30) for word in words[:MOST_NAMED]]
-    more = f" and {len(words) - MOST_NAMED} more words" if len(words) > MOST_NAMED else ""
-    listed = (
-        f"{', '.join(named)}{more}"
-        if more
-        else " and ".join(filter(None, (", ".join(named[:-1]), named[-1])))
-    )
-    return (
-        f"The model {name!r} knows nothing of {listed}: it draws {knowledge.domain}, for example "
-        f"{knowledge.example!r}."
-    )
+    if len(words) > MOST_NAMED:
+        listed = f"{', '.join(named)} and {len(words) - MOST_NAMED} more words"
+    else:
+        listed = " and ".join(filter(None, (", ".join(named[:-1]), named[-1])))
+    return f"The model {name!r} knows nothing of {listed}: {_draws(knowledge)}."
+
+
+def _draws(knowledge: Knowledge) -> str:
+    return f"it draws {knowledge.domain}, for example {knowledge.example!r}"
 
 
 def _unseen(engine: Engine, plan: Plan, blank: bool) -> Iterator[str]:
