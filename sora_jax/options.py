@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from sora_jax.errors import UserError
+from sora_jax.errors import UserError, user_path
 from sora_jax.terminal import (
     EXISTED,
     NO_CLOBBER,
@@ -196,7 +196,7 @@ def bar() -> contextlib.AbstractContextManager[Callable[[int, int], None]]:
 
 def make(model: str, output: str | None, plan: Callable[[Any], Any]) -> None:
     """Makes what `plan(studio)` returns and writes it."""
-    path = pathlib.Path(output or "out.mp4")
+    path = user_path(output or "out.mp4")
     check_output(path, VIDEO_SUFFIXES)
 
     from sora_jax import studio as face
