@@ -30,7 +30,7 @@ from sora_jax.engine import Engine, to_bytes
 from sora_jax.errors import UserError
 from sora_jax.filling import Progress, Settings, Task
 from sora_jax.inputs import Source
-from sora_jax.keywords import spelled_out
+from sora_jax.keywords import check_conflicts, spelled_out, spelled_right
 from sora_jax.models.bundle import Bundle, bundled, find, load_bundle
 from sora_jax.models.text import TextEncoder
 from sora_jax.planning import Plan, asked, metadata_of
@@ -42,6 +42,7 @@ from sora_jax.video import Video, VideoStream, frame_size
 MOST_COUNT = 1000  # videos of one request
 
 
+@spelled_right
 @dataclasses.dataclass(frozen=True)
 class Request(Settings):
     """What is asked for: a video of a prompt.
@@ -85,6 +86,10 @@ class Request(Settings):
         for name in ("duration", "resolution", "aspect", "fps"):
             if getattr(self, name) is None:
                 raise UserError(f"{name}=None can't be used: leave it out, or give a value.")
+        # A default isn't told from the same value said; `generate` and its like see what was said.
+        said = ("duration", "resolution", "aspect")
+        named = {name: value for name in said if (value := getattr(self, name)) != getattr(Request, name)}
+        check_conflicts({"frames": self.frames, "size": self.size, **named})
         check_shape(self.duration, self.frames, self.fps, self.resolution, self.aspect, self.size)
         super().check()
 

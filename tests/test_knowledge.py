@@ -104,7 +104,8 @@ said: list[str] = []
 
 def noted(studio: Studio, **fields: object) -> str:
     said.clear()
-    request = Request(**{"prompt": "a red circle", "size": (64, 64), "duration": 0.5, "steps": 1} | fields)
+    length = {} if "frames" in fields else {"duration": 0.5}
+    request = Request(**{"prompt": "a red circle", "size": (64, 64), "steps": 1} | length | fields)
     studio.make_streams([studio.plan(request)])  # nothing is made before it is read
     return " ".join(said)
 
