@@ -221,7 +221,7 @@ _ability(
 )
 _ability(
     "edit",
-    "VIDEO as PROMPT has it.",
+    "Edit VIDEO to match PROMPT (SDEdit).",
     _VIDEO,
     _WORDS,
     click.option("--strength", type=_SHARE, default=0.7, help="0: all stays; 1: nothing does."),
