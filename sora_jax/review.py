@@ -14,9 +14,14 @@ from sora_jax.errors import UserError
 from sora_jax.filling import Words
 from sora_jax.models.knowledge import Knowledge
 from sora_jax.planning import Plan
+from sora_jax.video import frame_size
 
 LETTERS_A_TOKEN = 4  # of English text, about
 MOST_LETTERS_A_TOKEN = 20
+USUAL_ASPECTS, MOST_USUAL = (
+    ("9:16", "1:1", "16:9"),
+    4.0,
+)  # where a model doesn't tell; beyond that it is a strip
 MOST_NAMED = 8  # words in one note
 
 
@@ -100,6 +105,8 @@ def too_large(engine: Engine, size: tuple[int, int]) -> str:
         f"A frame of {width}×{height} takes {engine.frame_tokens(*size):,} tokens, and the model {engine.name!r} "
         f"holds {limits.tokens} in a run of two or more"
     )
+    if near := _nearest_learned(engine, size):
+        return f"{start}: the nearest that it does well is an aspect ratio of {near[0]} at a resolution of {near[1]}."
     if 0 < limits.resolution < short and engine.holds(scaled(limits.resolution)):
         return f"{start}: training showed it frames of a resolution of {limits.resolution}, ask for that."
     # No frame holds more pixels than all tokens do.
@@ -111,6 +118,26 @@ def too_large(engine: Engine, size: tuple[int, int]) -> str:
     if fitting is None:
         return f"{start}: choose an aspect ratio nearer to a square."
     return f"{start}: the nearest that fits is a resolution of {fitting}."
+
+
+def _nearest_learned(engine: Engine, size: tuple[int, int]) -> tuple[str, int] | None:
+    """The aspect ratio and the resolution for a strip, whose shape is the fault; None where that is a usual one."""
+    knows, (height, width) = engine.bundle.knowledge, size
+    aspects = knows.aspects or USUAL_ASPECTS
+    if _seen(width / height, aspects) if knows.aspects else max(size) <= MOST_USUAL * min(size):
+        return None
+    aspect = min(aspects, key=lambda each: abs(math.log(_ratio(each) * height / width)))
+    whole = engine.bundle.limits.resolution
+    learned = {side for side in (whole, *knows.resolutions) if 0 < side <= (whole or side)}
+    for side in (*sorted(learned, key=lambda each: abs(each - min(size))), *range(min(size), 0, -1)):
+        if engine.holds(frame_size(side, aspect)):
+            return str(aspect), side
+    return None
+
+
+def _seen(ratio: float, aspects: Sequence[str]) -> bool:
+    ratios = [_ratio(aspect) for aspect in aspects]
+    return 0.93 * min(ratios) <= ratio <= 1.07 * max(ratios)
 
 
 def _unknown(name: str, texts: list[tuple[float, str]], knowledge: Knowledge) -> str:
@@ -142,11 +169,9 @@ def _unseen(engine: Engine, plan: Plan, blank: bool) -> Iterator[str]:
     if knows.resolutions and not min(knows.resolutions) <= short <= largest:
         beyond.append(f"{short} pixels")
         seen.append(f"{_span(min(knows.resolutions), largest)} pixels on the short side")
-    if knows.aspects:
-        ratios = [_ratio(aspect) for aspect in knows.aspects]
-        if not 0.93 * min(ratios) <= ratio <= 1.07 * max(ratios):
-            beyond.append(f"{X}×{Y}")
-            seen.append(f"aspect ratios {', '.join(knows.aspects)}")
+    if knows.aspects and not _seen(ratio, knows.aspects):
+        beyond.append(f"{X}×{Y}")
+        seen.append(f"aspect ratios {', '.join(knows.aspects)}")
     if T > 1 and knows.rates and not min(knows.rates) <= fps <= max(knows.rates):
         beyond.append(f"{fps:g} fps")
         seen.append(f"{_span(min(knows.rates), max(knows.rates))} fps")

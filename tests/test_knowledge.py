@@ -13,7 +13,7 @@ from sora_jax import plans
 from sora_jax.data import captions
 from sora_jax.data.toyworld import Toyworld
 from sora_jax.errors import UserError
-from sora_jax.models.bundle import BUNDLED
+from sora_jax.models.bundle import BUNDLED, Limits
 from sora_jax.models.knowledge import Knowledge, knowledge_of
 from sora_jax.review import review
 from sora_jax.studio import Request, Studio
@@ -163,3 +163,23 @@ def test_a_refusal_names_what_gives_good_pictures_not_what_fits():
     studio = Studio(dataclasses.replace(bundle, limits=limits))
     with pytest.raises(UserError, match="a resolution of 32, ask for that"):
         studio.check(Request("a ring", resolution=256))
+
+
+@pytest.mark.parametrize(
+    ("size", "resolution", "words"),
+    [
+        ((16, 9999), 0, "aspect ratio of 16:9 at a resolution of 64."),
+        ((9999, 16), 0, "aspect ratio of 9:16 at a resolution of 64."),
+        ((64, 3200), 0, "aspect ratio of 16:9 at a resolution of 64."),
+        ((16, 9999), 48, "aspect ratio of 16:9 at a resolution of 48."),
+    ],
+)
+def test_for_a_strip_the_nearest_learned_shape_is_named(size, resolution, words):
+    limits = Limits(tokens=400, latent_frames=4, frame_tokens=200, resolution=resolution)
+    studio = Studio(dataclasses.replace(tiny_bundle(limits), card={"knows": dataclasses.asdict(TOYWORLD)}))
+    with pytest.raises(UserError) as error:
+        studio.check(Request("a ring", size=size))
+    assert str(error.value).endswith(words), error.value
+    with pytest.raises(UserError) as error:
+        studio.outpaint(np.zeros((16, 16, 3), np.uint8), size=size)
+    assert str(error.value).endswith(words), error.value

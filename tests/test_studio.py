@@ -98,7 +98,7 @@ def test_reconstruction_keeps_any_shape(studio):
         ({"prompt": "a " * 40}, "shorten"),
         ({"resolution": 80}, "nearest that fits is a resolution of 64"),
         ({"resolution": 512, "duration": 0.125}, "a resolution of"),
-        ({"size": (16, 400)}, "nearest that fits is a resolution of"),
+        ({"size": (16, 400)}, "nearest that it does well is an aspect ratio of 16:9 at a resolution of 16"),
         ({"duration": -1.0}, "above 0"),
         ({"fps": float("nan")}, "above 0"),
         ({"aspect": "wide"}, "16:9"),
