@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 from sora_jax.errors import UserError
 
@@ -64,7 +65,7 @@ class Work:
         return max(transformer, least) + _as_float(self.frames * self.height * self.width) / pixels
 
     def __str__(self) -> str:
-        size = f"{_count(self.frames)} frame{'s' * (self.frames != 1)} of {_count(self.width)}×{_count(self.height)}"
+        size = f"{_plural(self.frames, 'frame')} of {_count(self.width)}×{_count(self.height)}"
         if not self.frame_tokens:
             return size
         windows = f" in {_count(self.windows)} windows" if self.windows > 1 else ""
@@ -76,9 +77,34 @@ def check_frames(work: Work, limit: int, platform: str, fps: float) -> None:
     if work.frames > limit:
         raise UserError(
             f"That is a video of {work}, which takes {in_words(work.seconds(platform))} by a rough estimate, and "
-            f"{limit:,} frames are the limit: ask for at most {limit / fps:.4g} s at {fps:g} fps, or raise the limit "
+            f"{_limit(limit)}: ask for at most {limit / fps:.4g} s at {fps:g} fps, or raise the limit "
             "with --max-frames (in Python max_frames)."
         )
+
+
+def check_batch(batch: Sequence[Work], limit: int, platform: str) -> None:
+    """Raises UserError where the videos of a batch have more than `limit` frames together."""
+    if (frames := sum(work.frames for work in batch)) > limit:
+        fewer = max(limit * len(batch) // frames, 1)
+        raise UserError(
+            f"That is a batch of {summary(batch)}, which takes {in_words(seconds(batch, platform))} by a rough "
+            f"estimate, and {_limit(limit)}: ask for at most {_plural(fewer, 'video')} of that length at once, or "
+            "raise the limit with --max-frames (in Python max_frames)."
+        )
+
+
+def seconds(batch: Sequence[Work], platform: str) -> float:
+    """An estimate for all videos of a batch."""
+    return sum(work.seconds(platform) for work in batch)
+
+
+def summary(batch: Sequence[Work]) -> str:
+    """The videos of a batch and their frames: "3 videos with 90 frames together"; of a single one its own."""
+    if len(batch) == 1:
+        return str(batch[0])
+    return (
+        f"{_plural(len(batch), 'video')} with {_plural(sum(work.frames for work in batch), 'frame')} together"
+    )
 
 
 def check_pixels(work: Work) -> None:
@@ -102,6 +128,14 @@ def in_words(seconds: float) -> str:
 
 def _count(number: float) -> str:
     return f"{number:,}" if abs(number) < 10**15 else f"{_as_float(number):.1e}"
+
+
+def _plural(number: int, what: str) -> str:
+    return f"{_count(number)} {what}{'s' * (number != 1)}"
+
+
+def _limit(frames: int) -> str:
+    return f"{_plural(frames, 'frame')} {'is' if frames == 1 else 'are'} the limit"
 
 
 def _as_float(number: float) -> float:

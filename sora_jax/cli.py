@@ -18,7 +18,7 @@ import click
 from sora_jax import __version__
 from sora_jax.backend import check_version
 from sora_jax.commands import COMMANDS
-from sora_jax.errors import UserError
+from sora_jax.errors import UserError, user_path
 from sora_jax.evaluation.command import evaluate
 from sora_jax.information import info
 from sora_jax.options import (
@@ -124,6 +124,7 @@ def models(folders: tuple[str, ...]) -> None:
     """List what can be loaded: bundled models, and models and training runs in each PATH (default: runs)."""
     from sora_jax import studio as face
 
+    folders = tuple(str(user_path(folder)) for folder in folders)
     for folder in folders:
         if not os.path.isdir(folder):
             raise UserError(f"There is no folder {folder}: check the name.")

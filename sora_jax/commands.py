@@ -22,13 +22,13 @@ from sora_jax.options import (
     shape,
     writing,
 )
-from sora_jax.terminal import ListOf, Number, Output, Pair, Place
+from sora_jax.terminal import InputFile, ListOf, Number, Output, Pair, Place
 
 COMMANDS: list[click.Command] = []
 Option = Callable[..., Any]
 
 _SECONDS, _AT_LEAST_0, _SHARE = Number(above=0), Number(at_least=0), click.FloatRange(0, 1)
-_FILE = click.Path(exists=True, dir_okay=False)
+_FILE = InputFile()
 _PROMPT = click.option("--prompt", default="", help="What is to be seen; none: what the input suggests.")
 _WORDS = click.argument("prompt")
 _VIDEO = click.argument("video", type=_FILE)
@@ -221,7 +221,7 @@ _ability(
 )
 _ability(
     "edit",
-    "VIDEO as PROMPT has it.",
+    "Edit VIDEO to match PROMPT (SDEdit).",
     _VIDEO,
     _WORDS,
     click.option("--strength", type=_SHARE, default=0.7, help="0: all stays; 1: nothing does."),

@@ -128,6 +128,10 @@ class Engine:
             parameters=self.parameters,
         )
 
+    def most_frames(self, settings: Settings) -> int:
+        """The most frames of a video, and of all videos of a batch together."""
+        return settings.max_frames or round(LIMIT_SECONDS * (self.bundle.limits.fps or LIMIT_FPS))
+
     def admit(
         self, frames: int, size: tuple[int, int], fps: float, settings: Settings, held: bool = True
     ) -> None:
@@ -140,10 +144,8 @@ class Engine:
           UserError: a setting is impossible, the video has more frames than `Settings.max_frames`, or they don't fit.
         """
         settings.check()
-        rate = self.bundle.limits.fps or LIMIT_FPS
-        limit = settings.max_frames or round(LIMIT_SECONDS * rate)
         work = self.work(frames, size, settings)
-        check_frames(work, limit, jax.default_backend(), fps)
+        check_frames(work, self.most_frames(settings), jax.default_backend(), fps)
         if held:
             check_pixels(work)
 

@@ -11,6 +11,8 @@ import tempfile
 import threading
 from collections.abc import Iterator
 
+TEMPORARY, MOST_SUFFIX = ".tmp-", 16  # of temporary files: what their names begin with, letters of a suffix
+
 
 class UserError(ValueError):
     """Something the user can mend: one clear sentence that says what, where and what to do.
@@ -19,32 +21,51 @@ class UserError(ValueError):
     """
 
 
+def user_path(path: str | os.PathLike[str]) -> pathlib.Path:
+    """A path as people write it: "~" at its beginning is their home."""
+    return pathlib.Path(os.path.expanduser(path))
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """Yields a temporary path beside `path` that takes its place only if the block succeeds.
 
     A block that fails leaves whatever stood at `path` untouched and nothing beside it; so does one during which
-    the program is told to end, by Ctrl-C or by a signal that would end it at once (SIGTERM, SIGHUP).
+    the program is told to end, by Ctrl-C or by a signal that would end it at once (SIGTERM, SIGHUP). Where `path` is a
+    symbolic link, the file it points to is written.
 
     Raises:
-      UserError: the folder can't be written or the disk is full.
+      UserError: the folder can't be written, the name is too long or the disk is full.
     """
-    path = pathlib.Path(path)
+    asked, path = path, pathlib.Path(os.path.realpath(path))  # a link stays, and what it points to is written
     temporary: pathlib.Path | None = None
     with _ending_by_exception():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+            check_names(path.parent, path)
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY, suffix=short_suffix(path))
             temporary = pathlib.Path(name)
             os.close(handle)
             yield temporary
             os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)
         except OSError as error:
-            raise as_user_error(error, path) from error
+            raise as_user_error(error, asked) from error
         finally:
             if temporary is not None:
                 temporary.unlink(missing_ok=True)
+
+
+def check_names(folder: pathlib.Path, path: pathlib.Path) -> None:
+    """Raises OSError where a name in `path` below `folder`, which exists, is longer than the disk's names may be."""
+    for part in path.parts[len(folder.parts) :]:
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(folder / part)
+
+
+def short_suffix(path: pathlib.Path) -> str:
+    """The suffix for a temporary file, whose name must not be longer than that of the file itself."""
+    return path.suffix if len(path.suffix) <= MOST_SUFFIX else ""
 
 
 @contextlib.contextmanager
@@ -76,6 +97,10 @@ def as_user_error(error: OSError, path: str | os.PathLike[str]) -> UserError:
         return UserError(f"{path} can't be written: its folder is read-only here; choose another place.")
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return UserError(f"{path} can't be written: a part of its path is a file, not a folder.")
+    if error.errno == errno.ENAMETOOLONG:
+        name = os.path.basename(path)
+        short = name if len(name) <= 40 else f"{name[:37]}..."
+        return UserError(f"{short} can't be written: its name or path is too long; choose a shorter one.")
     return UserError(f"{path} can't be written: {error.strerror or error}.")
 
 

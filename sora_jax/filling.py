@@ -49,7 +49,7 @@ class Settings:
     """How something is sampled.
 
     Attributes:
-      seed: another one, another video.
+      seed: random seed.
       steps: of the solver, from noise; what is repainted from a strength takes its share of them.
       guidance: weight of the words; 1 is none.
       solver: a name of `sampler.SOLVERS`.
@@ -57,9 +57,10 @@ class Settings:
       guidance_interval: (lowest, highest) σ between which guidance acts.
       guidance_rescale: 0 to 1, how far what guidance adds in contrast is taken back, as in diffusers.
       given_guidance: weight of what is given (pictures, clips) apart from the words; 1 is none.
-      negative: words for what is not to be seen.
+      negative: the negative prompt.
       strict: words that the model doesn't know are refused; otherwise a note names them.
-      max_frames: the most frames of a video; None is what lasts ten minutes at the model's highest rate.
+      max_frames: the most frames of a video, and of a batch together; None is what lasts ten minutes at the model's
+        highest rate.
     """
 
     seed: int = 0

@@ -7,11 +7,12 @@ import difflib
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 from sora_jax.errors import UserError
 
+Schema = TypeVar("Schema")
 # As other libraries call them. `frames` and `size` are taken under these names too.
 ALIASES = {
     "num_inference_steps": "steps",
@@ -61,7 +62,9 @@ def spelled_out(
 
         @functools.wraps(function)
         def checked(*arguments: Any, **keywords: Any) -> Any:
-            return function(*arguments, **known_keywords(function.__name__, keywords, known))
+            keywords = known_keywords(function.__name__, keywords, known)
+            check_conflicts(keywords)
+            return function(*arguments, **keywords)
 
         checked.__signature__ = signature.replace(  # type: ignore[attr-defined]
             parameters=[*positional, *named, *fields.values()]
@@ -69,6 +72,27 @@ def spelled_out(
         return checked
 
     return decorate
+
+
+def spelled_right(schema: type[Schema]) -> type[Schema]:
+    """A decorator for a dataclass: keywords of its constructor are taken as those of `spelled_out`'s functions."""
+    make, known = schema.__init__, [field.name for field in dataclasses.fields(schema)]  # type: ignore[arg-type]
+
+    @functools.wraps(make)
+    def checked(self: Any, *arguments: Any, **keywords: Any) -> None:
+        make(self, *arguments, **known_keywords(schema.__name__, keywords, known))
+
+    schema.__init__ = checked  # type: ignore[method-assign]
+    return schema
+
+
+def check_conflicts(given: Mapping[str, Any]) -> None:
+    """Raises UserError where two of a shape's values that aren't None say the same."""
+    named = {name for name, value in given.items() if value is not None}
+    if {"duration", "frames"} <= named:
+        raise UserError("duration and frames both say how long the video is: give one of the two.")
+    if "size" in named and named & {"resolution", "aspect"}:
+        raise UserError("size says all of a frame's size: leave out resolution and aspect.")
 
 
 def known_keywords(function: str, keywords: dict[str, Any], known: Iterable[str]) -> dict[str, Any]:

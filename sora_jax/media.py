@@ -15,7 +15,7 @@ from PIL import Image
 
 from sora_jax.containers import Path
 from sora_jax.decoding import Header, displayed_size
-from sora_jax.errors import UserError
+from sora_jax.errors import UserError, user_path
 from sora_jax.pictures import picture_pixels
 from sora_jax.video import Reader, Report, Video, frame_count, frame_size, open_reader, resample
 
@@ -127,7 +127,7 @@ def read_media(
     video = Video(np.fromiter(finished(), np.dtype((np.uint8, (height, width, 3)))), rate)
     wanted_end = math.inf if seconds is None or single else start + seconds
     notes = (*_changes(reader, video, source_size), *_losses(reader.report, first_second, wanted_end))
-    path = pathlib.Path(source) if isinstance(source, str | os.PathLike) else None
+    path = user_path(source) if isinstance(source, str | os.PathLike) else None
     return Media(video, source_size, known.fps, known.frames, notes, path)
 
 

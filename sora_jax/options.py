@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from sora_jax.errors import UserError
+from sora_jax.errors import UserError, user_path
 from sora_jax.terminal import (
     EXISTED,
     NO_CLOBBER,
@@ -100,10 +100,10 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--max-frames",
             type=click.IntRange(1),
-            help="The most frames of a video.  [default: ten minutes' at the model's highest rate]",
+            help="The most frames, of all videos together.  [default: ten minutes' at the model's highest rate]",
         ),
         click.option("--strict", is_flag=True, help="Refuse words that the model doesn't know."),
-        click.option("--negative", default="", help="Words for what is not to be seen."),
+        click.option("--negative", default="", help="Negative prompt."),
         click.option(
             "--given-guidance", type=Number(), default=1.0, help="Of pictures and clips that are given."
         ),
@@ -122,7 +122,7 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
             default="cfg",
             help="Classifier-free, CFG-Zero* or adaptive projected.",
         ),
-        click.option("-S", "--seed", type=seeds, default=0, help="Another one, another video."),
+        click.option("-S", "--seed", type=seeds, default=0, help="Random seed."),
         click.option(
             "--solver",
             type=click.Choice(["euler", "heun", "dpm", "unipc"]),
@@ -132,7 +132,7 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--guidance",
             type=Number(),
-            help="Of the prompt; 1: none, more: stricter.  [default: 3; between given clips 1]",
+            help="Classifier-free guidance scale (1 = off).  [default: 3; between given clips 1]",
         ),
         click.option("-s", "--steps", type=click.IntRange(1), default=12, help="Of the solver."),
         MODEL,
@@ -196,7 +196,7 @@ def bar() -> contextlib.AbstractContextManager[Callable[[int, int], None]]:
 
 def make(model: str, output: str | None, plan: Callable[[Any], Any]) -> None:
     """Makes what `plan(studio)` returns and writes it."""
-    path = pathlib.Path(output or "out.mp4")
+    path = user_path(output or "out.mp4")
     check_output(path, VIDEO_SUFFIXES)
 
     from sora_jax import studio as face

@@ -8,6 +8,7 @@ import math
 from sora_jax.budget import frames_of
 from sora_jax.checks import check_number, check_whole, shown
 from sora_jax.errors import UserError
+from sora_jax.keywords import check_conflicts
 from sora_jax.video import frame_size
 
 MOST_SIDE = 1 << 20  # pixels
@@ -41,10 +42,7 @@ class Shape:
 
     def __post_init__(self) -> None:
         check_shape(self.duration, self.frames, self.fps, self.resolution, self.aspect, self.size)
-        if self.duration is not None and self.frames is not None:
-            raise UserError("duration and frames both say how long the video is: give one of the two.")
-        if self.size is not None and (self.resolution is not None or self.aspect is not None):
-            raise UserError("size says all of a frame's size: leave out resolution and aspect.")
+        check_conflicts(vars(self))
 
     @property
     def sized(self) -> bool:

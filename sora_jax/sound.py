@@ -14,7 +14,7 @@ import av
 
 from sora_jax.containers import Path, open_container
 from sora_jax.decoding import header, opened, packets, taken_from
-from sora_jax.errors import UserError, atomic_path
+from sora_jax.errors import UserError, atomic_path, user_path
 from sora_jax.writing import comment_of
 
 # By suffix: the sound that goes into the file as it is, and what other sound becomes. Containers take more than
@@ -47,7 +47,7 @@ def keep_sound(source: Path, video_path: Path, start: float = 0.0, at: float = 0
     Raises:
       UserError: there is no such file, or the video can't be read or written.
     """
-    path = pathlib.Path(video_path)
+    source, path = user_path(source), user_path(video_path)
     for file in (source, path):
         if not os.path.isfile(file):
             raise UserError(f"There is no file {file}: check the name.")

@@ -30,7 +30,7 @@ from sora_jax.containers import Path
 from sora_jax.diffusion import abilities
 from sora_jax.diffusion.canvas import Sketch
 from sora_jax.engine import Engine
-from sora_jax.errors import UserError
+from sora_jax.errors import UserError, user_path
 from sora_jax.filling import Settings
 from sora_jax.inputs import AS_IT_IS, Part, Whole, take
 from sora_jax.keywords import spelled_out
@@ -162,7 +162,7 @@ def read_storyboard(path: Path) -> Storyboard:
     Raises:
       UserError: the file is missing or no storyboard.
     """
-    path = pathlib.Path(path)
+    path = user_path(path)
     try:
         # As text: YAML would read 16:9 as 969, and no as false.
         parts = yaml.load(read_text(path), yaml.BaseLoader)
@@ -179,7 +179,10 @@ def read_storyboard(path: Path) -> Storyboard:
             raise UserError(f"{path}: card {number} is no card: it needs at least a time and a text.")
         own = _known(path, f"card {number}", entry, Card)
         cards.append(
-            Card(**own | {name: path.parent / own[name] for name in ("image", "clip") if name in own})
+            Card(
+                **own
+                | {name: path.parent / user_path(own[name]) for name in ("image", "clip") if name in own}
+            )
         )
     try:
         return Storyboard(**fields | {"cards": tuple(cards)})

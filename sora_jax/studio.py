@@ -30,11 +30,11 @@ from sora_jax.engine import Engine, to_bytes
 from sora_jax.errors import UserError
 from sora_jax.filling import Progress, Settings, Task
 from sora_jax.inputs import Source
-from sora_jax.keywords import spelled_out
+from sora_jax.keywords import check_conflicts, spelled_out, spelled_right
 from sora_jax.models.bundle import Bundle, bundled, find, load_bundle
 from sora_jax.models.text import TextEncoder
 from sora_jax.planning import Plan, asked, metadata_of
-from sora_jax.review import check_words, review, too_large
+from sora_jax.review import check_words, review, review_batch, too_large
 from sora_jax.shape import SHAPE_FIELDS, Shape, check_shape
 from sora_jax.storyboard import Storyboard, read_storyboard
 from sora_jax.video import Video, VideoStream, frame_size
@@ -42,6 +42,7 @@ from sora_jax.video import Video, VideoStream, frame_size
 MOST_COUNT = 1000  # videos of one request
 
 
+@spelled_right
 @dataclasses.dataclass(frozen=True)
 class Request(Settings):
     """What is asked for: a video of a prompt.
@@ -85,6 +86,10 @@ class Request(Settings):
         for name in ("duration", "resolution", "aspect", "fps"):
             if getattr(self, name) is None:
                 raise UserError(f"{name}=None can't be used: leave it out, or give a value.")
+        # A default isn't told from the same value said; `generate` and its like see what was said.
+        said = ("duration", "resolution", "aspect")
+        named = {name: value for name in said if (value := getattr(self, name)) != getattr(Request, name)}
+        check_conflicts({"frames": self.frames, "size": self.size, **named})
         check_shape(self.duration, self.frames, self.fps, self.resolution, self.aspect, self.size)
         super().check()
 
@@ -146,7 +151,8 @@ class Studio(Engine):
         """Videos of several plans, whatever their abilities and shapes, packed into rows together.
 
         Raises:
-          UserError: a prompt is too long, or a frame more than the model holds.
+          UserError: a prompt is too long, a frame more than the model holds, or the videos have more frames together
+            than the largest `max_frames` among them.
         """
         return [stream.whole() for stream in self.make_streams(plans, progress)]
 
@@ -156,8 +162,7 @@ class Studio(Engine):
         They are made while they are read; videos are to be read one after another. Where nothing is given but words,
         what is held of a video doesn't grow with its duration.
         """
-        notes = [note for plan in plans for note in (*plan.notes, *review(self, plan))]
-        for note in dict.fromkeys(notes):
+        for note in review_batch(self, plans):
             self.say(note)
         tasks = [Task(self.encode(plan.sketch), plan.words, plan.settings) for plan in plans]
         streams = []

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from sora_jax.errors import UserError, as_user_error
+from sora_jax.errors import TEMPORARY, UserError, as_user_error, check_names, short_suffix, user_path
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".gif", ".png", ".jpg", ".jpeg")
 NO_CLOBBER, EXISTED = "sora_jax.no_clobber", "sora_jax.existed"  # of a command's context
@@ -107,15 +107,25 @@ class Output(click.ParamType):
         self.suffixes = suffixes
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> pathlib.Path:
-        path = pathlib.Path(value)
+        path = user_path(value)
         check_output(path, self.suffixes)
         return path
 
 
+class InputFile(click.Path):
+    """A file to be read, which must exist."""
+
+    def __init__(self) -> None:
+        super().__init__(exists=True, dir_okay=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(os.path.expanduser(value), param, ctx)
+
+
 def place_outputs(output: str, wanted: Sequence[tuple[str, int]]) -> list[pathlib.Path]:
     """Where each (prompt, seed) goes; that all can be written is tried."""
-    path, paths = pathlib.Path(output), []
-    if path.is_dir() or output.endswith(("/", os.sep)):
+    path, paths = user_path(output), []
+    if os.path.isdir(path) or output.endswith(("/", os.sep)):
         for prompt, seed in wanted:
             words = "-".join(re.findall(r"\w+", prompt.lower()))[:48].strip("-")
             stem = f"{words or 'clip'}-{seed}"
@@ -137,18 +147,20 @@ def check_output(path: pathlib.Path, suffixes: Sequence[str] = ()) -> None:
     """Raises UserError where `path` has none of the suffixes or can't be written; leaves nothing behind."""
     if suffixes and path.suffix.lower() not in suffixes:
         raise UserError(f"{path} can't be written: its name must end in {' or '.join(suffixes)}.")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(f"{path} can't be written: it is a folder; name a file in it.")
     context = click.get_current_context(silent=True)
-    if context is not None and os.path.lexists(path):
+    if context is not None and os.path.exists(path):
         if context.meta.get(NO_CLOBBER):
             raise UserError(f"{path} is there already: choose another name, or leave out --no-clobber.")
         context.meta.setdefault(EXISTED, set()).add(path)
-    folder = path.parent
+    target = pathlib.Path(os.path.realpath(path))  # of a link
+    folder = target.parent
     while not os.path.lexists(folder) and folder != folder.parent:
         folder = folder.parent
     try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.stem}-", suffix=path.suffix) as file:
+        check_names(folder, target)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=TEMPORARY, suffix=short_suffix(target)) as file:
             file.write(bytes(1 << 16))  # a full disk still lets an empty file be made
     except OSError as error:
         raise as_user_error(error, path) from error

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import codecs
 import os
-import pathlib
 
-from sora_jax.errors import UserError
+from sora_jax.errors import UserError, user_path
 
 # A byte order mark says which encoding follows it. UTF-32's begins with UTF-16's, so the longer comes first.
 MARKS = (
@@ -36,7 +35,7 @@ def read_text(source: str | os.PathLike[str] | bytes, name: str | None = None) -
     else:
         name = name or os.fspath(source)
         try:
-            data = pathlib.Path(source).read_bytes()
+            data = user_path(source).read_bytes()
         except FileNotFoundError as error:
             raise UserError(f"There is no file {name}: check the name.") from error
         except OSError as error:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from sora_jax.containers import Path
 from sora_jax.decoding import Header, decoded, displayed_size, header, pixels
-from sora_jax.errors import UserError, atomic_path
+from sora_jax.errors import UserError, atomic_path, user_path
 from sora_jax.pictures import moving_frames, moving_notes, moving_picture, opaque, read_picture
 from sora_jax.timing import even_rate, evenly
 from sora_jax.writing import STREAMED, kind_of, write_container, write_gif, write_picture
@@ -282,7 +282,7 @@ def open_reader(path: Path, start: float = 0.0, report: Report | None = None) ->
     Raises:
       UserError: as `read_video`.
     """
-    report = Report() if report is None else report
+    report, path = Report() if report is None else report, user_path(path)
     picture = read_picture(path)
     if picture is not None:
         size, moment = picture.pixels.shape[:2], (0.0, picture.seconds, picture.pixels)

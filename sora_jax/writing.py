@@ -19,7 +19,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from PIL import ExifTags, Image, PngImagePlugin
 
 from sora_jax.containers import EXACT, Path, open_container
-from sora_jax.errors import UserError
+from sora_jax.errors import UserError, user_path
 
 # Browsers slow down a GIF whose frames last less than two hundredths of a second.
 GIF_MAX_FPS = 50.0
@@ -40,7 +40,7 @@ def kind_of(path: Path, kinds: tuple[str, ...] = KINDS) -> tuple[pathlib.Path, s
     Raises:
       UserError: it is none of `kinds`.
     """
-    path = pathlib.Path(path)
+    path = user_path(path)
     suffix = path.suffix.lower()
     if suffix not in kinds:
         how = "frame by frame only as" if kinds == STREAMED else "as"
@@ -166,6 +166,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     Raises:
       UserError: there is no such file, or it is neither a picture nor a video.
     """
+    path = user_path(path)
     if not os.path.isfile(path):
         raise UserError(f"There is no file {path}: check the name.")
     for comment in (_picture_comment, _container_comment):

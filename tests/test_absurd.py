@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from tiny_model import tiny_bundle
 
+from sora_jax import plans
 from sora_jax.budget import Work, in_words
+from sora_jax.cli import main
 from sora_jax.errors import UserError
 from sora_jax.models.bundle import Limits
 from sora_jax.storyboard import Card, Storyboard
@@ -123,6 +125,62 @@ def test_max_frames_raises_the_limit_and_lowers_it(studio):
     studio.check(dataclasses.replace(request, max_frames=30_000))
     with pytest.raises(UserError, match="10 frames are the limit"):
         studio.check(Request("a ring", duration=2.0, resolution=32, max_frames=10))
+
+
+MANY = {
+    "prompts": lambda s, n, **own: s.generate(["a ring"] * n, duration=60.0, resolution=32, **own),
+    "variations": lambda s, n, **own: s.variations("a ring", n, duration=60.0, resolution=32, **own),
+    "streams": lambda s, n, **own: s.stream_batch([Request("a ring", 60.0, 32, **own)] * n),
+    "lengths": lambda s, n, **own: s.stream_batch(
+        [Request("a ring", 40.0 + 40 * (i % 2), 32, **own) for i in range(n)]
+    ),
+    "abilities": lambda s, n, **own: s.make([plans.animate(s, CLIP, duration=60.0, fps=8, **own)] * n),
+}
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_a_batch_of_days_is_refused_with_its_cost_and_a_way_out(studio, name):
+    with pytest.raises(UserError) as error:
+        MANY[name](studio, 100)
+    message = str(error.value)
+    for words in (
+        "100 videos with 48,000 frames together",
+        "rough estimate",
+        "14,400 frames are the limit",
+        "at most 30 videos of that length",
+        "--max-frames",
+    ):
+        assert words in message, message
+    assert "\n" not in message and len(message) < 400
+    for own in ({}, {"max_frames": 48_000}):  # what is within the limit begins
+        with pytest.raises(AssertionError, match="work began"):
+            MANY[name](studio, 100 if own else 30, **own)
+
+
+def test_the_command_line_refuses_a_batch_of_days(studio, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("sora_jax.studio.load", lambda name: studio)
+    out = str(tmp_path / "out.mp4")
+    asked = ["generate", "a ring", "--count", "200", "-d", "500", "--resolution", "32", "-o", out]
+    assert main(asked) == 2
+    assert "200 videos with 800,000 frames together" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_limit_of_one_frame_is_singular(studio):
+    with pytest.raises(UserError, match="1 frame is the limit"):
+        studio.check(Request("a ring", resolution=32, max_frames=1))
+
+
+def test_what_a_batch_takes_is_estimated_once(studio, monkeypatch):
+    notes: list[str] = []
+    monkeypatch.setattr(studio, "say", notes.append)
+    requests = [Request("a ring", 10.0, 32, seed=i) for i in range(50)]
+    plan = studio.plan(requests[0])
+    one = studio.work(80, (32, 32), plan.settings).seconds("cpu")
+    monkeypatch.setattr("sora_jax.budget.LONG", 10 * one)  # none of them alone takes so long
+    with pytest.raises(AssertionError, match="work began"):
+        studio.stream_batch(requests)
+    assert len(notes) == 1 and "A batch of 50 videos with 4,000 frames together takes" in notes[0]
 
 
 def test_what_takes_long_is_estimated(studio, monkeypatch):

@@ -81,6 +81,10 @@ def studio() -> Studio:
         ({"width": 32}, "one of width and height"),
         ({"width": 32, "height": 32, "size": (32, 32)}, "which mean the same"),
         ({"num_frames": 3, "frames": 3}, "which mean the same"),
+        ({"num_frames": 4, "duration": 2}, "duration and frames both say"),
+        ({"frames": 4, "duration": 0.5}, "give one of the two"),
+        ({"width": 32, "height": 32, "resolution": 64}, "size says all"),
+        ({"size": (32, 32), "aspect": "1:1"}, "leave out resolution and aspect"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
@@ -88,6 +92,31 @@ def test_an_unknown_keyword_is_answered_with_the_right_one(studio, given, words)
     with pytest.raises(UserError) as error:
         studio.generate("a ring", **given)
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"foo": 1}, "Request has no keyword 'foo': it takes"),
+        ({"stpes": 3}, "did you mean steps?"),
+        ({"guidance_scale": 3}, "it is called guidance here."),
+        ({"frames": 4, "duration": 0.5}, "give one of the two"),
+        ({"size": (32, 32), "resolution": 32}, "size says all"),
+        ({"size": (32, 32), "aspect": "16:9"}, "size says all"),
+    ],
+    ids=str,
+)
+def test_a_request_answers_so(given, words):
+    with pytest.raises(UserError) as error:
+        Request("a ring", **given).check()
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_request_takes_other_libraries_names_and_can_be_changed():
+    request = Request("a ring", num_frames=4, width=48, height=32)
+    assert request == Request("a ring", frames=4, size=(32, 48))
+    dataclasses.replace(request, seed=3).check()
+    assert list(inspect.signature(Request).parameters)[:2] == ["prompt", "duration"]
 
 
 @pytest.mark.parametrize("name", ["edit", "extend", "loop", "animate", "upscale", "storyboard"])

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from tiny_model import tiny_bundle
 
+from sora_jax import plans
 from sora_jax.data import captions
 from sora_jax.data.toyworld import Toyworld
 from sora_jax.errors import UserError
-from sora_jax.models.bundle import BUNDLED
+from sora_jax.models.bundle import BUNDLED, Limits
 from sora_jax.models.knowledge import Knowledge, knowledge_of
+from sora_jax.review import review
 from sora_jax.studio import Request, Studio
 
 TOYWORLD = knowledge_of(
@@ -42,6 +44,7 @@ def test_every_caption_of_the_grammar_is_known(split, paraphrase):
         texts += [text for _, text in captions.timed_captions(scene, rng, paraphrase)]
         for text in texts:
             assert TOYWORLD.unknown_words(text) == (), text
+            assert TOYWORLD.names_a_thing(text), text
 
 
 @pytest.mark.parametrize(
@@ -50,9 +53,19 @@ def test_every_caption_of_the_grammar_is_known(split, paraphrase):
         ("a red circle moves left", ()),
         ("Two RED circles are moving to the left, then they stop.", ("stop",)),
         ("spinning stars, a bouncing ball and falling squares", ()),
-        ("a gray triangle's edge on a cherry red background", ()),
+        ("a green triangle's edge on a cherry red background", ()),
+        ("a ring on a gray background", ()),
+        ("a light-grey backdrop behind a ring", ()),
+        ("a star. The background is plain dark grey.", ()),
+        ("the background is a gradient of white and a red star moves", ()),
+        ("the background is white and a black star moves", ("black",)),
+        ("a white circle moves left", ("white",)),
+        ("a white circle on a white background", ("white",)),
+        ("a dark red ring on a dark grey background", ("dark",)),
+        ("light grey squares", ("light", "grey")),
+        ("The background is plain. White circles move", ("white",)),
         ("three-sided thing", ()),
-        ("a white cat by the window", ("cat", "window")),
+        ("a white cat by the window", ("white", "cat", "window")),
         ("a cat, a Cat and two cats", ("cat", "cats")),
         ("grass and sunflowers", ("grass", "sunflowers")),
         ("a cat-like ring", ("cat-like",)),
@@ -91,7 +104,8 @@ said: list[str] = []
 
 def noted(studio: Studio, **fields: object) -> str:
     said.clear()
-    request = Request(**{"prompt": "a red circle", "size": (64, 64), "duration": 0.5, "steps": 1} | fields)
+    length = {} if "frames" in fields else {"duration": 0.5}
+    request = Request(**{"prompt": "a red circle", "size": (64, 64), "steps": 1} | length | fields)
     studio.make_streams([studio.plan(request)])  # nothing is made before it is read
     return " ".join(said)
 
@@ -99,12 +113,28 @@ def noted(studio: Studio, **fields: object) -> str:
 def test_a_note_names_unknown_words_and_what_the_model_draws(studio):
     assert noted(studio) == ""
     note = noted(studio, prompt="a white cat by a window")
-    assert "knows nothing of 'cat' and 'window'" in note and "circles, squares" in note
+    assert "knows nothing of 'white', 'cat' and 'window'" in note and "circles, squares" in note
     assert "for example 'a red circle moves left'." in note
     assert "'blurry'" in noted(studio, negative="blurry")
     with pytest.raises(UserError, match="knows nothing of 'cat'"):
         studio.check(Request("a cat", size=(64, 64), strict=True))
     studio.check(Request("a red circle", size=(64, 64), strict=True))
+
+
+def test_a_prompt_that_names_no_thing_is_noted_and_refused_if_strict(studio):
+    for prompt in ("the moves of and behind", "red", "moves left", "a gradient of white background"):
+        assert f"names nothing that the model {studio.name!r} draws: it draws circles" in noted(
+            studio, prompt=prompt
+        )
+        with pytest.raises(UserError, match="names nothing"):
+            studio.check(Request(prompt, size=(64, 64), strict=True))
+    with pytest.raises(UserError, match="knows nothing of 'white'"):
+        studio.check(Request("a white circle moves left", size=(64, 64), strict=True))
+    given = plans.animate(
+        studio, np.zeros((64, 64, 3), np.uint8), "moves left", duration=0.5, strict=True, steps=1
+    )
+    assert review(studio, given) == []  # the picture has the thing
+    assert Knowledge(vocabulary=("moves",)).names_a_thing("moves")
 
 
 @pytest.mark.parametrize(
@@ -133,3 +163,23 @@ def test_a_refusal_names_what_gives_good_pictures_not_what_fits():
     studio = Studio(dataclasses.replace(bundle, limits=limits))
     with pytest.raises(UserError, match="a resolution of 32, ask for that"):
         studio.check(Request("a ring", resolution=256))
+
+
+@pytest.mark.parametrize(
+    ("size", "resolution", "words"),
+    [
+        ((16, 9999), 0, "aspect ratio of 16:9 at a resolution of 64."),
+        ((9999, 16), 0, "aspect ratio of 9:16 at a resolution of 64."),
+        ((64, 3200), 0, "aspect ratio of 16:9 at a resolution of 64."),
+        ((16, 9999), 48, "aspect ratio of 16:9 at a resolution of 48."),
+    ],
+)
+def test_for_a_strip_the_nearest_learned_shape_is_named(size, resolution, words):
+    limits = Limits(tokens=400, latent_frames=4, frame_tokens=200, resolution=resolution)
+    studio = Studio(dataclasses.replace(tiny_bundle(limits), card={"knows": dataclasses.asdict(TOYWORLD)}))
+    with pytest.raises(UserError) as error:
+        studio.check(Request("a ring", size=size))
+    assert str(error.value).endswith(words), error.value
+    with pytest.raises(UserError) as error:
+        studio.outpaint(np.zeros((16, 16, 3), np.uint8), size=size)
+    assert str(error.value).endswith(words), error.value

@@ -258,6 +258,32 @@ def vocabulary(paraphrase: bool = False) -> tuple[str, ...]:
     return tuple(sorted(_words_of(_PARAPHRASE) - known if paraphrase else known))
 
 
+def things() -> tuple[str, ...]:
+    """Every word, of training or paraphrase, that names a thing; sorted."""
+    return tuple(sorted(_words_of((_TRAINING.shapes, _PARAPHRASE.shapes))))
+
+
+def backgrounds() -> tuple[str, ...]:
+    """Every word, of training or paraphrase, that stands in the description of a background; sorted."""
+    fields = ("textures", "backdrop", "plain", "gradient")
+    words = [getattr(half, field) for half in (_TRAINING, _PARAPHRASE) for field in fields]
+    return tuple(sorted(_words_of((words, *world.TONES, "is and"))))
+
+
+def backdrops() -> tuple[str, ...]:
+    """The nouns among `backgrounds`."""
+    return (*_TRAINING.backdrop, *_PARAPHRASE.backdrop)
+
+
+def tones() -> tuple[str, ...]:
+    """Words that colour backgrounds and no thing; sorted."""
+    halves = (
+        dataclasses.replace(half, textures={}, backdrop=(), plain=(), gradient=())
+        for half in (_TRAINING, _PARAPHRASE)
+    )
+    return tuple(sorted(_words_of(tuple(world.TONES)) - set().union(*map(_words_of, halves))))
+
+
 # Words of the sentences themselves, below.
 _LITERALS = "a an and the is while camera clockwise counterclockwise"
 

@@ -7,7 +7,7 @@ import math
 import os
 import pathlib
 
-from sora_jax.errors import UserError
+from sora_jax.errors import UserError, user_path
 from sora_jax.texts import read_text
 
 FILMS = (
@@ -87,7 +87,7 @@ def find_files(path: str | os.PathLike[str]) -> Found:
     Raises:
       UserError: there is no such path, or nothing to learn from in it.
     """
-    root = pathlib.Path(path)
+    root = user_path(path)
     if root.is_file():
         beside = [file for file in root.parent.iterdir() if _suffix(file) == CAPTION]
         return Found((root,), _pair([root], beside))

@@ -26,6 +26,7 @@ from sora_jax.data.scene import Scene, WorldConfig, check_split
 from sora_jax.data.toyworld import render
 from sora_jax.errors import UserError
 from sora_jax.evaluation import oracle, quality
+from sora_jax.filling import MOST_FRAMES
 from sora_jax.studio import Request, Studio
 from sora_jax.video import Report, Video, frame_count, probe, resample, stream_frames
 
@@ -322,7 +323,9 @@ def _needed(studio: Studio | None) -> Studio:
 
 def _videos(studio: Studio | None, tasks: Sequence[Task], source: str, progress: Progress) -> Iterator[Video]:
     if source == "generated":
-        yield from _needed(studio).generate_batch([request for _, request in tasks], progress)
+        # Each was checked by itself; that so many are made together is the evaluation's choice, not the user's.
+        requests = [dataclasses.replace(request, max_frames=MOST_FRAMES) for _, request in tasks]
+        yield from _needed(studio).generate_batch(requests, progress)
         return
     for done, (scene, request) in enumerate(tasks):
         progress(done, len(tasks))

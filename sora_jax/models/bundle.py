@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 
 from sora_jax.config import component
-from sora_jax.errors import UserError, atomic_path
+from sora_jax.errors import UserError, atomic_path, user_path
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.models.knowledge import Knowledge, knowledge_of
 from sora_jax.models.text import TextConfig
@@ -91,7 +91,7 @@ def save_bundle(bundle: Bundle, folder: str | os.PathLike[str], dtype: str = "bf
     Raises:
       UserError: there is no such type, or it doesn't hold some weight.
     """
-    folder = pathlib.Path(folder)
+    folder = user_path(folder)
     parts: dict[str, Any] = {"format": FORMAT, "vae": dataclasses.asdict(bundle.vae.config)}
     _save_weights(bundle.vae, folder / "vae.safetensors", dtype)
     if bundle.dit is not None:
@@ -137,8 +137,8 @@ def find(name: str | os.PathLike[str]) -> pathlib.Path:
     Raises:
       UserError: it is neither.
     """
-    for folder in (BUNDLED / name, pathlib.Path(name)):
-        if (folder / "config.json").is_file():
+    for folder in (BUNDLED / name, user_path(name)):
+        if os.path.isfile(folder / "config.json"):
             return folder
     known = ", ".join(bundled()) or "none"
     raise UserError(

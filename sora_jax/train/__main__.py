@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 import sora_jax
 from sora_jax import config as configurations
 from sora_jax.backend import check_version
-from sora_jax.errors import UserError
+from sora_jax.errors import UserError, user_path
 from sora_jax.hosts import Hosts, await_loss, fail, join, leave
 from sora_jax.train import config_files, listing
 from sora_jax.train.stopping import Terminated, terminations
@@ -49,7 +49,7 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, pathlib.Path, Hosts]:
     # Hosts meet before a configuration without an objective is refused: the loop may be handed one.
     config = _fill(given, changes, objective=False)
     hosts = Hosts(**{field.name: flags[field.name] for field in dataclasses.fields(Hosts)})
-    return config, pathlib.Path(flags["workdir"]), hosts
+    return config, user_path(flags["workdir"]), hosts
 
 
 def make_config(name: str, changes: dict[str, str]) -> ConfigDict:
