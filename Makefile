@@ -12,7 +12,7 @@ demo: .venv/.installed  ## train a small model for a minute, draw videos, lay th
 	$(RUN) experiments/demo/run.py --out demo
 
 test: lint  ## lint, then every test but the slow ones
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses 2 --dist loadfile
 
 gallery: .venv/.installed  ## every picture of docs/abilities.md, from prompts and seeds
 	$(RUN) experiments/gallery/run.py
