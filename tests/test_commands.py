@@ -298,7 +298,7 @@ BAD = {
     "a frame that fits nowhere": ("upscale deep.mov --resolution 100000", "GiB of memory"),
     "a word that the model doesn't know": (
         "edit deep.mov 'a white cat' --model toyworld --strict",
-        "knows nothing of 'cat'",
+        "knows nothing of 'white' and 'cat'",
     ),
     "a mistyped ability": ("exten deep.mov --seconds 1", "extend"),
     "a mistyped option": ("edit deep.mov 'a ring' --strengh 0.5", "--strength"),
