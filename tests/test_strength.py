@@ -109,7 +109,8 @@ def test_what_is_partly_painted_from_nothing_is_seen_whole_and_means_the_same(mo
 @pytest.mark.parametrize(
     ("settings", "leaves_out"),
     [
-        ({"guidance_method": "zero", "guidance": 3.0}, True),
+        ({"guidance_method": "zero", "guidance": 3.0, "negative": "a ring"}, True),
+        ({"guidance_method": "zero", "guidance": 3.0}, False),  # there are no words to be guided by
         ({"guidance_method": "zero", "guidance": 1.0, "given_guidance": 2.0}, True),
         ({"guidance_method": "zero", "guidance": 1.0}, False),
         ({"guidance_method": "zero", "guidance": 3.0, "guidance_interval": (0.0, 0.9)}, False),
