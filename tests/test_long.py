@@ -92,7 +92,9 @@ def test_of_ten_thousand_seconds_the_first_frames_come_at_once(studio):
     reports: list[tuple[int, int]] = []
     short = studio.generate("a ring", duration=3.0, **FIELDS)
     tracemalloc.start()
-    stream = studio.stream("a ring", lambda *at: reports.append(at), duration=10_000.0, **FIELDS)
+    stream = studio.stream(
+        "a ring", lambda *at: reports.append(at), duration=10_000.0, max_frames=80_000, **FIELDS
+    )
     frames = np.stack(list(itertools.islice(stream, 20)))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
