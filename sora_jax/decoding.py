@@ -250,7 +250,7 @@ def _times(container: Any, stream: Any, fps: float, to_the_end: bool) -> tuple[n
 def _matrix_of(path: str, stream: Any) -> np.ndarray | None:
     """A stream's display matrix, i32[9].
 
-    The frames have it too, but PyAV crashes where it lists the side data of one that has a colour profile.
+    The frames have it too, but listing their side data has crashed PyAV 19.
     """
     if hasattr(stream.codec_context, "coded_side_data"):
         data = stream.codec_context.coded_side_data.get("display_matrix")
