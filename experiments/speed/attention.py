@@ -126,7 +126,7 @@ def contenders(case: Case, sweep: bool) -> dict[str, Contender | str]:
     """By name, the machine's own first; a sentence where one can't be had. They may know the runs' lengths."""
     here = jax.default_backend()
     on_gpu = here == "gpu"
-    best = attention.best_backend()
+    best = attention.choose("auto", case.dtype, case.width)
     found: dict[str, Contender | str] = {
         f"ours, {best}": attention.BACKENDS[best],
         "ours, reference": attention.reference,
