@@ -190,6 +190,14 @@ class Footage:
         """The captions of all files, those of both splits."""
         return [film.caption for film in self._survey.films]
 
+    def caption(self, key: str) -> str:
+        """The caption of the file from which the clip of a `Clip.key` was cut."""
+        return self._captions[key.rpartition("@")[0]]
+
+    @functools.cached_property
+    def _captions(self) -> dict[str, str]:
+        return {film.name: film.caption for film in self._survey.films}
+
     def summary(self) -> Summary:
         """What there is, and what of it could not be read until now."""
         films = self._survey.films
