@@ -485,6 +485,8 @@ def test_an_interrupted_run_says_where_it_stopped_and_how_to_go_on(tmp_path, mon
     assert f"done: 6 steps; the checkpoint is {workdir}/checkpoints/6" in told
     assert command.main(again) == 0
     assert "nothing to do" in capfd.readouterr().err
+    assert run_command(tmp_path / "short", monkeypatch, LineObjective(), steps=1) == 0
+    assert "done: 1 step; the checkpoint is" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -508,7 +510,8 @@ def test_a_run_ended_before_its_first_step_says_so(tmp_path, monkeypatch, capfd,
 
 
 @pytest.mark.parametrize(
-    ("objective", "source"), [("vae", "films"), ("dit", "films"), ("dit", "toyworld:1,films")]
+    ("objective", "source"),
+    [("vae", "my films"), ("vae", "toyworld"), ("dit", "films"), ("dit", "toyworld:1,films")],
 )
 def test_the_end_of_a_run_names_commands_that_there_are(objective, source):
     config = types.SimpleNamespace(objective=objective, steps=3, data=types.SimpleNamespace(source=source))
@@ -518,4 +521,5 @@ def test_the_end_of_a_run_names_commands_that_there_are(objective, source):
     for words in lines:
         assert words[0] == "sora-jax" and words[1] in cli.cli.commands and "WORKDIR" not in " ".join(words)
         if words[1] == "train":
-            assert command.parse(words[2:])[0].autoencoder == "runs/x"
+            config = command.parse(words[2:])[0]
+            assert (config.autoencoder, config.data.source) == ("runs/x", source)
