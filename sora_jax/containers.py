@@ -10,6 +10,8 @@ from av.video.reformatter import Interpolation
 
 Path = str | os.PathLike[str]
 
+PACKET = 188  # bytes of one of an MPEG transport stream, which begins with a "G"
+
 # Without these the conversion between RGB and YUV rounds down: a bias of one level in 256.
 EXACT = (
     Interpolation.BICUBIC
@@ -31,4 +33,16 @@ def open_container(path: Path, mode: str = "r", **options: Any) -> Any:
     Raises:
       av.FFmpegError, OSError: it can't be opened.
     """
-    return av.open(f"file:{os.fspath(path)}", mode, **options)
+    name = f"file:{os.fspath(path)}"
+    try:
+        return av.open(name, mode, **options)
+    except av.EOFError:
+        if mode != "r" or not _is_transport_stream(path):
+            raise
+        return av.open(name, mode, **{"format": "mpegts"} | options)
+
+
+def _is_transport_stream(path: Path) -> bool:
+    """Whether a file is of MPEG's packets, of which FFmpeg doesn't take a few for a stream."""
+    with open(path, "rb") as file:
+        return set(file.read(100 * PACKET)[::PACKET]) == {ord("G")}

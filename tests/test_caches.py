@@ -15,7 +15,7 @@ from sora_jax.data.digests import array_digest, file_digest, value_digest
 from sora_jax.data.encode import LatentsConfig, encode_sources
 from sora_jax.data.footage import Footage
 from sora_jax.data.frame_cache import cached_frames
-from sora_jax.data.latents import changed_parts
+from sora_jax.data.latents import earlier_cache
 from sora_jax.data.sources import DataConfig
 from sora_jax.models import text as text_module
 from sora_jax.models.text import TextConfig, text_digest
@@ -161,6 +161,27 @@ def test_decoded_frames_are_those_of_the_file_as_it_is_now(films, tmp_path):
     assert len(cached_frames(folder, str(path), 8.0, 8)[0]) == 8
 
 
+def test_an_edited_caption_encodes_text_alone(films, tmp_path, capsys, monkeypatch):
+    vae, folder = autoencoder(), tmp_path / "latents"
+    data = dataclasses.replace(DATA, source=str(films))
+    first = encode_sources(LATENTS, data, vae, TEXT, folder)
+    (films / "a.txt").write_text("another film")
+    fresh = encode_sources(LATENTS, data, vae, TEXT, tmp_path / "fresh")
+    capsys.readouterr()
+    monkeypatch.setattr(Footage, "read", lambda *args: pytest.fail("pixels were read"))
+    edited = encode_sources(LATENTS, data, vae, TEXT, folder)
+    assert f"captions. The latents in {folder} are kept, only text is encoded" in capsys.readouterr().err
+    for new, wanted in zip(edited, fresh, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, new, wanted)
+    wider = encode_sources(LATENTS, data, vae, TextConfig(kind="hash", width=12), folder)
+    assert {record["captions"]["short"]["text"].shape[1] for record in wider} == {12}
+    assert {cache.folder for cache in (*first.caches, *edited.caches, *wider.caches)} == {*folder.iterdir()}
+    monkeypatch.undo()
+    save(films / "b.mp4", 90)
+    encode_sources(LATENTS, data, vae, TEXT, folder)
+    assert "as these changed: files. 6 clips are encoded again" in capsys.readouterr().err
+
+
 def test_what_changed_is_said_and_latents_are_encoded_again(films, tmp_path, capsys):
     vae, folder = autoencoder(), tmp_path / "latents"
     data = dataclasses.replace(DATA, source=str(films))
@@ -171,11 +192,11 @@ def test_what_changed_is_said_and_latents_are_encoded_again(films, tmp_path, cap
     (films / "a.txt").write_text("film c")
     (films / "b.txt").write_text("film c")
     edited = encode_sources(LATENTS, data, vae, TEXT, folder)
-    assert "as these changed: captions. 6 clips are encoded again" in capsys.readouterr().err
+    assert "these changed: captions." in capsys.readouterr().err
     for old, new in zip(first, edited, strict=True):
         np.testing.assert_array_equal(old["latent"], new["latent"])
         assert not np.array_equal(old["captions"]["short"]["text"], new["captions"]["short"]["text"])
-    assert changed_parts(folder, {"source": "1"}) == []
+    assert earlier_cache(folder, {"source": "1"}) is None
 
 
 def test_digests_tell_types_and_shapes_apart():

@@ -279,8 +279,10 @@ def test_of_a_few_short_files_the_last_is_held_out(tmp_path, count):
         counting(2, 8, 16, 16).save(tmp_path / f"{number}.mp4")
     counting(0.5, 8, 16, 16).save(tmp_path / "z.mp4")  # too short to be held out, and for a clip
     seen = {}
+    held_out = f"held out for validation: {count - 1}.mp4."
     for split in ("train", "validation"):
         source = Footage(str(tmp_path), split=split, resolution=16, clips=20)
+        assert (held_out in str(source.summary())) == (split == "train")
         seen[split] = {clip.key.split("@")[0] for clip in clips_of(source)}
         told = "1 video shorter than the shortest clip that is drawn, z.mp4"
         assert (told in str(source.summary())) == (split == "train")
@@ -297,6 +299,11 @@ def test_a_file_of_more_than_a_block_gives_its_last_one(tmp_path):
         source = Footage(str(tmp_path), split=split, resolution=16, share_of_images=1, clips=60)
         places[split] = [float(clip.key.split("@")[1].split("s+")[0]) for clip in clips_of(source)]
     assert max(places["train"]) < 20 <= min(places["validation"])
+    told = str(Footage(str(tmp_path), resolution=16).summary())
+    assert "held out for validation: a.mp4 (20 to 31 seconds)." in told
+    counting(4, 2, 16, 16).save(tmp_path / "a.mp4")
+    told = str(Footage(str(tmp_path), resolution=16).summary())
+    assert "held out for validation: nothing, as there is too little." in told
 
 
 def test_pictures_are_clips_of_one_frame(tmp_path):
@@ -353,11 +360,11 @@ def test_a_clip_that_can_not_be_read_is_replaced_the_same_way_each_time(damaged,
         "the file opens, and ends as it should"
     )
     keys = [clip.key for clip in clips_of(source)]
-    assert capsys.readouterr().err.count("b.mp4 can't be read near") == 1
+    assert capsys.readouterr().err.count("b.mp4 can't be read: near") == 1
     summary = source.summary()
     assert list(summary.damaged) == [str(damaged / "b.mp4")] and 2 <= summary.replaced < 40
     assert summary.metrics() == {"data/skipped_files": 1, "data/replaced_clips": summary.replaced}
-    assert "b.mp4 (near" in str(summary)
+    assert "b.mp4 (near" in str(summary) and ".." not in str(summary) and ".)" not in str(summary)
     again = Footage(str(damaged), resolution=32, clips=60, max_seconds=2)
     assert (
         keys == [again[index].key for index in range(60)] == [again[i].key for i in reversed(range(60))][::-1]

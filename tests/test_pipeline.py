@@ -7,6 +7,7 @@ import itertools
 import json
 import pathlib
 import pickle
+import signal
 
 import grain
 import jax
@@ -19,6 +20,7 @@ from sora_jax.data.packing import pack_stream
 from sora_jax.data.pipeline import RUN_CONDITIONS, PipelineConfig, clip_batches, draw_run, make_pipeline
 from sora_jax.errors import UserError
 from sora_jax.mesh import Share
+from sora_jax.train.stopping import terminations
 from sora_jax.video import Video
 
 SHAPES = ((1, 16, 16), (5, 16, 32), (5, 32, 16), (9, 16, 16))
@@ -133,6 +135,41 @@ def test_an_interrupted_cache_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert len(encode.shapes) == 2 * len(SHAPES)  # the last two of four shards
     for stored, wanted in zip(resumed, write(tmp_path / "whole"), strict=True):
         assert_same(stored, wanted)
+
+
+class Stopped(Encoder):
+    """Is told to stop by a signal in its fourth batch."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
+
+    def __call__(self, clips):
+        if len(self.shapes) == 3:
+            signal.raise_signal(self.number)
+        return super().__call__(clips)
+
+
+@pytest.mark.parametrize("torn", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_shard_keeps_the_batches_that_are_done(tmp_path, number, torn):
+    # A shell's background job ignores SIGINT, and so would the test in it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with terminations(), pytest.raises(KeyboardInterrupt):
+            write(tmp_path / "cache", encode=Stopped(number))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    [part] = (tmp_path / "cache").iterdir()
+    if torn:  # as by a kill while it was written
+        part.write_bytes(part.read_bytes()[:-5])
+    rest, whole = Encoder(), Encoder()
+    resumed = write(tmp_path / "cache", encode=rest)
+    uninterrupted = write(tmp_path / "whole", encode=whole)
+    assert sorted(rest.shapes) == sorted(whole.shapes[3 - torn :]) and len(whole.shapes) == 8
+    for stored, wanted in zip(resumed, uninterrupted, strict=True):
+        assert_same(stored, wanted)
+    assert not part.exists() and len(list(part.parent.iterdir())) == 2
 
 
 def test_hosts_deal_the_caches_shards_out(tmp_path, monkeypatch):

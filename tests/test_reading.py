@@ -120,6 +120,17 @@ def test_rare_matrices_are_refused_in_words(tmp_path, read, matrix):
         assert all(part in str(error) for part in ("rare.mp4", "has colours of a kind", "BT.709"))
 
 
+@pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+def test_short_transport_streams_are_read(tmp_path, codec, count):
+    """FFmpeg doesn't take so few packets for a stream."""
+    path = write(tmp_path / "a.ts", [corners()] * count, codec=codec)
+    assert len(V.read_video(path)) == count
+    (tmp_path / "b.ts").write_text("G is how this script begins")
+    with pytest.raises(UserError, match=r"b\.ts can't be read"):
+        V.read_video(tmp_path / "b.ts")
+
+
 def test_side_data_of_frames_is_never_listed(tmp_path, monkeypatch):
     class Frame:
         def __init__(self, frame):

@@ -104,14 +104,30 @@ def test_posters_and_other_files_are_left_out_and_counted(tmp_path, film):
     put(film, tmp_path / "a.mp4")
     for name in ("a.jpg", "b.png"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
-    for name in ("list.json", "notes.md", "more.json", "Makefile"):
+    for name in ("list.json", "notes.md", "more.json", "Makefile", "README.md", "LICENSE", "readme.txt"):
         (tmp_path / name).write_text("x")
     found = survey(str(tmp_path))
     assert [film.name for film in found.films] == ["a.mp4", "b.png"]
     assert found.notes == (
         "1 picture named like a video beside it left out",
-        "4 files of other kinds left out: 2 .json, 1 no suffix, 1 .md",
+        "3 files of other kinds left out: 2 .json, 1 no suffix",
     )
+
+
+def test_what_looks_otherwise_here_is_said_of_all_files_together(tmp_path, film):
+    put(film, tmp_path / "plain.mp4")
+    for name, transfer in (("a", 16), ("b", 16), ("c", 8)):
+        with av.open(str(tmp_path / f"{name}.mp4"), "w") as container:
+            stream = container.add_stream("libx264", 8)
+            stream.height, stream.width, stream.pix_fmt = 32, 32, "yuv420p"
+            stream.codec_context.color_trc = transfer
+            for _ in range(8):
+                container.mux(stream.encode(av.VideoFrame(32, 32, "yuv420p")))
+            container.mux(stream.encode(None))
+    told = str(Footage(str(tmp_path), resolution=16, min_seconds=0.5).summary())
+    assert "note: each of a.mp4, b.mp4 has HDR colours, which look pale here: convert it to SDR first" in told
+    assert "note: c.mp4 has linear or logarithmic brightness" in told and "plain.mp4 has" not in told
+    assert ".." not in told
 
 
 @pytest.fixture
@@ -141,7 +157,7 @@ def test_all_that_is_damaged_is_found_at_once_and_skipped(mixed):
     assert (summary.videos, summary.captions) == (3, 0)
     assert summary.metrics() == {"data/skipped_files": 7, "data/replaced_clips": 0}
     text = str(summary)
-    assert all(name in text for name in BAD)
+    assert all(name in text for name in BAD) and not re.search(r"\.[.)]", text)
     assert "3 videos (9.0 seconds); 0 of 3 with captions; 3 of 32×32; 3 of 8 fps" in text
     assert {source[index].key.split("@")[0] for index in range(20)} == {"better.mp4", "good.mp4"}
 

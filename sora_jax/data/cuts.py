@@ -40,6 +40,14 @@ class Span:
     def seconds(self) -> float:
         return self.frames / self.film.fps
 
+    @property
+    def name(self) -> str:
+        """The file's, with the seconds where it is only a part of the file."""
+        if self.frames >= self.film.frames:
+            return self.film.name
+        first, stop = self.first / self.film.fps, self.stop / self.film.fps
+        return f"{self.film.name} ({first:.0f} to {stop:.0f} seconds)"
+
 
 @dataclasses.dataclass(frozen=True)
 class Cut:

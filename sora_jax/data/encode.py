@@ -18,7 +18,7 @@ from sora_jax.data.canvases import LAYOUTS, draw_layout
 from sora_jax.data.clips import Clip, Source
 from sora_jax.data.digests import array_digest, value_digest
 from sora_jax.data.footage import Footage
-from sora_jax.data.latents import LatentCache, Record, changed_parts, write_latents
+from sora_jax.data.latents import LatentCache, Record, earlier_cache, write_latents
 from sora_jax.data.sources import DataConfig, make_sources, natural_clips
 from sora_jax.diffusion.canvas import check_groups, frames_shown, lay_streams
 from sora_jax.models.text import TextConfig, TextEncoder, load_text_encoder, text_digest
@@ -26,6 +26,7 @@ from sora_jax.models.tiles import TILES, encode_stream
 from sora_jax.models.vae import VAE
 
 RECORDS = 3  # counts up where the same inputs give other records
+WORDS = ("captions", "text encoder")  # parts of a record's identity on which its latent doesn't depend
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,24 +85,42 @@ def encode_sources(
     """
     sources = make_sources(data) if sources is None else sources
     total, wanted = sum(weight for _, weight in sources), natural_clips(sources, config.clips)
-    encode: Callable[[list[Clip]], list[Record]] | None = None
+    encoder = load_text_encoder(text)
+    encode = make_encoder(vae, encoder, config.layouts)
     caches = []
     for place, (source, weight) in enumerate(sources):
         clips = max(min(round(wanted * weight / total), len(source)), 1)
         own = {"source": str(place), "number of clips": str(clips)}
         parts = own | _identify(config, data, source, vae, text)
         identity = value_digest(parts)[:12]
-        if encode is None:
-            encode = make_encoder(vae, load_text_encoder(text), config.layouts)
-        cache = pathlib.Path(folder) / identity
-        if jax.process_index() == 0 and not cache.exists() and (changed := changed_parts(folder, parts)):
-            tqdm.write(
-                f"note: the latents in {folder} can't be used any more, as these changed: {', '.join(changed)}. "
-                f"{clips} clips are encoded again.",
-                file=sys.stderr,
-            )
-        caches.append(write_latents(source, encode, cache, identity, clips, config.batch, parts=parts))
+        cache, known = pathlib.Path(folder) / identity, None
+        if not cache.exists() and (earlier := earlier_cache(folder, parts, WORDS)):
+            before, changed = earlier
+            if isinstance(source, Footage) and set(changed) <= set(WORDS):
+                known = _with_words(LatentCache(before), source, encoder)
+                said = f"these changed: {', '.join(changed)}. The latents in {folder} are kept, only text is encoded."
+            else:
+                said = (
+                    f"the latents in {folder} can't be used any more, as these changed: {', '.join(changed)}. "
+                    f"{clips} clips are encoded again."
+                )
+            if jax.process_index() == 0:
+                tqdm.write(f"note: {said}", file=sys.stderr)
+        caches.append(
+            write_latents(source, encode, cache, identity, clips, config.batch, parts=parts, known=known)
+        )
     return Chain(caches)
+
+
+def _with_words(before: LatentCache, source: Footage, text: TextEncoder) -> Callable[[int], Record]:
+    """The records of a cache of the same pixels, with the captions that the files have now."""
+
+    def record(index: int) -> Record:
+        old = before[index]
+        [states] = text.encode([source.caption(old["key"])], truncate=True)
+        return old | {"captions": {"short": _join([(0.0, states)])}}
+
+    return record
 
 
 def _identify(

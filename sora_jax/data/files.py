@@ -16,6 +16,9 @@ FILMS = (
 )
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif")
 CAPTION = ".txt"
+# Words about a folder and not about a film, which are passed over.
+DOCUMENTS = (".md", ".rst")
+DOCUMENT_TITLES = ("readme", "license", "licence", "notice", "copying")
 
 # What file systems, cameras' boxes and archives put beside people's files; hidden ones begin with a dot.
 FOREIGN = (
@@ -38,7 +41,7 @@ class Found:
       captions: of each file that has one, the `.txt` beside it.
       posters: pictures left out because a video beside them has the same name.
       alone: captions whose video or picture isn't there.
-      others: how many files there are of other kinds, by suffix.
+      others: how many files there are of other kinds, by suffix; documents (`DOCUMENTS`) aren't counted.
       closed: folders that can't be listed, and why.
     """
 
@@ -61,6 +64,7 @@ class Film:
       seconds: how long it is.
       height, width: pixels of its first frame, upright.
       caption: the words of the text beside it; empty where there is none.
+      remarks: what of it is left out or looks otherwise here, sentences without the file's name at their beginning.
       picture: whether it is a still.
     """
 
@@ -72,6 +76,7 @@ class Film:
     width: int
     caption: str = ""
     picture: bool = False
+    remarks: tuple[str, ...] = ()
 
     @property
     def frames(self) -> int:
@@ -94,7 +99,7 @@ def find_files(path: str | os.PathLike[str]) -> Found:
     if not root.is_dir():
         raise UserError(f"There is no folder or file {path}: check the name.")
     closed: dict[pathlib.Path, str] = {}
-    every = sorted(_list(root, set(), closed))
+    every = sorted(file for file in _list(root, set(), closed) if not _is_document(file))
     films = [file for file in every if _suffix(file) in FILMS]
     titles = {_title(film) for film in films}
     pictures = [file for file in every if _suffix(file) in PICTURES]
@@ -157,6 +162,11 @@ def _pair(files: list[pathlib.Path], texts: list[pathlib.Path]) -> dict[pathlib.
     """Of each file the text of the same name; one that ends in small letters goes before one in capitals."""
     by_title = {_title(text): text for text in sorted(texts)}
     return {file: by_title[_title(file)] for file in files if _title(file) in by_title}
+
+
+def _is_document(file: pathlib.Path) -> bool:
+    named = file.stem.lower() in DOCUMENT_TITLES and _suffix(file) in ("", CAPTION)
+    return named or _suffix(file) in DOCUMENTS
 
 
 def _title(file: pathlib.Path) -> pathlib.Path:

@@ -32,7 +32,7 @@ from sora_jax.data.digests import file_digest, value_digest
 from sora_jax.data.files import find_files
 from sora_jax.data.frame_cache import Unreadable, cached_frames
 from sora_jax.data.reading import Wanted, read_together
-from sora_jax.data.survey import Summary, Survey, count, survey
+from sora_jax.data.survey import Summary, Survey, count, few, survey, without_name
 from sora_jax.errors import UserError
 from sora_jax.timing import frame_step
 from sora_jax.video import Report, Video, frame_size, resample, stream_frames
@@ -137,16 +137,16 @@ class Footage:
                 return self._make_clip(cut, rng)
             except (UserError, OSError) as error:
                 film = cut.span.film
-                reason = f"near {cut.start:.1f} seconds: {str(error).removeprefix(film.path).strip()}"
+                reason = f"near {cut.start:.1f} seconds: {without_name(error, film.path)}"
                 if self.damaged == "refuse":
                     raise UserError(
-                        f"{film.path} can't be read {reason.removesuffix('.')}; mend or remove it, or set "
+                        f"{film.path} can't be read {reason}; mend or remove it, or set "
                         "config.data.damaged='skip' to train on others in its place."
                     ) from error
                 self._damage.add(film.path, reason)
         raise UserError(
-            f"{ATTEMPTS} clips of {self.path} in a row could not be read, the last one of {film.path} {reason} Is the "
-            "disk still there?"
+            f"{ATTEMPTS} clips of {self.path} in a row could not be read, the last one of {film.path} {reason}. Is "
+            "the disk still there?"
         )
 
     def read(self, indices: Iterable[int]) -> Iterator[tuple[int, Clip]]:
@@ -190,6 +190,14 @@ class Footage:
         """The captions of all files, those of both splits."""
         return [film.caption for film in self._survey.films]
 
+    def caption(self, key: str) -> str:
+        """The caption of the file from which the clip of a `Clip.key` was cut."""
+        return self._captions[key.rpartition("@")[0]]
+
+    @functools.cached_property
+    def _captions(self) -> dict[str, str]:
+        return {film.name: film.caption for film in self._survey.films}
+
     def summary(self) -> Summary:
         """What there is, and what of it could not be read until now."""
         films = self._survey.films
@@ -211,9 +219,13 @@ class Footage:
 
     def _notes(self) -> Iterator[str]:
         used = {span.film.path for span in self._all.spans}
-        others = {span.film.path for span in split_films(self._survey.films, OTHER_SPLIT[self.split])}
+        other_spans = list(split_films(self._survey.films, OTHER_SPLIT[self.split]))
+        others = {span.film.path for span in other_spans}
         short = [film for film in self._survey.films if not film.picture and film.path not in used | others]
         stills = sum(film.picture for film in self._survey.films)
+        if self.split == "train":
+            held_out = few([span.name for span in other_spans])
+            yield f"held out for validation: {held_out or 'nothing, as there is too little'}"
         if short:
             yield f"{count(len(short), 'video')} shorter than the shortest clip that is drawn, {short[0].name} first"
         if stills and self.crop is not None and self.crop[0] > 1:
@@ -388,7 +400,7 @@ class Footage:
         except Unreadable as error:
             if self.damaged == "refuse":
                 raise
-            damage.add(span.film.path, str(error), clips=0)
+            damage.add(span.film.path, without_name(error, span.film.path), clips=0)
             return False
         return True
 
@@ -411,7 +423,7 @@ class Damage:
             known = file in self._files
             self._files.setdefault(file, reason)
         if not known:
-            tqdm.write(f"note: {file} can't be read {reason} Other clips take its place.", file=sys.stderr)
+            tqdm.write(f"note: {file} can't be read: {reason}. Other clips take its place.", file=sys.stderr)
 
     def told(self) -> tuple[dict[str, str], int]:
         """Files with the first reason of each, and how many clips were replaced."""

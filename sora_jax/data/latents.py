@@ -9,9 +9,10 @@ import hashlib
 import json
 import os
 import pathlib
+import struct
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import grain
@@ -22,7 +23,7 @@ from flax import serialization
 from tqdm import tqdm
 
 from sora_jax.data.clips import Clip, Source, read_clips
-from sora_jax.errors import UserError, atomic_path
+from sora_jax.errors import UserError, as_user_error, atomic_path
 from sora_jax.hosts import barrier, check_alike
 
 Item = TypeVar("Item")
@@ -101,12 +102,14 @@ def write_latents(
     batch: int = 8,
     progress: bool = True,
     parts: Mapping[str, str] | None = None,
+    known: Callable[[int], Record] | None = None,
 ) -> LatentCache:
     """Encodes the first `clips` clips of `source` (default: all) into a latent cache in `folder`.
 
     A finished cache of the same `fingerprint` and number of clips is returned as it is. An interrupted one goes on
-    with the shards that are missing: `meta.json`, which makes a cache finished, is written last. Several hosts of one
-    job, which share the folder, deal its shards out; otherwise one process writes at a time.
+    where it stopped: each batch is appended to its shard's `.part`, and `meta.json`, which makes a cache finished, is
+    written last. Several hosts of one job, which share the folder, deal its shards out; otherwise one process writes
+    at a time.
 
     Args:
       source: read in order, or as its own `read` gives the clips of a shard; they may differ in shape.
@@ -115,7 +118,8 @@ def write_latents(
       fingerprint: names everything the records depend on: what the data set holds, its configuration, and both
         encoders' weights.
       progress: whether it is shown how far this has come and told how long it will take.
-      parts: kept beside the latents: what `fingerprint` is made of, see `changed_parts`.
+      parts: kept beside the latents: what `fingerprint` is made of, see `earlier_cache`.
+      known: gives the record of a clip by its index, where none has to be encoded.
 
     Raises:
       UserError: the folder holds another cache, it can't be written, the source is too short, or a latent isn't finite.
@@ -144,7 +148,8 @@ def write_latents(
         folder / f"latents-{identity}-{i:05d}-of-{len(starts):05d}.arrayrecord" for i in range(len(starts))
     ]
     if jax.process_index() == 0:
-        for stale in set(folder.glob("*latents-*.arrayrecord")) - set(paths):
+        kept = {*paths, *map(_part, paths)}
+        for stale in {*folder.glob("*latents-*.arrayrecord"), *folder.glob("latents-*.part")} - kept:
             stale.unlink()
     barrier()
     own = slice(jax.process_index(), None, jax.process_count())
@@ -156,7 +161,12 @@ def write_latents(
             if path.exists():
                 bar.update(len(indices))
                 continue
-            _write_shard(path, _encode(source, encode, indices, batch, bar))
+            if known is None:
+                _write_shard(path, _encode(source, encode, indices, batch, bar, _part(path)))
+                _part(path).unlink(missing_ok=True)
+            else:
+                _write_shard(path, [_checked(known(index)) for index in indices])
+                bar.update(len(indices))
 
     barrier()
     if jax.process_index() == 0:
@@ -169,19 +179,26 @@ def write_latents(
     return LatentCache(folder)
 
 
-def changed_parts(folder: str | os.PathLike[str], parts: Mapping[str, str]) -> list[str]:
-    """Which of `parts` differ in the newest finished latent cache of a folder that is of the same `source`.
+def earlier_cache(
+    folder: str | os.PathLike[str], parts: Mapping[str, str], mended: Collection[str] = ()
+) -> tuple[pathlib.Path, list[str]] | None:
+    """The finished latent cache of the same `source` in which fewest of `parts` differ, and which of them do.
 
-    Empty where there is none.
+    One in which only those named in `mended` differ goes before others, and a newer one before an older one. None
+    where there is no cache.
     """
-    for meta in sorted(pathlib.Path(folder).glob(f"*/{_META}"), key=os.path.getmtime, reverse=True):
+    found = []
+    for path in pathlib.Path(folder).glob(f"*/{_META}"):
         try:
-            before = json.loads(meta.read_text()).get("parts", {})
+            meta = json.loads(path.read_text())
         except (OSError, ValueError):
             continue
-        if before.get("source") == parts.get("source"):
-            return [name for name, value in parts.items() if before.get(name) != value]
-    return []
+        before = meta.get("parts", {})
+        if meta.get("format") == _FORMAT and before.get("source") == parts.get("source"):
+            changed = [name for name, value in parts.items() if before.get(name) != value]
+            order = set(changed) <= set(mended), -len(changed), os.path.getmtime(path)
+            found.append((order, path.parent, changed))
+    return max(found)[1:] if found else None
 
 
 class _Bar(tqdm):
@@ -235,20 +252,34 @@ def _finish(
 
 
 def _encode(
-    source: Source, encode: Callable[[list[Clip]], list[Record]], indices: range, batch: int, bar: tqdm
+    source: Source,
+    encode: Callable[[list[Clip]], list[Record]],
+    indices: range,
+    batch: int,
+    bar: tqdm,
+    part: pathlib.Path,
 ) -> list[Record]:
-    records: dict[int, Record] = {}
+    """The records of a shard; what `part` has of them already isn't encoded, and each batch is appended to it.
+
+    Batches are filled in the order of reading, shape by shape, so those that are left are the same as without a stop.
+    """
+    records = _read_part(part)
+    bar.update(len(records))
     waiting: dict[tuple[int, ...], list[tuple[int, Clip]]] = {}
 
     def flush(group: list[tuple[int, Clip]]) -> None:
         clips = [clip for _, clip in group]
         encoded = encode(clips + clips[-1:] * (batch - len(clips)))
-        for (index, clip), record in zip(group, encoded[: len(group)], strict=True):
-            records[index] = _checked(record, clip)
+        done = {
+            index: _checked(record) for (index, _), record in zip(group, encoded[: len(group)], strict=True)
+        }
+        records.update(done)
+        _append(part, done)
         bar.update(len(group))
         group.clear()
 
-    for index, clip in _ahead(read_clips(source, indices), batch):
+    left = [index for index in indices if index not in records]
+    for index, clip in _ahead(read_clips(source, left), batch):
         group = waiting.setdefault(clip.video.frames.shape, [])
         group.append((index, clip))
         if len(group) == batch:
@@ -257,6 +288,36 @@ def _encode(
         if group:
             flush(group)
     return [records[index] for index in indices]
+
+
+def _part(path: pathlib.Path) -> pathlib.Path:
+    """Where the batches of an unfinished shard lie: for each its length in bytes, and {index: record}."""
+    return path.with_suffix(".part")
+
+
+def _append(part: pathlib.Path, records: Mapping[int, Record]) -> None:
+    data = serialization.msgpack_serialize({str(index): record for index, record in records.items()})
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("ab") as file:
+            file.write(struct.pack("<Q", len(data)) + data)
+    except OSError as error:
+        raise as_user_error(error, part) from error
+
+
+def _read_part(part: pathlib.Path) -> dict[int, Record]:
+    """The records of the batches that are whole; a torn last one is cut off."""
+    records: dict[int, Record] = {}
+    if not part.exists():
+        return records
+    with part.open("r+b") as file:
+        place, size = 0, os.fstat(file.fileno()).st_size
+        while len(head := file.read(8)) == 8 and (end := place + 8 + struct.unpack("<Q", head)[0]) <= size:
+            batch = serialization.msgpack_restore(file.read(end - place - 8))
+            records |= {int(index): record for index, record in batch.items()}
+            place = end
+        file.truncate(place)
+    return records
 
 
 def _ahead(items: Iterator[Item], count: int) -> Iterator[Item]:
@@ -272,12 +333,12 @@ def _ahead(items: Iterator[Item], count: int) -> Iterator[Item]:
         pool.shutdown(cancel_futures=True)
 
 
-def _checked(record: Record, clip: Clip) -> Record:
+def _checked(record: Record) -> Record:
     """The record as it is stored: float16, and finite."""
     latent = np.asarray(record["latent"]).astype(np.float16)
     if not np.isfinite(latent).all():
         raise UserError(
-            f"The latent of clip {clip.key!r} is not finite in float16: the VAE isn't trained or diverged."
+            f"The latent of clip {record['key']!r} is not finite in float16: the VAE isn't trained or diverged."
         )
     captions = {
         kind: {name: np.asarray(caption[name]).astype(np.float16) for name in ("text", "time")}

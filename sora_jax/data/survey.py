@@ -18,7 +18,7 @@ from sora_jax.data.files import Film, Found, find_files, read_caption
 from sora_jax.decoding import is_raw, opened, packets
 from sora_jax.errors import UserError
 from sora_jax.pictures import moving_picture
-from sora_jax.video import probe, stream_frames
+from sora_jax.video import Report, open_reader, stream_frames
 
 POLICIES = ("skip", "refuse")
 _END_SECONDS = 1.0  # how long before its end a file is tried
@@ -101,7 +101,7 @@ class Summary:
         whole += [count(self.pictures, "picture")] if self.pictures else []
         words = f"{self.captions} of {self.videos + self.pictures} with captions"
         shapes = [
-            _few([f"{number} of {name}" for name, number in kinds.items()])
+            few([f"{number} of {name}" for name, number in kinds.items()])
             for kinds in (self.shapes, self.rates)
         ]
         lines = [f"{self.path}: " + "; ".join([" and ".join(whole), words, *filter(None, shapes)]) + "."]
@@ -144,7 +144,7 @@ def survey(path: str, damaged: str = "skip") -> Survey:
                 try:
                     caption = read_caption(found.captions[file])
                 except UserError as error:
-                    skipped[str(found.captions[file])] = _reason(error, found.captions[file])
+                    skipped[str(found.captions[file])] = without_name(error, found.captions[file])
             captions += bool(caption)
             name = file.relative_to(path).as_posix() if os.path.isdir(path) else file.name
             films.append(dataclasses.replace(look, name=name, caption=caption))
@@ -155,7 +155,7 @@ def survey(path: str, damaged: str = "skip") -> Survey:
         )
     if not films:
         raise UserError(f"{path} holds no video that can be read: {listed(skipped)}.")
-    return Survey(str(path), tuple(films), skipped, captions, tuple(_notes(found)))
+    return Survey(str(path), tuple(films), skipped, captions, (*_notes(found), *_remarks(films)))
 
 
 def inspect(file: str | os.PathLike[str]) -> Film:
@@ -164,12 +164,13 @@ def inspect(file: str | os.PathLike[str]) -> Film:
     Raises:
       UserError: it is damaged, cut off or no video.
     """
-    header = probe(file)
+    report = Report()
+    header = open_reader(file, report=report).header
     height, width = header.size
     for _ in stream_frames(file):
         break
     if header.still:
-        return Film(str(file), "", 1.0, 1.0, height, width, picture=True)
+        return Film(str(file), "", 1.0, 1.0, height, width, picture=True, remarks=report.notes)
     seconds = header.seconds
     if moving_picture(file) is None:  # else Pillow has read it whole
         told, end = _find_end(file, seconds)
@@ -180,7 +181,7 @@ def inspect(file: str | os.PathLike[str]) -> Film:
                     "written; copy it again."
                 )
             seconds = end
-    return Film(str(file), "", header.fps, seconds, height, width)
+    return Film(str(file), "", header.fps, seconds, height, width, remarks=report.notes)
 
 
 def listed(reasons: Mapping[str, str], most: int = _NAMED) -> str:
@@ -209,14 +210,14 @@ def _looked(file: str, size: int, changed: int) -> Film | str:
     try:
         return inspect(file)
     except UserError as error:
-        return _reason(error, file)
+        return without_name(error, file)
     except Exception as error:  # a damaged file makes decoders stumble in ways of their own
-        return f"can't be decoded: {error}"
+        return f"can't be decoded: {without_name(error, file)}"
 
 
-def _reason(error: UserError, file: str | os.PathLike[str]) -> str:
-    """A sentence about a file without the file's name."""
-    return str(error).removeprefix(f"{file} ").removesuffix(".")
+def without_name(error: Exception, file: str | os.PathLike[str]) -> str:
+    """A sentence about a file without the file's name, nor a full stop."""
+    return str(error).removeprefix(f"{file} ").rstrip(". ")
 
 
 def _find_end(file: str | os.PathLike[str], seconds: float) -> tuple[bool, float]:
@@ -258,13 +259,24 @@ def _notes(found: Found) -> Iterable[str]:
     if found.posters:
         yield f"{count(len(found.posters), 'picture')} named like a video beside it left out"
     if found.alone:
-        names = _few([file.name for file in found.alone])
+        names = few([file.name for file in found.alone])
         yield f"{count(len(found.alone), 'text')} beside no video of that name: {names}"
     if found.others:
         kinds = collections.Counter(found.others).most_common()
-        others = _few([f"{number} {suffix}" for suffix, number in kinds])
+        others = few([f"{number} {suffix}" for suffix, number in kinds])
         yield f"{count(sum(found.others.values()), 'file')} of other kinds left out: {others}"
 
 
-def _few(names: Sequence[str], most: int = 5) -> str:
+def _remarks(films: Sequence[Film]) -> Iterable[str]:
+    """Each remark once, with the files that it is about."""
+    about: dict[str, list[str]] = {}
+    for film in films:
+        for remark in film.remarks:
+            about.setdefault(remark.rstrip("."), []).append(film.name)
+    for remark, names in about.items():
+        yield f"each of {few(names)} {remark}" if len(names) > 1 else f"{names[0]} {remark}"
+
+
+def few(names: Sequence[str], most: int = 5) -> str:
+    """The names, or the first `most` of them."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

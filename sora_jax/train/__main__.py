@@ -217,8 +217,15 @@ def _onward(config: ConfigDict, workdir: pathlib.Path, step: int, argv: Sequence
 
     toyworld = config.objective == "dit" and config.data.source.startswith("toyworld")
     lines = NEXT["dit on toyworld"] if toyworld else NEXT.get(config.objective, ())
-    commands = [line.replace("WORKDIR", shlex.quote(str(workdir))) for line in lines]
-    return "\n".join(("next:", *(f"  {line}" for line in commands))) if commands else ""
+    if not lines:
+        return ""
+    data = (
+        "" if config.data.source == "toyworld" else f"--config.data.source={shlex.quote(config.data.source)}"
+    )
+    commands = [
+        line.replace("DATA", data).replace("WORKDIR", shlex.quote(str(workdir))).rstrip() for line in lines
+    ]
+    return "\n".join(("next:", *(f"  {line}" for line in commands)))
 
 
 def _broken_off(workdir: pathlib.Path | None, argv: Sequence[str]) -> str:

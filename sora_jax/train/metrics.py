@@ -168,7 +168,7 @@ class RunLog:
         elif step < self._steps:
             self.say(f"stopped at step {step} of {self._steps}; the checkpoint is {place}")
         else:
-            self.say(f"done: {step} steps; the checkpoint is {place}")
+            self.say(f"done: {step} step{'' if step == 1 else 's'}; the checkpoint is {place}")
         if (summary := self._data()) and any(summary.metrics().values()):
             self.say(f"data: {summary}")
 

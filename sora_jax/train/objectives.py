@@ -86,8 +86,9 @@ class VAERun(LoopConfig):
 
 RUNS: dict[str, type[LoopConfig]] = {"dit": DiTRun, "vae": VAERun}
 
-# What a finished run is good for: commands, in which WORKDIR stands for its folder.
-NEXT = {  # what to do with a finished run; toyworld's oracle reads nothing else
+# What a finished run is good for: commands, in which WORKDIR stands for its folder and DATA for the flag that names its
+# data, where these aren't toyworld alone. Toyworld's oracle reads nothing else.
+NEXT = {
     "dit": ('sora-jax generate "WORDS OF YOUR CAPTIONS" --model WORKDIR',),
     "dit on toyworld": (
         'sora-jax generate "a red circle moves left" --model WORKDIR',
@@ -95,7 +96,7 @@ NEXT = {  # what to do with a finished run; toyworld's oracle reads nothing else
     ),
     "vae": (
         "sora-jax evaluate vae FILE --model WORKDIR",
-        "sora-jax train --config toyworld_dit --workdir runs/dit --config.autoencoder=WORKDIR",
+        "sora-jax train --config toyworld_dit --workdir runs/dit --config.autoencoder=WORKDIR DATA",
     ),
 }
 
