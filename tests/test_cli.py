@@ -64,7 +64,7 @@ class FakeStudio:
 def fake(monkeypatch, tmp_path):
     model = FakeStudio()
     model.loads = []
-    monkeypatch.setattr(studio, "load", lambda name: model.loads.append(name) or model)
+    monkeypatch.setattr(studio, "load", lambda name, lazy: model.loads.append(name) or model)
     monkeypatch.chdir(tmp_path)
     return model
 

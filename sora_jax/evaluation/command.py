@@ -56,7 +56,7 @@ def evaluate_vae_command(
 
     with progress_bar(not context.meta[QUIET], "frame") as progress:
         result = report.evaluate_vae(
-            face.load(model), files, **fields, progress=progress, show=show if sheet else None
+            face.load(model, lazy=True), files, **fields, progress=progress, show=show if sheet else None
         )
 
     def cells(name: str, size: str, frames: str, row: dict[str, Any]) -> tuple[str, ...]:
@@ -120,7 +120,7 @@ def evaluate_toyworld_command(
             shown.append((label, clips[0]))
 
     source = "truth" if truth else "vae" if vae else "generated"
-    studio = None if truth else face.load(model)
+    studio = None if truth else face.load(model, lazy=True)
     with progress_bar(not context.meta[QUIET], "clip") as progress:
         result = report.evaluate_toyworld(
             studio,
@@ -172,7 +172,7 @@ def evaluate_abilities_command(
 
     with progress_bar(not context.meta[QUIET], "clip") as progress:
         result = evaluate_abilities(
-            face.load(model), names, clips, seed, progress, show if sheet else None, **own
+            face.load(model, lazy=True), names, clips, seed, progress, show if sheet else None, **own
         )
     rows = []
     for name, criteria in result["abilities"].items():
