@@ -24,9 +24,9 @@ from sora_jax.information import info
 from sora_jax.keywords import advice
 from sora_jax.options import (
     OF_WORDS,
-    QUIET,
     as_settings,
     as_shape,
+    bar,
     common,
     note,
     said,
@@ -36,7 +36,7 @@ from sora_jax.options import (
     writing,
 )
 from sora_jax.plan.command import plan
-from sora_jax.terminal import VIDEO_SUFFIXES, Number, place_outputs, progress_bar, table
+from sora_jax.terminal import VIDEO_SUFFIXES, Number, place_outputs, table
 from sora_jax.texts import read_text
 from sora_jax.train.config_command import config_command
 
@@ -76,9 +76,7 @@ def cli() -> None:
 @writing
 @settings
 @common
-@click.pass_context
 def generate(
-    context: click.Context,
     prompts: tuple[str, ...],
     prompt_file: str | None,
     model: str,
@@ -111,7 +109,7 @@ def generate(
     studio = face.load(model, lazy=True)
     for request in requests:
         studio.check(request)
-    with progress_bar(not context.meta[QUIET], "step") as progress:
+    with bar() as progress:
         videos = studio.stream_batch(requests, progress)
         for video, path in zip(videos, paths, strict=True):
             save(video, path)

@@ -197,9 +197,9 @@ def as_shape(fields: dict[str, Any]) -> dict[str, Any]:
     return own
 
 
-def bar() -> contextlib.AbstractContextManager[Callable[[int, int], None]]:
+def bar(unit: str = "step") -> contextlib.AbstractContextManager[Callable[[int, int], None]]:
     """The bar of the command that runs, where it isn't to be quiet."""
-    return progress_bar(not click.get_current_context().meta[QUIET], "step")
+    return progress_bar(not click.get_current_context().meta[QUIET], unit)
 
 
 def make(model: str, output: str | None, plan: Callable[[Any], Any]) -> None:
