@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -195,6 +195,17 @@ def as_shape(fields: dict[str, Any]) -> dict[str, Any]:
     own = {name: value for name in SHAPE if (value := fields.pop(name, None)) is not None}
     check_conflicts(own)
     return own
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Raises ClickException for the first of a command's further arguments that sets no value of a configuration."""
+    odd = next((word for word in overrides if not word.startswith(("--config.", "-config."))), "")
+    context = click.get_current_context()
+    if odd.startswith("-"):
+        raise click.NoSuchOption(odd.partition("=")[0], ctx=context)
+    if odd:
+        name = context.info_name
+        raise click.UsageError(f"{odd!r} is no option of {name}: values are set as --config.key=value.")
 
 
 def bar(unit: str = "step") -> contextlib.AbstractContextManager[Callable[[int, int], None]]:

@@ -27,6 +27,10 @@ MEANT = {
     "edit --video-path a.mp4": "it is called VIDEO (without --) here",
     "generate a --resolutoin 9": "did you mean --resolution? See sora-jax generate --help.",
     "generate a --zzz 9": "No such option '--zzz'; see sora-jax generate --help.",
+    "plan --topolgy v5e:4x4 --config toyworld_dit": "did you mean --topology? See sora-jax plan --help.",
+    "config toyworld_dit --jsn": "No such option '--jsn': did you mean --json?",
+    "train --conifg toyworld_dit": "Did you mean '--config'? See sora-jax train --help.",
+    "train --config toyworld_dit --steps 9": "A key of the configuration is --config.steps=VALUE.",
     "generat a": "Did you mean 'generate'? See sora-jax --help.",
 }
 
