@@ -182,7 +182,7 @@ def _unknown_option(error: click.NoSuchOption) -> str:
     for parameter in error.ctx.command.params if error.ctx else ():
         name = parameter.name or ""
         if isinstance(parameter, click.Argument):
-            written[name] = f"{(parameter.metavar or name.upper()).strip('[].')} (without --)"
+            written[name] = f"{(parameter.metavar or name.upper()).strip('[].')} (an argument, without --)"
         else:
             long = f"--{name.replace('_', '-')}"
             written[name] = " ".join(

@@ -110,8 +110,12 @@ def spelled_right(schema: type[Schema]) -> type[Schema]:
 
 
 def called(name: str) -> str:
-    """A keyword as its user knows it: `--name` while a command of the command line runs."""
-    return f"--{name.replace('_', '-')}" if click.get_current_context(silent=True) else name
+    """A keyword as its user knows it: `--name` while a command of ours runs."""
+    context = click.get_current_context(silent=True)
+    ours = (
+        context is not None and context.find_root().info_name == "sora-jax"
+    )  # not a program that imports us
+    return f"--{name.replace('_', '-')}" if ours else name
 
 
 def check_conflicts(given: Mapping[str, Any]) -> None:
@@ -142,8 +146,8 @@ def known_keywords(function: str, keywords: dict[str, Any], known: Iterable[str]
         _rename(function, out, "width and height", "size", (out.pop("height"), out.pop("width")))
     for name in out:
         if name not in known:
-            known_here = f"it takes {', '.join(known)}."
-            raise UserError(f"{function} has no keyword {name!r}: {advice(name, known) or known_here}")
+            hint = advice(name, known) or f"it takes {', '.join(known)}."
+            raise UserError(f"{function} has no keyword {name!r}: {hint}")
     return out
 
 

@@ -192,16 +192,14 @@ def read_storyboard(path: Path) -> Storyboard:
 
 
 class _Loader(yaml.BaseLoader):
-    """Reads all as text: YAML would read 16:9 as 969, and no as false. No key may stand twice, as YAML lets it."""
+    """Reads all as text: YAML would read 16:9 as 969, and no as false. Refuses duplicate keys; YAML keeps the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         for number, (key, _) in enumerate(node.value):
             if key.value in keys[:number]:
                 line = key.start_mark.line + 1
-                raise UserError(
-                    f"line {line}: {shown(key.value)} stands there once more; keep one of the two."
-                )
+                raise UserError(f"line {line}: {shown(key.value)} is a duplicate key: keep one of the two.")
         return super().construct_mapping(node, deep)
 
 

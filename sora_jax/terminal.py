@@ -136,7 +136,7 @@ def place_outputs(output: str, wanted: Sequence[tuple[str, int]]) -> list[pathli
             paths.append(place)
     elif not path.suffix:
         raise UserError(
-            f"{output} is no folder that is there, and no video file: its name must end in "
+            f"{output} is neither an existing folder nor a video file: its name must end in "
             f"{' or '.join(VIDEO_SUFFIXES)}, or in / for a new folder."
         )
     elif len(wanted) == 1:

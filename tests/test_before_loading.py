@@ -27,7 +27,7 @@ BAD = {
     "no picture": ("animate text.txt", "text.txt can't be read"),
     "an end before the start": ("smooth a.png --start 1 --end 0.5", "not after the start"),
     "a storyboard's field": ("storyboard prompt.yaml", "card 1 has no 'prompt': it is called text here"),
-    "a key twice": ("storyboard twice.yaml", "line 4"),
+    "a key twice": ("storyboard twice.yaml", "twice.yaml, line 4: 'text' is a duplicate key"),
     "a card too late": ("storyboard late.yaml", "Card 2"),
     "a file that is there": ("image 'a ring' --no-clobber -o a.png", "is there already"),
     "a picture that is there": ("image 'a ring' --no-clobber", "out.png is there already"),

@@ -22,9 +22,9 @@ MEANT = {
     "generate a --guidance-scale 9": "it is called --guidance here",
     "generate a --negative-prompt b": "it is called --negative here",
     "generate a --given_guidance 2": "it is called --given-guidance here",
-    "generate --prompt a": "it is called PROMPT (without --) here",
-    "animate --image a.png": "it is called PICTURE (without --) here",
-    "edit --video-path a.mp4": "it is called VIDEO (without --) here",
+    "generate --prompt a": "it is called PROMPT (an argument, without --) here",
+    "animate --image a.png": "it is called PICTURE (an argument, without --) here",
+    "edit --video-path a.mp4": "it is called VIDEO (an argument, without --) here",
     "generate a --resolutoin 9": "did you mean --resolution? See sora-jax generate --help.",
     "generate a --zzz 9": "No such option '--zzz'; see sora-jax generate --help.",
     "plan --topolgy v5e:4x4 --config toyworld_dit": "did you mean --topology? See sora-jax plan --help.",
@@ -52,7 +52,10 @@ def test_a_new_folder_is_told_from_a_file(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["generate", "a ring", "-o", "newfolder"]) == 2
     err = capsys.readouterr().err
-    assert "newfolder is no folder that is there" in err and "or in / for a new folder" in err
+    assert (
+        "newfolder is neither an existing folder nor a video file" in err
+        and "or in / for a new folder" in err
+    )
     pathlib.Path("old").mkdir()
     assert cli.main(["smooth", __file__, "-o", "old"]) == 2
     assert "old can't be written: it is a folder; name a file in it." in capsys.readouterr().err
