@@ -31,12 +31,13 @@ FLAGS = {
 KNOWN = ("0.10", "0.11", "0.12")
 OLDEST = (0, 10)
 CACHE = "JAX_COMPILATION_CACHE_DIR"
+LOGS = "TF_CPP_MIN_LOG_LEVEL"
 
 _log = logging.getLogger(__name__)
 
 
 def prepare() -> None:
-    """Sets flags that nobody has set, and a folder for compiled programs where none was named or it can't be used."""
+    """Sets what nobody has set: flags, the level of logs, and a folder for compiled programs that can be used."""
     version = importlib.metadata.version("jaxlib")
     if version.rpartition(".")[0].startswith(KNOWN) and platform.machine().lower() in ("x86_64", "amd64"):
         given = os.environ.get("XLA_FLAGS", "")
@@ -47,6 +48,9 @@ def prepare() -> None:
             if name not in given
         ]
         os.environ["XLA_FLAGS"] = " ".join([given, *own]).strip()
+    # XLA reports a slow compile ("Very slow compile?", "The operation took ...") as an error, and has no flag against
+    # it: 3 shows fatal ones alone. Errors that matter to a program reach Python as exceptions either way.
+    os.environ.setdefault(LOGS, "3")
     # Programs with oneDNN's calls can't be kept (jax 0.12: bad_alloc while writing them), and JAX says so each time.
     warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
     if CACHE not in os.environ:

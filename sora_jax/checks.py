@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from typing import Any
 
 from sora_jax.errors import UserError
+from sora_jax.values import holds
 
 MOST_SEED = 2**31 - 1
 
 
 def check_whole(name: str, value: Any, least: int, most: int | None = None) -> None:
     """Raises UserError where `value` is not a whole number from `least` to `most`."""
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or value < least or (most is not None and value > most):
+    if not holds(int, value) or value < least or (most is not None and value > most):
         span = f"from {least} on" if most is None else f"from {least} to {most}"
         raise UserError(f"{name}={shown(value)} can't be used: give a whole number {span}.")
 
@@ -41,7 +39,7 @@ def check_number(
 
 def is_number(value: Any) -> bool:
     """Whether `value` is a finite number and no truth value."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(_as_float(value))
+    return holds(float, value)
 
 
 def check_text(name: str, value: Any) -> None:
@@ -58,7 +56,7 @@ def check_text(name: str, value: Any) -> None:
 
 def check_switch(name: str, value: Any) -> None:
     """Raises UserError where `value` is neither True nor False."""
-    if not isinstance(value, bool):
+    if not holds(bool, value):
         raise UserError(f"{name}={shown(value)} can't be used: give True or False.")
 
 
@@ -69,10 +67,3 @@ def shown(value: Any, most: int = 40) -> str:
     except ValueError:  # an int of more digits than Python writes
         text = f"a number of {value.bit_length()} bits"
     return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def _as_float(value: Any) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf

@@ -21,11 +21,12 @@ from sora_jax.commands import COMMANDS
 from sora_jax.errors import UserError, user_path
 from sora_jax.evaluation.command import evaluate
 from sora_jax.information import info
+from sora_jax.keywords import advice
 from sora_jax.options import (
     OF_WORDS,
-    QUIET,
     as_settings,
     as_shape,
+    bar,
     common,
     note,
     said,
@@ -35,7 +36,7 @@ from sora_jax.options import (
     writing,
 )
 from sora_jax.plan.command import plan
-from sora_jax.terminal import VIDEO_SUFFIXES, Number, place_outputs, progress_bar, table
+from sora_jax.terminal import VIDEO_SUFFIXES, Number, place_outputs, table
 from sora_jax.texts import read_text
 from sora_jax.train.config_command import config_command
 
@@ -67,16 +68,15 @@ def cli() -> None:
     "--seconds",
     "duration",
     type=Number(above=0),
-    help=f"Seconds, as many as you like.  [default: {OF_WORDS['duration']}]",
+    metavar="SECONDS",
+    help=f"Length, as long as you like.  [default: {OF_WORDS['duration']}]",
 )
 @shape("duration", **OF_WORDS)
 @click.option("-o", "--output", default="out.mp4", help=f"A file ({', '.join(VIDEO_SUFFIXES)}) or a folder.")
 @writing
 @settings
 @common
-@click.pass_context
 def generate(
-    context: click.Context,
     prompts: tuple[str, ...],
     prompt_file: str | None,
     model: str,
@@ -106,10 +106,10 @@ def generate(
     ]
     for request in requests:
         request.check()
-    studio = face.load(model)
+    studio = face.load(model, lazy=True)
     for request in requests:
         studio.check(request)
-    with progress_bar(not context.meta[QUIET], "step") as progress:
+    with bar() as progress:
         videos = studio.stream_batch(requests, progress)
         for video, path in zip(videos, paths, strict=True):
             save(video, path)
@@ -163,8 +163,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         if isinstance(error, click.ClickException):
             context = getattr(error, "ctx", None)
-            place = f"; see {context.command_path} --help" if context else ""
-            click.echo(f"error: {error.format_message().rstrip('.')}{place}.", err=True)
+            says = _unknown_option(error) if isinstance(error, click.NoSuchOption) else error.format_message()
+            joint = " See" if says.endswith("?") else "; see"
+            see = f"{joint} {context.command_path} --help" if context else ""
+            click.echo(f"error: {says.rstrip('.')}{see}.", err=True)
             return 2
         if isinstance(error, UserError):
             click.echo(f"error: {error}", err=True)
@@ -172,6 +174,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         what = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no more is known'])[0]}"
         click.echo(f"error: the program failed ({what}): run it with --traceback to see where.", err=True)
         return 1
+
+
+def _unknown_option(error: click.NoSuchOption) -> str:
+    """A sentence with the option or the argument of the command that is meant."""
+    written = {}
+    for parameter in error.ctx.command.params if error.ctx else ():
+        name = parameter.name or ""
+        if isinstance(parameter, click.Argument):
+            written[name] = f"{(parameter.metavar or name.upper()).strip('[].')} (an argument, without --)"
+        else:
+            long = f"--{name.replace('_', '-')}"
+            written[name] = " ".join(
+                [long if long in parameter.opts else parameter.opts[-1], parameter.metavar or ""]
+            ).strip()
+    name = error.option_name.lstrip("-").replace("-", "_")
+    hint = advice(name, written, written)
+    return f"No such option {error.option_name!r}{': ' if hint else ''}{hint}"
 
 
 def _read_prompts(path: str) -> list[str]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from sora_jax.errors import UserError
 from sora_jax.options import (
     OF_WORDS,
     OUTPUT,
@@ -81,7 +80,7 @@ def _ability(
             made = plan if callable(plan) else getattr(plans, plan or name)
             return made(studio, **{key: value for key, value in fields.items() if value is not None}, **own)
 
-        make(model, output, wanted)
+        make(model, output or ("out.png" if name == "image" else None), wanted)
 
     function: Any = command
     for option in (common, settings, writing, OUTPUT, shaped or shape(), *reversed(options)):
@@ -96,8 +95,6 @@ def _image(studio: Any, prompt: str, **fields: Any) -> Any:
 
 
 def _loop(studio: Any, video: Any = None, prompt: str = "", **fields: Any) -> Any:
-    if video is None and not prompt.strip():
-        raise UserError("There is nothing to loop: name a video, or give a --prompt.")
     with bar() as progress:
         return studio.plan_loop(video, prompt, progress=progress, **fields)
 
@@ -262,7 +259,7 @@ def variations(prompt: str, count: int, model: str, output: pathlib.Path, **fiel
 
     own = as_settings(fields) | as_shape(fields)
     with bar() as progress:
-        videos = face.load(model).variations(prompt, count, progress, **own)
+        videos = face.load(model, lazy=True).variations(prompt, count, progress, **own)
     labels = [f"seed {own['seed'] + i}" for i in range(count)]
     with atomic_path(output) as temporary:
         contact_sheet(videos, labels, 2).save(temporary)

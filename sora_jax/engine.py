@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -46,14 +46,26 @@ SHADE = 16  # pixels: what differs over larger places is a shade
 
 
 class Engine:
-    """A loaded model. One instance serves any number of canvases, of any shapes."""
+    """A model. One instance serves any number of canvases, of any shapes.
+
+    Args:
+      bundle: the model, or a function that loads it, called when it is first needed: what is wrong with a request is
+        then found before.
+    """
 
     tiles = TILES  # how the autoencoder cuts frames
 
-    def __init__(self, bundle: Bundle, text: TextEncoder | None = None) -> None:
-        check_groups(bundle.vae.config.compression[0])
-        self.bundle = bundle
+    def __init__(self, bundle: Bundle | Callable[[], Bundle], text: TextEncoder | None = None) -> None:
+        self._load = bundle if callable(bundle) else lambda: bundle
         self._text = text
+        if not callable(bundle):
+            check_groups(bundle.vae.config.compression[0])
+
+    @functools.cached_property
+    def bundle(self) -> Bundle:
+        bundle = self._load()
+        check_groups(bundle.vae.config.compression[0])
+        return bundle
 
     @property
     def name(self) -> str:

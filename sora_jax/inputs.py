@@ -75,8 +75,9 @@ def take(engine: Engine, source: Source, shape: Shape = AS_IT_IS, seconds: float
     Raises:
       UserError: it can't be read, or is too large.
     """
-    part, limits, fps = as_part(source), engine.bundle.limits, shape.fps
-    first = part.read(1e-6, fps=fps)
+    part, fps = as_part(source), shape.fps
+    first = part.read(1e-6, fps=fps)  # before the model is needed
+    limits = engine.bundle.limits
     Y, X = own = first.video.size
     picture = first.source_frames == 1 and first.source_fps <= 1  # a still GIF may last longer than a second
     slower = fps is None and limits.fps > 0 and frame_step(first.video.fps, limits.fps) > 1

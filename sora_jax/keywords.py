@@ -1,4 +1,4 @@
-"""Keywords of public functions: spelled out in their signatures, and the right name for one that is not known."""
+"""Names that people use: keywords spelled out in signatures, and the right name for one that is not known."""
 
 from __future__ import annotations
 
@@ -7,33 +7,56 @@ import difflib
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar
+
+import click
 
 from sora_jax.errors import UserError
 
 Schema = TypeVar("Schema")
-# As other libraries call them. `frames` and `size` are taken under these names too.
+# As other libraries call them, for keywords, options of the command line and keys of a storyboard: the first of ours
+# that is known there is meant. Keywords `frames` and `size` are taken under these names too.
 ALIASES = {
-    "num_inference_steps": "steps",
-    "num_steps": "steps",
-    "guidance_scale": "guidance",
-    "cfg_scale": "guidance",
-    "true_cfg_scale": "guidance",
-    "guidance_2": "given_guidance",
-    "negative_prompt": "negative",
-    "generator": "seed",
-    "scheduler": "solver",
-    "sampler": "solver",
-    "num_videos_per_prompt": "count",
-    "num_images_per_prompt": "count",
-    "frame_rate": "fps",
-    "aspect_ratio": "aspect",
-    "image": "picture",
-    "mask_image": "mask",
-    "denoising_strength": "strength",
+    "num_inference_steps": ("steps",),
+    "num_steps": ("steps",),
+    "guidance_scale": ("guidance",),
+    "cfg_scale": ("guidance",),
+    "cfg": ("guidance",),
+    "true_cfg_scale": ("guidance",),
+    "guidance_2": ("given_guidance",),
+    "negative_prompt": ("negative",),
+    "generator": ("seed",),
+    "scheduler": ("solver",),
+    "sampler": ("solver",),
+    "num_videos_per_prompt": ("count",),
+    "num_images_per_prompt": ("count",),
+    "num_videos": ("count",),
+    "num_frames": ("frames", "duration"),
+    "frames": ("duration",),
+    "length": ("duration",),
+    "seconds": ("duration",),
+    "time": ("at",),
+    "width": ("size",),
+    "height": ("size",),
+    "frame_rate": ("fps",),
+    "aspect_ratio": ("aspect",),
+    "image": ("picture",),
+    "image_path": ("picture",),
+    "picture": ("image",),
+    "video": ("clip",),
+    "video_path": ("video",),
+    "mask_image": ("mask",),
+    "denoising_strength": ("strength",),
+    "prompt": ("prompts", "text"),
+    "caption": ("prompt", "text"),
+    "out": ("output",),
+    "output_path": ("output",),
+    "save_path": ("output",),
+    "ckpt": ("model",),
+    "checkpoint": ("model",),
+    "model_path": ("model",),
 }
-TAKEN = ("num_frames", "width", "height")
 
 
 def spelled_out(
@@ -86,13 +109,24 @@ def spelled_right(schema: type[Schema]) -> type[Schema]:
     return schema
 
 
+def called(name: str) -> str:
+    """A keyword as its user knows it: `--name` while a command of ours runs."""
+    context = click.get_current_context(silent=True)
+    ours = (
+        context is not None and context.find_root().info_name == "sora-jax"
+    )  # not a program that imports us
+    return f"--{name.replace('_', '-')}" if ours else name
+
+
 def check_conflicts(given: Mapping[str, Any]) -> None:
     """Raises UserError where two of a shape's values that aren't None say the same."""
     named = {name for name, value in given.items() if value is not None}
     if {"duration", "frames"} <= named:
         raise UserError("duration and frames both say how long the video is: give one of the two.")
     if "size" in named and named & {"resolution", "aspect"}:
-        raise UserError("size says all of a frame's size: leave out resolution and aspect.")
+        raise UserError(
+            f"{called('size')} says all of a frame's size: leave out {called('resolution')} and {called('aspect')}."
+        )
 
 
 def known_keywords(function: str, keywords: dict[str, Any], known: Iterable[str]) -> dict[str, Any]:
@@ -112,7 +146,8 @@ def known_keywords(function: str, keywords: dict[str, Any], known: Iterable[str]
         _rename(function, out, "width and height", "size", (out.pop("height"), out.pop("width")))
     for name in out:
         if name not in known:
-            raise UserError(f"{function} has no keyword {name!r}: {_advice(name, known)}")
+            hint = advice(name, known) or f"it takes {', '.join(known)}."
+            raise UserError(f"{function} has no keyword {name!r}: {hint}")
     return out
 
 
@@ -124,11 +159,25 @@ def _rename(function: str, keywords: dict[str, Any], theirs: str, ours: str, val
     keywords[ours] = value
 
 
-def _advice(name: str, known: list[str]) -> str:
-    if ALIASES.get(name) in known:
-        return f"it is called {ALIASES[name]} here."
-    near = difflib.get_close_matches(name, known, 1, 0.6)
-    return f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}."
+def nearest(name: str, known: Iterable[str], least: float = 0.6) -> str:
+    """Of `known` the name that is most like `name`; empty where none is `least` alike, from 0 to 1."""
+    return next(iter(difflib.get_close_matches(name, known, 1, least)), "")
+
+
+def advice(name: str, known: Collection[str], shown: Mapping[str, str] | None = None) -> str:
+    """What an unknown name is called here, or the nearest of `known`, as the end of a sentence; empty without one.
+
+    Args:
+      name: as it was given.
+      known: the names there are.
+      shown: how they are written, where not as they are.
+    """
+    written = lambda ours: (shown or {}).get(ours, ours)
+    for ours in (name, *ALIASES.get(name, ())):
+        if ours in known:
+            return f"it is called {written(ours)} here."
+    near = nearest(name, known)
+    return f"did you mean {written(near)}?" if near else ""
 
 
 def _parameter(schema: type, field: dataclasses.Field[Any]) -> inspect.Parameter:

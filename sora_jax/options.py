@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
 from sora_jax.errors import UserError, user_path
+from sora_jax.keywords import check_conflicts
 from sora_jax.terminal import (
     EXISTED,
     NO_CLOBBER,
@@ -37,7 +38,9 @@ OUTPUT = click.option(
 # Of what is made from words; `studio.Request` has the same.
 OF_WORDS = {"duration": "2", "fps": "8", "resolution": "64", "aspect": "1:1"}
 SHAPE = {
-    "duration": click.option("-d", "--duration", type=Number(above=0), help="Seconds of the result."),
+    "duration": click.option(
+        "-d", "--duration", type=Number(above=0), metavar="SECONDS", help="Length of the result."
+    ),
     "fps": click.option("--fps", type=Number(above=0), help="Frames a second of the result."),
     "resolution": click.option(
         "--resolution", type=click.IntRange(1), help="The short side of the result in pixels."
@@ -45,7 +48,13 @@ SHAPE = {
     "aspect": click.option(
         "--aspect", help="Width to height of the result, such as 16:9 or 1.78; what sticks out is cropped."
     ),
-    "size": click.option("--size", type=Size(), help="WxH in pixels, instead of --resolution and --aspect."),
+    "size": click.option(
+        "--size",
+        type=Size(),
+        metavar="WxH",
+        help="Width x height in pixels, as in 96x64, instead of --resolution and --aspect; Python's size is (height, "
+        "width).",
+    ),
 }
 
 
@@ -184,14 +193,24 @@ def as_shape(fields: dict[str, Any]) -> dict[str, Any]:
       UserError: the size is named twice.
     """
     own = {name: value for name in SHAPE if (value := fields.pop(name, None)) is not None}
-    if "size" in own and ("resolution" in own or "aspect" in own):
-        raise UserError("--size says all of a frame's size: leave out --resolution and --aspect.")
+    check_conflicts(own)
     return own
 
 
-def bar() -> contextlib.AbstractContextManager[Callable[[int, int], None]]:
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Raises ClickException for the first of a command's further arguments that sets no value of a configuration."""
+    odd = next((word for word in overrides if not word.startswith(("--config.", "-config."))), "")
+    context = click.get_current_context()
+    if odd.startswith("-"):
+        raise click.NoSuchOption(odd.partition("=")[0], ctx=context)
+    if odd:
+        name = context.info_name
+        raise click.UsageError(f"{odd!r} is no option of {name}: values are set as --config.key=value.")
+
+
+def bar(unit: str = "step") -> contextlib.AbstractContextManager[Callable[[int, int], None]]:
     """The bar of the command that runs, where it isn't to be quiet."""
-    return progress_bar(not click.get_current_context().meta[QUIET], "step")
+    return progress_bar(not click.get_current_context().meta[QUIET], unit)
 
 
 def make(model: str, output: str | None, plan: Callable[[Any], Any]) -> None:
@@ -202,12 +221,14 @@ def make(model: str, output: str | None, plan: Callable[[Any], Any]) -> None:
     from sora_jax import studio as face
     from sora_jax.sound import keep_sound
 
-    studio = face.load(model)
+    studio = face.load(model, lazy=True)
     studio.say = note
     wanted = plan(studio)
     with bar() as progress:
         (video,) = studio.make_streams([wanted], progress)
-        path = path if output or len(video) > 1 else path.with_suffix(".png")
+        if not output and len(video) == 1:
+            path = path.with_suffix(".png")
+            check_output(path)
         save(video, path)
     try:
         heard = wanted.sound is not None and keep_sound(wanted.sound[0], path, *wanted.sound[1:])

@@ -15,6 +15,7 @@ from sora_jax.diffusion.canvas import GROUP, Sketch
 from sora_jax.errors import UserError
 from sora_jax.filling import Settings, Words
 from sora_jax.inputs import Sound
+from sora_jax.keywords import called
 from sora_jax.shape import SHAPE_FIELDS, Shape
 
 
@@ -71,7 +72,8 @@ def check_one(seconds: float | None, shape: Shape) -> None:
         check_number("seconds", seconds, above=0)
     if (seconds is None) != shape.long:
         raise UserError(
-            "How long it becomes is missing or said twice: give seconds (of what is new) or duration."
+            f"How long it becomes is {'said twice' if shape.long else 'missing'}: give {called('seconds')} (of what is "
+            f"new) or {called('duration')} (of all)."
         )
 
 

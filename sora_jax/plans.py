@@ -22,7 +22,7 @@ from sora_jax.engine import Engine
 from sora_jax.errors import UserError
 from sora_jax.filling import Settings
 from sora_jax.inputs import Part, Source, Whole, as_part, held, read_whole, size_of, sound_of, take, take_pair
-from sora_jax.keywords import spelled_out
+from sora_jax.keywords import called, spelled_out
 from sora_jax.planning import (
     Plan,
     asked,
@@ -288,7 +288,9 @@ def inpaint(
     shape, settings = asked(options)
     check_number("strength", strength, least=0, most=1)
     if (box is None) == (mask is None):
-        raise UserError("What is to be painted anew is a box or a mask: give one of the two.")
+        raise UserError(
+            f"What is to be painted anew is said by {called('box')} or {called('mask')}: give one of the two."
+        )
     if box is not None:
         check_box(box)
     media = take(engine, video, shape)
@@ -324,7 +326,9 @@ def outpaint(
     """The picture grows to another aspect ratio, or `size`; the input's own pixels stay in its middle."""
     shape, settings = asked(options | {"aspect": aspect})
     if aspect is None and shape.size is None:
-        raise UserError("The larger frame's shape is missing: name its aspect (16:9) or its size.")
+        raise UserError(
+            f"The larger frame's shape is missing: name it by {called('aspect')} (16:9) or {called('size')}."
+        )
     Y, X = own = as_part(video).read(1e-6).video.size
     ratio = np.divide(*(shape.size or frame_size(1000, aspect or 1))[::-1])
     grown = lambda Y, X: (Y, 2 * round(Y * ratio / 2)) if ratio > X / Y else (2 * round(X / ratio / 2), X)
@@ -393,7 +397,10 @@ def upscale(
     shape, settings = asked(options | {"resolution": resolution})
     check_number("strength", strength, least=0, most=1)
     if resolution is None and shape.size is None:
-        raise UserError("The higher resolution is missing: name it, the short side in pixels, or a size.")
+        raise UserError(
+            f"The higher resolution is missing: name it by {called('resolution')}, the short side in pixels, or "
+            f"{called('size')}."
+        )
     small = as_part(video).read(1e-6, fps=shape.fps).video
     size = shape.size_of(small.size)
     if shape.size is None and shape.aspect is None:

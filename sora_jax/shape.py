@@ -101,7 +101,7 @@ def check_shape(
         try:
             height, width = size
         except (TypeError, ValueError):
-            raise UserError(f"size={shown(size)} can't be used: give a height and a width.") from None
+            raise UserError(f"size={shown(size)} can't be used: give (height, width) in pixels.") from None
         check_whole("size's height", height, 1, MOST_SIDE)
         check_whole("size's width", width, 1, MOST_SIDE)
 

@@ -16,7 +16,6 @@ cards:
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -33,7 +32,7 @@ from sora_jax.engine import Engine
 from sora_jax.errors import UserError, user_path
 from sora_jax.filling import Settings
 from sora_jax.inputs import AS_IT_IS, Part, Whole, take
-from sora_jax.keywords import spelled_out
+from sora_jax.keywords import advice, spelled_out
 from sora_jax.planning import Plan, asked
 from sora_jax.shape import Shape, check_shape
 from sora_jax.texts import read_text
@@ -163,16 +162,18 @@ def read_storyboard(path: Path) -> Storyboard:
       UserError: the file is missing or no storyboard.
     """
     path = user_path(path)
+    text = read_text(path)
     try:
-        # As text: YAML would read 16:9 as 969, and no as false.
-        parts = yaml.load(read_text(path), yaml.BaseLoader)
+        parts = yaml.load(text, _Loader)
+    except UserError as error:
+        raise UserError(f"{path}, {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         what = f"line {mark.line + 1}" if mark else "it holds signs that YAML doesn't allow"
         raise UserError(f"{path} is no YAML ({what}): see docs/abilities.md for a storyboard.") from error
     if not isinstance(parts, dict) or not isinstance(parts.get("cards"), list):
         raise UserError(f"{path} is no storyboard: it needs a list of cards, see docs/abilities.md.")
-    fields = _known(path, "storyboard", parts, Storyboard)
+    fields = _known(path, "the storyboard", parts, Storyboard)
     cards = []
     for number, entry in enumerate(parts["cards"], 1):
         if not isinstance(entry, dict):
@@ -190,24 +191,35 @@ def read_storyboard(path: Path) -> Storyboard:
         raise UserError(f"{path}: {error}") from None
 
 
+class _Loader(yaml.BaseLoader):
+    """Reads all as text: YAML would read 16:9 as 969, and no as false. Refuses duplicate keys; YAML keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for number, (key, _) in enumerate(node.value):
+            if key.value in keys[:number]:
+                line = key.start_mark.line + 1
+                raise UserError(f"line {line}: {shown(key.value)} is a duplicate key: keep one of the two.")
+        return super().construct_mapping(node, deep)
+
+
 def _known(path: pathlib.Path, what: str, parts: Mapping[str, Any], schema: type) -> dict[str, Any]:
     """What is said of a card or a storyboard, its numbers read."""
     fields = {field.name: str(field.type) for field in dataclasses.fields(schema) if field.name != "size"}
     values: dict[str, Any] = {}
     for name, value in parts.items():
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, 1, 0.6)
-            advice = f"did you mean {near[0]}?" if near else f"it may have {', '.join(fields)}."
-            raise UserError(f"{path}: the {what} has no {shown(name)}: {advice}")
+            hint = advice(name, fields) or f"it may have {', '.join(fields)}."
+            raise UserError(f"{path}: {what} has no {shown(name)}: {hint}")
         if value == "":  # a key without a value
             continue
         kind: Any = {"float": float, "float | None": float, "int": int}.get(fields[name])
         try:
             values[name] = kind(value) if kind else value
         except (TypeError, ValueError):
-            raise UserError(f"{path}: the {what}'s {name} is {value!r}: give a number.") from None
+            raise UserError(f"{path}: {what}'s {name} is {value!r}: give a number.") from None
         if not kind and name != "cards" and not isinstance(value, str):
-            raise UserError(f"{path}: the {what}'s {name} is {value!r}: give a text.")
+            raise UserError(f"{path}: {what}'s {name} is {value!r}: give a text.")
     return values
 
 

@@ -30,7 +30,7 @@ from sora_jax.engine import Engine, to_bytes
 from sora_jax.errors import UserError
 from sora_jax.filling import Progress, Settings, Task
 from sora_jax.inputs import Source
-from sora_jax.keywords import check_conflicts, spelled_out, spelled_right
+from sora_jax.keywords import called, check_conflicts, spelled_out, spelled_right
 from sora_jax.models.bundle import Bundle, bundled, find, load_bundle
 from sora_jax.models.text import TextEncoder
 from sora_jax.planning import Plan, asked, metadata_of
@@ -130,19 +130,23 @@ def _ability(plan: Callable[..., Plan], name: str = "") -> Callable[..., Video]:
 
 
 class Studio(Engine):
-    """A loaded model. One instance serves any number of requests, of any shapes.
+    """A model. One instance serves any number of requests, of any shapes.
 
     Every ability takes what it is given as a file, a `Video`, a picture or an array. All take the fields of
     `filling.Settings` as keywords, those that are given a video or picture also the fields of `shape.Shape`; and
     `progress`, which is called with (steps done, steps in all).
 
     Args:
+      bundle: as `engine.Engine` takes it.
       say: called with a sentence where something is made otherwise than it was asked for, or is beyond what the
         model saw in training.
     """
 
     def __init__(
-        self, bundle: Bundle, text: TextEncoder | None = None, say: Callable[[str], None] = _aloud
+        self,
+        bundle: Bundle | Callable[[], Bundle],
+        text: TextEncoder | None = None,
+        say: Callable[[str], None] = _aloud,
     ) -> None:
         super().__init__(bundle, text)
         self.say = say
@@ -297,7 +301,7 @@ class Studio(Engine):
         if video is not None:
             return plans.loop(self, video, seconds, prompt, **options)
         if not (isinstance(prompt, str) and prompt.strip()):
-            raise UserError("There is nothing to loop: give a video, or a prompt.")
+            raise UserError(f"There is nothing to loop: name a video, or give a {called('prompt')}.")
         strength = options.pop("strength", 1.0)
         shape, settings = asked(options)
         way = 1.5 if seconds is None else seconds
@@ -350,13 +354,18 @@ def _finished(plan: Plan, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     yield from map(to_bytes, frames)
 
 
-def load(name: str | os.PathLike[str] = "toyworld") -> Studio:
+def load(name: str | os.PathLike[str] = "toyworld", *, lazy: bool = False) -> Studio:
     """Loads a bundled model by name, a folder that holds one, or a training run's workdir.
+
+    Args:
+      name: of the model.
+      lazy: look only whether it is there, and read its files when they are first needed.
 
     Raises:
       UserError: there is no such model, or its files are damaged.
     """
-    return Studio(load_bundle(name))
+    find(name)
+    return Studio(functools.partial(load_bundle, name) if lazy else load_bundle(name))
 
 
 def list_models(folders: Sequence[str | os.PathLike[str]] = ("runs",)) -> list[ModelEntry]:

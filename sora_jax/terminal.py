@@ -94,7 +94,7 @@ class Size(click.ParamType):
             return value
         match = re.fullmatch(r"(\d{1,9})[xX×*:](\d{1,9})", value.strip())
         if match is None or not (int(match[1]) and int(match[2])):
-            self.fail(f"{value!r} is not a size: write width and height, such as 640x360.", param, ctx)
+            self.fail(f"{value!r} is not a size: write width x height, such as 640x360.", param, ctx)
         return int(match[2]), int(match[1])
 
 
@@ -134,6 +134,11 @@ def place_outputs(output: str, wanted: Sequence[tuple[str, int]]) -> list[pathli
                 again += 1
                 place = path / f"{stem}-{again}.mp4"
             paths.append(place)
+    elif not path.suffix:
+        raise UserError(
+            f"{output} is neither an existing folder nor a video file: its name must end in "
+            f"{' or '.join(VIDEO_SUFFIXES)}, or in / for a new folder."
+        )
     elif len(wanted) == 1:
         paths = [path]
     else:
@@ -145,10 +150,10 @@ def place_outputs(output: str, wanted: Sequence[tuple[str, int]]) -> list[pathli
 
 def check_output(path: pathlib.Path, suffixes: Sequence[str] = ()) -> None:
     """Raises UserError where `path` has none of the suffixes or can't be written; leaves nothing behind."""
-    if suffixes and path.suffix.lower() not in suffixes:
-        raise UserError(f"{path} can't be written: its name must end in {' or '.join(suffixes)}.")
     if os.path.isdir(path):
         raise UserError(f"{path} can't be written: it is a folder; name a file in it.")
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise UserError(f"{path} can't be written: its name must end in {' or '.join(suffixes)}.")
     context = click.get_current_context(silent=True)
     if context is not None and os.path.exists(path):
         if context.meta.get(NO_CLOBBER):

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ast
 import collections.abc
+import contextlib
 import dataclasses
 import json
 import math
 import numbers
 import types
 import typing
+from collections.abc import Callable
 from typing import Any
 
 _YES, _NO, _NONE = ("true", "yes", "on", "1"), ("false", "no", "off", "0"), ("none", "null")
@@ -67,13 +69,7 @@ def read(kind: Any, text: str) -> Any:
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     bare = text.strip()
     if is_union(kind):
-        # None first: every word is a text.
-        for one in sorted(inner, key=lambda one: one is not types.NoneType):
-            try:
-                return read(one, text)
-            except ValueError:
-                pass
-        raise ValueError("none of its types reads it")
+        return _first(read, inner, text)
     if origin is typing.Literal:
         for choice in inner:
             if bare == str(choice):
@@ -108,12 +104,7 @@ def check(kind: Any, value: Any) -> Any:
     """
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if is_union(kind):
-        for one in inner:
-            try:
-                return check(one, value)
-            except ValueError:
-                pass
-        raise ValueError("none of its types holds it")
+        return _first(check, inner, value)
     if origin is typing.Literal:
         if value in inner and type(value) in map(type, inner):
             return value
@@ -133,7 +124,7 @@ def check(kind: Any, value: Any) -> Any:
         if isinstance(value, numbers.Integral):
             return int(value)
     elif kind is float:
-        if isinstance(value, numbers.Real) and math.isfinite(value):
+        if isinstance(value, numbers.Real) and _is_finite(value):
             return float(value)
     elif kind is Any or kind is types.NoneType or isinstance(kind, type):
         if kind is Any:
@@ -141,6 +132,15 @@ def check(kind: Any, value: Any) -> Any:
         if isinstance(value, kind):
             return value
     raise ValueError(f"it is {type(value).__name__}")
+
+
+def holds(kind: Any, value: Any) -> bool:
+    """Whether `value` is of this type, as `check` takes it."""
+    try:
+        check(kind, value)
+    except ValueError:
+        return False
+    return True
 
 
 def write(value: Any) -> str:
@@ -177,6 +177,21 @@ def kind_of(value: Any) -> Any:
 def fixed(value: Any) -> Any:
     """Lists (of JSON) as tuples: a configuration is a static part of a model, so `jax.jit` hashes it."""
     return tuple(map(fixed, value)) if isinstance(value, list | tuple) else value
+
+
+def _first(convert: Callable[[Any, Any], Any], kinds: tuple[Any, ...], value: Any) -> Any:
+    """What the first of `kinds` that takes the value makes of it; None comes before text, which takes every word."""
+    for kind in sorted(kinds, key=lambda kind: kind is not types.NoneType):
+        with contextlib.suppress(ValueError):
+            return convert(kind, value)
+    raise ValueError("none of its types takes it")
+
+
+def _is_finite(number: numbers.Real) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # an int larger than any float
+        return False
 
 
 def _kinds(inner: tuple[Any, ...], count: int) -> tuple[Any, ...]:

@@ -4,6 +4,7 @@ import os
 import pathlib
 
 import hypothesis
+import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Before jax is imported, so that the processes that tests start inherit it.
@@ -12,3 +13,17 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).pa
 # Examples are drawn alike at every run in CI, and a busy machine is no failure.
 hypothesis.settings.register_profile("sora_jax", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("sora_jax")
+
+
+@pytest.fixture
+def fake(monkeypatch, tmp_path):
+    """A `FakeStudio` in place of each model that is loaded, whose names it notes; the folder is an empty one."""
+    from fake_studio import FakeStudio
+
+    from sora_jax import studio
+
+    model = FakeStudio()
+    model.loads = []
+    monkeypatch.setattr(studio, "load", lambda name, lazy: model.loads.append(name) or model)
+    monkeypatch.chdir(tmp_path)
+    return model

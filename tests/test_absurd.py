@@ -158,7 +158,7 @@ def test_a_batch_of_days_is_refused_with_its_cost_and_a_way_out(studio, name):
 
 
 def test_the_command_line_refuses_a_batch_of_days(studio, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("sora_jax.studio.load", lambda name: studio)
+    monkeypatch.setattr("sora_jax.studio.load", lambda name, lazy: studio)
     out = str(tmp_path / "out.mp4")
     asked = ["generate", "a ring", "--count", "200", "-d", "500", "--resolution", "32", "-o", out]
     assert main(asked) == 2

@@ -88,3 +88,27 @@ def test_an_old_jax_is_told_in_one_sentence(command, monkeypatch, capsys):
     assert main([argument]) == 2
     told = capsys.readouterr().err
     assert told.startswith("error: sora_jax needs jax 0.10 or newer and finds 0.9.2: run pip install -U jax")
+
+
+SLOW = """
+import sora_jax, jax, jax.numpy as jnp
+
+def folded():  # by the compiler, in about two seconds
+    return jax.lax.reduce_window(jnp.arange(3e6), 0.0, jax.lax.add, (41,), (1,), "SAME")
+
+jax.jit(folded)()
+print("compiled")
+jax.block_until_ready(jnp.zeros(1 << 46, jnp.int8))
+"""
+
+
+def test_a_slow_compile_raises_no_alarm_and_a_real_error_is_told(tmp_path):
+    own = {name: value for name, value in os.environ.items() if name != backend.LOGS}
+    run = lambda **more: subprocess.run(
+        [sys.executable, "-c", SLOW], capture_output=True, text=True, env=own | {backend.CACHE: ""} | more
+    )
+    loud, quiet = run(**{backend.LOGS: "1"}), run()
+    assert "The operation took" in loud.stderr, "what is quieted would be said"
+    assert "The operation took" not in quiet.stderr and "slow_operation" not in quiet.stderr
+    for done in (loud, quiet):
+        assert done.stdout == "compiled\n" and "RESOURCE_EXHAUSTED" in done.stderr

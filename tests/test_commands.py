@@ -212,6 +212,15 @@ def test_a_result_without_a_name_is_called_out(home, tmp_path, monkeypatch, caps
     assert capsys.readouterr().out.startswith("out.png  32×32\nout.mp4  48×32, 8 frames at 8 fps (1 s)\n")
 
 
+def test_a_picture_without_a_name_overwrites_nothing_that_is_to_stay(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("out.png").write_bytes(b"good")
+    arguments = ["inpaint", str(home / "alpha.png"), "--box", "0,0,16,16", "--model", str(home / "tiny")]
+    assert cli.main([*arguments, "--steps", "2", "-q", "--no-clobber"]) == 2
+    assert "out.png is there already" in capsys.readouterr().err
+    assert pathlib.Path("out.png").read_bytes() == b"good"
+
+
 def test_a_loop_as_gif_repeats_for_ever(home, tmp_path):
     path = tmp_path / "loop.gif"
     assert cli.main(["loop", "moves.gif", "--model", "tiny", "--steps", "2", "-q", "-o", str(path)]) == 0

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import inspect
 
+import click
 import pytest
 from tiny_model import tiny_bundle
 
 from sora_jax import plans
 from sora_jax.errors import UserError
 from sora_jax.filling import Settings
-from sora_jax.keywords import known_keywords, spelled_out
+from sora_jax.keywords import called, known_keywords, spelled_out
 from sora_jax.shape import Shape
 from sora_jax.storyboard import Storyboard
 from sora_jax.studio import Request, Studio
@@ -141,3 +142,12 @@ def test_a_keyword_of_the_function_itself_is_not_doubled():
     assert function(1, guidance=2.0) == {"a": 1, "seed": 7, "guidance": 2.0}
     with pytest.raises(UserError, match="no keyword 'steps'"):
         function(1, steps=3)
+
+
+@pytest.mark.parametrize(
+    ("program", "name"), [("sora-jax", "--given-guidance"), ("theirs", "given_guidance")]
+)
+def test_a_keyword_is_called_an_option_by_our_command_line_alone(program, name):
+    with click.Context(click.Command(program), info_name=program):
+        assert called("given_guidance") == name
+    assert called("given_guidance") == "given_guidance"

@@ -206,7 +206,7 @@ def test_a_run_that_stops_leaves_the_old_file_and_no_half_one(monkeypatch, tmp_p
             raise fault
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(face, "load", lambda name: Stopped())
+    monkeypatch.setattr(face, "load", lambda name, lazy: Stopped())
     (tmp_path / "out.mp4").write_bytes(b"good")
     assert cli.main(["generate", "a ring", "--seconds", "25"]) == status
     assert len(made) == 150 and (tmp_path / "out.mp4").read_bytes() == b"good"

@@ -52,7 +52,7 @@ def test_a_tilde_is_the_home_on_the_command_line(home, monkeypatch, capsys):
     (home / "prompts.txt").write_text("a ring\n")
     loaded: list[str] = []
 
-    def load(name):
+    def load(name, lazy):
         loaded.append(name)
         return Studio(tiny_bundle(), say=lambda _: None)
 

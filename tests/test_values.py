@@ -147,3 +147,8 @@ KINDS = st.sampled_from(
 def test_whatever_is_written_is_read_again(pair):
     kind, value = pair
     assert read(kind, write(value)) == value
+
+
+def test_a_whole_number_larger_than_any_float_is_none_of_its_type():
+    with pytest.raises(ValueError):
+        check(float, 10**400)

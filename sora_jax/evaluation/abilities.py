@@ -22,6 +22,7 @@ from sora_jax.data.toyworld import render
 from sora_jax.errors import UserError
 from sora_jax.evaluation import oracle, quality
 from sora_jax.evaluation.report import ONE_THING, interval, made_by
+from sora_jax.keywords import nearest
 from sora_jax.plans import Plan
 from sora_jax.storyboard import Card, Storyboard
 from sora_jax.studio import Studio
@@ -71,7 +72,9 @@ def evaluate_abilities(
     """
     names = tuple(names) or tuple(TRIALS)
     if unknown := set(names) - set(TRIALS):
-        raise UserError(f"There is no figure for {min(unknown)!r}: choose from {', '.join(TRIALS)}.")
+        near = nearest(min(unknown), TRIALS)
+        hint = f"did you mean {near}?" if near else f"choose from {', '.join(TRIALS)}."
+        raise UserError(f"There is no figure for {min(unknown)!r}: {hint}")
     out: dict[str, Any] = {}
     for number, name in enumerate(names):
         rows: list[Row] = []

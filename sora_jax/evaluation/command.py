@@ -2,18 +2,61 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
 from sora_jax.errors import UserError, atomic_path
-from sora_jax.options import MODEL, QUIET, as_settings, common, note, settings, tell_overwritten
-from sora_jax.terminal import ListOf, Number, Output, progress_bar, table
+from sora_jax.options import MODEL, as_settings, bar, common, note, settings, tell_overwritten
+from sora_jax.terminal import ListOf, Number, Output, table
 
 _SHEET_CLIPS = 24
+
+
+@dataclasses.dataclass
+class Results:
+    """Where a command writes its figures and the first clips that it shows, if anywhere."""
+
+    json_path: pathlib.Path | None
+    sheet: pathlib.Path | None
+    shown: list[tuple[str, Any]] = dataclasses.field(default_factory=list)
+
+    def show(self, *clips: tuple[str, Any]) -> None:
+        """Puts labels and videos on the sheet, where there is one and it has room."""
+        if self.sheet and len(self.shown) < _SHEET_CLIPS:
+            self.shown.extend(clips)
+
+    def write(self, figures: dict[str, Any], columns: int) -> None:
+        """Writes the figures and the sheet where asked, and names the files."""
+        if self.json_path:
+            with atomic_path(self.json_path) as temporary:
+                temporary.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n")
+        if self.sheet:
+            from sora_jax.sheet import contact_sheet
+
+            labels, videos = zip(*self.shown, strict=True)
+            with atomic_path(self.sheet) as temporary:
+                contact_sheet(videos, labels, columns).save(temporary)
+        for path in filter(None, (self.json_path, self.sheet)):
+            click.echo(f"wrote {path}")
+            tell_overwritten(path)
+
+
+def _results(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of `Results`, handed over as `results`, and the common ones."""
+
+    @functools.wraps(command)
+    def collected(json_path: pathlib.Path | None, sheet: pathlib.Path | None, **fields: Any) -> None:
+        command(results=Results(json_path, sheet), **fields)
+
+    to_json = click.option("--json", "json_path", type=Output(), help="Write the figures here.")
+    to_sheet = click.option("--sheet", type=Output(".png"), help="Write the first clips here, to look at.")
+    return to_json(to_sheet(common(collected)))
 
 
 @click.group()
@@ -32,31 +75,18 @@ def evaluate() -> None:
     "--seconds", type=Number(at_least=0), default=4.0, help="At most this much of each file; 0: all."
 )
 @click.option("--start", type=Number(at_least=0), default=0.0, help="Seconds into each file.")
-@click.option("--json", "json_path", type=Output(), help="Write the figures here.")
-@click.option("--sheet", type=Output(".png"), help="Write originals and reconstructions here, to look at.")
-@common
-@click.pass_context
-def evaluate_vae_command(
-    context: click.Context,
-    files: tuple[str, ...],
-    model: str,
-    json_path: pathlib.Path | None,
-    sheet: pathlib.Path | None,
-    **fields: Any,
-) -> None:
+@_results
+def evaluate_vae_command(files: tuple[str, ...], model: str, results: Results, **fields: Any) -> None:
     """PSNR and SSIM of what the autoencoder makes of videos and pictures."""
     report = _report()
     from sora_jax import studio as face
 
-    shown: list[tuple[str, Any]] = []
-
     def show(label: str, pair: Sequence[Any]) -> None:
-        if len(shown) < _SHEET_CLIPS:
-            shown.extend([("the original of", pair[0]), (label, pair[1])])
+        results.show(("the original of", pair[0]), (label, pair[1]))
 
-    with progress_bar(not context.meta[QUIET], "frame") as progress:
+    with bar("frame") as progress:
         result = report.evaluate_vae(
-            face.load(model), files, **fields, progress=progress, show=show if sheet else None
+            face.load(model, lazy=True), files, **fields, progress=progress, show=show
         )
 
     def cells(name: str, size: str, frames: str, row: dict[str, Any]) -> tuple[str, ...]:
@@ -72,7 +102,7 @@ def evaluate_vae_command(
     for row in result["files"]:
         for sentence in row["notes"]:
             note(sentence)
-    _write(result, json_path, shown, sheet, columns=2)
+    results.write(result, columns=2)
 
 
 @evaluate.command("toyworld")
@@ -89,19 +119,8 @@ def evaluate_vae_command(
 )
 @click.option("--truth", is_flag=True, help="Read true clips instead: what the oracle itself gets wrong.")
 @click.option("--vae", is_flag=True, help="Read true clips through the autoencoder: what is lost there.")
-@click.option("--json", "json_path", type=Output(), help="Write the figures, and every clip's, here.")
-@click.option("--sheet", type=Output(".png"), help="Write the first clips here, to look at.")
-@common
-@click.pass_context
-def evaluate_toyworld_command(
-    context: click.Context,
-    model: str,
-    truth: bool,
-    vae: bool,
-    json_path: pathlib.Path | None,
-    sheet: pathlib.Path | None,
-    **fields: Any,
-) -> None:
+@_results
+def evaluate_toyworld_command(model: str, truth: bool, vae: bool, results: Results, **fields: Any) -> None:
     """How often a clip shows what its prompt says, read back without a network.
 
     Prompts name one thing's size, colour, shape and direction; in the split "heldout" training never showed
@@ -113,20 +132,14 @@ def evaluate_toyworld_command(
     report = _report()
     from sora_jax import studio as face
 
-    shown: list[tuple[str, Any]] = []
-
-    def show(label: str, clips: Sequence[Any]) -> None:
-        if len(shown) < _SHEET_CLIPS:
-            shown.append((label, clips[0]))
-
     source = "truth" if truth else "vae" if vae else "generated"
-    studio = None if truth else face.load(model)
-    with progress_bar(not context.meta[QUIET], "clip") as progress:
+    studio = None if truth else face.load(model, lazy=True)
+    with bar("clip") as progress:
         result = report.evaluate_toyworld(
             studio,
             source=source,
             progress=progress,
-            show=show if sheet else None,
+            show=lambda label, clips: results.show((label, clips[0])),
             **as_settings(fields),
             **fields,
         )
@@ -135,45 +148,32 @@ def evaluate_toyworld_command(
         for part in result["shapes"]:
             click.echo(f"\n{part['width']}×{part['height']}, {part['frames']} frames")
             click.echo(_accuracies(part["accuracy"]))
-    _write(result, json_path, shown, sheet, columns=3)
+    results.write(result, columns=3)
 
 
 @evaluate.command("abilities")
 @click.argument("names", metavar="[ABILITY...]", nargs=-1)
 @click.option("--clips", type=click.IntRange(1), default=64, help="How many of each.")
-@click.option("--json", "json_path", type=Output(), help="Write the figures here.")
-@click.option("--sheet", type=Output(".png"), help="Write the first clips here, to look at.")
 @settings
-@common
-@click.pass_context
+@_results
 def evaluate_abilities_command(
-    context: click.Context,
-    names: tuple[str, ...],
-    clips: int,
-    model: str,
-    json_path: pathlib.Path | None,
-    sheet: pathlib.Path | None,
-    **fields: Any,
+    names: tuple[str, ...], clips: int, model: str, results: Results, **fields: Any
 ) -> None:
     """Whether each ABILITY (default: all) does what it is for, on toyworld's clips, whose truth is known."""
     _report()
     from sora_jax import studio as face
     from sora_jax.evaluation.abilities import evaluate_abilities
 
-    shown: list[tuple[str, Any]] = []
     own = as_settings(fields)
     seed = own.pop("seed")
 
     def show(label: str, videos: Sequence[Any]) -> None:
-        if len(shown) < _SHEET_CLIPS:
-            shown.extend(
-                (label if number else "given, or the truth", video) for number, video in enumerate(videos)
-            )
-
-    with progress_bar(not context.meta[QUIET], "clip") as progress:
-        result = evaluate_abilities(
-            face.load(model), names, clips, seed, progress, show if sheet else None, **own
+        results.show(
+            *((label if number else "given, or the truth", video) for number, video in enumerate(videos))
         )
+
+    with bar("clip") as progress:
+        result = evaluate_abilities(face.load(model, lazy=True), names, clips, seed, progress, show, **own)
     rows = []
     for name, criteria in result["abilities"].items():
         for criterion, row in criteria.items():
@@ -183,7 +183,7 @@ def evaluate_abilities_command(
                 cells = f"{row['mean']:.2f}", f"{row['least']:.2f} to {row['most']:.2f}"
             rows.append((name, criterion, *cells))
     click.echo(table(("ability", "criterion", "share or mean", "95% interval or range"), rows, numbers=2))
-    _write(result, json_path, shown, sheet, columns=2)
+    results.write(result, columns=2)
 
 
 def _report() -> Any:
@@ -208,25 +208,3 @@ def _accuracies(accuracy: dict[str, dict[str, Any]]) -> str:
         for name, row in accuracy.items()
     ]
     return table(("attribute", "right", "share", "95% interval", "chance"), rows, numbers=4)
-
-
-def _write(
-    result: dict[str, Any],
-    json_path: pathlib.Path | None,
-    shown: Sequence[tuple[str, Any]],
-    sheet: pathlib.Path | None,
-    columns: int,
-) -> None:
-    """Writes the figures and the sheet where asked, and names the files."""
-    if json_path:
-        with atomic_path(json_path) as temporary:
-            temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
-    if sheet:
-        from sora_jax.sheet import contact_sheet
-
-        labels, videos = zip(*shown, strict=True)
-        with atomic_path(sheet) as temporary:
-            contact_sheet(videos, labels, columns).save(temporary)
-    for path in filter(None, (json_path, sheet)):
-        click.echo(f"wrote {path}")
-        tell_overwritten(path)

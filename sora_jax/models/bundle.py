@@ -22,6 +22,7 @@ from flax import nnx
 
 from sora_jax.config import component
 from sora_jax.errors import UserError, atomic_path, user_path
+from sora_jax.keywords import nearest
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.models.knowledge import Knowledge, knowledge_of
 from sora_jax.models.text import TextConfig
@@ -140,9 +141,13 @@ def find(name: str | os.PathLike[str]) -> pathlib.Path:
     for folder in (BUNDLED / name, user_path(name)):
         if os.path.isfile(folder / "config.json"):
             return folder
+    path = user_path(name)
+    beside = [str(config.parent) for config in path.parent.glob("*/config.json")]
+    near = nearest(str(path), [*bundled(), *beside])
+    hint = f"did you mean {near}? Name" if near else "name"
     known = ", ".join(bundled()) or "none"
     raise UserError(
-        f"There is no model {str(name)!r}: name a bundled one ({known}), or a folder that holds a model or a "
+        f"There is no model {str(name)!r}: {hint} a bundled one ({known}), or a folder that holds a model or a "
         "training run."
     )
 

@@ -12,7 +12,7 @@ import click
 
 from sora_jax.chips import CHIPS, GIB, Topology, describe_slices, read_topology
 from sora_jax.errors import UserError, atomic_path
-from sora_jax.options import QUIET, common
+from sora_jax.options import QUIET, check_overrides, common
 from sora_jax.terminal import Number, Output, table
 
 # libtpu asks the cloud's metadata server where it is, and says at length that there is none.
@@ -94,14 +94,12 @@ def plan(
     The real step is compiled for each TPU slice by the TPU's own compiler (pip install libtpu), or for simulated
     devices; for GPUs it is reckoned. Says what fits, how long a step takes, and what the whole costs.
     """
+    check_overrides(overrides)
     wanted = [*map(read_topology, topologies)]
     if devices:
         wanted.append(read_topology(f"cpu:{devices}"))
     if not wanted:
         raise click.UsageError("Say for what: --topology v5e:4x4, or --devices 8.")
-    odd = [flag for flag in overrides if not flag.startswith(("--config.", "-config."))]
-    if odd:
-        raise click.UsageError(f"{odd[0]!r} is no option of plan: values are set as --config.key=value.")
     _before_jax(max([one.count for one in wanted if one.kind == "cpu"], default=0))
 
     from sora_jax.plan import report

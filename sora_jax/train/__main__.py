@@ -22,6 +22,7 @@ from sora_jax import config as configurations
 from sora_jax.backend import check_version
 from sora_jax.errors import UserError, user_path
 from sora_jax.hosts import Hosts, await_loss, fail, join, leave
+from sora_jax.keywords import nearest
 from sora_jax.train import config_files, listing
 from sora_jax.train.stopping import Terminated, terminations
 
@@ -193,8 +194,16 @@ def _command() -> click.Command:
 
 
 def _flags(rest: Sequence[str]) -> dict[str, Any]:
+    command = _command()
     try:
-        context = _command().make_context(PROGRAM, list(rest))
+        context = command.make_context(PROGRAM, list(rest))
+    except click.NoSuchOption as error:
+        name = error.option_name.lstrip("-")
+        near = nearest(name, [parameter.name or "" for parameter in command.params], 0.7)
+        hint = (
+            f"Did you mean '--{near}'?" if near else f"A key of the configuration is --config.{name}=VALUE."
+        )
+        raise UserError(f"No such option {error.option_name!r}. {hint} See {PROGRAM} --help.") from error
     except click.ClickException as error:
         what = error.format_message().rstrip(".")
         raise UserError(f"The command line can't be read: {what}; {USAGE}") from error

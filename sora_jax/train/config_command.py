@@ -6,8 +6,7 @@ import json
 
 import click
 
-from sora_jax.errors import UserError
-from sora_jax.options import common
+from sora_jax.options import check_overrides, common
 
 
 @click.command("config", context_settings={"ignore_unknown_options": True})
@@ -28,8 +27,7 @@ def config_command(name: str, overrides: tuple[str, ...], as_json: bool, as_flag
     from sora_jax.train.__main__ import make_config, split_overrides
 
     changes, rest = split_overrides(overrides)
-    if rest:
-        raise UserError(f"{rest[0]!r} is no option of config: values are set as --config.key=value.")
+    check_overrides(rest)
     config = make_config(name, changes)
     schema = objectives.schema_of(config)
     if as_json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import json
 import pathlib
@@ -11,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sora_jax.errors import UserError
+from sora_jax.keywords import nearest
 
 
 def shipped() -> dict[str, pathlib.Path]:
@@ -64,14 +64,13 @@ def _find(name: str) -> tuple[pathlib.Path, str]:
         return pathlib.Path(name) / "config.json", ""
     file = pathlib.Path(stem)
     if file.suffix or file.parent != pathlib.Path():
-        others = [other.name for other in file.parent.glob("*") if other.suffix in (".py", ".json")]
-        near = difflib.get_close_matches(file.name, others, 1, 0)
-        hint = f": did you mean {file.parent / near[0]}?" if near else "."
+        others = [str(other) for other in file.parent.glob("*") if other.suffix in (".py", ".json")]
+        # configs/toyworld_dit.py from a folder that isn't the checkout: it is shipped too, under its name.
+        near = file.stem if file.stem in shipped() else nearest(str(file), others, 0)
+        hint = f": did you mean {near}?" if near else "."
         raise UserError(f"There is no configuration file {file}{hint}")
-    near = difflib.get_close_matches(stem, shipped(), 1, 0.6)
-    hint = (
-        f"did you mean {near[0]}?" if near else f"those that come with sora_jax are {', '.join(shipped())}."
-    )
+    near = nearest(stem, shipped())
+    hint = f"did you mean {near}?" if near else f"those that come with sora_jax are {', '.join(shipped())}."
     raise UserError(f"There is no configuration {stem}: {hint}")
 
 
