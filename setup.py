@@ -63,5 +63,5 @@ setup(
         **BOARDS,
         "dev": [*EVAL, *BOARDS["tensorboard"], *DEV],
     },
-    entry_points={"console_scripts": ["sora-jax=sora_jax.cli:main"]},
+    entry_points={"console_scripts": ["sora-jax=sora_jax.cli.main:main"]},
 )

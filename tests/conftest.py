@@ -18,12 +18,12 @@ hypothesis.settings.load_profile("sora_jax")
 @pytest.fixture
 def fake(monkeypatch, tmp_path):
     """A `FakeStudio` in place of each model that is loaded, whose names it notes; the folder is an empty one."""
-    from fake_studio import FakeStudio
+    from helpers.fake_studio import FakeStudio
 
-    from sora_jax import studio
+    from sora_jax.pipeline import pipeline
 
     model = FakeStudio()
     model.loads = []
-    monkeypatch.setattr(studio, "load", lambda name, lazy: model.loads.append(name) or model)
+    monkeypatch.setattr(pipeline, "load", lambda name, lazy: model.loads.append(name) or model)
     monkeypatch.chdir(tmp_path)
     return model

@@ -79,7 +79,9 @@ def test_a_second_start_takes_what_the_first_compiled(tmp_path):
     assert [line.split() for line in told] == [["4096.0", "False"], ["4096.0", "True"]]
 
 
-@pytest.mark.parametrize("command", [("sora_jax.cli", "models"), ("sora_jax.train.__main__", "--config=x")])
+@pytest.mark.parametrize(
+    "command", [("sora_jax.cli.main", "models"), ("sora_jax.train.__main__", "--config=x")]
+)
 def test_an_old_jax_is_told_in_one_sentence(command, monkeypatch, capsys):
     module, argument = command
     main = importlib.import_module(module).main

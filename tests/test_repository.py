@@ -10,7 +10,7 @@ import click
 import pytest
 
 import sora_jax
-from sora_jax.cli import cli
+from sora_jax.cli.main import cli
 from sora_jax.train.__main__ import parse
 
 ROOT = pathlib.Path(__file__).parents[1]

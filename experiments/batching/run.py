@@ -21,9 +21,9 @@ import jax
 import numpy as np
 
 import sora_jax
-from sora_jax.diffusion import abilities
-from sora_jax.diffusion.canvas import Canvas
-from sora_jax.filling import Settings, Task
+from sora_jax.pipeline import abilities
+from sora_jax.pipeline.denoise import Settings, Task
+from sora_jax.tokens.canvas import Canvas
 
 # (seconds, height, width, steps) in turn: images and clips, four aspect ratios, four numbers of steps.
 SHAPES = (

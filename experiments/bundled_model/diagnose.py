@@ -18,15 +18,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import sora_jax
-from sora_jax.data.packing import PackedBatch, Run, pack_rows
-from sora_jax.data.patches import coordinates, patchify
-from sora_jax.data.sampling import sample_scene
-from sora_jax.data.scene import COLOURS, DIRECTIONS, SHAPES, Thing
-from sora_jax.data.toyworld import render
 from sora_jax.diffusion import flow
 from sora_jax.evaluation.report import ONE_THING
 from sora_jax.models.dit import DiT
-from sora_jax.studio import Studio
+from sora_jax.pipeline.pipeline import Studio
+from sora_jax.tokens.packing import PackedBatch, Run, pack_rows
+from sora_jax.tokens.patches import coordinates, patchify
+from sora_jax.toyworld.render import render
+from sora_jax.toyworld.sampling import sample_scene
+from sora_jax.toyworld.scene import COLOURS, DIRECTIONS, SHAPES, Thing
 
 SIGMAS = (0.98, 0.95, 0.9, 0.8, 0.65, 0.5, 0.3)
 WORDS = {"colour": tuple(COLOURS), "shape": SHAPES, "direction": tuple(DIRECTIONS)}

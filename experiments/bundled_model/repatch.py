@@ -17,9 +17,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from sora_jax.models.bundle import load_bundle, save_bundle
+from sora_jax.checkpoints.bundle import load_bundle, save_bundle
+from sora_jax.checkpoints.store import fill, named_leaves
 from sora_jax.models.dit import DiT
-from sora_jax.train.checkpoint import fill, named_leaves
 
 
 @click.command()

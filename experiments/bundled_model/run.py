@@ -58,7 +58,7 @@ def dit(overrides: tuple[str, ...]) -> None:
 @click.option("--history", default="", help="What the weights learned from before this run, in a sentence.")
 def export(run: str, name: str, history: str) -> None:
     """Writes the run's averaged weights, configuration and card into the package."""
-    from sora_jax.models.bundle import BUNDLED, load_bundle, save_bundle
+    from sora_jax.checkpoints.bundle import BUNDLED, load_bundle, save_bundle
     from sora_jax.train.metrics import read_metrics
 
     bundle = load_bundle(run)
@@ -156,8 +156,8 @@ def curve(runs: tuple[str, ...], clips: int) -> None:
 def _reconstruction(model: str) -> None:
     """PSNR of toyworld's clips through the autoencoder, by shape: autoencoder.json."""
     import sora_jax
-    from sora_jax.data.toyworld import Toyworld
-    from sora_jax.evaluation.quality import psnr
+    from sora_jax.evaluation.metrics import psnr
+    from sora_jax.toyworld.render import Toyworld
 
     studio, figures = sora_jax.load(model), {}
     for shape in ((17, 64, 64, 8.0), (1, 64, 64, 8.0), (17, 128, 128, 8.0)):
@@ -178,7 +178,7 @@ def _train(config: str, run: str, *overrides: str) -> None:
 
 
 def _command(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "sora_jax.cli", *arguments], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "sora_jax.cli.main", *arguments], cwd=ROOT, check=True)
 
 
 if __name__ == "__main__":

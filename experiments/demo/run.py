@@ -21,13 +21,13 @@ import click
 import matplotlib.pyplot as plt
 import numpy as np
 
-from sora_jax.data.scene import WorldConfig
-from sora_jax.data.toyworld import Toyworld
 from sora_jax.diffusion import flow
-from sora_jax.diffusion.canvas import Sketch
-from sora_jax.sheet import contact_sheet
-from sora_jax.studio import Request, Studio, load
-from sora_jax.video import Video
+from sora_jax.media.contact_sheet import contact_sheet
+from sora_jax.media.video import Video
+from sora_jax.pipeline.pipeline import Request, Studio, load
+from sora_jax.tokens.canvas import Sketch
+from sora_jax.toyworld.render import Toyworld
+from sora_jax.toyworld.scene import WorldConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
 PROMPTS = (

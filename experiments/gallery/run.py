@@ -13,12 +13,12 @@ from collections.abc import Callable
 import click
 
 import sora_jax
-from sora_jax.data.scene import Background, Camera, Scene, Shot, Thing
-from sora_jax.data.toyworld import render
-from sora_jax.sheet import contact_sheet
-from sora_jax.storyboard import Card, Storyboard
-from sora_jax.studio import Studio
-from sora_jax.video import Video, resize
+from sora_jax.media.contact_sheet import contact_sheet
+from sora_jax.media.video import Video, resize
+from sora_jax.pipeline.pipeline import Studio
+from sora_jax.pipeline.storyboard import Card, Storyboard
+from sora_jax.toyworld.render import render
+from sora_jax.toyworld.scene import Background, Camera, Scene, Shot, Thing
 
 ROOT = pathlib.Path(__file__).parents[2]
 FPS = 8.0

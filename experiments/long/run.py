@@ -79,11 +79,11 @@ def tiles() -> None:
 def one_clip(seconds: str, output: str) -> None:
     """What a process of its own measures."""
     with _Watch() as watch:
-        from sora_jax.cli import main as sora_jax
+        from sora_jax.cli.main import main as sora_jax
 
         status = sora_jax(["generate", PROMPT, "--seconds", seconds, "-o", output, "--quiet"])
     assert status == 0
-    from sora_jax.video import read_video
+    from sora_jax.media.video import read_video
 
     click.echo(
         json.dumps(watch.found | {"seconds": float(seconds), "video": _moves(read_video(output).frames)})
@@ -100,11 +100,11 @@ def one_decode(seconds: float, height: int, width: int, tile: int) -> None:
     with _Watch() as watch, tempfile.TemporaryDirectory() as folder:
         import numpy as np
 
-        from sora_jax.diffusion.canvas import Stream, blank_canvas
-        from sora_jax.engine import Engine, to_bytes
-        from sora_jax.models.bundle import load_bundle
+        from sora_jax.checkpoints.bundle import load_bundle
+        from sora_jax.media.video import write_frames
         from sora_jax.models.tiles import Tiles
-        from sora_jax.video import write_frames
+        from sora_jax.pipeline.codec import Engine, to_bytes
+        from sora_jax.tokens.canvas import Stream, blank_canvas
 
         engine, fps = Engine(load_bundle()), 24.0
         engine.tiles = Tiles(tile)
@@ -128,7 +128,7 @@ def predict() -> None:
     import jax
     import jax.numpy as jnp
 
-    from sora_jax.models.bundle import load_bundle
+    from sora_jax.checkpoints.bundle import load_bundle
     from sora_jax.models.tiles import TILES, _decode_piece
 
     vae = load_bundle().vae
@@ -225,8 +225,8 @@ def _moves(frames: Any) -> list[dict[str, float]]:
 
 def _sheet(path: str) -> None:
     """A frame every 2.5 seconds."""
-    from sora_jax.sheet import contact_sheet
-    from sora_jax.video import Video, read_video
+    from sora_jax.media.contact_sheet import contact_sheet
+    from sora_jax.media.video import Video, read_video
 
     shown = read_video(path).frames[::20]
     rows = [Video(shown[i : i + 6], 0.4) for i in range(0, len(shown), 6)]

@@ -24,14 +24,14 @@ import numpy as np
 from streams import ROOT
 from ways import WAYS, batches
 
+from sora_jax.checkpoints.bundle import Bundle
 from sora_jax.config import component
 from sora_jax.data.encode import encode_sources
-from sora_jax.data.packing import Run, pack_rows
 from sora_jax.data.pipeline import RUN_CONDITIONS, draw_run
 from sora_jax.evaluation.report import evaluate_toyworld
-from sora_jax.models.bundle import Bundle
-from sora_jax.studio import Studio
-from sora_jax.train.dit_objective import DiTObjective
+from sora_jax.pipeline.pipeline import Studio
+from sora_jax.tokens.packing import Run, pack_rows
+from sora_jax.train.dit import DiTObjective
 from sora_jax.train.loop import make_steps
 from sora_jax.train.optim import OptimConfig
 

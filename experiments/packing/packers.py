@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import grain
 
-from sora_jax.data.bins import BestFit
+from sora_jax.tokens.bins import BestFit
 
 Size = tuple[int, int]
 Rows = list[list[Size]]
@@ -34,7 +34,7 @@ def best_fit(sizes: Iterable[Size], room: Room, window: int) -> Iterator[list[Si
 
 
 def best_fit_one_closes(sizes: Iterable[Size], room: Room, window: int) -> Iterator[list[Size]]:
-    """Best fit, and where a run fits nowhere the fullest row alone closes (ours: `sora_jax/data/bins.py`)."""
+    """Best fit, and where a run fits nowhere the fullest row alone closes (ours: `sora_jax/tokens/bins.py`)."""
     stream = grain.MapDataset.source([*sizes]).to_iter_dataset(grain.ReadOptions(0, 0))
     yield from BestFit(stream, lambda size: (*size, 1), (room.tokens, room.words, room.runs), window)
 

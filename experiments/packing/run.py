@@ -30,8 +30,8 @@ from packers import PACKERS, Room
 from streams import ROOT, STREAMS, Stream
 from ways import WAYS, batches
 
-from sora_jax.data.packing import PackedBatch, Run
 from sora_jax.models.dit import DiTConfig, forward_flops
+from sora_jax.tokens.packing import PackedBatch, Run
 
 HERE = pathlib.Path(__file__).parent
 SLOTS = 4096  # a step's, for every way
@@ -120,7 +120,7 @@ def compare_packers(names: tuple[str, ...], runs: int) -> dict[str, dict[str, fl
 def measure(stream: str, way: str, size: str, seconds: float) -> dict[str, Any]:
     """Trains for so many seconds of steps; compilations are timed apart."""
     from sora_jax.config import component
-    from sora_jax.train.dit_objective import DiTObjective
+    from sora_jax.train.dit import DiTObjective
     from sora_jax.train.loop import make_steps
     from sora_jax.train.optim import OptimConfig
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import numpy as np
 
 from sora_jax.config import component
-from sora_jax.data.packing import Run
-from sora_jax.data.patches import coordinates
 from sora_jax.data.sources import DataConfig
+from sora_jax.tokens.packing import Run
+from sora_jax.tokens.patches import coordinates
 
 ROOT = pathlib.Path(__file__).parents[2]
 CHANNELS, TEXT_WIDTH = 16, 384

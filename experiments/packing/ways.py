@@ -9,7 +9,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from sora_jax.data.packing import PackedBatch, Run, pack_rows, pack_stream
+from sora_jax.tokens.packing import PackedBatch, Run, pack_rows, pack_stream
 
 WAYS = ("padding", "buckets", "packing")
 OPEN = 64  # rows that packing fills at a time

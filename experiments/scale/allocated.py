@@ -63,8 +63,8 @@ class Watch(threading.Thread):
 
 
 def measure(name: str, overrides: tuple[str, ...], devices: int) -> dict[str, float]:
-    from sora_jax.chips import read_topology
-    from sora_jax.plan import programs
+    from sora_jax.distributed.chips import read_topology
+    from sora_jax.planner import programs
     from sora_jax.train.__main__ import parse
 
     config = parse(["--config", "configs/ladder.py:Ti", "--workdir", "none", *overrides])[0]

@@ -36,7 +36,7 @@ def plan(name: str, topology: str, *more: str) -> dict[str, Any]:
     """One plan, in a process of its own: a compiler's memory goes with it."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "plan.json")
-        command = [sys.executable, "-m", "sora_jax.cli", "plan", "--config", f"{CONFIG}:{name}"]
+        command = [sys.executable, "-m", "sora_jax.cli.main", "plan", "--config", f"{CONFIG}:{name}"]
         command += ["--topology", topology, "--json", str(path), *more]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -61,7 +61,7 @@ def ladder() -> None:
     jobs |= {f"{name} sample": (name, chips, "--step", "sample") for name, chips in SAMPLING.items()}
     jobs |= {f"{name} train": (name, chips) for name, chips in AUTOENCODERS.items()}
     found = gather(HERE / "ladder.json", jobs)
-    from sora_jax.plan.report import duration
+    from sora_jax.cli.plan_report import duration
 
     print(
         "| rung | slice | GiB a chip | a step | of peak | tokens a day | in all | cost | compiled in |\n"
@@ -92,8 +92,8 @@ def ladder() -> None:
 def agreement() -> None:
     """The compiler's word over arithmetic, of what `ladder` compiled."""
     os.environ["JAX_PLATFORMS"] = "cpu"
-    from sora_jax.chips import read_topology
-    from sora_jax.plan import counts, programs
+    from sora_jax.distributed.chips import read_topology
+    from sora_jax.planner import counts, programs
     from sora_jax.train.__main__ import parse
 
     print("| rung | products | bytes | exchanges | memory |\n|---|---|---|---|---|")
@@ -164,8 +164,8 @@ def curves() -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     from ml_collections import ConfigDict
 
-    from sora_jax.chips import read_topology
-    from sora_jax.plan import counts, estimate, programs
+    from sora_jax.distributed.chips import read_topology
+    from sora_jax.planner import counts, estimate, programs
     from sora_jax.train.__main__ import parse
 
     assumed = estimate.Assumptions()

@@ -23,10 +23,10 @@ from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
-from sora_jax.data.packing import PackedBatch
-from sora_jax.mesh import MESH_AXES, parameter_shardings, sharding
+from sora_jax.distributed.mesh import MESH_AXES, parameter_shardings, sharding
 from sora_jax.models.dit import DiT, DiTConfig
-from sora_jax.plan.hlo import Collective, collectives, totals
+from sora_jax.planner.hlo import Collective, collectives, totals
+from sora_jax.tokens.packing import PackedBatch
 
 SHARES = (0.5, 0.3, 0.15)  # of a row's slots, three runs; the rest is empty
 WORDS = 64

@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sora_jax.chips import read_topology
-from sora_jax.mesh import MeshConfig, make_mesh, parameter_shardings, sharding
-from sora_jax.plan import counts, estimate, programs
+from sora_jax.distributed.chips import read_topology
+from sora_jax.distributed.mesh import MeshConfig, make_mesh, parameter_shardings, sharding
+from sora_jax.planner import counts, estimate, programs
 from sora_jax.train.__main__ import parse
 from sora_jax.train.loop import make_steps, read_loop_config
 

@@ -59,7 +59,7 @@ def main() -> None:
 def solvers(model: str, clips: int, split: str, only: str) -> None:
     """Every solver at every number of steps, with plain guidance."""
     import sora_jax
-    from sora_jax.diffusion.sampler import SOLVERS
+    from sora_jax.diffusion.solvers import SOLVERS
 
     chosen = tuple(only.split(",")) if only else SOLVERS
     studio = sora_jax.load(model)
@@ -93,7 +93,7 @@ def _measure(
 ) -> dict[str, dict[str, Any]]:
     """A row for each of `settings`: shares that the oracle reads as told, and seconds a clip once compiled."""
     from sora_jax.evaluation.report import evaluate_toyworld
-    from sora_jax.studio import Request
+    from sora_jax.pipeline.pipeline import Request
 
     rows: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
     for name, own in settings.items():
@@ -166,8 +166,8 @@ def _plot_guidance(rows: dict[str, dict[str, Any]], path: pathlib.Path) -> None:
 
 def _sheet(studio: Any, solver: str) -> None:
     """A few prompts at every number of steps, to look at: from the same noise, so what differs is the solver's."""
-    from sora_jax.sheet import contact_sheet
-    from sora_jax.studio import Request
+    from sora_jax.media.contact_sheet import contact_sheet
+    from sora_jax.pipeline.pipeline import Request
 
     requests = [
         Request(prompt, seed=seed, solver=solver, steps=steps)

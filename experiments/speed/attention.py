@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sora_jax.models import attention, attention_gpu
+from sora_jax.models.attention import dispatch, gpu
 
 HERE = pathlib.Path(__file__).parent
 MIXED = (0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625, 0.0078125, 0.0078125)  # of a row, as run.py has them
@@ -126,15 +126,15 @@ def contenders(case: Case, sweep: bool) -> dict[str, Contender | str]:
     """By name, the machine's own first; a sentence where one can't be had. They may know the runs' lengths."""
     here = jax.default_backend()
     on_gpu = here == "gpu"
-    best = attention.choose("auto", case.dtype, case.width)
+    best = dispatch.choose("auto", case.dtype, case.width)
     found: dict[str, Contender | str] = {
-        f"ours, {best}": attention.BACKENDS[best],
-        "ours, reference": attention.reference,
+        f"ours, {best}": dispatch.BACKENDS[best],
+        "ours, reference": dispatch.reference,
     }
     if on_gpu and sweep and best == "gpu":
         for own, walked, warps, stages in itertools.product((64, 128), (32, 64, 128), (4, 8), (2, 3)):
-            tile = attention_gpu.Tile(own, walked, warps, stages)
-            tiled = functools.partial(attention_gpu.flash, tiles=attention_gpu.Tiles(tile, tile, tile))
+            tile = gpu.Tile(own, walked, warps, stages)
+            tiled = functools.partial(gpu.flash, tiles=gpu.Tiles(tile, tile, tile))
             found[f"ours, {own}×{walked}, {warps} warps, {stages} stages"] = tiled
     found["jax.nn, mask, xla"] = functools.partial(masked, "xla")
     found["jax.nn, mask, cudnn"] = functools.partial(masked, "cudnn") if on_gpu else "needs an NVIDIA GPU"
@@ -200,7 +200,7 @@ def examine(contender: Contender | str, case: Case, work: str) -> str | None:
         got = jax.tree.leaves(compiled(contender, work)(*arrays, ids))
     except Exception as error:  # whatever a contender's library raises
         return f"fails: {first_line(error)}"
-    exact = compiled(attention.reference, work)(*(x.astype(jnp.float32) for x in arrays), ids)
+    exact = compiled(dispatch.reference, work)(*(x.astype(jnp.float32) for x in arrays), ids)
     filled = np.asarray(ids > 0)
     for name, a, b in zip(("output", "dq", "dk", "dv"), got, jax.tree.leaves(exact)):
         ours, theirs = (np.asarray(x, np.float32)[filled] for x in (a, b))

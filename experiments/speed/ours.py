@@ -14,13 +14,13 @@ import optax
 from flax import nnx
 from roofline import Layer, bert_layers, dit_layers, vae_layers
 
-from sora_jax.data.packing import PackedBatch, Run, pack_rows
-from sora_jax.data.patches import coordinates
+from sora_jax.checkpoints.store import fill, named_leaves
 from sora_jax.models import text
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.models.layers import fourier, rotary_angles
 from sora_jax.models.vae import VAE, VAEConfig
-from sora_jax.train.checkpoint import fill, named_leaves
+from sora_jax.tokens.packing import PackedBatch, Run, pack_rows
+from sora_jax.tokens.patches import coordinates
 
 WORDS = 16  # a run
 SIGMA = 0.5  # of every token

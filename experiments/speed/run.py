@@ -26,7 +26,7 @@ from ours import CASES, Case, Options
 from peer import Peer
 from roofline import Roofline, compute_peak, memory_bandwidth, roofline, seconds
 
-from sora_jax.models.attention import BACKENDS
+from sora_jax.models.attention.dispatch import BACKENDS
 from sora_jax.models.dit import POLICIES, SIZES
 
 HERE = pathlib.Path(__file__).parent

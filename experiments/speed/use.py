@@ -28,10 +28,10 @@ def encode(video: str, resolution: int, clips: int) -> dict[str, Any]:
     """Clips a second of `configs/toyworld_dit.py` on a film at its own rate, two seconds each."""
     import importlib.util
 
+    from sora_jax.checkpoints.bundle import load_bundle
     from sora_jax.config import component
     from sora_jax.data.encode import LatentsConfig, encode_sources
     from sora_jax.data.sources import DataConfig
-    from sora_jax.models.bundle import load_bundle
     from sora_jax.models.text import TextConfig
 
     spec = importlib.util.spec_from_file_location("config", ROOT / "configs" / "toyworld_dit.py")
@@ -55,9 +55,9 @@ def upscale(video: str, start: float, seconds: float, small: int) -> dict[str, A
     """The film scaled down to `small` pixels and up again to twice that: seconds, and PSNR against the film."""
     import numpy as np
 
-    from sora_jax import plans
-    from sora_jax.studio import load
-    from sora_jax.video import Video, read_video, resize
+    from sora_jax.media.video import Video, read_video, resize
+    from sora_jax.pipeline import tasks
+    from sora_jax.pipeline.pipeline import load
 
     film = read_video(video, start, math.ceil(seconds * 24))
     Y, X = (2 * small, 2 * round(small * film.size[1] / film.size[0] / 2) * 2)
@@ -65,7 +65,7 @@ def upscale(video: str, start: float, seconds: float, small: int) -> dict[str, A
     given = Video(np.stack([*resize(truth, Y // 2, X // 2).frames]), film.fps)
     studio = load("toyworld")
     with Clock() as clock:
-        (made,) = studio.make([plans.upscale(studio, given, Y)])
+        (made,) = studio.make([tasks.upscale(studio, given, Y)])
     error = np.square(made.frames.astype(float) - truth.frames).mean()
     return clock.told() | {"psnr": 10 * math.log10(255**2 / error), "frames": len(made)}
 

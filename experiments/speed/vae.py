@@ -25,13 +25,13 @@ import click
 import jax
 import numpy as np
 
-from sora_jax.data.sampling import sample_scene
-from sora_jax.data.toyworld import render
+from sora_jax.checkpoints.bundle import load_bundle, with_config
+from sora_jax.media.video import Video, read_video, resize
 from sora_jax.models import tiles as module
-from sora_jax.models.bundle import load_bundle, with_config
 from sora_jax.models.tiles import TILES, Tiles, decode_stream, encode_stream
 from sora_jax.models.vae import VAE
-from sora_jax.video import Video, read_video, resize
+from sora_jax.toyworld.render import render
+from sora_jax.toyworld.sampling import sample_scene
 
 HERE = pathlib.Path(__file__).parent
 HALOS = (0, 1, 2, 3, 5, 9)

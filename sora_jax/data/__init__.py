@@ -1,1 +1,1 @@
-
+"""From data sets to packed batches."""

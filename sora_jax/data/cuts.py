@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from sora_jax.data.files import Film
-from sora_jax.timing import SAME_RATE
+from sora_jax.media.timing import SAME_RATE
 
 NATIVE = "native"  # the aspect ratio that a file has
 # Each file is cut into blocks of ten seconds, and of every ten blocks one is held out for validation: time

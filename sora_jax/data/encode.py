@@ -14,16 +14,16 @@ import numpy as np
 from tqdm import tqdm
 
 from sora_jax.config import COUNT, check_ranges
-from sora_jax.data.canvases import LAYOUTS, draw_layout
-from sora_jax.data.clips import Clip, Source
-from sora_jax.data.digests import array_digest, value_digest
 from sora_jax.data.footage import Footage
 from sora_jax.data.latents import LatentCache, Record, earlier_cache, write_latents
+from sora_jax.data.masks import LAYOUTS, draw_layout
 from sora_jax.data.sources import DataConfig, make_sources, natural_clips
-from sora_jax.diffusion.canvas import check_groups, frames_shown, lay_streams
+from sora_jax.media.clip import Clip, Source
+from sora_jax.media.digests import array_digest, value_digest
 from sora_jax.models.text import TextConfig, TextEncoder, load_text_encoder, text_digest
 from sora_jax.models.tiles import TILES, encode_stream
 from sora_jax.models.vae import VAE
+from sora_jax.tokens.canvas import check_groups, frames_shown, lay_streams
 
 RECORDS = 3  # counts up where the same inputs give other records
 WORDS = ("captions", "text encoder")  # parts of a record's identity on which its latent doesn't depend

@@ -8,7 +8,7 @@ import os
 import pathlib
 
 from sora_jax.errors import UserError, user_path
-from sora_jax.texts import read_text
+from sora_jax.media.texts import read_text
 
 FILMS = (
     *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".m2v", ".vob", ".ts"),

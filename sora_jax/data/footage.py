@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from sora_jax.data.clips import Clip
 from sora_jax.data.cuts import (
     NATIVE,
     OTHER_SPLIT,
@@ -28,14 +27,15 @@ from sora_jax.data.cuts import (
     rate_ratio,
     split_films,
 )
-from sora_jax.data.digests import file_digest, value_digest
 from sora_jax.data.files import find_files
 from sora_jax.data.frame_cache import Unreadable, cached_frames
 from sora_jax.data.reading import Wanted, read_together
 from sora_jax.data.survey import Summary, Survey, count, few, survey, without_name
 from sora_jax.errors import UserError
-from sora_jax.timing import frame_step
-from sora_jax.video import Report, Video, frame_size, resample, stream_frames
+from sora_jax.media.clip import Clip
+from sora_jax.media.digests import file_digest, value_digest
+from sora_jax.media.timing import frame_step
+from sora_jax.media.video import Report, Video, frame_size, resample, stream_frames
 
 # How often a frame is to be in a clip, on the average: nearly every one is in several, beside other ones.
 CLIPS_PER_MOMENT = 8

@@ -6,9 +6,9 @@ import pathlib
 
 import numpy as np
 
-from sora_jax.data.digests import file_digest
 from sora_jax.errors import UserError, atomic_path
-from sora_jax.video import Report, resample, stream_frames
+from sora_jax.media.digests import file_digest
+from sora_jax.media.video import Report, resample, stream_frames
 
 
 class Unreadable(UserError):

@@ -22,9 +22,9 @@ from array_record.python import array_record_module
 from flax import serialization
 from tqdm import tqdm
 
-from sora_jax.data.clips import Clip, Source, read_clips
+from sora_jax.distributed.hosts import barrier, check_alike
 from sora_jax.errors import UserError, as_user_error, atomic_path
-from sora_jax.hosts import barrier, check_alike
+from sora_jax.media.clip import Clip, Source, read_clips
 
 Item = TypeVar("Item")
 Record = dict[str, Any]

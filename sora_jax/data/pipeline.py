@@ -13,15 +13,15 @@ import grain
 import numpy as np
 
 from sora_jax.config import COUNT, FROM_ZERO, SEED, SHARE, check_ranges
-from sora_jax.data.canvases import CANVASES, draw_canvas
-from sora_jax.data.clips import Clip, Source
 from sora_jax.data.latents import LatentCache, Record, Records
-from sora_jax.data.packing import PackedBatch, Run, fill_rows, lay_rows
-from sora_jax.data.patches import CoordinateMode, Grid
+from sora_jax.data.masks import CANVASES, draw_canvas
 from sora_jax.data.shards import Sharded, own_shards
-from sora_jax.diffusion.canvas import Canvas, space_window, to_run
+from sora_jax.distributed.mesh import WHOLE, Share
 from sora_jax.errors import UserError
-from sora_jax.mesh import WHOLE, Share
+from sora_jax.media.clip import Clip, Source
+from sora_jax.tokens.canvas import Canvas, space_window, to_run
+from sora_jax.tokens.packing import PackedBatch, Run, fill_rows, lay_rows
+from sora_jax.tokens.patches import CoordinateMode, Grid
 
 RUN_CONDITIONS = 2  # levels and words in force that a run of training may have
 

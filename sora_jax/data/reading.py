@@ -10,8 +10,8 @@ import numpy as np
 
 from sora_jax.data.cuts import Cut
 from sora_jax.errors import UserError
-from sora_jax.timing import EvenSampler
-from sora_jax.video import Reader, Report, open_reader, resample
+from sora_jax.media.timing import EvenSampler
+from sora_jax.media.video import Reader, Report, open_reader, resample
 
 Window = tuple[int, int, tuple[float, float, float, float]]
 """Height and width of a clip, and the box (left, top, right, bottom) of the frame that it shows."""

@@ -11,8 +11,8 @@ from typing import Any
 
 import grain
 
+from sora_jax.distributed.mesh import Share
 from sora_jax.errors import UserError
-from sora_jax.mesh import Share
 
 
 def own_shards(share: Share, shards: int, rows: int, section: str = "config.pipeline") -> tuple[int, ...]:

@@ -13,15 +13,15 @@ from typing import Any, Literal
 import jax
 
 from sora_jax.config import COUNT, FROM_ZERO, SEED, check_ranges, component
-from sora_jax.data.clips import Source
 from sora_jax.data.cuts import NATIVE
 from sora_jax.data.footage import EmptySplit, Footage
-from sora_jax.data.scene import WorldConfig, check_split
 from sora_jax.data.survey import Summaries
-from sora_jax.data.toyworld import Toyworld
+from sora_jax.distributed.hosts import check_alike
 from sora_jax.errors import UserError
-from sora_jax.hosts import check_alike
-from sora_jax.video import frame_size
+from sora_jax.media.clip import Source
+from sora_jax.media.video import frame_size
+from sora_jax.toyworld.render import Toyworld
+from sora_jax.toyworld.scene import WorldConfig, check_split
 
 TOYWORLD = "toyworld"
 

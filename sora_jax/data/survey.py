@@ -15,10 +15,10 @@ import av
 from tqdm import tqdm
 
 from sora_jax.data.files import Film, Found, find_files, read_caption
-from sora_jax.decoding import is_raw, opened, packets
 from sora_jax.errors import UserError
-from sora_jax.pictures import moving_picture
-from sora_jax.video import Report, open_reader, stream_frames
+from sora_jax.media.decoding import is_raw, opened, packets
+from sora_jax.media.pictures import moving_picture
+from sora_jax.media.video import Report, open_reader, stream_frames
 
 POLICIES = ("skip", "refuse")
 _END_SECONDS = 1.0  # how long before its end a file is tried

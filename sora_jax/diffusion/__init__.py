@@ -1,1 +1,1 @@
-
+"""The flow, its solvers, guidance."""

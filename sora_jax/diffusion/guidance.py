@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sora_jax.data.packing import PackedBatch, Placement
 from sora_jax.diffusion import flow
+from sora_jax.tokens.packing import PackedBatch, Placement
 
 Model = Callable[[jax.Array, PackedBatch, jax.Array], jax.Array]
 """The velocity [B, N, P] of (patches [B, N, P], batch, σ [B, S]): `models.dit.DiT`, or any pytree that is called so."""

@@ -19,16 +19,16 @@ import jax
 import numpy as np
 
 import sora_jax
-from sora_jax.data import captions
-from sora_jax.data import scene as world
-from sora_jax.data.sampling import sample_scene
-from sora_jax.data.scene import Scene, WorldConfig, check_split
-from sora_jax.data.toyworld import render
 from sora_jax.errors import UserError
-from sora_jax.evaluation import oracle, quality
-from sora_jax.filling import MOST_FRAMES
-from sora_jax.studio import Request, Studio
-from sora_jax.video import Report, Video, frame_count, probe, resample, stream_frames
+from sora_jax.evaluation import metrics
+from sora_jax.media.video import Report, Video, frame_count, probe, resample, stream_frames
+from sora_jax.pipeline.denoise import MOST_FRAMES
+from sora_jax.pipeline.pipeline import Request, Studio
+from sora_jax.toyworld import captions, oracle
+from sora_jax.toyworld import scene as world
+from sora_jax.toyworld.render import render
+from sora_jax.toyworld.sampling import sample_scene
+from sora_jax.toyworld.scene import Scene, WorldConfig, check_split
 
 Progress = Callable[[int, int], None]  # (done, in all)
 Show = Callable[[str, list[Video]], None]  # (label, the clips it speaks of)
@@ -93,8 +93,8 @@ def evaluate_vae(
         met = Report()
         for piece, source in _pieces(path, resolution, seconds, start, met):
             again = studio.reconstruct(piece)
-            error += len(piece) * 10 ** (-float(quality.psnr(again.frames, piece.frames)) / 10)
-            similarity += len(piece) * float(quality.ssim(again.frames, piece.frames))
+            error += len(piece) * 10 ** (-float(metrics.psnr(again.frames, piece.frames)) / 10)
+            similarity += len(piece) * float(metrics.ssim(again.frames, piece.frames))
             first = first or [piece, again]
             done += len(piece)
             before = sum(row["frames"] for row in rows)

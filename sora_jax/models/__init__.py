@@ -1,1 +1,1 @@
-
+"""Transformer, autoencoder, text encoder."""

@@ -16,11 +16,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sora_jax.axes import Coords, Patches, SegmentIds, Sigma
-from sora_jax.data.packing import PackedBatch
+from sora_jax.distributed.mesh import HEADS, check_slots, constrain
 from sora_jax.errors import UserError
-from sora_jax.mesh import HEADS, check_slots, constrain
-from sora_jax.models.attention import BACKENDS, attend
-from sora_jax.models.attention_blocks import CHECKPOINT
+from sora_jax.models.attention.blocks import CHECKPOINT
+from sora_jax.models.attention.dispatch import BACKENDS, attend
 from sora_jax.models.layers import (
     Linear,
     fourier,
@@ -30,6 +29,7 @@ from sora_jax.models.layers import (
     rotary_angles,
     rotate,
 )
+from sora_jax.tokens.packing import PackedBatch
 
 # Width, layers, heads: S to XL are DiT's own (Peebles and Xie 2022, table 1), Ti is ViT's; Pico and Nano
 # are for demonstrations, and for what two cores can train.

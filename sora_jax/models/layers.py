@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sora_jax.axes import Coords
-from sora_jax.mesh import constrain, gather_kernel, platform
+from sora_jax.distributed.mesh import constrain, gather_kernel, platform
 
 
 class Linear(nnx.Module):

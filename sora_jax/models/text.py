@@ -25,8 +25,8 @@ import numpy as np
 import tokenizers
 from flax import nnx
 
-from sora_jax.data.digests import file_digest, value_digest
 from sora_jax.errors import UserError
+from sora_jax.media.digests import file_digest, value_digest
 from sora_jax.models.weights import read_weights
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"

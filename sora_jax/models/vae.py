@@ -20,8 +20,8 @@ from flax import nnx
 
 from sora_jax.axes import Clip, Latent
 from sora_jax.backend import onednn
+from sora_jax.distributed.mesh import constrain, platform
 from sora_jax.errors import UserError
-from sora_jax.mesh import constrain, platform
 from sora_jax.models.layers import Linear
 
 Stride = tuple[int, int, int]

@@ -20,9 +20,9 @@ from ml_collections import ConfigDict
 import sora_jax
 from sora_jax import config as configurations
 from sora_jax.backend import check_version
+from sora_jax.distributed.hosts import Hosts, await_loss, fail, join, leave
 from sora_jax.errors import UserError, user_path
-from sora_jax.hosts import Hosts, await_loss, fail, join, leave
-from sora_jax.keywords import nearest
+from sora_jax.pipeline.keywords import nearest
 from sora_jax.train import config_files, listing
 from sora_jax.train.stopping import Terminated, terminations
 
@@ -239,7 +239,7 @@ def _onward(config: ConfigDict, workdir: pathlib.Path, step: int, argv: Sequence
 
 def _broken_off(workdir: pathlib.Path | None, argv: Sequence[str]) -> str:
     """What to say of a run that was ended at once, or before its first step."""
-    from sora_jax.train.checkpoint import newest_step
+    from sora_jax.checkpoints.store import newest_step
 
     step = newest_step(workdir) if workdir else 0
     where = f"the newest checkpoint is {workdir}/checkpoints/{step}" if step else "there is no checkpoint yet"

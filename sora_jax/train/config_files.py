@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sora_jax.errors import UserError
-from sora_jax.keywords import nearest
+from sora_jax.pipeline.keywords import nearest
 
 
 def shipped() -> dict[str, pathlib.Path]:

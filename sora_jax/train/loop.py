@@ -26,10 +26,10 @@ import PIL.Image
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from sora_jax.checkpoints.store import Checkpoints, keep_config, named_leaves, newest_step
 from sora_jax.config import complete
-from sora_jax.errors import UserError, atomic_path
-from sora_jax.hosts import advise, barrier, check_alike
-from sora_jax.mesh import (
+from sora_jax.distributed.hosts import advise, barrier, check_alike
+from sora_jax.distributed.mesh import (
     make_mesh,
     on_host,
     parameter_shardings,
@@ -38,13 +38,13 @@ from sora_jax.mesh import (
     sharding,
     to_device,
 )
-from sora_jax.sheet import contact_sheet
-from sora_jax.train.checkpoint import Checkpoints, keep_config, named_leaves, newest_step
+from sora_jax.errors import UserError, atomic_path
+from sora_jax.media.contact_sheet import contact_sheet
+from sora_jax.media.video import Video
 from sora_jax.train.loop_config import LoopConfig, read_loop_config
 from sora_jax.train.metrics import RunLog, Work, parameter_count
 from sora_jax.train.optim import OptimConfig, ema_update, make_optimizer, make_schedule
 from sora_jax.train.stopping import anywhere, stop_signals
-from sora_jax.video import Video
 
 
 @functools.partial(

@@ -7,10 +7,10 @@ import difflib
 
 from ml_collections import ConfigDict
 
+from sora_jax.checkpoints.store import CheckpointConfig
 from sora_jax.config import COUNT, SEED, check_ranges, component, sections_of
+from sora_jax.distributed.mesh import MeshConfig
 from sora_jax.errors import UserError
-from sora_jax.mesh import MeshConfig
-from sora_jax.train.checkpoint import CheckpointConfig
 from sora_jax.train.metrics import LogConfig
 from sora_jax.train.optim import OptimConfig
 

@@ -18,10 +18,10 @@ import numpy as np
 import PIL.Image
 from tqdm import tqdm
 
-from sora_jax.chips import chip_of
 from sora_jax.config import COUNT, FROM_ZERO, check_ranges
+from sora_jax.distributed.chips import chip_of
+from sora_jax.distributed.hosts import exchange
 from sora_jax.errors import as_user_error, atomic_path
-from sora_jax.hosts import exchange
 from sora_jax.train.boards import Board, open_boards
 
 

@@ -29,10 +29,10 @@ from sora_jax.errors import UserError
 from sora_jax.models.dit import DiTConfig
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig
-from sora_jax.plan.target import TargetConfig
-from sora_jax.train.dit_objective import DiTObjective, FlowConfig
+from sora_jax.train.dit import DiTObjective, FlowConfig
 from sora_jax.train.loop_config import LoopConfig, read_loop_config
-from sora_jax.train.vae_objective import VAELossConfig, VAEObjective
+from sora_jax.train.target import TargetConfig
+from sora_jax.train.vae import VAELossConfig, VAEObjective
 
 OBJECTIVES: dict[str, Any] = {"dit": DiTObjective, "vae": VAEObjective}
 

@@ -27,8 +27,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sora_jax.distributed.mesh import platform
 from sora_jax.errors import UserError
-from sora_jax.mesh import platform
 
 Tree = TypeVar("Tree")
 

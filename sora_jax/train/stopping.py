@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sora_jax.mesh import MESH_AXES, sharding
+from sora_jax.distributed.mesh import MESH_AXES, sharding
 
 
 class Stop:

@@ -1,0 +1,1 @@
+"""Training checkpoints, and bundles: a model in one folder."""

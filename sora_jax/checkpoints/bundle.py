@@ -1,0 +1,281 @@
+"""Models as files: a folder with `config.json` and safetensors, or a training run's workdir; found by name.
+
+config.json       {"format": 1, "vae": {…}, "dit": {…}, "text": {…}, "limits": {…}, "base_tokens": …, "card": {…}}
+vae.safetensors   weights, bfloat16 unless told otherwise; named as the parameters are, "down.0.kernel"
+dit.safetensors   (absent in a folder that holds an autoencoder only)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from sora_jax.checkpoints.knowledge import Knowledge, knowledge_of
+from sora_jax.checkpoints.store import fill, load_params, named_leaves
+from sora_jax.config import component
+from sora_jax.errors import UserError, atomic_path, user_path
+from sora_jax.models.dit import DiT, DiTConfig
+from sora_jax.models.text import TextConfig
+from sora_jax.models.vae import VAE, VAEConfig
+from sora_jax.models.weights import read_weights, write_weights
+from sora_jax.pipeline.keywords import nearest
+
+BUNDLED = pathlib.Path(__file__).parents[1] / "bundled"
+FORMAT = 1
+LEAST_DEVIATION = 1e-3  # of a latent's channel, in the largest channel's
+Model = TypeVar("Model", VAE, DiT)
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What one run may hold, as in training's rows.
+
+    Attributes:
+      tokens: video tokens of a run, and of a row.
+      latent_frames: of a run, the most that training showed; 0: as many as there are tokens for.
+      frame_tokens: tokens of a latent frame, the most that training showed; 0: as many as there are.
+      resolution: short side of whole frames that training showed, in pixels; 0: any.
+      fps: the most frames a second that training showed; 0: any.
+      grid: pixels of whose multiples the sides (height, width) of padded frames were in training.
+      text: tokens of a prompt.
+      row_text: text slots of a row.
+    """
+
+    tokens: int = 256
+    latent_frames: int = 0
+    frame_tokens: int = 0
+    resolution: int = 0
+    fps: float = 0.0
+    grid: tuple[int, int] = (1, 1)
+    text: int = 64
+    row_text: int = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """A model, ready to use. `dit` is None where only an autoencoder was stored.
+
+    `base_tokens` is `flow.shift_factor`'s as the transformer was trained: runs longer than this spend more of their
+    steps near noise.
+    """
+
+    name: str
+    vae: VAE
+    dit: DiT | None = None
+    text: TextConfig = dataclasses.field(default_factory=TextConfig)
+    limits: Limits = dataclasses.field(default_factory=Limits)
+    base_tokens: float = 64.0
+    card: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def knowledge(self) -> Knowledge:
+        """What it saw in training, as its card's "knows" tells; nothing where that is absent."""
+        return component(Knowledge, self.card.get("knows", {}), "card.knows")
+
+
+def save_bundle(bundle: Bundle, folder: str | os.PathLike[str], dtype: str = "bfloat16") -> None:
+    """Writes a bundle's folder, `config.json` last, each file whole or not at all.
+
+    Args:
+      dtype: of the weights, a name of `weights.SAVED`.
+
+    Raises:
+      UserError: there is no such type, or it doesn't hold some weight.
+    """
+    folder = user_path(folder)
+    parts: dict[str, Any] = {"format": FORMAT, "vae": dataclasses.asdict(bundle.vae.config)}
+    _save_weights(bundle.vae, folder / "vae.safetensors", dtype)
+    if bundle.dit is not None:
+        _save_weights(bundle.dit, folder / "dit.safetensors", dtype)
+        parts["dit"] = dataclasses.asdict(bundle.dit.config)
+    for name in ("text", "limits"):
+        parts[name] = dataclasses.asdict(getattr(bundle, name))
+    parts["base_tokens"] = bundle.base_tokens
+    with atomic_path(folder / "config.json") as temporary:
+        temporary.write_text(json.dumps(parts | {"card": bundle.card}, indent=2) + "\n")
+
+
+def load_bundle(name: str | os.PathLike[str] = "toyworld") -> Bundle:
+    """Loads a bundled model by name, a bundle's folder, or a training run's workdir (its averaged weights).
+
+    Raises:
+      UserError: there is no such model, or its files are damaged or of another architecture.
+    """
+    folder = find(name)
+    config = _read_json(folder / "config.json")
+    if "objective" in config:
+        return _load_run(folder, config)
+    if config.get("format") != FORMAT:
+        raise UserError(
+            f"{folder}/config.json is of format {config.get('format')!r}, and this version reads {FORMAT}."
+        )
+    vae_config = component(VAEConfig, config["vae"], "vae")
+    vae = _load_weights(lambda: VAE(vae_config, rngs=nnx.Rngs(0)), folder / "vae.safetensors")
+    dit = None
+    if "dit" in config:
+        values = {k: v for k, v in config["dit"].items() if not (config["dit"]["size"] and k in _DERIVED)}
+        dit_config = component(DiTConfig, values, "dit")
+        dit = _load_weights(lambda: DiT(dit_config, rngs=nnx.Rngs(0)), folder / "dit.safetensors")
+    text = component(TextConfig, config.get("text", {}), "text")
+    limits = component(Limits, config.get("limits", {}), "limits")
+    base_tokens = config.get("base_tokens", Bundle.base_tokens)
+    return Bundle(folder.name, vae, dit, text, limits, base_tokens, config.get("card", {}))
+
+
+def find(name: str | os.PathLike[str]) -> pathlib.Path:
+    """The folder of a bundled model, or `name` itself where it is a folder that holds a model.
+
+    Raises:
+      UserError: it is neither.
+    """
+    for folder in (BUNDLED / name, user_path(name)):
+        if os.path.isfile(folder / "config.json"):
+            return folder
+    path = user_path(name)
+    beside = [str(config.parent) for config in path.parent.glob("*/config.json")]
+    near = nearest(str(path), [*bundled(), *beside])
+    hint = f"did you mean {near}? Name" if near else "name"
+    known = ", ".join(bundled()) or "none"
+    raise UserError(
+        f"There is no model {str(name)!r}: {hint} a bundled one ({known}), or a folder that holds a model or a "
+        "training run."
+    )
+
+
+def bundled() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(config.parent.name for config in BUNDLED.glob("*/config.json"))
+
+
+def measure_latents(vae: VAE, clips: Iterable[np.ndarray]) -> VAE:
+    """The same autoencoder with `latent_mean` and `latent_std` measured over uint8[T,Y,X,3] clips of 1+4k frames.
+
+    A channel that says nothing, of a deviation below a thousandth of the largest, takes that as its deviation: its
+    latents stay near 0 instead of becoming noise, or no numbers at all.
+
+    Raises:
+      UserError: there is no clip, or no channel differs from cell to cell: the autoencoder codes nothing.
+    """
+    encode = jax.jit(lambda vae, clip: vae.encode(clip)[0])
+    cells = [
+        np.asarray(encode(vae, clip[None] / np.float32(127.5) - 1)).reshape(-1, vae.config.channels)
+        for clip in clips
+    ]
+    if not cells:
+        raise UserError("There is no clip to measure the autoencoder's latents on: give at least one.")
+    everything = np.concatenate(cells).astype(np.float64)
+    deviation = everything.std(0)
+    if not deviation.max() > 1e-6:  # NaN too
+        raise UserError(
+            f"The autoencoder codes {len(cells)} clips as the same numbers everywhere (largest deviation "
+            f"{deviation.max():.2g}): train it further, or measure it on clips that differ."
+        )
+    deviation = np.maximum(deviation, LEAST_DEVIATION * deviation.max())
+    return with_config(
+        vae,
+        dataclasses.replace(
+            vae.config,
+            latent_mean=tuple(np.round(everything.mean(0), 5).tolist()),
+            latent_std=tuple(float(f"{one:.6g}") for one in deviation),
+        ),
+    )
+
+
+def with_config(vae: VAE, config: VAEConfig) -> VAE:
+    """The same weights under another configuration of equal architecture."""
+    template = jax.eval_shape(lambda: VAE(config, rngs=nnx.Rngs(0)))
+    return fill(template, named_leaves(vae))
+
+
+def take_weights(fresh: Model, name: str, part: str) -> Model:
+    """The weights of a stored model's "vae" or "dit" in place of `fresh`'s, to go on learning from them.
+
+    A layer that the stored model lacks, of a field switched on since, stays as `fresh` has it.
+
+    Raises:
+      UserError: there is no such model, it has no such part, or that is of another architecture.
+    """
+    with jax.ensure_compile_time_eval():  # training builds its model under jit; files are read outside of it
+        stored = getattr(load_bundle(name), part)
+    if stored is None:
+        raise UserError(f"config.init_from: the model {name!r} has no {part}.")
+    ours, theirs = named_leaves(fresh), named_leaves(stored)
+    for key, _, there in _differences(ours, theirs):
+        if there is not None:
+            raise UserError(
+                f"config.init_from: the {part} of {name!r} is of another architecture, beginning at {key!r}."
+            )
+    return fill(fresh, ours | theirs)
+
+
+def _differences(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any]
+) -> Iterator[tuple[str, tuple[int, ...] | None, tuple[int, ...] | None]]:
+    """(name, our shape, their shape) of each parameter that isn't alike in both; None where one is absent."""
+    for key in dict.fromkeys([*ours, *theirs]):
+        here, there = (leaves[key].shape if key in leaves else None for leaves in (ours, theirs))
+        if here != there:
+            yield key, here, there
+
+
+def _load_run(folder: pathlib.Path, config: dict[str, Any]) -> Bundle:
+    """A training run: its own configuration and its newest checkpoint."""
+    if config["objective"] == "vae":
+        vae_config = component(VAEConfig, config["vae"], "vae")
+        vae = load_params(folder, jax.eval_shape(lambda: VAE(vae_config, rngs=nnx.Rngs(0))))
+        return Bundle(folder.name, vae, card={"run": str(folder)})
+    if config["objective"] != "dit":
+        raise UserError(
+            f"{folder} is a run of objective {config['objective']!r}, which is no model that can be loaded."
+        )
+    if not (folder / "autoencoder" / "config.json").is_file():
+        raise UserError(f"{folder} has no autoencoder beside it yet: let the training start first.")
+    parts = load_bundle(folder / "autoencoder")
+    dit_config = component(DiTConfig, config["dit"], "dit")
+    dit = load_params(folder, jax.eval_shape(lambda: DiT(dit_config, rngs=nnx.Rngs(0))))
+    card = {"run": str(folder), "knows": dataclasses.asdict(knowledge_of(config))}
+    return dataclasses.replace(parts, name=folder.name, dit=dit, card=card)
+
+
+_DERIVED = ("width", "layers", "heads")  # of DiTConfig.size
+
+
+def _save_weights(model: Any, path: pathlib.Path, dtype: str) -> None:
+    write_weights({name.replace("/", "."): leaf for name, leaf in named_leaves(model).items()}, path, dtype)
+
+
+def _load_weights(build: Callable[[], Model], path: pathlib.Path) -> Model:
+    template = jax.eval_shape(build)
+    wanted = {name.replace("/", "."): leaf for name, leaf in named_leaves(template).items()}
+    tensors = read_weights(path)
+    if differing := list(_differences(wanted, tensors)):
+        name, here, there = differing[0]
+        others = f", and {len(differing) - 1} more differ" if len(differing) > 1 else ""
+        raise UserError(
+            f"{path} is of another architecture than its config.json: {name!r} is {there or 'absent'} in the file "
+            f"and {here or 'absent'} in the configuration{others}."
+        )
+    arrays = {
+        name: jnp.asarray(tensors[key].astype(np.float32))
+        for name, key in zip(named_leaves(template), wanted)
+    }
+    return fill(template, arrays)
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"{path} can't be read ({error}): the model's folder is damaged; fetch it again."
+        ) from error

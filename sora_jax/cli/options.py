@@ -1,0 +1,263 @@
+"""Options that commands share, and how a command that makes a video ends."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from sora_jax.cli.terminal import (
+    EXISTED,
+    NO_CLOBBER,
+    VIDEO_SUFFIXES,
+    ListOf,
+    Number,
+    Size,
+    check_output,
+    progress_bar,
+)
+from sora_jax.errors import UserError, user_path
+from sora_jax.pipeline.keywords import check_conflicts
+
+QUIET = "sora_jax.quiet"
+METADATA = "sora_jax.metadata"
+MODEL = click.option(
+    "-m",
+    "--model",
+    default="toyworld",
+    help="A bundled model, a folder that holds one, or a training run's workdir.",
+)
+OUTPUT = click.option(
+    "-o",
+    "--output",
+    help=f"The file to write ({', '.join(VIDEO_SUFFIXES)}).  [default: out.mp4, of a picture out.png]",
+)
+# Of what is made from words; `studio.Request` has the same.
+OF_WORDS = {"duration": "2", "fps": "8", "resolution": "64", "aspect": "1:1"}
+SHAPE = {
+    "duration": click.option(
+        "-d", "--duration", type=Number(above=0), metavar="SECONDS", help="Length of the result."
+    ),
+    "fps": click.option("--fps", type=Number(above=0), help="Frames a second of the result."),
+    "resolution": click.option(
+        "--resolution", type=click.IntRange(1), help="The short side of the result in pixels."
+    ),
+    "aspect": click.option(
+        "--aspect", help="Width to height of the result, such as 16:9 or 1.78; what sticks out is cropped."
+    ),
+    "size": click.option(
+        "--size",
+        type=Size(),
+        metavar="WxH",
+        help="Width x height in pixels, as in 96x64, instead of --resolution and --aspect; Python's size is (height, "
+        "width).",
+    ),
+}
+
+
+def common(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that every command but `train` has."""
+
+    def hush(context: click.Context, _: click.Parameter, quiet: bool) -> None:
+        context.meta[QUIET] = quiet or context.meta.get(QUIET, False)
+
+    silence = click.option(
+        "-q", "--quiet", is_flag=True, expose_value=False, callback=hush, help="No progress bar."
+    )
+    # main() looks for it, since an error may come before the options are read.
+    trace = click.option("--traceback", is_flag=True, expose_value=False, help="Show where an error arose.")
+    return trace(silence(command))
+
+
+def writing(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What becomes of files that are there, and of what a video says of itself."""
+
+    def keep(context: click.Context, _: click.Parameter, value: bool) -> None:
+        context.meta[NO_CLOBBER] = value
+
+    def leave_out(context: click.Context, _: click.Parameter, value: bool) -> None:
+        context.meta[METADATA] = not value
+
+    for option in (
+        click.option(
+            "--no-metadata",
+            is_flag=True,
+            expose_value=False,
+            callback=leave_out,
+            help="Write no prompt, seed, model and settings into the file; else `sora-jax info` shows them.",
+        ),
+        click.option(
+            "--no-clobber",
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=keep,
+            help="Refuse to overwrite a file; else a note tells it.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def settings(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The fields of `filling.Settings`, and the model."""
+    seeds, share = click.IntRange(0, 2**31 - 1), click.FloatRange(0, 1)
+    for option in (
+        click.option(
+            "--max-frames",
+            type=click.IntRange(1),
+            help="The most frames, of all videos together.  [default: ten minutes' at the model's highest rate]",
+        ),
+        click.option("--strict", is_flag=True, help="Refuse words that the model doesn't know."),
+        click.option("--negative", default="", help="Negative prompt."),
+        click.option(
+            "--given-guidance", type=Number(), default=1.0, help="Of pictures and clips that are given."
+        ),
+        click.option(
+            "--guidance-rescale", type=share, default=0.0, help="Takes back contrast that guidance adds."
+        ),
+        click.option(
+            "--guidance-interval",
+            type=ListOf(share),
+            default="0,1",
+            help="Noise levels between which guidance acts: lowest,highest.",
+        ),
+        click.option(
+            "--guidance-method",
+            type=click.Choice(["cfg", "zero", "apg"]),
+            default="cfg",
+            help="Classifier-free, CFG-Zero* or adaptive projected.",
+        ),
+        click.option("-S", "--seed", type=seeds, default=0, help="Random seed."),
+        click.option(
+            "--solver",
+            type=click.Choice(["euler", "heun", "dpm", "unipc"]),
+            default="euler",
+            help="heun asks the model twice a step.",
+        ),
+        click.option(
+            "--guidance",
+            type=Number(),
+            help="Classifier-free guidance scale (1 = off).  [default: 3; between given clips 1]",
+        ),
+        click.option("-s", "--steps", type=click.IntRange(1), default=12, help="Of the solver."),
+        MODEL,
+    ):
+        command = option(command)
+    return command
+
+
+def shape(*leave_out: str, **defaults: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The fields of `shape.Shape`, one set for every command that makes video.
+
+    Args:
+      leave_out: of them.
+      defaults: what --help says of those that aren't named, where that isn't the input's own.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for name, option in reversed(SHAPE.items()):
+            if name not in leave_out:
+                command = option(command)
+                parameter = command.__click_params__[-1]  # type: ignore[attr-defined]
+                default = defaults.get(name, "" if name == "size" else "the input's own")
+                parameter.help += f"  [default: {default}]" if default else ""
+        return command
+
+    return decorate
+
+
+def as_settings(fields: dict[str, Any]) -> dict[str, Any]:
+    """What `settings` read, as keywords of `filling.Settings`; takes them out of `fields`.
+
+    Raises:
+      UserError: the interval is not two numbers.
+    """
+    names = """seed steps guidance solver negative given_guidance guidance_rescale guidance_interval guidance_method
+        strict max_frames"""
+    own = {name: value for name in names.split() if (value := fields.pop(name)) is not None}
+    if len(own["guidance_interval"]) != 2:
+        raise UserError(
+            "--guidance-interval is two numbers, the lowest and the highest level: for example 0.2,0.9."
+        )
+    return own
+
+
+def as_shape(fields: dict[str, Any]) -> dict[str, Any]:
+    """What `shape` read, as keywords of `shape.Shape`, those alone that were named; takes them out of `fields`.
+
+    Raises:
+      UserError: the size is named twice.
+    """
+    own = {name: value for name in SHAPE if (value := fields.pop(name, None)) is not None}
+    check_conflicts(own)
+    return own
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Raises ClickException for the first of a command's further arguments that sets no value of a configuration."""
+    odd = next((word for word in overrides if not word.startswith(("--config.", "-config."))), "")
+    context = click.get_current_context()
+    if odd.startswith("-"):
+        raise click.NoSuchOption(odd.partition("=")[0], ctx=context)
+    if odd:
+        name = context.info_name
+        raise click.UsageError(f"{odd!r} is no option of {name}: values are set as --config.key=value.")
+
+
+def bar(unit: str = "step") -> contextlib.AbstractContextManager[Callable[[int, int], None]]:
+    """The bar of the command that runs, where it isn't to be quiet."""
+    return progress_bar(not click.get_current_context().meta[QUIET], unit)
+
+
+def make(model: str, output: str | None, plan: Callable[[Any], Any]) -> None:
+    """Makes what `plan(studio)` returns and writes it."""
+    path = user_path(output or "out.mp4")
+    check_output(path, VIDEO_SUFFIXES)
+
+    from sora_jax.media.audio import keep_sound
+    from sora_jax.pipeline import pipeline as face
+
+    studio = face.load(model, lazy=True)
+    studio.say = note
+    wanted = plan(studio)
+    with bar() as progress:
+        (video,) = studio.make_streams([wanted], progress)
+        if not output and len(video) == 1:
+            path = path.with_suffix(".png")
+            check_output(path)
+        save(video, path)
+    try:
+        heard = wanted.sound is not None and keep_sound(wanted.sound[0], path, *wanted.sound[1:])
+    except UserError as error:  # the pictures are there
+        note(str(error))
+        heard = False
+    said(path, video, ", with the input's sound" if heard else "")
+
+
+def save(video: Any, path: pathlib.Path) -> None:
+    """Writes a video, with what it says of how it was made unless that is to be left out."""
+    own = click.get_current_context().meta.get(METADATA, True)
+    video.save(path) if own else video.save(path, metadata=None)
+
+
+def note(sentence: str) -> None:
+    """Something that was done otherwise than it was asked for."""
+    click.echo(f"note: {sentence}", err=True)
+
+
+def said(path: pathlib.Path, video: Any, more: str = "") -> None:
+    """One line about a file that was written."""
+    size = f"{video.size[1]}×{video.size[0]}"
+    time = f", {len(video)} frames at {video.fps:g} fps ({video.duration:g} s)" if len(video) > 1 else ""
+    click.echo(f"{path}  {size}{time}{more}")
+    tell_overwritten(path)
+
+
+def tell_overwritten(path: pathlib.Path) -> None:
+    """A note where a file of that name was there before."""
+    if path in click.get_current_context().meta.get(EXISTED, ()):
+        note(f"{path} was there before and was overwritten.")

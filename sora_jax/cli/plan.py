@@ -1,0 +1,202 @@
+"""`sora-jax plan`: what a configuration would take on chips that aren't here."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from sora_jax.cli.options import QUIET, check_overrides, common
+from sora_jax.cli.terminal import Number, Output, table
+from sora_jax.distributed.chips import CHIPS, GIB, Topology, describe_slices, read_topology
+from sora_jax.errors import UserError, atomic_path
+
+# libtpu asks the cloud's metadata server where it is, and says at length that there is none.
+_ALONE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # two plans at a time: nobody uses a chip
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # any will do
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+}
+
+
+def _show_chips(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if not asked:
+        return
+    head = ("chip", "devices", "TFLOP/s", "GiB", "GB/s", "links GB/s", "$/hour", "slices")
+    rows = []
+    for name, chip in CHIPS.items():
+        parts = (chip.flops / 1e12, chip.memory / GIB, chip.bandwidth / 1e9, chip.network / 1e9)
+        numbers = (f"{chip.devices * part:,.0f}" for part in parts)
+        rows.append((name, str(chip.devices), *numbers, f"{chip.dollars:.2f}", describe_slices(chip)))
+    click.echo(table(head, rows))
+    click.echo(
+        "\nOf a chip: bfloat16 peak, memory and its bandwidth, what goes out over its links, about its price. "
+        "Sources: sora_jax/distributed/chips.py."
+    )
+    context.exit()
+
+
+@click.command(
+    context_settings={"ignore_unknown_options": True},
+    epilog="Any --config.key=value sets a value, as in training.",
+)
+@click.option(
+    "--config", "configs", multiple=True, required=True, help="As training takes it; several are compared."
+)
+@click.option(
+    "--topology",
+    "topologies",
+    multiple=True,
+    help="v5p:8x8x8, v6e:4x4, tpu7x:2x2x1, h100:64 …; several are compared.",
+)
+@click.option(
+    "--chips", is_flag=True, is_eager=True, expose_value=False, callback=_show_chips,
+    help="List the chips and slices that there are.",
+)  # fmt: skip
+@click.option("--devices", type=click.IntRange(1), help="Simulated devices of this machine, instead.")
+@click.option("--step", type=click.Choice(("train", "sample")), default="train", help="Which program.")
+@click.option("--tokens", type=Number(above=0), help="Training's budget.  [default: config.steps steps]")
+@click.option("--price", type=Number(at_least=0), help="Dollars a chip and hour, instead of the table's.")
+@click.option(
+    "--assume", "assumptions", multiple=True, help="products, attention, memory, network or hidden=0.7."
+)
+@click.option("--compare", is_flag=True, help="A table, a line a plan; of several plans anyway.")
+@click.option("--search/--no-search", default=True, help="Where it doesn't fit, look for what makes it fit.")
+@click.option("--json", "json_path", type=Output(), help="Write everything here.")
+@click.option("--picture", type=Output(".png"), help="Write memory by kind here.")
+@click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+@common
+@click.pass_context
+def plan(
+    context: click.Context,
+    configs: tuple[str, ...],
+    topologies: tuple[str, ...],
+    devices: int | None,
+    step: str,
+    tokens: float | None,
+    price: float | None,
+    assumptions: tuple[str, ...],
+    compare: bool,
+    search: bool,
+    json_path: pathlib.Path | None,
+    picture: pathlib.Path | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Plan a training run, or the making of a video, for chips that aren't here.
+
+    The real step is compiled for each TPU slice by the TPU's own compiler (pip install libtpu), or for simulated
+    devices; for GPUs it is reckoned. Says what fits, how long a step takes, and what the whole costs.
+    """
+    check_overrides(overrides)
+    wanted = [*map(read_topology, topologies)]
+    if devices:
+        wanted.append(read_topology(f"cpu:{devices}"))
+    if not wanted:
+        raise click.UsageError("Say for what: --topology v5e:4x4, or --devices 8.")
+    _before_jax(max([one.count for one in wanted if one.kind == "cpu"], default=0))
+
+    from sora_jax.cli import plan_report
+    from sora_jax.train.__main__ import parse
+
+    assumed = _assumptions(assumptions)
+    quiet = context.meta[QUIET]
+    say = (lambda words: None) if quiet else (lambda words: click.echo(words, err=True))
+    plans = []
+    for path in configs:
+        config = parse(["--config", path, "--workdir", "none", *overrides])[0]
+        for topology in wanted:
+            plans.append(_plan(_name(path), config, step, topology, tokens, price, assumed, search, say))
+    if compare or len(plans) > 1:
+        click.echo(plan_report.compare(plans))
+    else:
+        click.echo(plan_report.tell(plans[0], assumed, price))
+    if picture:
+        plan_report.picture(plans, picture)
+    if json_path:
+        with atomic_path(json_path) as temporary:
+            temporary.write_text(json.dumps([one.as_dict() for one in plans], indent=2) + "\n")
+
+
+def _plan(
+    name: str,
+    config: Any,
+    step: str,
+    topology: Topology,
+    tokens: float | None,
+    price: float | None,
+    assumed: Any,
+    search: bool,
+    say: Callable[[str], None],
+) -> Any:
+    from sora_jax.planner import counts, estimate, programs
+    from sora_jax.planner.search import find_fit
+
+    compiled = topology.is_tpu or topology.kind == "cpu"
+    build = programs.build if compiled else programs.reckon
+
+    def counted(built: programs.Built) -> counts.Counts | None:
+        if built.program:
+            return counts.count(built)
+        return None if compiled else counts.reckon(built.job)
+
+    job = programs.make_job(config, step, topology)
+    say(f"{'compiling' if compiled else 'reckoning'} {name} for {topology.name} ...")
+    built = build(job)
+    found = estimate.plan_of(name, built, counted(built), price, tokens, assumed)
+    if built.fits or not search:
+        return found
+    change, other = find_fit(
+        job, build, lambda words: say(f"it doesn't fit; trying {words} ..."), guess=programs.reckon
+    )
+    return found.with_change(
+        change or "nothing that was tried: fewer tokens a row, or a smaller model", other
+    )
+
+
+def _before_jax(devices: int) -> None:
+    """What must be settled before JAX starts its backends."""
+    for name, value in _ALONE.items():
+        os.environ.setdefault(name, value)
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update(
+        "jax_enable_compilation_cache", False
+    )  # what is compiled for others can't be read again
+    if devices > 1:
+        try:
+            jax.config.update("jax_num_cpu_devices", devices)
+        except RuntimeError as error:
+            raise UserError(
+                f"JAX runs already with {jax.device_count()} devices: plan for others in a process of its own."
+            ) from error
+
+
+def _assumptions(texts: tuple[str, ...]) -> Any:
+    from sora_jax.planner.estimate import Assumptions
+
+    given: dict[str, float] = {}
+    names = list(Assumptions.__dataclass_fields__)
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            given[name] = float(value)
+        except ValueError:
+            name = ""
+        if name not in names:
+            raise click.UsageError(
+                f"--assume {text} is no assumption: write one of {', '.join(names)} as name=0.7."
+            )
+    return Assumptions(**given)
+
+
+def _name(path: str) -> str:
+    file, _, argument = path.partition(":")
+    return argument or pathlib.Path(file).stem

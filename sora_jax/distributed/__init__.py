@@ -1,0 +1,1 @@
+"""Meshes of devices and the table of shardings, hosts, chips."""

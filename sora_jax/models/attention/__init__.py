@@ -1,0 +1,1 @@
+"""Attention within segments: one interface, one implementation per backend."""

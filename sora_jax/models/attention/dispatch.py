@@ -1,0 +1,122 @@
+"""Attention inside runs: `attend(q, k, v, segment_ids)`, one reference, one implementation a backend.
+
+A token attends to every token of its own run and to no other; empty slots (segment 0) hold finite numbers that nobody
+reads. Every backend passes the same "packed = alone" test, forward and gradient, and leaves out blocks that share no
+run but for the reference, which is what machines without a kernel of their own take.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from sora_jax.axes import SegmentIds
+from sora_jax.distributed.mesh import by_heads, by_slots, platform, sequence_is_split
+from sora_jax.errors import UserError
+from sora_jax.models.attention.check import check_kernel
+from sora_jax.models.attention.cpu import blocked
+from sora_jax.models.attention.gpu import flash, missing
+from sora_jax.models.attention.ring import ring
+from sora_jax.models.attention.tpu import splash
+
+_log = logging.getLogger(__name__)
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array, SegmentIds], jax.Array]
+
+
+def reference(
+    q_bnhf: jax.Array, k_bnhf: jax.Array, v_bnhf: jax.Array, segment_ids_bn: SegmentIds
+) -> jax.Array:
+    """Dense masked softmax attention with float32 logits (Vaswani et al. 2017, equation 1)."""
+    mask = segment_ids_bn[:, None, :, None] == segment_ids_bn[:, None, None, :]
+    logits = jnp.einsum("bnhf,bmhf->bhnm", q_bnhf, k_bnhf, preferred_element_type=jnp.float32)
+    logits = jnp.where(mask, logits / math.sqrt(q_bnhf.shape[-1]), -1e30)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v_bnhf.dtype)
+    return jnp.einsum("bhnm,bmhf->bnhf", weights, v_bnhf)
+
+
+BACKENDS: dict[str, Attend] = {"reference": reference, "cpu": blocked, "gpu": flash, "tpu": splash}
+
+
+def attend(
+    q_bnhf: jax.Array,
+    k_bnhf: jax.Array,
+    v_bnhf: jax.Array,
+    segment_ids_bn: SegmentIds,
+    backend: str = "auto",
+    sequence: str = "heads",
+) -> jax.Array:
+    """Attention within runs, [B, N, H, F] each.
+
+    Args:
+      backend: see `choose`.
+      sequence: how, where a mesh splits rows over `sequence`: "heads", each device has whole rows of some heads, or
+        "ring", keys and values go round, in plain XLA whatever the backend; see `attention_ring`.
+
+    Raises:
+      UserError: as `choose`; or the mesh doesn't divide the heads.
+    """
+    if sequence == "ring" and sequence_is_split():
+        return by_slots(ring, q_bnhf, k_bnhf, v_bnhf, segment_ids_bn)
+    chosen = BACKENDS[choose(backend, q_bnhf.dtype, q_bnhf.shape[-1])]
+    return by_heads(chosen, q_bnhf, k_bnhf, v_bnhf, segment_ids_bn)
+
+
+def choose(backend: str, dtype: jax.typing.DTypeLike, width: int) -> str:
+    """The backend that `attend` takes here, by name.
+
+    A kernel's first use in a process compares it with the reference (`attention_check`). One that fails is not used:
+    "auto" takes the reference and the log says so once. The CPU's own is plain JAX that every test of this package
+    runs, and checking it would cost each command seconds of compiling: it is not compared on CPUs.
+
+    Args:
+      backend: "auto" is the best that this machine has; it also stands in for a kernel of another machine, and the
+        log says so.
+      dtype, width: of queries and keys, and of a head: what a kernel's program depends on.
+
+    Raises:
+      UserError: there is no such backend; or the one that was named, or on several hosts the best one, can't be
+        trusted here.
+    """
+    if backend not in ("auto", *BACKENDS):
+        raise UserError(
+            f"No attention backend is called {backend!r}: choose auto or one of {', '.join(BACKENDS)}."
+        )
+    here = platform()
+    named = backend != "auto"
+    if named and backend not in ("reference", "cpu", here):
+        _say(
+            f"Attention {backend!r} needs another machine than this one ({here}): the best of this one is taken."
+        )
+        named = False
+    name = backend if named else here if here in BACKENDS else "reference"
+    why = _distrust(name, here, jnp.dtype(dtype).name, width)
+    if why is None:
+        return name
+    kind = jax.devices()[0].device_kind
+    which = f"Attention {name!r} can't be used here ({kind}, {jnp.dtype(dtype)}, heads of {width})"
+    if named:
+        raise UserError(f"{which}: {why}. Set dit.attention to auto or reference.")
+    if jax.process_count() > 1:
+        # Hosts that each decided for themselves might compile different programs, and wait for each other for ever.
+        raise UserError(f"{which}: {why}. Set dit.attention to reference, the same on all hosts.")
+    _say(f"{which}: {why}; 'reference' is taken, which is right and slower.")
+    return "reference"
+
+
+def _distrust(name: str, here: str, dtype: str, width: int) -> str | None:
+    """Why a backend is not to be used, in words."""
+    if name == "reference" or (name, here) == ("cpu", "cpu") or here != jax.default_backend():
+        return None  # the last: a program for devices that aren't here
+    return (missing() if name == "gpu" else None) or check_kernel(BACKENDS[name], dtype, width)
+
+
+@functools.cache
+def _say(sentence: str) -> None:
+    """Once in a process: `attend` is traced often."""
+    _log.warning("%s", sentence)

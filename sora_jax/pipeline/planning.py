@@ -1,0 +1,153 @@
+"""What an ability's function needs to make a plan of what was asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sora_jax.errors import UserError
+from sora_jax.pipeline.budget import frames_of
+from sora_jax.pipeline.checks import check_number, check_whole, is_number, shown
+from sora_jax.pipeline.denoise import Settings, Words
+from sora_jax.pipeline.inputs import Sound
+from sora_jax.pipeline.keywords import called
+from sora_jax.pipeline.shape import SHAPE_FIELDS, Shape
+from sora_jax.tokens.canvas import GROUP, Sketch
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is to be made.
+
+    Attributes:
+      sketch: what is given, and what is to be painted.
+      words: (seconds from which they hold, prompt).
+      settings: of the sampler.
+      keep: frames of the sketch that the result shows.
+      finish: what becomes of the painted frames, float32[T,Y,X,3] in [-1, 1], all of the sketch's.
+      notes: what was changed or left out of what was asked for, a sentence each.
+      sound: (file, seconds into it, seconds into the result) whose sound goes along, where it has some.
+    """
+
+    sketch: Sketch
+    words: Words = ()
+    settings: Settings = dataclasses.field(default_factory=Settings)
+    keep: slice = slice(None)
+    finish: Callable[[np.ndarray], np.ndarray] | None = None
+    notes: tuple[str, ...] = ()
+    sound: Sound | None = None
+
+
+def asked(options: Mapping[str, Any]) -> tuple[Shape, Settings]:
+    """Keywords as the shape and the settings that they are, checked."""
+    shape = Shape(**{name: value for name, value in options.items() if name in SHAPE_FIELDS})
+    settings = Settings(**{name: value for name, value in options.items() if name not in SHAPE_FIELDS})
+    settings.check()
+    return shape, settings
+
+
+def words_of(prompt: str) -> Words:
+    """A prompt for the whole video; none where it is empty."""
+    return ((0.0, prompt),) if not isinstance(prompt, str) or prompt.strip() else ()
+
+
+def metadata_of(model: str, plan: Plan) -> dict[str, str]:
+    """How a video is made: what is written into its file."""
+    timed = len(plan.words) > 1
+    prompt = " | ".join(f"{at:g} s: {text}" if timed else text for at, text in plan.words)
+    settings = dataclasses.asdict(plan.settings)
+    del settings["strict"], settings["max_frames"]  # which don't change it
+    low, high = settings.pop("guidance_interval")
+    made = {"software": "sora_jax", "model": model, "prompt": prompt, **settings}
+    return {key: str(value) for key, value in made.items()} | {"guidance_interval": f"{low:g},{high:g}"}
+
+
+def check_one(seconds: float | None, shape: Shape) -> None:
+    """Raises UserError where not exactly one of `seconds` and the shape's duration is named."""
+    if seconds is not None:
+        check_number("seconds", seconds, above=0)
+    if (seconds is None) != shape.long:
+        raise UserError(
+            f"How long it becomes is {'said twice' if shape.long else 'missing'}: give {called('seconds')} (of what is "
+            f"new) or {called('duration')} (of all)."
+        )
+
+
+def new_frames(seconds: float | None, shape: Shape, given: int, fps: float, default: float) -> int:
+    """Frames to be painted beside `given` ones: those of `seconds`, or what is left of the shape's duration."""
+    if not shape.long:
+        return frames_of(default if seconds is None else seconds, fps)
+    if (new := shape.count(fps) - given) < 1:
+        raise UserError(f"What is given lasts {given / fps:g} s already: ask for a longer duration.")
+    return new
+
+
+def passage(wanted: int, fps: float) -> tuple[int, tuple[str, ...]]:
+    """Frames that lead to a given clip, the nearest to `wanted`, and what is to be said of them.
+
+    The clip's first frame is painted once more, so that the seam can be taken up: 4k − 1 frames.
+    """
+    frames = max(GROUP * round((wanted + 1) / GROUP), GROUP) - 1
+    note = f"The passage takes {frames} frames ({frames / fps:.3g} s), the nearest that the model paints to {wanted}."
+    return frames, () if frames == wanted else (note,)
+
+
+def pairs(name: str, values: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Pairs of numbers, checked."""
+    try:
+        out = [(a, b) for a, b in values]
+    except (TypeError, ValueError):
+        out = [(math.nan, math.nan)]
+    if not all(is_number(a) and is_number(b) for a, b in out):
+        raise UserError(f"{name}={shown(values)} can't be used: give a list of pairs of numbers.")
+    return out
+
+
+def check_box(box: Sequence[int]) -> None:
+    """Raises UserError where it is not four whole numbers."""
+    try:
+        count = len(box)
+    except TypeError:
+        raise UserError(f"box={shown(box)} can't be used: give left, top, width and height.") from None
+    if count != 4:
+        raise UserError(f"The box is four numbers, left, top, width and height, not {count}.")
+    for name, value in zip(("left", "top", "width", "height"), box, strict=True):
+        check_whole(f"box's {name}", value, -(2**31), 2**31)
+
+
+def box_inside(
+    box: Sequence[int], source: tuple[int, int], size: tuple[int, int], cropped: bool
+) -> tuple[slice, slice]:
+    """Rows and columns of a frame of `size` that show what lies in `box`, in pixels of the `source`.
+
+    Raises:
+      UserError: the box isn't inside the source, or lies in what was cropped.
+    """
+    left, top, width, height = box
+    high, wide = source
+    if width < 1 or height < 1 or left < 0 or top < 0 or left + width > wide or top + height > high:
+        raise UserError(
+            f"The box {left},{top},{width},{height} (left, top, width, height) is not inside the picture of "
+            f"{wide}×{high} pixels."
+        )
+    if not cropped:
+        rows, columns = (
+            slice(int(at * side / whole), -(-(at + length) * side // whole))
+            for at, length, side, whole in zip((top, left), (height, width), size, source, strict=True)
+        )
+        return rows, columns
+    scale = max(np.divide(size, source))
+    ends = [
+        np.clip(np.array([at, at + length]) * scale - (whole * scale - side) / 2, 0, side)
+        for at, length, side, whole in zip((top, left), (height, width), size, source, strict=True)
+    ]
+    rows, columns = (slice(int(begin + 1e-6), int(np.ceil(end - 1e-6))) for begin, end in ends)
+    if rows.start >= rows.stop or columns.start >= columns.stop:
+        raise UserError(
+            "The box lies in what the new aspect ratio crops: choose another box, or keep the aspect."
+        )
+    return rows, columns

@@ -1,0 +1,99 @@
+"""A canvas that is filled window by window, and what of it is held meanwhile.
+
+Latent frames are ready as soon as no later window changes them, and are forgotten as soon as no later window sees
+them: what is held of a canvas that is filled from its beginning on doesn't grow with its length.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from sora_jax.tokens.canvas import Canvas, windows
+from sora_jax.tokens.patches import Grid, unpatchify
+
+
+class Windowed:
+    """A canvas on its way.
+
+    Args:
+      canvas: what is given, and where σ starts.
+      most, context: as `canvas.windows`'.
+      patch: latent cells of a token.
+      seed: of the noise.
+
+    Attributes:
+      windows: those that are left.
+      ready: float32[y,x,c] each, finished latent frames in order of time that nobody has taken away yet.
+    """
+
+    def __init__(self, canvas: Canvas, most: int, context: int, patch: Grid, seed: int) -> None:
+        self.canvas, self.patch = canvas, patch
+        self.windows = deque(windows(canvas, most, context, patch[0]))
+        self.ready: deque[np.ndarray] = deque()
+        # Of each window the first latent frame that those behind it see, and that they change.
+        self._seen, self._changed = (
+            deque(_least_behind([window[i].start for window in self.windows], len(canvas))) for i in (0, 1)
+        )
+        self._painted: dict[int, np.ndarray] = {}  # by latent frame
+        self._noise: dict[int, np.ndarray] = {}  # by latent frame, as far as it is drawn
+        self._drawn = self._final = 0
+        self._generator = np.random.default_rng(seed)
+        if not self.windows:
+            self._release(len(canvas), len(canvas))
+
+    @property
+    def held(self) -> int:
+        """Latent frames, of noise too, that take memory beside the canvas's own."""
+        return len(self._painted) + len(self._noise) + len(self.ready)
+
+    def look(self) -> tuple[Canvas, np.ndarray]:
+        """The next window as far as it is painted, and its noise float32[t,y,x,c]."""
+        seen, _ = self.windows[0]
+        self._draw(seen.stop)
+        return self._part(seen), np.stack([self._noise[number] for number in range(seen.start, seen.stop)])
+
+    def take(self, latent: np.ndarray) -> None:
+        """What fills the next window, float32[t,y,x,c]; of what is given, or filled before, the old stays."""
+        seen, new = self.windows.popleft()
+        part = self._part(new)
+        fresh = latent[new.start - seen.start : new.stop - seen.start]
+        painted = np.where(part.start[..., None] > 0, fresh, part.latent)
+        self._painted |= zip(range(new.start, new.stop), painted, strict=True)
+        self._release(self._changed.popleft(), self._seen.popleft())
+
+    def _part(self, frames: slice) -> Canvas:
+        part = self.canvas.part(frames)
+        latent, start = part.latent.copy(), part.start.copy()
+        for place, number in enumerate(range(frames.start, frames.stop)):
+            if number in self._painted:
+                latent[place], start[place] = self._painted[number], 0
+        return dataclasses.replace(part, latent=latent, start=start)
+
+    def _draw(self, until: int) -> None:
+        """Noise in order of time, as one draw of all the canvas's patches: the cut into windows doesn't matter."""
+        (_, y, x, c), by = self.canvas.latent.shape, self.patch[0]
+        size, width = by * y * x // math.prod(self.patch), math.prod(self.patch) * c
+        while self._drawn < until:
+            draw = self._generator.standard_normal((size, width)).astype(np.float32)
+            frames = range(self._drawn, self._drawn + by)
+            self._noise |= zip(frames, unpatchify(draw, (by, y, x), self.patch), strict=True)
+            self._drawn += by
+
+    def _release(self, final: int, seen: int) -> None:
+        """What lies before `final` is ready; what of it lies before `seen` is needed no more."""
+        for number in range(self._final, final):
+            self.ready.append(self._painted.get(number, self.canvas.latent[number]))
+        self._final = final
+        for held in (self._painted, self._noise):
+            for number in [number for number in held if number < seen]:
+                del held[number]
+
+
+def _least_behind(numbers: Sequence[int], end: int) -> list[int]:
+    """Of each number the least of those behind it; `end` behind the last."""
+    return np.minimum.accumulate([end, *numbers[::-1]])[-2::-1].tolist()

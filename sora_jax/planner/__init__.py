@@ -1,0 +1,1 @@
+"""What a configuration needs on chips that are not here."""

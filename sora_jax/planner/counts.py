@@ -1,0 +1,205 @@
+"""What a step does on one chip: operations, bytes, exchanges; read off the compiled program, or by arithmetic.
+
+Attention's kernels are counted by arithmetic in both: a compiler doesn't see into them. Rows are taken to be full of
+clips as long as `config.video` says, each with its words; without it every row to be one clip, the most it can be.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+
+from sora_jax.config import component
+from sora_jax.errors import UserError
+from sora_jax.media.video import frame_size
+from sora_jax.models.dit import DiTConfig, forward_flops
+from sora_jax.models.tiles import TILES
+from sora_jax.models.vae import VAEConfig, decoding_flops, reconstruction_flops
+from sora_jax.planner.programs import Built, Job, objective_of, target_of
+from sora_jax.tokens.canvas import GROUP
+
+# Products of a logits' block with a block of keys or values: two forward, seven in the two kernels backward, which make
+# the logits anew.
+FORWARD, BACKWARD = 2, 7
+# Bytes of memory that a token's activations move in one layer, per number of the model's width and pass over it: about
+# what compiled programs of the ladder do (experiments/scale). Arithmetic's only measured constant.
+TRAFFIC = 140
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """Of one step on one chip.
+
+    Attributes:
+      source: "compiler", or "arithmetic".
+      products: operations of matrix products and convolutions that are run, attention's apart.
+      attention: those of attention.
+      useful: operations that a forward pass and, in training, twice as many backward cost at least: no
+        rematerialisation, no empty slots.
+      bytes: read from memory and written.
+      network: bytes sent to other chips, by kind of collective.
+      calls: how many collectives.
+      tokens: real ones that the whole step, on all chips, learns from or takes further; an autoencoder's latent cells.
+      clips: as long as `config.video`'s, that they make up.
+    """
+
+    source: str
+    products: float
+    attention: float
+    useful: float
+    bytes: float
+    network: dict[str, float]
+    calls: int
+    tokens: float
+    clips: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """The video that a configuration is about, as tokens.
+
+    Attributes:
+      frames, height, width: of its pixels.
+      tokens: of the transformer.
+      words: beside them.
+      decode: operations to decode it, in tiles.
+    """
+
+    frames: int
+    height: int
+    width: int
+    tokens: int
+    words: int
+    decode: float
+
+
+def clip_of(job: Job) -> Clip | None:
+    """The clip of `config.video`; None where a configuration has none."""
+    config, video = job.config, target_of(job.config)
+    if video is None:
+        return None
+    dit, vae = objective_of(config).dit, component(VAEConfig, video.vae, "video.vae")
+    height, width = frame_size(video.resolution, video.aspect)
+    frames = 1 + GROUP * math.ceil((video.seconds * video.fps - 1) / GROUP)
+    grid = [
+        math.ceil(side / (pixels * by))
+        for side, pixels, by in zip((height, width), vae.compression[1:], dit.patch[1:], strict=True)
+    ]
+    tokens = (1 + (frames - 1) // GROUP) // dit.patch[0] * math.prod(grid)
+    cells = [count * by for count, by in zip(grid, dit.patch[1:], strict=True)]
+    pixels = [count * by for count, by in zip(cells, vae.compression[1:], strict=True)]
+    if tokens > config.pipeline.row_tokens:
+        raise UserError(
+            f"A clip of config.video is {tokens:,} tokens and a row holds {config.pipeline.row_tokens:,}: make "
+            "config.pipeline.row_tokens at least as many, or the clip shorter or smaller."
+        )
+    decode = decoding_flops(vae, 1, frames, *pixels) * TILES.cost(*cells)
+    return Clip(frames, height, width, tokens, min(config.text.max_tokens, config.pipeline.row_text), decode)
+
+
+def count(built: Built) -> Counts:
+    """What the compiled program does."""
+    assert built.program is not None
+    job, program = built.job, built.program
+    network: dict[str, float] = {}
+    for one in program.collectives:
+        network[one.kind] = network.get(one.kind, 0.0) + one.sent * one.times
+    _, attention, useful, tokens = _work(job)
+    return Counts(
+        "compiler",
+        program.flops,
+        attention if program.kernels else 0.0,  # else it is among the products
+        useful,
+        program.bytes + (_attention_bytes(job) if program.kernels else 0.0),
+        network,
+        sum(one.times for one in program.collectives),
+        tokens,
+        clips_of(job),
+    )
+
+
+def reckon(job: Job) -> Counts:
+    """The same by arithmetic alone, of a transformer."""
+    objective = objective_of(job.config)
+    products, attention, useful, tokens = _work(job)
+    if job.config.objective != "dit":
+        model = jax.eval_shape(objective.init, jax.random.key(0))
+        weights = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model))
+        shared = {"all-reduce": 2 * weights * (1 - 1 / job.topology.count)}
+        traffic = products / 50 + 10 * weights  # convolutions at fifty operations a byte
+        return Counts("arithmetic", products, 0.0, useful, traffic, shared, 0, tokens)
+    dit, sizes = objective.dit, job.mesh
+    passes = _passes(job, dit)
+    chips = job.topology.count
+    parameters = 18 * dit.width**2 * dit.layers  # a third of them makes modulations, once a condition
+    row = job.config.pipeline.row_tokens + job.config.pipeline.row_text
+    own = job.rows * job.passes * row / (sizes["data"] * sizes["fsdp"] * sizes["sequence"])
+    kept = chips / sizes["data"]
+    gathered = 2 * parameters / sizes["tensor"]
+    traffic = passes * (gathered + TRAFFIC * own * dit.width * dit.layers)
+    # Activations go forward, backward, and once more where the forward is done again; weights are gathered twice.
+    ways, times = {1: (1, 1), 3: (2, 2), 4: (3, 2)}[passes]
+    width = 2 * own * dit.width * dit.layers
+    tensor, sequence = sizes["tensor"], sizes["sequence"]
+    network = {
+        "all-gather": times * gathered * (1 - 1 / kept) if kept > 1 else 0.0,
+        "all-to-all": 4 * ways * width / tensor * (1 - 1 / sequence),
+        "all-reduce": 4 * ways * width * (1 - 1 / tensor),
+    }
+    if job.step == "train":
+        traffic += 40 * parameters / kept  # moments, averages and parameters, read and written
+        # Over copies of the model a TPU's compiler sums gradients whole.
+        kind, twice = ("all-reduce", 2) if sizes["data"] > 1 else ("reduce-scatter", 1)
+        network[kind] = network.get(kind, 0.0) + twice * gathered * (1 - 1 / (kept * sizes["data"]))
+    return Counts(
+        "arithmetic", products, attention, useful, traffic + _attention_bytes(job), network, 0, tokens
+    )
+
+
+def clips_of(job: Job) -> int:
+    """How many clips the rows of a step hold."""
+    clip = clip_of(job)
+    return job.rows * (job.config.pipeline.row_tokens // clip.tokens if clip else 1)
+
+
+def _passes(job: Job, dit: DiTConfig) -> int:
+    """Forward passes' worth of products: one of a sampler; three of training, four where the forward is done again."""
+    return 1 if job.step == "sample" else 3 + (dit.remat == "none")
+
+
+def _work(job: Job) -> tuple[float, float, float, float]:
+    """Products and attention that are run, and useful operations, on a chip; tokens of the whole step."""
+    objective, chips = objective_of(job.config), job.topology.count
+    if job.config.objective == "vae":
+        loss = objective.loss_config
+        T, Y, X = loss.crop
+        cost = 3 * reconstruction_flops(objective.vae, job.rows, T, Y, X) / chips
+        time, height, width = objective.vae.compression
+        cells = job.rows * (1 + (T - 1) // time) * (Y // height) * (X // width)
+        return cost, 0.0, cost, float(cells)
+    dit, row = objective.dit, job.config.pipeline
+    clip = clip_of(job)
+    runs = max(row.row_tokens // clip.tokens, 1) if clip else 1
+    tokens, words = (clip.tokens, clip.words) if clip else (row.row_tokens, row.row_text)
+    run = tokens + min(words, row.row_text // runs)
+    rows = job.rows * job.passes / chips
+    factor = 3 if job.step == "train" else 1
+    attended = rows * runs * run**2
+    useful = factor * forward_flops(dit, rows * runs * run, attended)
+    slots = rows * (row.row_tokens + row.row_text)
+    passes = _passes(job, dit)
+    once = forward_flops(dit, 0, attended)
+    kernels = 1 if job.step == "sample" else 1 + (dit.remat == "none") + BACKWARD / FORWARD
+    return passes * forward_flops(dit, slots, 0), kernels * once, useful, job.rows * float(runs * tokens)
+
+
+def _attention_bytes(job: Job) -> float:
+    """Of attention's kernels beside what a program shows: keys and values, read anew for each block of queries."""
+    if job.config.objective != "dit":
+        return 0.0
+    _, attention, _, _ = _work(job)
+    return (
+        attention / 512
+    )  # a block of 512 queries meets each byte of keys and values once, 2 operations a byte each

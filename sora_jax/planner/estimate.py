@@ -1,0 +1,204 @@
+"""Counts to seconds, days and money: a roofline with its assumptions named."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from sora_jax.distributed.chips import Topology
+from sora_jax.errors import UserError
+from sora_jax.planner.counts import Clip, Counts, clip_of
+from sora_jax.planner.programs import Built, Job, target_of
+
+DAY = 86_400
+
+
+@dataclasses.dataclass(frozen=True)
+class Assumptions:
+    """What of its best a chip reaches. Nothing here was measured by us on a TPU.
+
+    Attributes:
+      products: of its peak, in matrix products.
+      attention: of its peak, in attention's kernels.
+      memory: of its bandwidth.
+      network: of its links' bandwidth.
+      hidden: the share of the exchanges' time that passes behind computation.
+    """
+
+    products: float = 0.65
+    attention: float = 0.45
+    memory: float = 0.8
+    network: float = 0.7
+    hidden: float = 0.5
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            least = 0.0 if field.name == "hidden" else 0.01
+            if not least <= getattr(self, field.name) <= 1:
+                raise UserError(f"The assumption {field.name}={getattr(self, field.name)} is no share of 1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What a step takes.
+
+    Attributes:
+      compute, memory, network: seconds of each alone, with the assumptions.
+      seconds: of a step: the larger of the first two, and what of the third isn't hidden.
+      bound: "compute", "memory" or "network", whichever takes longest.
+      best: seconds, were every chip at its peak and nothing in anyone's way: a bound from below.
+      utilisation: useful operations a second, of the peak.
+      tokens_a_day: of the whole topology, learned from or filled.
+    """
+
+    compute: float
+    memory: float
+    network: float
+    seconds: float
+    bound: str
+    best: float
+    utilisation: float
+    tokens_a_day: float
+
+
+def estimate(counts: Counts, topology: Topology, assumed: Assumptions, steps: int = 1) -> Estimate:
+    """The roofline of a step; `steps` of them make a token (a sampler's)."""
+    chip, sent = topology.chip, sum(counts.network.values())
+    assert chip is not None
+    links = chip.links(topology.count)
+    compute = (counts.products / assumed.products + counts.attention / assumed.attention) / chip.flops
+    memory = counts.bytes / (chip.bandwidth * assumed.memory)
+    network = sent / (links * assumed.network)
+    seconds = max(compute, memory) + (1 - assumed.hidden) * network
+    best = max((counts.products + counts.attention) / chip.flops, counts.bytes / chip.bandwidth, sent / links)
+    longest = max(("compute", compute), ("memory", memory), ("network", network), key=lambda one: one[1])
+    return Estimate(
+        compute,
+        memory,
+        network,
+        seconds,
+        longest[0],
+        best,
+        counts.useful / seconds / chip.flops,
+        counts.tokens / (seconds * steps) * DAY,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Bill:
+    """Days and money.
+
+    Attributes:
+      what: "training" or "a video".
+      seconds: of all chips.
+      dollars: for that.
+      tokens: learned from, or filled.
+    """
+
+    what: str
+    seconds: float
+    dollars: float
+    tokens: float
+
+
+def bill(
+    job: Job, counts: Counts, found: Estimate, dollars: float, tokens: float | None, assumed: Assumptions
+) -> Bill | None:
+    """What the whole run costs: training's budget of tokens, or one video; None where no video is named.
+
+    Args:
+      dollars: an hour of one chip.
+      tokens: of training; None is `config.steps` steps.
+    """
+    chip = job.topology.chip
+    assert chip is not None
+    if job.step == "train":
+        total = tokens if tokens is not None else job.config.steps * counts.tokens
+        seconds = total / counts.tokens * found.seconds
+        return Bill("training", seconds, seconds * job.topology.chips * dollars / 3600, total)
+    clip, target = clip_of(job), target_of(job.config)
+    if clip is None or target is None:
+        return None
+    # Videos are made side by side; each is decoded by the devices that made it, tile by tile.
+    share = job.topology.count / counts.clips
+    seconds = target.steps * found.seconds + clip.decode / share / (chip.flops * assumed.products)
+    return Bill("a video", seconds, seconds * share / chip.devices * dollars / 3600, clip.tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All that is said of one job; `as_dict` for programs to read.
+
+    Attributes:
+      name: of the configuration.
+      memory: bytes on a chip by kind, see `programs.Built`.
+      word: "compiler" where memory and counts are the compiler's word, "arithmetic" where not.
+      compiling: seconds.
+      change: what makes it fit, where it doesn't.
+      changed: memory a chip then, by kind.
+    """
+
+    name: str
+    job: Job
+    fits: bool
+    memory: dict[str, float]
+    word: str
+    compiling: float
+    counts: Counts | None = None
+    estimate: Estimate | None = None
+    bill: Bill | None = None
+    clip: Clip | None = None
+    change: str = ""
+    changed: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def with_change(self, words: str, built: Built | None) -> Plan:
+        """This plan, with what makes it fit."""
+        return dataclasses.replace(self, change=words, changed=built.memory if built else {})
+
+    @property
+    def room(self) -> float | None:
+        """Bytes that a chip has."""
+        return self.job.topology.chip.memory if self.job.topology.chip else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers and words."""
+        whole: dict[str, Any] = {
+            "config": self.name,
+            "step": self.job.step,
+            "topology": self.job.topology.name,
+            "chips": self.job.topology.chips,
+            "devices": self.job.topology.count,
+            "mesh": self.job.mesh,
+            "rows": self.job.rows,
+            "fits": self.fits,
+            "memory_bytes": self.memory,
+            "memory_room_bytes": self.room,
+            "memory_by": self.word,
+            "compiled_in_seconds": round(self.compiling, 1),
+            "change": self.change,
+            "memory_bytes_then": self.changed,
+        }
+        for name in ("counts", "estimate", "bill", "clip"):
+            part = getattr(self, name)
+            whole[name] = None if part is None else dataclasses.asdict(part)
+        return whole
+
+
+def plan_of(
+    name: str,
+    built: Built,
+    counts: Counts | None,
+    dollars: float | None,
+    tokens: float | None,
+    assumed: Assumptions,
+) -> Plan:
+    """What follows from a program that was built, or reckoned."""
+    job, chip = built.job, built.job.topology.chip
+    word = "compiler" if built.program or counts is None else "arithmetic"
+    plan = Plan(name, job, built.fits, built.memory, word, built.seconds, counts, clip=clip_of(job))
+    if counts is None or chip is None:
+        return plan
+    target = target_of(job.config) if job.step == "sample" else None
+    found = estimate(counts, job.topology, assumed, target.steps if target else 1)
+    price = chip.dollars if dollars is None else dollars
+    return dataclasses.replace(plan, estimate=found, bill=bill(job, counts, found, price, tokens, assumed))

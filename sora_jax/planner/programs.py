@@ -1,0 +1,296 @@
+"""The real programs, compiled for machines that aren't here: a training step, a step of the sampler.
+
+For a TPU slice they are compiled by the TPU's own compiler, libtpu, which runs on any Linux machine; for simulated
+devices by XLA for this machine's processor. Nothing is run and no array is made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType, Mesh
+from ml_collections import ConfigDict
+
+from sora_jax.diffusion.guidance import Guidance
+from sora_jax.diffusion.solvers import State, solver_step
+from sora_jax.distributed.chips import Topology
+from sora_jax.distributed.mesh import MeshConfig, make_mesh, on_host, parameter_sharding, sharding
+from sora_jax.errors import UserError
+from sora_jax.planner.hlo import Program
+from sora_jax.tokens.packing import PackedBatch
+from sora_jax.train.loop import make_steps, read_loop_config
+from sora_jax.train.objectives import make_objective
+from sora_jax.train.target import target_of
+
+STEPS = ("train", "sample")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is to be run, and where.
+
+    Attributes:
+      config: of a training run.
+      step: of `STEPS`.
+      topology: the chips.
+      rows: of the batch, in all; of a sampler as many as the mesh deals out, a video each.
+      mesh: sizes of the mesh's axes, by name.
+    """
+
+    config: ConfigDict
+    step: str
+    topology: Topology
+    rows: int
+    mesh: dict[str, int]
+
+    @property
+    def passes(self) -> int:
+        """How often the model is asked for each row: a sampler's guidance asks twice, unless told otherwise."""
+        target = target_of(self.config)
+        return 1 if self.step == "train" else target.passes if target else 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """A compiled program and what its compiler says.
+
+    Attributes:
+      job: what it is of.
+      seconds: that compiling took, here.
+      memory: bytes on one chip by kind: "parameters", "average", "optimizer", "batch", "activations", "temporaries",
+        "code". All but activations are the compiler's word; those are what the backward pass needs of the forward one,
+        by its shapes, and temporaries are what the compiler takes beside.
+      fits: whether the compiler found room for it.
+      program: its text, counted; None where it didn't fit, for then there is none.
+    """
+
+    job: Job
+    seconds: float
+    memory: dict[str, float]
+    fits: bool
+    program: Program | None
+
+
+def objective_of(config: ConfigDict) -> Any:
+    """The objective, from scratch: weights to begin with are of no matter here, and may not exist yet."""
+    return make_objective(ConfigDict(config.to_dict() | {"init_from": ""}), "")
+
+
+def make_job(config: ConfigDict, step: str, topology: Topology) -> Job:
+    """The job of a configuration on a topology; what is -1 in config.mesh is what is left of its chips.
+
+    Raises:
+      UserError: the mesh doesn't divide the chips, or there is no such program.
+    """
+    loop = read_loop_config(config)
+    if step == "sample" and loop.objective != "dit":
+        raise UserError("An autoencoder has no sampler: plan its training, or a transformer's --step sample.")
+    shape = loop.mesh
+    if step == "sample":  # as many videos at once as there is room for beside a row's own chips
+        shape = dataclasses.replace(shape, data=-1, fsdp=1)
+    sizes = shape.sizes(topology.count)
+    parts = sizes["data"] * sizes["fsdp"]
+    rows = config.pipeline.rows if loop.objective == "dit" else config.loss.rows
+    if step == "sample":
+        rows = parts
+    if rows < 1 or rows % parts:
+        field = f"config.{'pipeline' if loop.objective == 'dit' else 'loss'}.rows"
+        raise UserError(
+            f"A batch of {rows} rows doesn't divide over data x fsdp = {parts} chips of {topology.name}: make the rows "
+            f"a multiple of it ({field}), or change config.mesh."
+        )
+    return Job(config, step, topology, rows, sizes)
+
+
+def build(job: Job) -> Built:
+    """Compiles the job's program.
+
+    Raises:
+      UserError: libtpu or simulated devices are missing, heads that the mesh doesn't divide.
+    """
+    begun = time.perf_counter()
+    traced, parts, platform = trace(job)
+    try:
+        compiled = traced.lower(lowering_platforms=(platform,)).compile()
+    except jax.errors.JaxRuntimeError as error:
+        used = _overflow(str(error))
+        if used is None:
+            raise
+        known = sum(parts.values()) - parts["activations"]
+        parts["temporaries"] = max(used - known - parts["activations"], 0.0)
+        return Built(job, time.perf_counter() - begun, parts, False, None)
+    stats: Any = compiled.memory_analysis()
+    kept = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+    parts["activations"] = min(parts["activations"], stats.temp_size_in_bytes)
+    parts["temporaries"] = stats.temp_size_in_bytes - parts["activations"]
+    parts["temporaries"] += max(kept - sum(parts[name] for name in _KEPT), 0.0)
+    parts["code"] = stats.generated_code_size_in_bytes
+    # A TPU's compiler refuses what doesn't fit; simulated devices share this machine.
+    fits = job.topology.is_tpu or sum(parts.values()) * job.topology.count <= host_memory()
+    program = Program(compiled.as_text())
+    return Built(job, time.perf_counter() - begun, parts, fits, program)
+
+
+def trace(job: Job) -> tuple[Any, dict[str, float], str]:
+    """The job's program, traced for its mesh (`jax.stages.Traced`); the bytes of what it takes; its platform."""
+    mesh = make_mesh(MeshConfig(**job.mesh), _devices(job.topology))
+    # Devices that aren't here can't be set as those to run on; tracing needs no more than their shape.
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        return *_trace(job, mesh), mesh.devices.flat[0].platform
+
+
+def reckon(job: Job) -> Built:
+    """The same without a compiler: what is kept is exact, activations are what the backward pass needs, and
+    temporaries are gradients, two layers' gathered weights and one layer's widest arrays.
+    """
+    begun = time.perf_counter()
+    mesh = AbstractMesh(
+        tuple(job.mesh.values()), tuple(job.mesh), axis_types=(AxisType.Auto,) * len(job.mesh)
+    )
+    with jax.sharding.use_abstract_mesh(mesh):
+        _, parts = _trace(job, mesh)
+    if job.config.objective == "dit":
+        dit, sizes = objective_of(job.config).dit, job.mesh
+        slots = job.rows * (job.config.pipeline.row_tokens + job.config.pipeline.row_text)
+        own = slots / (sizes["data"] * sizes["fsdp"] * sizes["sequence"])
+        widest = 2 * 2 * own * dit.mlp_ratio * dit.width / sizes["tensor"]
+        parts["temporaries"] = 2 * 2 * 12 * dit.width**2 + widest + 4 * 4 * own * dit.width
+    if job.step == "train":
+        parts["temporaries"] += parts["parameters"]
+    chip = job.topology.chip
+    fits = chip is None or sum(parts.values()) <= chip.memory
+    return Built(job, time.perf_counter() - begun, parts, fits, None)
+
+
+def host_memory() -> float:
+    """Bytes of this machine's memory."""
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+_KEPT = ("parameters", "average", "optimizer", "batch")
+
+
+def _trace(job: Job, mesh: Mesh | AbstractMesh) -> tuple[Any, dict[str, float]]:
+    """The traced program, and the bytes of what it is given on each chip."""
+    loop, objective = read_loop_config(job.config), objective_of(job.config)
+    batch = _placed(objective.shapes(job.rows), lambda leaf: sharding(mesh, "B"))
+    key = _placed(jax.eval_shape(lambda: jax.random.key(0)), lambda leaf: sharding(mesh, ""))
+    keep = lambda leaf: parameter_sharding(mesh, leaf.shape)
+    parts = dict.fromkeys((*_KEPT, "activations", "temporaries", "code"), 0.0)
+    parts["batch"] = _bytes(batch)
+    if job.step == "sample":
+        return _trace_sampler(job, objective, batch, mesh, parts)
+
+    init, step = make_steps(objective, loop.optim)
+    state = _placed(jax.eval_shape(init, key), keep)
+    if loop.optim.offload:
+        away = on_host(jax.tree.map(lambda leaf: leaf.sharding, state.opt_state))
+        moved = jax.tree.map(lambda leaf, kept: leaf.update(sharding=kept), state.opt_state, away)
+        state = dataclasses.replace(state, opt_state=moved)
+    parts |= {
+        "parameters": _bytes(state.params),
+        "average": _bytes(state.ema),
+        "optimizer": 0.0 if loop.optim.offload else _bytes(state.opt_state),
+        "activations": _saved(objective, state.params, batch, key, job),
+    }
+    kept = jax.tree.map(lambda leaf: leaf.sharding, state)
+    update = jax.jit(step, donate_argnums=0, out_shardings=(kept, sharding(mesh, "")))
+    return update.trace(state, batch, key), parts
+
+
+def _trace_sampler(
+    job: Job, objective: Any, batch: PackedBatch, mesh: Mesh | AbstractMesh, parts: dict[str, float]
+) -> tuple[Any, dict[str, float]]:
+    model = jax.eval_shape(objective.init, jax.random.key(0))
+    model = _placed(model, lambda leaf: parameter_sharding(mesh, leaf.shape))
+    levels = batch.condition_start
+    guidance = Guidance(**{field.name: levels for field in dataclasses.fields(Guidance)})
+    state = State(*(batch.patches,) * 3, levels)
+    parts["parameters"] = _bytes(model)
+    parts["batch"] += _bytes(state) + _bytes(guidance)
+    traced = solver_step.trace(
+        model, state, batch, levels, levels, guidance, None, solver="euler", passes=job.passes
+    )
+    return traced, parts
+
+
+def _saved(objective: Any, params: Any, batch: Any, key: Any, job: Job) -> float:
+    """Bytes on a chip of what the forward pass leaves for the backward one, by its shapes."""
+
+    def residuals(params: Any, batch: Any, key: Any) -> Any:
+        loss = lambda params: objective.loss(params, batch, key)
+        return jax.tree.leaves(jax.vjp(loss, params, has_aux=True)[1])
+
+    own = {leaf.shape for leaf in jax.tree.leaves(params)}
+    sizes = job.mesh
+    total = 0.0
+    for leaf in jax.eval_shape(residuals, params, batch, key):
+        if leaf.shape in own or job.rows not in leaf.shape:
+            continue
+        cut = sizes["data"] * sizes["fsdp"]
+        if job.config.objective == "dit":
+            config = objective.dit
+            slots = job.config.pipeline.row_tokens + job.config.pipeline.row_text
+            of_heads = {config.heads, 3 * config.heads, config.mlp_ratio * config.width}
+            cut *= sizes["sequence"] if slots in leaf.shape else 1
+            cut *= sizes["tensor"] if of_heads & set(leaf.shape[2:]) else 1
+        total += math.prod(leaf.shape) * leaf.dtype.itemsize / cut
+    return total
+
+
+def _placed(tree: Any, place: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place(leaf)), tree)
+
+
+def _bytes(tree: Any) -> float:
+    """On one chip."""
+
+    def size(leaf: Any) -> int:
+        width = 8 if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize
+        return math.prod(leaf.sharding.shard_shape(leaf.shape)) * width
+
+    return float(sum(size(leaf) for leaf in jax.tree.leaves(tree)))
+
+
+def _overflow(message: str) -> float | None:
+    """Bytes that the compiler would have needed, where it says that memory doesn't suffice."""
+    for pattern in (
+        r"Used ([0-9.]+)([KMGT]?) of [0-9.]+[KMGT]? hbm",
+        r"total memory required[^(]*\(([0-9.]+)([KMGT]?)\)",
+    ):
+        if used := re.search(pattern, message):
+            return float(used.group(1)) * 2.0 ** (10 * " KMGT".index(used.group(2) or " "))
+    return None
+
+
+def _devices(topology: Topology) -> list[Any]:
+    if topology.is_tpu:
+        if importlib.util.find_spec("libtpu") is None:
+            raise UserError(
+                f"The TPU's compiler is not installed, so nothing can be compiled for {topology.name}: pip install "
+                "libtpu (best into a virtual environment of its own), or plan for --devices 8 simulated ones."
+            )
+        from jax.experimental import topologies
+
+        assert topology.chip is not None
+        layout = {"chip_config_name": topology.chip.layout} if topology.chip.layout else {}
+        return list(topologies.get_topology_desc(topology.name, platform="tpu", **layout).devices)
+    if topology.kind != "cpu":
+        raise UserError(
+            f"Nothing can be compiled for {topology.name} without one: its plan is arithmetic alone."
+        )
+    found = jax.devices("cpu")
+    if len(found) < topology.count:
+        raise UserError(
+            f"{topology.count} simulated devices were asked for and JAX had started with {len(found)}: set "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={topology.count} first."
+        )
+    return found[: topology.count]

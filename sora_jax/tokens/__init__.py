@@ -1,0 +1,1 @@
+"""From latents to packed sequences of tokens, and back."""

@@ -1,0 +1,1 @@
+"""A synthetic world whose every attribute is known: scenes, captions, renderer, oracle."""

@@ -1,0 +1,284 @@
+"""Learning the diffusion transformer: the velocity of packed runs, each at a noise level of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+import sys
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+from flax import nnx
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from sora_jax.checkpoints.bundle import (
+    Bundle,
+    Limits,
+    load_bundle,
+    measure_latents,
+    save_bundle,
+    take_weights,
+)
+from sora_jax.config import COUNT, FROM_ZERO, SHARE, check_ranges, component
+from sora_jax.data.encode import LatentsConfig, encode_sources
+from sora_jax.data.footage import Footage
+from sora_jax.data.pipeline import RUN_CONDITIONS, PipelineConfig, make_pipeline
+from sora_jax.data.shards import own_shards
+from sora_jax.data.sources import DataConfig, announce, make_sheet_sources, make_sources, summarise
+from sora_jax.data.survey import Summaries
+from sora_jax.diffusion import flow
+from sora_jax.diffusion.flow import gather_levels
+from sora_jax.distributed.hosts import barrier
+from sora_jax.distributed.mesh import Share, check_heads, check_slots
+from sora_jax.errors import UserError
+from sora_jax.media.clip import Clip, Source
+from sora_jax.media.contact_sheet import contact_sheet
+from sora_jax.models.dit import DiT, DiTConfig, forward_flops
+from sora_jax.models.layers import rms_norm
+from sora_jax.models.text import TextConfig, TextEncoder, load_text_encoder
+from sora_jax.models.vae import VAE
+from sora_jax.pipeline.pipeline import Request, Studio
+from sora_jax.tokens.packing import PackedBatch
+
+SHEET_CLIPS = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowConfig:
+    """How noise levels are drawn.
+
+    Attributes:
+      mean, deviation: of the normal logit of σ.
+      base_tokens: runs longer than this are shifted towards noise, see `flow.shift_factor`.
+      text_dropout: share of runs that learn without their words, for classifier-free guidance.
+      text_noise: deviation of noise on the words' states, in their own root mean square: near words, which training
+        may never have seen, then mean nearly the same.
+    """
+
+    mean: float = 0.0
+    deviation: float = 1.0
+    base_tokens: float = 64.0
+    text_dropout: float = 0.1
+    text_noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self, "flow", deviation=FROM_ZERO, base_tokens=COUNT, text_dropout=SHARE, text_noise=FROM_ZERO
+        )
+
+
+class DiTObjective:
+    """Rectified flow on packed rows; σ and the dropping of words are drawn per run, never per row."""
+
+    def __init__(self, config: ConfigDict, workdir: pathlib.Path) -> None:
+        self.workdir = workdir
+        self.init_from = config.get("init_from", "")
+        self.dit = component(DiTConfig, config.dit, "dit")
+        self.text = component(TextConfig, config.text, "text")
+        self.flow = component(FlowConfig, config.flow, "flow")
+        self.data_config = component(DataConfig, config.data, "data")
+        self.latents = component(LatentsConfig, config.latents, "latents")
+        own = {"patch": self.dit.patch, "coords": self.dit.coords}
+        self.pipeline = component(PipelineConfig, dict(config.pipeline) | own, "pipeline")
+        self.autoencoder = config.autoencoder
+        self.sheets = bool(config.get("log", {}).get("sheet_every", 0))
+        self._vae: VAE | None = None
+
+    def init(self, key: jax.Array) -> DiT:
+        # Before hours of encoding.
+        check_heads(self.dit.heads, self.dit.heads_over)
+        check_slots(self.pipeline.row_tokens, self.pipeline.row_text)
+        fresh = DiT(self.dit, rngs=nnx.Rngs(params=key))
+        return take_weights(fresh, self.init_from, "dit") if self.init_from else fresh
+
+    def loss(self, model: DiT, batch: PackedBatch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Mean square of the velocity's error over the tokens that are painted."""
+        keys = dict(zip(("sigma", "noise", "drop", "text"), jax.random.split(key, 4), strict=True))
+        B, K = batch.patches.shape[0], self.pipeline.max_runs
+        painted = (batch.segment_ids > 0) & ~batch.given
+        # A run's level is shifted by all that it holds, given tokens too: they are what its redundancy comes from.
+        lengths = jnp.sum(batch.segment_ids[:, :, None] == jnp.arange(K + 1), axis=1)
+        run_sigma = flow.draw_sigma(keys["sigma"], (B, K + 1), self.flow.mean, self.flow.deviation)
+        run_sigma = flow.shift(run_sigma, flow.shift_factor(lengths, self.flow.base_tokens))
+        sigma = jnp.minimum(gather_levels(run_sigma, batch.condition_runs), batch.condition_start)
+        kept = jax.random.bernoulli(keys["drop"], 1 - self.flow.text_dropout, (B, K + 1))
+        text_segment_ids = jnp.where(
+            jnp.take_along_axis(kept, batch.text_segment_ids, axis=1), batch.text_segment_ids, 0
+        )
+        blur = self.flow.text_noise * jax.random.normal(keys["text"], batch.text.shape)
+        level = gather_levels(sigma, batch.condition_ids)[..., None]
+        noise = jax.random.normal(keys["noise"], batch.patches.shape)
+        seen = dataclasses.replace(batch, text=rms_norm(batch.text) + blur, text_segment_ids=text_segment_ids)
+        predicted = model(flow.interpolate(batch.patches, noise, level), seen, sigma)
+        error = jnp.mean(jnp.square(predicted - flow.velocity(batch.patches, noise)), axis=-1)
+        count = jnp.maximum(jnp.sum(painted), 1)
+        clean_error = jnp.sum(error * jnp.square(level[..., 0]) * painted) / count
+        return jnp.sum(error * painted) / count, {"clean_error": clean_error}
+
+    def shapes(self, rows: int) -> PackedBatch:
+        """Of a batch of so many rows, as `loss` takes it."""
+        row, dit = self.pipeline, self.dit
+        conditions = row.max_runs * RUN_CONDITIONS
+        return PackedBatch.shapes(
+            rows, row.row_tokens, row.row_text, conditions, dit.patch_width, dit.text_width, hints=True
+        )
+
+    def check(self) -> None:
+        """Tries what the run will need, before any long work: says what the files are, and reads the sheets' clips.
+
+        Raises:
+          UserError: the data can't be used, the text encoder isn't there or is of another width than the transformer
+            takes, or a caption could be longer than a row has room for.
+        """
+        if self.text_encoder.width != self.dit.text_width:
+            raise UserError(
+                f"The text encoder's states have {self.text_encoder.width} numbers and the transformer takes "
+                f"{self.dit.text_width}: set config.dit.text_width={self.text_encoder.width}."
+            )
+        if self.text.max_tokens > self.pipeline.row_text:
+            raise UserError(
+                f"A caption may have {self.text.max_tokens} tokens (config.text.max_tokens) and a row has room for "
+                f"{self.pipeline.row_text} (config.pipeline.row_text): raise the second or lower the first."
+            )
+        announce(self.sources)
+        self._warn_of_long_captions()
+        if self.sheets:
+            _ = self.sheet_clips
+
+    def data(self, config: ConfigDict, share: Share) -> grain.IterDataset:
+        own_shards(share, self.pipeline.shards, self.pipeline.rows)
+        self.check()  # before hours of encoding
+        folder = pathlib.Path(self.latents.folder) if self.latents.folder else self.workdir / "latents"
+        records = encode_sources(self.latents, self.data_config, self.vae, self.text, folder, self.sources)
+        return make_pipeline(self.pipeline, records, share)
+
+    @functools.cached_property
+    def sources(self) -> list[tuple[Source, float]]:
+        return make_sources(self.data_config)
+
+    @functools.cached_property
+    def text_encoder(self) -> TextEncoder:
+        return load_text_encoder(self.text)
+
+    def data_summary(self) -> Summaries | None:
+        """What the files among the data sets are, and what of them could not be read until now."""
+        return summarise(self.sources)
+
+    def _warn_of_long_captions(self) -> None:
+        captions = [
+            caption
+            for source, _ in self.sources
+            if isinstance(source, Footage)
+            for caption in source.captions()
+            if caption
+        ]
+        most = self.text.max_tokens
+        long = [caption for caption in captions if self.text_encoder.count_tokens(caption) > most]
+        if long and jax.process_index() == 0:
+            tqdm.write(
+                f"note: {len(long)} of {len(captions)} captions have more than the {most} tokens that the text encoder "
+                f"takes and are cut ({long[0][:40]!r} is one): shorten them, or raise config.text.max_tokens.",
+                file=sys.stderr,
+            )
+
+    @property
+    def vae(self) -> VAE:
+        """The frozen autoencoder, kept in `workdir/autoencoder` so that the run stays whole if the first one goes.
+
+        All hosts must ask for it together.
+        """
+        if self._vae is None:
+            own = self.workdir / "autoencoder"
+            if jax.process_index() == 0 and not (own / "config.json").is_file():
+                vae = load_bundle(self.autoencoder).vae
+                if vae.config.latent_std == (1.0,):
+                    [(source, _), *_] = self.sources
+                    vae = measure_latents(vae, [source[i].video.frames for i in range(min(64, len(source)))])
+                save_bundle(self._bundle("autoencoder", vae), own, dtype="float32")
+            barrier()
+            self._vae = load_bundle(own).vae
+        return self._vae
+
+    @property
+    def limits(self) -> Limits:
+        """What a run of this training could hold."""
+        rows = self.pipeline
+        data = self.data_config
+        return Limits(
+            tokens=rows.row_tokens,
+            latent_frames=max(1 + (shape[0] - 1) // data.grid[0] for shape in data.shapes()),
+            frame_tokens=rows.frame_tokens,
+            resolution=min(data.resolutions),
+            fps=max(data.rates),
+            grid=data.grid[1:],
+            text=min(self.text.max_tokens, rows.row_text),
+            row_text=rows.row_text,
+        )
+
+    def _bundle(self, name: str, vae: VAE, dit: DiT | None = None) -> Bundle:
+        return Bundle(name, vae, dit, self.text, self.limits, self.flow.base_tokens)
+
+    def flops(self, batch: PackedBatch) -> float:
+        tokens, attended = 0.0, 0.0
+        for ids, words in zip(batch.segment_ids, batch.text_segment_ids, strict=True):
+            counts = np.bincount(np.concatenate([ids, words]), minlength=2)[1:].astype(float)
+            tokens, attended = tokens + counts.sum(), attended + np.square(counts).sum()
+        return 3 * forward_flops(self.dit, tokens, attended)
+
+    def tokens(self, batch: PackedBatch) -> tuple[int, int]:
+        return int(np.count_nonzero(batch.segment_ids)), batch.segment_ids.size
+
+    @functools.cached_property
+    def sheet_clips(self) -> list[tuple[Clip, Request, str]]:
+        """Clips that sheets show, what is asked of the model for each, and their labels.
+
+        They are held out of training, or not where a data set has too little for that. What is more than a row holds is
+        asked for at the least resolution trained at.
+        """
+        sources = make_sheet_sources(self.data_config, SHEET_CLIPS)
+        model = jax.eval_shape(lambda: DiT(self.dit, rngs=nnx.Rngs(0)))
+        studio = Studio(self._bundle("run", self.vae, model), self.text_encoder)
+        shown: list[tuple[Clip, Request, str]] = []
+        for number in range(SHEET_CLIPS):
+            source, held_out = sources[number % len(sources)]
+            clip = source[number // len(sources)]
+            prompt = self._prompt(clip.captions["short"])
+            label = prompt + ("" if held_out else " (a training clip)")
+            for resolution in (min(clip.video.size), min(self.data_config.resolutions)):
+                size = tuple(round(side * resolution / min(clip.video.size)) for side in clip.video.size)
+                request = Request(
+                    prompt, frames=len(clip.video), size=(size[0], size[1]), fps=clip.video.fps, steps=20
+                )
+                try:
+                    studio.check(request)
+                except UserError as error:
+                    reason = error
+                else:
+                    shown.append((clip, request, label))
+                    break
+            else:
+                tqdm.write(f"note: sheets of samples leave {clip.key} out: {reason}", file=sys.stderr)
+        return shown
+
+    def _prompt(self, caption: str) -> str:
+        """The caption, or as many of its words as the model reads."""
+        words, most = caption.split(), self.limits.text
+        while (count := self.text_encoder.count_tokens(" ".join(words))) > most:
+            words = words[: min(len(words) - 1, len(words) * most // count)]
+        return " ".join(words) or "a video"
+
+    def sample_sheet(self, model: DiT, step: int) -> PIL.Image.Image | None:
+        """What the model makes of captions of the validation split, beside the true clips."""
+        if not self.sheet_clips:
+            return None
+        clips, requests, prompts = zip(*self.sheet_clips, strict=True)
+        studio = Studio(self._bundle("run", self.vae, model), self.text_encoder)
+        made = studio.generate_batch(requests)
+        videos = [video for clip, own in zip(clips, made, strict=True) for video in (clip.video, own)]
+        labels = [label for prompt in prompts for label in (prompt, f"step {step}")]
+        return contact_sheet(videos, labels, columns=2)

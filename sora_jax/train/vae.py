@@ -1,0 +1,155 @@
+"""Learning the autoencoder: windows of clips, reconstructed through a sampled latent."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+from flax import nnx
+from ml_collections import ConfigDict
+
+from sora_jax.checkpoints.bundle import take_weights
+from sora_jax.config import COUNT, FROM_ZERO, check_ranges, component
+from sora_jax.data.pipeline import clip_batches
+from sora_jax.data.sources import DataConfig, announce, make_sheet_sources, make_sources, summarise
+from sora_jax.data.survey import Summaries
+from sora_jax.distributed.mesh import Share
+from sora_jax.media.clip import Source
+from sora_jax.media.contact_sheet import contact_sheet
+from sora_jax.media.video import Video
+from sora_jax.models.vae import VAE, VAEConfig, reconstruction_flops
+
+SHEET_CLIPS = 4  # of each data set
+
+
+@dataclasses.dataclass(frozen=True)
+class VAELossConfig:
+    """How the autoencoder is trained.
+
+    Attributes:
+      rows: clips of the global batch.
+      shards: streams that the clips are dealt out to, see `data.shards`; a run's hosts must be a divisor of it.
+      crop: (frames, height, width) of each.
+      absolute, squared: weights of |error| and error², pixels in [-1, 1]: edges, and PSNR.
+      kl: weight of the Kullback-Leibler divergence from the unit normal, mean over latent numbers, in nats.
+    """
+
+    rows: int = 8
+    shards: int = 1
+    crop: tuple[int, int, int] = (9, 64, 64)
+    absolute: float = 1.0
+    squared: float = 4.0
+    kl: float = 1e-4
+
+    def __post_init__(self) -> None:
+        weights = dict.fromkeys(("absolute", "squared", "kl"), FROM_ZERO)
+        check_ranges(self, "loss", rows=COUNT, shards=COUNT, crop=COUNT, **weights)
+
+
+class VAEObjective:
+    """Reconstruction of windows of clips through a sampled latent (Kingma and Welling 2013)."""
+
+    def __init__(self, config: ConfigDict, workdir: pathlib.Path) -> None:
+        del workdir  # an autoencoder keeps nothing beside its checkpoints
+        self.init_from = config.get("init_from", "")
+        self.vae = component(VAEConfig, config.vae, "vae")
+        self.loss_config = component(VAELossConfig, config.loss, "loss")
+        self.data_config = component(DataConfig, config.data, "data")
+        self.sheets = bool(config.get("log", {}).get("sheet_every", 0))
+
+    def init(self, key: jax.Array) -> VAE:
+        fresh = VAE(self.vae, rngs=nnx.Rngs(params=key))
+        return take_weights(fresh, self.init_from, "vae") if self.init_from else fresh
+
+    def loss(
+        self, model: VAE, batch: dict[str, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Mean over pixels, and PSNR in dB of the sampled reconstruction."""
+        weights = self.loss_config
+        clip = batch["clip"].astype(jnp.float32) / 127.5 - 1.0
+        mean, logvar = model.encode(clip)
+        latent = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+        error = model.decode(latent) - clip
+        absolute, squared = jnp.mean(jnp.abs(error)), jnp.mean(jnp.square(error))
+        kl = 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar)
+        metrics = {"psnr": 10 * jnp.log10(4.0 / squared), "kl": kl, "absolute": absolute}
+        return weights.absolute * absolute + weights.squared * squared + weights.kl * kl, metrics
+
+    def shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Of a batch of so many clips, as `loss` takes it."""
+        return {"clip": jax.ShapeDtypeStruct((rows, *self.loss_config.crop, 3), np.uint8)}
+
+    @functools.cached_property
+    def sources(self) -> list[tuple[Source, float]]:
+        return make_sources(self.data_config, crop=self.loss_config.crop)
+
+    def check(self) -> None:
+        """Tries what the run will need, before any long work: says what the files are, and reads the sheets' clips.
+
+        Raises:
+          UserError: the data can't be used.
+        """
+        announce(self.sources)
+        if self.sheets:
+            _ = self.sheet_clips
+
+    def data(self, config: ConfigDict, share: Share) -> grain.IterDataset:
+        self.check()
+        return clip_batches(
+            self.sources,
+            self.loss_config.rows,
+            self.loss_config.crop,
+            seed=self.data_config.seed,
+            shards=self.loss_config.shards,
+            share=share,
+        )
+
+    def flops(self, batch: dict[str, np.ndarray]) -> float:
+        return 3 * reconstruction_flops(self.vae, *batch["clip"].shape[:4])
+
+    def tokens(self, batch: dict[str, np.ndarray]) -> tuple[int, int]:
+        """Latent cells: windows have no padding."""
+        B, T, Y, X, _ = batch["clip"].shape
+        time, height, width = self.vae.compression
+        cells = B * (1 + (T - 1) // time) * (Y // height) * (X // width)
+        return cells, cells
+
+    def data_summary(self) -> Summaries | None:
+        """What the files among the data sets are, and what of them could not be read until now."""
+        return summarise(self.sources)
+
+    @functools.cached_property
+    def sheet_clips(self) -> list[tuple[Video, str]]:
+        """Windows that sheets show, with what they are: held out of training, or not where too little is there."""
+        T, Y, X = self.loss_config.crop
+        clips = []
+        for source, held_out in make_sheet_sources(self.data_config, SHEET_CLIPS, self.loss_config.crop):
+            for index in range(SHEET_CLIPS):
+                video = source[index].video
+                label = "true" if held_out else "true (a training clip)"
+                clips.append((Video(video.frames[:T, :Y, :X], video.fps), label))
+        return clips
+
+    def sample_sheet(self, model: VAE, step: int) -> PIL.Image.Image:
+        """Windows the training has not seen, where there are such, above their reconstructions."""
+        videos, labels = [], []
+        for video, label in self.sheet_clips:
+            clip = jnp.asarray(video.frames[None], jnp.float32) / 127.5 - 1.0
+            back = np.asarray(
+                jnp.clip(_reconstruct(model, clip)[0] * 127.5 + 127.5, 0, 255).round(), np.uint8
+            )
+            psnr = 10 * np.log10(255.0**2 / np.mean(np.square(back.astype(np.float32) - video.frames)))
+            videos += [video, Video(back, video.fps)]
+            labels += [label, f"{psnr:.1f} dB"]
+        return contact_sheet(videos, labels, columns=2)
+
+
+@jax.jit
+def _reconstruct(model: VAE, clip: jax.Array) -> jax.Array:
+    return model.decode(model.encode(clip)[0])

@@ -1,0 +1,352 @@
+"""Training's canvases: each kind is drawn as often as it should be, and reaches the objective as it was drawn."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.tiny_model import TEXT, tiny_bundle
+from helpers.tiny_run import tiny_config
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from sora_jax.data.encode import make_encoder
+from sora_jax.data.masks import draw_canvas, draw_layout
+from sora_jax.data.pipeline import RUN_CONDITIONS, PipelineConfig, draw_run, make_pipeline
+from sora_jax.diffusion import flow
+from sora_jax.errors import UserError
+from sora_jax.media.clip import Clip
+from sora_jax.media.video import Video
+from sora_jax.models.text import load_text_encoder
+from sora_jax.tokens.canvas import Canvas, frames_shown, lay_streams
+from sora_jax.tokens.packing import PackedBatch, pack_stream
+from sora_jax.tokens.patches import coordinates
+from sora_jax.train.dit import DiTObjective
+
+LAYOUTS = ("none", "last", "ends", "even", "scattered", "middle")
+CANVASES = ("none", "first", "begin", "box", "margins", "levels")
+
+
+# Layouts.
+
+
+@given(st.integers(0, 12).map(lambda k: 1 + 4 * k), st.sampled_from(LAYOUTS), st.integers(0, 10**6))
+@example(5, "scattered", 1020)  # of which streams leave the two frames that are given
+def test_a_layout_stays_inside_the_clip_and_leaves_something_to_paint(frames, kind, seed):
+    fixed = draw_layout(np.random.default_rng(seed), frames, {kind: 1.0})
+    assert 1 <= len(fixed) <= frames and not fixed.all()
+    assert max(stream.ends[-1] for stream in lay_streams(fixed)) < frames
+    if kind == "none" or frames == 1:
+        assert not fixed.any() and len(fixed) == frames
+    elif fixed.any() and kind != "even":
+        assert frames - len(fixed) < 4, "no more is cut off than streams run over"
+
+
+@pytest.mark.parametrize("frames", [9, 17, 25])
+def test_every_kind_of_layout_gives_what_its_name_says(frames):
+    def drawn(kind: str) -> list[np.ndarray]:
+        return [draw_layout(np.random.default_rng(seed), frames, {kind: 1.0}) for seed in range(100)]
+
+    for fixed in drawn("last"):
+        assert fixed[-1] and not fixed[0] and np.count_nonzero(np.diff(fixed)) == 1
+    for fixed in drawn("ends"):
+        assert fixed[0] and np.count_nonzero(np.diff(fixed)) == (2 if fixed[-1] else 1)
+    # The other end is lost where streams would run over the clip's.
+    assert np.mean([fixed[-1] for fixed in drawn("ends")]) > 0.8
+    for fixed in drawn("even"):
+        (gap,) = {*np.diff(np.flatnonzero(fixed))} or {frames}
+        assert fixed[0] and 2 <= gap <= 5 and len(fixed) - np.flatnonzero(fixed)[-1] <= gap
+    for fixed in drawn("scattered"):
+        assert 1 <= np.count_nonzero(fixed) <= 3
+    for fixed in drawn("middle"):
+        assert fixed.any() and not fixed[0] and np.count_nonzero(np.diff(fixed)) <= 2
+    lengths = Counter(np.count_nonzero(fixed) for fixed in drawn("last"))
+    assert lengths[1] > 25 and sum(lengths[n] for n in (1, 5, 9, 13, 17, 21)) > 75, "mostly 1 + 4k"
+
+
+def test_layouts_are_drawn_by_weight():
+    rng = np.random.default_rng(0)
+    given = [draw_layout(rng, 17, {"none": 3.0, "last": 1.0}).any() for _ in range(2000)]
+    assert np.mean(given) == pytest.approx(0.25, abs=0.04)
+
+
+@pytest.mark.parametrize("weights", [{"nowhere": 1.0}, {"none": 0.0}, {}])
+def test_unknown_layouts_and_no_layout_at_all_are_refused(weights):
+    with pytest.raises(UserError, match=r"latents\.layouts.*choose from none, last, ends"):
+        draw_layout(np.random.default_rng(0), 9, weights)
+
+
+# Canvases.
+
+
+def plain(t: int = 5, y: int = 4, x: int = 6) -> Canvas:
+    latent = np.random.default_rng(0).standard_normal((t, y, x, 3)).astype(np.float32)
+    return Canvas(latent, np.ones((t, y, x), np.float32), 4 * np.arange(t), np.arange(t) == 0, 8.0)
+
+
+def streams() -> Canvas:
+    """Frames 0 and 9 to 12 of 13 are given."""
+    fixed = np.isin(np.arange(13), (0, 9, 10, 11, 12))
+    laid = lay_streams(fixed)
+    ends = np.concatenate([stream.ends for stream in laid])
+    start = np.array([not fixed[shown].all() for shown in frames_shown(laid, 13)], np.float32)
+    first = np.concatenate([stream.ends == stream.begin for stream in laid])
+    latent = np.zeros((len(ends), 4, 6, 3), np.float32)
+    return Canvas(latent, np.broadcast_to(start[:, None, None], latent.shape[:3]), ends, first, 8.0)
+
+
+def kind_of(start: np.ndarray) -> str:
+    """What was drawn, by how it looks."""
+    if ((start > 0) & (start < 1)).any():
+        return "levels"
+    if (start == 1).all():
+        return "none"
+    if np.isin(start.mean((1, 2)), (0, 1)).all():
+        return "first" if start[1:].all() else "begin"
+    assert (start == start[0]).all(), "a box or margins are where they are all the time"
+    return "box or margins"
+
+
+@given(
+    st.integers(1, 6), st.integers(1, 5), st.integers(1, 7), st.sampled_from(CANVASES), st.integers(0, 10**6)
+)
+def test_something_is_always_painted_and_latents_stay_what_they_are(t, y, x, kind, seed):
+    whole = plain(t, y, x).crop(0, 0, y, x)
+    drawn = draw_canvas(np.random.default_rng(seed), whole, {kind: 1.0}, 0.5, 4)
+    assert drawn.start.max() > 0 and drawn.start.min() >= 0 and drawn.start.dtype == np.float32
+    assert len(drawn) <= 4 and drawn.frame == (y, x) and drawn.fps == 8.0
+    begin = int(drawn.ends[0]) // 4
+    np.testing.assert_array_equal(drawn.latent, whole.latent[begin : begin + len(drawn)])
+    np.testing.assert_array_equal(drawn.ends, whole.ends[begin : begin + len(drawn)])
+    assert drawn.first.tolist() == [begin + i == 0 for i in range(len(drawn))]
+    if kind == "levels":
+        levels = np.unique(drawn.start[drawn.start < 1])
+        assert len(levels) == 1 and 0 < levels[0] < 1 and drawn.start.min() > 0
+        assert (drawn.start == drawn.start[:, :1, :1]).all(), "whole frames have a level"
+    if kind == "first" and len(drawn) > 1:
+        assert not drawn.start[0].any() and drawn.start[1:].all()
+
+
+def test_boxes_and_margins_are_rectangles_each_the_others_opposite():
+    for seed in range(50):
+        box, margins = (
+            draw_canvas(np.random.default_rng(seed), plain(), {kind: 1.0}, 0.0, 9).start[0]
+            for kind in ("box", "margins")
+        )
+        rows, columns = box.any(1), box.any(0)
+        np.testing.assert_array_equal(box, np.outer(rows, columns))
+        for side in (rows, columns):
+            assert np.count_nonzero(np.diff(np.pad(side.astype(int), 1))) == 2
+        if not box.all():
+            np.testing.assert_array_equal(margins, 1 - box)
+
+
+def test_canvases_are_drawn_by_weight():
+    weights = {"none": 0.3, "first": 0.2, "begin": 0.1, "box": 0.1, "margins": 0.1, "levels": 0.2}
+    rng = np.random.default_rng(0)
+    kinds = Counter(kind_of(draw_canvas(rng, plain(), weights, 0.0, 9).start) for _ in range(2000))
+    shares = {kind: count / 2000 for kind, count in kinds.items()}
+    # Of four ways to begin one is the first frame alone.
+    wanted = {"none": 0.3, "first": 0.225, "begin": 0.075, "box or margins": 0.2, "levels": 0.2}
+    assert shares == pytest.approx(wanted, abs=0.04)
+
+
+def test_no_weights_give_nothing_and_unknown_ones_are_refused():
+    assert (draw_canvas(np.random.default_rng(0), plain(), {}, 0.0, 9).start == 1).all()
+    with pytest.raises(UserError, match=r"pipeline\.canvases\.corner is unknown: choose from none, first"):
+        draw_canvas(np.random.default_rng(0), plain(), {"corner": 1.0}, 0.0, 9)
+
+
+def test_what_a_layout_gives_is_given_whatever_is_drawn():
+    for kind in CANVASES:
+        drawn = draw_canvas(np.random.default_rng(0), streams(), {kind: 1.0}, 0.0, 9)
+        np.testing.assert_array_equal(drawn.start, streams().start)
+
+
+def test_windows_of_time_are_taken_as_often_as_told_and_always_of_what_is_too_long():
+    rng = np.random.default_rng(0)
+    lengths = np.array([len(draw_canvas(rng, plain(), {}, 0.3, 9)) for _ in range(1000)])
+    # One length in four is the whole clip's.
+    assert np.mean(lengths < 5) == pytest.approx(0.3 * 3 / 4, abs=0.04)
+    assert set(lengths) == {2, 3, 4, 5}
+    windows = [draw_canvas(rng, streams(), {"first": 1.0}, 0.0, 3) for _ in range(200)]
+    assert {len(window) for window in windows} == {2, 3}
+    assert {int(window.ends[0]) for window in windows} == {0, 4, 8, 9, 10, 11}
+    assert all(window.start.any() for window in windows)
+    assert len(draw_canvas(rng, plain(), {}, 0.0, 1)) == 1
+
+
+# From clips to the objective.
+
+
+class Shots:
+    """Clips of noise; every second one has two shots."""
+
+    def __len__(self) -> int:
+        return 60
+
+    def __getitem__(self, index: int) -> Clip:
+        rng = np.random.default_rng(index)
+        frames = rng.integers(0, 256, (17 if index % 3 else 1, 32, 32, 3), np.uint8)
+        timed = ((0.0, "a red ring"), (1.1, "a blue star"))[: 1 + index % 2]
+        return Clip(Video(frames, 7.0), {"short": "a ring"}, timed, f"clip-{index}")
+
+
+@pytest.fixture(scope="module")
+def records() -> list[dict[str, Any]]:
+    encode = make_encoder(tiny_bundle().vae, load_text_encoder(TEXT), dict.fromkeys(LAYOUTS, 1.0))
+    records = [encode([Shots()[index]])[0] for index in range(60)]
+    half = {"text": np.float16, "time": np.float16}  # as the cache keeps them
+    for record in records:
+        for caption in record["captions"].values():
+            caption.update({name: caption[name].astype(dtype) for name, dtype in half.items()})
+    return records
+
+
+CONFIG = PipelineConfig(
+    row_tokens=40,
+    row_text=24,
+    rows=2,
+    max_runs=6,
+    canvases=dict.fromkeys(CANVASES, 1.0),
+    time_window=0.4,
+    frame_tokens=2,
+    caption_weights={"short": 0.3, "timed": 1.0},
+    window=8,
+)
+
+
+def test_a_record_means_to_give_what_its_streams_show_of_given_frames_alone(records):
+    """A group that runs over a given frame shows others too: it must be painted, as when a model is used."""
+    for index, record in enumerate(records):
+        frames = len(Shots()[index].video.frames)
+        begins = np.flatnonzero(record["first"])
+        for j, end in enumerate(record["ends"]):
+            assert end < frames
+            if record["given"][j] and not record["first"][j]:
+                assert record["given"][begins[begins <= j][-1] : j].all(), "given after what is painted"
+                assert not any(end - 4 < record["ends"][k] <= end for k in begins[begins > j])
+    several = [record for record in records if record["first"].sum() > 1]
+    assert len(several) > 15 and all(record["given"].any() for record in several)
+    assert all(not record["given"].all() for record in records)
+
+
+def test_runs_of_every_kind_have_conditions_enough_and_the_words_of_their_shots(records):
+    seen: Counter[int] = Counter()
+    for seed in range(5):
+        for index, record in enumerate(records):
+            run = draw_run(record, np.random.default_rng((seed, index)), CONFIG)
+            assert 1 <= run.conditions <= RUN_CONDITIONS
+            assert run.start.max() > 0 and len(run.patches) <= CONFIG.row_tokens
+            shots = set(run.words_time[run.start > 0])
+            assert shots <= set(run.text_time.tolist()), "words are found by their time, to the bit"
+            seen[len(shots)] += 1
+            assert run.coords[:, 0].min() == 0
+    assert seen[1] > 100 and seen[2] > 20
+
+
+def test_a_window_of_a_frame_keeps_its_coordinates(records):
+    record = next(record for record in records if len(record["ends"]) > 1)
+    whole = coordinates((1, 4, 4), (1, 2, 2), 7.0)[:, 1:3].tolist()
+    seen = set()
+    for seed in range(60):
+        run = draw_run(record, np.random.default_rng(seed), CONFIG)
+        assert np.ptp(run.coords[:, 4]) == 0 and run.coords[0, 4] == 0.5, "half a frame's height each"
+        seen |= {whole.index(place) for place in run.coords[:, 1:3].tolist()}
+    assert seen == {0, 1, 2, 3}
+
+
+def test_the_pipeline_packs_canvases_of_every_kind(records):
+    batches = [batch for batch, _ in zip(make_pipeline(CONFIG, records), range(30))]
+    own = {batch.condition_runs.shape for batch in batches}
+    assert own == {(2, CONFIG.max_runs * RUN_CONDITIONS + 1)}
+    start = np.concatenate([batch.start[batch.segment_ids > 0] for batch in batches])
+    assert (start == 0).mean() > 0.1 and (start == 1).mean() > 0.3 and ((start > 0) & (start < 1)).any()
+    for batch in batches:
+        np.testing.assert_array_equal(
+            np.take_along_axis(batch.condition_start, batch.condition_ids, axis=1), batch.start
+        )
+        np.testing.assert_array_equal(
+            np.take_along_axis(batch.condition_runs, batch.condition_ids, axis=1),
+            np.where(batch.start > 0, batch.segment_ids, 0),
+        )
+
+
+class Recorder:
+    """Answers 0 to everything, and remembers what it was asked."""
+
+    asked: tuple[jax.Array, PackedBatch, jax.Array]
+
+    def __call__(self, patches: jax.Array, batch: PackedBatch, sigma: jax.Array) -> jax.Array:
+        self.asked = patches, batch, sigma
+        return jnp.zeros_like(patches)
+
+
+@pytest.fixture(scope="module")
+def batch(records) -> PackedBatch:
+    runs = grain.MapDataset.source(records).random_map(
+        lambda record, rng: draw_run(record, rng, CONFIG), seed=0
+    )
+    stream = runs.to_iter_dataset(grain.ReadOptions(0, 0))
+    return next(iter(pack_stream(stream, 40, 24, 6, 8, 8, RUN_CONDITIONS)))
+
+
+def ask(batch: PackedBatch, folder: Any, **flows: float) -> tuple[Recorder, float, Mapping[str, jax.Array]]:
+    config = tiny_config(folder, 1)
+    config.pipeline.max_runs = CONFIG.max_runs
+    config.flow.update(flows)
+    recorder, batch = Recorder(), jax.tree.map(jnp.asarray, batch)
+    loss, others = DiTObjective(config, folder / "run").loss(recorder, batch, jax.random.key(0))
+    return recorder, float(loss), others
+
+
+def test_given_tokens_are_shown_clean_and_levels_are_where_training_begins(batch, tmp_path):
+    recorder, _, _ = ask(batch, tmp_path, text_noise=0.0, mean=4.0)
+    patches, seen, sigma = recorder.asked
+    levels = np.take_along_axis(np.asarray(sigma), batch.condition_ids, axis=1)
+    assert batch.given.any() and not levels[batch.given].any() and not np.asarray(sigma)[:, 0].any()
+    np.testing.assert_array_equal(np.asarray(patches)[batch.given], batch.patches[batch.given])
+    assert (levels <= batch.start).all() and (levels[batch.start > 0] > 0).all()
+    lowered = (batch.start > 0) & (batch.start < 1)
+    assert lowered.any() and (levels[lowered] == batch.start[lowered]).any()
+    for row, ids in enumerate(batch.segment_ids):
+        for segment in range(1, ids.max() + 1):
+            own = (ids == segment) & (batch.start > 0)[row]
+            (drawn,) = {*np.maximum.reduceat(levels[row][own], [0])}
+            free = levels[row][own & (batch.start[row] == 1)]
+            # One draw a run, which what starts lower holds where it is lower still.
+            assert len(set(free.tolist())) <= 1
+            top = free.max() if free.size else drawn
+            np.testing.assert_array_equal(levels[row][own], np.minimum(top, batch.start[row][own]))
+    np.testing.assert_array_equal(seen.condition_ids, batch.condition_ids)
+
+
+def test_given_tokens_and_empty_slots_have_no_part_in_the_loss(batch, tmp_path):
+    recorder, loss, others = ask(batch, tmp_path, text_noise=0.0)
+    patches, _, sigma = recorder.asked
+    level = np.take_along_axis(np.asarray(sigma), batch.condition_ids, axis=1)[..., None]
+    painted = (batch.segment_ids > 0) & ~batch.given
+    # x = (1 − σ) x₀ + σ ε tells the noise, and so the velocity that was to be found.
+    noise = (np.asarray(patches) - (1 - level) * batch.patches)[painted] / level[painted]
+    error = np.square(np.asarray(flow.velocity(batch.patches[painted], noise))).mean(-1)
+    assert loss == pytest.approx(error.mean(), rel=1e-3)
+    assert float(others["clean_error"]) == pytest.approx((error * level[painted][:, 0] ** 2).mean(), rel=1e-3)
+
+
+def test_words_are_dropped_by_run_and_keep_the_conditions_of_what_stays(batch, tmp_path):
+    recorder, _, _ = ask(batch, tmp_path, text_dropout=0.5, text_noise=0.0)
+    _, seen, _ = recorder.asked
+    kept = []
+    for row, ids in enumerate(batch.text_segment_ids):
+        for segment in {*ids} - {0}:
+            (stays,) = {*(np.asarray(seen.text_segment_ids)[row, ids == segment] == segment)}
+            kept.append(stays)
+    assert 0.2 < np.mean(kept) < 0.8
+    assert dataclasses.replace(seen, text=batch.text).text is batch.text

@@ -1,0 +1,213 @@
+"""Guidance: weights of 1 change nothing, outside the interval neither; each method does what its paper says."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.tiny_batch import BATCH, LEVELS, NOISE, PLACES, RUNS, make_dit, pack, wave, with_words
+
+from sora_jax.diffusion import flow
+from sora_jax.diffusion.guidance import (
+    METHODS,
+    Guidance,
+    combine,
+    guided_clean,
+    tabulate,
+    without_given,
+    without_words,
+    zero_init,
+)
+from sora_jax.diffusion.solvers import sample
+from sora_jax.tokens.packing import unpack
+
+MODEL = make_dit()
+blend, ask = jax.jit(combine), jax.jit(guided_clean, static_argnames="passes")
+answer = jax.jit(lambda batch: MODEL(X, batch, SIGMA))
+SHAPE = BATCH.condition_runs.shape
+SIGMA = LEVELS[2]
+TOKEN_SIGMA = np.asarray(flow.gather_levels(SIGMA, BATCH.condition_ids))[..., None]
+X = (1 - TOKEN_SIGMA) * BATCH.patches + TOKEN_SIGMA * NOISE
+FULL, WORDLESS, BARE = (wave(*X.shape, pitch=pitch) for pitch in (1.3, 1.7, 2.3))
+WORDLESS = WORDLESS + 0.5 * FULL
+
+
+def combined(guidance: Guidance, passes: int = 3) -> np.ndarray:
+    """x₀ from three velocities that no model has a part in."""
+    return np.asarray(blend([FULL, WORDLESS, BARE][:passes], X, BATCH, SIGMA, guidance.tables(SHAPE)))
+
+
+def painted(array: np.ndarray, i: int) -> np.ndarray:
+    """The tokens of run i that are painted, as one vector."""
+    (tokens,), (start,) = unpack(array, [PLACES[i]]), unpack(BATCH.start, [PLACES[i]])
+    return tokens[start > 0].ravel()
+
+
+def clean(velocity: np.ndarray) -> np.ndarray:
+    return X - TOKEN_SIGMA * velocity
+
+
+@pytest.mark.parametrize("method", range(len(METHODS)))
+def test_weights_of_one_are_the_conditional_exactly(method):
+    for change in ({}, {"rescale": 1.0}, {"low": 0.2, "high": 0.5}):
+        np.testing.assert_array_equal(
+            combined(Guidance(method=method, **change)), combined(Guidance(), passes=1)
+        )
+
+
+@pytest.mark.parametrize("method", range(len(METHODS)))
+def test_outside_its_interval_guidance_has_no_effect(method):
+    guidance = Guidance(text=4.0, given=3.0, rescale=0.5, method=method, low=0.5, high=0.8)
+    got, conditional = combined(guidance), combined(Guidance(), passes=1)
+    inside = (TOKEN_SIGMA > 0.5) & (TOKEN_SIGMA <= 0.8) & (BATCH.start > 0)[..., None]
+    assert 0 < inside.sum() < (BATCH.start > 0).sum()
+    np.testing.assert_array_equal(*np.where(inside, 0, [got, conditional]))
+    assert np.abs(got - conditional)[inside[..., 0]].max(-1).min() > 1e-2
+
+
+def test_the_weights_are_those_of_the_formula():
+    text, given = 3.0, 2.0
+    velocity = BARE + given * (WORDLESS - BARE) + text * (FULL - WORDLESS)
+    np.testing.assert_allclose(combined(Guidance(text, given)), clean(velocity), atol=1e-5)
+    velocity = WORDLESS + text * (FULL - WORDLESS)  # Ho and Salimans
+    np.testing.assert_allclose(combined(Guidance(text, 1.0)), clean(velocity), atol=1e-5)
+    np.testing.assert_allclose(combined(Guidance(text), 2), clean(velocity), atol=1e-5)
+
+
+def rescale_noise_cfg(guided: np.ndarray, conditional: np.ndarray, phi: float) -> np.ndarray:
+    """Lin et al. 2023, equations 15 and 16, of the model's output, in float64: as diffusers has it."""
+    guided, conditional = guided.astype(np.float64), conditional.astype(np.float64)
+    rescaled = guided * (conditional.std(ddof=1) / guided.std(ddof=1))
+    return phi * rescaled + (1 - phi) * guided
+
+
+@pytest.mark.parametrize("i", [0, 2, 4])
+@pytest.mark.parametrize("phi", [0.0, 0.3, 0.7, 1.0])
+@pytest.mark.parametrize(("text", "given"), [(5.0, 1.0), (3.0, 2.0)])
+def test_rescaling_acts_on_the_velocity_run_by_run_as_diffusers_does(text, given, phi, i):
+    full, weak, bare, x, sigma = (
+        painted(array, i) for array in (FULL, WORDLESS, BARE, X, np.broadcast_to(TOKEN_SIGMA, X.shape))
+    )
+    guided = full + (text - 1) * (full - weak) + (given - 1) * (weak - bare)
+    assert full.std() < 0.9 * guided.std()
+    expected = x - sigma * rescale_noise_cfg(guided, full, phi)
+    np.testing.assert_allclose(painted(combined(Guidance(text, given, rescale=phi)), i), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("factor", [1.0, 3.2])
+@pytest.mark.parametrize(("steps", "left_out"), [(1, 1), (12, 1), (25, 1), (26, 2), (50, 2), (100, 4)])
+def test_zero_init_leaves_out_the_first_twenty_fifth_of_the_steps_and_at_least_one(steps, left_out, factor):
+    levels = np.asarray(flow.schedule(steps, factor))[:-1]
+    assert np.count_nonzero(levels > zero_init(factor)) == left_out
+
+
+@pytest.mark.parametrize("i", [0, 2, 4])
+def test_zero_star_fits_the_unconditional_to_the_conditional_run_by_run(i):
+    text, (strong, weak) = 4.0, (painted(FULL, i), painted(WORDLESS, i))
+    fit = np.dot(strong, weak) / np.dot(weak, weak)
+    assert abs(fit - 1) > 0.1
+    velocity = (1 - text) * fit * WORDLESS + text * FULL  # Fan et al. 2025
+    got = combined(Guidance(text, method=METHODS.index("zero")), 2)
+    np.testing.assert_allclose(painted(got, i), painted(clean(velocity), i), atol=1e-4)
+
+
+@pytest.mark.parametrize(("i", "limit"), [(0, 0.1), (2, 0.1), (4, 1e3)])
+def test_apg_moves_across_the_conditional_and_no_further_than_its_limit(i, limit):
+    full, weak = painted(clean(FULL), i), painted(clean(WORDLESS), i)
+    update = painted(combined(Guidance(3.0, method=METHODS.index("apg"), limit=limit), 2), i) - full
+    assert abs(np.dot(update, full)) < 1e-4 * np.linalg.norm(update) * np.linalg.norm(full)
+    gain = full - weak
+    gain = gain * min(1, limit / np.sqrt(np.square(gain).mean()))
+    np.testing.assert_allclose(update, 2 * (gain - np.dot(gain, full) / np.dot(full, full) * full), atol=1e-4)
+
+
+def test_runs_without_anything_to_average_give_numbers():
+    everything_given = dataclasses.replace(
+        BATCH, start=np.zeros_like(BATCH.start), condition_ids=np.zeros_like(BATCH.condition_ids)
+    )
+    for method in range(len(METHODS)):
+        tables = Guidance(3.0, 2.0, rescale=1.0, method=method).tables(SHAPE)
+        zeros = np.zeros_like(SIGMA)
+        out = blend([FULL, WORDLESS, BARE], X, everything_given, zeros, tables)
+        np.testing.assert_allclose(out, X, atol=1e-6)
+
+
+def test_settings_by_run_become_tables_by_entry():
+    settings = [Guidance(text=2.0 + i, high=0.9) for i in range(len(RUNS))]
+    table = tabulate(settings, PLACES, BATCH.condition_runs)
+    for i, place in enumerate(PLACES):
+        own = BATCH.condition_runs[place.row] == place.segment
+        assert own.any()
+        assert (table.text[place.row, own] == 2 + i).all()
+    assert (table.text[BATCH.condition_runs == 0] == 1).all()
+    assert (table.high[BATCH.condition_runs == 0] == 1).all()
+
+
+def test_the_model_is_asked_no_more_often_than_needed():
+    assert Guidance().passes() == 1
+    assert Guidance(text=np.array([1.0, 2.0])).passes() == 2
+    assert Guidance(text=2.0, given=np.array([1.0, 0.5])).passes() == 3
+
+
+def asked(guidance: Guidance, negative=None, batch=BATCH) -> np.ndarray:
+    tables, passes = guidance.tables(SHAPE), guidance.passes()
+    return np.asarray(ask(MODEL, X, batch, SIGMA, tables, passes, negative))
+
+
+def test_each_pass_leaves_out_what_it_should():
+    wordless = dataclasses.replace(BATCH, text_segment_ids=np.zeros_like(BATCH.text_segment_ids))
+    answers = [answer(batch) for batch in (BATCH, wordless, without_given(wordless))]
+    expected = blend(answers, X, BATCH, SIGMA, Guidance(3.0, 2.0).tables(SHAPE))
+    np.testing.assert_allclose(asked(Guidance(3.0, 2.0)), expected, atol=1e-4)
+    bare, row = without_given(BATCH), PLACES[0].row
+    assert not bare.given.any()
+    assert (np.asarray(bare.segment_ids)[BATCH.start > 0] == BATCH.segment_ids[BATCH.start > 0]).all()
+    difference = np.abs(np.asarray(answers[2]) - answers[1]).max(-1)
+    assert (
+        difference[row][(BATCH.start[row] > 0) & (BATCH.segment_ids[row] == PLACES[0].segment)].min() > 1e-3
+    )
+
+
+def test_negative_words_take_the_place_of_none():
+    """Those of runs 0 and 4, a storyboard; the others have none, and stay as they are."""
+    batch, places = pack([with_words(run, i) if i in (0, 4) else run for i, run in enumerate(RUNS)])
+    assert places == PLACES
+    kept = np.isin(batch.text_segment_ids, 0)
+    for i in (0, 4):
+        kept |= (batch.text_segment_ids == PLACES[i].segment) & (np.arange(2) == PLACES[i].row)[:, None]
+    negative = dataclasses.replace(batch, text_segment_ids=np.where(kept, batch.text_segment_ids, 0))
+    guidance = Guidance(3.0)
+    got, without = asked(guidance, negative), asked(guidance)
+    # Pooled, they are in force wherever a card is: as words of a clip whose only words they are.
+    always = dataclasses.replace(negative, condition_time=np.zeros_like(BATCH.condition_time))
+    answers = [answer(batch) for batch in (BATCH, always)]
+    expected = blend(answers, X, BATCH, SIGMA, guidance.tables(SHAPE))
+    for i in range(len(RUNS)):
+        np.testing.assert_allclose(painted(got, i), painted(np.asarray(expected), i), atol=1e-4)
+        change = np.abs(painted(got, i) - painted(without, i)).max()
+        assert change > 1e-2 if i in (0, 4) else change < 1e-4
+
+
+def test_negative_words_that_are_the_runs_own_cancel_guidance():
+    plain = dataclasses.replace(BATCH, condition_time=np.zeros_like(BATCH.condition_time))
+    plain = dataclasses.replace(plain, text_time=np.zeros_like(BATCH.text_time))
+    np.testing.assert_allclose(asked(Guidance(5.0), plain, plain), asked(Guidance(), batch=plain), atol=1e-4)
+
+
+def test_sampling_takes_negative_words():
+    words = pack([with_words(run, i) for i, run in enumerate(RUNS)])[0]
+    guidance = Guidance(text=2.0)
+    led, unled = (
+        sample(MODEL, BATCH, NOISE, LEVELS[:3], guidance, negative=words) for words in (words, None)
+    )
+    assert np.abs(np.asarray(led) - unled)[BATCH.start == 1].max(-1).min() > 1e-3
+    assert jnp.isfinite(led).all()
+
+
+def test_words_are_left_out_without_touching_anything_else():
+    wordless = without_words(BATCH)
+    assert not np.asarray(wordless.text_segment_ids).any()
+    for field in dataclasses.fields(BATCH):
+        if field.name != "text_segment_ids":
+            np.testing.assert_array_equal(getattr(wordless, field.name), getattr(BATCH, field.name))

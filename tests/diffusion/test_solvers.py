@@ -1,0 +1,191 @@
+"""The solver loop: what is given stays, what rests stays, runs don't see one another, and errors fall in order."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.tiny_batch import (
+    BATCH,
+    LEVELS,
+    MOST_STEPS,
+    NOISE,
+    PLACES,
+    RUNS,
+    SETTINGS,
+    STEPS,
+    lay_levels,
+    lay_noise,
+    make_dit,
+    pack,
+)
+
+from sora_jax.diffusion import flow
+from sora_jax.diffusion.guidance import Guidance, tabulate
+from sora_jax.diffusion.solvers import SOLVERS, sample, solver_step
+from sora_jax.errors import UserError
+from sora_jax.tokens.packing import PackedBatch, unpack
+
+MODEL = make_dit()
+GUIDANCE = tabulate(SETTINGS, PLACES, BATCH.condition_runs)
+
+
+@pytest.fixture(scope="module", params=SOLVERS)
+def solver(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def filled(solver) -> np.ndarray:
+    return np.asarray(sample(MODEL, BATCH, NOISE, LEVELS, GUIDANCE, solver))
+
+
+def test_the_batch_has_what_this_file_is_about():
+    assert BATCH.given.any()
+    assert (BATCH.segment_ids == 0).any()
+    assert len({place.row for place in PLACES}) == 2
+    assert np.unique(BATCH.start).tolist() == [0, 0.5, np.float32(0.7), 1]
+    assert GUIDANCE.passes() == 3
+
+
+def test_what_is_not_painted_stays_bit_for_bit_and_the_rest_is_painted(filled):
+    painted = BATCH.start > 0
+    np.testing.assert_array_equal(filled[~painted], BATCH.patches[~painted])
+    assert np.isfinite(filled).all()
+    assert np.abs(filled - BATCH.patches)[painted].max(-1).min() > 1e-2
+
+
+def fill_alone(i: int, solver: str, as_often: bool) -> np.ndarray:
+    """Run i in rows of its own, the model asked as often as for all of them, or as it needs."""
+    batch, (own,) = pack([RUNS[i]])
+    guidance = tabulate([SETTINGS[i]], [own], batch.condition_runs)
+    guidance.given[:, 0] = (
+        2.0 if as_often else 1.0
+    )  # of given tokens: weighs nothing, but asks for a third pass
+    levels = lay_levels(batch, [own], [STEPS[i]], MOST_STEPS)
+    return unpack(sample(MODEL, batch, lay_noise([own], [i]), levels, guidance, solver), [own])[0]
+
+
+def test_a_run_alone_is_what_it_is_among_others(solver, filled):
+    for i, expected in enumerate(unpack(filled, PLACES)):
+        np.testing.assert_allclose(fill_alone(i, solver, True), expected, atol=1e-4, err_msg=f"run {i}")
+
+
+def test_passes_that_only_neighbours_need_change_nothing(solver, filled):
+    if solver == "euler":
+        for i in (1, 3):  # two passes, and one
+            expected = unpack(filled, PLACES)[i]
+            np.testing.assert_allclose(fill_alone(i, solver, False), expected, atol=1e-4, err_msg=f"run {i}")
+
+
+def test_tokens_wait_where_they_start(solver):
+    """Run 2 has levels 1 and 0.5: until it has come down to the lower one, tokens of that are as they were put."""
+    row, entry = next(zip(*np.nonzero(BATCH.condition_start == 0.5), strict=True))
+    resting = int(np.argmax(LEVELS[:, row, entry] < 0.5)) - 1
+    assert resting >= 1
+    early = np.asarray(sample(MODEL, BATCH, NOISE, LEVELS[: resting + 1], GUIDANCE, solver))
+    waiting = (BATCH.condition_ids == entry) & (np.arange(len(BATCH.patches)) == row)[:, None]
+    begun = np.asarray(sample(MODEL, BATCH, NOISE, LEVELS[:1], GUIDANCE, solver))
+    np.testing.assert_array_equal(early[waiting], begun[waiting])
+    np.testing.assert_allclose(begun[waiting], (0.5 * BATCH.patches + 0.5 * NOISE)[waiting], rtol=1e-6)
+    others = (BATCH.start == 1) & (np.arange(len(BATCH.patches)) == row)[:, None]
+    assert np.abs(early - begun)[others].max(-1).min() > 1e-3
+
+
+def test_a_run_that_is_done_rests(solver, filled):
+    longer = np.concatenate([LEVELS, np.zeros_like(LEVELS[:2])])
+    np.testing.assert_array_equal(sample(MODEL, BATCH, NOISE, longer, GUIDANCE, solver), filled)
+
+
+def test_a_step_above_hold_is_left_out():
+    """Zero-init: the run is as noisy as before when the next step begins."""
+    place = PLACES[1]
+    assert LEVELS[0, place.row, BATCH.condition_ids[place.row, place.start]] > SETTINGS[1].hold
+    after_one = sample(MODEL, BATCH, NOISE, LEVELS[:2], GUIDANCE)
+    (run,), (noise,) = unpack(after_one, [place]), unpack(NOISE, [place])
+    np.testing.assert_array_equal(run, noise)
+    after_two = sample(MODEL, BATCH, NOISE, LEVELS[:3], GUIDANCE)
+    assert np.abs(unpack(after_two, [place])[0] - noise).max() > 1e-2
+
+
+def test_one_compilation_serves_every_mix_of_starts_settings_and_steps():
+    solver_step.clear_cache()
+    seen = []
+    sample(MODEL, BATCH, NOISE, LEVELS, GUIDANCE, progress=lambda *done: seen.append(done))
+    assert seen == [(step + 1, MOST_STEPS) for step in range(MOST_STEPS)]
+    batch, places = pack([dataclasses.replace(run, start=np.full_like(run.start, 0.8)) for run in RUNS])
+    levels = lay_levels(batch, places, STEPS[::-1], 9)
+    other = tabulate([Guidance(given=3.0, high=0.6), *SETTINGS[1:]], places, batch.condition_runs)
+    sample(MODEL, batch, NOISE, levels, other)
+    assert solver_step._cache_size() == 1
+
+
+def test_an_unknown_solver_is_refused():
+    with pytest.raises(UserError, match="'rk45'.*euler"):
+        sample(MODEL, BATCH, NOISE, LEVELS, GUIDANCE, "rk45")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Gaussian:
+    """The exact velocity of data that are normal, each number for itself."""
+
+    mean: float
+    deviation: float
+
+    def __call__(self, x: jax.Array, batch: PackedBatch, sigma_bs: jax.Array) -> jax.Array:
+        sigma = flow.gather_levels(sigma_bs, batch.condition_ids)[..., None]
+        alpha, variance = 1 - sigma, self.deviation**2
+        share = alpha * variance / (alpha**2 * variance + sigma**2)
+        clean = self.mean + share * (x - alpha * self.mean)
+        # dx/dσ = (x − x₀) / σ, where that has a limit at σ = 0.
+        return jnp.where(sigma > 0, (x - clean) / jnp.maximum(sigma, 1e-6), -x)
+
+    def solution(self, x: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+        """Where the path that is at x at level σ ends: deviations from the mean keep their place in the spread."""
+        spread = np.sqrt((1 - sigma) ** 2 * self.deviation**2 + sigma**2)
+        return self.mean + self.deviation * (x - (1 - sigma) * self.mean) / spread
+
+
+def _errors(solver: str, counts: tuple[int, ...]) -> dict[float, np.ndarray]:
+    """Root mean square error of runs of so many steps, for tokens that start at 1 and at 0.7."""
+    gaussian, start = Gaussian(0.8, 0.5), BATCH.start[..., None]
+    expected = gaussian.solution((1 - start) * BATCH.patches + start * NOISE, start)
+    rows: dict[float, list[float]] = {1.0: [], 0.7: []}
+    for steps in counts:
+        levels = np.stack([flow.schedule(steps, 1.0, begin) for begin in BATCH.condition_start.ravel()], -1)
+        levels = levels.reshape(steps + 1, *BATCH.condition_start.shape)
+        error = np.asarray(sample(gaussian, BATCH, NOISE, levels, Guidance(), solver)) - expected
+        for begin, row in rows.items():
+            row.append(float(np.sqrt(np.square(error[np.float32(begin) == BATCH.start]).mean())))
+    return {begin: np.array(row) for begin, row in rows.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("euler", 0.9, 1.1), ("heun", 1.9, 2.2), ("dpm", 1.6, 2.3)]
+)
+def test_errors_fall_in_order(name, low, high):
+    """Each doubling of steps halves Euler's error and quarters Heun's; 2M comes near that (see `flow.multistep`)."""
+    for begin, (coarse, fine) in _errors(name, (64, 128)).items():
+        assert low < np.log2(coarse / fine) < high, f"from {begin}: {coarse:.2e}, {fine:.2e}"
+
+
+def test_of_one_evaluation_a_step_the_higher_order_is_nearer():
+    for steps in (8, 32):
+        errors = [_errors(name, (steps,))[1.0][0] for name in ("euler", "dpm", "unipc")]
+        assert errors[0] > 2.5 * errors[1] > 2.5 * errors[2], f"{steps} steps: {errors}"
+    error = _errors("unipc", (16, 128))[1.0]
+    assert np.log2(error[0] / error[1]) / 3 > 1.7
+
+
+def test_a_run_that_rested_goes_on_at_first_order():
+    """What lay before its rest is no step to extrapolate from: waiting two steps or none ends at the same place."""
+    levels = np.zeros((5, *BATCH.condition_start.shape), np.float32)
+    levels[:] = np.array([0.6, 0.6, 0.6, 0.3, 0.0])[:, None, None]
+    for name in ("dpm", "unipc"):
+        waited, not_waited = (
+            sample(Gaussian(0.8, 0.5), BATCH, NOISE, table, Guidance(), name)
+            for table in (levels, levels[2:])
+        )
+        np.testing.assert_array_equal(waited, not_waited)

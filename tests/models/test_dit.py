@@ -1,0 +1,285 @@
+"""The diffusion transformer: packed = alone, a σ per token, layers scanned."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from helpers.tiny_batch import wave
+from helpers.tiny_dit import (
+    BATCH,
+    CONFIG,
+    PLACES,
+    RUNS,
+    SIGMAS,
+    TABLE,
+    K,
+    M,
+    N,
+    forward,
+    forward_backward,
+    make_dit,
+    pulled_sum,
+    sigma_table,
+    unrolled,
+)
+
+from sora_jax.models.dit import DiT, _pool
+from sora_jax.tokens.packing import PackedBatch, pack_rows, unpack
+
+
+@pytest.fixture(
+    scope="module", params=[{}, {"absolute": True, "pooled_text": True, "hints": True}], ids=["plain", "all"]
+)
+def model(request) -> DiT:
+    return make_dit(dataclasses.replace(CONFIG, **request.param))
+
+
+@pytest.fixture(scope="module")
+def outputs(model) -> list[np.ndarray]:
+    """Each run's velocity in the packed batch."""
+    return unpack(forward(model, BATCH, TABLE), PLACES)
+
+
+def close(ours: Any, theirs: Any, tolerance: float = 1e-5) -> None:
+    """Pytrees whose arrays differ by no more than `tolerance` of their largest number."""
+    for path, a in jax.tree.leaves_with_path(ours):
+        b = dict(jax.tree.leaves_with_path(theirs))[path]
+        scale = max(np.abs(b).max(), 1e-3)
+        np.testing.assert_allclose(a, b, atol=tolerance * scale, err_msg=jax.tree_util.keystr(path))
+
+
+def test_the_batch_has_what_this_file_is_about():
+    runs_a_row = [len({place.segment for place in PLACES if place.row == row}) for row in range(2)]
+    assert runs_a_row == [3, 2]
+    assert (BATCH.segment_ids == 0).any()
+    assert (BATCH.text_segment_ids == 0).any()
+
+
+@pytest.mark.parametrize("i", range(len(RUNS)))
+def test_packed_equals_alone(model, i):
+    """A run among others gives the same velocity and gradients as in a row of its own."""
+    place, weights = PLACES[i], np.zeros((2, N, CONFIG.patch_width), np.float32)
+    weights[place.row, place.start : place.start + place.length] = wave(
+        place.length, CONFIG.patch_width, pitch=3
+    )
+    packed, (in_parameters, in_patches) = forward_backward(model, BATCH, TABLE, weights)
+
+    batch, (own,) = pack_rows([RUNS[i]], N, M, K)
+    own_weights = np.zeros((1, N, CONFIG.patch_width), np.float32)
+    own_weights[0, : own.length] = wave(own.length, CONFIG.patch_width, pitch=3)
+    table = sigma_table([SIGMAS[i]], [own], batch)
+    alone, (alone_in_parameters, alone_in_patches) = forward_backward(model, batch, table, own_weights)
+
+    (packed_run,), (alone_run,) = unpack(packed, [place]), unpack(alone, [own])
+    assert np.abs(alone_run).max() > 0.1
+    close(packed_run, alone_run)
+    close(in_parameters, alone_in_parameters)
+    close(unpack(in_patches, [place]), unpack(alone_in_patches, [own]))
+    others = np.array(in_patches)
+    others[place.row, place.start : place.start + place.length] = 0
+    assert not others.any(), "another run's or an empty slot's patches have a part in this run's velocity"
+
+
+def test_a_row_without_empty_slots_and_without_words_gives_the_same(model, outputs):
+    i = next(i for i, run in enumerate(RUNS) if not len(run.text))
+    batch, (own,) = pack_rows([RUNS[i]], len(RUNS[i].patches), 0, K)
+    close(unpack(forward(model, batch, sigma_table([SIGMAS[i]], [own], batch)), [own]), [outputs[i]])
+
+
+def test_a_batch_with_no_room_for_words_gives_the_same_as_one_whose_runs_have_none(model):
+    runs = [dataclasses.replace(run, text=run.text[:0], text_time=run.text_time[:0]) for run in RUNS]
+    weights = wave(2, N, CONFIG.patch_width, pitch=3)
+    results = []
+    for room in (0, M):
+        batch, places = pack_rows(runs, N, room, K)
+        own = weights * (batch.segment_ids > 0)[..., None]
+        out, gradients = forward_backward(model, batch, sigma_table(SIGMAS, places, batch), own)
+        results.append((unpack(out, places), gradients))
+    assert np.abs(np.concatenate(results[0][0])).max() > 0.1
+    close(*results)
+
+
+def test_neither_the_order_of_rows_nor_of_slots_nor_of_ids_nor_of_the_table_matters(model):
+    out = np.asarray(forward(model, BATCH, TABLE))
+    renamed, order = np.array([0, 3, 1, 2]), np.random.default_rng(0).permutation
+    slots, words, rows, entries = order(N), order(M), np.array([1, 0]), np.array([0, 2, 3, 1])
+    places = np.argsort(entries).astype(np.int32)  # where an entry of the table has gone
+    told = {
+        "ids": ("segment_ids", "text_segment_ids", "condition_runs"),
+        "entries": ("condition_ids", "text_condition_ids"),
+    }
+
+    def shuffle(name: str) -> np.ndarray:
+        own = entries if name in ("condition_runs", "condition_time", "condition_start") else slots
+        array = np.asarray(getattr(BATCH, name))[rows][:, words if name.startswith("text") else own]
+        array = renamed[array].astype(np.int32) if name in told["ids"] else array
+        return places[array] if name in told["entries"] else array
+
+    batch = PackedBatch(**{field.name: shuffle(field.name) for field in dataclasses.fields(PackedBatch)})
+    real = batch.segment_ids > 0
+    close(np.asarray(forward(model, batch, TABLE[rows][:, entries]))[real], out[rows][:, slots][real])
+
+
+def test_a_runs_velocity_depends_on_its_own_noise_level_alone(model, outputs):
+    for i in range(len(RUNS)):
+        sigmas = list(SIGMAS)
+        sigmas[i] -= 0.15
+        changed = unpack(forward(model, BATCH, sigma_table(sigmas, PLACES, BATCH)), PLACES)
+        for j in range(len(RUNS)):
+            if i == j:
+                assert np.abs(changed[j] - outputs[j]).max() > 1e-2
+            else:
+                np.testing.assert_array_equal(changed[j], outputs[j])
+
+
+def test_a_runs_velocity_depends_on_its_own_words_alone_and_on_when_they_hold(model, outputs):
+    place = PLACES[0]
+    mine = (BATCH.text_segment_ids == place.segment) & (np.arange(2) == place.row)[:, None]
+    for change in (
+        {"text": np.where(mine[..., None], -BATCH.text, BATCH.text)},
+        {"text_time": np.where(mine, BATCH.text_time + 1, BATCH.text_time)},
+    ) + (
+        # Other words are in force.
+        (
+            {
+                "condition_time": np.where(BATCH.condition_runs == place.segment, 0.5, 0.0)
+                * (np.arange(2) == place.row)[:, None]
+            },
+        )
+        if model.config.pooled_text
+        else ()
+    ):
+        changed = unpack(forward(model, dataclasses.replace(BATCH, **change), TABLE), PLACES)
+        assert np.abs(changed[0] - outputs[0]).max() > 1e-3, f"{list(change)} does not matter"
+        for ours, theirs in zip(changed[1:], outputs[1:], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def all_given(i: int) -> PackedBatch:
+    """The batch with every token of run i given; its words keep the run's level."""
+    start, entries, place = np.array(BATCH.start), np.array(BATCH.condition_ids), PLACES[i]
+    own = np.s_[place.row, place.start : place.start + place.length]
+    start[own] = entries[own] = 0
+    return dataclasses.replace(BATCH, start=start, condition_ids=entries)
+
+
+def run_at(model: DiT, batch: PackedBatch, i: int, sigma: float) -> np.ndarray:
+    """The velocity of run i at the noise level `sigma`."""
+    table = sigma_table([*SIGMAS[:i], sigma, *SIGMAS[i + 1 :]], PLACES, batch)
+    return unpack(forward(model, batch, table), PLACES)[i]
+
+
+def test_given_tokens_have_noise_level_zero(model):
+    """A run that is all given and has no words looks the same at any σ: as one at σ = 0 that is not given."""
+    i = next(i for i, run in enumerate(RUNS) if not len(run.text))
+    given = all_given(i)
+    np.testing.assert_array_equal(run_at(model, given, i, 0.3), run_at(model, given, i, 0.8))
+    close(run_at(model, given, i, 0.3), run_at(model, BATCH, i, 0.0), 1e-6)
+    assert np.abs(run_at(model, BATCH, i, 0.3) - run_at(model, BATCH, i, 0.0)).max() > 1e-2
+
+
+def test_words_share_their_runs_noise_level(model):
+    """Of a run that is all given, the words alone know σ."""
+    i = next(i for i, run in enumerate(RUNS) if len(run.text))
+    given = all_given(i)
+    assert np.abs(run_at(model, given, i, 0.3) - run_at(model, given, i, 0.8)).max() > 1e-3
+
+
+def test_the_parts_of_a_run_have_levels_of_their_own(model, outputs):
+    """Two entries of one run at the same level are as one; at another level, tokens that hold it change."""
+    i, extra = 0, np.s_[PLACES[0].row, :]
+    wide = lambda table, value: np.pad(table, ((0, 0), (0, 1)), constant_values=value)
+    place = PLACES[i]
+    half = np.s_[place.row, place.start + place.length // 2 : place.start + place.length]
+    entries = np.array(BATCH.condition_ids)
+    own = entries[half][0]
+    entries[half] = K + 1
+    runs, times, starts = (
+        wide(table, 0) for table in (BATCH.condition_runs, BATCH.condition_time, BATCH.condition_start)
+    )
+    for table in (runs, times, starts):
+        table[extra][K + 1] = table[extra][own]
+    batch = dataclasses.replace(
+        BATCH, condition_ids=entries, condition_runs=runs, condition_time=times, condition_start=starts
+    )
+    table = wide(TABLE, 0.1)
+    table[place.row, K + 1] = table[place.row, own]
+    for ours, theirs in zip(unpack(forward(model, batch, table), PLACES), outputs, strict=True):
+        close(ours, theirs)
+    table[place.row, K + 1] -= 0.4
+    changed = unpack(forward(model, batch, table), PLACES)
+    assert np.abs(changed[i][place.length // 2 :] - outputs[i][place.length // 2 :]).max() > 1e-2
+    for ours, theirs in zip(changed[1:], outputs[1:], strict=True):
+        close(ours, theirs)
+
+
+def test_the_words_in_force_are_what_is_pooled():
+    """Two shots in one run: each token's condition has its own shot's words, and words beyond count nowhere."""
+    run = dataclasses.replace(
+        RUNS[0],
+        text_time=np.array([0, 0, 1], np.float32),
+        words_time=np.repeat([0, 1, 1], 4).astype(np.float32),
+    )
+    batch, (place,) = pack_rows([run], N, M, K)
+    pooled = np.asarray(_pool(jnp.asarray(batch.text), batch))
+    entries = batch.condition_ids[0, : place.length]
+    painted = run.start > 0
+    wanted = np.where(run.words_time[:, None] == 0, run.text[:2].mean(0), run.text[2])
+    np.testing.assert_allclose(pooled[0, entries[painted]], wanted[painted], rtol=1e-6)
+    assert not pooled[0, 0].any()
+
+
+def test_a_run_may_begin_anywhere_in_time_and_space(model):
+    """Rotary embedding sees differences alone: true of video by itself; words stand at the origin."""
+    model = make_dit(dataclasses.replace(model.config, absolute=False))  # absolute ones say where it begins
+    outputs = unpack(forward(model, BATCH, TABLE), PLACES)
+    i = next(i for i, run in enumerate(RUNS) if not len(run.text))
+    moved = dataclasses.replace(BATCH, coords=BATCH.coords + np.array([8.0, -1.0, 0.5, 0.0, 0.0], np.float32))
+    close(unpack(forward(model, moved, TABLE), PLACES)[i], outputs[i], 1e-4)
+
+
+def test_what_a_token_covers_is_told_where_places_are(model, outputs):
+    wider = dataclasses.replace(BATCH, coords=BATCH.coords * np.array([1, 1, 1, 2, 2], np.float32))
+    changed = unpack(forward(model, wider, TABLE), PLACES)
+    for ours, theirs in zip(changed, outputs, strict=True):
+        assert (np.abs(ours - theirs).max() > 1e-2) == model.config.absolute
+
+
+@pytest.mark.parametrize("how", ["unrolled", "dots", "none"])
+def test_scanning_and_recomputing_change_no_number(model, how, monkeypatch):
+    weights = wave(2, N, CONFIG.patch_width)
+    expected = forward_backward(model, BATCH, TABLE, weights)
+    if how == "unrolled":
+        monkeypatch.setattr(jax.lax, "scan", unrolled)
+        # A new function: jit remembers the trace of the old one.
+        got = jax.jit(lambda *arguments: pulled_sum(*arguments))(model, BATCH, TABLE, weights)
+    else:
+        other = make_dit(dataclasses.replace(model.config, remat=how))
+        got = forward_backward(other, BATCH, TABLE, weights)
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        close(ours, theirs)
+
+
+def test_at_the_beginning_blocks_are_the_identity_and_the_velocity_is_zero():
+    model = jax.jit(lambda key: DiT(CONFIG, rngs=nnx.Rngs(params=key)))(jax.random.key(0))
+    assert not np.asarray(forward(model, BATCH, TABLE)).any()
+    # With a last layer that is not zero, layers that do nothing give what other layers that do nothing give.
+    model.patch_out.kernel[...] = wave(*model.patch_out.kernel.shape)
+    out = np.asarray(forward(model, BATCH, TABLE))
+    assert np.abs(out).max() > 1
+    for name in ("qkv", "out", "up", "down"):
+        kernel = getattr(model.blocks, name).kernel
+        kernel[...] = 2 * kernel[...]
+    np.testing.assert_array_equal(forward(model, BATCH, TABLE), out)
+
+
+def test_bfloat16_is_near_float32_and_the_velocity_is_float32(model, outputs):
+    half = forward(make_dit(dataclasses.replace(model.config, dtype="bfloat16")), BATCH, TABLE)
+    assert half.dtype == jnp.float32
+    for ours, theirs in zip(unpack(half, PLACES), outputs, strict=True):
+        close(ours, theirs, 0.1)
+        assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.999

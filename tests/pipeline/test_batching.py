@@ -1,0 +1,147 @@
+"""The queue: requests that join and leave between steps get what they would get alone, in one compiled step."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from helpers.tiny_batch import (
+    CONFIG,
+    MOST_STEPS,
+    RUNS,
+    SETTINGS,
+    STEPS,
+    K,
+    M,
+    N,
+    lay_levels,
+    lay_noise,
+    make_dit,
+    make_run,
+    pack,
+    wave,
+    with_words,
+)
+
+from sora_jax.diffusion import flow
+from sora_jax.diffusion.guidance import Guidance, tabulate
+from sora_jax.diffusion.solvers import SOLVERS, sample, solver_step
+from sora_jax.errors import UserError
+from sora_jax.pipeline.batching import PATIENCE, Queue, Request, Room
+from sora_jax.tokens.packing import unpack
+
+MODEL = make_dit()
+ROOM = Room(rows=2, tokens=N, text=M, runs=K, conditions=4)
+
+
+def ask(i: int) -> Request:
+    """Run i with its settings, the first with words that are not to be seen."""
+    noise = wave(len(RUNS[i].patches), CONFIG.patch_width, pitch=3 + 0.1 * i)
+    negative = np.asarray(with_words(RUNS[i], i).text) if i == 0 else None
+    return Request(RUNS[i], noise, np.asarray(flow.schedule(STEPS[i], 2.0)), SETTINGS[i], negative)
+
+
+def plain(grid: tuple[int, int, int], steps: int) -> Request:
+    """One to be painted from nothing, without guidance."""
+    run = make_run(7, grid, 1, (1.0,))
+    noise = wave(len(run.patches), CONFIG.patch_width)
+    return Request(run, noise, np.linspace(1, 0, steps + 1), Guidance())
+
+
+def alone(i: int, solver: str) -> np.ndarray:
+    batch, (own,) = pack([RUNS[i]])
+    guidance = tabulate([SETTINGS[i]], [own], batch.condition_runs)
+    levels = lay_levels(batch, [own], [STEPS[i]], MOST_STEPS)
+    negative = pack([with_words(RUNS[i], i)])[0] if i == 0 else None
+    noise = lay_noise([own], [i])
+    return unpack(sample(MODEL, batch, noise, levels, guidance, solver, negative), [own])[0]
+
+
+def drain(queue: Queue) -> dict[int, np.ndarray]:
+    out = {}
+    for _ in range(200):
+        out |= queue.step()
+        if not queue.busy:
+            return out
+    raise AssertionError("the queue doesn't come to its end")
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_those_who_come_later_get_what_they_get_alone(solver):
+    queue, tickets, out = Queue(MODEL, [ROOM], solver), {}, {}
+    for i in (1, 3, 0, 2, 4):  # one more each step: most join rows where others are half way
+        tickets[i] = queue.add(ask(i))
+        out |= queue.step()
+    out |= drain(queue)
+    assert sorted(out) == sorted(tickets.values())
+    for i, ticket in tickets.items():
+        np.testing.assert_allclose(out[ticket], alone(i, solver), atol=1e-4, err_msg=f"run {i}")
+
+
+def test_slots_are_used_again_and_nothing_compiles_anew():
+    queue = Queue(MODEL, [ROOM])
+    first = queue.add(ask(0))
+    out = drain(queue)
+    compiled = solver_step._cache_size()
+    tickets = [queue.add(ask(0)) for _ in range(5)]  # more than fit at once
+    assert queue.filled == 0
+    out |= drain(queue)
+    for ticket in tickets:
+        np.testing.assert_allclose(out[ticket], out[first], atol=1e-4)
+    assert solver_step._cache_size() == compiled
+
+
+def test_a_small_one_overtakes_a_large_one_only_for_a_while():
+    queue = Queue(MODEL, [dataclasses.replace(ROOM, rows=1)])
+    queue.add(plain((1, 2, 4), 8))
+    queue.step()
+    large = queue.add(plain((5, 4, 4), 2))  # a whole row
+    steps = 0
+    while large not in queue.step():
+        queue.add(plain((1, 2, 4), 8))
+        steps += 1
+        assert steps < PATIENCE + 40
+    assert steps >= PATIENCE  # smaller ones went before it
+
+
+def test_what_does_not_fit_a_row_is_refused():
+    queue = Queue(MODEL, [ROOM])
+    with pytest.raises(UserError, match="a row holds 20"):
+        queue.add(plain((6, 4, 4), 2))
+    with pytest.raises(UserError, match="negative prompt has 7 tokens"):
+        queue.add(dataclasses.replace(ask(1), negative=wave(7, CONFIG.text_width)))
+    with pytest.raises(UserError, match="no solver 'magic'"):
+        Queue(MODEL, [ROOM], "magic")
+    assert not queue.busy and queue.step() == {}
+
+
+def test_what_somebody_left_behind_spoils_nobody():
+    room = dataclasses.replace(ROOM, rows=1)
+    good = plain((1, 2, 4), 3)
+    fresh = Queue(MODEL, [room])
+    ticket = fresh.add(good)
+    expected = drain(fresh)[ticket]
+    queue = Queue(MODEL, [room])
+    bad = plain((5, 4, 4), 2)
+    spoiled = queue.add(dataclasses.replace(bad, noise=np.full_like(bad.noise, np.nan)))
+    assert np.isnan(drain(queue)[spoiled]).all()
+    ticket = queue.add(good)
+    np.testing.assert_allclose(drain(queue)[ticket], expected, atol=1e-5)
+
+
+def test_the_smallest_room_that_holds_who_is_seated_is_taken():
+    large = dataclasses.replace(ROOM, rows=1)
+    small = dataclasses.replace(large, tokens=8, text=4)
+    queue = Queue(MODEL, [small, large])
+    expected = {i: alone(i, "euler") for i in (1, 3, 4)}
+    tickets = {queue.add(ask(3)): 3}  # 4 tokens, 6 steps
+    rooms, out = [], queue.step()
+    rooms.append(queue.room.tokens)
+    tickets |= {queue.add(ask(i)): i for i in (4, 1)}  # 10 tokens more
+    compiled = solver_step._cache_size()
+    while queue.busy:
+        out |= queue.step()
+        rooms.append(queue.room.tokens)
+    assert rooms[0] == 8 and N in rooms and rooms[-1] == 8  # it grew and shrank again
+    assert solver_step._cache_size() <= compiled + 2
+    for ticket, i in tickets.items():
+        np.testing.assert_allclose(out[ticket], expected[i], atol=1e-4, err_msg=f"run {i}")

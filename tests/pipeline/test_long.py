@@ -1,0 +1,232 @@
+"""Videos of any length: made while they are read, the same to the bit as made whole, and nothing whole is held."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import tracemalloc
+
+import numpy as np
+import pytest
+from helpers.tiny_model import tiny_bundle
+
+from sora_jax.checkpoints.bundle import Limits
+from sora_jax.cli import main as cli
+from sora_jax.diffusion.solvers import solver_step
+from sora_jax.errors import UserError
+from sora_jax.media.video import Video, VideoStream, read_video
+from sora_jax.models import tiles
+from sora_jax.pipeline import abilities, denoise
+from sora_jax.pipeline import pipeline as face
+from sora_jax.pipeline.denoise import Settings, Task
+from sora_jax.pipeline.pipeline import Request, Studio
+from sora_jax.pipeline.storyboard import Card, Storyboard
+from sora_jax.pipeline.windows import Windowed
+from sora_jax.tokens.canvas import windows
+from sora_jax.tokens.patches import unpatchify
+
+SETTINGS = Settings(steps=2, guidance=1.0)
+FIELDS = {"resolution": 32, "steps": 2, "guidance": 1.0}
+
+
+@pytest.fixture(scope="module")
+def studio() -> Studio:
+    """Sees three latent frames of four tokens at once."""
+    return Studio(tiny_bundle(Limits(tokens=12, text=12, row_text=24)))
+
+
+def test_streams_read_in_turn_equal_videos_made_whole(studio):
+    requests = [Request("a ring", duration=3.0 + i, seed=i, **FIELDS) for i in range(3)]
+    streams = studio.stream_batch(requests)
+    mixed = zip(*itertools.zip_longest(*streams), strict=True)
+    tasks = [
+        Task(studio.encode(studio.plan(request).sketch), ((0.0, "a ring"),), request.settings())
+        for request in requests
+    ]
+    canvases = studio.fill(tasks)
+    for request, stream, frames, canvas in zip(requests, streams, mixed, canvases, strict=True):
+        whole = studio.decode(canvas, *request.shape())
+        assert len(whole) == len(stream) == round(8 * request.duration) and whole.std() > 1
+        np.testing.assert_array_equal(np.stack([frame for frame in frames if frame is not None]), whole)
+        assert stream.size == (32, 32) and stream.duration == request.duration
+
+
+@pytest.mark.parametrize("patch", [(1, 2, 2), (2, 2, 2)])
+def test_a_seed_has_one_noise_however_a_canvas_is_cut(monkeypatch, patch):
+    """Each latent frame's is that of the canvas drawn at once, forward and backward."""
+    engine = Studio(tiny_bundle(Limits(tokens=16, text=12, row_text=24), patch=patch))
+    drawn: dict[int, np.ndarray] = {}
+    real = Windowed.look
+
+    def watched(windowed):
+        (seen, _), (part, noise) = windowed.windows[0], real(windowed)
+        drawn.update(zip(range(seen.start, seen.stop), noise, strict=True))
+        return part, noise
+
+    monkeypatch.setattr(Windowed, "look", watched)
+    clip = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    sketches = [abilities.blank((60, 32, 32), 8.0)]
+    if patch[0] == 1:
+        sketches.append(abilities.extend(clip, 60, 8.0, backward=True))
+    for sketch in sketches:
+        drawn.clear()
+        canvas = engine.encode(sketch)
+        engine.fill([Task(canvas, (), dataclasses.replace(SETTINGS, seed=7))])
+        (t, y, x, c), count = canvas.latent.shape, np.prod(patch)
+        whole = np.random.default_rng(7).standard_normal((t * y * x // count, count * c)).astype(np.float32)
+        whole = unpatchify(whole, (t, y, x), patch)
+        assert len(drawn) == t
+        for number, noise in drawn.items():
+            np.testing.assert_array_equal(noise, whole[number])
+
+
+def test_a_blank_canvas_is_the_encoded_blank_sketch(studio):
+    ours = studio.encode(abilities.blank((30, 20, 40), 8.0))
+    theirs = studio.encode(abilities.paper((30, 20, 40), 8.0))
+    for field in dataclasses.fields(ours):
+        np.testing.assert_array_equal(getattr(ours, field.name), getattr(theirs, field.name))
+    assert ours.latent.strides == (0, 0, 0, 0) and not ours.fixed.any()
+
+
+def test_of_ten_thousand_seconds_the_first_frames_come_at_once(studio):
+    reports: list[tuple[int, int]] = []
+    short = studio.generate("a ring", duration=3.0, **FIELDS)
+    tracemalloc.start()
+    stream = studio.stream(
+        "a ring", lambda *at: reports.append(at), duration=10_000.0, max_frames=80_000, **FIELDS
+    )
+    frames = np.stack(list(itertools.islice(stream, 20)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_array_equal(frames, short.frames[:20])
+    assert len(stream) == 80_000
+    steps = 2 * len(windows(studio.encode(abilities.blank((80_000, 32, 32), 8.0)), 3, 1))
+    assert reports[0] == (0, steps) and reports[-1][0] < 20
+    assert peak < 20e6, "its frames take 246 MB"
+
+
+def test_what_is_held_while_a_video_is_made_does_not_grow_with_it(studio, monkeypatch):
+    made: list[Windowed] = []
+    real = Windowed.__init__
+    monkeypatch.setattr(Windowed, "__init__", lambda self, *given: real(self, *given) or made.append(self))
+    most = {}
+    for seconds in (8.0, 24.0):
+        held = [made[-1].held for _ in studio.stream("a ring", duration=seconds, **FIELDS)]
+        most[seconds] = max(held)
+        assert held[-1] == 0
+    # Of a window's three latent frames: painted and noise; those that are read.
+    assert most[8.0] == most[24.0] <= 8
+
+
+def test_latents_are_ready_as_soon_as_no_later_window_changes_them(studio):
+    clip = np.zeros((5, 32, 32, 3), np.uint8)  # two latent frames
+    for sketch, ready in (
+        (abilities.blank((33, 32, 32), 8.0), [3, 5, 7, 9]),
+        (abilities.extend(clip, 16, 8.0), [4, 6]),
+        (abilities.extend(clip, 16, 8.0, backward=True), [0, 0, 7]),
+    ):
+        canvas = studio.encode(sketch)
+        windowed = Windowed(canvas, 3, 1, (1, 2, 2), 0)
+        for number in ready:
+            _, noise = windowed.look()
+            windowed.take(noise)
+            assert len(windowed.ready) == number
+        assert not windowed.windows and len(canvas) == ready[-1]
+        given = canvas.start == 0
+        np.testing.assert_array_equal(np.stack(windowed.ready)[given], canvas.latent[given])
+
+
+def test_videos_too_large_to_be_held_together_are_made_one_after_another(studio, monkeypatch):
+    requests = [Request("a ring", duration=4.0, seed=i, **FIELDS) for i in range(3)]
+    together = [video.frames for video in studio.generate_batch(requests)]
+    size = 4 * studio.encode(studio.plan(requests[0]).sketch).latent.size
+    monkeypatch.setattr(denoise, "MOST_HELD", 2 * size - 1)
+    reports: list[tuple[int, int]] = []
+    streams, seen = studio.stream_batch(requests, lambda *at: reports.append(at)), []
+    for stream, whole in zip(streams, together, strict=True):
+        ours = stream.whole().frames
+        assert np.abs(ours.astype(int) - whole).max() <= 1
+        seen.append(reports[-1][0])
+    own = reports[-1][1] // 3
+    assert seen == [own, 2 * own, 3 * own], "nobody was begun before the one before him was done"
+    assert reports == sorted(reports) and reports[0][0] == 0
+
+
+def test_a_canvas_that_is_given_whole_waits_for_nobody(studio, monkeypatch):
+    monkeypatch.setattr(denoise, "MOST_HELD", 1)
+    clip = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    given = studio.encode(abilities.Sketch(clip, np.zeros(clip.shape[:3], np.float32), 8.0))
+    tasks = [
+        Task(canvas, (), SETTINGS) for canvas in (given, studio.encode(abilities.blank((9, 32, 32), 8.0)))
+    ]
+    same, painted = studio.fill(tasks)
+    np.testing.assert_array_equal(same.latent, given.latent)
+    assert painted.latent.any((1, 2, 3)).all()
+
+
+def test_a_storyboard_of_words_holds_nothing_and_other_abilities_stream_what_is_painted_forward(studio):
+    cards = (Card(0.0, "a ring"), Card(2.0, "a star"))
+    board = Storyboard(cards, duration=4.0, fps=8.0, resolution=32, aspect=1.0)
+    assert board.plan(studio).sketch.blank
+    clip = Video(np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), np.uint8), 8.0)
+    for backward in (False, True):
+        plan = face.plans.extend(studio, clip, 8.0, "a ring", backward=backward, steps=2, guidance=1.0)
+        reports: list[tuple[int, int]] = []
+        (stream,) = studio.make_streams([plan], lambda *at, reports=reports: reports.append(at))
+        next(iter(stream))
+        done, in_all = reports[-1] if reports else (0, 1)
+        # What is painted backward is final when the beginning is there.
+        assert done == in_all if backward else done < in_all / 2
+        assert len(list(stream)) == 72
+
+
+def test_a_long_video_compiles_one_step_and_two_programs_of_the_decoder(studio):
+    solver_step.clear_cache()
+    tiles._decode_piece.clear_cache()
+    stream = studio.stream("a ring", duration=9.0, **FIELDS)
+    assert sum(1 for _ in stream) == 72
+    assert solver_step._cache_size() == 1
+    assert tiles._decode_piece._cache_size() == 2, "the first latent frame, and chunks behind it"
+
+
+@pytest.mark.parametrize(("fault", "status"), [(KeyboardInterrupt(), 130), (UserError("It rains."), 2)])
+def test_a_run_that_stops_leaves_the_old_file_and_no_half_one(monkeypatch, tmp_path, capsys, fault, status):
+    made = []
+
+    class Stopped:
+        def stream_batch(self, requests, progress):
+            return [VideoStream(self.frames(), 200, (32, 32), 8.0)]
+
+        def check(self, request): ...
+
+        def frames(self):
+            for number in range(150):  # more than the encoder looks ahead: it has begun to write
+                made.append(number)
+                yield np.full((32, 32, 3), number, np.uint8)
+            raise fault
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(face, "load", lambda name, lazy: Stopped())
+    (tmp_path / "out.mp4").write_bytes(b"good")
+    assert cli.main(["generate", "a ring", "--seconds", "25"]) == status
+    assert len(made) == 150 and (tmp_path / "out.mp4").read_bytes() == b"good"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+    assert capsys.readouterr().err.splitlines()[-1] == ("stopped" if status == 130 else "error: It rains.")
+
+
+def test_a_stream_is_saved_as_a_video_is(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (6, 16, 24, 3), np.uint8)
+    stream = lambda: VideoStream(iter(frames), 6, (16, 24), 8.0)
+    for suffix in (".gif", ".png"):
+        ours, theirs = (
+            stream().save(tmp_path / f"a{suffix}"),
+            Video(frames, 8.0).save(tmp_path / f"b{suffix}"),
+        )
+        assert ours.read_bytes() == theirs.read_bytes()
+    assert read_video(stream().save(tmp_path / "a.mp4")).frames.shape == frames.shape
+    untouched = stream()
+    with pytest.raises(UserError, match=r"saved as .mp4, .webm, .gif, .png"):
+        untouched.save(tmp_path / "a.avi")
+    assert len(list(untouched)) == 6
+    with pytest.raises(UserError, match="come once: make it again"):
+        untouched.whole()

@@ -1,0 +1,450 @@
+"""The canvas: what is given stays as it was coded, whatever is painted around it, in however many windows."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from helpers.tiny_model import tiny_bundle
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sora_jax.checkpoints.bundle import Limits
+from sora_jax.diffusion.solvers import solver_step
+from sora_jax.errors import UserError
+from sora_jax.models.vae import VAE
+from sora_jax.pipeline import abilities
+from sora_jax.pipeline.codec import SEAMS, Engine
+from sora_jax.pipeline.denoise import Settings, Task
+from sora_jax.pipeline.storyboard import Card, Storyboard
+from sora_jax.pipeline.tasks import Plan
+from sora_jax.tokens.canvas import (
+    GROUP,
+    Canvas,
+    Sketch,
+    Stream,
+    blend_windows,
+    frames_shown,
+    lay_streams,
+    make_canvas,
+    space_window,
+    space_windows,
+    to_run,
+    windows,
+)
+from sora_jax.tokens.patches import coordinates, unpatchify
+
+masks = st.lists(st.booleans(), min_size=1, max_size=40).map(np.array)
+
+
+def make_plain(start: np.ndarray, ends: np.ndarray | None = None, fps: float = 8.0) -> Canvas:
+    """A canvas of one stream, whose every number is another one."""
+    t, y, x = start.shape
+    latent = np.arange(t * y * x * 3, dtype=np.float32).reshape(t, y, x, 3)
+    ends = GROUP * np.arange(t) if ends is None else ends
+    return Canvas(latent, start.astype(np.float32), ends, np.arange(t) == 0, fps)
+
+
+# Streams.
+
+
+@given(masks)
+def test_streams_cover_a_clip_in_lengths_that_the_autoencoder_codes(fixed):
+    streams = lay_streams(fixed)
+    assert all(stream.frames % GROUP == 1 for stream in streams)
+    assert streams[0].begin == 0
+    for stream, after in itertools.pairwise(streams):
+        assert stream.begin < after.begin <= stream.begin + stream.frames < after.begin + GROUP
+    assert len(fixed) <= streams[-1].begin + streams[-1].frames < len(fixed) + GROUP
+
+
+@given(masks)
+def test_no_fixed_frame_depends_on_a_painted_one(fixed):
+    """What shows it (the last stream that begins by then) shows fixed frames alone, and so does all before in there."""
+    streams = lay_streams(fixed)
+    for frame in np.flatnonzero(fixed):
+        owner = [stream for stream in streams if stream.begin <= frame][-1]
+        for end, shown in zip(owner.ends, frames_shown([owner], len(fixed)), strict=True):
+            assert fixed[shown].all()
+            if end >= frame:
+                assert frame in shown
+                break
+        else:
+            pytest.fail("its stream ends before it")
+
+
+@given(masks)
+def test_latent_frames_are_few(fixed):
+    """A group's worth each, but for up to three single frames before each fixed part and the beginnings."""
+    streams = lay_streams(fixed)
+    parts = 1 + np.count_nonzero(np.diff(fixed))
+    assert sum(len(stream.ends) for stream in streams) <= len(fixed) / GROUP + 4 * parts
+    if not fixed.any():
+        assert streams == [Stream(0, 1 + GROUP * -(-(len(fixed) - 1) // GROUP))]
+
+
+def test_streams_of_what_abilities_give():
+    assert lay_streams([True] + 8 * [False]) == [Stream(0, 9)]
+    assert lay_streams(8 * [False] + [True]) == [Stream(0, 9), Stream(8, 1)]
+    assert lay_streams(6 * [True] + 3 * [False]) == [Stream(0, 1), Stream(1, 9)]
+    assert lay_streams(3 * [True, False]) == [Stream(0, 5), Stream(2, 5), Stream(4, 5)]
+
+
+@given(masks, st.integers(0, 100))
+def test_a_cell_starts_where_the_noisiest_of_its_pixels_does(fixed, seed):
+    T, rng = len(fixed), np.random.default_rng(seed)
+    start = rng.random((T, 6, 4)).astype(np.float32) * (rng.random((T, 6, 4)) < 0.3)
+    start[fixed] = 0
+    streams = lay_streams(fixed)
+    latents = [rng.random((len(stream.ends), 3, 2, 5)) for stream in streams]
+    canvas = make_canvas(streams, latents, start, 8.0, (GROUP, 2, 2))
+    np.testing.assert_allclose(canvas.latent, np.concatenate(latents), atol=1e-6)
+    j = 0
+    for stream in streams:
+        for end in stream.ends:
+            group = [end] if end == stream.begin else range(end - 3, end + 1)
+            pixels = np.stack([start[min(frame, T - 1)] for frame in group])
+            for y, x in np.ndindex(3, 2):
+                assert canvas.start[j, y, x] == pixels[:, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].max()
+            assert canvas.ends[j] == end and canvas.first[j] == (end == stream.begin)
+            j += 1
+    assert [part.stop - part.start for part in canvas.streams()] == [len(stream.ends) for stream in streams]
+    # Each fixed frame has a latent frame that is given, and no other is if another pixel is above 0.
+    shown = frames_shown(streams, T)
+    assert all((start[own] == 0).all() == given for own, given in zip(shown, canvas.fixed, strict=True))
+    assert set(np.flatnonzero(fixed)) <= {
+        f for own, g in zip(shown, canvas.fixed, strict=True) if g for f in own
+    }
+
+
+# Runs.
+
+
+def test_a_window_is_a_run_whose_time_begins_at_its_earliest_frame():
+    streams = lay_streams(np.isin(np.arange(21), (0, 6, 7, 8, 9, 10, 20)))
+    latents = [np.zeros((len(stream.ends), 4, 6, 3), np.float32) for stream in streams]
+    whole = make_canvas(streams, latents, np.ones((21, 32, 48), np.float32), 8.0, (4, 8, 8))
+    assert whole.ends.tolist() == [0, 4, 8, 6, 10, 14, 18, 22, 20]
+    part = whole.part(slice(2, 7)).crop(2, 2, 2, 4)
+    run = to_run(part, (1, 2, 2), np.zeros((0, 6)), np.zeros(0))
+    coords = run.coords.reshape(5, 1, 2, 5)
+    np.testing.assert_allclose(coords[:, 0, 0, 0], (np.array([8, 6, 10, 14, 18]) - 6) / 8)
+    np.testing.assert_allclose(coords[:, 0, 0, 3], np.array([4, 0, 4, 4, 4]) / 8)
+    own = coordinates((5, 4, 6), (1, 2, 2), 8.0).reshape(5, 2, 3, 5)
+    np.testing.assert_allclose(coords[..., 1:3], own[:, 1:, 1:, 1:3], atol=1e-6)
+    np.testing.assert_allclose(coords[..., 4], own[:, 1:, 1:, 4])
+
+
+WORDS = np.repeat([0.0, 1.0, 2.0, 4.0], 2).astype(np.float32)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_words_that_hold_before_a_window_are_left_out_and_the_rest_told_in_its_time(dtype):
+    canvas = make_plain(np.ones((10, 1, 1)), fps=7.0)  # at 0, 4/7, … 36/7 seconds
+    text = np.arange(16.0).reshape(8, 2)
+    run = to_run(canvas, (1, 1, 1), text, WORDS.astype(dtype))
+    np.testing.assert_array_equal(run.text_time, WORDS)
+    np.testing.assert_array_equal(run.words_time, [0, 0, 1, 1, 2, 2, 2, 4, 4, 4])
+
+    run = to_run(canvas.part(slice(3, 6)), (1, 1, 1), text, WORDS.astype(dtype))  # 12/7 … 20/7
+    np.testing.assert_array_equal(run.text, text[2:])
+    np.testing.assert_allclose(run.text_time, np.repeat([0, 2 - 12 / 7, 4 - 12 / 7], 2), rtol=1e-6)
+    assert run.words_time.tolist() == run.text_time[[0, 2, 2]].tolist(), "found by their time: to the bit"
+    assert run.conditions == 2
+
+
+def test_two_cards_that_hold_at_a_windows_beginning_are_kept_apart():
+    """A stream's last frame may lie behind the next one's first."""
+    canvas = make_plain(np.ones((3, 1, 1)), ends=np.array([8, 6, 10]))
+    run = to_run(canvas, (1, 1, 1), np.zeros((2, 3)), np.array([0.0, 0.9], np.float32))
+    np.testing.assert_allclose(run.text_time, [0, 0.15], atol=1e-6)
+    assert run.words_time.tolist() == run.text_time[[1, 0, 1]].tolist()
+
+
+@pytest.mark.parametrize("patch", [(1, 1, 1), (1, 2, 2), (2, 2, 3)])
+def test_a_run_of_patches_goes_back_into_its_canvas(patch):
+    start = np.random.default_rng(0).random((4, 4, 6)).round(1)
+    canvas = make_plain(start)
+    run = to_run(canvas, patch, np.zeros((0, 6)), np.zeros(0))
+    np.testing.assert_array_equal(unpatchify(run.patches, canvas.grid, patch), canvas.latent)
+    t, y, x = (side // by for side, by in zip(canvas.grid, patch, strict=True))
+    blocks = canvas.start.reshape(t, patch[0], y, patch[1], x, patch[2]).max((1, 3, 5))
+    np.testing.assert_array_equal(run.start, blocks.ravel())
+
+
+def test_patches_of_several_frames_hold_no_clip_in_the_middle():
+    canvas = dataclasses.replace(make_plain(np.ones((4, 2, 2))), first=np.array([True, False, True, False]))
+    with pytest.raises(UserError, match="use dit.patch"):
+        to_run(canvas, (2, 1, 1), np.zeros((0, 6)), np.zeros(0))
+
+
+# Windows.
+
+
+@given(masks, st.integers(2, 12), st.data())
+@settings(max_examples=200)
+def test_windows_fill_every_open_frame_once_from_what_is_known(known, most, data):
+    by = data.draw(st.integers(1, 2))
+    context = data.draw(st.integers(1, most - 1))
+    canvas = make_plain(np.repeat(~known, by)[:, None, None])
+    found = windows(canvas, most * by, context * by, by)
+    if known.all():
+        assert found == []
+        return
+    if len(known) <= most:
+        assert found == [(slice(0, len(canvas)), slice(0, len(canvas)))]
+        return
+    done = canvas.fixed.copy()
+    for number, (seen, new) in enumerate(found):
+        assert all(edge % by == 0 for edge in (seen.start, seen.stop, new.start, new.stop))
+        assert 0 < seen.stop - seen.start <= most * by
+        assert seen.start <= new.start < new.stop <= seen.stop <= len(canvas)
+        fresh = np.zeros(len(canvas), bool)
+        fresh[new] = ~canvas.fixed[new]
+        assert fresh.any(), "given frames are new alone"
+        assert not (fresh & done).any() or canvas.fixed[new].any(), "filled twice"
+        assert not (fresh & done & ~canvas.fixed).any(), "filled twice"
+        assert (done | fresh)[seen].all(), "seen, but neither known nor filled"
+        if canvas.fixed.any() or number:
+            first = int(canvas.fixed.argmax())
+            if new.start >= first:
+                behind = slice(max(np.flatnonzero(fresh)[0] - context * by, first), np.flatnonzero(fresh)[0])
+            else:
+                last = np.flatnonzero(fresh)[-1] + 1
+                behind = slice(last, min(last + context * by, len(canvas)))
+            assert done[behind].all() and seen.start <= behind.start < behind.stop <= seen.stop
+        done |= fresh
+    assert done.all()
+
+
+def test_windows_walk_away_from_what_is_given():
+    parts = lambda known: [
+        (seen.start, seen.stop, new.start, new.stop)
+        for seen, new in windows(make_plain(~np.isin(np.arange(9), known)[:, None, None]), 4, 2)
+    ]
+    forward = [(0, 4, 1, 4), (2, 6, 4, 6), (4, 8, 6, 8), (6, 9, 8, 9)]
+    assert parts([0]) == forward
+    assert parts([]) == [(0, 4, 0, 4), *forward[1:]]
+    assert parts([8]) == [(9 - b, 9 - a, 9 - d, 9 - c) for a, b, c, d in forward]
+    assert parts([4]) == [(4, 8, 5, 8), (6, 9, 8, 9), (2, 6, 2, 4), (0, 4, 0, 2)]
+    assert parts(range(9)) == []
+    with pytest.raises(UserError, match="can't have 4 of context"):
+        windows(make_plain(np.ones((9, 1, 1))), 4, 4)
+
+
+space = st.tuples(*[st.integers(1, 30)] * 2, *[st.integers(1, 3)] * 2, st.integers(1, 120))
+
+
+@given(space)
+def test_windows_of_a_frame_cover_it_and_overlap(drawn):
+    y, x, py, px, most = drawn
+    sides, patch = (y * py, x * px), (1, py, px)
+    places = space_windows(sides, patch, most)
+    height, width = space_window((1, *sides), patch, most)
+    assert (height // py) * (width // px) <= most or (height, width) == sides == (py, px)
+    covered = np.zeros(sides, int)
+    for top, left, *own in places:
+        assert own == [height, width] and top % py == left % px == 0
+        assert 0 <= top <= sides[0] - height and 0 <= left <= sides[1] - width
+        covered[top : top + height, left : left + width] += 1
+    assert covered.min() == 1 and (len(places) == 1) == (y * x <= most)
+    for axis, size, by in ((0, height, py), (1, width, px)):
+        starts = sorted({place[axis] for place in places})
+        for before, after in itertools.pairwise(starts):
+            assert before + size - after >= (size / 3 if size > by else 0)
+
+
+@given(space, st.integers(0, 100))
+def test_windows_cut_from_one_frame_blend_to_it_again(drawn, seed):
+    y, x, py, px, most = drawn
+    whole = np.random.default_rng(seed).standard_normal((2, y * py, x * px, 3)).astype(np.float32)
+    places = space_windows(whole.shape[1:3], (1, py, px), most)
+    cut = [whole[:, top : top + height, left : left + width] for top, left, height, width in places]
+    np.testing.assert_allclose(blend_windows(cut, places, whole.shape[1:3]), whole, atol=1e-5)
+
+
+# With a model.
+
+
+def clip(frames: int, seed: int = 0, height: int = 32, width: int = 16) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (frames, height, width, 3), np.uint8)
+
+
+def gaps(frames: int, *missing: int) -> np.ndarray:
+    return np.isin(np.arange(frames), missing)
+
+
+def board(engine: Engine) -> Plan:
+    """Two cards with pictures and one with a clip, over words that change."""
+    cards = (
+        Card(0.0, "a red ring", image=clip(1, 1)[0]),
+        Card(0.5, "a blue star", image=clip(1, 2)[0]),
+        Card(1.0, "", clip=clip(6, 3)),
+        Card(2.0, "a green square moves"),
+    )
+    return Storyboard(cards, duration=3.0, fps=8.0, resolution=16, aspect=0.5).plan(engine)
+
+
+PICTURES = {number: clip(1, number)[0] for number in (0, 4, 5, 9, 12)}
+SKETCHES = {
+    "text to video": abilities.blank((17, 32, 16), 8.0),
+    "an image comes alive": abilities.animate({0: PICTURES[0]}, (11, 32, 16), 8.0),
+    "an image is the last frame": abilities.animate({12: PICTURES[12]}, (13, 32, 16), 8.0),
+    "an image is in the middle": abilities.animate({9: PICTURES[9]}, (23, 32, 16), 8.0),
+    "several images": abilities.animate(PICTURES, (15, 32, 16), 8.0),
+    "extended": abilities.extend(clip(6), 20, 8.0),
+    "extended backward": abilities.extend(clip(7), 9, 8.0, backward=True),
+    "a gap is filled": abilities.fill(clip(18), gaps(18, *range(4, 15)), 8.0),
+    "gaps and an edge are filled": abilities.fill(clip(18), gaps(18, 0, 3, 4, 9, 10, 11, 12, 17), 8.0),
+    "smooth": abilities.smooth(clip(5), 3, 24.0),
+    "very smooth": abilities.smooth(clip(3), 6, 48.0),
+    "connected": abilities.connect(clip(5), clip(7, 1), 16, 8.0),
+    "connected from a cross-fade": abilities.connect(clip(8), clip(2, 1), 15, 8.0, strength=0.8),
+    "looped": abilities.loop(clip(9), 12, 5, 8.0),
+    "blended": abilities.blend(clip(23, 0, 16, 16), clip(23, 1, 16, 16), np.linspace(0, 1, 23), 8.0),
+    "inpainted from the fourth frame on": abilities.inpaint(
+        clip(18), np.arange(18 * 32 * 16).reshape(18, 32, 16) >= 3 * 32 * 16 + 200, 8.0
+    ),
+    "outpainted": abilities.outpaint(clip(17, height=16), (32, 16), 8.0),
+    "edited": abilities.edit(clip(18, height=12, width=31), 0.6, 8.0),
+    "all is given": abilities.edit(clip(7), 0.0, 8.0),
+}
+SHORT, LONG = Limits(tokens=40, text=12, row_text=24), Limits(tokens=6, text=12, row_text=24)
+MANY = {"all is given": 0}
+SETTINGS = Settings(steps=2, guidance=1.0)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine(tiny_bundle(SHORT, absolute=True, pooled_text=True, hints=True))
+
+
+@pytest.fixture(scope="module")
+def narrow(engine) -> Engine:
+    """The same model in rows of six tokens: three latent frames of 32×16 pixels."""
+    return Engine(dataclasses.replace(engine.bundle, limits=LONG))
+
+
+def pieces(fixed: np.ndarray) -> list[slice]:
+    """The parts of a clip that are given."""
+    edges = np.flatnonzero(np.diff(np.pad(fixed.astype(int), 1)))
+    return [slice(begin, end) for begin, end in edges.reshape(-1, 2)]
+
+
+@pytest.mark.parametrize("rows", ["one window", "many windows"])
+@pytest.mark.parametrize("ability", [*SKETCHES, "a storyboard"])
+def test_what_is_given_is_the_autoencoders_own_reconstruction_of_it(ability, rows, engine, narrow):
+    model = engine if rows == "one window" else narrow
+    sketch = board(model).sketch if ability == "a storyboard" else SKETCHES[ability]
+    shape = sketch.frames.shape[:3]
+    before = model.encode(sketch)
+    (after,) = model.fill([Task(before, ((0.0, "a ring"),), SETTINGS)])
+    assert rows == "one window" or len(windows(before, 3, 1)) >= MANY.get(ability, 2)
+    painted = model.decode_floats(after, *shape, painted=before.start.any((1, 2)))
+    coded = model.decode_floats(before, *shape)
+    np.testing.assert_array_equal(painted[sketch.fixed], coded[sketch.fixed])
+    np.testing.assert_array_equal(after.latent[before.start == 0], before.latent[before.start == 0])
+    for piece in pieces(sketch.fixed):
+        alone = Sketch(sketch.frames[piece], sketch.strength[piece], sketch.fps)
+        own = model.decode_floats(model.encode(alone), len(alone.frames), *shape[1:])
+        assert np.abs(painted[piece] - own).max() < 1e-4
+        assert own.std() > 0.01
+    changed = np.abs(after.latent - before.latent).max(-1) > 1e-3
+    np.testing.assert_array_equal(changed, before.start > 0)
+    assert np.isfinite(painted).all()
+
+
+def test_a_seam_is_taken_up_over_the_painted_frames_before_it(engine):
+    sketch = abilities.connect(
+        clip(5), clip(7, 1), 11, 8.0
+    )  # the last group shows the second clip's first frame too
+    before = engine.encode(sketch)
+    (after,) = engine.fill([Task(before, (), SETTINGS)])
+    shape = sketch.frames.shape[:3]
+    plain = engine.decode_floats(after, *shape)
+    moved = engine.decode_floats(after, *shape, painted=before.start.any((1, 2))) - plain
+    assert not moved[:8].any() and not moved[16:].any()
+    inside = np.abs(plain[8:16] + moved[8:16]).max(0) < 0.999  # what is clipped aside
+    long, short = (
+        moved[16 - frames][inside] for frames in SEAMS
+    )  # a shade from the first on, things from here
+    shade = long * 9
+    things = (short - shade * 6 / 9) * 4
+    for frame in range(8, 16):
+        wanted = shade * (frame - 7) / 9 + things * max(frame - 12, 0) / 4
+        np.testing.assert_allclose(moved[frame][inside], wanted, atol=1e-4)
+    assert np.abs(shade).max() > 1e-3 and np.abs(things).max() > 1e-3
+
+
+def tasks(model: Engine) -> list[Task]:
+    """One of every ability, at different shapes, settings and words."""
+    out = []
+    for number, sketch in enumerate([*SKETCHES.values(), board(model).sketch]):
+        words = (((0.0, "a ring"),), ((0.0, "a red star"), (0.7, "a blue one")), ())[number % 3]
+        own = Settings(seed=number, steps=2 + number % 2, guidance=1.0 + number % 2)
+        out.append(Task(model.encode(sketch), words, own))
+    return out
+
+
+def test_a_batch_that_mixes_all_abilities_at_different_shapes_compiles_once(engine):
+    all_at_once = tasks(engine)
+    solver_step.clear_cache()
+    engine.fill(all_at_once)
+    assert solver_step._cache_size() == 1
+    engine.fill(all_at_once[::-1][:-1])
+    assert solver_step._cache_size() == 1
+
+
+def test_the_windows_of_a_long_video_compile_once(narrow):
+    solver_step.clear_cache()
+    for number in (1, 2, 8):
+        narrow.fill([tasks(narrow)[number]])
+    assert solver_step._cache_size() == len(
+        {1 + number % 2 for number in (1, 2, 8)}
+    )  # with guidance or without
+
+
+@pytest.mark.parametrize("rows", ["one window", "many windows"])
+def test_the_results_of_a_batch_are_those_of_each_alone(rows, engine, narrow):
+    model = engine if rows == "one window" else narrow
+    all_at_once = tasks(model)
+    reports: list[tuple[int, int]] = []
+    together = model.fill(all_at_once, lambda *at: reports.append(at))
+    assert reports == sorted(reports) and reports[-1][0] == reports[-1][1]
+    for task, ours in zip(all_at_once, together, strict=True):
+        (alone,) = model.fill([task])
+        shape = int(task.canvas.ends.max()) + 1, *(8 * side for side in task.canvas.grid[1:])
+        videos = [model.decode(canvas, *shape).astype(int) for canvas in (ours, alone)]
+        assert np.abs(videos[0] - videos[1]).max() <= 1
+        assert videos[0].std() > 1
+
+
+def test_patches_of_two_latent_frames_fill_videos_of_any_length():
+    model = Engine(tiny_bundle(Limits(tokens=4, text=12, row_text=24), patch=(2, 2, 2)))
+    for sketch in (SKETCHES["text to video"], SKETCHES["an image comes alive"], SKETCHES["edited"]):
+        before = model.encode(sketch)
+        assert len(before) % 2 == 0
+        (after,) = model.fill([Task(before, (), SETTINGS)])
+        painted = model.decode_floats(after, *sketch.frames.shape[:3])
+        coded = model.decode_floats(before, *sketch.frames.shape[:3])
+        np.testing.assert_array_equal(painted[sketch.fixed], coded[sketch.fixed])
+        assert np.isfinite(painted).all() and (painted != coded).any()
+
+
+def test_frames_of_which_no_two_fit_a_row_are_refused(narrow):
+    sketch = abilities.blank((5, 32, 64), 8.0)
+    with pytest.raises(UserError, match="Frames of 8 tokens are more than .* holds in a row of 6"):
+        narrow.fill([Task(narrow.encode(sketch))])
+
+
+def test_an_autoencoder_of_other_groups_is_refused():
+    bundle = tiny_bundle(SHORT)
+    strides = ((2, 2, 2), (1, 2, 2), (1, 2, 2))
+    config = dataclasses.replace(bundle.vae.config, strides=strides)
+    vae = jax.eval_shape(lambda: VAE(config, rngs=nnx.Rngs(0)))
+    with pytest.raises(UserError, match="show 2 video frames, and canvases are laid for 4"):
+        Engine(dataclasses.replace(bundle, vae=vae))
