@@ -62,8 +62,8 @@ class Rung:
       resolution, seconds, fps: of those clips, 16:9; shorter and smaller ones are learned beside.
       vae: a name of `VAES`.
       patch: latent rows and columns a token.
-      row_tokens: N, a multiple of 128 that holds such a clip.
-      row_text: M.
+      seq_len: N, a multiple of 128 that holds such a clip.
+      text_len: M.
       rows: of the batch, in all.
       shards: streams that the data are dealt out to, as many as parts of the batch on its slice.
       mesh: fsdp, tensor and sequence; data is the rest.
@@ -76,8 +76,8 @@ class Rung:
     fps: float
     vae: str
     patch: int
-    row_tokens: int
-    row_text: int
+    seq_len: int
+    text_len: int
     rows: int
     shards: int
     mesh: tuple[int, int, int]
@@ -139,12 +139,12 @@ def get_config(name: str = "Ti") -> ConfigDict:
                 "channels": VAES[rung.vae]["channels"],
                 "absolute": True,
                 "pooled_text": True,
-                "hints": True,
+                "reference_frames": True,
                 "dtype": "bfloat16",
                 "remat": rung.remat,
                 "sequence": "heads",
             },
-            "text": {"max_tokens": rung.row_text // 2},
+            "text": {"max_tokens": rung.text_len // 2},
             "flow": {"base_tokens": 32.0 if name == "Ti" else 256.0, "text_dropout": 0.1},
             "data": {
                 "source": "toyworld" if name == "Ti" else "videos",
@@ -156,12 +156,12 @@ def get_config(name: str = "Ti") -> ConfigDict:
             },
             "latents": {"clips": 24_000 if name == "Ti" else 1_000_000, "batch": 16},
             "pipeline": {
-                "row_tokens": rung.row_tokens,
-                "row_text": rung.row_text,
-                "rows": rung.rows,
+                "seq_len": rung.seq_len,
+                "text_len": rung.text_len,
+                "batch_size": rung.rows,
                 "shards": rung.shards,
-                "window": max(2, min(64, 500_000 // rung.row_tokens)),
-                "max_runs": 16,
+                "num_packing_bins": max(2, min(64, 500_000 // rung.seq_len)),
+                "max_segments": 16,
                 "canvases": {
                     "none": 0.6,
                     "first": 0.12,
@@ -170,7 +170,7 @@ def get_config(name: str = "Ti") -> ConfigDict:
                     "margins": 0.05,
                     "levels": 0.05,
                 },
-                "time_window": 0.15,
+                "temporal_crop_prob": 0.15,
             },
             "optim": {
                 "name": "adamw",
@@ -208,7 +208,7 @@ def _autoencoder(name: str) -> ConfigDict:
             "init_from": "",
             "vae": VAES[name] | {"dtype": "bfloat16"},
             "loss": {
-                "rows": 64,
+                "batch_size": 64,
                 "shards": 1,
                 "crop": (17, 128, 128) if name == "vae-4x8x8" else (9, 128, 128),
             },

@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
                 "decoder_blocks": (1, 2, 3),
                 "dtype": "bfloat16",
             },
-            "loss": {"rows": 2, "shards": 1, "crop": (9, 64, 64)},
+            "loss": {"batch_size": 2, "shards": 1, "crop": (9, 64, 64)},
             "data": {
                 "source": "toyworld",
                 "cache": "",

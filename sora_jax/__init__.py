@@ -13,14 +13,14 @@ from sora_jax import backend
 
 if TYPE_CHECKING:
     from sora_jax.media.video import Video, read_video
-    from sora_jax.pipeline.pipeline import Request, Studio, list_models, load
+    from sora_jax.pipeline.pipeline import Pipeline, Request, list_models, load
 
 backend.prepare()  # before JAX starts, and without importing it
 
 __version__ = "0.1.0"
-__all__ = ["Request", "Studio", "Video", "list_models", "load", "read_video"]
+__all__ = ["Pipeline", "Request", "Video", "list_models", "load", "read_video"]
 
-_FACE = dict.fromkeys(("Request", "Studio", "list_models", "load"), "pipeline.pipeline") | dict.fromkeys(
+_FACE = dict.fromkeys(("Request", "Pipeline", "list_models", "load"), "pipeline.pipeline") | dict.fromkeys(
     ("Video", "read_video"), "media.video"
 )
 

@@ -21,8 +21,8 @@ import sora_jax
 from sora_jax.diffusion import flow
 from sora_jax.evaluation.report import ONE_THING
 from sora_jax.models.dit import DiT
-from sora_jax.pipeline.pipeline import Studio
-from sora_jax.tokens.packing import PackedBatch, Run, pack_rows
+from sora_jax.pipeline.pipeline import Pipeline
+from sora_jax.tokens.packing import PackedBatch, Segment, pack_rows
 from sora_jax.tokens.patches import coordinates, patchify
 from sora_jax.toyworld.render import render
 from sora_jax.toyworld.sampling import sample_scene
@@ -63,7 +63,7 @@ def main(model: str, clips: int, plot: str) -> None:
     figure.savefig(plot, dpi=120)
 
 
-def true_clips(studio: Studio, count: int) -> tuple[list[Thing], list[np.ndarray]]:
+def true_clips(studio: Pipeline, count: int) -> tuple[list[Thing], list[np.ndarray]]:
     """Things that move straight, one a clip, and the clips' latents."""
     things: list[Thing] = []
     latents = []
@@ -75,7 +75,7 @@ def true_clips(studio: Studio, count: int) -> tuple[list[Thing], list[np.ndarray
     return things, latents
 
 
-def errors_by_word(studio: Studio, thing: Thing, latent: np.ndarray, attribute: str) -> np.ndarray:
+def errors_by_word(studio: Pipeline, thing: Thing, latent: np.ndarray, attribute: str) -> np.ndarray:
     """Mean square error of the velocity under each word: [words, σ]."""
     config = studio.dit.config
     patches = patchify(latent, config.patch)
@@ -88,7 +88,7 @@ def errors_by_word(studio: Studio, thing: Thing, latent: np.ndarray, attribute: 
         prompt = f"{article} {said['colour']} {said['shape']} moves {said['direction'].replace('-', ' and ')}"
         [states] = studio.text.encode([prompt])
         everywhere, from_0 = np.ones(len(patches), np.float32), np.zeros(len(patches), np.float32)
-        rows.append(Run(patches, coords, everywhere, from_0, states, np.zeros(len(states), np.float32)))
+        rows.append(Segment(patches, coords, everywhere, from_0, states, np.zeros(len(states), np.float32)))
     batches = [pack_rows([run], len(patches), TEXT, 1)[0] for run in rows]
     batch = jax.tree.map(lambda *parts: jnp.concatenate(parts), *batches)
     return np.stack([np.asarray(_errors(studio.dit, batch, noise, sigma)) for sigma in SIGMAS], axis=1)

@@ -40,7 +40,7 @@ def main(model: str, folder: str, patch: str) -> None:
         part, _, kind = name.partition("/")
         if part == "patch_in" and kind == "kernel":
             leaves[name] = _inside(leaf, old.patch, sides).sum(0)
-        elif part == "hints_in" and kind == "kernel":  # twice a patch and its nearness
+        elif part == "reference_in" and kind == "kernel":  # twice a patch and its nearness
             each = leaf.reshape(2, -1, leaf.shape[-1])
             own = np.stack([_inside(side[:-1], old.patch, sides).sum(0) for side in each])
             leaves[name] = np.concatenate([own, each[:, -1:]], axis=1).reshape(-1, leaf.shape[-1])

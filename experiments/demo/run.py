@@ -24,7 +24,7 @@ import numpy as np
 from sora_jax.diffusion import flow
 from sora_jax.media.contact_sheet import contact_sheet
 from sora_jax.media.video import Video
-from sora_jax.pipeline.pipeline import Request, Studio, load
+from sora_jax.pipeline.pipeline import Pipeline, Request, load
 from sora_jax.tokens.canvas import Sketch
 from sora_jax.toyworld.render import Toyworld
 from sora_jax.toyworld.scene import WorldConfig
@@ -164,11 +164,11 @@ def _denoised(workdir: pathlib.Path, picture: pathlib.Path, strength: float = 0.
     contact_sheet(videos, labels, columns=3).save(picture)
 
 
-def _noised(studio: Studio, video: Video, strength: float) -> Video:
+def _noised(studio: Pipeline, video: Video, strength: float) -> Video:
     """The clip as the sampler finds it: its latents at the sigma of `strength`, decoded."""
     shape = video.frames.shape[:3]
     canvas = studio.encode(Sketch(video.frames, np.full(shape, strength, np.float32), video.fps))
-    sigma = canvas.start[..., None]
+    sigma = canvas.init_sigma[..., None]
     noise = np.random.default_rng(0).standard_normal(canvas.latent.shape, np.float32)
     noised = dataclasses.replace(canvas, latent=flow.interpolate(canvas.latent, noise, sigma))
     return Video(studio.decode(noised, *shape), video.fps)

@@ -15,7 +15,7 @@ import click
 import sora_jax
 from sora_jax.media.contact_sheet import contact_sheet
 from sora_jax.media.video import Video, resize
-from sora_jax.pipeline.pipeline import Studio
+from sora_jax.pipeline.pipeline import Pipeline
 from sora_jax.pipeline.storyboard import Card, Storyboard
 from sora_jax.toyworld.render import render
 from sora_jax.toyworld.scene import Background, Camera, Scene, Shot, Thing
@@ -23,10 +23,10 @@ from sora_jax.toyworld.scene import Background, Camera, Scene, Shot, Thing
 ROOT = pathlib.Path(__file__).parents[2]
 FPS = 8.0
 Picture = list[tuple[str, Video]]
-PICTURES: dict[str, Callable[[Studio], Picture]] = {}
+PICTURES: dict[str, Callable[[Pipeline], Picture]] = {}
 
 
-def picture(function: Callable[[Studio], Picture]) -> Callable[[Studio], Picture]:
+def picture(function: Callable[[Pipeline], Picture]) -> Callable[[Pipeline], Picture]:
     PICTURES[function.__name__] = function
     return function
 
@@ -52,7 +52,7 @@ RIGHT = lambda colour="red", shape="circle", frames=17: clip(shape, colour, (0.0
 
 
 @picture
-def image(studio: Studio) -> Picture:
+def image(studio: Pipeline) -> Picture:
     prompts = [
         ("a red circle", "1:1"),
         ("a large blue square", "16:9"),
@@ -63,7 +63,7 @@ def image(studio: Studio) -> Picture:
 
 
 @picture
-def animate(studio: Studio) -> Picture:
+def animate(studio: Pipeline) -> Picture:
     first = RIGHT().frames[0]
     out = [("given", Video(first[None], FPS))]
     for direction in ("right", "up", "down and right"):
@@ -73,7 +73,7 @@ def animate(studio: Studio) -> Picture:
 
 
 @picture
-def extend(studio: Studio) -> Picture:
+def extend(studio: Pipeline) -> Picture:
     known = clip("square", "blue", (0.0, -0.1), (0.0, 0.1), 9)
     return [
         ("given", known),
@@ -86,7 +86,7 @@ def extend(studio: Studio) -> Picture:
 
 
 @picture
-def loop(studio: Studio) -> Picture:
+def loop(studio: Pipeline) -> Picture:
     known = RIGHT("green", "circle", 9)
     return [
         ("given", known),
@@ -96,7 +96,7 @@ def loop(studio: Studio) -> Picture:
 
 
 @picture
-def fill(studio: Studio) -> Picture:
+def fill(studio: Pipeline) -> Picture:
     known = clip("triangle", "cyan", (0.1, -0.3), (-0.1, 0.3))
     hidden = known.frames.copy()
     hidden[5:12] = 0
@@ -108,7 +108,7 @@ def fill(studio: Studio) -> Picture:
 
 
 @picture
-def smooth(studio: Studio) -> Picture:
+def smooth(studio: Pipeline) -> Picture:
     known = clip("circle", "orange", (0.0, -0.3), (0.0, 0.6), 9)
     made = studio.smooth(known, 24.0, "an orange circle moves right", seed=1)
     truth = clip("circle", "orange", (0.0, -0.3), (0.0, 0.6), 25, fps=24.0)
@@ -120,26 +120,26 @@ def smooth(studio: Studio) -> Picture:
 
 
 @picture
-def connect(studio: Studio) -> Picture:
+def connect(studio: Pipeline) -> Picture:
     a, b = RIGHT("red", "circle", 9), clip("square", "blue", (0.1, 0.2), (0.0, -0.25), 9, tone=(70, 74, 84))
     return [("A", a), ("B", b), ("A, the passage, B", studio.connect(a, b, seed=1))]
 
 
 @picture
-def blend(studio: Studio) -> Picture:
+def blend(studio: Pipeline) -> Picture:
     a, b = RIGHT("red", "circle"), clip("square", "blue", (0.0, -0.25), (0.0, 0.25))
     return [("A", a), ("B", b), ("weight from 0 to 1", studio.blend(a, b, seed=1))]
 
 
 @picture
-def inpaint(studio: Studio) -> Picture:
+def inpaint(studio: Pipeline) -> Picture:
     known = RIGHT("red", "circle")
     made = studio.inpaint(known, "a green square stays still", box=(20, 16, 24, 32), seed=1)
     return [("given", known), ("the box 20,16,24,32 painted anew: a green square stays still", made)]
 
 
 @picture
-def outpaint(studio: Studio) -> Picture:
+def outpaint(studio: Pipeline) -> Picture:
     known = RIGHT("purple", "circle")
     return [
         ("given", known),
@@ -148,7 +148,7 @@ def outpaint(studio: Studio) -> Picture:
 
 
 @picture
-def edit(studio: Studio) -> Picture:
+def edit(studio: Pipeline) -> Picture:
     known = clip("circle", "purple", (0.0, -0.25), (0.0, 0.25), extent="medium")
     prompt = "an orange circle moves right"
     out = [("given", known)]
@@ -163,21 +163,21 @@ def edit(studio: Studio) -> Picture:
 
 
 @picture
-def storyboard(studio: Studio) -> Picture:
+def storyboard(studio: Pipeline) -> Picture:
     cards = (Card(0.0, "a red circle moves right"), Card(1.5, "a large blue square moves left"))
     board = Storyboard(cards, duration=3.125)
     return [(" / ".join(card.text for card in cards), studio.storyboard(board, seed=1))]
 
 
 @picture
-def recut(studio: Studio) -> Picture:
+def recut(studio: Pipeline) -> Picture:
     known = clip("star", "yellow", (-0.1, -0.25), (0.1, 0.25), 17)
     made = studio.recut(known, 0.5, 1.0, 1.0, "a yellow star moves up", seed=1)
     return [("given", known), ("0.5 to 1 s, and a second more: a yellow star moves up", made)]
 
 
 @picture
-def upscale(studio: Studio) -> Picture:
+def upscale(studio: Pipeline) -> Picture:
     truth = clip("star", "pink", (-0.1, -0.2), (0.1, 0.3), 9, (128, 128))
     small = resize(truth, 64, 64)
     return [
@@ -188,7 +188,7 @@ def upscale(studio: Studio) -> Picture:
 
 
 @picture
-def variations(studio: Studio) -> Picture:
+def variations(studio: Pipeline) -> Picture:
     made = studio.variations("a large red ring moves up", 4, seed=1)
     return [(f"seed {i}", video) for i, video in enumerate(made, 1)]
 

@@ -27,10 +27,10 @@ from ways import WAYS, batches
 from sora_jax.checkpoints.bundle import Bundle
 from sora_jax.config import component
 from sora_jax.data.encode import encode_sources
-from sora_jax.data.pipeline import RUN_CONDITIONS, draw_run
+from sora_jax.data.pipeline import SEGMENT_CONDITIONS, draw_segment
 from sora_jax.evaluation.report import evaluate_toyworld
-from sora_jax.pipeline.pipeline import Studio
-from sora_jax.tokens.packing import Run, pack_rows
+from sora_jax.pipeline.pipeline import Pipeline
+from sora_jax.tokens.packing import Segment, pack_rows
 from sora_jax.train.dit import DiTObjective
 from sora_jax.train.loop import make_steps
 from sora_jax.train.optim import OptimConfig
@@ -48,9 +48,9 @@ class Clips:
     def __len__(self) -> int:
         return self.end - self.begin
 
-    def __getitem__(self, index: int) -> Run:
+    def __getitem__(self, index: int) -> Segment:
         place = self.begin + index
-        return draw_run(self.records[place], np.random.default_rng(place), self.config)
+        return draw_segment(self.records[place], np.random.default_rng(place), self.config)
 
 
 @click.command()
@@ -105,8 +105,8 @@ def learn(
     """Trains for so many seconds, compilations among them."""
     config = runpy.run_path(str(ROOT / "configs" / "toyworld_dit.py"))["get_config"](size)
     config.latents.clips, config.latents.layouts = clips, {}
-    config.pipeline.canvases, config.pipeline.time_window = {}, 0.0
-    config.pipeline.row_tokens, config.pipeline.max_runs = slots, ROOM[1] if way == "packing" else 1
+    config.pipeline.canvases, config.pipeline.temporal_crop_prob = {}, 0.0
+    config.pipeline.seq_len, config.pipeline.max_segments = slots, ROOM[1] if way == "packing" else 1
     with tempfile.TemporaryDirectory() as folder:
         objective = DiTObjective(config, pathlib.Path(folder))
         vae = objective.vae
@@ -124,7 +124,7 @@ def learn(
     spent = compiling = 0.0
     steps = seen = tokens = 0
     curve: list[tuple[float, float]] = []
-    stream = batches(train, way, slots, longest, 64, ROOM, RUN_CONDITIONS)
+    stream = batches(train, way, slots, longest, 64, ROOM, SEGMENT_CONDITIONS)
     while spent < seconds:
         batch = jax.tree.map(jax.numpy.asarray, next(stream))
         started = time.perf_counter()
@@ -143,7 +143,7 @@ def learn(
     )
     accuracy = {}
     if prompts:
-        read = evaluate_toyworld(Studio(bundle), split="validation", clips=prompts)["accuracy"]
+        read = evaluate_toyworld(Pipeline(bundle), split="validation", clips=prompts)["accuracy"]
         accuracy = {name: read[name]["share"] for name in ("colour", "shape", "direction", "size", "count")}
     return {
         "steps": steps,
@@ -159,12 +159,12 @@ def learn(
 def _loss(config: Any, held_out: Clips, slots: int) -> Any:
     """The loss of clips held out, at the same levels and with the same noise for every way; always packed."""
     config = config.copy_and_resolve_references()
-    config.pipeline.max_runs = ROOM[1]
+    config.pipeline.max_segments = ROOM[1]
     config.flow.text_dropout = config.flow.text_noise = 0.0
     with tempfile.TemporaryDirectory() as folder:
         objective = DiTObjective(config, pathlib.Path(folder))
     runs = [held_out[i] for i in range(len(held_out))]
-    whole, _ = pack_rows(runs, slots, *ROOM, conditions=RUN_CONDITIONS * ROOM[1])
+    whole, _ = pack_rows(runs, slots, *ROOM, conditions=SEGMENT_CONDITIONS * ROOM[1])
     fixed = [
         jax.tree.map(lambda x, i=i: jax.numpy.asarray(x[i : i + 1]), whole) for i in range(len(whole.patches))
     ]

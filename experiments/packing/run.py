@@ -31,7 +31,7 @@ from streams import ROOT, STREAMS, Stream
 from ways import WAYS, batches
 
 from sora_jax.models.dit import DiTConfig, forward_flops
-from sora_jax.tokens.packing import PackedBatch, Run
+from sora_jax.tokens.packing import PackedBatch, Segment
 
 HERE = pathlib.Path(__file__).parent
 SLOTS = 4096  # a step's, for every way
@@ -129,7 +129,7 @@ def measure(stream: str, way: str, size: str, seconds: float) -> dict[str, Any]:
     longest, words = (
         max(sizes) for sizes in zip(*((s.tokens, s.words) for s in runs.shapes(4000)), strict=True)
     )
-    config.pipeline.max_runs = 1 if way != "packing" else ROOMS[stream][1]
+    config.pipeline.max_segments = 1 if way != "packing" else ROOMS[stream][1]
     batched = "padding" if way == ALL_PAIRS else way
     with tempfile.TemporaryDirectory() as folder:
         objective = DiTObjective(config, pathlib.Path(folder))
@@ -147,7 +147,7 @@ def measure(stream: str, way: str, size: str, seconds: float) -> dict[str, Any]:
     for batch in evenly(stream_of_batches, read, objective.dit):
         shape = batch.patches.shape
         useful += int(np.count_nonzero(batch.segment_ids))
-        clips += int(np.count_nonzero(batch.condition_runs))
+        clips += int(np.count_nonzero(batch.condition_segment_ids))
         told += int(np.count_nonzero(batch.text_segment_ids))
         slots, steps = slots + batch.segment_ids.size + batch.text_segment_ids.size, steps + 1
         if way == ALL_PAIRS:
@@ -209,13 +209,13 @@ def evenly(stream: Iterator[PackedBatch], read: Count, config: DiTConfig) -> Ite
 class Count:
     """A sequence that counts what is read of it."""
 
-    def __init__(self, runs: Sequence[Run]) -> None:
+    def __init__(self, runs: Sequence[Segment]) -> None:
         self.runs, self.count = runs, 0
 
     def __len__(self) -> int:
         return len(self.runs)
 
-    def __getitem__(self, index: int) -> Run:
+    def __getitem__(self, index: int) -> Segment:
         self.count += 1
         return self.runs[index]
 

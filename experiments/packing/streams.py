@@ -10,7 +10,7 @@ import numpy as np
 
 from sora_jax.config import component
 from sora_jax.data.sources import DataConfig
-from sora_jax.tokens.packing import Run
+from sora_jax.tokens.packing import Segment
 from sora_jax.tokens.patches import coordinates
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -91,19 +91,19 @@ class Stream:
     def shapes(self, count: int) -> list[Shape]:
         return [self.shape(index) for index in range(count)]
 
-    def __getitem__(self, index: int) -> Run:
+    def __getitem__(self, index: int) -> Segment:
         return make_run(self.shape(index), np.random.default_rng((index, 1)))
 
 
-def make_run(shape: Shape, rng: np.random.Generator) -> Run:
+def make_run(shape: Shape, rng: np.random.Generator) -> Segment:
     """A run of that shape; to be painted as a whole."""
     noise = lambda *sides: rng.standard_normal(sides, np.float32)
     words = np.zeros(shape.words, np.float32)
-    return Run(
+    return Segment(
         patches=noise(shape.tokens, CHANNELS),
         coords=coordinates((shape.t, shape.y, shape.x), (1, 1, 1), fps=8.0),
-        start=np.ones(shape.tokens, np.float32),
-        words_time=np.zeros(shape.tokens, np.float32),
+        init_sigma=np.ones(shape.tokens, np.float32),
+        caption_time=np.zeros(shape.tokens, np.float32),
         text=noise(shape.words, TEXT_WIDTH),
         text_time=words,
     )

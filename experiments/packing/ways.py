@@ -9,14 +9,14 @@ from typing import Any
 import grain
 import numpy as np
 
-from sora_jax.tokens.packing import PackedBatch, Run, pack_rows, pack_stream
+from sora_jax.tokens.packing import PackedBatch, Segment, pack_rows, pack_stream
 
 WAYS = ("padding", "buckets", "packing")
 OPEN = 64  # rows that packing fills at a time
 
 
 def batches(
-    runs: Sequence[Run],
+    runs: Sequence[Segment],
     way: str,
     slots: int,
     longest: int,
@@ -37,11 +37,11 @@ def batches(
     """
     if way == "packing":
         stream = grain.MapDataset.source(_Runs(runs)).repeat().to_iter_dataset(grain.ReadOptions(0, 0))
-        yield from pack_stream(stream, slots, *room, rows=1, window=OPEN, run_conditions=conditions)
+        yield from pack_stream(stream, slots, *room, rows=1, window=OPEN, segment_conditions=conditions)
         return
     if longest > slots:
         raise ValueError(f"A run of {longest} tokens is longer than a step of {slots} slots.")
-    waiting: dict[Any, list[Run]] = collections.defaultdict(list)
+    waiting: dict[Any, list[Segment]] = collections.defaultdict(list)
     number = 0
     while True:
         run = runs[number % len(runs)]
@@ -55,7 +55,7 @@ def batches(
             group.clear()
 
 
-def shape_of(run: Run) -> tuple[int, ...]:
+def shape_of(run: Segment) -> tuple[int, ...]:
     """Its tokens along time, height and width."""
     return tuple(len(np.unique(run.coords[:, axis])) for axis in range(3))
 
@@ -63,11 +63,11 @@ def shape_of(run: Run) -> tuple[int, ...]:
 class _Runs:
     """What Grain takes for a source."""
 
-    def __init__(self, runs: Sequence[Run]) -> None:
+    def __init__(self, runs: Sequence[Segment]) -> None:
         self.runs = runs
 
     def __len__(self) -> int:
         return len(self.runs)
 
-    def __getitem__(self, index: int) -> Run:
+    def __getitem__(self, index: int) -> Segment:
         return self.runs[int(index)]

@@ -25,20 +25,20 @@ import numpy as np
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 CASES = {
-    "data 8, keep everything": ("--config.pipeline.rows=8", "--config.mesh.data=8"),
+    "data 8, keep everything": ("--config.pipeline.batch_size=8", "--config.mesh.data=8"),
     "data 8, rematerialised": (
-        "--config.pipeline.rows=16",
+        "--config.pipeline.batch_size=16",
         "--config.mesh.data=8",
         "--config.dit.remat=none",
     ),
     "fsdp 8": (
-        "--config.pipeline.rows=8",
+        "--config.pipeline.batch_size=8",
         "--config.mesh.fsdp=8",
         "--config.dit.size=B",
         "--config.dit.remat=none",
     ),
     "sequence 2, tensor 2, data 2": (
-        *("--config.pipeline.rows=4", "--config.mesh.sequence=2", "--config.mesh.tensor=2"),
+        *("--config.pipeline.batch_size=4", "--config.mesh.sequence=2", "--config.mesh.tensor=2"),
         "--config.dit.size=B",
     ),
 }

@@ -103,7 +103,11 @@ def agreement() -> None:
             continue
         config = parse(["--config", f"{CONFIG}:{name}", "--workdir", "none"])[0]
         job = programs.make_job(config, step, read_topology(one["topology"]))
-        found, reckoned, memory = one["counts"], counts.reckon(job), programs.reckon(job).memory
+        found, reckoned, memory = (
+            one["counts"],
+            counts.estimate_memory(job),
+            programs.estimate_memory(job).memory,
+        )
         sent = sum(found["network"].values()) / max(sum(reckoned.network.values()), 1)
         print(
             f"| {key} | {found['products'] / reckoned.products:.2f} | {found['bytes'] / reckoned.bytes:.2f} | "
@@ -120,7 +124,7 @@ def exchanges() -> None:
         fsdp = f"--config.mesh.fsdp={min(chips, 8)}"
         kinds = {"weak": 2 * chips} | ({"strong": 64} if 8 <= chips <= 64 else {})
         for kind, rows in kinds.items():
-            jobs[f"{kind} {chips}"] = ("B", name, fsdp, f"--config.pipeline.rows={rows}")
+            jobs[f"{kind} {chips}"] = ("B", name, fsdp, f"--config.pipeline.batch_size={rows}")
     every = gather(HERE / "exchanges.json", jobs)
     for key, one in every.items():
         if not one["fits"]:
@@ -178,11 +182,11 @@ def curves() -> None:
             config[part][field] = value
         job = programs.make_job(config, step, read_topology(topology))
         clip = counts.clip_of(job)
-        if "pipeline.row_tokens" not in values:
+        if "pipeline.seq_len" not in values:
             with config.unlocked():
-                config.pipeline.row_tokens = -(-clip.tokens // 512) * 512
+                config.pipeline.seq_len = -(-clip.tokens // 512) * 512
             job = dataclasses.replace(job, config=config)
-        found = counts.reckon(job)
+        found = counts.estimate_memory(job)
         guess = estimate.estimate(found, job.topology, assumed)
         bill = estimate.bill(job, found, guess, job.topology.chip.dollars, 1e6 * clip.tokens, assumed)
         return bill.dollars
@@ -226,7 +230,9 @@ def curves() -> None:
         panels[1, 0],
         "size (480p, 10 s at 16 frames a second; v5p)",
         sizes,
-        lambda size, step: dollars("XL", "v5p:4x4x4", step, {"dit.size": size, "pipeline.rows": 64} | one),
+        lambda size, step: dollars(
+            "XL", "v5p:4x4x4", step, {"dit.size": size, "pipeline.batch_size": 64} | one
+        ),
         xlog=False,
     )
     axes = panels[1, 1]
@@ -235,9 +241,9 @@ def curves() -> None:
     days = []
     for name in slices:
         config = parse(["--config", f"{CONFIG}:14B", "--workdir", "none"])[0]
-        config.pipeline.rows = 16 * read_topology(name).count // 512
+        config.pipeline.batch_size = 16 * read_topology(name).count // 512
         job = programs.make_job(config, "train", read_topology(name))
-        found = counts.reckon(job)
+        found = counts.estimate_memory(job)
         guess = estimate.estimate(found, job.topology, assumed)
         days.append(1e12 / guess.tokens_a_day)
     axes.plot(chips, days, "o-", label="14B, a million million tokens, rows with the chips")

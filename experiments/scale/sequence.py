@@ -138,15 +138,15 @@ def make_batch(config: DiTConfig, rows: int, slots: int) -> tuple[PackedBatch, n
         patches=normal(patches, config.patch_width),
         coords=normal(patches, 5),
         segment_ids=ids(patches),
-        start=np.ones((rows, patches), np.float32),
+        init_sigma=np.ones((rows, patches), np.float32),
         condition_ids=ids(patches),
         text=normal(WORDS, config.text_width),
         text_segment_ids=ids(WORDS),
         text_time=np.zeros((rows, WORDS), np.float32),
         text_condition_ids=ids(WORDS),
-        condition_runs=table,
-        condition_time=np.zeros(table.shape, np.float32),
-        condition_start=np.ones(table.shape, np.float32),
+        condition_segment_ids=table,
+        condition_caption_time=np.zeros(table.shape, np.float32),
+        condition_init_sigma=np.ones(table.shape, np.float32),
     )
     sigma = np.tile(np.array([0.0, 0.9, 0.5, 0.2], np.float32), (rows, 1))
     return batch, normal(patches, config.patch_width), sigma

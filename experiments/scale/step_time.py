@@ -37,14 +37,14 @@ def full_batch(job: programs.Job) -> Any:
     runs = max(batch.segment_ids.shape[1] // clip.tokens, 1)
     ids = np.where(segments <= runs, segments, 0).astype(np.int32)
     whole = lambda row: np.broadcast_to(row, (job.rows, len(row))).copy()
-    conditions = np.arange(batch.condition_runs.shape[1], dtype=np.int32)
+    conditions = np.arange(batch.condition_segment_ids.shape[1], dtype=np.int32)
     return dataclasses.replace(
         batch,
         segment_ids=whole(ids),
         condition_ids=whole(ids),
-        start=whole((ids > 0).astype(np.float32)),
-        condition_runs=whole(np.where(conditions <= runs, conditions, 0)),
-        condition_start=whole((conditions > 0).astype(np.float32)),
+        init_sigma=whole((ids > 0).astype(np.float32)),
+        condition_segment_ids=whole(np.where(conditions <= runs, conditions, 0)),
+        condition_init_sigma=whole((conditions > 0).astype(np.float32)),
     )
 
 
@@ -81,7 +81,7 @@ def main(
     job = programs.make_job(
         parse(["--config", path, "--workdir", "none", *overrides])[0], "train", read_topology(topology)
     )
-    found, chip = counts.reckon(job), job.topology.chip
+    found, chip = counts.estimate_memory(job), job.topology.chip
     assert chip is not None
     said = estimate.estimate(found, job.topology, estimate.Assumptions())
     took = measure(job, steps)

@@ -19,7 +19,7 @@ from sora_jax.models import text
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.models.layers import fourier, rotary_angles
 from sora_jax.models.vae import VAE, VAEConfig
-from sora_jax.tokens.packing import PackedBatch, Run, pack_rows
+from sora_jax.tokens.packing import PackedBatch, Segment, pack_rows
 from sora_jax.tokens.patches import coordinates
 
 WORDS = 16  # a run
@@ -87,7 +87,7 @@ def dit_cases(options: Options) -> Iterator[Case]:
     config = DiTConfig(size=options.size, patch=(1, 1, 1), remat=options.remat, attention=options.attention)
     batch = jax.tree.map(jnp.asarray, _row(options.lengths, config))
     model = _build(lambda: DiT(config, rngs=nnx.Rngs(0)))
-    sigma = jnp.full(batch.condition_runs.shape, SIGMA).at[:, 0].set(0.0)
+    sigma = jnp.full(batch.condition_segment_ids.shape, SIGMA).at[:, 0].set(0.0)
     target = jax.random.normal(jax.random.key(2), batch.patches.shape)
     asked = {
         "width": config.width,
@@ -200,7 +200,7 @@ def _row(lengths: tuple[int, ...], config: DiTConfig) -> PackedBatch:
     rng = np.random.default_rng(0)
     noise = lambda *sides: rng.standard_normal(sides, np.float32)
     runs = [
-        Run(
+        Segment(
             noise(n, config.patch_width),
             coordinates((1, 1, n), (1, 1, 1), fps=8.0),
             np.ones(n, np.float32),

@@ -48,7 +48,7 @@ class Limits:
       fps: the most frames a second that training showed; 0: any.
       grid: pixels of whose multiples the sides (height, width) of padded frames were in training.
       text: tokens of a prompt.
-      row_text: text slots of a row.
+      text_len: text slots of a row.
     """
 
     tokens: int = 256
@@ -58,7 +58,7 @@ class Limits:
     fps: float = 0.0
     grid: tuple[int, int] = (1, 1)
     text: int = 64
-    row_text: int = 128
+    text_len: int = 128
 
 
 @dataclasses.dataclass(frozen=True)

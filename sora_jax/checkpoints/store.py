@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
 from sora_jax.config import COUNT, FROM_ZERO, check_ranges
-from sora_jax.distributed.hosts import barrier, check_alike, exchange
+from sora_jax.distributed.hosts import all_gather_json, assert_equal_across_hosts, barrier
 from sora_jax.distributed.mesh import to_device
 from sora_jax.errors import UserError, as_user_error, atomic_path
 
@@ -46,7 +46,7 @@ FREE_TO_CHANGE = (
     ),
 )
 # Keys that configurations got later, by what a run without them did, where that isn't today's default.
-LATER = {
+DEFAULTS_OF_OLD_RUNS = {
     "pipeline.shards": 1,
     "loss.shards": 1,
     "optim.accumulate": 1,
@@ -128,7 +128,7 @@ class Checkpoints:
             )
         except OSError as error:
             raise as_user_error(error, self.folder) from error
-        check_alike(
+        assert_equal_across_hosts(
             _steps(self.folder),
             f"The hosts of this job see different checkpoints in {self.folder}: give all the same --workdir, in a "
             "folder that they share.",
@@ -153,7 +153,7 @@ class Checkpoints:
         self.check_space(trees, step)
         parts = {name: named_leaves(tree) for name, tree in trees.items()}
         sums = {name: checksums(leaves) for name, leaves in parts.items()}
-        data = _merge(exchange(iterator.get_state()))
+        data = _merge(all_gather_json(iterator.get_state()))
         sums["data"] = {"state": _text_sum(data)}
         with _writing(self.folder / str(step)):
             self._checkpointer.save_checkpointables_async(
@@ -265,8 +265,8 @@ def keep_config(
     new = json.loads(json.dumps(config))
     if resumed:
         was = read_config(workdir)
-        old = _flat(json.loads(json.dumps(complete(was).to_dict()))) | LATER | _flat(was)
-        now = LATER | _flat(new)
+        old = _flat(json.loads(json.dumps(complete(was).to_dict()))) | DEFAULTS_OF_OLD_RUNS | _flat(was)
+        now = DEFAULTS_OF_OLD_RUNS | _flat(new)
         changed = [
             key
             for key in sorted(old.keys() | now.keys())

@@ -35,7 +35,7 @@ OUTPUT = click.option(
     "--output",
     help=f"The file to write ({', '.join(VIDEO_SUFFIXES)}).  [default: out.mp4, of a picture out.png]",
 )
-# Of what is made from words; `studio.Request` has the same.
+# Of what is made from words; `pipeline.Request` has the same.
 OF_WORDS = {"duration": "2", "fps": "8", "resolution": "64", "aspect": "1:1"}
 SHAPE = {
     "duration": click.option(
@@ -103,7 +103,7 @@ def writing(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def settings(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The fields of `filling.Settings`, and the model."""
+    """The fields of `denoise.Settings`, and the model."""
     seeds, share = click.IntRange(0, 2**31 - 1), click.FloatRange(0, 1)
     for option in (
         click.option(
@@ -171,7 +171,7 @@ def shape(*leave_out: str, **defaults: str) -> Callable[[Callable[..., Any]], Ca
 
 
 def as_settings(fields: dict[str, Any]) -> dict[str, Any]:
-    """What `settings` read, as keywords of `filling.Settings`; takes them out of `fields`.
+    """What `settings` read, as keywords of `denoise.Settings`; takes them out of `fields`.
 
     Raises:
       UserError: the interval is not two numbers.

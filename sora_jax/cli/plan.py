@@ -139,12 +139,12 @@ def _plan(
     from sora_jax.planner.search import find_fit
 
     compiled = topology.is_tpu or topology.kind == "cpu"
-    build = programs.build if compiled else programs.reckon
+    build = programs.build if compiled else programs.estimate_memory
 
     def counted(built: programs.Built) -> counts.Counts | None:
         if built.program:
             return counts.count(built)
-        return None if compiled else counts.reckon(built.job)
+        return None if compiled else counts.estimate_memory(built.job)
 
     job = programs.make_job(config, step, topology)
     say(f"{'compiling' if compiled else 'reckoning'} {name} for {topology.name} ...")
@@ -153,7 +153,7 @@ def _plan(
     if built.fits or not search:
         return found
     change, other = find_fit(
-        job, build, lambda words: say(f"it doesn't fit; trying {words} ..."), guess=programs.reckon
+        job, build, lambda words: say(f"it doesn't fit; trying {words} ..."), guess=programs.estimate_memory
     )
     return found.with_change(
         change or "nothing that was tried: fewer tokens a row, or a smaller model", other

@@ -37,7 +37,7 @@ class LatentsConfig:
       folder: where it lies; empty: in the run's workdir.
       clips: how many clips are encoded, over all sources, at most: of footage no more than show nearly all of it.
       batch: clips encoded at a time.
-      layouts: how often each kind of `canvases.draw_layout` is drawn; empty: every clip is one stream.
+      layouts: how often each kind of `masks.draw_layout` is drawn; empty: every clip is one stream.
     """
 
     folder: str = ""

@@ -22,7 +22,7 @@ from array_record.python import array_record_module
 from flax import serialization
 from tqdm import tqdm
 
-from sora_jax.distributed.hosts import barrier, check_alike
+from sora_jax.distributed.hosts import assert_equal_across_hosts, barrier
 from sora_jax.errors import UserError, as_user_error, atomic_path
 from sora_jax.media.clip import Clip, Source, read_clips
 
@@ -129,7 +129,7 @@ def write_latents(
     if not 0 < clips <= len(source):
         raise UserError(f"{clips} clips can't be encoded: the data set has {len(source)}.")
     finished = (folder / _META).exists()
-    check_alike(
+    assert_equal_across_hosts(
         finished, f"Only some hosts see a latent cache in {folder}: it must be in a folder that they share."
     )
     if finished:

@@ -108,9 +108,9 @@ def draw_canvas(rng: Rng, canvas: Canvas, weights: Mapping[str, float], window: 
     if fixed.any() and not fixed.all():
         return canvas
     kind = _draw(rng, weights, _CANVASES, "pipeline.canvases") if weights else "none"
-    start = np.ones_like(canvas.start)
+    start = np.ones_like(canvas.init_sigma)
     _CANVASES[kind](rng, start)
-    return dataclasses.replace(canvas, start=start if start.any() else np.ones_like(start))
+    return dataclasses.replace(canvas, init_sigma=start if start.any() else np.ones_like(start))
 
 
 def _first(rng: Rng, start: np.ndarray) -> None:

@@ -19,11 +19,11 @@ from sora_jax.data.shards import Sharded, own_shards
 from sora_jax.distributed.mesh import WHOLE, Share
 from sora_jax.errors import UserError
 from sora_jax.media.clip import Clip, Source
-from sora_jax.tokens.canvas import Canvas, space_window, to_run
-from sora_jax.tokens.packing import PackedBatch, Run, fill_rows, lay_rows
+from sora_jax.tokens.canvas import Canvas, space_window, to_segment
+from sora_jax.tokens.packing import PackedBatch, Segment, pack_batch, stream_rows
 from sora_jax.tokens.patches import CoordinateMode, Grid
 
-RUN_CONDITIONS = 2  # levels and words in force that a run of training may have
+SEGMENT_CONDITIONS = 2  # levels and words in force that a run of training may have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,45 +31,45 @@ class PipelineConfig:
     """How records become packed batches.
 
     Attributes:
-      row_tokens: N, token slots a row.
-      row_text: M, text slots a row.
-      rows: B, rows of the global batch, over all hosts.
+      seq_len: N, token slots a row.
+      text_len: M, text slots a row.
+      batch_size: B, packed sequences of the global batch, over all hosts.
       shards: streams that the records are dealt out to, each with a packer and an equal part of the rows (see
         `data.shards`). A run keeps their number; its number of hosts may change, and must divide it.
-      max_runs: K, the most runs a row may hold.
+      max_segments: K, the most runs a row may hold.
       patch: latent frames, rows and columns a patch.
       coords: see `patches.coordinates`.
       seed: of the order and of the captions drawn.
-      canvases: how often each kind of `canvases.draw_canvas` is drawn; empty: nothing is given but what the latents'
+      canvases: how often each kind of `masks.draw_canvas` is drawn; empty: nothing is given but what the latents'
         layouts mean to be.
-      time_window: how often a part of a clip's time is taken.
+      temporal_crop_prob: how often a part of a clip's time is taken.
       frame_tokens: frames of more tokens are cut to a window of at most this many, as the sampler's are; 0: none is.
       caption_weights: how often each kind of caption is drawn, among the kinds a record has; empty: all alike.
-      window: rows that a shard has open at a time, see `packing.pack_stream`.
+      num_packing_bins: rows that a shard has open at a time, see `packing.pack_stream`.
       threads: that read records, on this host.
       prefetch: batches that are made ahead.
     """
 
-    row_tokens: int = 512
-    row_text: int = 256
-    rows: int = 8
+    seq_len: int = 512
+    text_len: int = 256
+    batch_size: int = 8
     shards: int = 1
-    max_runs: int = 32
+    max_segments: int = 32
     patch: Grid = (1, 2, 2)
     coords: CoordinateMode = "fractional"
     seed: int = 0
     canvases: Mapping[str, float] = dataclasses.field(default_factory=dict, metadata={"keys": CANVASES})
-    time_window: float = 0.0
+    temporal_crop_prob: float = 0.0
     frame_tokens: int = 0
     caption_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    window: int = 64
+    num_packing_bins: int = 64
     threads: int = 2
     prefetch: int = 4
 
     def __post_init__(self) -> None:
-        counts = ("row_tokens", "row_text", "rows", "shards", "max_runs", "patch", "window")
+        counts = ("seq_len", "text_len", "batch_size", "shards", "max_segments", "patch", "num_packing_bins")
         more = dict.fromkeys(("frame_tokens", "threads", "prefetch"), FROM_ZERO)
-        more |= {"seed": SEED, "time_window": SHARE}
+        more |= {"seed": SEED, "temporal_crop_prob": SHARE}
         check_ranges(self, "pipeline", **dict.fromkeys(counts, COUNT), **more)
 
 
@@ -100,30 +100,33 @@ def make_pipeline(
         grain.MapDataset.source(records)
         .shuffle(seed=config.seed)
         .repeat(epochs)
-        .random_map(functools.partial(draw_run, config=config), seed=config.seed)
+        .random_map(functools.partial(draw_segment, config=config), seed=config.seed)
     )
-    own = own_shards(share, config.shards, config.rows)
+    own = own_shards(share, config.shards, config.batch_size)
     options = _read_options(_each(config.threads, own))
-    room = config.row_tokens, config.row_text, config.max_runs
+    room = config.seq_len, config.text_len, config.max_segments
     rows = {
-        shard: fill_rows(
-            runs[shard :: config.shards].to_iter_dataset(options), *room, config.window, RUN_CONDITIONS
+        shard: stream_rows(
+            runs[shard :: config.shards].to_iter_dataset(options),
+            *room,
+            config.num_packing_bins,
+            SEGMENT_CONDITIONS,
         )
         for shard in own
     }
 
-    def lay(laid: list[list[Run]]) -> PackedBatch:
-        return lay_rows(laid, len(laid), *room[:2], config.max_runs * RUN_CONDITIONS)[0]
+    def lay(laid: list[list[Segment]]) -> PackedBatch:
+        return pack_batch(laid, len(laid), *room[:2], config.max_segments * SEGMENT_CONDITIONS)[0]
 
-    batches = Sharded(rows, config.rows // config.shards, empty=[]).map(lay)
+    batches = Sharded(rows, config.batch_size // config.shards, empty=[]).map(lay)
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=config.prefetch)
 
 
-def draw_run(
+def draw_segment(
     record: Record,
     rng: np.random.Generator,
     config: PipelineConfig,
-) -> Run:
+) -> Segment:
     """Makes a record a run of tokens, with one of its captions and a canvas drawn at random."""
     latent = record["latent"].astype(np.float32)
     start = np.broadcast_to(np.where(record["given"], 0.0, 1.0)[:, None, None], latent.shape[:3])
@@ -134,13 +137,13 @@ def draw_run(
         top, left = (int(rng.integers(count + 1)) * by for count, by in zip(steps, config.patch[1:]))
         whole = whole.crop(top, left, *sides)
     a_frame = math.prod(whole.grid[1:]) // math.prod(config.patch[1:])
-    most = max(config.row_tokens // a_frame, 1) * config.patch[0]
-    canvas = draw_canvas(rng, whole, config.canvases, config.time_window, most)
+    most = max(config.seq_len // a_frame, 1) * config.patch[0]
+    canvas = draw_canvas(rng, whole, config.canvases, config.temporal_crop_prob, most)
     caption = record["captions"][_draw_kind(record, rng, config.caption_weights)]
-    run = to_run(canvas, config.patch, caption["text"], caption["time"], config.coords, record["key"])
+    run = to_segment(canvas, config.patch, caption["text"], caption["time"], config.coords, record["key"])
     # More words in force than a run has conditions for: levels and shots at once. The levels yield.
-    if run.conditions > RUN_CONDITIONS:
-        run = dataclasses.replace(run, start=np.ceil(run.start))
+    if run.conditions > SEGMENT_CONDITIONS:
+        run = dataclasses.replace(run, init_sigma=np.ceil(run.init_sigma))
     return run
 
 

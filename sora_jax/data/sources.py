@@ -16,7 +16,7 @@ from sora_jax.config import COUNT, FROM_ZERO, SEED, check_ranges, component
 from sora_jax.data.cuts import NATIVE
 from sora_jax.data.footage import EmptySplit, Footage
 from sora_jax.data.survey import Summaries
-from sora_jax.distributed.hosts import check_alike
+from sora_jax.distributed.hosts import assert_equal_across_hosts
 from sora_jax.errors import UserError
 from sora_jax.media.clip import Source
 from sora_jax.media.video import frame_size
@@ -176,7 +176,7 @@ def announce(sources: Sequence[tuple[Source, float]]) -> None:
       UserError: the hosts don't see the same files.
     """
     told = str(summarise(sources) or "")
-    check_alike(
+    assert_equal_across_hosts(
         told, "The hosts see different files to train on: give all the same folder, with the same content."
     )
     if told and jax.process_index() == 0:

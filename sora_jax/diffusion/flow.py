@@ -54,26 +54,26 @@ def schedule(steps: int, factor: jax.Array | float = 1.0, start: jax.Array | flo
     return levels.at[0].set(start)  # not what is left of it after there and back
 
 
-def gather_levels(table_bs: jax.Array, ids_bn: jax.Array) -> jax.Array:
+def gather_sigmas(table_bs: jax.Array, ids_bn: jax.Array) -> jax.Array:
     """The table's entry for each token, [B, S] and [B, N] → [B, N]."""
     return jnp.take_along_axis(table_bs, ids_bn, axis=1, mode="promise_in_bounds")
 
 
-def slope(x: jax.Array, clean: jax.Array, sigma: jax.Array) -> jax.Array:
+def velocity_at(x: jax.Array, clean: jax.Array, sigma: jax.Array) -> jax.Array:
     """The velocity that points to `clean`, (x_σ − x₀) / σ: undoes `denoise`; at σ = 0 a number without meaning."""
     return (x - clean) / jnp.maximum(sigma, 1e-8)
 
 
-def euler(x: jax.Array, slope: jax.Array, sigma: jax.Array, next_sigma: jax.Array) -> jax.Array:
+def euler(x: jax.Array, velocity: jax.Array, sigma: jax.Array, next_sigma: jax.Array) -> jax.Array:
     """One first-order step from σ to σ′."""
-    return x + (next_sigma - sigma) * slope
+    return x + (next_sigma - sigma) * velocity
 
 
 def heun(
-    x: jax.Array, slope: jax.Array, next_slope: jax.Array, sigma: jax.Array, next_sigma: jax.Array
+    x: jax.Array, velocity: jax.Array, next_velocity: jax.Array, sigma: jax.Array, next_sigma: jax.Array
 ) -> jax.Array:
     """One second-order step: the mean of the slopes at both ends (Karras et al. 2022, algorithm 1)."""
-    return x + (next_sigma - sigma) * 0.5 * (slope + next_slope)
+    return x + (next_sigma - sigma) * 0.5 * (velocity + next_velocity)
 
 
 def multistep(
@@ -102,10 +102,10 @@ def multistep(
     usable = (last_sigma > sigma) & (next_sigma > 0)
     ratio = jnp.where(usable, ahead / (2 * behind), 0.0)
     target = clean + ratio * (clean - last_clean)
-    return euler(x, slope(x, target, sigma), sigma, next_sigma)
+    return euler(x, velocity_at(x, target, sigma), sigma, next_sigma)
 
 
-def correct(
+def corrector(
     x: jax.Array,
     last_x: jax.Array,
     clean: jax.Array,
@@ -123,5 +123,5 @@ def correct(
       last_x, last_clean: at `last_sigma`, where it began; where that isn't above σ there was none, and `x` remains.
     """
     target = 0.5 * (clean + last_clean)
-    again = euler(last_x, slope(last_x, target, last_sigma), last_sigma, sigma)
+    again = euler(last_x, velocity_at(last_x, target, last_sigma), last_sigma, sigma)
     return jnp.where(last_sigma > sigma, again, x)

@@ -133,8 +133,8 @@ def without_words(batch: PackedBatch, negative: PackedBatch | None = None) -> Pa
         text_segment_ids=negative.text_segment_ids,
         text_time=jnp.zeros_like(negative.text_time),
         text_condition_ids=negative.text_condition_ids,
-        condition_time=jnp.zeros_like(
-            batch.condition_time
+        condition_caption_time=jnp.zeros_like(
+            batch.condition_caption_time
         ),  # in force everywhere, whatever the clip's own words do
     )
 
@@ -142,8 +142,8 @@ def without_words(batch: PackedBatch, negative: PackedBatch | None = None) -> Pa
 def without_given(batch: PackedBatch) -> PackedBatch:
     """The batch with the slots of given tokens empty, and no hint of them."""
     emptied = jnp.where(batch.given, 0, batch.segment_ids)
-    hints = None if batch.hints is None else jnp.zeros_like(batch.hints)
-    return dataclasses.replace(batch, segment_ids=emptied, hints=hints)
+    hints = None if batch.reference is None else jnp.zeros_like(batch.reference)
+    return dataclasses.replace(batch, segment_ids=emptied, reference=hints)
 
 
 def combine(
@@ -157,7 +157,7 @@ def combine(
 
     The last one or two of them may be missing: then those weights have no effect.
     """
-    per_token = lambda table: flow.gather_levels(table, batch.condition_ids)[..., None]
+    per_token = lambda table: flow.gather_sigmas(table, batch.condition_ids)[..., None]
     shares, sigma = _run_shares(batch), per_token(sigma_bs)
     mean = lambda values: jnp.einsum("bsn,bn->bs", shares, values.mean(-1), precision="highest")
     clean = flow.denoise(x_bnp, velocities[0], sigma)
@@ -187,6 +187,6 @@ def combine(
 
 def _run_shares(batch: PackedBatch) -> jax.Array:
     """float[B, S, N]: 1/n at each of the n painted tokens of an entry's run, so a product with it is their mean."""
-    same_run = batch.condition_runs[:, :, None] == batch.segment_ids[:, None, :]
+    same_run = batch.condition_segment_ids[:, :, None] == batch.segment_ids[:, None, :]
     owned = (same_run & (batch.condition_ids > 0)[:, None, :]).astype(jnp.float32)
     return owned / jnp.maximum(owned.sum(-1, keepdims=True), 1.0)

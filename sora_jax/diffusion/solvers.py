@@ -50,7 +50,7 @@ def sample(
       model: the velocity.
       batch: `patches` hold what is given and what is to be repainted; the others' content has no effect.
       noise_bnp: what σ = 1 looks like, one draw a run, so that a run's result doesn't depend on its neighbours.
-      sigmas: float[steps+1, B, S], falling levels of each entry, from its `condition_start` down to 0; entry 0, of
+      sigmas: float[steps+1, B, S], falling levels of each entry, from its `condition_init_sigma` down to 0; entry 0, of
         given tokens, is taken as 0. Where a level stays from one step to the next, tokens rest; so runs of fewer
         steps end with zeros, and tokens to be repainted wait until their run has come down to them.
       guidance: of tables float[B, S], or of numbers for all runs; how often it needs the model is compiled in.
@@ -73,7 +73,7 @@ def sample(
     batch, negative = jax.tree.map(jnp.asarray, (batch, negative if passes > 1 else None))
     levels = jnp.asarray(sigmas, jnp.float32).at[:, :, 0].set(0.0)
     guidance = guidance.tables(levels.shape[1:])
-    start = flow.gather_levels(levels[0], batch.condition_ids)[..., None]
+    start = flow.gather_sigmas(levels[0], batch.condition_ids)[..., None]
     noisy = flow.interpolate(batch.patches, jnp.asarray(noise_bnp, jnp.float32), start)
     x = jnp.where(start > 0, noisy, batch.patches)
     state, steps = State(x, x, x, levels[0]), len(levels) - 1
@@ -100,7 +100,7 @@ def solver_step(
     passes: int,
 ) -> State:
     """One step of every entry from its σ to its next; where they are equal, its tokens rest."""
-    per_token = lambda table: flow.gather_levels(table, batch.condition_ids)[..., None]
+    per_token = lambda table: flow.gather_sigmas(table, batch.condition_ids)[..., None]
     denoised = lambda x, levels: guided_clean(model, x, batch, levels, guidance, passes, negative)
     sigma, next_sigma, last_sigma = map(per_token, (sigma_bs, next_sigma_bs, state.last_sigma))
     moves_bs = (next_sigma_bs < sigma_bs) & (sigma_bs <= guidance.hold)
@@ -108,15 +108,15 @@ def solver_step(
 
     x, clean = state.x, denoised(state.x, sigma_bs)
     if solver == "unipc":
-        x = flow.correct(x, state.last_x, clean, state.clean, sigma, last_sigma)
+        x = flow.corrector(x, state.last_x, clean, state.clean, sigma, last_sigma)
     if solver in ("dpm", "unipc"):
         ahead = moved(flow.multistep(x, clean, state.clean, sigma, next_sigma, last_sigma))
     else:
-        slope = flow.slope(x, clean, sigma)
-        ahead = moved(flow.euler(x, slope, sigma, next_sigma))
+        velocity = flow.velocity_at(x, clean, sigma)
+        ahead = moved(flow.euler(x, velocity, sigma, next_sigma))
     if solver == "heun":
-        next_slope = flow.slope(ahead, denoised(ahead, next_sigma_bs), next_sigma)
+        next_velocity = flow.velocity_at(ahead, denoised(ahead, next_sigma_bs), next_sigma)
         # A step to 0 is Euler's (Karras et al. 2022, algorithm 1): training comes near σ = 0 but never there.
-        better = moved(flow.heun(x, slope, next_slope, sigma, next_sigma))
+        better = moved(flow.heun(x, velocity, next_velocity, sigma, next_sigma))
         ahead = jnp.where(next_sigma > 0, better, ahead)
     return State(ahead, x, clean, jnp.where(moves_bs, sigma_bs, next_sigma_bs))

@@ -125,14 +125,14 @@ def join(config: Hosts, about: Any = None) -> int:
     return index
 
 
-def exchange(value: Any) -> list[Any]:
+def all_gather_json(value: Any) -> list[Any]:
     """Every host's JSON-able value, in their order; returns when all have called it. All must, in the same order.
 
     Raises:
       UserError: JAX knows of other processes, which didn't join by `join`.
     """
     if _watch is not None:
-        return _watch.exchange(value)
+        return _watch.all_gather_json(value)
     if jax.process_count() > 1:
         raise UserError(
             "This process was joined to others by jax.distributed.initialize: call sora_jax.distributed.hosts.join "
@@ -143,12 +143,12 @@ def exchange(value: Any) -> list[Any]:
 
 def barrier() -> None:
     """Returns when all hosts are here."""
-    exchange(None)
+    all_gather_json(None)
 
 
-def check_alike(value: Any, sentence: str) -> None:
+def assert_equal_across_hosts(value: Any, sentence: str) -> None:
     """Raises UserError(sentence), on every host, where `value` is not the same on all."""
-    values = exchange(value)
+    values = all_gather_json(value)
     if any(other != values[0] for other in values):
         raise UserError(sentence)
 
@@ -163,7 +163,7 @@ def leave() -> None:
         jax.distributed.shutdown()
 
 
-def advise(advice: Callable[[], str]) -> None:
+def failure_hint(advice: Callable[[], str]) -> None:
     """What to say to the user when a host is gone: a sentence, asked for then."""
     if _watch is not None:
         _watch.advice = advice

@@ -30,7 +30,7 @@ LETTER_AXES: dict[str, str | tuple[str, ...]] = {
 # Jacobs et al. 2023), by all-to-alls; or rows stay split, and keys go round (`models/attention/ring.py`).
 HEADS = ("tensor", "sequence")
 # Parameters, their averages and the optimizer's moments lie split over all of these (ZeRO-3).
-KEPT_OVER = ("tensor", "fsdp", "sequence")
+PARAM_AXES = ("tensor", "fsdp", "sequence")
 HOST_MEMORY = "pinned_host"
 
 
@@ -114,14 +114,14 @@ def constrain(x: jax.Array, letters: str) -> jax.Array:
 
 def gather_kernel(kernel: jax.Array, shape: tuple[int, ...], letters: str) -> jax.Array:
     """A matrix [in, out], from how it is kept (`parameter_sharding`) to `shape`, laid as its letters say."""
-    split = any(LETTER_AXES.get(letter) == KEPT_OVER[0] for letter in letters)
+    split = any(LETTER_AXES.get(letter) == PARAM_AXES[0] for letter in letters)
     if split and not jax.sharding.get_abstract_mesh().empty:
         # First over that axis alone: from there to any other letter's place is one exchange.
-        kernel = jax.lax.with_sharding_constraint(kernel, PartitionSpec(KEPT_OVER[0]))
+        kernel = jax.lax.with_sharding_constraint(kernel, PartitionSpec(PARAM_AXES[0]))
     return constrain(kernel.reshape(shape), letters)
 
 
-def by_heads(
+def ulysses(
     function: Callable[..., jax.Array],
     q_bnhf: jax.Array,
     k_bnhf: jax.Array,
@@ -139,14 +139,14 @@ def by_heads(
     return _deal(function, None, HEADS, (q_bnhf, k_bnhf, v_bnhf, ids_bn))
 
 
-def by_slots(
+def ring_parallel(
     function: Callable[..., jax.Array],
     q_bnhf: jax.Array,
     k_bnhf: jax.Array,
     v_bnhf: jax.Array,
     ids_bn: jax.Array,
 ) -> jax.Array:
-    """As `by_heads`, but each device has slots of its own, with some of the heads where `tensor` splits them.
+    """As `ulysses`, but each device has slots of its own, with some of the heads where `tensor` splits them.
 
     `function` asks other devices along `sequence` for what it needs of theirs.
 
@@ -191,14 +191,14 @@ def check_heads(heads: int, over: str | tuple[str, ...] = HEADS) -> None:
         )
 
 
-def check_slots(patches: int, words: int) -> None:
+def check_sequence_split(patches: int, words: int) -> None:
     """Raises UserError where the mesh that is set can't deal out a row of so many slots of patches and of words."""
     parts = _parts(jax.sharding.get_abstract_mesh(), LETTER_AXES["N"])
     if patches % parts or words % parts:
         raise UserError(
             f"A row of {patches} slots for patches and {words} for words can't be split over sequence = {parts} "
             f"devices: make both multiples of {parts}, such as {_up(patches, parts)} and {_up(words, parts)} "
-            "(config.pipeline.row_tokens and row_text), or change config.mesh.sequence."
+            "(config.pipeline.seq_len and text_len), or change config.mesh.sequence."
         )
 
 
@@ -207,14 +207,14 @@ def _up(count: int, parts: int) -> int:
 
 
 def parameter_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-    """How a parameter is kept: one of its axes split over as many axes of `KEPT_OVER` as divide it.
+    """How a parameter is kept: one of its axes split over as many axes of `PARAM_AXES` as divide it.
 
     Of a matrix that is the input's, if it can be: what is split by the result's letters is gathered from it then.
     """
 
     def over(size: int) -> tuple[str, ...]:
         found: tuple[str, ...] = ()
-        for name in KEPT_OVER:
+        for name in PARAM_AXES:
             if mesh.shape[name] > 1 and size % _parts(mesh, (*found, name)) == 0:
                 found = (*found, name)
         return found

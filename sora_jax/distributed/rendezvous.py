@@ -176,7 +176,7 @@ class Watch(threading.Thread):
         with self._lock:
             _tell([peer for number, peer in self._peers.items() if number != but], message)
 
-    def exchange(self, value: Any) -> list[Any]:
+    def all_gather_json(self, value: Any) -> list[Any]:
         """Every host's value, in their order, once all have called this: host 0 gathers them."""
         if self._host:
             self.tell({"value": value})

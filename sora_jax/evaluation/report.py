@@ -23,7 +23,7 @@ from sora_jax.errors import UserError
 from sora_jax.evaluation import metrics
 from sora_jax.media.video import Report, Video, frame_count, probe, resample, stream_frames
 from sora_jax.pipeline.denoise import MOST_FRAMES
-from sora_jax.pipeline.pipeline import Request, Studio
+from sora_jax.pipeline.pipeline import Pipeline, Request
 from sora_jax.toyworld import captions, oracle
 from sora_jax.toyworld import scene as world
 from sora_jax.toyworld.render import render
@@ -50,7 +50,7 @@ _OTHERS = 8  # prompts that each clip is held against for the level of chance
 
 
 def evaluate_vae(
-    studio: Studio,
+    studio: Pipeline,
     files: Sequence[str | os.PathLike[str]],
     resolution: int = 128,
     seconds: float = 4.0,
@@ -130,7 +130,7 @@ def evaluate_vae(
 
 
 def evaluate_toyworld(
-    studio: Studio | None,
+    studio: Pipeline | None,
     split: str = "heldout",
     clips: int = 256,
     durations: Sequence[float] = (2.0,),
@@ -156,11 +156,11 @@ def evaluate_toyworld(
       studio: the model; None will do where `source` is "truth".
       split: of `scene.SPLITS`; "paraphrase" has words that training never had.
       clips: how many prompts; clip i has the seed `seed` + i.
-      durations, aspects, resolution, fps, steps, guidance, solver: as in `studio.Request`.
+      durations, aspects, resolution, fps, steps, guidance, solver: as in `pipeline.Request`.
       source: "generated", "truth" (true clips: how much the oracle itself gets wrong), or "vae" (true clips
         through the autoencoder: how much is lost there).
       progress: called with (clips done, clips in all).
-      settings: further ones of `filling.Settings`.
+      settings: further ones of `denoise.Settings`.
       show: called with each clip's prompt, followed by what was read wrong, and the clip.
 
     Returns:
@@ -313,7 +313,7 @@ def _tasks(split: str, requests: Sequence[Request], seed: int) -> Iterator[Task]
         number += 1
 
 
-def _needed(studio: Studio | None) -> Studio:
+def _needed(studio: Pipeline | None) -> Pipeline:
     if studio is None:
         raise UserError(
             "Only true clips can be read without a model: name one, or choose the source 'truth'."
@@ -321,7 +321,9 @@ def _needed(studio: Studio | None) -> Studio:
     return studio
 
 
-def _videos(studio: Studio | None, tasks: Sequence[Task], source: str, progress: Progress) -> Iterator[Video]:
+def _videos(
+    studio: Pipeline | None, tasks: Sequence[Task], source: str, progress: Progress
+) -> Iterator[Video]:
     if source == "generated":
         # Each was checked by itself; that so many are made together is the evaluation's choice, not the user's.
         requests = [dataclasses.replace(request, max_frames=MOST_FRAMES) for _, request in tasks]

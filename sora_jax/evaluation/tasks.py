@@ -19,7 +19,7 @@ from sora_jax.evaluation.report import ONE_THING, interval, made_by
 from sora_jax.media.video import Video, resize
 from sora_jax.pipeline import tasks
 from sora_jax.pipeline.keywords import nearest
-from sora_jax.pipeline.pipeline import Studio
+from sora_jax.pipeline.pipeline import Pipeline
 from sora_jax.pipeline.storyboard import Card, Storyboard
 from sora_jax.pipeline.tasks import Plan
 from sora_jax.toyworld import captions, oracle
@@ -46,7 +46,7 @@ class Trial:
 
 
 def evaluate_abilities(
-    studio: Studio,
+    studio: Pipeline,
     names: Sequence[str] = (),
     clips: int = 64,
     seed: int = 0,
@@ -65,7 +65,7 @@ def evaluate_abilities(
       seed: of the scenes and the sampler.
       progress: called with (clips done, clips in all).
       show: called with a label and what was given and made, for each clip.
-      settings: of `filling.Settings`.
+      settings: of `denoise.Settings`.
 
     Raises:
       UserError: there is no such ability.
@@ -144,7 +144,7 @@ def _read(video: Video, scene: Scene, names: Sequence[str]) -> Row:
     return {name: right[name] for name in names}
 
 
-def _animate(studio: Studio, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
+def _animate(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
     for i, scene in _scenes(clips, seed, 2.0):
         truth, prompt = _video(scene, 17), _prompt(scene, i)
         plan = tasks.animate(studio, truth.frames[0], prompt, duration=17 / FPS, seed=seed + i, **settings)
@@ -157,7 +157,7 @@ def _animate(studio: Studio, clips: int, seed: int, settings: dict[str, Any]) ->
 
 
 def _extend(backward: bool) -> Callable[..., Iterator[Trial]]:
-    def trials(studio: Studio, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
+    def trials(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
         given, total = 9, 36
         for i, scene in _scenes(clips, seed, (total - 1) / FPS, BOUNCES):
             truth, prompt = _video(scene, total), _prompt(scene, i)
@@ -179,7 +179,7 @@ def _extend(backward: bool) -> Callable[..., Iterator[Trial]]:
     return trials
 
 
-def _loop(studio: Studio, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
+def _loop(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
     for i, scene in _scenes(clips, seed, 1.0):
         truth, prompt = _video(scene, 9), _prompt(scene, i)
         plan = tasks.loop(studio, truth, 1.5, prompt, seed=seed + i, **settings)
@@ -195,7 +195,7 @@ def _loop(studio: Studio, clips: int, seed: int, settings: dict[str, Any]) -> It
         yield Trial(prompt, plan, judge, truth)
 
 
-def _connect(studio: Studio, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
+def _connect(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
     pairs = zip(_scenes(clips, seed, 1.0), _scenes(clips, seed, 1.0, offset=10_000))
     for (i, one), (_, other) in pairs:
         a, b = _video(one, 9), _video(other, 9)
@@ -215,7 +215,7 @@ def _connect(studio: Studio, clips: int, seed: int, settings: dict[str, Any]) ->
         yield Trial(f"{_prompt(one, i)} / {_prompt(other, i)}", plan, judge)
 
 
-def _edit(studio: Studio, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
+def _edit(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
     for i, scene in _scenes(clips, seed, 2.0):
         thing, truth = scene.shots[0].things[0], _video(scene, 17)
         others = [
@@ -235,7 +235,7 @@ def _edit(studio: Studio, clips: int, seed: int, settings: dict[str, Any]) -> It
         yield Trial(f"{thing.colour} → {prompt}", plan, judge, truth)
 
 
-def _storyboard(studio: Studio, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
+def _storyboard(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
     cut, total = 12, 25
     pairs = zip(_scenes(clips, seed, 1.5), _scenes(clips, seed, 1.5, offset=10_000))
     for (i, one), (_, other) in pairs:
@@ -258,7 +258,7 @@ def _storyboard(studio: Studio, clips: int, seed: int, settings: dict[str, Any])
         yield Trial(" / ".join(told), plan, judge)
 
 
-def _inpaint(studio: Studio, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
+def _inpaint(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
     box = (16, 16, 32, 32)
     for i, scene in _scenes(clips, seed, 2.0):
         truth, prompt = _video(scene, 17), _prompt(scene, i)
@@ -278,7 +278,7 @@ def _inpaint(studio: Studio, clips: int, seed: int, settings: dict[str, Any]) ->
         yield Trial(prompt, plan, judge, truth)
 
 
-def _smooth(studio: Studio, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
+def _smooth(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
     factor, total = 3, 25
     for i, scene in _scenes(clips, seed, 1.0):
         truth = _video(scene, total, fps=FPS * factor)
@@ -301,7 +301,7 @@ def _smooth(studio: Studio, clips: int, seed: int, settings: dict[str, Any]) -> 
         yield Trial(_prompt(scene, i), plan, judge, truth)
 
 
-def _upscale(studio: Studio, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
+def _upscale(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
     for i, scene in _scenes(clips, seed, 1.0):
         truth = _video(scene, 9, (128, 128))
         small = resize(truth, 64, 64)
@@ -320,7 +320,7 @@ def _bicubic(video: Video, height: int, width: int) -> np.ndarray:
     return np.stack([np.asarray(PIL.Image.fromarray(frame).resize(size, filter_)) for frame in video.frames])
 
 
-def _given(studio: Studio, video: Video, given: Video, places: Sequence[int]) -> Row:
+def _given(studio: Pipeline, video: Video, given: Video, places: Sequence[int]) -> Row:
     """How near given frames are to the autoencoder's own reconstruction of them, in decibels (at most 99)."""
     own = studio.reconstruct(Video(given.frames[: len(list(places))], given.fps))
     return {"given": min(float(metrics.psnr(video.frames[list(places)], own.frames)), 99.0)}

@@ -311,7 +311,7 @@ def read_video(path: Path, start: float = 0.0, frames: int | None = None) -> Vid
 
     Frames come as they are displayed: turned and mirrored as the file says, of square pixels, in sRGB, what is
     transparent on white, with eight bits. Frames that come at uneven times are resampled to `probe`'s rate: each
-    instant gets the frame that is then on show. Of a damaged file what is readable is kept; `media.read_media`
+    instant gets the frame that is then on show. Of a damaged file what is readable is kept; `reader.read_media`
     tells what was not.
 
     Args:

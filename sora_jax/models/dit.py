@@ -1,6 +1,6 @@
 """The diffusion transformer: one stream of text and video tokens, a noise level σ per token.
 
-Conditions are a table (see `data.packing.PackedBatch`): `sigma[b, 0]` is 0, the level of given tokens, and
+Conditions are a table (see `packing.PackedBatch`): `sigma[b, 0]` is 0, the level of given tokens, and
 `sigma[b, s]` the level of entry s, which belongs to a run and to the words in force in it. The modulation of
 adaLN-Zero (Peebles and Xie 2022) is computed once per entry and handed to the tokens that hold it.
 Layers are stacked along a leading axis and scanned, so compile time does not grow with depth.
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sora_jax.axes import Coords, Patches, SegmentIds, Sigma
-from sora_jax.distributed.mesh import HEADS, check_slots, constrain
+from sora_jax.distributed.mesh import HEADS, check_sequence_split, constrain
 from sora_jax.errors import UserError
 from sora_jax.models.attention.blocks import CHECKPOINT
 from sora_jax.models.attention.dispatch import BACKENDS, attend
@@ -61,23 +61,23 @@ class DiTConfig:
       channels: of the latent.
       text_width: of the text encoder's states.
       coords: how coordinates enter RoPE: "fractional" (centred, in short sides of the frame) or "absolute" (in
-        patches from the first corner); see `data.patches.coordinates`.
+        patches from the first corner); see `patches.coordinates`.
       rope_periods: (longest, shortest) period for time in seconds and for space in units of `coords`.
       absolute: whether Fourier features of the coordinates, and of how much of time and space a token covers, are
         added to the patches too. RoPE alone tells a token where it is only by way of its words, which lie at the
         frame's centre at time 0, and tells nothing of frame rate and resolution.
       pooled_text: whether the mean of a run's words joins σ in its condition (as in Esser et al. 2024, figure 2),
         beside the words in the stream: a short way from a caption to every token.
-      hints: whether a token is shown what is given at its own place before and after it (`data.patches.find_hints`),
-        beside what attention finds: a short way to keep what doesn't change.
+      reference_frames: whether a token is shown what is given at its own place before and after it
+        (`patches.reference_patches`), in addition to what attention finds: a short way to keep what doesn't change.
       dtype: of the arithmetic; parameters, norms, softmax and the residual stream's sums stay float32. Products of
         "float32" are exact on CPUs; accelerators round their factors, to bfloat16 (TPUs) or TF32 (GPUs), but for
         those of noise levels and conditions.
       remat: what the backward pass keeps of a layer: "all", "dots" (matrix products, and attention's result) or "none"
         (recompute).
-      attention: a backend of `models.attention`; see `choose` there.
+      attention: a backend of `models.attention.dispatch`; see `choose` there.
       sequence: how rows attend that are split over devices along `sequence`: "heads" (all-to-all, then a kernel) or
-        "ring" (keys and values go round); `models.attention_ring` says which when.
+        "ring" (keys and values go round); `attention.ring` says which when.
     """
 
     size: str = "Ti"
@@ -92,7 +92,7 @@ class DiTConfig:
     rope_periods: tuple[tuple[float, float], tuple[float, float]] = ((64.0, 0.25), (8.0, 0.125))
     absolute: bool = False
     pooled_text: bool = False
-    hints: bool = False
+    reference_frames: bool = False
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     remat: Literal["all", "dots", "none"] = "all"
     attention: str = "auto"
@@ -202,8 +202,8 @@ class DiT(nnx.Module):
         self.text_in = Linear(config.text_width, D, rngs=rngs)
         if config.absolute:
             self.position_in = Linear(5 * POSITION_WIDTH, D, 0.0, rngs=rngs)
-        if config.hints:
-            self.hints_in = Linear(2 * (config.patch_width + 1), D, 0.0, rngs=rngs)
+        if config.reference_frames:
+            self.reference_in = Linear(2 * (config.patch_width + 1), D, 0.0, rngs=rngs)
         self.sigma_in = Linear(256, D, rngs=rngs)
         self.sigma_out = Linear(D, D, rngs=rngs)
         if config.pooled_text:
@@ -225,7 +225,7 @@ class DiT(nnx.Module):
           UserError: the mesh's `sequence` doesn't divide the slots, or its `tensor` and `sequence` the heads.
         """
         config, M = self.config, batch.text.shape[1]
-        check_slots(patches_bnp.shape[1], M)
+        check_sequence_split(patches_bnp.shape[1], M)
         dtype = jnp.dtype(config.dtype)
         segment_ids = jnp.concatenate([batch.text_segment_ids, batch.segment_ids], axis=1)
         # Each run's words before its patches, empty slots last: what attends to each other then lies together, and
@@ -243,8 +243,8 @@ class DiT(nnx.Module):
         patches = self.patch_in(of_patches(patches_bnp).astype(dtype))
         if config.absolute:
             patches = patches + self.position_in(_position(coords, config).astype(dtype))
-        if config.hints:
-            patches = patches + self.hints_in(of_patches(batch.hints).astype(dtype))
+        if config.reference_frames:
+            patches = patches + self.reference_in(of_patches(batch.reference).astype(dtype))
         x = patches
         if M:  # or there is nothing to take words from
             text = lay_out(self.text_in(words.astype(dtype)), jnp.minimum(order, M - 1), inverse[:, :M])
@@ -279,9 +279,9 @@ def _take(array: jax.Array, place_bn: jax.Array) -> jax.Array:
 
 def _pool(words_bme: jax.Array, batch: PackedBatch) -> jax.Array:
     """The mean of the words in force under each condition, [B, S, E]; zero where there are none."""
-    same_run = batch.condition_runs[:, :, None] == batch.text_segment_ids[:, None, :]
-    in_force = batch.condition_time[:, :, None] == batch.text_time[:, None, :]
-    owned = (same_run & in_force & (batch.condition_runs[:, :, None] > 0)).astype(words_bme.dtype)
+    same_run = batch.condition_segment_ids[:, :, None] == batch.text_segment_ids[:, None, :]
+    in_force = batch.condition_caption_time[:, :, None] == batch.text_time[:, None, :]
+    owned = (same_run & in_force & (batch.condition_segment_ids[:, :, None] > 0)).astype(words_bme.dtype)
     total = jnp.einsum("bsm,bme->bse", owned, words_bme, precision="highest")
     return total / jnp.maximum(owned.sum(-1, keepdims=True), 1.0)
 

@@ -69,7 +69,7 @@ class VAEConfig:
         return time, height, width
 
 
-class Past:
+class ConvCache:
     """What causal convolutions remember between the chunks of a stream: each one's last two inputs.
 
     A whole clip is a stream of one chunk, whose past is zeros.
@@ -91,14 +91,14 @@ class Past:
         return x
 
 
-def fold(x: jax.Array, stride: Stride) -> jax.Array:
+def space_to_depth(x: jax.Array, stride: Stride) -> jax.Array:
     """Space and time to depth: [B, T, Y, X, C] → [B, T/a, Y/b, X/c, abc·C]."""
     (B, T, Y, X, C), (a, b, c) = x.shape, stride
     x = x.reshape(B, T // a, a, Y // b, b, X // c, c, C).transpose(0, 1, 3, 5, 2, 4, 6, 7)
     return x.reshape(B, T // a, Y // b, X // c, a * b * c * C)
 
 
-def unfold(x: jax.Array, stride: Stride) -> jax.Array:
+def depth_to_space(x: jax.Array, stride: Stride) -> jax.Array:
     """The inverse of `fold`."""
     (B, T, Y, X, C), (a, b, c) = x.shape, stride
     x = x.reshape(B, T, Y, X, a, b, c, C // (a * b * c)).transpose(0, 1, 4, 2, 5, 3, 6, 7)
@@ -167,7 +167,7 @@ class CausalConv(nnx.Module):
         self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (3, 3, 3, width_in, width_out)))
         self.bias = nnx.Param(jnp.zeros(width_out))
 
-    def __call__(self, x: jax.Array, past: Past) -> jax.Array:
+    def __call__(self, x: jax.Array, past: ConvCache) -> jax.Array:
         kernel = constrain(self.kernel[...].astype(x.dtype), "TYXCC")
         return causal_conv(past.extend(x, 2), kernel) + self.bias[...].astype(x.dtype)
 
@@ -184,7 +184,7 @@ class Block(nnx.Module):
         self.first = CausalConv(width, width, 1.0, rngs=rngs)
         self.second = CausalConv(width, width, 0.0, rngs=rngs)
 
-    def __call__(self, x: jax.Array, past: Past) -> jax.Array:
+    def __call__(self, x: jax.Array, past: ConvCache) -> jax.Array:
         scale = self.scale[...].astype(x.dtype)
         h = self.first(jax.nn.silu(_normalise(x) * scale[0]), past)
         return x + self.second(jax.nn.silu(_normalise(h) * scale[1]), past)
@@ -240,11 +240,11 @@ class VAE(nnx.Module):
         x = chunk_btyxc.astype(self.config.dtype)
         if past is None:
             x = jnp.concatenate([jnp.repeat(x[:, :1], self.config.compression[0] - 1, axis=1), x], axis=1)
-        memory = Past(past)
+        memory = ConvCache(past)
         for i, (stride, down, blocks) in enumerate(
             zip(self.config.strides, self.down, self.encoder, strict=True)
         ):
-            x = fold(x, stride)
+            x = space_to_depth(x, stride)
             x = down(haar(x) if i == 0 else x)
             for block in blocks:
                 x = block(x, memory)
@@ -255,14 +255,14 @@ class VAE(nnx.Module):
         self, latent_btyxc: Latent, past: Sequence[jax.Array] | None = None
     ) -> tuple[Clip, tuple[jax.Array, ...]]:
         """One piece of a stream of latents: the first gives 1 + 4(t-1) frames, later ones 4t each."""
-        memory = Past(past)
+        memory = ConvCache(past)
         x = self.from_channels(latent_btyxc.astype(self.config.dtype))
         stages = list(zip(self.config.strides, self.up, self.decoder, strict=True))
         for i, (stride, up, blocks) in reversed(list(enumerate(stages))):
             for block in blocks:
                 x = block(x, memory)
             x = up(x)
-            x = unfold(haar(x) if i == 0 else x, stride)
+            x = depth_to_space(haar(x) if i == 0 else x, stride)
         if past is None:
             x = x[:, self.config.compression[0] - 1 :]
         return x.astype(jnp.float32), tuple(memory.new)

@@ -19,7 +19,7 @@ from sora_jax.diffusion import flow
 from sora_jax.diffusion.guidance import Guidance, Model
 from sora_jax.diffusion.solvers import SOLVERS, State, solver_step
 from sora_jax.errors import UserError
-from sora_jax.tokens.packing import PackedBatch, Placement, Run, check_fits, lay_rows
+from sora_jax.tokens.packing import PackedBatch, Placement, Segment, check_fits, pack_batch
 
 PATIENCE = 16  # steps that smaller ones may overtake the first in line
 
@@ -62,7 +62,7 @@ class Request:
       size: what it takes of a row: tokens, words, words not to be seen, conditions.
     """
 
-    run: Run
+    run: Segment
     noise: np.ndarray
     levels: np.ndarray
     guidance: Guidance
@@ -205,15 +205,15 @@ class Queue:
         rows = self._rows()
         self.room = room = next(room for room in self.rooms if all(map(room.holds, rows)))
         runs = [[request.run for request in there] for there in rows]
-        batch, places = lay_rows(runs, room.rows, room.tokens, room.text, room.conditions)
+        batch, places = pack_batch(runs, room.rows, room.tokens, room.text, room.conditions)
         self._seats.sort(key=lambda seat: seat.row)  # as they are laid
         old = None if self._state is None else State(*map(np.asarray, self._state))
         x, last_x, clean = (np.zeros(batch.patches.shape, np.float32) for _ in range(3))
-        last_sigma = np.zeros(batch.condition_runs.shape, np.float32)
+        last_sigma = np.zeros(batch.condition_segment_ids.shape, np.float32)
         for seat, place in zip(self._seats, places, strict=True):
             before, entries_before = None if seat.place is None else seat.slots, seat.entries
             seat.place = place
-            seat.entries = np.flatnonzero(batch.condition_runs[seat.row] == place.segment)
+            seat.entries = np.flatnonzero(batch.condition_segment_ids[seat.row] == place.segment)
             if before is None:
                 begun, starts = _begin(seat, batch)
                 x[seat.slots] = last_x[seat.slots] = clean[seat.slots] = begun
@@ -224,7 +224,7 @@ class Queue:
                 clean[seat.slots] = old.clean[before]
                 last_sigma[seat.row, seat.entries] = old.last_sigma[seat.row, entries_before]
         self._state = State(*map(jnp.asarray, (x, last_x, clean, last_sigma)))
-        self._starts = batch.condition_start
+        self._starts = batch.condition_init_sigma
         self.passes = max([self.passes, *(seat.request.guidance.passes() for seat in self._seats)])
         self._avoids |= any(seat.request.size[2] for seat in self._seats)
         negative = self._negative(batch) if self._avoids and self.passes > 1 else None
@@ -234,7 +234,7 @@ class Queue:
         """A table a setting."""
         tables = {}
         for field in dataclasses.fields(Guidance):
-            table = np.full(batch.condition_runs.shape, field.default, np.float32)
+            table = np.full(batch.condition_segment_ids.shape, field.default, np.float32)
             for seat in self._seats:
                 table[seat.row, seat.entries] = getattr(seat.request.guidance, field.name)
             tables[field.name] = table
@@ -258,7 +258,7 @@ class Queue:
 def _begin(seat: _Seat, batch: PackedBatch) -> tuple[np.ndarray, np.ndarray]:
     """Where a run's tokens start from, float[n,P], and the levels of its entries there."""
     patches, ids = batch.patches[seat.slots], batch.condition_ids[seat.slots]
-    starts = np.minimum(seat.request.levels[0], batch.condition_start[seat.row])
+    starts = np.minimum(seat.request.levels[0], batch.condition_init_sigma[seat.row])
     level = np.where(ids > 0, starts[ids], 0.0)[:, None].astype(np.float32)
     noisy = np.asarray(flow.interpolate(patches, seat.request.noise, level))
     return np.where(level > 0, noisy, patches), starts[seat.entries]

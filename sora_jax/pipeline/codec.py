@@ -25,8 +25,8 @@ from sora_jax.pipeline.denoise import (
     Task,
     fill,
     fill_streams,
-    segment_places,
     segment_tokens,
+    space_crops,
     transformer,
     window,
 )
@@ -166,7 +166,7 @@ class Engine:
 
         Args:
           strength: of the whole canvas.
-          frame_tokens: of a latent frame, in one of the `filling.segment_places`. More than such a place holds are
+          frame_tokens: of a latent frame, in one of the `denoise.space_crops`. More than such a place holds are
             taken as those of a frame that is cut.
           latent_frames: of the canvas.
         """
@@ -210,7 +210,7 @@ class Engine:
             latents.append(latent)
         start = strength
         if self.bundle.dit is not None:
-            _, _, *sides = segment_places(self.bundle, self.cells(Y, X), blank=bool(strength.max() == 1))[0]
+            _, _, *sides = space_crops(self.bundle, self.cells(Y, X), blank=bool(strength.max() == 1))[0]
             tokens = math.prod(sides) // math.prod(self.dit.config.patch[1:])
             start = self.sigma(strength, tokens, sum(len(stream.ends) for stream in streams))
         return make_canvas(streams, latents, start, sketch.fps, self.vae.config.compression)
@@ -293,13 +293,13 @@ class Engine:
             yield np.clip(frame, -1.0, 1.0)
 
     def fill(self, tasks: Sequence[Task], progress: Progress | None = None) -> list[Canvas]:
-        """See `filling.fill`."""
+        """See `denoise.fill`."""
         return fill(self.bundle, self.text, tasks, progress)
 
     def fill_streams(
         self, tasks: Sequence[Task], progress: Progress | None = None
     ) -> list[Iterator[np.ndarray]]:
-        """See `filling.fill_streams`."""
+        """See `denoise.fill_streams`."""
         return fill_streams(self.bundle, self.text, tasks, progress)
 
 

@@ -33,19 +33,19 @@ from sora_jax.pipeline.checks import (
     shown,
 )
 from sora_jax.pipeline.windows import Windowed
-from sora_jax.tokens.canvas import Canvas, blend_windows, space_windows, to_run
-from sora_jax.tokens.packing import Run, share_rows
+from sora_jax.tokens.canvas import Canvas, blend_windows, space_windows, to_segment
+from sora_jax.tokens.packing import Segment, assign_rows
 from sora_jax.tokens.patches import patchify, unpatchify
 
 MOST_STEPS = 1000
 MOST_GUIDANCE = 100
 MOST_FRAMES = 10**9  # that `max_frames` may allow
-MOST_RUNS = 16  # in as many slots as training's rows have
+MAX_SEGMENTS = 16  # in as many slots as training's rows have
 # The row of the compiled step is up to so many of training's long: no token knows its place in a row, and
 # one long row is filled better than several short ones. Two are what a CPU's caches hold (experiments/batching). By
 # attention's backend: the reference's cost grows with the square of the row.
 LONGEST_ROW = {"cpu": 2, "gpu": 4, "tpu": 4, "reference": 1}
-MOST_CONDITIONS = 32  # levels and words in force there, over its runs
+MAX_CONDITIONS = 32  # levels and words in force there, over its runs
 MOST_HELD = 1 << 26  # bytes of latents; canvases that take more together are filled one after another
 
 Progress = Callable[[int, int], None]
@@ -60,7 +60,7 @@ class Settings:
       seed: random seed.
       steps: of the solver, from noise; what is repainted from a strength takes its share of them.
       guidance: weight of the words; 1 is none.
-      solver: a name of `sampler.SOLVERS`.
+      solver: a name of `solvers.SOLVERS`.
       guidance_method: a name of `guidance.METHODS`; "zero" also leaves out the first 4% of the steps, at least one.
       guidance_interval: (lowest, highest) σ between which guidance acts.
       guidance_rescale: 0 to 1, how far what guidance adds in contrast is taken back, as in diffusers.
@@ -154,7 +154,7 @@ def window(bundle: Bundle, frame_tokens: int) -> int:
     return min(fit, limits.latent_frames or fit)
 
 
-def segment_places(bundle: Bundle, cells: tuple[int, int], blank: bool) -> list[tuple[int, int, int, int]]:
+def space_crops(bundle: Bundle, cells: tuple[int, int], blank: bool) -> list[tuple[int, int, int, int]]:
     """Windows (top, left, height, width), in cells, of a frame of `cells` (y, x): each is a segment of its own.
 
     Args:
@@ -171,7 +171,7 @@ def segment_tokens(bundle: Bundle, frame_tokens: int, latent_frames: int) -> int
     """Tokens of the first segment of a canvas, which its noise levels are shifted by (`flow.shift_factor`).
 
     Args:
-      frame_tokens: of a latent frame, in one of the `segment_places`.
+      frame_tokens: of a latent frame, in one of the `space_crops`.
       latent_frames: of the canvas.
     """
     by = transformer(bundle).config.patch[0]
@@ -185,7 +185,7 @@ def fill(
     streams = fill_streams(bundle, encoder, tasks, progress)
     return [
         dataclasses.replace(
-            task.canvas, latent=np.stack(list(latents)), start=np.zeros(task.canvas.grid, np.float32)
+            task.canvas, latent=np.stack(list(latents)), init_sigma=np.zeros(task.canvas.grid, np.float32)
         )
         for task, latents in zip(tasks, streams, strict=True)
     ]
@@ -278,16 +278,16 @@ def _walk(bundle: Bundle, jobs: Sequence[_Job]) -> Iterator[int]:
         yield queue.walked
 
 
-def _room(bundle: Bundle, runs: Sequence[Run]) -> Room:
+def _room(bundle: Bundle, runs: Sequence[Segment]) -> Room:
     """A row as training's, or a longer one where the runs need it, with as many words as it needs for them.
 
     One for the whole batch: a smaller one for who is left at the end would be compiled in the middle.
     """
     limits = bundle.limits
     room = lambda times, text: Room(
-        1, times * limits.tokens, text * limits.row_text, times * MOST_RUNS, times * MOST_CONDITIONS
+        1, times * limits.tokens, text * limits.text_len, times * MAX_SEGMENTS, times * MAX_CONDITIONS
     )
-    rows = lambda room: len(share_rows(runs, room.tokens, room.text, room.runs, room.conditions))
+    rows = lambda room: len(assign_rows(runs, room.tokens, room.text, room.runs, room.conditions))
     config = transformer(bundle).config
     backend = choose(config.attention, config.dtype, config.width // config.heads)
     times = min(rows(room(1, 1)), LONGEST_ROW[backend])
@@ -306,7 +306,7 @@ class _Job:
         self.config, self.base_tokens = transformer(bundle).config, bundle.base_tokens
         patch, limits = self.config.patch, bundle.limits
         t, y, x = task.canvas.grid
-        self.places = segment_places(bundle, (y, x), blank=bool(task.canvas.start.max() == 1))
+        self.places = space_crops(bundle, (y, x), blank=bool(task.canvas.init_sigma.max() == 1))
         frame_tokens = math.prod(self.places[0][2:]) // math.prod(patch[1:])
         most = window(bundle, frame_tokens)
         by = patch[0]
@@ -318,7 +318,7 @@ class _Job:
         context = max(most // by // 2, 1) * by
         # `steps` are those from noise: what begins lower has come a part of the way already.
         factor = flow.shift_factor(jnp.array(segment_tokens(bundle, frame_tokens, t)), self.base_tokens)
-        share = float(flow.unshift(jnp.array(task.canvas.start.max()), factor))
+        share = float(flow.unshift(jnp.array(task.canvas.init_sigma.max()), factor))
         self.run_steps = max(math.ceil(task.settings.steps * share - 1e-3), 1)
         self.windowed = Windowed(task.canvas, most, context, patch, task.settings.seed)
         self.filled: dict[int, np.ndarray] = {}  # by place
@@ -332,7 +332,7 @@ class _Job:
     @property
     def steps(self) -> int:
         """Of all runs that it still takes."""
-        windows = [self.task.canvas.start[new].any(0) for _, new in self.windowed.windows]
+        windows = [self.task.canvas.init_sigma[new].any(0) for _, new in self.windowed.windows]
         return self.run_steps * sum(
             bool(start[top : top + high, left : left + wide].any())
             for start in windows
@@ -356,20 +356,20 @@ class _Job:
         while self.windowed.windows:
             part, _ = self.windowed.look()
             shown = {place: self._at(part, place) for place in range(len(self.places))}
-            self.filled = {place: own.latent for place, own in shown.items() if not own.start.any()}
+            self.filled = {place: own.latent for place, own in shown.items() if not own.init_sigma.any()}
             if not self._advance():
                 return
 
     def _request(self, canvas: Canvas, noise: np.ndarray) -> Request:
         name = " / ".join(prompt for _, prompt in self.task.words)
-        run = to_run(canvas, self.config.patch, *self.words, self.config.coords, name)
+        run = to_segment(canvas, self.config.patch, *self.words, self.config.coords, name)
         weights = self.task.settings.weights
         if (
             not len(run.text) and self.negative is None
         ):  # nothing to be led by, so one answer of the model does
             weights = dataclasses.replace(weights, text=1.0)
         factor = flow.shift_factor(jnp.array(len(run.patches)), self.base_tokens)
-        levels = np.asarray(flow.schedule(self.run_steps, factor, float(run.start.max())))
+        levels = np.asarray(flow.schedule(self.run_steps, factor, float(run.init_sigma.max())))
         if self.task.settings.guidance_method == "zero" and weights.passes() > 1 and weights.high == 1:
             weights = dataclasses.replace(weights, hold=zero_init(factor))
         return Request(run, patchify(noise, self.config.patch), levels, weights, self.negative)

@@ -53,7 +53,7 @@ class Part:
             )
 
     def read(self, seconds: float | None = None, **options: Any) -> Media:
-        """Reads it, or at most so many `seconds` of it; see `media.read_media`."""
+        """Reads it, or at most so many `seconds` of it; see `reader.read_media`."""
         if self.end is not None:
             seconds = min(self.end - self.start, math.inf if seconds is None else seconds)
         return read_media(self.source, start=self.start, seconds=seconds, **options)

@@ -54,7 +54,7 @@ class Request(Settings):
       fps: frames a second.
       frames, size: the exact number of frames and (height, width), instead of duration, resolution and aspect.
 
-    And what `filling.Settings` has: seed, steps, guidance, solver, ...
+    And what `denoise.Settings` has: seed, steps, guidance, solver, ...
     """
 
     prompt: str
@@ -108,7 +108,7 @@ def _aloud(note: str) -> None:
 
 
 def _ability(plan: Callable[..., Plan], name: str = "") -> Callable[..., Video]:
-    """The method of `Studio` that makes what a function of `plans` plans, with its keywords and docstring."""
+    """The method of `Pipeline` that makes what a function of `plans` plans, with its keywords and docstring."""
     takes = inspect.signature(plan)
     _, *rest = takes.parameters.values()
     first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -117,26 +117,26 @@ def _ability(plan: Callable[..., Plan], name: str = "") -> Callable[..., Video]:
     )
 
     @functools.wraps(plan)
-    def make(self: Studio, *arguments: Any, progress: Progress | None = None, **keywords: Any) -> Video:
+    def make(self: Pipeline, *arguments: Any, progress: Progress | None = None, **keywords: Any) -> Video:
         return self.make([plan(self, *arguments, **keywords)], progress)[0]
 
     make.__signature__ = takes.replace(  # type: ignore[attr-defined]
         parameters=[first, *rest, progress], return_annotation=Video
     )
     make.__name__ = name or plan.__name__
-    make.__qualname__ = f"Studio.{make.__name__}"
+    make.__qualname__ = f"Pipeline.{make.__name__}"
     return make
 
 
-class Studio(Engine):
+class Pipeline(Engine):
     """A model. One instance serves any number of requests, of any shapes.
 
     Every ability takes what it is given as a file, a `Video`, a picture or an array. All take the fields of
-    `filling.Settings` as keywords, those that are given a video or picture also the fields of `shape.Shape`; and
+    `denoise.Settings` as keywords, those that are given a video or picture also the fields of `shape.Shape`; and
     `progress`, which is called with (steps done, steps in all).
 
     Args:
-      bundle: as `engine.Engine` takes it.
+      bundle: as `codec.Engine` takes it.
       say: called with a sentence where something is made otherwise than it was asked for, or is beyond what the
         model saw in training.
     """
@@ -171,7 +171,7 @@ class Studio(Engine):
         streams = []
         for plan, task, latents in zip(plans, tasks, self.fill_streams(tasks, progress), strict=True):
             T, Y, X = plan.sketch.frames.shape[:3]
-            painted = task.canvas.start.any((1, 2))
+            painted = task.canvas.init_sigma.any((1, 2))
             decoded = self.decode_frames(task.canvas, T, Y, X, painted, latents)
             kept = range(T)[plan.keep]
             frames = itertools.islice(_finished(plan, decoded), kept.start, kept.stop)
@@ -282,7 +282,7 @@ class Studio(Engine):
     ) -> Video:
         """An endless loop of a video, or of a prompt alone: made first, then led back to its beginning.
 
-        See `plans.loop`. Of a prompt alone, the video lasts 1.5 seconds before it goes back, or as long as
+        See `tasks.loop`. Of a prompt alone, the video lasts 1.5 seconds before it goes back, or as long as
         `duration` leaves for it.
         """
         plan = self.plan_loop(video, prompt, seconds, progress, strength=strength, **options)
@@ -353,7 +353,7 @@ def _finished(plan: Plan, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     yield from map(to_bytes, frames)
 
 
-def load(name: str | os.PathLike[str] = "toyworld", *, lazy: bool = False) -> Studio:
+def load(name: str | os.PathLike[str] = "toyworld", *, lazy: bool = False) -> Pipeline:
     """Loads a bundled model by name, a folder that holds one, or a training run's workdir.
 
     Args:
@@ -364,7 +364,7 @@ def load(name: str | os.PathLike[str] = "toyworld", *, lazy: bool = False) -> St
       UserError: there is no such model, or its files are damaged.
     """
     find(name)
-    return Studio(functools.partial(load_bundle, name) if lazy else load_bundle(name))
+    return Pipeline(functools.partial(load_bundle, name) if lazy else load_bundle(name))
 
 
 def list_models(folders: Sequence[str | os.PathLike[str]] = ("runs",)) -> list[ModelEntry]:

@@ -89,9 +89,9 @@ def check_words(engine: Engine, words: Words | list[tuple[float, str]]) -> None:
             raise UserError(
                 f"The prompt has {count} tokens and the model {engine.name!r} reads {limits.text}: shorten it."
             )
-    if in_all > limits.row_text:
+    if in_all > limits.text_len:
         raise UserError(
-            f"The cards have {in_all} tokens together and the model {engine.name!r} reads {limits.row_text}: use "
+            f"The cards have {in_all} tokens together and the model {engine.name!r} reads {limits.text_len}: use "
             "fewer words."
         )
 

@@ -1,7 +1,7 @@
 """From what a person asks for to a plan: read what is given, paint the sketch, say what becomes of the result.
 
-One function an ability; `Studio` has a method for each (`fill_frames` for `fill`), and makes any number of plans at
-once. Each takes the fields of `shape.Shape` and `filling.Settings` as keywords. What of the result's shape is not named
+One function an ability; `Pipeline` has a method for each (`fill_frames` for `fill`), and makes any number of plans at
+once. Each takes the fields of `shape.Shape` and `denoise.Settings` as keywords. What of the result's shape is not named
 is the input's own, or the nearest that the model can hold, which a note says.
 """
 

@@ -62,17 +62,17 @@ class Windowed:
         seen, new = self.windows.popleft()
         part = self._part(new)
         fresh = latent[new.start - seen.start : new.stop - seen.start]
-        painted = np.where(part.start[..., None] > 0, fresh, part.latent)
+        painted = np.where(part.init_sigma[..., None] > 0, fresh, part.latent)
         self._painted |= zip(range(new.start, new.stop), painted, strict=True)
         self._release(self._changed.popleft(), self._seen.popleft())
 
     def _part(self, frames: slice) -> Canvas:
         part = self.canvas.part(frames)
-        latent, start = part.latent.copy(), part.start.copy()
+        latent, start = part.latent.copy(), part.init_sigma.copy()
         for place, number in enumerate(range(frames.start, frames.stop)):
             if number in self._painted:
                 latent[place], start[place] = self._painted[number], 0
-        return dataclasses.replace(part, latent=latent, start=start)
+        return dataclasses.replace(part, latent=latent, init_sigma=start)
 
     def _draw(self, until: int) -> None:
         """Noise in order of time, as one draw of all the canvas's patches: the cut into windows doesn't matter."""

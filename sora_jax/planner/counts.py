@@ -90,13 +90,13 @@ def clip_of(job: Job) -> Clip | None:
     tokens = (1 + (frames - 1) // GROUP) // dit.patch[0] * math.prod(grid)
     cells = [count * by for count, by in zip(grid, dit.patch[1:], strict=True)]
     pixels = [count * by for count, by in zip(cells, vae.compression[1:], strict=True)]
-    if tokens > config.pipeline.row_tokens:
+    if tokens > config.pipeline.seq_len:
         raise UserError(
-            f"A clip of config.video is {tokens:,} tokens and a row holds {config.pipeline.row_tokens:,}: make "
-            "config.pipeline.row_tokens at least as many, or the clip shorter or smaller."
+            f"A clip of config.video is {tokens:,} tokens and a row holds {config.pipeline.seq_len:,}: make "
+            "config.pipeline.seq_len at least as many, or the clip shorter or smaller."
         )
     decode = decoding_flops(vae, 1, frames, *pixels) * TILES.cost(*cells)
-    return Clip(frames, height, width, tokens, min(config.text.max_tokens, config.pipeline.row_text), decode)
+    return Clip(frames, height, width, tokens, min(config.text.max_tokens, config.pipeline.text_len), decode)
 
 
 def count(built: Built) -> Counts:
@@ -120,7 +120,7 @@ def count(built: Built) -> Counts:
     )
 
 
-def reckon(job: Job) -> Counts:
+def estimate_memory(job: Job) -> Counts:
     """The same by arithmetic alone, of a transformer."""
     objective = objective_of(job.config)
     products, attention, useful, tokens = _work(job)
@@ -134,7 +134,7 @@ def reckon(job: Job) -> Counts:
     passes = _passes(job, dit)
     chips = job.topology.count
     parameters = 18 * dit.width**2 * dit.layers  # a third of them makes modulations, once a condition
-    row = job.config.pipeline.row_tokens + job.config.pipeline.row_text
+    row = job.config.pipeline.seq_len + job.config.pipeline.text_len
     own = job.rows * job.passes * row / (sizes["data"] * sizes["fsdp"] * sizes["sequence"])
     kept = chips / sizes["data"]
     gathered = 2 * parameters / sizes["tensor"]
@@ -161,7 +161,7 @@ def reckon(job: Job) -> Counts:
 def clips_of(job: Job) -> int:
     """How many clips the rows of a step hold."""
     clip = clip_of(job)
-    return job.rows * (job.config.pipeline.row_tokens // clip.tokens if clip else 1)
+    return job.rows * (job.config.pipeline.seq_len // clip.tokens if clip else 1)
 
 
 def _passes(job: Job, dit: DiTConfig) -> int:
@@ -181,14 +181,14 @@ def _work(job: Job) -> tuple[float, float, float, float]:
         return cost, 0.0, cost, float(cells)
     dit, row = objective.dit, job.config.pipeline
     clip = clip_of(job)
-    runs = max(row.row_tokens // clip.tokens, 1) if clip else 1
-    tokens, words = (clip.tokens, clip.words) if clip else (row.row_tokens, row.row_text)
-    run = tokens + min(words, row.row_text // runs)
+    runs = max(row.seq_len // clip.tokens, 1) if clip else 1
+    tokens, words = (clip.tokens, clip.words) if clip else (row.seq_len, row.text_len)
+    run = tokens + min(words, row.text_len // runs)
     rows = job.rows * job.passes / chips
     factor = 3 if job.step == "train" else 1
     attended = rows * runs * run**2
     useful = factor * forward_flops(dit, rows * runs * run, attended)
-    slots = rows * (row.row_tokens + row.row_text)
+    slots = rows * (row.seq_len + row.text_len)
     passes = _passes(job, dit)
     once = forward_flops(dit, 0, attended)
     kernels = 1 if job.step == "sample" else 1 + (dit.remat == "none") + BACKWARD / FORWARD

@@ -98,7 +98,7 @@ def make_job(config: ConfigDict, step: str, topology: Topology) -> Job:
         shape = dataclasses.replace(shape, data=-1, fsdp=1)
     sizes = shape.sizes(topology.count)
     parts = sizes["data"] * sizes["fsdp"]
-    rows = config.pipeline.rows if loop.objective == "dit" else config.loss.rows
+    rows = config.pipeline.batch_size if loop.objective == "dit" else config.loss.batch_size
     if step == "sample":
         rows = parts
     if rows < 1 or rows % parts:
@@ -147,7 +147,7 @@ def trace(job: Job) -> tuple[Any, dict[str, float], str]:
         return *_trace(job, mesh), mesh.devices.flat[0].platform
 
 
-def reckon(job: Job) -> Built:
+def estimate_memory(job: Job) -> Built:
     """The same without a compiler: what is kept is exact, activations are what the backward pass needs, and
     temporaries are gradients, two layers' gathered weights and one layer's widest arrays.
     """
@@ -159,7 +159,7 @@ def reckon(job: Job) -> Built:
         _, parts = _trace(job, mesh)
     if job.config.objective == "dit":
         dit, sizes = objective_of(job.config).dit, job.mesh
-        slots = job.rows * (job.config.pipeline.row_tokens + job.config.pipeline.row_text)
+        slots = job.rows * (job.config.pipeline.seq_len + job.config.pipeline.text_len)
         own = slots / (sizes["data"] * sizes["fsdp"] * sizes["sequence"])
         widest = 2 * 2 * own * dit.mlp_ratio * dit.width / sizes["tensor"]
         parts["temporaries"] = 2 * 2 * 12 * dit.width**2 + widest + 4 * 4 * own * dit.width
@@ -211,7 +211,7 @@ def _trace_sampler(
 ) -> tuple[Any, dict[str, float]]:
     model = jax.eval_shape(objective.init, jax.random.key(0))
     model = _placed(model, lambda leaf: parameter_sharding(mesh, leaf.shape))
-    levels = batch.condition_start
+    levels = batch.condition_init_sigma
     guidance = Guidance(**{field.name: levels for field in dataclasses.fields(Guidance)})
     state = State(*(batch.patches,) * 3, levels)
     parts["parameters"] = _bytes(model)
@@ -238,7 +238,7 @@ def _saved(objective: Any, params: Any, batch: Any, key: Any, job: Job) -> float
         cut = sizes["data"] * sizes["fsdp"]
         if job.config.objective == "dit":
             config = objective.dit
-            slots = job.config.pipeline.row_tokens + job.config.pipeline.row_text
+            slots = job.config.pipeline.seq_len + job.config.pipeline.text_len
             of_heads = {config.heads, 3 * config.heads, config.mlp_ratio * config.width}
             cut *= sizes["sequence"] if slots in leaf.shape else 1
             cut *= sizes["tensor"] if of_heads & set(leaf.shape[2:]) else 1

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from sora_jax.errors import UserError
-from sora_jax.tokens.packing import Run, words_in_force
-from sora_jax.tokens.patches import CoordinateMode, Grid, coordinates, find_hints, patchify
+from sora_jax.tokens.packing import Segment, active_caption_time
+from sora_jax.tokens.patches import CoordinateMode, Grid, coordinates, patchify, reference_patches
 
 GROUP = 4  # video frames of a latent frame, but for a stream's first
 
@@ -114,7 +114,7 @@ class Canvas:
 
     Attributes:
       latent: float32[t,y,x,c]; what is to be painted from nothing may hold anything.
-      start: float32[t,y,x], where σ starts, 0…1; 0 is given.
+      init_sigma: float32[t,y,x], where σ starts, 0…1; 0 is given.
       ends: int[t], the last video frame of each latent frame.
       first: bool[t], whether it begins a stream: shows one video frame alone.
       fps: of the video.
@@ -123,7 +123,7 @@ class Canvas:
     """
 
     latent: np.ndarray
-    start: np.ndarray
+    init_sigma: np.ndarray
     ends: np.ndarray
     first: np.ndarray
     fps: float
@@ -141,11 +141,11 @@ class Canvas:
     @property
     def fixed(self) -> np.ndarray:
         """bool[t]: latent frames that are given whole."""
-        return ~self.start.any((1, 2))
+        return ~self.init_sigma.any((1, 2))
 
     def part(self, frames: slice | np.ndarray) -> Canvas:
         """Some of its latent frames."""
-        own = {name: getattr(self, name)[frames] for name in ("latent", "start", "ends", "first")}
+        own = {name: getattr(self, name)[frames] for name in ("latent", "init_sigma", "ends", "first")}
         return dataclasses.replace(self, **own)
 
     def crop(self, top: int, left: int, height: int, width: int) -> Canvas:
@@ -154,7 +154,7 @@ class Canvas:
         corner = (self.corner[0] + top, self.corner[1] + left)
         frame = self.frame or (self.grid[1], self.grid[2])
         return dataclasses.replace(
-            self, latent=self.latent[window], start=self.start[window], corner=corner, frame=frame
+            self, latent=self.latent[window], init_sigma=self.init_sigma[window], corner=corner, frame=frame
         )
 
     def streams(self) -> list[slice]:
@@ -194,14 +194,14 @@ def blank_canvas(stream: Stream, cells: tuple[int, int], channels: int, fps: flo
     return Canvas(latent, start, stream.ends, stream.ends == stream.begin, fps)
 
 
-def to_run(
+def to_segment(
     canvas: Canvas,
     patch: Grid,
     text: np.ndarray,
     text_time: np.ndarray,
     mode: CoordinateMode = "fractional",
     key: str = "",
-) -> Run:
+) -> Segment:
     """The canvas as tokens. Time counts from its earliest latent frame, whatever part of a clip it is.
 
     Args:
@@ -219,14 +219,14 @@ def to_run(
     time = canvas.ends.reshape(-1, patch[0]).mean(1) / canvas.fps
     # Words are found by their time, so it is one type, whatever that of a record.
     text_time, begin = text_time.astype(np.float32), np.float32(zero / canvas.fps)
-    in_force = words_in_force(time, text_time)
+    in_force = active_caption_time(time, text_time)
     needed = text_time >= in_force.min() - 1e-3
     held, in_force = np.maximum(text_time[needed] - begin, 0), np.maximum(in_force - begin, 0)
-    start = patchify(canvas.start[..., None], patch).max(1).astype(np.float32)
+    start = patchify(canvas.init_sigma[..., None], patch).max(1).astype(np.float32)
     patches = patchify(canvas.latent, patch).astype(np.float32)
     by_time = (len(time), -1)
-    hints = find_hints(patches.reshape(*by_time, patches.shape[1]), start.reshape(by_time), time)
-    return Run(
+    hints = reference_patches(patches.reshape(*by_time, patches.shape[1]), start.reshape(by_time), time)
+    return Segment(
         patches=patches,
         coords=coordinates(
             canvas.grid,
@@ -239,12 +239,12 @@ def to_run(
             canvas.corner,
             canvas.frame,
         ),
-        start=start,
-        words_time=np.repeat(in_force, len(start) // len(in_force)),
+        init_sigma=start,
+        caption_time=np.repeat(in_force, len(start) // len(in_force)),
         text=text[needed].astype(np.float32),
         text_time=held,
         key=key,
-        hints=hints.reshape(len(patches), -1),
+        reference=hints.reshape(len(patches), -1),
     )
 
 

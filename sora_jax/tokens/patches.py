@@ -92,7 +92,7 @@ def coordinates(
     return np.concatenate([centre, extent], axis=-1).reshape(-1, 5).astype(np.float32)
 
 
-def find_hints(patches: np.ndarray, start: np.ndarray, time: np.ndarray) -> np.ndarray:
+def reference_patches(patches: np.ndarray, start: np.ndarray, time: np.ndarray) -> np.ndarray:
     """For each token the patches that are given at its place, latest before it and earliest after it.
 
     Args:

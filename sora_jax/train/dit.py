@@ -27,14 +27,14 @@ from sora_jax.checkpoints.bundle import (
 from sora_jax.config import COUNT, FROM_ZERO, SHARE, check_ranges, component
 from sora_jax.data.encode import LatentsConfig, encode_sources
 from sora_jax.data.footage import Footage
-from sora_jax.data.pipeline import RUN_CONDITIONS, PipelineConfig, make_pipeline
+from sora_jax.data.pipeline import SEGMENT_CONDITIONS, PipelineConfig, make_pipeline
 from sora_jax.data.shards import own_shards
 from sora_jax.data.sources import DataConfig, announce, make_sheet_sources, make_sources, summarise
 from sora_jax.data.survey import Summaries
 from sora_jax.diffusion import flow
-from sora_jax.diffusion.flow import gather_levels
+from sora_jax.diffusion.flow import gather_sigmas
 from sora_jax.distributed.hosts import barrier
-from sora_jax.distributed.mesh import Share, check_heads, check_slots
+from sora_jax.distributed.mesh import Share, check_heads, check_sequence_split
 from sora_jax.errors import UserError
 from sora_jax.media.clip import Clip, Source
 from sora_jax.media.contact_sheet import contact_sheet
@@ -42,7 +42,7 @@ from sora_jax.models.dit import DiT, DiTConfig, forward_flops
 from sora_jax.models.layers import rms_norm
 from sora_jax.models.text import TextConfig, TextEncoder, load_text_encoder
 from sora_jax.models.vae import VAE
-from sora_jax.pipeline.pipeline import Request, Studio
+from sora_jax.pipeline.pipeline import Pipeline, Request
 from sora_jax.tokens.packing import PackedBatch
 
 SHEET_CLIPS = 6
@@ -92,26 +92,26 @@ class DiTObjective:
     def init(self, key: jax.Array) -> DiT:
         # Before hours of encoding.
         check_heads(self.dit.heads, self.dit.heads_over)
-        check_slots(self.pipeline.row_tokens, self.pipeline.row_text)
+        check_sequence_split(self.pipeline.seq_len, self.pipeline.text_len)
         fresh = DiT(self.dit, rngs=nnx.Rngs(params=key))
         return take_weights(fresh, self.init_from, "dit") if self.init_from else fresh
 
     def loss(self, model: DiT, batch: PackedBatch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Mean square of the velocity's error over the tokens that are painted."""
         keys = dict(zip(("sigma", "noise", "drop", "text"), jax.random.split(key, 4), strict=True))
-        B, K = batch.patches.shape[0], self.pipeline.max_runs
+        B, K = batch.patches.shape[0], self.pipeline.max_segments
         painted = (batch.segment_ids > 0) & ~batch.given
         # A run's level is shifted by all that it holds, given tokens too: they are what its redundancy comes from.
         lengths = jnp.sum(batch.segment_ids[:, :, None] == jnp.arange(K + 1), axis=1)
         run_sigma = flow.draw_sigma(keys["sigma"], (B, K + 1), self.flow.mean, self.flow.deviation)
         run_sigma = flow.shift(run_sigma, flow.shift_factor(lengths, self.flow.base_tokens))
-        sigma = jnp.minimum(gather_levels(run_sigma, batch.condition_runs), batch.condition_start)
+        sigma = jnp.minimum(gather_sigmas(run_sigma, batch.condition_segment_ids), batch.condition_init_sigma)
         kept = jax.random.bernoulli(keys["drop"], 1 - self.flow.text_dropout, (B, K + 1))
         text_segment_ids = jnp.where(
             jnp.take_along_axis(kept, batch.text_segment_ids, axis=1), batch.text_segment_ids, 0
         )
         blur = self.flow.text_noise * jax.random.normal(keys["text"], batch.text.shape)
-        level = gather_levels(sigma, batch.condition_ids)[..., None]
+        level = gather_sigmas(sigma, batch.condition_ids)[..., None]
         noise = jax.random.normal(keys["noise"], batch.patches.shape)
         seen = dataclasses.replace(batch, text=rms_norm(batch.text) + blur, text_segment_ids=text_segment_ids)
         predicted = model(flow.interpolate(batch.patches, noise, level), seen, sigma)
@@ -123,9 +123,9 @@ class DiTObjective:
     def shapes(self, rows: int) -> PackedBatch:
         """Of a batch of so many rows, as `loss` takes it."""
         row, dit = self.pipeline, self.dit
-        conditions = row.max_runs * RUN_CONDITIONS
+        conditions = row.max_segments * SEGMENT_CONDITIONS
         return PackedBatch.shapes(
-            rows, row.row_tokens, row.row_text, conditions, dit.patch_width, dit.text_width, hints=True
+            rows, row.seq_len, row.text_len, conditions, dit.patch_width, dit.text_width, reference=True
         )
 
     def check(self) -> None:
@@ -140,10 +140,10 @@ class DiTObjective:
                 f"The text encoder's states have {self.text_encoder.width} numbers and the transformer takes "
                 f"{self.dit.text_width}: set config.dit.text_width={self.text_encoder.width}."
             )
-        if self.text.max_tokens > self.pipeline.row_text:
+        if self.text.max_tokens > self.pipeline.text_len:
             raise UserError(
                 f"A caption may have {self.text.max_tokens} tokens (config.text.max_tokens) and a row has room for "
-                f"{self.pipeline.row_text} (config.pipeline.row_text): raise the second or lower the first."
+                f"{self.pipeline.text_len} (config.pipeline.text_len): raise the second or lower the first."
             )
         announce(self.sources)
         self._warn_of_long_captions()
@@ -151,7 +151,7 @@ class DiTObjective:
             _ = self.sheet_clips
 
     def data(self, config: ConfigDict, share: Share) -> grain.IterDataset:
-        own_shards(share, self.pipeline.shards, self.pipeline.rows)
+        own_shards(share, self.pipeline.shards, self.pipeline.batch_size)
         self.check()  # before hours of encoding
         folder = pathlib.Path(self.latents.folder) if self.latents.folder else self.workdir / "latents"
         records = encode_sources(self.latents, self.data_config, self.vae, self.text, folder, self.sources)
@@ -210,14 +210,14 @@ class DiTObjective:
         rows = self.pipeline
         data = self.data_config
         return Limits(
-            tokens=rows.row_tokens,
+            tokens=rows.seq_len,
             latent_frames=max(1 + (shape[0] - 1) // data.grid[0] for shape in data.shapes()),
             frame_tokens=rows.frame_tokens,
             resolution=min(data.resolutions),
             fps=max(data.rates),
             grid=data.grid[1:],
-            text=min(self.text.max_tokens, rows.row_text),
-            row_text=rows.row_text,
+            text=min(self.text.max_tokens, rows.text_len),
+            text_len=rows.text_len,
         )
 
     def _bundle(self, name: str, vae: VAE, dit: DiT | None = None) -> Bundle:
@@ -242,7 +242,7 @@ class DiTObjective:
         """
         sources = make_sheet_sources(self.data_config, SHEET_CLIPS)
         model = jax.eval_shape(lambda: DiT(self.dit, rngs=nnx.Rngs(0)))
-        studio = Studio(self._bundle("run", self.vae, model), self.text_encoder)
+        studio = Pipeline(self._bundle("run", self.vae, model), self.text_encoder)
         shown: list[tuple[Clip, Request, str]] = []
         for number in range(SHEET_CLIPS):
             source, held_out = sources[number % len(sources)]
@@ -277,7 +277,7 @@ class DiTObjective:
         if not self.sheet_clips:
             return None
         clips, requests, prompts = zip(*self.sheet_clips, strict=True)
-        studio = Studio(self._bundle("run", self.vae, model), self.text_encoder)
+        studio = Pipeline(self._bundle("run", self.vae, model), self.text_encoder)
         made = studio.generate_batch(requests)
         videos = [video for clip, own in zip(clips, made, strict=True) for video in (clip.video, own)]
         labels = [label for prompt in prompts for label in (prompt, f"step {step}")]

@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 
 from sora_jax.checkpoints.store import Checkpoints, keep_config, named_leaves, newest_step
 from sora_jax.config import complete
-from sora_jax.distributed.hosts import advise, barrier, check_alike
+from sora_jax.distributed.hosts import assert_equal_across_hosts, barrier, failure_hint
 from sora_jax.distributed.mesh import (
     make_mesh,
     on_host,
@@ -44,7 +44,7 @@ from sora_jax.media.video import Video
 from sora_jax.train.loop_config import LoopConfig, read_loop_config
 from sora_jax.train.metrics import RunLog, Work, parameter_count
 from sora_jax.train.optim import OptimConfig, ema_update, make_optimizer, make_schedule
-from sora_jax.train.stopping import anywhere, stop_signals
+from sora_jax.train.stopping import any_host_stopping, stop_signals
 
 
 @functools.partial(
@@ -94,12 +94,12 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
     mesh = make_mesh(loop.mesh)
     share = row_share(mesh)
     checkpoints = Checkpoints(workdir, loop.checkpoint)
-    advise(lambda: _advice(workdir))
+    failure_hint(lambda: _advice(workdir))
     if jax.process_index() == 0:
         resumed = checkpoints.latest is not None
         keep_config(workdir, config.to_dict(), resumed, functools.partial(complete, schema))
     barrier()
-    check_alike(
+    assert_equal_across_hosts(
         (workdir / "config.json").exists(),
         f"Not every host of this job sees {workdir}: give all the same --workdir, in a folder that they share.",
     )
@@ -153,7 +153,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
                 batch = place_rows(mesh, rows)
                 # Only tracing, in the first step, may build constants on the host.
                 guard = jax.transfer_guard("disallow" if step > start else "allow")
-                stop_asked = anywhere(mesh, stop)
+                stop_asked = any_host_stopping(mesh, stop)
                 with jax.set_mesh(mesh), guard:
                     state, metrics = update(state, batch, root)
                 step += 1

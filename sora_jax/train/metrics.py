@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from sora_jax.config import COUNT, FROM_ZERO, check_ranges
 from sora_jax.distributed.chips import chip_of
-from sora_jax.distributed.hosts import exchange
+from sora_jax.distributed.hosts import all_gather_json
 from sora_jax.errors import as_user_error, atomic_path
 from sora_jax.train.boards import Board, open_boards
 
@@ -211,7 +211,7 @@ class RunLog:
         seconds = time.perf_counter() - self._clock
         own = np.sum([dataclasses.astuple(work) for work in self._work], axis=0).tolist()
         # Rows that lie on several hosts are counted by each; all wait for the one that waits longest.
-        tokens, slots, flops, waited = np.array(exchange(own)).T
+        tokens, slots, flops, waited = np.array(all_gather_json(own)).T
         tokens, slots, flops = (float(counts.sum()) / self._copies for counts in (tokens, slots, flops))
         return {
             "steps_per_second": len(self._work) / seconds,

@@ -76,7 +76,7 @@ def terminations() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def anywhere(mesh: Mesh, stop: Stop) -> jax.Array | bool:
+def any_host_stopping(mesh: Mesh, stop: Stop) -> jax.Array | bool:
     """Whether any host is asked to stop: known to all when the devices have come so far, so at the same step."""
     if jax.process_count() == 1:
         return stop.requested

@@ -40,7 +40,7 @@ class VAELossConfig:
       kl: weight of the Kullback-Leibler divergence from the unit normal, mean over latent numbers, in nats.
     """
 
-    rows: int = 8
+    batch_size: int = 8
     shards: int = 1
     crop: tuple[int, int, int] = (9, 64, 64)
     absolute: float = 1.0
@@ -103,7 +103,7 @@ class VAEObjective:
         self.check()
         return clip_batches(
             self.sources,
-            self.loss_config.rows,
+            self.loss_config.batch_size,
             self.loss_config.crop,
             seed=self.data_config.seed,
             shards=self.loss_config.shards,

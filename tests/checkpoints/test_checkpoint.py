@@ -242,7 +242,7 @@ def test_a_run_of_before_a_key_was_filled_in_goes_on(tmp_path, name):
 
 
 def test_a_key_that_came_later_with_another_default_is_what_older_runs_did(tmp_path, monkeypatch):
-    monkeypatch.setitem(store.LATER, "optim.b2", 0.999)
+    monkeypatch.setitem(store.DEFAULTS_OF_OLD_RUNS, "optim.b2", 0.999)
     given = {"objective": "line", "steps": 3, "optim": {"lr": 0.1}}
     fill = functools.partial(complete, LoopConfig)
     keep_config(tmp_path, given, resumed=False)

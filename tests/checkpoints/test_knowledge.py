@@ -13,7 +13,7 @@ from sora_jax.checkpoints.bundle import BUNDLED, Limits
 from sora_jax.checkpoints.knowledge import Knowledge, knowledge_of
 from sora_jax.errors import UserError
 from sora_jax.pipeline import tasks
-from sora_jax.pipeline.pipeline import Request, Studio
+from sora_jax.pipeline.pipeline import Pipeline, Request
 from sora_jax.pipeline.review import review
 from sora_jax.toyworld import captions
 from sora_jax.toyworld.render import Toyworld
@@ -94,15 +94,15 @@ def test_the_bundled_model_says_what_it_learned():
 
 
 @pytest.fixture
-def studio() -> Studio:
+def studio() -> Pipeline:
     bundle = dataclasses.replace(tiny_bundle(), card={"knows": dataclasses.asdict(TOYWORLD)})
-    return Studio(bundle, say=lambda note: said.append(note))
+    return Pipeline(bundle, say=lambda note: said.append(note))
 
 
 said: list[str] = []
 
 
-def noted(studio: Studio, **fields: object) -> str:
+def noted(studio: Pipeline, **fields: object) -> str:
     said.clear()
     length = {} if "frames" in fields else {"duration": 0.5}
     request = Request(**{"prompt": "a red circle", "size": (64, 64), "steps": 1} | length | fields)
@@ -160,7 +160,7 @@ def test_what_training_never_showed_gets_a_note(studio, fields, words):
 def test_a_refusal_names_what_gives_good_pictures_not_what_fits():
     bundle = tiny_bundle()
     limits = dataclasses.replace(bundle.limits, resolution=32)
-    studio = Studio(dataclasses.replace(bundle, limits=limits))
+    studio = Pipeline(dataclasses.replace(bundle, limits=limits))
     with pytest.raises(UserError, match="a resolution of 32, ask for that"):
         studio.check(Request("a ring", resolution=256))
 
@@ -176,7 +176,7 @@ def test_a_refusal_names_what_gives_good_pictures_not_what_fits():
 )
 def test_for_a_strip_the_nearest_learned_shape_is_named(size, resolution, words):
     limits = Limits(tokens=400, latent_frames=4, frame_tokens=200, resolution=resolution)
-    studio = Studio(dataclasses.replace(tiny_bundle(limits), card={"knows": dataclasses.asdict(TOYWORLD)}))
+    studio = Pipeline(dataclasses.replace(tiny_bundle(limits), card={"knows": dataclasses.asdict(TOYWORLD)}))
     with pytest.raises(UserError) as error:
         studio.check(Request("a ring", size=size))
     assert str(error.value).endswith(words), error.value

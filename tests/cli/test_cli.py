@@ -212,7 +212,7 @@ def test_a_real_model_from_its_folder_to_files(tmp_path, monkeypatch, capsys):
     vae = VAE(VAEConfig(channels=4, encoder_widths=(8, 8, 8), decoder_widths=(8, 8, 8)), rngs=nnx.Rngs(0))
     dit = DiT(DiTConfig(size="", width=32, layers=1, heads=2, channels=4, text_width=16), rngs=nnx.Rngs(1))
     text = TextConfig(kind="hash", width=16, max_tokens=16)
-    limits = Limits(tokens=16, text=16, row_text=32)
+    limits = Limits(tokens=16, text=16, text_len=32)
     save_bundle(Bundle("tiny", vae, dit, text, limits), tmp_path / "tiny")
     save_bundle(Bundle("still", vae, None, text, limits), tmp_path / "still")
     small = ["--model", "tiny", "--resolution", "16", "--steps", "2", "--fps", "6"]

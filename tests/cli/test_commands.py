@@ -23,7 +23,7 @@ from sora_jax.diffusion.solvers import SOLVERS
 from sora_jax.media import video
 from sora_jax.media.video import read_video
 
-LIMITS = Limits(tokens=36, latent_frames=4, frame_tokens=6, resolution=32, fps=24, text=12, row_text=24)
+LIMITS = Limits(tokens=36, latent_frames=4, frame_tokens=6, resolution=32, fps=24, text=12, text_len=24)
 NTSC = fractions.Fraction(30000, 1001)
 BOARD = """
 duration: 1.5

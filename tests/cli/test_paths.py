@@ -16,7 +16,7 @@ from sora_jax.media.reader import read_media
 from sora_jax.media.texts import read_text
 from sora_jax.media.video import Video, probe, read_video
 from sora_jax.media.writing import read_metadata
-from sora_jax.pipeline.pipeline import Studio
+from sora_jax.pipeline.pipeline import Pipeline
 from sora_jax.pipeline.storyboard import read_storyboard
 
 CLIP = Video(np.zeros((1, 16, 16, 3), np.uint8), 8.0, {"prompt": "a ring"})
@@ -54,7 +54,7 @@ def test_a_tilde_is_the_home_on_the_command_line(home, monkeypatch, capsys):
 
     def load(name, lazy):
         loaded.append(name)
-        return Studio(tiny_bundle(), say=lambda _: None)
+        return Pipeline(tiny_bundle(), say=lambda _: None)
 
     monkeypatch.setattr("sora_jax.pipeline.pipeline.load", load)
     wanted = [

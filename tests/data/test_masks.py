@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from sora_jax.data.encode import make_encoder
 from sora_jax.data.masks import draw_canvas, draw_layout
-from sora_jax.data.pipeline import RUN_CONDITIONS, PipelineConfig, draw_run, make_pipeline
+from sora_jax.data.pipeline import SEGMENT_CONDITIONS, PipelineConfig, draw_segment, make_pipeline
 from sora_jax.diffusion import flow
 from sora_jax.errors import UserError
 from sora_jax.media.clip import Clip
@@ -120,24 +120,24 @@ def kind_of(start: np.ndarray) -> str:
 def test_something_is_always_painted_and_latents_stay_what_they_are(t, y, x, kind, seed):
     whole = plain(t, y, x).crop(0, 0, y, x)
     drawn = draw_canvas(np.random.default_rng(seed), whole, {kind: 1.0}, 0.5, 4)
-    assert drawn.start.max() > 0 and drawn.start.min() >= 0 and drawn.start.dtype == np.float32
+    assert drawn.init_sigma.max() > 0 and drawn.init_sigma.min() >= 0 and drawn.init_sigma.dtype == np.float32
     assert len(drawn) <= 4 and drawn.frame == (y, x) and drawn.fps == 8.0
     begin = int(drawn.ends[0]) // 4
     np.testing.assert_array_equal(drawn.latent, whole.latent[begin : begin + len(drawn)])
     np.testing.assert_array_equal(drawn.ends, whole.ends[begin : begin + len(drawn)])
     assert drawn.first.tolist() == [begin + i == 0 for i in range(len(drawn))]
     if kind == "levels":
-        levels = np.unique(drawn.start[drawn.start < 1])
-        assert len(levels) == 1 and 0 < levels[0] < 1 and drawn.start.min() > 0
-        assert (drawn.start == drawn.start[:, :1, :1]).all(), "whole frames have a level"
+        levels = np.unique(drawn.init_sigma[drawn.init_sigma < 1])
+        assert len(levels) == 1 and 0 < levels[0] < 1 and drawn.init_sigma.min() > 0
+        assert (drawn.init_sigma == drawn.init_sigma[:, :1, :1]).all(), "whole frames have a level"
     if kind == "first" and len(drawn) > 1:
-        assert not drawn.start[0].any() and drawn.start[1:].all()
+        assert not drawn.init_sigma[0].any() and drawn.init_sigma[1:].all()
 
 
 def test_boxes_and_margins_are_rectangles_each_the_others_opposite():
     for seed in range(50):
         box, margins = (
-            draw_canvas(np.random.default_rng(seed), plain(), {kind: 1.0}, 0.0, 9).start[0]
+            draw_canvas(np.random.default_rng(seed), plain(), {kind: 1.0}, 0.0, 9).init_sigma[0]
             for kind in ("box", "margins")
         )
         rows, columns = box.any(1), box.any(0)
@@ -151,7 +151,7 @@ def test_boxes_and_margins_are_rectangles_each_the_others_opposite():
 def test_canvases_are_drawn_by_weight():
     weights = {"none": 0.3, "first": 0.2, "begin": 0.1, "box": 0.1, "margins": 0.1, "levels": 0.2}
     rng = np.random.default_rng(0)
-    kinds = Counter(kind_of(draw_canvas(rng, plain(), weights, 0.0, 9).start) for _ in range(2000))
+    kinds = Counter(kind_of(draw_canvas(rng, plain(), weights, 0.0, 9).init_sigma) for _ in range(2000))
     shares = {kind: count / 2000 for kind, count in kinds.items()}
     # Of four ways to begin one is the first frame alone.
     wanted = {"none": 0.3, "first": 0.225, "begin": 0.075, "box or margins": 0.2, "levels": 0.2}
@@ -159,7 +159,7 @@ def test_canvases_are_drawn_by_weight():
 
 
 def test_no_weights_give_nothing_and_unknown_ones_are_refused():
-    assert (draw_canvas(np.random.default_rng(0), plain(), {}, 0.0, 9).start == 1).all()
+    assert (draw_canvas(np.random.default_rng(0), plain(), {}, 0.0, 9).init_sigma == 1).all()
     with pytest.raises(UserError, match=r"pipeline\.canvases\.corner is unknown: choose from none, first"):
         draw_canvas(np.random.default_rng(0), plain(), {"corner": 1.0}, 0.0, 9)
 
@@ -167,7 +167,7 @@ def test_no_weights_give_nothing_and_unknown_ones_are_refused():
 def test_what_a_layout_gives_is_given_whatever_is_drawn():
     for kind in CANVASES:
         drawn = draw_canvas(np.random.default_rng(0), streams(), {kind: 1.0}, 0.0, 9)
-        np.testing.assert_array_equal(drawn.start, streams().start)
+        np.testing.assert_array_equal(drawn.init_sigma, streams().init_sigma)
 
 
 def test_windows_of_time_are_taken_as_often_as_told_and_always_of_what_is_too_long():
@@ -179,7 +179,7 @@ def test_windows_of_time_are_taken_as_often_as_told_and_always_of_what_is_too_lo
     windows = [draw_canvas(rng, streams(), {"first": 1.0}, 0.0, 3) for _ in range(200)]
     assert {len(window) for window in windows} == {2, 3}
     assert {int(window.ends[0]) for window in windows} == {0, 4, 8, 9, 10, 11}
-    assert all(window.start.any() for window in windows)
+    assert all(window.init_sigma.any() for window in windows)
     assert len(draw_canvas(rng, plain(), {}, 0.0, 1)) == 1
 
 
@@ -211,12 +211,12 @@ def records() -> list[dict[str, Any]]:
 
 
 CONFIG = PipelineConfig(
-    row_tokens=40,
-    row_text=24,
+    seq_len=40,
+    text_len=24,
     rows=2,
-    max_runs=6,
+    max_segments=6,
     canvases=dict.fromkeys(CANVASES, 1.0),
-    time_window=0.4,
+    temporal_crop_prob=0.4,
     frame_tokens=2,
     caption_weights={"short": 0.3, "timed": 1.0},
     window=8,
@@ -242,10 +242,10 @@ def test_runs_of_every_kind_have_conditions_enough_and_the_words_of_their_shots(
     seen: Counter[int] = Counter()
     for seed in range(5):
         for index, record in enumerate(records):
-            run = draw_run(record, np.random.default_rng((seed, index)), CONFIG)
-            assert 1 <= run.conditions <= RUN_CONDITIONS
-            assert run.start.max() > 0 and len(run.patches) <= CONFIG.row_tokens
-            shots = set(run.words_time[run.start > 0])
+            run = draw_segment(record, np.random.default_rng((seed, index)), CONFIG)
+            assert 1 <= run.conditions <= SEGMENT_CONDITIONS
+            assert run.init_sigma.max() > 0 and len(run.patches) <= CONFIG.seq_len
+            shots = set(run.caption_time[run.init_sigma > 0])
             assert shots <= set(run.text_time.tolist()), "words are found by their time, to the bit"
             seen[len(shots)] += 1
             assert run.coords[:, 0].min() == 0
@@ -257,7 +257,7 @@ def test_a_window_of_a_frame_keeps_its_coordinates(records):
     whole = coordinates((1, 4, 4), (1, 2, 2), 7.0)[:, 1:3].tolist()
     seen = set()
     for seed in range(60):
-        run = draw_run(record, np.random.default_rng(seed), CONFIG)
+        run = draw_segment(record, np.random.default_rng(seed), CONFIG)
         assert np.ptp(run.coords[:, 4]) == 0 and run.coords[0, 4] == 0.5, "half a frame's height each"
         seen |= {whole.index(place) for place in run.coords[:, 1:3].tolist()}
     assert seen == {0, 1, 2, 3}
@@ -265,17 +265,17 @@ def test_a_window_of_a_frame_keeps_its_coordinates(records):
 
 def test_the_pipeline_packs_canvases_of_every_kind(records):
     batches = [batch for batch, _ in zip(make_pipeline(CONFIG, records), range(30))]
-    own = {batch.condition_runs.shape for batch in batches}
-    assert own == {(2, CONFIG.max_runs * RUN_CONDITIONS + 1)}
-    start = np.concatenate([batch.start[batch.segment_ids > 0] for batch in batches])
+    own = {batch.condition_segment_ids.shape for batch in batches}
+    assert own == {(2, CONFIG.max_segments * SEGMENT_CONDITIONS + 1)}
+    start = np.concatenate([batch.init_sigma[batch.segment_ids > 0] for batch in batches])
     assert (start == 0).mean() > 0.1 and (start == 1).mean() > 0.3 and ((start > 0) & (start < 1)).any()
     for batch in batches:
         np.testing.assert_array_equal(
-            np.take_along_axis(batch.condition_start, batch.condition_ids, axis=1), batch.start
+            np.take_along_axis(batch.condition_init_sigma, batch.condition_ids, axis=1), batch.init_sigma
         )
         np.testing.assert_array_equal(
-            np.take_along_axis(batch.condition_runs, batch.condition_ids, axis=1),
-            np.where(batch.start > 0, batch.segment_ids, 0),
+            np.take_along_axis(batch.condition_segment_ids, batch.condition_ids, axis=1),
+            np.where(batch.init_sigma > 0, batch.segment_ids, 0),
         )
 
 
@@ -292,15 +292,15 @@ class Recorder:
 @pytest.fixture(scope="module")
 def batch(records) -> PackedBatch:
     runs = grain.MapDataset.source(records).random_map(
-        lambda record, rng: draw_run(record, rng, CONFIG), seed=0
+        lambda record, rng: draw_segment(record, rng, CONFIG), seed=0
     )
     stream = runs.to_iter_dataset(grain.ReadOptions(0, 0))
-    return next(iter(pack_stream(stream, 40, 24, 6, 8, 8, RUN_CONDITIONS)))
+    return next(iter(pack_stream(stream, 40, 24, 6, 8, 8, SEGMENT_CONDITIONS)))
 
 
 def ask(batch: PackedBatch, folder: Any, **flows: float) -> tuple[Recorder, float, Mapping[str, jax.Array]]:
     config = tiny_config(folder, 1)
-    config.pipeline.max_runs = CONFIG.max_runs
+    config.pipeline.max_segments = CONFIG.max_segments
     config.flow.update(flows)
     recorder, batch = Recorder(), jax.tree.map(jnp.asarray, batch)
     loss, others = DiTObjective(config, folder / "run").loss(recorder, batch, jax.random.key(0))
@@ -313,18 +313,18 @@ def test_given_tokens_are_shown_clean_and_levels_are_where_training_begins(batch
     levels = np.take_along_axis(np.asarray(sigma), batch.condition_ids, axis=1)
     assert batch.given.any() and not levels[batch.given].any() and not np.asarray(sigma)[:, 0].any()
     np.testing.assert_array_equal(np.asarray(patches)[batch.given], batch.patches[batch.given])
-    assert (levels <= batch.start).all() and (levels[batch.start > 0] > 0).all()
-    lowered = (batch.start > 0) & (batch.start < 1)
-    assert lowered.any() and (levels[lowered] == batch.start[lowered]).any()
+    assert (levels <= batch.init_sigma).all() and (levels[batch.init_sigma > 0] > 0).all()
+    lowered = (batch.init_sigma > 0) & (batch.init_sigma < 1)
+    assert lowered.any() and (levels[lowered] == batch.init_sigma[lowered]).any()
     for row, ids in enumerate(batch.segment_ids):
         for segment in range(1, ids.max() + 1):
-            own = (ids == segment) & (batch.start > 0)[row]
+            own = (ids == segment) & (batch.init_sigma > 0)[row]
             (drawn,) = {*np.maximum.reduceat(levels[row][own], [0])}
-            free = levels[row][own & (batch.start[row] == 1)]
+            free = levels[row][own & (batch.init_sigma[row] == 1)]
             # One draw a run, which what starts lower holds where it is lower still.
             assert len(set(free.tolist())) <= 1
             top = free.max() if free.size else drawn
-            np.testing.assert_array_equal(levels[row][own], np.minimum(top, batch.start[row][own]))
+            np.testing.assert_array_equal(levels[row][own], np.minimum(top, batch.init_sigma[row][own]))
     np.testing.assert_array_equal(seen.condition_ids, batch.condition_ids)
 
 

@@ -15,7 +15,13 @@ import numpy as np
 import pytest
 
 from sora_jax.data.latents import LatentCache, write_latents
-from sora_jax.data.pipeline import RUN_CONDITIONS, PipelineConfig, clip_batches, draw_run, make_pipeline
+from sora_jax.data.pipeline import (
+    SEGMENT_CONDITIONS,
+    PipelineConfig,
+    clip_batches,
+    draw_segment,
+    make_pipeline,
+)
 from sora_jax.distributed.mesh import Share
 from sora_jax.errors import UserError
 from sora_jax.media.clip import Clip
@@ -24,7 +30,7 @@ from sora_jax.tokens.packing import pack_stream
 from sora_jax.train.stopping import terminations
 
 SHAPES = ((1, 16, 16), (5, 16, 32), (5, 32, 16), (9, 16, 16))
-CONFIG = PipelineConfig(row_tokens=64, row_text=40, rows=2, max_runs=8, window=8)
+CONFIG = PipelineConfig(seq_len=64, text_len=40, rows=2, max_segments=8, window=8)
 
 
 class Numbers:
@@ -177,7 +183,7 @@ def test_hosts_deal_the_caches_shards_out(tmp_path, monkeypatch):
     write(tmp_path / "alone")
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr("sora_jax.data.latents._PATIENCE", 0)
-    for name in ("barrier", "check_alike"):
+    for name in ("barrier", "assert_equal_across_hosts"):
         monkeypatch.setattr(f"sora_jax.data.latents.{name}", lambda *arguments: None)
     encodes = {1: Encoder(), 0: Encoder()}
     for host, encode in encodes.items():
@@ -229,7 +235,7 @@ def test_a_caches_latents_enter_as_they_are_and_its_statistics_are_theirs(tmp_pa
             count + len(tokens) * 4,
         )
         assert batch.patches.dtype == batch.text.dtype == np.float32 and not batch.given.any()
-        np.testing.assert_array_equal(batch.start, batch.segment_ids > 0)
+        np.testing.assert_array_equal(batch.init_sigma, batch.segment_ids > 0)
     assert count == sum(record["latent"][..., 0].size for record in cache)
     np.testing.assert_allclose(total / count, cache.mean, atol=1e-5)
     np.testing.assert_allclose(np.sqrt(squares / count - (total / count) ** 2), cache.std, atol=1e-4)
@@ -248,7 +254,7 @@ def test_every_epoch_is_dealt_out_whole(hosts):
 
 
 def test_every_epoch_has_another_order():
-    one_run_a_row = dataclasses.replace(CONFIG, max_runs=1, window=1, rows=1)
+    one_run_a_row = dataclasses.replace(CONFIG, max_segments=1, window=1, rows=1)
     order = [
         number for batch in make_pipeline(one_run_a_row, records(30), epochs=2) for number in numbers(batch)
     ]
@@ -324,8 +330,8 @@ def test_a_stream_goes_on_with_another_number_of_hosts(before, after):
 def test_one_shard_is_the_stream_that_there_was_before_shards():
     data = records(30)
     runs = grain.MapDataset.source(data).shuffle(seed=CONFIG.seed).repeat()
-    runs = runs.random_map(functools.partial(draw_run, config=CONFIG), seed=CONFIG.seed).to_iter_dataset()
-    old = iter(pack_stream(runs, 64, 40, 8, 2, CONFIG.window, RUN_CONDITIONS))
+    runs = runs.random_map(functools.partial(draw_segment, config=CONFIG), seed=CONFIG.seed).to_iter_dataset()
+    old = iter(pack_stream(runs, 64, 40, 8, 2, CONFIG.window, SEGMENT_CONDITIONS))
     stream = iter(make_pipeline(CONFIG, data))
     for _ in range(5):
         assert_same(next(stream), next(old))
@@ -367,13 +373,13 @@ def test_the_pipeline_says_what_does_not_fit():
     with pytest.raises(UserError, match="no records to train on"):
         make_pipeline(CONFIG, [])
     with pytest.raises(UserError, match="has 2 tokens and . text tokens, but a row holds 1 and 40"):
-        next(iter(make_pipeline(dataclasses.replace(CONFIG, row_tokens=1), records(8))))
+        next(iter(make_pipeline(dataclasses.replace(CONFIG, seq_len=1), records(8))))
     with pytest.raises(UserError, match=r"text tokens, but a row holds 64 and 2"):
-        next(iter(make_pipeline(dataclasses.replace(CONFIG, row_text=2), records(8))))
+        next(iter(make_pipeline(dataclasses.replace(CONFIG, text_len=2), records(8))))
 
 
 def test_a_clip_longer_than_a_row_is_read_in_windows_of_its_time():
-    narrow, given = dataclasses.replace(CONFIG, row_tokens=3, max_runs=1), records(30)
+    narrow, given = dataclasses.replace(CONFIG, seq_len=3, max_segments=1), records(30)
     begins = set()
     for batch, _ in zip(make_pipeline(narrow, given), range(40)):
         for row, ids in zip(range(2), batch.segment_ids, strict=True):

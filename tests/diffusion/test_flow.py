@@ -30,9 +30,9 @@ def test_every_token_has_its_own_place_on_the_path():
 
 @pytest.mark.parametrize("sigma", [0.0, 0.3, 1.0])
 def test_the_velocity_is_the_paths_derivative_and_points_back_to_the_data(sigma):
-    point, slope = jax.jvp(lambda s: flow.interpolate(CLEAN, NOISE, s), (sigma,), (1.0,))
-    np.testing.assert_allclose(flow.velocity(CLEAN, NOISE), slope, atol=1e-6)
-    np.testing.assert_allclose(flow.denoise(point, slope, sigma), CLEAN, atol=1e-6)
+    point, velocity = jax.jvp(lambda s: flow.interpolate(CLEAN, NOISE, s), (sigma,), (1.0,))
+    np.testing.assert_allclose(flow.velocity(CLEAN, NOISE), velocity, atol=1e-6)
+    np.testing.assert_allclose(flow.denoise(point, velocity, sigma), CLEAN, atol=1e-6)
 
 
 @pytest.mark.parametrize("factor", [1.0, 3.0])
@@ -48,8 +48,10 @@ def test_euler_with_the_true_velocity_of_one_data_point_lands_on_it(factor):
 def test_a_slope_points_to_the_clean():
     sigma = np.array([[0.0], [0.25], [1.0]], np.float32)
     x = flow.interpolate(CLEAN, NOISE, sigma)
-    np.testing.assert_allclose(flow.slope(x, CLEAN, sigma)[1:], flow.velocity(CLEAN, NOISE)[1:], atol=1e-5)
-    assert np.isfinite(flow.slope(x, CLEAN, sigma)).all()
+    np.testing.assert_allclose(
+        flow.velocity_at(x, CLEAN, sigma)[1:], flow.velocity(CLEAN, NOISE)[1:], atol=1e-5
+    )
+    assert np.isfinite(flow.velocity_at(x, CLEAN, sigma)).all()
 
 
 def _step(last_sigma: float, sigma: float, next_sigma: float) -> np.ndarray:
@@ -74,9 +76,9 @@ def test_without_a_step_before_or_with_an_endless_one_a_multistep_is_eulers():
 def test_a_step_is_corrected_with_the_mean_of_the_denoised_at_its_ends():
     last, now = jnp.float32(0.8), jnp.float32(0.5)
     other = CLEAN + 1
-    got = flow.correct(2 * NOISE, NOISE, CLEAN, other, now, last)
+    got = flow.corrector(2 * NOISE, NOISE, CLEAN, other, now, last)
     np.testing.assert_allclose(got, flow.euler(NOISE, (NOISE - CLEAN - 0.5) / last, last, now), atol=1e-5)
-    np.testing.assert_array_equal(flow.correct(2 * NOISE, NOISE, CLEAN, other, now, now), 2 * NOISE)
+    np.testing.assert_array_equal(flow.corrector(2 * NOISE, NOISE, CLEAN, other, now, now), 2 * NOISE)
 
 
 def _error(solver: str, steps: int) -> float:
@@ -84,9 +86,9 @@ def _error(solver: str, steps: int) -> float:
     x, levels = np.float64(1.0), np.linspace(1.0, 0.0, steps + 1)
     field = lambda x, sigma: -2 * sigma * x
     for sigma, following in pairwise(levels):
-        slope = field(x, sigma)
-        guess = flow.euler(x, slope, sigma, following)
-        x = guess if solver == "euler" else flow.heun(x, slope, field(guess, following), sigma, following)
+        velocity = field(x, sigma)
+        guess = flow.euler(x, velocity, sigma, following)
+        x = guess if solver == "euler" else flow.heun(x, velocity, field(guess, following), sigma, following)
     return abs(x - np.e)
 
 

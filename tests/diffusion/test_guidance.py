@@ -25,9 +25,9 @@ from sora_jax.tokens.packing import unpack
 MODEL = make_dit()
 blend, ask = jax.jit(combine), jax.jit(guided_clean, static_argnames="passes")
 answer = jax.jit(lambda batch: MODEL(X, batch, SIGMA))
-SHAPE = BATCH.condition_runs.shape
+SHAPE = BATCH.condition_segment_ids.shape
 SIGMA = LEVELS[2]
-TOKEN_SIGMA = np.asarray(flow.gather_levels(SIGMA, BATCH.condition_ids))[..., None]
+TOKEN_SIGMA = np.asarray(flow.gather_sigmas(SIGMA, BATCH.condition_ids))[..., None]
 X = (1 - TOKEN_SIGMA) * BATCH.patches + TOKEN_SIGMA * NOISE
 FULL, WORDLESS, BARE = (wave(*X.shape, pitch=pitch) for pitch in (1.3, 1.7, 2.3))
 WORDLESS = WORDLESS + 0.5 * FULL
@@ -40,7 +40,7 @@ def combined(guidance: Guidance, passes: int = 3) -> np.ndarray:
 
 def painted(array: np.ndarray, i: int) -> np.ndarray:
     """The tokens of run i that are painted, as one vector."""
-    (tokens,), (start,) = unpack(array, [PLACES[i]]), unpack(BATCH.start, [PLACES[i]])
+    (tokens,), (start,) = unpack(array, [PLACES[i]]), unpack(BATCH.init_sigma, [PLACES[i]])
     return tokens[start > 0].ravel()
 
 
@@ -60,8 +60,8 @@ def test_weights_of_one_are_the_conditional_exactly(method):
 def test_outside_its_interval_guidance_has_no_effect(method):
     guidance = Guidance(text=4.0, given=3.0, rescale=0.5, method=method, low=0.5, high=0.8)
     got, conditional = combined(guidance), combined(Guidance(), passes=1)
-    inside = (TOKEN_SIGMA > 0.5) & (TOKEN_SIGMA <= 0.8) & (BATCH.start > 0)[..., None]
-    assert 0 < inside.sum() < (BATCH.start > 0).sum()
+    inside = (TOKEN_SIGMA > 0.5) & (TOKEN_SIGMA <= 0.8) & (BATCH.init_sigma > 0)[..., None]
+    assert 0 < inside.sum() < (BATCH.init_sigma > 0).sum()
     np.testing.assert_array_equal(*np.where(inside, 0, [got, conditional]))
     assert np.abs(got - conditional)[inside[..., 0]].max(-1).min() > 1e-2
 
@@ -124,7 +124,7 @@ def test_apg_moves_across_the_conditional_and_no_further_than_its_limit(i, limit
 
 def test_runs_without_anything_to_average_give_numbers():
     everything_given = dataclasses.replace(
-        BATCH, start=np.zeros_like(BATCH.start), condition_ids=np.zeros_like(BATCH.condition_ids)
+        BATCH, init_sigma=np.zeros_like(BATCH.init_sigma), condition_ids=np.zeros_like(BATCH.condition_ids)
     )
     for method in range(len(METHODS)):
         tables = Guidance(3.0, 2.0, rescale=1.0, method=method).tables(SHAPE)
@@ -135,13 +135,13 @@ def test_runs_without_anything_to_average_give_numbers():
 
 def test_settings_by_run_become_tables_by_entry():
     settings = [Guidance(text=2.0 + i, high=0.9) for i in range(len(RUNS))]
-    table = tabulate(settings, PLACES, BATCH.condition_runs)
+    table = tabulate(settings, PLACES, BATCH.condition_segment_ids)
     for i, place in enumerate(PLACES):
-        own = BATCH.condition_runs[place.row] == place.segment
+        own = BATCH.condition_segment_ids[place.row] == place.segment
         assert own.any()
         assert (table.text[place.row, own] == 2 + i).all()
-    assert (table.text[BATCH.condition_runs == 0] == 1).all()
-    assert (table.high[BATCH.condition_runs == 0] == 1).all()
+    assert (table.text[BATCH.condition_segment_ids == 0] == 1).all()
+    assert (table.high[BATCH.condition_segment_ids == 0] == 1).all()
 
 
 def test_the_model_is_asked_no_more_often_than_needed():
@@ -162,10 +162,13 @@ def test_each_pass_leaves_out_what_it_should():
     np.testing.assert_allclose(asked(Guidance(3.0, 2.0)), expected, atol=1e-4)
     bare, row = without_given(BATCH), PLACES[0].row
     assert not bare.given.any()
-    assert (np.asarray(bare.segment_ids)[BATCH.start > 0] == BATCH.segment_ids[BATCH.start > 0]).all()
+    assert (
+        np.asarray(bare.segment_ids)[BATCH.init_sigma > 0] == BATCH.segment_ids[BATCH.init_sigma > 0]
+    ).all()
     difference = np.abs(np.asarray(answers[2]) - answers[1]).max(-1)
     assert (
-        difference[row][(BATCH.start[row] > 0) & (BATCH.segment_ids[row] == PLACES[0].segment)].min() > 1e-3
+        difference[row][(BATCH.init_sigma[row] > 0) & (BATCH.segment_ids[row] == PLACES[0].segment)].min()
+        > 1e-3
     )
 
 
@@ -180,7 +183,7 @@ def test_negative_words_take_the_place_of_none():
     guidance = Guidance(3.0)
     got, without = asked(guidance, negative), asked(guidance)
     # Pooled, they are in force wherever a card is: as words of a clip whose only words they are.
-    always = dataclasses.replace(negative, condition_time=np.zeros_like(BATCH.condition_time))
+    always = dataclasses.replace(negative, condition_caption_time=np.zeros_like(BATCH.condition_caption_time))
     answers = [answer(batch) for batch in (BATCH, always)]
     expected = blend(answers, X, BATCH, SIGMA, guidance.tables(SHAPE))
     for i in range(len(RUNS)):
@@ -190,7 +193,7 @@ def test_negative_words_take_the_place_of_none():
 
 
 def test_negative_words_that_are_the_runs_own_cancel_guidance():
-    plain = dataclasses.replace(BATCH, condition_time=np.zeros_like(BATCH.condition_time))
+    plain = dataclasses.replace(BATCH, condition_caption_time=np.zeros_like(BATCH.condition_caption_time))
     plain = dataclasses.replace(plain, text_time=np.zeros_like(BATCH.text_time))
     np.testing.assert_allclose(asked(Guidance(5.0), plain, plain), asked(Guidance(), batch=plain), atol=1e-4)
 
@@ -201,7 +204,7 @@ def test_sampling_takes_negative_words():
     led, unled = (
         sample(MODEL, BATCH, NOISE, LEVELS[:3], guidance, negative=words) for words in (words, None)
     )
-    assert np.abs(np.asarray(led) - unled)[BATCH.start == 1].max(-1).min() > 1e-3
+    assert np.abs(np.asarray(led) - unled)[BATCH.init_sigma == 1].max(-1).min() > 1e-3
     assert jnp.isfinite(led).all()
 
 

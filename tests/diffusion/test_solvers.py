@@ -28,7 +28,7 @@ from sora_jax.errors import UserError
 from sora_jax.tokens.packing import PackedBatch, unpack
 
 MODEL = make_dit()
-GUIDANCE = tabulate(SETTINGS, PLACES, BATCH.condition_runs)
+GUIDANCE = tabulate(SETTINGS, PLACES, BATCH.condition_segment_ids)
 
 
 @pytest.fixture(scope="module", params=SOLVERS)
@@ -45,12 +45,12 @@ def test_the_batch_has_what_this_file_is_about():
     assert BATCH.given.any()
     assert (BATCH.segment_ids == 0).any()
     assert len({place.row for place in PLACES}) == 2
-    assert np.unique(BATCH.start).tolist() == [0, 0.5, np.float32(0.7), 1]
+    assert np.unique(BATCH.init_sigma).tolist() == [0, 0.5, np.float32(0.7), 1]
     assert GUIDANCE.passes() == 3
 
 
 def test_what_is_not_painted_stays_bit_for_bit_and_the_rest_is_painted(filled):
-    painted = BATCH.start > 0
+    painted = BATCH.init_sigma > 0
     np.testing.assert_array_equal(filled[~painted], BATCH.patches[~painted])
     assert np.isfinite(filled).all()
     assert np.abs(filled - BATCH.patches)[painted].max(-1).min() > 1e-2
@@ -59,7 +59,7 @@ def test_what_is_not_painted_stays_bit_for_bit_and_the_rest_is_painted(filled):
 def fill_alone(i: int, solver: str, as_often: bool) -> np.ndarray:
     """Run i in rows of its own, the model asked as often as for all of them, or as it needs."""
     batch, (own,) = pack([RUNS[i]])
-    guidance = tabulate([SETTINGS[i]], [own], batch.condition_runs)
+    guidance = tabulate([SETTINGS[i]], [own], batch.condition_segment_ids)
     guidance.given[:, 0] = (
         2.0 if as_often else 1.0
     )  # of given tokens: weighs nothing, but asks for a third pass
@@ -81,7 +81,7 @@ def test_passes_that_only_neighbours_need_change_nothing(solver, filled):
 
 def test_tokens_wait_where_they_start(solver):
     """Run 2 has levels 1 and 0.5: until it has come down to the lower one, tokens of that are as they were put."""
-    row, entry = next(zip(*np.nonzero(BATCH.condition_start == 0.5), strict=True))
+    row, entry = next(zip(*np.nonzero(BATCH.condition_init_sigma == 0.5), strict=True))
     resting = int(np.argmax(LEVELS[:, row, entry] < 0.5)) - 1
     assert resting >= 1
     early = np.asarray(sample(MODEL, BATCH, NOISE, LEVELS[: resting + 1], GUIDANCE, solver))
@@ -89,7 +89,7 @@ def test_tokens_wait_where_they_start(solver):
     begun = np.asarray(sample(MODEL, BATCH, NOISE, LEVELS[:1], GUIDANCE, solver))
     np.testing.assert_array_equal(early[waiting], begun[waiting])
     np.testing.assert_allclose(begun[waiting], (0.5 * BATCH.patches + 0.5 * NOISE)[waiting], rtol=1e-6)
-    others = (BATCH.start == 1) & (np.arange(len(BATCH.patches)) == row)[:, None]
+    others = (BATCH.init_sigma == 1) & (np.arange(len(BATCH.patches)) == row)[:, None]
     assert np.abs(early - begun)[others].max(-1).min() > 1e-3
 
 
@@ -114,9 +114,11 @@ def test_one_compilation_serves_every_mix_of_starts_settings_and_steps():
     seen = []
     sample(MODEL, BATCH, NOISE, LEVELS, GUIDANCE, progress=lambda *done: seen.append(done))
     assert seen == [(step + 1, MOST_STEPS) for step in range(MOST_STEPS)]
-    batch, places = pack([dataclasses.replace(run, start=np.full_like(run.start, 0.8)) for run in RUNS])
+    batch, places = pack(
+        [dataclasses.replace(run, init_sigma=np.full_like(run.init_sigma, 0.8)) for run in RUNS]
+    )
     levels = lay_levels(batch, places, STEPS[::-1], 9)
-    other = tabulate([Guidance(given=3.0, high=0.6), *SETTINGS[1:]], places, batch.condition_runs)
+    other = tabulate([Guidance(given=3.0, high=0.6), *SETTINGS[1:]], places, batch.condition_segment_ids)
     sample(MODEL, batch, NOISE, levels, other)
     assert solver_step._cache_size() == 1
 
@@ -135,7 +137,7 @@ class Gaussian:
     deviation: float
 
     def __call__(self, x: jax.Array, batch: PackedBatch, sigma_bs: jax.Array) -> jax.Array:
-        sigma = flow.gather_levels(sigma_bs, batch.condition_ids)[..., None]
+        sigma = flow.gather_sigmas(sigma_bs, batch.condition_ids)[..., None]
         alpha, variance = 1 - sigma, self.deviation**2
         share = alpha * variance / (alpha**2 * variance + sigma**2)
         clean = self.mean + share * (x - alpha * self.mean)
@@ -150,15 +152,17 @@ class Gaussian:
 
 def _errors(solver: str, counts: tuple[int, ...]) -> dict[float, np.ndarray]:
     """Root mean square error of runs of so many steps, for tokens that start at 1 and at 0.7."""
-    gaussian, start = Gaussian(0.8, 0.5), BATCH.start[..., None]
+    gaussian, start = Gaussian(0.8, 0.5), BATCH.init_sigma[..., None]
     expected = gaussian.solution((1 - start) * BATCH.patches + start * NOISE, start)
     rows: dict[float, list[float]] = {1.0: [], 0.7: []}
     for steps in counts:
-        levels = np.stack([flow.schedule(steps, 1.0, begin) for begin in BATCH.condition_start.ravel()], -1)
-        levels = levels.reshape(steps + 1, *BATCH.condition_start.shape)
+        levels = np.stack(
+            [flow.schedule(steps, 1.0, begin) for begin in BATCH.condition_init_sigma.ravel()], -1
+        )
+        levels = levels.reshape(steps + 1, *BATCH.condition_init_sigma.shape)
         error = np.asarray(sample(gaussian, BATCH, NOISE, levels, Guidance(), solver)) - expected
         for begin, row in rows.items():
-            row.append(float(np.sqrt(np.square(error[np.float32(begin) == BATCH.start]).mean())))
+            row.append(float(np.sqrt(np.square(error[np.float32(begin) == BATCH.init_sigma]).mean())))
     return {begin: np.array(row) for begin, row in rows.items()}
 
 
@@ -181,7 +185,7 @@ def test_of_one_evaluation_a_step_the_higher_order_is_nearer():
 
 def test_a_run_that_rested_goes_on_at_first_order():
     """What lay before its rest is no step to extrapolate from: waiting two steps or none ends at the same place."""
-    levels = np.zeros((5, *BATCH.condition_start.shape), np.float32)
+    levels = np.zeros((5, *BATCH.condition_init_sigma.shape), np.float32)
     levels[:] = np.array([0.6, 0.6, 0.6, 0.3, 0.0])[:, None, None]
     for name in ("dpm", "unipc"):
         waited, not_waited = (

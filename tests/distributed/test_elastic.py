@@ -30,7 +30,7 @@ from sora_jax.train.loop import TrainState, make_steps
 from sora_jax.train.optim import OptimConfig
 
 MESHES = ((8, {"data": 8}), (4, {"fsdp": 2, "tensor": 2}), (1, {}))
-ROWS = PipelineConfig(row_tokens=64, row_text=40, rows=8, shards=4, max_runs=8, window=8)
+ROWS = PipelineConfig(seq_len=64, text_len=40, rows=8, shards=4, max_segments=8, window=8)
 
 
 def test_eight_devices_four_and_one():

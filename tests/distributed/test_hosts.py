@@ -281,7 +281,7 @@ def test_values_are_exchanged_in_the_hosts_order(monkeypatch):
         got = []
         for number in range(3):
             time.sleep(0.02 * ((host + number) % 3))
-            got.append(watches[host].exchange({"host": host, "round": number, "long": "x" * 200_000}))
+            got.append(watches[host].all_gather_json({"host": host, "round": number, "long": "x" * 200_000}))
         return got
 
     with ThreadPoolExecutor() as pool:
@@ -298,10 +298,10 @@ def test_values_are_exchanged_in_the_hosts_order(monkeypatch):
 
 
 def test_values_of_one_host_are_its_own_and_strangers_are_refused(monkeypatch):
-    assert hosts.exchange({"a": 1}) == [{"a": 1}]
+    assert hosts.all_gather_json({"a": 1}) == [{"a": 1}]
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match="call sora_jax.distributed.hosts.join instead"):
-        hosts.exchange(None)
+        hosts.all_gather_json(None)
 
 
 def test_a_closed_line_is_told_at_once(watched):

@@ -18,7 +18,7 @@ from sora_jax.distributed.mesh import (
     MESH_AXES,
     MeshConfig,
     check_heads,
-    check_slots,
+    check_sequence_split,
     constrain,
     make_mesh,
     parameter_sharding,
@@ -77,14 +77,14 @@ def test_heads_must_divide_over_tensor_and_sequence():
 
 
 def test_slots_must_divide_over_sequence():
-    check_slots(28, 8)  # no mesh is set
+    check_sequence_split(28, 8)  # no mesh is set
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1, 2, 1, 8), MESH_AXES)):
-        check_slots(64, 0)
+        check_sequence_split(64, 0)
         for patches, words, fit in ((28, 8, "32 and 8"), (32, 4, "32 and 8")):
             with pytest.raises(
-                UserError, match=f"{patches} slots .* sequence = 8 .* such as {fit} .*row_tokens"
+                UserError, match=f"{patches} slots .* sequence = 8 .* such as {fit} .*seq_len"
             ):
-                check_slots(patches, words)
+                check_sequence_split(patches, words)
         model = jax.eval_shape(lambda: make_dit())
         with pytest.raises(UserError, match="20 slots for patches and 6 for words"):
             jax.eval_shape(model, BATCH.patches, BATCH, LEVELS[0])
@@ -99,7 +99,7 @@ def test_training_tells_what_a_mesh_can_not_split_before_it_reads_data(tmp_path)
         with pytest.raises(UserError, match=r"3 heads .* sequence = 7 .* set dit.sequence='ring'"):
             make_objective(config, tmp_path).init(key)
         config.dit.sequence = "ring"
-        with pytest.raises(UserError, match=r"A row of \d+ slots .* over sequence = 7 .*row_tokens"):
+        with pytest.raises(UserError, match=r"A row of \d+ slots .* over sequence = 7 .*seq_len"):
             make_objective(config, tmp_path).init(key)
 
 

@@ -11,7 +11,7 @@ from sora_jax.media.video import Video, VideoStream
 
 
 class FakeStudio:
-    """Answers as `studio.Studio` does, without a network; `before` is called when the sampling begins."""
+    """Answers as `pipeline.Pipeline` does, without a network; `before` is called when the sampling begins."""
 
     name = "fake"
 

@@ -29,7 +29,7 @@ from sora_jax.models.vae import VAE, VAEConfig
 from sora_jax.planner.hlo import collectives
 
 CONFIG = dataclasses.replace(
-    tiny_batch.CONFIG, width=48, heads=8, layers=2, hints=True, attention="reference", remat="dots"
+    tiny_batch.CONFIG, width=48, heads=8, layers=2, reference_frames=True, attention="reference", remat="dots"
 )
 KERNEL = dataclasses.replace(CONFIG, attention="cpu")
 RING = dataclasses.replace(CONFIG, sequence="ring")
@@ -57,8 +57,8 @@ def make_batch() -> tuple[Any, Any, Any]:
     """Eight rows of whatever kinds of runs there are, a target, and levels."""
     runs = [dataclasses.replace(run, key=str(row)) for row in range(8) for run in RUNS[1:4]]
     batch, _ = pack_rows(runs, SLOTS, WORDS, 4, rows=8, conditions=8)
-    sigma = np.linspace(0.1, 0.9, batch.condition_runs.size, dtype=np.float32).reshape(
-        batch.condition_runs.shape
+    sigma = np.linspace(0.1, 0.9, batch.condition_segment_ids.size, dtype=np.float32).reshape(
+        batch.condition_segment_ids.shape
     )
     sigma[:, 0] = 0.0
     return batch, wave(*batch.patches.shape, pitch=2.0), sigma

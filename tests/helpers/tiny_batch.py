@@ -9,7 +9,7 @@ from flax import nnx
 from sora_jax.diffusion import flow
 from sora_jax.diffusion.guidance import METHODS, Guidance
 from sora_jax.models.dit import DiT, DiTConfig
-from sora_jax.tokens.packing import PackedBatch, Placement, Run, pack_rows
+from sora_jax.tokens.packing import PackedBatch, Placement, Segment, pack_rows
 from sora_jax.tokens.patches import coordinates
 
 CONFIG = DiTConfig(
@@ -50,15 +50,15 @@ def make_run(
     words: int,
     starts: tuple[float, ...],
     cards: tuple[float, ...] = (0.0,),
-) -> Run:
+) -> Segment:
     """Run number i: its tokens start at `starts` in turn, and its words hold from `cards` in turn."""
     coords = coordinates(grid, CONFIG.patch, fps=8.0)
     n = len(coords)
-    return Run(
+    return Segment(
         patches=wave(n, CONFIG.patch_width, pitch=1 + 0.1 * i),
         coords=coords,
-        start=np.resize(np.array(starts, np.float32), n),
-        words_time=np.sort(np.resize(np.array(cards, np.float32), n)),
+        init_sigma=np.resize(np.array(starts, np.float32), n),
+        caption_time=np.sort(np.resize(np.array(cards, np.float32), n)),
         text=wave(words, CONFIG.text_width, pitch=2 + 0.1 * i),
         text_time=np.resize(np.array(cards, np.float32), words),
     )
@@ -82,7 +82,7 @@ STEPS = [6, 4, 5, 6, 3]
 MOST_STEPS = max(STEPS)
 
 
-def pack(runs: list[Run]) -> tuple[PackedBatch, list[Placement]]:
+def pack(runs: list[Segment]) -> tuple[PackedBatch, list[Placement]]:
     return pack_rows(runs, N, M, K, rows=ROWS, conditions=S - 1)
 
 
@@ -99,15 +99,15 @@ def lay_levels(
     batch: PackedBatch, places: list[Placement], each_steps: list[int], most: int = MOST_STEPS
 ) -> np.ndarray:
     """Levels [most + 1, B, S]: a run's entries wait until its schedule comes down to where they start."""
-    levels = np.zeros((most + 1, *batch.condition_runs.shape), np.float32)
+    levels = np.zeros((most + 1, *batch.condition_segment_ids.shape), np.float32)
     for place, steps in zip(places, each_steps, strict=True):
-        for entry in np.flatnonzero(batch.condition_runs[place.row] == place.segment):
-            own = np.minimum(flow.schedule(steps, 2.0), batch.condition_start[place.row, entry])
+        for entry in np.flatnonzero(batch.condition_segment_ids[place.row] == place.segment):
+            own = np.minimum(flow.schedule(steps, 2.0), batch.condition_init_sigma[place.row, entry])
             levels[: steps + 1, place.row, entry] = own
     return levels
 
 
-def with_words(run: Run, i: int) -> Run:
+def with_words(run: Segment, i: int) -> Segment:
     """The run with other words, which hold all the time: its negative."""
     return dataclasses.replace(
         run, text=wave(2, CONFIG.text_width, pitch=5 + 0.1 * i), text_time=np.zeros(2, np.float32)

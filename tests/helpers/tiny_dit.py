@@ -11,7 +11,7 @@ from flax import nnx
 
 from helpers.tiny_batch import wave
 from sora_jax.models.dit import DiT, DiTConfig
-from sora_jax.tokens.packing import PackedBatch, Placement, Run, pack_rows
+from sora_jax.tokens.packing import PackedBatch, Placement, Segment, pack_rows
 from sora_jax.tokens.patches import coordinates
 
 CONFIG = DiTConfig(
@@ -31,20 +31,20 @@ SHAPES = [((3, 4, 4), 3, 4), ((1, 4, 4), 4, 0), ((1, 4, 6), 0, 0), ((2, 2, 2), 2
 SIGMAS = (0.9, 0.2, 0.55, 0.4, 0.7)
 
 
-def make_runs() -> list[Run]:
+def make_runs() -> list[Segment]:
     runs = []
     for i, (grid, words, given) in enumerate(SHAPES):
         coords = coordinates(grid, CONFIG.patch, fps=8.0)
         n = len(coords)
         runs.append(
-            Run(
+            Segment(
                 patches=wave(n, CONFIG.patch_width, pitch=1 + 0.1 * i),
                 coords=coords,
-                start=(np.arange(n) >= given).astype(np.float32),
-                words_time=np.zeros(n, np.float32),
+                init_sigma=(np.arange(n) >= given).astype(np.float32),
+                caption_time=np.zeros(n, np.float32),
                 text=wave(words, CONFIG.text_width, pitch=2 + 0.1 * i),
                 text_time=np.arange(words, dtype=np.float32) / 2,
-                hints=wave(n, 2 * (CONFIG.patch_width + 1), pitch=3 + 0.1 * i),
+                reference=wave(n, 2 * (CONFIG.patch_width + 1), pitch=3 + 0.1 * i),
             )
         )
     return runs
@@ -62,10 +62,10 @@ def velocity(model: DiT, batch: PackedBatch, sigma: Any) -> jax.Array:
 
 def sigma_table(sigmas: Sequence[float], placements: Sequence[Placement], batch: PackedBatch) -> np.ndarray:
     """Every entry of a run has the run's level; those that belong to none have one that must not matter."""
-    table = np.full(batch.condition_runs.shape, 0.33, np.float32)
+    table = np.full(batch.condition_segment_ids.shape, 0.33, np.float32)
     table[:, 0] = 0
     for sigma, place in zip(sigmas, placements, strict=True):
-        table[place.row, batch.condition_runs[place.row] == place.segment] = sigma
+        table[place.row, batch.condition_segment_ids[place.row] == place.segment] = sigma
     return table
 
 

@@ -15,7 +15,7 @@ from sora_jax.models.vae import VAE, VAEConfig
 TEXT = TextConfig(kind="hash", width=16, max_tokens=12)
 
 
-SHORT = Limits(tokens=40, text=12, row_text=24)
+SHORT = Limits(tokens=40, text=12, text_len=24)
 
 
 def tiny_bundle(limits: Limits = SHORT, **dit: Any) -> Bundle:

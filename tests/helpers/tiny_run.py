@@ -45,8 +45,8 @@ def tiny_config(folder: pathlib.Path, steps: int) -> ConfigDict:
     config.data.max_frames = 13
     config.latents.clips = 60
     config.latents.folder = str(folder / "latents")
-    config.pipeline.rows = 2
-    config.pipeline.window = 8
+    config.pipeline.batch_size = 2
+    config.pipeline.num_packing_bins = 8
     config.optim.schedule = "constant"
     config.optim.warmup = 2
     config.log.every = 1

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sora_jax.errors import UserError
 from sora_jax.models.attention import tpu
 from sora_jax.models.attention.blocks import sharing
-from sora_jax.models.attention.cpu import SIZES, blocked, make_blocks, meetings
+from sora_jax.models.attention.cpu import SIZES, block_ranges, blocked, make_blocks
 from sora_jax.models.attention.dispatch import BACKENDS, attend, reference
 from sora_jax.models.attention.gpu import Tile, Tiles, flash
 from sora_jax.models.attention.ring import ring
@@ -203,7 +203,7 @@ def test_every_slot_is_one_block_s_and_every_pair_of_a_run_is_walked(ids, sizes)
     assert sorted(slot for kind in owned for block in kind for slot in block) == [*np.flatnonzero(rows)]
     of = {slot: (slot // 40, rows.flat[slot]) for slot in range(80)}
     for a, b in np.ndindex(len(kinds), len(kinds)):
-        first, last = meetings(kinds[a], kinds[b])
+        first, last = block_ranges(kinds[a], kinds[b])
         for i, j in np.ndindex(len(owned[a]), len(owned[b])):
             together = {of[slot] for slot in owned[a][i]} & {of[slot] for slot in owned[b][j]}
             if kinds[a].whole or kinds[b].whole:
@@ -222,7 +222,7 @@ def test_a_run_is_walked_as_if_it_had_the_row_alone():
         torn = [blocks for blocks in kinds if not blocks.whole]
         for own in torn:
             for others in torn:
-                first, last = meetings(own, others)
+                first, last = block_ranges(own, others)
                 found[own.size, others.size] = int((last - first)[: int(own.count)].sum())
         return {sizes: count for sizes, count in found.items() if count}
 

@@ -30,7 +30,7 @@ def tensors(width: int, heads: int = 2) -> np.ndarray:
 
 
 @lru_cache
-def pulled(attend):
+def d_out(attend):
     def output_and_gradients(q, k, v, back, ids):
         out, pull = jax.vjp(lambda q, k, v: attend(q, k, v, ids[None]), q, k, v)
         return out, *pull(back)
@@ -46,9 +46,9 @@ def pulled(attend):
 def test_heads_of_any_width_are_as_the_reference_has_them(width, dtype, tolerance):
     """72 is a power of two and a piece that reaches over the head's end; what lies there must not be read."""
     arrays = [jnp.asarray(x, dtype) for x in tensors(width)]
-    expected = pulled(dispatch.reference)(*(x.astype(jnp.float32) for x in arrays), ROW)
+    expected = d_out(dispatch.reference)(*(x.astype(jnp.float32) for x in arrays), ROW)
     for name, ours, theirs in zip(
-        ("output", "dq", "dk", "dv"), pulled(small)(*arrays, ROW), expected, strict=True
+        ("output", "dq", "dk", "dv"), d_out(small)(*arrays, ROW), expected, strict=True
     ):
         assert ours.dtype == dtype
         ours, theirs = (np.asarray(x, np.float32)[:, ROW > 0] for x in (ours, theirs))
@@ -61,7 +61,7 @@ def test_blocks_of_other_runs_are_not_read():
     q, k, v, back = np.random.default_rng(0).normal(size=(4, 1, 64, 1, 16)).astype(np.float32)
     mine = ids == 2
     q, k, v, back = (np.where(mine[:, None, None], x, np.nan) for x in (q, k, v, back))
-    for x in pulled(small)(q, k, v, back, ids):
+    for x in d_out(small)(q, k, v, back, ids):
         assert np.isfinite(np.asarray(x)[:, mine]).all()
         assert np.isnan(np.asarray(x)[:, ~mine]).all()  # else the test could not fail
 

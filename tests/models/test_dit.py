@@ -109,12 +109,16 @@ def test_neither_the_order_of_rows_nor_of_slots_nor_of_ids_nor_of_the_table_matt
     slots, words, rows, entries = order(N), order(M), np.array([1, 0]), np.array([0, 2, 3, 1])
     places = np.argsort(entries).astype(np.int32)  # where an entry of the table has gone
     told = {
-        "ids": ("segment_ids", "text_segment_ids", "condition_runs"),
+        "ids": ("segment_ids", "text_segment_ids", "condition_segment_ids"),
         "entries": ("condition_ids", "text_condition_ids"),
     }
 
     def shuffle(name: str) -> np.ndarray:
-        own = entries if name in ("condition_runs", "condition_time", "condition_start") else slots
+        own = (
+            entries
+            if name in ("condition_segment_ids", "condition_caption_time", "condition_init_sigma")
+            else slots
+        )
         array = np.asarray(getattr(BATCH, name))[rows][:, words if name.startswith("text") else own]
         array = renamed[array].astype(np.int32) if name in told["ids"] else array
         return places[array] if name in told["entries"] else array
@@ -146,7 +150,7 @@ def test_a_runs_velocity_depends_on_its_own_words_alone_and_on_when_they_hold(mo
         # Other words are in force.
         (
             {
-                "condition_time": np.where(BATCH.condition_runs == place.segment, 0.5, 0.0)
+                "condition_caption_time": np.where(BATCH.condition_segment_ids == place.segment, 0.5, 0.0)
                 * (np.arange(2) == place.row)[:, None]
             },
         )
@@ -161,10 +165,10 @@ def test_a_runs_velocity_depends_on_its_own_words_alone_and_on_when_they_hold(mo
 
 def all_given(i: int) -> PackedBatch:
     """The batch with every token of run i given; its words keep the run's level."""
-    start, entries, place = np.array(BATCH.start), np.array(BATCH.condition_ids), PLACES[i]
+    start, entries, place = np.array(BATCH.init_sigma), np.array(BATCH.condition_ids), PLACES[i]
     own = np.s_[place.row, place.start : place.start + place.length]
     start[own] = entries[own] = 0
-    return dataclasses.replace(BATCH, start=start, condition_ids=entries)
+    return dataclasses.replace(BATCH, init_sigma=start, condition_ids=entries)
 
 
 def run_at(model: DiT, batch: PackedBatch, i: int, sigma: float) -> np.ndarray:
@@ -199,12 +203,17 @@ def test_the_parts_of_a_run_have_levels_of_their_own(model, outputs):
     own = entries[half][0]
     entries[half] = K + 1
     runs, times, starts = (
-        wide(table, 0) for table in (BATCH.condition_runs, BATCH.condition_time, BATCH.condition_start)
+        wide(table, 0)
+        for table in (BATCH.condition_segment_ids, BATCH.condition_caption_time, BATCH.condition_init_sigma)
     )
     for table in (runs, times, starts):
         table[extra][K + 1] = table[extra][own]
     batch = dataclasses.replace(
-        BATCH, condition_ids=entries, condition_runs=runs, condition_time=times, condition_start=starts
+        BATCH,
+        condition_ids=entries,
+        condition_segment_ids=runs,
+        condition_caption_time=times,
+        condition_init_sigma=starts,
     )
     table = wide(TABLE, 0.1)
     table[place.row, K + 1] = table[place.row, own]
@@ -222,13 +231,13 @@ def test_the_words_in_force_are_what_is_pooled():
     run = dataclasses.replace(
         RUNS[0],
         text_time=np.array([0, 0, 1], np.float32),
-        words_time=np.repeat([0, 1, 1], 4).astype(np.float32),
+        caption_time=np.repeat([0, 1, 1], 4).astype(np.float32),
     )
     batch, (place,) = pack_rows([run], N, M, K)
     pooled = np.asarray(_pool(jnp.asarray(batch.text), batch))
     entries = batch.condition_ids[0, : place.length]
-    painted = run.start > 0
-    wanted = np.where(run.words_time[:, None] == 0, run.text[:2].mean(0), run.text[2])
+    painted = run.init_sigma > 0
+    wanted = np.where(run.caption_time[:, None] == 0, run.text[:2].mean(0), run.text[2])
     np.testing.assert_allclose(pooled[0, entries[painted]], wanted[painted], rtol=1e-6)
     assert not pooled[0, 0].any()
 

@@ -85,15 +85,15 @@ def test_the_count_of_operations_is_the_compilers(tokens, monkeypatch):
         patches=like(tokens, config.patch_width),
         coords=like(tokens, 5),
         segment_ids=like(tokens, dtype=jnp.int32),
-        start=like(tokens),
+        init_sigma=like(tokens),
         condition_ids=like(tokens, dtype=jnp.int32),
         text=like(0, config.text_width),
         text_segment_ids=like(0, dtype=jnp.int32),
         text_time=like(0),
         text_condition_ids=like(0, dtype=jnp.int32),
-        condition_runs=like(2, dtype=jnp.int32),
-        condition_time=like(2),
-        condition_start=like(2),
+        condition_segment_ids=like(2, dtype=jnp.int32),
+        condition_caption_time=like(2),
+        condition_init_sigma=like(2),
     )
     lowered = jax.jit(lambda *arguments: velocity(*arguments)).lower(model, batch, like(2))
     counted = lowered.cost_analysis()["flops"]
@@ -133,8 +133,9 @@ def test_the_golden_training_step():
         "AdamW have a part in it; random numbers, initialisation, sharding and speed have none. So if you meant to "
         "make code clearer or faster, or moved to another JAX, this is a bug: a new loss points to packing, flow or "
         "the forward pass, a new norm alone to a gradient (attention, remat, a custom rule), a new loss after the "
-        "step alone to the optimizer. If you meant to change what is learned, run `python tests/models/test_dit_config.py`, "
-        "put what it prints into GOLDEN, and say in the commit message why it moved."
+        "step alone to the optimizer. If you meant to change what is learned, run "
+        "`python tests/models/test_dit_config.py`, put what it prints into GOLDEN, and say in the commit message why "
+        "it moved."
     )
 
 

@@ -151,7 +151,7 @@ def test_conditions_are_exact():
 def test_a_training_step_is_near_the_exact_one(name):
     objective = object.__new__(DiTObjective)  # of its loss alone: no data, no autoencoder
     objective.dit, objective.flow = CONFIG, FlowConfig(text_noise=0.1)
-    objective.pipeline = PipelineConfig(max_runs=3)
+    objective.pipeline = PipelineConfig(max_segments=3)
     objective.init = lambda key: make_trained()
     init, step = make_steps(objective, OptimConfig(name=name, lr=1e-3, warmup=0))
     state, key = init(jax.random.key(0)), jax.random.key(1)
@@ -177,7 +177,7 @@ def _elementwise(x: jax.Array, batch: Any, sigma: jax.Array) -> jax.Array:
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_the_samplers_own_arithmetic_is_exact(solver):
-    guidance = tabulate(SETTINGS, PLACES, BATCH.condition_runs)
+    guidance = tabulate(SETTINGS, PLACES, BATCH.condition_segment_ids)
     x = jnp.asarray(NOISE)
     state = State(x, x, x, jnp.asarray(LEVELS[0]))
     step = lambda state, batch, guidance: solver_step(
@@ -190,7 +190,7 @@ def test_the_samplers_own_arithmetic_is_exact(solver):
 def test_a_samplers_step_is_near_the_exact_one(to):
     x = jnp.asarray(NOISE)
     state = State(x, x, x, jnp.asarray(LEVELS[0]))
-    tables = Guidance(text=3.0, given=2.0, rescale=0.5).tables(BATCH.condition_runs.shape)
+    tables = Guidance(text=3.0, given=2.0, rescale=0.5).tables(BATCH.condition_segment_ids.shape)
     moved = lambda model: (
         solver_step(model, state, BATCH, LEVELS[1], LEVELS[2], tables, None, "euler", 3).x - x
     )

@@ -20,7 +20,7 @@ from sora_jax.models.tiles import Tiles, decode_stream, encode_stream, reach
 from sora_jax.models.vae import VAE, VAEConfig
 from sora_jax.pipeline import abilities
 from sora_jax.pipeline.codec import Engine, to_bytes
-from sora_jax.pipeline.pipeline import Studio
+from sora_jax.pipeline.pipeline import Pipeline
 
 CONFIG = VAEConfig(
     channels=3,
@@ -172,7 +172,7 @@ def test_frames_off_the_grid_are_refused(model):
 
 
 def test_the_engine_reconstructs_large_frames_tile_by_tile(monkeypatch, model):
-    studio = Studio(Bundle("tiny", model))
+    studio = Pipeline(Bundle("tiny", model))
     picture = Video(noise(1, 60, 170), 8.0)
     whole = studio.reconstruct(picture).frames.astype(int)
     assert whole.std() > 5
@@ -193,7 +193,7 @@ def test_a_canvas_is_decoded_frame_by_frame_across_seams(model, tmp_path):
     first, second = (noise(frames, 16, 16) for frames in (37, 18))
     sketch = abilities.connect(first, second, 11, 8.0)
     canvas = engine.encode(sketch)
-    painted = canvas.start.any((1, 2))
+    painted = canvas.init_sigma.any((1, 2))
     shape = sketch.frames.shape[:3]
     streamed = np.stack(list(engine.decode_frames(canvas, *shape, painted)))
     assert len(streamed) == len(sketch.frames)

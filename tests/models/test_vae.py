@@ -119,16 +119,16 @@ def test_no_frame_sees_a_later_latent_frame(model, latent):
 def test_a_block_begins_as_the_identity():
     x = jnp.asarray(RNG.normal(size=(1, 2, 4, 4, 6)), jnp.float32)
     block = vae.Block(6, rngs=nnx.Rngs(0))
-    np.testing.assert_array_equal(jax.jit(lambda x: block(x, vae.Past()))(x), x)
+    np.testing.assert_array_equal(jax.jit(lambda x: block(x, vae.ConvCache()))(x), x)
 
 
 @pytest.mark.parametrize("stride", [(2, 2, 2), (1, 2, 2), (4, 1, 3)])
 def test_unfold_undoes_fold(stride):
     a, b, c = stride
     x = np.arange(2 * 2 * a * 3 * b * 2 * c * 5).reshape(2, 2 * a, 3 * b, 2 * c, 5)
-    folded = vae.fold(x, stride)
+    folded = vae.space_to_depth(x, stride)
     assert folded.shape == (2, 2, 3, 2, a * b * c * 5)
-    np.testing.assert_array_equal(vae.unfold(folded, stride), x)
+    np.testing.assert_array_equal(vae.depth_to_space(folded, stride), x)
     np.testing.assert_array_equal(folded[1, 1, 2, 0], x[1, a:, 2 * b :, :c].ravel())
 
 
@@ -142,7 +142,7 @@ def test_the_wavelet_is_orthonormal_and_its_own_inverse():
 
 def test_the_wavelet_of_a_still_flat_cube_is_one_coefficient_a_colour():
     cube = np.broadcast_to(np.array([0.1, 0.2, 0.3], np.float32), (1, 2, 2, 2, 3))
-    coefficients = np.asarray(vae.haar(vae.fold(cube, (2, 2, 2)))).reshape(8, 3)
+    coefficients = np.asarray(vae.haar(vae.space_to_depth(cube, (2, 2, 2)))).reshape(8, 3)
     np.testing.assert_allclose(coefficients[0], np.sqrt(8) * np.array([0.1, 0.2, 0.3]), rtol=1e-5)
     np.testing.assert_allclose(coefficients[1:], 0, atol=1e-6)
 

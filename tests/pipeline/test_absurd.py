@@ -16,18 +16,18 @@ from sora_jax.errors import UserError
 from sora_jax.media.video import Video
 from sora_jax.pipeline import tasks
 from sora_jax.pipeline.budget import Work, in_words
-from sora_jax.pipeline.pipeline import Request, Studio
+from sora_jax.pipeline.pipeline import Pipeline, Request
 from sora_jax.pipeline.storyboard import Card, Storyboard
 
-LIMITS = Limits(tokens=36, latent_frames=4, frame_tokens=6, resolution=32, fps=24, text=12, row_text=24)
+LIMITS = Limits(tokens=36, latent_frames=4, frame_tokens=6, resolution=32, fps=24, text=12, text_len=24)
 CLIP = Video(np.zeros((4, 32, 48, 3), np.uint8), 8.0)
 BOARD = Storyboard((Card(0, "a ring"),), resolution=32)
 GIVEN = Storyboard((Card(0, "a ring", image=CLIP.frames[0]),), resolution=32)
 
 
 @pytest.fixture(scope="module")
-def studio() -> Studio:
-    return Studio(tiny_bundle(LIMITS))
+def studio() -> Pipeline:
+    return Pipeline(tiny_bundle(LIMITS))
 
 
 def never(*_):

@@ -49,7 +49,7 @@ def plain(grid: tuple[int, int, int], steps: int) -> Request:
 
 def alone(i: int, solver: str) -> np.ndarray:
     batch, (own,) = pack([RUNS[i]])
-    guidance = tabulate([SETTINGS[i]], [own], batch.condition_runs)
+    guidance = tabulate([SETTINGS[i]], [own], batch.condition_segment_ids)
     levels = lay_levels(batch, [own], [STEPS[i]], MOST_STEPS)
     negative = pack([with_words(RUNS[i], i)])[0] if i == 0 else None
     noise = lay_noise([own], [i])

@@ -13,14 +13,14 @@ from sora_jax.errors import UserError
 from sora_jax.pipeline import tasks
 from sora_jax.pipeline.denoise import Settings
 from sora_jax.pipeline.keywords import called, known_keywords, spelled_out
-from sora_jax.pipeline.pipeline import Request, Studio
+from sora_jax.pipeline.pipeline import Pipeline, Request
 from sora_jax.pipeline.shape import Shape
 from sora_jax.pipeline.storyboard import Storyboard
 
 METHODS = [
     name
-    for name, value in vars(Studio).items()
-    if inspect.isfunction(value) and "seed" in inspect.signature(getattr(Studio, name)).parameters
+    for name, value in vars(Pipeline).items()
+    if inspect.isfunction(value) and "seed" in inspect.signature(getattr(Pipeline, name)).parameters
 ]
 
 
@@ -32,7 +32,7 @@ def test_every_ability_is_among_them():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_signatures_are_spelled_out_with_types_and_defaults(name):
-    parameters = inspect.signature(getattr(Studio, name)).parameters
+    parameters = inspect.signature(getattr(Pipeline, name)).parameters
     assert not any(p.kind is p.VAR_KEYWORD or p.kind is p.VAR_POSITIONAL for p in parameters.values())
     assert next(iter(parameters)) == "self" and "progress" in parameters and "engine" not in parameters
     for field in dataclasses.fields(Settings):
@@ -40,7 +40,7 @@ def test_signatures_are_spelled_out_with_types_and_defaults(name):
         assert not isinstance(parameters[field.name].annotation, str)
     assert parameters["seed"].annotation is int and parameters["seed"].default == 0
     if name not in ("storyboard", "loop"):
-        assert getattr(Studio, name).__doc__
+        assert getattr(Pipeline, name).__doc__
     shape = {
         field.name for field in dataclasses.fields(Request if "prompt" in list(parameters)[1] else Shape)
     }
@@ -55,15 +55,15 @@ def test_functions_of_plans_and_storyboards_are_spelled_out_too():
 
 
 def test_defaults_of_a_signature_are_those_that_hold():
-    parameters = inspect.signature(Studio.generate).parameters
+    parameters = inspect.signature(Pipeline.generate).parameters
     for field in dataclasses.fields(Request):
         if field.name != "prompt":
             assert parameters[field.name].default == field.default
 
 
 @pytest.fixture(scope="module")
-def studio() -> Studio:
-    return Studio(tiny_bundle())
+def studio() -> Pipeline:
+    return Pipeline(tiny_bundle())
 
 
 @pytest.mark.parametrize(

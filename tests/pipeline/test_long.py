@@ -19,7 +19,7 @@ from sora_jax.models import tiles
 from sora_jax.pipeline import abilities, denoise
 from sora_jax.pipeline import pipeline as face
 from sora_jax.pipeline.denoise import Settings, Task
-from sora_jax.pipeline.pipeline import Request, Studio
+from sora_jax.pipeline.pipeline import Pipeline, Request
 from sora_jax.pipeline.storyboard import Card, Storyboard
 from sora_jax.pipeline.windows import Windowed
 from sora_jax.tokens.canvas import windows
@@ -30,9 +30,9 @@ FIELDS = {"resolution": 32, "steps": 2, "guidance": 1.0}
 
 
 @pytest.fixture(scope="module")
-def studio() -> Studio:
+def studio() -> Pipeline:
     """Sees three latent frames of four tokens at once."""
-    return Studio(tiny_bundle(Limits(tokens=12, text=12, row_text=24)))
+    return Pipeline(tiny_bundle(Limits(tokens=12, text=12, text_len=24)))
 
 
 def test_streams_read_in_turn_equal_videos_made_whole(studio):
@@ -54,7 +54,7 @@ def test_streams_read_in_turn_equal_videos_made_whole(studio):
 @pytest.mark.parametrize("patch", [(1, 2, 2), (2, 2, 2)])
 def test_a_seed_has_one_noise_however_a_canvas_is_cut(monkeypatch, patch):
     """Each latent frame's is that of the canvas drawn at once, forward and backward."""
-    engine = Studio(tiny_bundle(Limits(tokens=16, text=12, row_text=24), patch=patch))
+    engine = Pipeline(tiny_bundle(Limits(tokens=16, text=12, text_len=24), patch=patch))
     drawn: dict[int, np.ndarray] = {}
     real = Windowed.look
 
@@ -132,7 +132,7 @@ def test_latents_are_ready_as_soon_as_no_later_window_changes_them(studio):
             windowed.take(noise)
             assert len(windowed.ready) == number
         assert not windowed.windows and len(canvas) == ready[-1]
-        given = canvas.start == 0
+        given = canvas.init_sigma == 0
         np.testing.assert_array_equal(np.stack(windowed.ready)[given], canvas.latent[given])
 
 

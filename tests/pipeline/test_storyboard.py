@@ -13,7 +13,7 @@ from PIL import Image
 from sora_jax.checkpoints.bundle import Limits
 from sora_jax.errors import UserError
 from sora_jax.media.video import Video
-from sora_jax.pipeline.pipeline import Studio
+from sora_jax.pipeline.pipeline import Pipeline
 from sora_jax.pipeline.storyboard import Card, Storyboard, read_storyboard
 
 WHOLE = """
@@ -37,9 +37,9 @@ cards:
 
 
 @pytest.fixture(scope="module")
-def studio() -> Studio:
-    limits = Limits(tokens=36, latent_frames=4, frame_tokens=8, resolution=32, fps=24, text=12, row_text=24)
-    return Studio(tiny_bundle(limits))
+def studio() -> Pipeline:
+    limits = Limits(tokens=36, latent_frames=4, frame_tokens=8, resolution=32, fps=24, text=12, text_len=24)
+    return Pipeline(tiny_bundle(limits))
 
 
 @pytest.fixture

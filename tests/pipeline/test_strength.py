@@ -21,7 +21,7 @@ from sora_jax.pipeline.codec import Engine
 from sora_jax.pipeline.denoise import Settings, Task
 from sora_jax.tokens.canvas import GROUP, Sketch
 
-LIMITS = Limits(tokens=96, latent_frames=6, frame_tokens=24, text=12, row_text=24)
+LIMITS = Limits(tokens=96, latent_frames=6, frame_tokens=24, text=12, text_len=24)
 BASE_TOKENS = 4.0  # few, so that every segment here is shifted
 
 
@@ -102,7 +102,7 @@ def test_what_is_partly_painted_from_nothing_is_seen_whole_and_means_the_same(mo
     sketch = Sketch(np.zeros((9, 80, 128, 3), np.uint8), strength, 8.0)
     [request] = first_requests(bundle, sketch, monkeypatch)
     factor = flow.shift_factor(jnp.array(len(request.run.patches)), BASE_TOKENS)
-    shares = np.asarray(flow.unshift(jnp.asarray(np.unique(request.run.start)), factor))
+    shares = np.asarray(flow.unshift(jnp.asarray(np.unique(request.run.init_sigma)), factor))
     np.testing.assert_allclose(shares, [0, 0.6, 1], atol=1e-4)
 
 

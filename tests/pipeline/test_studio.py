@@ -18,12 +18,12 @@ from sora_jax.errors import UserError
 from sora_jax.media.video import Video
 from sora_jax.media.writing import read_metadata
 from sora_jax.models.dit import DiT
-from sora_jax.pipeline.pipeline import Request, Studio, list_models, load
+from sora_jax.pipeline.pipeline import Pipeline, Request, list_models, load
 
 
 @pytest.fixture(scope="module")
-def studio() -> Studio:
-    return Studio(tiny_bundle())
+def studio() -> Pipeline:
+    return Pipeline(tiny_bundle())
 
 
 REQUESTS = [
@@ -75,7 +75,7 @@ def test_solvers_of_second_order_take_the_same_road_with_smaller_steps_error():
     bundle = tiny_bundle()
     # Random weights turn the finest waves of σ into a road so rough that no solver has an order on it.
     bundle.dit.sigma_in.kernel[...] = 0.0
-    studio = Studio(bundle)
+    studio = Pipeline(bundle)
     fields = {"duration": 0.5, "resolution": 16, "seed": 5, "guidance": 2.0}
     exact = studio.generate("a ring", steps=64, solver="heun", **fields).frames.astype(float)
     errors = {
@@ -177,9 +177,9 @@ def test_a_list_of_prompts_gives_a_list_of_videos_that_say_how_they_were_made(st
 
 def test_training_goes_on_from_a_model_that_lacks_a_layer(tmp_path, studio):
     save_bundle(studio.bundle, tmp_path / "model", dtype="float32")
-    config = dataclasses.replace(studio.dit.config, hints=True)
+    config = dataclasses.replace(studio.dit.config, reference_frames=True)
     taken = take_weights(DiT(config, rngs=nnx.Rngs(7)), str(tmp_path / "model"), "dit")
-    assert not np.asarray(taken.hints_in.kernel[...]).any()
+    assert not np.asarray(taken.reference_in.kernel[...]).any()
     np.testing.assert_array_equal(taken.blocks.qkv.kernel[...], studio.dit.blocks.qkv.kernel[...])
     narrow = DiT(dataclasses.replace(config, mlp_ratio=3), rngs=nnx.Rngs(7))
     with pytest.raises(UserError, match="another architecture"):

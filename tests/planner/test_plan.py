@@ -16,10 +16,10 @@ from ml_collections import ConfigDict
 from sora_jax.cli.main import main
 from sora_jax.data.shards import own_shards
 from sora_jax.distributed.chips import CHIPS, GIB, chip_of, read_topology
-from sora_jax.distributed.mesh import KEPT_OVER, Share
+from sora_jax.distributed.mesh import PARAM_AXES, Share
 from sora_jax.errors import UserError
 from sora_jax.planner import estimate, programs, search
-from sora_jax.planner.counts import Counts, clip_of, count, reckon
+from sora_jax.planner.counts import Counts, clip_of, count, estimate_memory
 from sora_jax.planner.hlo import Program
 from sora_jax.train.__main__ import parse
 
@@ -199,12 +199,12 @@ def test_chips_and_slices_are_listed_without_a_configuration():
 def test_every_rung_of_the_ladder_fits_its_own_numbers(name):
     job = programs.make_job(rung(name), "train", read_topology(WHERE[name]))
     clip, row = clip_of(job), job.config.pipeline
-    assert clip.tokens <= row.row_tokens, "the longest clip is one run"
+    assert clip.tokens <= row.seq_len, "the longest clip is one run"
     dit = programs.objective_of(job.config).dit
     assert dit.heads % (job.mesh["tensor"] * job.mesh["sequence"]) == 0
-    assert (row.row_tokens + row.row_text) % (128 * job.mesh["sequence"]) == 0
+    assert (row.seq_len + row.text_len) % (128 * job.mesh["sequence"]) == 0
     assert row.shards in (1, job.mesh["data"] * job.mesh["fsdp"]) and row.rows % row.shards == 0
-    kept = math.prod(job.mesh[axis] for axis in KEPT_OVER)
+    kept = math.prod(job.mesh[axis] for axis in PARAM_AXES)
     assert dit.width % (8 * kept) == 0 and dit.width >= 16 * kept, (
         "a share of a matrix is whole tiles, two or more"
     )
@@ -214,17 +214,17 @@ def test_every_rung_of_the_ladder_fits_its_own_numbers(name):
 def test_arithmetic_agrees_with_the_compiler():
     """Of a small transformer on this machine: what is kept to the byte, products with attention's within a third."""
     config = rung(
-        "Ti", "--config.dit.size=Pico", "--config.dit.remat=none", "--config.pipeline.rows=2",
-        "--config.pipeline.row_tokens=256",
-        "--config.pipeline.row_text=128", "--config.text.max_tokens=64",
+        "Ti", "--config.dit.size=Pico", "--config.dit.remat=none", "--config.pipeline.batch_size=2",
+        "--config.pipeline.seq_len=256",
+        "--config.pipeline.text_len=128", "--config.text.max_tokens=64",
     )  # fmt: skip
     config.video.resolution = 32
     job = programs.make_job(config, "train", read_topology("cpu:1"))
     built = programs.build(job)
-    reckoned = programs.reckon(job)
+    reckoned = programs.estimate_memory(job)
     for kind in ("parameters", "average", "optimizer", "batch"):
         assert built.memory[kind] == reckoned.memory[kind] > 0
-    found, expected = count(built), reckon(job)
+    found, expected = count(built), estimate_memory(job)
     # Attention's products are among them here: they are no kernel's.
     assert found.attention == 0
     assert expected.products < found.products < 1.3 * (expected.products + expected.attention)
@@ -264,11 +264,13 @@ def test_the_smallest_change_is_found_by_trying():
 
     def build(other):
         tried.append(other)
-        fits = other.config.dit.remat == "none" and other.config.pipeline.rows == 64
+        fits = other.config.dit.remat == "none" and other.config.pipeline.batch_size == 64
         return programs.Built(other, 0.0, {"activations": GIB}, fits, None)
 
     words, built = search.find_fit(job, build, lambda words: None, most=20)
-    assert built.fits and "--config.pipeline.rows=64" in words and "--config.optim.accumulate=2" in words
+    assert (
+        built.fits and "--config.pipeline.batch_size=64" in words and "--config.optim.accumulate=2" in words
+    )
     assert tried[0].config.dit.remat == "none" and tried[0].rows == 128, "the mildest first"
     never = lambda other: programs.Built(other, 0.0, {}, False, None)
     assert search.find_fit(job, never, lambda words: None, most=3) == ("", None)
@@ -318,7 +320,7 @@ def test_what_does_not_fit_is_told_with_what_makes_it_fit():
         "--topology",
         "a100:8",
         "--config.dit.remat=all",
-        "--config.pipeline.rows=128",
+        "--config.pipeline.batch_size=128",
     )
     assert "does NOT fit" in done.output and "what makes it fit: --config.dit.remat=" in done.output
 
@@ -338,7 +340,10 @@ def test_what_does_not_fit_is_told_with_what_makes_it_fit():
         (["--topology", "h100:7", "--config.mesh.fsdp=7"], "rows doesn't divide"),
         (["--topology", "h100:8", "words"], "is no option of plan"),
         (["--config", f"{LADDER}:vae-4x8x8", "--topology", "h100:8", "--step", "sample"], "has no sampler"),
-        (["--topology", "h100:8", "--config.pipeline.rows=0"], "config.pipeline.rows=0 must be at least 1"),
+        (
+            ["--topology", "h100:8", "--config.pipeline.batch_size=0"],
+            "config.pipeline.batch_size=0 must be at least 1",
+        ),
         (["--topology", "h100:8", "--config.video.seconds=60"], "tokens and a row holds 10,240"),
         (["--topology", "h100:8", "--config.video.steps=0"], "config.video.steps=0 must be above 0"),
         (["--topology", "h100:²"], "names no number of chips"),

@@ -33,7 +33,7 @@ from sora_jax.tokens.canvas import (
     make_canvas,
     space_window,
     space_windows,
-    to_run,
+    to_segment,
     windows,
 )
 from sora_jax.tokens.patches import coordinates, unpatchify
@@ -109,10 +109,12 @@ def test_a_cell_starts_where_the_noisiest_of_its_pixels_does(fixed, seed):
             group = [end] if end == stream.begin else range(end - 3, end + 1)
             pixels = np.stack([start[min(frame, T - 1)] for frame in group])
             for y, x in np.ndindex(3, 2):
-                assert canvas.start[j, y, x] == pixels[:, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].max()
+                assert canvas.init_sigma[j, y, x] == pixels[:, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].max()
             assert canvas.ends[j] == end and canvas.first[j] == (end == stream.begin)
             j += 1
-    assert [part.stop - part.start for part in canvas.streams()] == [len(stream.ends) for stream in streams]
+    assert [part.stop - part.init_sigma for part in canvas.streams()] == [
+        len(stream.ends) for stream in streams
+    ]
     # Each fixed frame has a latent frame that is given, and no other is if another pixel is above 0.
     shown = frames_shown(streams, T)
     assert all((start[own] == 0).all() == given for own, given in zip(shown, canvas.fixed, strict=True))
@@ -130,7 +132,7 @@ def test_a_window_is_a_run_whose_time_begins_at_its_earliest_frame():
     whole = make_canvas(streams, latents, np.ones((21, 32, 48), np.float32), 8.0, (4, 8, 8))
     assert whole.ends.tolist() == [0, 4, 8, 6, 10, 14, 18, 22, 20]
     part = whole.part(slice(2, 7)).crop(2, 2, 2, 4)
-    run = to_run(part, (1, 2, 2), np.zeros((0, 6)), np.zeros(0))
+    run = to_segment(part, (1, 2, 2), np.zeros((0, 6)), np.zeros(0))
     coords = run.coords.reshape(5, 1, 2, 5)
     np.testing.assert_allclose(coords[:, 0, 0, 0], (np.array([8, 6, 10, 14, 18]) - 6) / 8)
     np.testing.assert_allclose(coords[:, 0, 0, 3], np.array([4, 0, 4, 4, 4]) / 8)
@@ -146,40 +148,40 @@ WORDS = np.repeat([0.0, 1.0, 2.0, 4.0], 2).astype(np.float32)
 def test_words_that_hold_before_a_window_are_left_out_and_the_rest_told_in_its_time(dtype):
     canvas = make_plain(np.ones((10, 1, 1)), fps=7.0)  # at 0, 4/7, … 36/7 seconds
     text = np.arange(16.0).reshape(8, 2)
-    run = to_run(canvas, (1, 1, 1), text, WORDS.astype(dtype))
+    run = to_segment(canvas, (1, 1, 1), text, WORDS.astype(dtype))
     np.testing.assert_array_equal(run.text_time, WORDS)
-    np.testing.assert_array_equal(run.words_time, [0, 0, 1, 1, 2, 2, 2, 4, 4, 4])
+    np.testing.assert_array_equal(run.caption_time, [0, 0, 1, 1, 2, 2, 2, 4, 4, 4])
 
-    run = to_run(canvas.part(slice(3, 6)), (1, 1, 1), text, WORDS.astype(dtype))  # 12/7 … 20/7
+    run = to_segment(canvas.part(slice(3, 6)), (1, 1, 1), text, WORDS.astype(dtype))  # 12/7 … 20/7
     np.testing.assert_array_equal(run.text, text[2:])
     np.testing.assert_allclose(run.text_time, np.repeat([0, 2 - 12 / 7, 4 - 12 / 7], 2), rtol=1e-6)
-    assert run.words_time.tolist() == run.text_time[[0, 2, 2]].tolist(), "found by their time: to the bit"
+    assert run.caption_time.tolist() == run.text_time[[0, 2, 2]].tolist(), "found by their time: to the bit"
     assert run.conditions == 2
 
 
 def test_two_cards_that_hold_at_a_windows_beginning_are_kept_apart():
     """A stream's last frame may lie behind the next one's first."""
     canvas = make_plain(np.ones((3, 1, 1)), ends=np.array([8, 6, 10]))
-    run = to_run(canvas, (1, 1, 1), np.zeros((2, 3)), np.array([0.0, 0.9], np.float32))
+    run = to_segment(canvas, (1, 1, 1), np.zeros((2, 3)), np.array([0.0, 0.9], np.float32))
     np.testing.assert_allclose(run.text_time, [0, 0.15], atol=1e-6)
-    assert run.words_time.tolist() == run.text_time[[1, 0, 1]].tolist()
+    assert run.caption_time.tolist() == run.text_time[[1, 0, 1]].tolist()
 
 
 @pytest.mark.parametrize("patch", [(1, 1, 1), (1, 2, 2), (2, 2, 3)])
 def test_a_run_of_patches_goes_back_into_its_canvas(patch):
     start = np.random.default_rng(0).random((4, 4, 6)).round(1)
     canvas = make_plain(start)
-    run = to_run(canvas, patch, np.zeros((0, 6)), np.zeros(0))
+    run = to_segment(canvas, patch, np.zeros((0, 6)), np.zeros(0))
     np.testing.assert_array_equal(unpatchify(run.patches, canvas.grid, patch), canvas.latent)
     t, y, x = (side // by for side, by in zip(canvas.grid, patch, strict=True))
-    blocks = canvas.start.reshape(t, patch[0], y, patch[1], x, patch[2]).max((1, 3, 5))
-    np.testing.assert_array_equal(run.start, blocks.ravel())
+    blocks = canvas.init_sigma.reshape(t, patch[0], y, patch[1], x, patch[2]).max((1, 3, 5))
+    np.testing.assert_array_equal(run.init_sigma, blocks.ravel())
 
 
 def test_patches_of_several_frames_hold_no_clip_in_the_middle():
     canvas = dataclasses.replace(make_plain(np.ones((4, 2, 2))), first=np.array([True, False, True, False]))
     with pytest.raises(UserError, match="use dit.patch"):
-        to_run(canvas, (2, 1, 1), np.zeros((0, 6)), np.zeros(0))
+        to_segment(canvas, (2, 1, 1), np.zeros((0, 6)), np.zeros(0))
 
 
 # Windows.
@@ -216,7 +218,7 @@ def test_windows_fill_every_open_frame_once_from_what_is_known(known, most, data
             else:
                 last = np.flatnonzero(fresh)[-1] + 1
                 behind = slice(last, min(last + context * by, len(canvas)))
-            assert done[behind].all() and seen.start <= behind.start < behind.stop <= seen.stop
+            assert done[behind].all() and seen.start <= behind.init_sigma < behind.stop <= seen.stop
         done |= fresh
     assert done.all()
 
@@ -313,7 +315,7 @@ SKETCHES = {
     "edited": abilities.edit(clip(18, height=12, width=31), 0.6, 8.0),
     "all is given": abilities.edit(clip(7), 0.0, 8.0),
 }
-SHORT, LONG = Limits(tokens=40, text=12, row_text=24), Limits(tokens=6, text=12, row_text=24)
+SHORT, LONG = Limits(tokens=40, text=12, text_len=24), Limits(tokens=6, text=12, text_len=24)
 MANY = {"all is given": 0}
 SETTINGS = Settings(steps=2, guidance=1.0)
 
@@ -344,17 +346,17 @@ def test_what_is_given_is_the_autoencoders_own_reconstruction_of_it(ability, row
     before = model.encode(sketch)
     (after,) = model.fill([Task(before, ((0.0, "a ring"),), SETTINGS)])
     assert rows == "one window" or len(windows(before, 3, 1)) >= MANY.get(ability, 2)
-    painted = model.decode_floats(after, *shape, painted=before.start.any((1, 2)))
+    painted = model.decode_floats(after, *shape, painted=before.init_sigma.any((1, 2)))
     coded = model.decode_floats(before, *shape)
     np.testing.assert_array_equal(painted[sketch.fixed], coded[sketch.fixed])
-    np.testing.assert_array_equal(after.latent[before.start == 0], before.latent[before.start == 0])
+    np.testing.assert_array_equal(after.latent[before.init_sigma == 0], before.latent[before.init_sigma == 0])
     for piece in pieces(sketch.fixed):
         alone = Sketch(sketch.frames[piece], sketch.strength[piece], sketch.fps)
         own = model.decode_floats(model.encode(alone), len(alone.frames), *shape[1:])
         assert np.abs(painted[piece] - own).max() < 1e-4
         assert own.std() > 0.01
     changed = np.abs(after.latent - before.latent).max(-1) > 1e-3
-    np.testing.assert_array_equal(changed, before.start > 0)
+    np.testing.assert_array_equal(changed, before.init_sigma > 0)
     assert np.isfinite(painted).all()
 
 
@@ -366,7 +368,7 @@ def test_a_seam_is_taken_up_over_the_painted_frames_before_it(engine):
     (after,) = engine.fill([Task(before, (), SETTINGS)])
     shape = sketch.frames.shape[:3]
     plain = engine.decode_floats(after, *shape)
-    moved = engine.decode_floats(after, *shape, painted=before.start.any((1, 2))) - plain
+    moved = engine.decode_floats(after, *shape, painted=before.init_sigma.any((1, 2))) - plain
     assert not moved[:8].any() and not moved[16:].any()
     inside = np.abs(plain[8:16] + moved[8:16]).max(0) < 0.999  # what is clipped aside
     long, short = (
@@ -424,7 +426,7 @@ def test_the_results_of_a_batch_are_those_of_each_alone(rows, engine, narrow):
 
 
 def test_patches_of_two_latent_frames_fill_videos_of_any_length():
-    model = Engine(tiny_bundle(Limits(tokens=4, text=12, row_text=24), patch=(2, 2, 2)))
+    model = Engine(tiny_bundle(Limits(tokens=4, text=12, text_len=24), patch=(2, 2, 2)))
     for sketch in (SKETCHES["text to video"], SKETCHES["an image comes alive"], SKETCHES["edited"]):
         before = model.encode(sketch)
         assert len(before) % 2 == 0

@@ -11,30 +11,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sora_jax.errors import UserError
-from sora_jax.tokens.packing import PackedBatch, Run, pack_rows, pack_stream, unpack, words_in_force
+from sora_jax.tokens.packing import PackedBatch, Segment, active_caption_time, pack_rows, pack_stream, unpack
 
 
-def make_run(n: int, m: int, number: int = 0) -> Run:
+def make_run(n: int, m: int, number: int = 0) -> Segment:
     """Every value names the run and the token, so that a swapped or torn run shows."""
     token, word = np.arange(n, dtype=np.float32), np.arange(m, dtype=np.float32)
-    return Run(
+    return Segment(
         patches=np.stack([np.full(n, number, np.float32), token], axis=1),
         coords=np.stack([token, token + number, -token, token / 2, token / 4], axis=1),
-        start=np.select([token % 3 == 0, token % 3 == 1], [0, 1], 0.5).astype(np.float32),
-        words_time=np.full(n, number, np.float32),
+        init_sigma=np.select([token % 3 == 0, token % 3 == 1], [0, 1], 0.5).astype(np.float32),
+        caption_time=np.full(n, number, np.float32),
         text=np.stack([np.full(m, number, np.float32), word, -word], axis=1),
         text_time=word + number,
         key=str(number),
     )
 
 
-def check_rows(batch: PackedBatch, runs: dict[int, Run], max_runs: int) -> list[int]:
+def check_rows(batch: PackedBatch, runs: dict[int, Segment], max_segments: int) -> list[int]:
     """Holds every row against the runs it says it has; returns their numbers."""
     seen = []
     for row in range(len(batch.patches)):
         ids, text_ids = batch.segment_ids[row], batch.text_segment_ids[row]
         count = ids.max()
-        assert count <= max_runs
+        assert count <= max_segments
         assert set(ids) - {0} == set(range(1, count + 1))
         assert set(text_ids) <= set(range(count + 1))
         assert (np.diff(ids[ids > 0]) >= 0).all() and not ids[(ids > 0).sum() :].any()
@@ -43,24 +43,30 @@ def check_rows(batch: PackedBatch, runs: dict[int, Run], max_runs: int) -> list[
             run = runs[int(batch.patches[row, slots][0, 0])]
             np.testing.assert_array_equal(batch.patches[row, slots], run.patches)
             np.testing.assert_array_equal(batch.coords[row, slots], run.coords)
-            np.testing.assert_array_equal(batch.start[row, slots], run.start)
-            np.testing.assert_array_equal(batch.given[row, slots], run.start == 0)
+            np.testing.assert_array_equal(batch.init_sigma[row, slots], run.init_sigma)
+            np.testing.assert_array_equal(batch.given[row, slots], run.init_sigma == 0)
             entries = batch.condition_ids[row, slots]
-            painted = entries[run.start > 0]
-            assert not entries[run.start == 0].any()
-            assert (batch.condition_runs[row, painted] == segment).all()
-            np.testing.assert_array_equal(batch.condition_start[row, painted], run.start[run.start > 0])
-            np.testing.assert_array_equal(batch.condition_time[row, painted], run.words_time[run.start > 0])
+            painted = entries[run.init_sigma > 0]
+            assert not entries[run.init_sigma == 0].any()
+            assert (batch.condition_segment_ids[row, painted] == segment).all()
+            np.testing.assert_array_equal(
+                batch.condition_init_sigma[row, painted], run.init_sigma[run.init_sigma > 0]
+            )
+            np.testing.assert_array_equal(
+                batch.condition_caption_time[row, painted], run.caption_time[run.init_sigma > 0]
+            )
             told = batch.text_condition_ids[row, words]
-            assert (batch.condition_runs[row, told] == (segment if painted.size else 0)).all()
-            assert painted.size == 0 or (told[run.text_time == run.words_time[0]] == painted.min()).all()
+            assert (batch.condition_segment_ids[row, told] == (segment if painted.size else 0)).all()
+            assert painted.size == 0 or (told[run.text_time == run.caption_time[0]] == painted.min()).all()
             np.testing.assert_array_equal(batch.text[row, words], run.text)
             np.testing.assert_array_equal(batch.text_time[row, words], run.text_time)
             seen.append(int(run.key))
-        for field in (batch.patches, batch.coords, batch.start, batch.given, batch.condition_ids):
+        for field in (batch.patches, batch.coords, batch.init_sigma, batch.given, batch.condition_ids):
             assert not field[row, ids == 0].any()
         assert not batch.text_condition_ids[row, text_ids == 0].any()
-        entries = np.stack([batch.condition_runs, batch.condition_start, batch.condition_time], -1)[row]
+        entries = np.stack(
+            [batch.condition_segment_ids, batch.condition_init_sigma, batch.condition_caption_time], -1
+        )[row]
         used = entries[entries[:, 0] > 0]
         assert len(np.unique(used, axis=0)) == len(used) <= 2 * count
         assert not entries[0].any() and (used[:, 1] > 0).all()
@@ -74,10 +80,10 @@ sizes = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 12)), min_size=1, 
 
 @given(sizes, st.integers(1, 6))
 @settings(max_examples=60, deadline=None)
-def test_packing_then_unpacking_gives_every_run_back_once(sizes, max_runs):
+def test_packing_then_unpacking_gives_every_run_back_once(sizes, max_segments):
     runs = [make_run(n, m, number) for number, (n, m) in enumerate(sizes)]
-    batch, placements = pack_rows(runs, 40, 12, max_runs, conditions=2 * max_runs)
-    assert sorted(check_rows(batch, dict(enumerate(runs)), max_runs)) == list(range(len(runs)))
+    batch, placements = pack_rows(runs, 40, 12, max_segments, conditions=2 * max_segments)
+    assert sorted(check_rows(batch, dict(enumerate(runs)), max_segments)) == list(range(len(runs)))
     for run, place, patches, coords in zip(
         runs, placements, unpack(batch.patches, placements), unpack(batch.coords, placements), strict=True
     ):
@@ -89,14 +95,14 @@ def test_packing_then_unpacking_gives_every_run_back_once(sizes, max_runs):
 
 @given(sizes, st.integers(1, 6), st.integers(1, 4))
 @settings(max_examples=30, deadline=None)
-def test_a_finite_stream_is_packed_whole(sizes, max_runs, window):
+def test_a_finite_stream_is_packed_whole(sizes, max_segments, window):
     runs = [make_run(n, m, number) for number, (n, m) in enumerate(sizes)]
     stream = grain.MapDataset.source(runs).to_iter_dataset(grain.ReadOptions(0, 0))
     seen = []
-    for batch in pack_stream(stream, 40, 12, max_runs, rows=3, window=window, run_conditions=2):
+    for batch in pack_stream(stream, 40, 12, max_segments, rows=3, window=window, segment_conditions=2):
         assert batch.patches.shape == (3, 40, 2) and batch.text.shape == (3, 12, 3)
-        assert batch.condition_runs.shape == (3, 2 * max_runs + 1)
-        seen += check_rows(batch, dict(enumerate(runs)), max_runs)
+        assert batch.condition_segment_ids.shape == (3, 2 * max_segments + 1)
+        seen += check_rows(batch, dict(enumerate(runs)), max_segments)
     assert sorted(seen) == list(range(len(runs)))
 
 
@@ -120,32 +126,32 @@ def test_a_run_longer_than_a_row_is_refused(n, m):
         grain.ReadOptions(0, 0)
     )
     with pytest.raises(UserError, match=message):
-        list(pack_stream(stream, 40, 12, 4, rows=1, run_conditions=2))
+        list(pack_stream(stream, 40, 12, 4, rows=1, segment_conditions=2))
 
 
 def test_a_run_of_more_conditions_than_a_row_is_refused():
-    words = dataclasses.replace(make_run(6, 3, 7), words_time=np.arange(6, dtype=np.float32))
+    words = dataclasses.replace(make_run(6, 3, 7), caption_time=np.arange(6, dtype=np.float32))
     assert (make_run(6, 3).conditions, words.conditions, make_run(1, 3).conditions) == (2, 4, 0)
     with pytest.raises(UserError, match="'7' has 4 conditions .*, but it may have 3"):
         pack_rows([words], 40, 12, 4, conditions=3)
     stream = grain.MapDataset.source([words]).to_iter_dataset(grain.ReadOptions(0, 0))
     with pytest.raises(UserError, match="'7' has 4 conditions .*, but it may have 2"):
-        list(pack_stream(stream, 40, 12, 4, rows=1, run_conditions=2))
+        list(pack_stream(stream, 40, 12, 4, rows=1, segment_conditions=2))
 
 
 def test_a_row_takes_no_more_runs_than_its_table_has_entries():
     runs = [make_run(6, 2, number) for number in range(5)]
     batch, _ = pack_rows(runs, 40, 12, 8, conditions=4)
     assert sorted(check_rows(batch, dict(enumerate(runs)), 2)) == list(range(5))
-    assert len(batch.patches) == 3 and batch.condition_runs.shape == (3, 5)
+    assert len(batch.patches) == 3 and batch.condition_segment_ids.shape == (3, 5)
 
 
 @pytest.mark.parametrize(
     ("time", "wanted"), [(-1.0, 1.0), (1.0, 1.0), (1.9, 1.0), (2.0, 2.0), (2.4, 2.0), (9.0, 4.0)]
 )
 def test_the_words_in_force_are_the_latest_that_have_come(time, wanted):
-    assert words_in_force(np.array([time]), np.array([1.0, 1.0, 4.0, 2.0], np.float32)) == [wanted]
-    assert words_in_force(np.array([time]), np.zeros(0)) == [0.0]
+    assert active_caption_time(np.array([time]), np.array([1.0, 1.0, 4.0, 2.0], np.float32)) == [wanted]
+    assert active_caption_time(np.array([time]), np.zeros(0)) == [0.0]
 
 
 def test_nothing_to_pack_is_refused():
@@ -164,11 +170,11 @@ def mixed_sizes(count: int) -> list[tuple[int, int]]:
     return [(int(rng.choice(tokens)), int(rng.integers(2, 25))) for _ in range(count)]
 
 
-@pytest.mark.parametrize("row_tokens, row_text", [(512, 256), (1024, 512)])
-def test_the_mixed_stream_fills_97_percent(row_tokens, row_text):
+@pytest.mark.parametrize("seq_len, text_len", [(512, 256), (1024, 512)])
+def test_the_mixed_stream_fills_97_percent(seq_len, text_len):
     runs = [make_run(*size) for size in mixed_sizes(3000)]
     stream = grain.MapDataset.source(runs).repeat().to_iter_dataset(grain.ReadOptions(0, 0))
-    batches = iter(pack_stream(stream, row_tokens, row_text, max_runs=64, rows=8, run_conditions=2))
+    batches = iter(pack_stream(stream, seq_len, text_len, max_segments=64, rows=8, segment_conditions=2))
     fill = np.mean([(next(batches).segment_ids > 0).mean() for _ in range(40)])
     assert fill >= 0.97, f"only {fill:.1%} of the slots are filled"
 
@@ -176,7 +182,7 @@ def test_the_mixed_stream_fills_97_percent(row_tokens, row_text):
 def test_a_stream_resumes_to_the_bit():
     runs = [make_run(*size, number) for number, size in enumerate(mixed_sizes(200))]
     stream = grain.MapDataset.source(runs).shuffle(seed=1).repeat().to_iter_dataset(grain.ReadOptions(0, 0))
-    batches = pack_stream(stream, 512, 256, max_runs=64, rows=3, window=8, run_conditions=2)
+    batches = pack_stream(stream, 512, 256, max_segments=64, rows=3, window=8, segment_conditions=2)
     for taken in (0, 1, 2, 5, 8):
         iterator = iter(batches)
         for _ in range(taken):

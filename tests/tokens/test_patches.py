@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sora_jax.errors import UserError
-from sora_jax.tokens.patches import coordinates, find_hints, patchify, unpatchify
+from sora_jax.tokens.patches import coordinates, patchify, reference_patches, unpatchify
 
 
 @given(*[st.integers(1, 3)] * 7)
@@ -95,7 +95,7 @@ def test_a_hint_is_the_nearest_given_patch_at_the_same_place_on_either_side(t, m
     rng = np.random.default_rng(seed)
     patches, start = rng.normal(size=(t, m, 3)), rng.integers(2, size=(t, m)).astype(float)
     time = np.cumsum(rng.uniform(0.1, 1.0, t))
-    hints = find_hints(patches, start, time).reshape(t, m, 2, 4)
+    hints = reference_patches(patches, start, time).reshape(t, m, 2, 4)
     for j, place in np.ndindex(t, m):
         given = [i for i in range(t) if start[i, place] == 0 and i != j]
         sides = [i for i in given if i < j][-1:], [i for i in given if i > j][:1]

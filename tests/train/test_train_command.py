@@ -99,9 +99,13 @@ def test_both_commands_have_one_help(capsys, monkeypatch):
     assert texts[0].startswith("Usage: sora-jax train --config NAME --workdir FOLDER")
     for words in ("--host_timeout", "toyworld_dit", "ladder", "sora-jax config"):
         assert words in texts[0]
-    assert command.main(["--config", "toyworld_vae", "--config.loss.rows=5", "--help"]) == 0
+    assert command.main(["--config", "toyworld_vae", "--config.loss.batch_size=5", "--help"]) == 0
     listed = capsys.readouterr().out
-    assert "loss.rows = 5" in listed and "optim.b2" in listed and "weight of the Kullback-Leibler" in listed
+    assert (
+        "loss.batch_size = 5" in listed
+        and "optim.b2" in listed
+        and "weight of the Kullback-Leibler" in listed
+    )
 
 
 def run_command(workdir: pathlib.Path, monkeypatch, objective: LineObjective, steps: int = 6) -> int:

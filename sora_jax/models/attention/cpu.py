@@ -72,7 +72,7 @@ def blocked(
     segment_ids_bn: SegmentIds,
     sizes: Sequence[int] = SIZES,
 ) -> jax.Array:
-    """See `attention.attend`. Empty slots get zeros. Logits and sums are float32, products are of the inputs' type.
+    """See `dispatch.attend`. Empty slots get zeros. Logits and sums are float32, products are of the inputs' type.
 
     Args:
       sizes: tokens of a block, falling: see `make_blocks`.
@@ -89,7 +89,7 @@ def blocked(
 
     torn = [blocks for blocks in kinds if not blocks.whole]
     walks = tuple(
-        () if own.whole else tuple((others, *meetings(own, others)) for others in torn) for own in kinds
+        () if own.whole else tuple((others, *block_ranges(own, others)) for others in torn) for own in kinds
     )
     out = _attend(lay(q_bnhf / math.sqrt(F)), lay(k_bnhf), lay(v_bnhf), kinds, walks)
     return out[:, : B * N].transpose(1, 0, 2).reshape(B, N, H, F).astype(q_bnhf.dtype)
@@ -168,7 +168,7 @@ def _cut_blocks(
     return Blocks(marked, start, stop, jnp.count_nonzero(start < n), size, whole, single)
 
 
-def meetings(own: Blocks, others: Blocks) -> tuple[jax.Array, jax.Array]:
+def block_ranges(own: Blocks, others: Blocks) -> tuple[jax.Array, jax.Array]:
     """int32[G] twice: from which of `others` on, and before which, those lie that share a run with each of `own`.
 
     A run's slots should follow one another; where they don't, blocks lie between that share nothing, and are masked.
@@ -197,8 +197,8 @@ def _forward(
     state = jnp.zeros_like(q), jnp.zeros(q.shape[:2])
     for own, ways in zip(kinds, walks, strict=True):
         state = lax.fori_loop(0, own.count, functools.partial(_queries, q, k, v, own, ways), state)
-    out, normaliser = (checkpoint_name(x, CHECKPOINT) for x in state)
-    return out, (q, k, v, kinds, walks, out, normaliser)
+    out, lse = (checkpoint_name(x, CHECKPOINT) for x in state)
+    return out, (q, k, v, kinds, walks, out, lse)
 
 
 def _queries(
@@ -218,35 +218,35 @@ def _queries(
         else:
             mine = _shared(runs, theirs)
             logits = jnp.where(mine, _product(queries, keys.mT, jnp.float32), _NOTHING)
-        peak = logits.max(-1)
+        row_max = logits.max(-1)
         if sums is not None:
-            peak = jnp.maximum(peak, sums[2])
-        weights = jnp.exp(logits - peak[..., None])
+            row_max = jnp.maximum(row_max, sums[2])
+        weights = jnp.exp(logits - row_max[..., None])
         if own.single:
             weights = jnp.where(mine, weights, 0.0)
         weights = weights.astype(v.dtype)
         out, total = _product(weights, values), weights.sum(-1, dtype=jnp.float32)
         if sums is None:
-            return out, total, peak
-        kept = jnp.exp(sums[2] - peak)
-        return sums[0] * kept[..., None] + out, sums[1] * kept + total, peak
+            return out, total, row_max
+        kept = jnp.exp(sums[2] - row_max)
+        return sums[0] * kept[..., None] + out, sums[1] * kept + total, row_max
 
     if own.whole:
-        out, total, peak = pair(own, i, None)
+        out, total, row_max = pair(own, i, None)
     else:
         H, _, F = q.shape
         sums: Any = jnp.zeros((H, own.size, F)), jnp.zeros((H, own.size)), jnp.full((H, own.size), _LOWEST)
-        out, total, peak = _walk(pair, own, ways, i, sums)
+        out, total, row_max = _walk(pair, own, ways, i, sums)
     total = jnp.where(runs < 0, 1.0, total)
-    made = out / total[..., None], peak + jnp.log(total)
+    made = out / total[..., None], row_max + jnp.log(total)
     return tuple(_put(old, new, start, runs) for old, new in zip(state, made, strict=True))
 
 
-def _backward(kept: tuple[Any, ...], pulled: jax.Array) -> tuple[Any, ...]:
-    q, k, v, kinds, walks, out, normaliser = kept
-    through_sum = jnp.sum(pulled.astype(jnp.float32) * out, axis=-1)
+def _backward(kept: tuple[Any, ...], d_out: jax.Array) -> tuple[Any, ...]:
+    q, k, v, kinds, walks, out, lse = kept
+    through_sum = jnp.sum(d_out.astype(jnp.float32) * out, axis=-1)
     state = jnp.zeros(q.shape), jnp.zeros_like(k), jnp.zeros_like(v)
-    given = q, k, v, pulled, normaliser, through_sum
+    given = q, k, v, d_out, lse, through_sum
     for own, ways in zip(kinds, walks, strict=True):
         state = lax.fori_loop(0, own.count, functools.partial(_keys, given, own, ways), state)
     to_q, to_k, to_v = state
@@ -255,7 +255,7 @@ def _backward(kept: tuple[Any, ...], pulled: jax.Array) -> tuple[Any, ...]:
 
 def _keys(given: Any, own: Blocks, ways: Any, j: jax.Array, state: Any) -> Any:
     """What a block's keys and values get back, and what they give their queries."""
-    q, k, v, pulled, normaliser, through_sum = given
+    q, k, v, d_out, lse, through_sum = given
     start, runs = own.slots_of(j)
     keys, values = _cut(k, start, own.size), _cut(v, start, own.size)
 
@@ -263,13 +263,13 @@ def _keys(given: Any, own: Blocks, ways: Any, j: jax.Array, state: Any) -> Any:
         to_q, to_k, to_v = sums
         there, theirs = others.slots_of(i)
         cut = functools.partial(_cut, start=there, size=others.size)
-        logits = _product(cut(q), keys.mT, jnp.float32) - cut(normaliser)[..., None]
+        logits = _product(cut(q), keys.mT, jnp.float32) - cut(lse)[..., None]
         weights = jnp.where(_shared(theirs, runs), jnp.exp(logits), 0.0)
-        through = _product(cut(pulled), values.mT, jnp.float32) - cut(through_sum)[..., None]
+        through = _product(cut(d_out), values.mT, jnp.float32) - cut(through_sum)[..., None]
         to_logits = (weights * through).astype(q.dtype)
         to_q = lax.dynamic_update_slice_in_dim(to_q, cut(to_q) + _product(to_logits, keys), there, 1)
         to_k = to_k + _product(to_logits.mT, cut(q))
-        return to_q, to_k, to_v + _product(weights.astype(q.dtype).mT, cut(pulled))
+        return to_q, to_k, to_v + _product(weights.astype(q.dtype).mT, cut(d_out))
 
     to_q, to_k, to_v = state
     sums: Any = to_q, jnp.zeros(keys.shape), jnp.zeros(keys.shape)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from sora_jax.axes import SegmentIds
-from sora_jax.distributed.mesh import by_heads, by_slots, platform, sequence_is_split
+from sora_jax.distributed.mesh import platform, ring_parallel, sequence_is_split, ulysses
 from sora_jax.errors import UserError
 from sora_jax.models.attention.check import check_kernel
 from sora_jax.models.attention.cpu import blocked
@@ -62,9 +62,9 @@ def attend(
       UserError: as `choose`; or the mesh doesn't divide the heads.
     """
     if sequence == "ring" and sequence_is_split():
-        return by_slots(ring, q_bnhf, k_bnhf, v_bnhf, segment_ids_bn)
+        return ring_parallel(ring, q_bnhf, k_bnhf, v_bnhf, segment_ids_bn)
     chosen = BACKENDS[choose(backend, q_bnhf.dtype, q_bnhf.shape[-1])]
-    return by_heads(chosen, q_bnhf, k_bnhf, v_bnhf, segment_ids_bn)
+    return ulysses(chosen, q_bnhf, k_bnhf, v_bnhf, segment_ids_bn)
 
 
 def choose(backend: str, dtype: jax.typing.DTypeLike, width: int) -> str:

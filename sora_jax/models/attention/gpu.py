@@ -2,7 +2,7 @@
 
 Flash attention (Dao et al. 2022; Dao 2023, algorithms 1 and 2): a program has a block of queries, walks blocks of keys
 with a running softmax (Milakov and Gimelshein 2018), and no [N, N] array is ever written. Here it walks the blocks that
-may hold tokens of its runs, a range that is known when the rows are (`attention_blocks.spans`), and masks inside, but
+may hold tokens of its runs, a range that is known when the rows are (`blocks.spans`), and masks inside, but
 for the middle of the range, where all are of one run. Gradients are two more kernels: one has queries and walks keys,
 one has keys and walks queries, so nothing is added to by two programs and results are the same every time.
 
@@ -91,7 +91,7 @@ def flash(
     interpret: bool = False,
     tiles: Tiles | None = None,
 ) -> jax.Array:
-    """See `attention.attend`. Softmax and sums are float32, products are of the input's dtype.
+    """See `dispatch.attend`. Softmax and sums are float32, products are of the input's dtype.
 
     Args:
       interpret: runs the kernel's text in plain JAX, slowly, on any backend; for tests.
@@ -113,16 +113,16 @@ def _attend(q, k, v, ids, tiles: Tiles, interpret: bool) -> jax.Array:
 
 def _forward(q, k, v, ids, tiles: Tiles, interpret: bool) -> tuple[jax.Array, tuple[Any, ...]]:
     B, N, H, _ = q.shape
-    normaliser = jax.ShapeDtypeStruct((B, H, N), jnp.float32)
-    results = _call(_forward_kernel, tiles.forward, ids, (q,), (k, v), (q, normaliser), interpret)
-    out, normaliser = (checkpoint_name(x, CHECKPOINT) for x in results)
-    return out, (q, k, v, ids, out, normaliser)
+    lse = jax.ShapeDtypeStruct((B, H, N), jnp.float32)
+    results = _call(_forward_kernel, tiles.forward, ids, (q,), (k, v), (q, lse), interpret)
+    out, lse = (checkpoint_name(x, CHECKPOINT) for x in results)
+    return out, (q, k, v, ids, out, lse)
 
 
-def _backward(tiles: Tiles, interpret: bool, kept: tuple[Any, ...], pulled: jax.Array) -> tuple[Any, ...]:
-    q, k, v, ids, out, normaliser = kept
-    through_sum = jnp.einsum("bnhf,bnhf->bhn", pulled, out, preferred_element_type=jnp.float32)
-    queries, keys = (q, pulled, normaliser, through_sum), (k, v)
+def _backward(tiles: Tiles, interpret: bool, kept: tuple[Any, ...], d_out: jax.Array) -> tuple[Any, ...]:
+    q, k, v, ids, out, lse = kept
+    through_sum = jnp.einsum("bnhf,bnhf->bhn", d_out, out, preferred_element_type=jnp.float32)
+    queries, keys = (q, d_out, lse, through_sum), (k, v)
     (to_q,) = _call(_to_queries_kernel, tiles.to_queries, ids, queries, keys, (q,), interpret)
     to_k, to_v = _call(_to_keys_kernel, tiles.to_keys, ids, keys, queries, (k, v), interpret)
     return to_q, to_k, to_v, None
@@ -174,32 +174,32 @@ def _call(
     )(spans(ids, tile.own, tile.walked), ids, ids, *own, *walked)
 
 
-def _forward_kernel(spans_ref, own_ids, ids, q, k, v, out, normaliser, *, tile: Tile, width: int) -> None:
+def _forward_kernel(spans_ref, own_ids, ids, q, k, v, out, lse, *, tile: Tile, width: int) -> None:
     queries = _load(q, width)
 
     def step(masked: bool, j: jax.Array, state: tuple[Any, ...]) -> tuple[Any, ...]:
-        outs, total, peak = state
+        outs, total, row_max = state
         logits = _inner(queries, _load(k, width, j, tile.walked))
         if masked:
             logits = _mask(logits, own_ids, ids, j, tile)
-        higher = jnp.maximum(peak, logits.max(1) * _scale(width))
+        higher = jnp.maximum(row_max, logits.max(1) * _scale(width))
         weights = jnp.exp2(logits * _scale(width) - higher[:, None])
-        kept = jnp.exp2(peak - higher)
+        kept = jnp.exp2(row_max - higher)
         outs = [o * kept[:, None] for o in outs]
         outs = _add(outs, weights.astype(v.dtype), _load(v, width, j, tile.walked))
         return outs, total * kept + weights.sum(1), higher
 
     start = _zeros(tile, width), jnp.zeros(tile.own), jnp.full(tile.own, _LOWEST)
-    outs, total, peak = _walk(spans_ref, step, start)
+    outs, total, row_max = _walk(spans_ref, step, start)
     _store(out, [o / total[:, None] for o in outs], width)
-    normaliser[...] = peak + jnp.log2(total)
+    lse[...] = row_max + jnp.log2(total)
 
 
 def _to_queries_kernel(
-    spans_ref, own_ids, ids, q, pulled, normaliser, through_sum, k, v, to_q, *, tile: Tile, width: int
+    spans_ref, own_ids, ids, q, d_out, lse, through_sum, k, v, to_q, *, tile: Tile, width: int
 ) -> None:
-    queries, pulls = _load(q, width), _load(pulled, width)
-    log_total, through = normaliser[...], through_sum[...]
+    queries, pulls = _load(q, width), _load(d_out, width)
+    log_total, through = lse[...], through_sum[...]
 
     def step(masked: bool, j: jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
         keys = _load(k, width, j, tile.walked)
@@ -215,7 +215,7 @@ def _to_queries_kernel(
 
 
 def _to_keys_kernel(
-    spans_ref, own_ids, ids, k, v, q, pulled, normaliser, through_sum, to_k, to_v, *, tile: Tile, width: int
+    spans_ref, own_ids, ids, k, v, q, d_out, lse, through_sum, to_k, to_v, *, tile: Tile, width: int
 ) -> None:
     from jax.experimental import pallas as pl
 
@@ -224,11 +224,11 @@ def _to_keys_kernel(
     def step(masked: bool, j: jax.Array, sums: tuple[list[jax.Array], ...]) -> tuple[list[jax.Array], ...]:
         to_keys, to_values = sums
         there = pl.ds(j * tile.walked, tile.walked)
-        queries, pulls = _load(q, width, j, tile.walked), _load(pulled, width, j, tile.walked)
+        queries, pulls = _load(q, width, j, tile.walked), _load(d_out, width, j, tile.walked)
         logits = _inner(keys, queries)  # of keys by queries: what follows needs no turning round
         if masked:
             logits = _mask(logits, own_ids, ids, j, tile)
-        weights = jnp.exp2(logits * _scale(width) - normaliser[there][None])
+        weights = jnp.exp2(logits * _scale(width) - lse[there][None])
         to_values = _add(to_values, weights.astype(v.dtype), pulls)
         to_logits = weights * (_inner(values, pulls) - through_sum[there][None])
         return _add(to_keys, to_logits.astype(q.dtype), queries), to_values

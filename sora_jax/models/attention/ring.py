@@ -1,6 +1,6 @@
 """Ring attention: rows stay split over `sequence`, and keys and values go round (Liu, Zaharia and Abbeel 2023).
 
-The other way than all-to-alls over heads (`mesh.by_heads`). Of p devices each holds n = N/p slots of a row. In p rounds
+The other way than all-to-alls over heads (`mesh.ulysses`). Of p devices each holds n = N/p slots of a row. In p rounds
 every device sees all keys, values and their segment ids, and keeps a running softmax of its own queries (Milakov and
 Gimelshein 2018) in float32; what is there is sent on while it is computed with. Backward the queries travel, not the
 keys: with what came back into them and the gradient that they gather they are three arrays, where keys and values with
@@ -37,7 +37,9 @@ _LOWEST = -1e30  # a masked logit
 def ring(
     q_bnhf: jax.Array, k_bnhf: jax.Array, v_bnhf: jax.Array, segment_ids_bn: SegmentIds, chunk: int = CHUNK
 ) -> jax.Array:
-    """See `attention.attend`; for a device's own slots, inside `mesh.by_slots`, or all of them. Empty slots get zeros.
+    """See `dispatch.attend`; for a device's own slots, inside `mesh.ring_parallel`, or all.
+
+    Empty slots get zeros.
 
     Args:
       chunk: tokens that meet as many others at once, at most.
@@ -78,11 +80,11 @@ def _forward(
     zeros = jnp.zeros(q.shape[:-1])
     state = jnp.zeros(q.shape), zeros, zeros + _LOWEST
     state, last = _rounds(go_round, (state, (k, v, ids)), devices)
-    out, total, peak = _meet(state, (q, ids), last)
+    out, total, row_max = _meet(state, (q, ids), last)
     total = jnp.where(total > 0, total, 1.0)
-    made = (out / total[..., None]).astype(q.dtype), peak + jnp.log(total)
-    out, normaliser = (checkpoint_name(x, CHECKPOINT) for x in made)
-    return out, (*given, out, normaliser)
+    made = (out / total[..., None]).astype(q.dtype), row_max + jnp.log(total)
+    out, lse = (checkpoint_name(x, CHECKPOINT) for x in made)
+    return out, (*given, out, lse)
 
 
 def _meet(state: Any, queries: Any, keys: Any) -> Any:
@@ -99,19 +101,19 @@ def _meet(state: Any, queries: Any, keys: Any) -> Any:
 
 def _merge(sums: Any, queries: Any, keys: Any) -> Any:
     """The running softmax of a chunk after one chunk of keys: weighed sum, divisor, largest logit."""
-    (out, total, peak), (q, own), (k, v, theirs) = sums, queries, keys
+    (out, total, row_max), (q, own), (k, v, theirs) = sums, queries, keys
     mask = _same_run(own, theirs)
     logits = jnp.where(mask, _product("bhqf,bhkf->bhqk", q, k), _LOWEST)
-    higher = jnp.maximum(peak, logits.max(-1))
+    higher = jnp.maximum(row_max, logits.max(-1))
     weights = jnp.where(mask, jnp.exp(logits - higher[..., None]), 0.0)
-    kept = jnp.exp(peak - higher)
+    kept = jnp.exp(row_max - higher)
     out = out * kept[..., None] + _product("bhqk,bhkf->bhqf", weights.astype(v.dtype), v)
     return out, total * kept + weights.sum(-1), higher
 
 
-def _backward(devices: int, kept: Any, pulled: jax.Array) -> tuple[Any, ...]:
-    pulled, (q, k, v, ids, out, normaliser) = lax.optimization_barrier((pulled, kept))
-    through_sum = jnp.sum(pulled.astype(jnp.float32) * out, axis=-1)
+def _backward(devices: int, kept: Any, d_out: jax.Array) -> tuple[Any, ...]:
+    d_out, (q, k, v, ids, out, lse) = lax.optimization_barrier((d_out, kept))
+    through_sum = jnp.sum(d_out.astype(jnp.float32) * out, axis=-1)
     nothing = jnp.zeros(q.shape)
 
     def go_round(carry: Any) -> Any:
@@ -123,8 +125,8 @@ def _backward(devices: int, kept: Any, pulled: jax.Array) -> tuple[Any, ...]:
         return to_keys, gathered + to_q, following
 
     # Few arrays: of those that travel at once, TPUs' compiler had five beside the arithmetic, and a sixth waited.
-    statistics = jnp.stack([normaliser, through_sum], axis=1)
-    carry: Any = (nothing, nothing), nothing, (q, pulled, statistics, ids)
+    statistics = jnp.stack([lse, through_sum], axis=1)
+    carry: Any = (nothing, nothing), nothing, (q, d_out, statistics, ids)
     to_keys, to_q, last = _rounds(go_round, carry, devices)
     gathered = _pass_on(to_q, devices)
     (to_k, to_v), to_q = _meet_back((to_keys, nothing), last, (k, v, ids))
@@ -155,13 +157,13 @@ def _meet_back(state: Any, queries: Any, keys: Any) -> Any:
 def _pull(sums: Any, queries: Any, keys: Any) -> Any:
     """Adds what a chunk of keys and one of queries give each other to ((to_k, to_v), to_q)."""
     ((to_k, to_v), to_q), (k, v, own) = sums, keys
-    q, pulled, (normaliser, through_sum), theirs = queries
-    logits = _product("bhqf,bhkf->bhqk", q, k) - normaliser[..., None]
+    q, d_out, (lse, through_sum), theirs = queries
+    logits = _product("bhqf,bhkf->bhqk", q, k) - lse[..., None]
     weights = jnp.where(_same_run(theirs, own), jnp.exp(logits), 0.0)
-    through = _product("bhqf,bhkf->bhqk", pulled, v) - through_sum[..., None]
+    through = _product("bhqf,bhkf->bhqk", d_out, v) - through_sum[..., None]
     to_logits = (weights * through).astype(q.dtype)
     to_k = to_k + _product("bhqk,bhqf->bhkf", to_logits, q)
-    to_v = to_v + _product("bhqk,bhqf->bhkf", weights.astype(q.dtype), pulled)
+    to_v = to_v + _product("bhqk,bhqf->bhkf", weights.astype(q.dtype), d_out)
     return (to_k, to_v), to_q + _product("bhqk,bhkf->bhqf", to_logits, k)
 
 

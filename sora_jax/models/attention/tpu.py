@@ -28,7 +28,7 @@ def splash(
     segment_ids_bn: SegmentIds,
     interpret: bool = False,
 ) -> jax.Array:
-    """See `attention.attend`.
+    """See `dispatch.attend`.
 
     Args:
       interpret: runs the kernel's text in plain JAX, slowly, on any backend; for tests.
