@@ -25,6 +25,18 @@ from ml_collections import ConfigDict
 from sora_jax import values
 from sora_jax.errors import UserError
 
+# Keys that had another name before 0.2. Stored configurations are read with them, what people write is refused.
+RENAMED = {
+    "dit.hints": "dit.reference_frames",
+    "limits.row_text": "limits.text_len",
+    "loss.rows": "loss.batch_size",
+    "pipeline.max_runs": "pipeline.max_segments",
+    "pipeline.row_text": "pipeline.text_len",
+    "pipeline.row_tokens": "pipeline.seq_len",
+    "pipeline.rows": "pipeline.batch_size",
+    "pipeline.time_window": "pipeline.temporal_crop_prob",
+    "pipeline.window": "pipeline.num_packing_bins",
+}
 REQUIRED = dataclasses.MISSING
 ABSENT: Any = object()
 
@@ -41,6 +53,7 @@ def component(schema: type, given: Mapping[str, Any], name: str) -> Any:
     kinds = types_of(schema)
     for key in given:
         if key not in kinds:
+            check_renamed(f"{name}.{key}")
             near = difflib.get_close_matches(key, kinds, 1, 0)
             raise UserError(
                 f"config.{name}.{key} is no key of {schema.__name__}: did you mean config.{name}.{near[0]}?"
@@ -52,6 +65,22 @@ def component(schema: type, given: Mapping[str, Any], name: str) -> Any:
         if key not in checked and _default(field) is REQUIRED:
             raise UserError(f"config.{prefix}{key} is missing: it takes {values.takes(kinds[key])}.")
     return schema(**checked)
+
+
+def check_renamed(key: str) -> None:
+    """Raises UserError with the new name where `key`, such as "pipeline.rows", is an old one."""
+    if key in RENAMED:
+        raise UserError(f"config.{key} is called config.{RENAMED[key]} now: use that name.")
+
+
+def with_new_names(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration as an earlier version stored it, with today's names of keys (`RENAMED`)."""
+    new = {name: dict(value) if isinstance(value, Mapping) else value for name, value in stored.items()}
+    for old, key in RENAMED.items():
+        section, name = old.split(".")
+        if isinstance(new.get(section), dict) and name in new[section]:
+            new[section][key.split(".")[1]] = new[section].pop(name)
+    return new
 
 
 def check_ranges(config: Any, name: str, **ranges: tuple[float, float]) -> None:
@@ -150,6 +179,7 @@ def _read(schema: type, given: Mapping[str, Any], key: str, text: str) -> Any:
         if names is None or name in names:
             one, kind = known[parent], typing.get_args(known[parent].kind)[1]
     if one is None:
+        check_renamed(key)
         entries = [f"{other.key}.{name}" for other in known.values() for name in other.names or ()]
         near = difflib.get_close_matches(key, [*known, *entries], 1, 0)
         raise UserError(f"config.{key} is no key of this configuration: did you mean config.{near[0]}?")

@@ -1,18 +1,28 @@
-"""Tests run on the CPU, and what XLA compiled for one is kept for the next: both unless told otherwise."""
+"""Tests run on the CPU, compile quickly, and keep what was compiled for the next one, unless told otherwise."""
 
 import os
 import pathlib
 
 import hypothesis
 import pytest
+from helpers.compiling import QUICKLY
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if QUICKLY.partition("=")[0] not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICKLY}".strip()
 # Before jax is imported, so that the processes that tests start inherit it.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".jax_cache"))
 
 # Examples are drawn alike at every run in CI, and a busy machine is no failure.
 hypothesis.settings.register_profile("sora_jax", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("sora_jax")
+
+# Files whose tests take longest begin first, so that no worker is left with one of them at the end.
+LONG = ("test_training.py", "test_sharding.py", "test_documents.py", "test_own_clips.py", "test_batching.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 @pytest.fixture

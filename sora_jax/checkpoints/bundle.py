@@ -22,7 +22,7 @@ from flax import nnx
 
 from sora_jax.checkpoints.knowledge import Knowledge, knowledge_of
 from sora_jax.checkpoints.store import fill, load_params, named_leaves
-from sora_jax.config import component
+from sora_jax.config import component, with_new_names
 from sora_jax.errors import UserError, atomic_path, user_path
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.models.text import TextConfig
@@ -32,6 +32,10 @@ from sora_jax.pipeline.keywords import nearest
 
 BUNDLED = pathlib.Path(__file__).parents[1] / "bundled"
 FORMAT = 1
+RENAMED_PARAMETERS = {
+    "hints_in.kernel": "reference_in.kernel",
+    "hints_in.bias": "reference_in.bias",
+}  # before 0.2
 LEAST_DEVIATION = 1e-3  # of a latent's channel, in the largest channel's
 Model = TypeVar("Model", VAE, DiT)
 
@@ -112,7 +116,7 @@ def load_bundle(name: str | os.PathLike[str] = "toyworld") -> Bundle:
       UserError: there is no such model, or its files are damaged or of another architecture.
     """
     folder = find(name)
-    config = _read_json(folder / "config.json")
+    config = with_new_names(_read_json(folder / "config.json"))
     if "objective" in config:
         return _load_run(folder, config)
     if config.get("format") != FORMAT:
@@ -257,7 +261,7 @@ def _save_weights(model: Any, path: pathlib.Path, dtype: str) -> None:
 def _load_weights(build: Callable[[], Model], path: pathlib.Path) -> Model:
     template = jax.eval_shape(build)
     wanted = {name.replace("/", "."): leaf for name, leaf in named_leaves(template).items()}
-    tensors = read_weights(path)
+    tensors = {RENAMED_PARAMETERS.get(name, name): value for name, value in read_weights(path).items()}
     if differing := list(_differences(wanted, tensors)):
         name, here, there = differing[0]
         others = f", and {len(differing) - 1} more differ" if len(differing) > 1 else ""

@@ -26,7 +26,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
-from sora_jax.config import COUNT, FROM_ZERO, check_ranges
+from sora_jax.config import COUNT, FROM_ZERO, check_ranges, with_new_names
 from sora_jax.distributed.hosts import all_gather_json, assert_equal_across_hosts, barrier
 from sora_jax.distributed.mesh import to_device
 from sora_jax.errors import UserError, as_user_error, atomic_path
@@ -45,13 +45,6 @@ FREE_TO_CHANGE = (
         "text.cache_size",
     ),
 )
-# Keys that configurations got later, by what a run without them did, where that isn't today's default.
-DEFAULTS_OF_OLD_RUNS = {
-    "pipeline.shards": 1,
-    "loss.shards": 1,
-    "optim.accumulate": 1,
-    "optim.momentum_dtype": "float32",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +230,7 @@ def read_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = pathlib.Path(workdir) / "config.json"
     try:
-        return json.loads(path.read_text())
+        return with_new_names(json.loads(path.read_text()))
     except FileNotFoundError as error:
         raise UserError(f"{workdir} holds no training run: it has no config.json.") from error
     except (OSError, ValueError) as error:
@@ -265,8 +258,8 @@ def keep_config(
     new = json.loads(json.dumps(config))
     if resumed:
         was = read_config(workdir)
-        old = _flat(json.loads(json.dumps(complete(was).to_dict()))) | DEFAULTS_OF_OLD_RUNS | _flat(was)
-        now = DEFAULTS_OF_OLD_RUNS | _flat(new)
+        old = _flat(json.loads(json.dumps(complete(was).to_dict())))
+        now = _flat(new)
         changed = [
             key
             for key in sorted(old.keys() | now.keys())

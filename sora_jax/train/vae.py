@@ -33,7 +33,7 @@ class VAELossConfig:
     """How the autoencoder is trained.
 
     Attributes:
-      rows: clips of the global batch.
+      batch_size: clips of the global batch.
       shards: streams that the clips are dealt out to, see `data.shards`; a run's hosts must be a divisor of it.
       crop: (frames, height, width) of each.
       absolute, squared: weights of |error| and error², pixels in [-1, 1]: edges, and PSNR.
@@ -49,7 +49,7 @@ class VAELossConfig:
 
     def __post_init__(self) -> None:
         weights = dict.fromkeys(("absolute", "squared", "kl"), FROM_ZERO)
-        check_ranges(self, "loss", rows=COUNT, shards=COUNT, crop=COUNT, **weights)
+        check_ranges(self, "loss", batch_size=COUNT, shards=COUNT, crop=COUNT, **weights)
 
 
 class VAEObjective:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from sora_jax.checkpoints import store
 from sora_jax.checkpoints.store import (
     CheckpointConfig,
     Checkpoints,
@@ -25,7 +24,6 @@ from sora_jax.checkpoints.store import (
 from sora_jax.config import complete
 from sora_jax.errors import UserError
 from sora_jax.train import config_files
-from sora_jax.train.loop_config import LoopConfig
 from sora_jax.train.objectives import schema_of
 
 
@@ -210,14 +208,6 @@ def test_config_may_change_only_what_leaves_the_run_the_same(tmp_path):
     keep_config(tmp_path, config, resumed=False)
     keep_config(tmp_path, config | {"steps": 9, "log": {"every": 2}}, resumed=True)
     assert read_config(tmp_path)["steps"] == 9
-    keep_config(tmp_path, config | {"steps": 9, "pipeline": {"shards": 1}}, resumed=True)  # as it was before
-    later = {"accumulate": 1, "momentum_dtype": "float32", "offload": False}
-    keep_config(tmp_path, config | {"optim": config.get("optim", {}) | later}, resumed=True)  # so too
-    with pytest.raises(UserError, match="optim.accumulate was 1 and is 2"):
-        keep_config(tmp_path, config | {"optim": config.get("optim", {}) | {"accumulate": 2}}, resumed=True)
-    keep_config(tmp_path, config | {"steps": 9, "pipeline": {"shards": 1}}, resumed=True)
-    with pytest.raises(UserError, match="pipeline.shards was 1 and is 2"):
-        keep_config(tmp_path, config | {"pipeline": {"shards": 2}}, resumed=True)
     with pytest.raises(UserError, match="dit.depth was absent and is 2; dit.width was 8 and is 16"):
         keep_config(tmp_path, config | {"dit": {"width": 16, "depth": 2, "sizes": (1, 2)}}, resumed=True)
     assert read_config(tmp_path)["dit"]["width"] == 8
@@ -241,11 +231,11 @@ def test_a_run_of_before_a_key_was_filled_in_goes_on(tmp_path, name):
             keep_config(tmp_path, changed, True, fill)
 
 
-def test_a_key_that_came_later_with_another_default_is_what_older_runs_did(tmp_path, monkeypatch):
-    monkeypatch.setitem(store.DEFAULTS_OF_OLD_RUNS, "optim.b2", 0.999)
-    given = {"objective": "line", "steps": 3, "optim": {"lr": 0.1}}
-    fill = functools.partial(complete, LoopConfig)
-    keep_config(tmp_path, given, resumed=False)
-    with pytest.raises(UserError, match=r"optim\.b2 was 0\.999 and is 0\.99"):
-        keep_config(tmp_path, fill(given).to_dict(), True, fill)
-    keep_config(tmp_path, fill(given | {"optim": {"lr": 0.1, "b2": 0.999}}).to_dict(), True, fill)
+def test_a_run_of_before_keys_were_renamed_goes_on(tmp_path):
+    config = {"objective": "line", "steps": 3, "pipeline": {"rows": 2, "row_tokens": 64, "window": 8}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    new = config | {"pipeline": {"batch_size": 2, "seq_len": 64, "num_packing_bins": 8}}
+    assert read_config(tmp_path) == new
+    keep_config(tmp_path, new, resumed=True)
+    with pytest.raises(UserError, match=r"pipeline\.seq_len was 64 and is 32"):
+        keep_config(tmp_path, new | {"pipeline": new["pipeline"] | {"seq_len": 32}}, resumed=True)

@@ -11,6 +11,7 @@ import types
 import jax
 import numpy as np
 from flax import nnx
+from helpers.compiling import QUICKLY
 from helpers.tiny_batch import CONFIG
 from test_pipeline import records
 
@@ -34,7 +35,7 @@ ROWS = PipelineConfig(seq_len=64, text_len=40, rows=8, shards=4, max_segments=8,
 
 
 def test_eight_devices_four_and_one():
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {QUICKLY}", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, __file__],
         env=os.environ | flags,

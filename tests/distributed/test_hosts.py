@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import numpy as np
 import pytest
+from helpers.compiling import QUICKLY
 from helpers.fake_objective import LineObjective, get_config
 from helpers.tiny_run import tiny_config
 
@@ -43,7 +44,7 @@ def run_hosts(
 ) -> list[tuple[int, str]]:
     """Runs a process a host, with flags of its own; returns their statuses and what they wrote to stderr."""
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICKLY}",
         "PYTHONPATH": f"{SCRIPT.parents[2]}{os.pathsep}{SCRIPT.parents[1]}",
     }
     together = [f"--coordinator=127.0.0.1:{free_port()}", f"--hosts={len(each)}"]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from helpers.compiling import QUICKLY
 from helpers.on_meshes import CONFIG, TOKENS
 
 TESTS = pathlib.Path(__file__).parents[1]
@@ -18,7 +19,8 @@ def meshes():
     environment = os.environ | {
         "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}",
         # Programs that call oneDNN can't be kept for the next time (see backend.py).
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_cpu_experimental_onednn_custom_call=false",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 "
+        f"--xla_cpu_experimental_onednn_custom_call=false {QUICKLY}",
         "JAX_PLATFORMS": "cpu",
     }
     done = subprocess.run(

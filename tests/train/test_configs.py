@@ -12,7 +12,17 @@ from ml_collections import ConfigDict
 
 from sora_jax import values
 from sora_jax.cli import main as cli
-from sora_jax.config import REQUIRED, complete, component, docs_of, override, sections_of, settings, types_of
+from sora_jax.config import (
+    RENAMED,
+    REQUIRED,
+    complete,
+    component,
+    docs_of,
+    override,
+    sections_of,
+    settings,
+    types_of,
+)
 from sora_jax.errors import UserError
 from sora_jax.train import config_files
 from sora_jax.train.__main__ import make_config, parse
@@ -343,3 +353,15 @@ def test_components_check_what_python_hands_them():
     config.typo = 1
     with pytest.raises(UserError, match="config.typo is no key"):
         check_run(config)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), sorted(item for item in RENAMED.items() if not item[0].startswith("limits."))
+)
+def test_an_old_key_is_answered_with_the_new_one(old, new):
+    kind = "vae" if old.startswith("loss.") else "dit"
+    with pytest.raises(UserError, match=rf"config\.{old} is called config\.{new} now"):
+        override(RUNS[kind], config_files.load(f"toyworld_{kind}"), {old: "1"})
+    section, name = old.split(".")
+    with pytest.raises(UserError, match=rf"config\.{old} is called config\.{new} now"):
+        component(sections_of(RUNS[kind])[section], {name: 1}, section)
