@@ -142,8 +142,8 @@ def without_words(batch: PackedBatch, negative: PackedBatch | None = None) -> Pa
 def without_given(batch: PackedBatch) -> PackedBatch:
     """The batch with the slots of given tokens empty, and no hint of them."""
     emptied = jnp.where(batch.given, 0, batch.segment_ids)
-    hints = None if batch.reference is None else jnp.zeros_like(batch.reference)
-    return dataclasses.replace(batch, segment_ids=emptied, reference=hints)
+    reference = None if batch.reference is None else jnp.zeros_like(batch.reference)
+    return dataclasses.replace(batch, segment_ids=emptied, reference=reference)
 
 
 def combine(

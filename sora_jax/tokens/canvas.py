@@ -225,7 +225,7 @@ def to_segment(
     start = patchify(canvas.init_sigma[..., None], patch).max(1).astype(np.float32)
     patches = patchify(canvas.latent, patch).astype(np.float32)
     by_time = (len(time), -1)
-    hints = reference_patches(patches.reshape(*by_time, patches.shape[1]), start.reshape(by_time), time)
+    reference = reference_patches(patches.reshape(*by_time, patches.shape[1]), start.reshape(by_time), time)
     return Segment(
         patches=patches,
         coords=coordinates(
@@ -244,7 +244,7 @@ def to_segment(
         text=text[needed].astype(np.float32),
         text_time=held,
         key=key,
-        reference=hints.reshape(len(patches), -1),
+        reference=reference.reshape(len(patches), -1),
     )
 
 

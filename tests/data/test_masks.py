@@ -213,13 +213,13 @@ def records() -> list[dict[str, Any]]:
 CONFIG = PipelineConfig(
     seq_len=40,
     text_len=24,
-    rows=2,
+    batch_size=2,
     max_segments=6,
     canvases=dict.fromkeys(CANVASES, 1.0),
     temporal_crop_prob=0.4,
     frame_tokens=2,
     caption_weights={"short": 0.3, "timed": 1.0},
-    window=8,
+    num_packing_bins=8,
 )
 
 

@@ -30,7 +30,7 @@ from sora_jax.tokens.packing import pack_stream
 from sora_jax.train.stopping import terminations
 
 SHAPES = ((1, 16, 16), (5, 16, 32), (5, 32, 16), (9, 16, 16))
-CONFIG = PipelineConfig(seq_len=64, text_len=40, rows=2, max_segments=8, window=8)
+CONFIG = PipelineConfig(seq_len=64, text_len=40, batch_size=2, max_segments=8, num_packing_bins=8)
 
 
 class Numbers:
@@ -243,7 +243,7 @@ def test_a_caches_latents_enter_as_they_are_and_its_statistics_are_theirs(tmp_pa
 
 @pytest.mark.parametrize("hosts", [1, 3, 4])
 def test_every_epoch_is_dealt_out_whole(hosts):
-    config = dataclasses.replace(CONFIG, shards=12, rows=12)
+    config = dataclasses.replace(CONFIG, shards=12, batch_size=12)
 
     def shares(epochs: int) -> list[list[int]]:
         streams = [make_pipeline(config, records(30), share(host, hosts), epochs) for host in range(hosts)]
@@ -254,7 +254,7 @@ def test_every_epoch_is_dealt_out_whole(hosts):
 
 
 def test_every_epoch_has_another_order():
-    one_run_a_row = dataclasses.replace(CONFIG, max_segments=1, window=1, rows=1)
+    one_run_a_row = dataclasses.replace(CONFIG, max_segments=1, num_packing_bins=1, batch_size=1)
     order = [
         number for batch in make_pipeline(one_run_a_row, records(30), epochs=2) for number in numbers(batch)
     ]
@@ -275,7 +275,7 @@ def test_the_pipeline_is_deterministic_and_follows_its_seed():
 
 @pytest.mark.parametrize("taken", [0, 1, 6])
 def test_the_pipeline_resumes_to_the_bit(tmp_path, taken):
-    config = dataclasses.replace(CONFIG, shards=4, rows=8)
+    config = dataclasses.replace(CONFIG, shards=4, batch_size=8)
     write(tmp_path)
     stream = iter(make_pipeline(config, tmp_path, share(1, 2)))
     for _ in range(taken):
@@ -294,7 +294,7 @@ def joined(batches: list) -> list:
 
 
 def test_the_global_batch_is_the_same_on_any_number_of_hosts():
-    config, data = dataclasses.replace(CONFIG, shards=4, rows=8), records(30)
+    config, data = dataclasses.replace(CONFIG, shards=4, batch_size=8), records(30)
 
     def take(hosts: int) -> list:
         streams = [iter(make_pipeline(config, data, share(host, hosts))) for host in range(hosts)]
@@ -308,7 +308,7 @@ def test_the_global_batch_is_the_same_on_any_number_of_hosts():
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (2, 4), (1, 2), (4, 1)])
 def test_a_stream_goes_on_with_another_number_of_hosts(before, after):
-    config, data = dataclasses.replace(CONFIG, shards=4, rows=8), records(30)
+    config, data = dataclasses.replace(CONFIG, shards=4, batch_size=8), records(30)
     whole = iter(make_pipeline(config, data, epochs=3))
     wanted = list(whole)
     streams = [iter(make_pipeline(config, data, share(host, before), 3)) for host in range(before)]
@@ -331,7 +331,7 @@ def test_one_shard_is_the_stream_that_there_was_before_shards():
     data = records(30)
     runs = grain.MapDataset.source(data).shuffle(seed=CONFIG.seed).repeat()
     runs = runs.random_map(functools.partial(draw_segment, config=CONFIG), seed=CONFIG.seed).to_iter_dataset()
-    old = iter(pack_stream(runs, 64, 40, 8, 2, CONFIG.window, SEGMENT_CONDITIONS))
+    old = iter(pack_stream(runs, 64, 40, 8, 2, CONFIG.num_packing_bins, SEGMENT_CONDITIONS))
     stream = iter(make_pipeline(CONFIG, data))
     for _ in range(5):
         assert_same(next(stream), next(old))
@@ -341,10 +341,12 @@ def test_one_shard_is_the_stream_that_there_was_before_shards():
 
 
 def test_shards_that_do_not_fit_are_told():
-    with pytest.raises(UserError, match="rows=2 rows .* evenly over config.pipeline.shards=3 sh"):
+    with pytest.raises(
+        UserError, match="batch_size=2 can.t be split evenly over config.pipeline.shards=3 sh"
+    ):
         make_pipeline(dataclasses.replace(CONFIG, shards=3), records(30))
     with pytest.raises(UserError, match="shards=3 .* the 2 hosts .* with 1 or 3 of them, .* a multiple of 2"):
-        make_pipeline(dataclasses.replace(CONFIG, shards=3, rows=3), records(30), share(0, 2))
+        make_pipeline(dataclasses.replace(CONFIG, shards=3, batch_size=3), records(30), share(0, 2))
     two = dataclasses.replace(CONFIG, shards=2)
     state = iter(make_pipeline(two, records(30), share(0, 2))).get_state()
     with pytest.raises(UserError, match="data of 1 shards, and none of shard 1"):

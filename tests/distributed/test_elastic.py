@@ -31,7 +31,7 @@ from sora_jax.train.loop import TrainState, make_steps
 from sora_jax.train.optim import OptimConfig
 
 MESHES = ((8, {"data": 8}), (4, {"fsdp": 2, "tensor": 2}), (1, {}))
-ROWS = PipelineConfig(seq_len=64, text_len=40, rows=8, shards=4, max_segments=8, window=8)
+ROWS = PipelineConfig(seq_len=64, text_len=40, batch_size=8, shards=4, max_segments=8, num_packing_bins=8)
 
 
 def test_eight_devices_four_and_one():

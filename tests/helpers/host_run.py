@@ -43,7 +43,7 @@ def make_config(workdir: pathlib.Path, given: ConfigDict, own: dict[str, str]) -
     if "real" in own:
         # Its autoencoder is there already: two hosts would make it at once.
         config = tiny_run.tiny_config(workdir.parent, given.steps)
-        config.pipeline.update(rows=4, shards=given.shards)
+        config.pipeline.update(batch_size=4, shards=given.shards)
     else:
         config = fake_objective.get_config(given.steps)
         config.data.shards = given.shards

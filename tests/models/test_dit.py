@@ -32,7 +32,9 @@ from sora_jax.tokens.packing import PackedBatch, pack_rows, unpack
 
 
 @pytest.fixture(
-    scope="module", params=[{}, {"absolute": True, "pooled_text": True, "hints": True}], ids=["plain", "all"]
+    scope="module",
+    params=[{}, {"absolute": True, "pooled_text": True, "reference_frames": True}],
+    ids=["plain", "all"],
 )
 def model(request) -> DiT:
     return make_dit(dataclasses.replace(CONFIG, **request.param))

@@ -322,7 +322,7 @@ SETTINGS = Settings(steps=2, guidance=1.0)
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return Engine(tiny_bundle(SHORT, absolute=True, pooled_text=True, hints=True))
+    return Engine(tiny_bundle(SHORT, absolute=True, pooled_text=True, reference_frames=True))
 
 
 @pytest.fixture(scope="module")

@@ -95,14 +95,14 @@ def test_a_hint_is_the_nearest_given_patch_at_the_same_place_on_either_side(t, m
     rng = np.random.default_rng(seed)
     patches, start = rng.normal(size=(t, m, 3)), rng.integers(2, size=(t, m)).astype(float)
     time = np.cumsum(rng.uniform(0.1, 1.0, t))
-    hints = reference_patches(patches, start, time).reshape(t, m, 2, 4)
+    reference = reference_patches(patches, start, time).reshape(t, m, 2, 4)
     for j, place in np.ndindex(t, m):
         given = [i for i in range(t) if start[i, place] == 0 and i != j]
         sides = [i for i in given if i < j][-1:], [i for i in given if i > j][:1]
         for side, found in enumerate(sides):
             if start[j, place] == 0 or not found:
-                assert not hints[j, place, side].any()
+                assert not reference[j, place, side].any()
             else:
-                np.testing.assert_allclose(hints[j, place, side, :3], patches[found[0], place], rtol=1e-6)
+                np.testing.assert_allclose(reference[j, place, side, :3], patches[found[0], place], rtol=1e-6)
                 near = np.exp(-abs(time[j] - time[found[0]]))
-                np.testing.assert_allclose(hints[j, place, side, 3], near, rtol=1e-6)
+                np.testing.assert_allclose(reference[j, place, side, 3], near, rtol=1e-6)
