@@ -11,7 +11,6 @@ metadata of a field may say more:
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import inspect
 import math
@@ -23,7 +22,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from sora_jax import values
-from sora_jax.errors import UserError
+from sora_jax.errors import UserError, nearest
 
 # Keys that had another name before 0.2. Stored configurations are read with them, what people write is refused.
 RENAMED = {
@@ -54,9 +53,9 @@ def component(schema: type, given: Mapping[str, Any], name: str) -> Any:
     for key in given:
         if key not in kinds:
             check_renamed(f"{name}.{key}")
-            near = difflib.get_close_matches(key, kinds, 1, 0)
+            near = nearest(key, kinds, 0)
             raise UserError(
-                f"config.{name}.{key} is no key of {schema.__name__}: did you mean config.{name}.{near[0]}?"
+                f"config.{name}.{key} is no key of {schema.__name__}: did you mean config.{name}.{near}?"
             )
     prefix = f"{name}." if name else ""
     fields = {field.name: field for field in dataclasses.fields(schema)}
@@ -181,8 +180,8 @@ def _read(schema: type, given: Mapping[str, Any], key: str, text: str) -> Any:
     if one is None:
         check_renamed(key)
         entries = [f"{other.key}.{name}" for other in known.values() for name in other.names or ()]
-        near = difflib.get_close_matches(key, [*known, *entries], 1, 0)
-        raise UserError(f"config.{key} is no key of this configuration: did you mean config.{near[0]}?")
+        near = nearest(key, [*known, *entries], 0)
+        raise UserError(f"config.{key} is no key of this configuration: did you mean config.{near}?")
     if dataclasses.is_dataclass(kind):
         within = next(iter(types_of(kind)))  # type: ignore[arg-type]
         raise UserError(f"config.{key} is a group of keys: set one of them, such as config.{key}.{within}.")
@@ -273,8 +272,8 @@ def _checked(schema: type, field: dataclasses.Field[Any], value: Any, key: str) 
     names = field.metadata.get("keys")
     if isinstance(names, tuple):
         for other in set(checked) - set(names):
-            near = difflib.get_close_matches(other, names, 1, 0)
-            raise UserError(f"config.{key}.{other} is no key: did you mean config.{key}.{near[0]}?")
+            near = nearest(other, names, 0)
+            raise UserError(f"config.{key}.{other} is no key: did you mean config.{key}.{near}?")
     return checked
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import os
 import pathlib
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 TEMPORARY, MOST_SUFFIX = ".tmp-", 16  # of temporary files: what their names begin with, letters of a suffix
 
@@ -19,6 +20,11 @@ class UserError(ValueError):
 
     Commands print it as ``error: <sentence>`` and exit with status 2, without a traceback.
     """
+
+
+def nearest(name: str, known: Iterable[str], least: float = 0.6) -> str:
+    """Of `known` the name that is most like `name`; empty where none is `least` alike, from 0 to 1."""
+    return next(iter(difflib.get_close_matches(name, known, 1, least)), "")
 
 
 def user_path(path: str | os.PathLike[str]) -> pathlib.Path:

@@ -23,12 +23,11 @@ from flax import nnx
 from sora_jax.checkpoints.knowledge import Knowledge, knowledge_of
 from sora_jax.checkpoints.store import fill, load_params, named_leaves
 from sora_jax.config import component, with_new_names
-from sora_jax.errors import UserError, atomic_path, user_path
+from sora_jax.errors import UserError, atomic_path, nearest, user_path
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAE, VAEConfig
 from sora_jax.models.weights import read_weights, write_weights
-from sora_jax.pipeline.keywords import nearest
 
 BUNDLED = pathlib.Path(__file__).parents[1] / "bundled"
 FORMAT = 1

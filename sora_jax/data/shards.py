@@ -28,8 +28,8 @@ def own_shards(share: Share, shards: int, rows: int, section: str = "config.pipe
     """
     if shards < 1 or rows % shards:
         raise UserError(
-            f"{section}.batch_size={rows} can't be split evenly over {section}.shards={shards} shards of data: make it a "
-            "multiple of the shards."
+            f"{section}.batch_size={rows} can't be split evenly over {section}.shards={shards} shards of data: "
+            "make it a multiple of the shards."
         )
     return share.deal(shards, f"{section}.shards")
 

@@ -13,11 +13,10 @@ tpu7x as two devices a chip; v4's machines join its two cores to one device, whi
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 import math
 
-from sora_jax.errors import UserError
+from sora_jax.errors import UserError, nearest
 
 GIB = 2**30
 
@@ -138,8 +137,8 @@ def read_topology(text: str) -> Topology:
     """
     kind, _, shape = text.strip().lower().partition(":")
     if kind != "cpu" and kind not in CHIPS:
-        near = difflib.get_close_matches(kind, CHIPS, 1, 0.4)
-        hint = f"did you mean {near[0]}? " if near else ""
+        near = nearest(kind, CHIPS, 0.4)
+        hint = f"did you mean {near}? " if near else ""
         raise UserError(
             f"No chip is called {kind!r}: {hint}There are {', '.join(CHIPS)}, written as v5p:8x8x8 or h100:64."
         )

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from sora_jax.errors import UserError
+from sora_jax.errors import UserError, nearest
 from sora_jax.evaluation import metrics
 from sora_jax.evaluation.report import ONE_THING, interval, made_by
 from sora_jax.media.video import Video, resize
 from sora_jax.pipeline import tasks
-from sora_jax.pipeline.keywords import nearest
 from sora_jax.pipeline.pipeline import Pipeline
 from sora_jax.pipeline.storyboard import Card, Storyboard
 from sora_jax.pipeline.tasks import Plan

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import inspect
 import typing
@@ -12,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from sora_jax.errors import UserError
+from sora_jax.errors import UserError, nearest
 
 Schema = TypeVar("Schema")
 # As other libraries call them, for keywords, options of the command line and keys of a storyboard: the first of ours
@@ -157,11 +156,6 @@ def _rename(function: str, keywords: dict[str, Any], theirs: str, ours: str, val
             f"{function} was given {theirs} and {ours}, which mean the same: give one of the two."
         )
     keywords[ours] = value
-
-
-def nearest(name: str, known: Iterable[str], least: float = 0.6) -> str:
-    """Of `known` the name that is most like `name`; empty where none is `least` alike, from 0 to 1."""
-    return next(iter(difflib.get_close_matches(name, known, 1, least)), "")
 
 
 def advice(name: str, known: Collection[str], shown: Mapping[str, str] | None = None) -> str:

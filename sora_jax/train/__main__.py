@@ -21,8 +21,7 @@ import sora_jax
 from sora_jax import config as configurations
 from sora_jax.backend import check_version
 from sora_jax.distributed.hosts import Hosts, await_loss, fail, join, leave
-from sora_jax.errors import UserError, user_path
-from sora_jax.pipeline.keywords import nearest
+from sora_jax.errors import UserError, nearest, user_path
 from sora_jax.train import config_files, listing
 from sora_jax.train.stopping import Terminated, terminations
 

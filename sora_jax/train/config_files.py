@@ -9,8 +9,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from sora_jax.errors import UserError
-from sora_jax.pipeline.keywords import nearest
+from sora_jax.errors import UserError, nearest
 
 
 def shipped() -> dict[str, pathlib.Path]:

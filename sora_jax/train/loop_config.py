@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 
 from ml_collections import ConfigDict
 
 from sora_jax.checkpoints.store import CheckpointConfig
 from sora_jax.config import COUNT, SEED, check_ranges, component, sections_of
 from sora_jax.distributed.mesh import MeshConfig
-from sora_jax.errors import UserError
+from sora_jax.errors import UserError, nearest
 from sora_jax.train.metrics import LogConfig
 from sora_jax.train.optim import OptimConfig
 
@@ -52,9 +51,9 @@ def read_loop_config(config: ConfigDict) -> LoopConfig:
     """
     fields = [field.name for field in dataclasses.fields(LoopConfig)]
     for key in config:
-        near = difflib.get_close_matches(key, fields, 1, 0.8)
-        if key not in fields and near and near[0] not in config:
-            raise UserError(f"config.{key} is no key of the configuration: did you mean config.{near[0]}?")
+        near = nearest(key, fields, 0.8)
+        if key not in fields and near and near not in config:
+            raise UserError(f"config.{key} is no key of the configuration: did you mean config.{near}?")
     sections = sections_of(LoopConfig)
     loop = component(
         LoopConfig, {name: config[name] for name in fields if name in config and name not in sections}, ""

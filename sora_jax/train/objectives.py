@@ -12,7 +12,6 @@ is filled in, documented, typed and set on the command line without another word
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import pathlib
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ from sora_jax.config import ABSENT, component, sections_of
 from sora_jax.data.encode import LatentsConfig
 from sora_jax.data.pipeline import PipelineConfig
 from sora_jax.data.sources import DataConfig
-from sora_jax.errors import UserError
+from sora_jax.errors import UserError, nearest
 from sora_jax.models.dit import DiTConfig
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig
@@ -121,8 +120,8 @@ def check_run(config: ConfigDict) -> None:
     known = configurations.types_of(schema)
     for key in config if schema is not LoopConfig else ():
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1, 0)
-            raise UserError(f"config.{key} is no key of this configuration: did you mean config.{near[0]}?")
+            near = nearest(key, known, 0)
+            raise UserError(f"config.{key} is no key of this configuration: did you mean config.{near}?")
     read_loop_config(config)
     for key, section in sections_of(schema).items():
         if key in sections_of(LoopConfig) or config.get(key) is None:
