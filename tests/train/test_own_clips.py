@@ -37,7 +37,7 @@ def vae_config(folder: pathlib.Path, **data) -> ConfigDict:
             "objective": "vae",
             "steps": 2,
             "vae": {"channels": 4} | widths,
-            "loss": {"rows": 2, "crop": (5, 16, 16)},
+            "loss": {"batch_size": 2, "crop": (5, 16, 16)},
             "data": {"source": str(folder), "resolutions": (32,), "rates": (4.0, 8.0)} | data,
             "optim": {"lr": 1e-3},
             "log": {"every": 1, "sheet_every": 2},
