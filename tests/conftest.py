@@ -7,11 +7,16 @@ import hypothesis
 import pytest
 from helpers.compiling import QUICKLY
 
+TESTS = pathlib.Path(__file__).parent
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if QUICKLY.partition("=")[0] not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICKLY}".strip()
 # Before jax is imported, so that the processes that tests start inherit it.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".jax_cache"))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(TESTS.parent / ".jax_cache"))
+# Processes that tests start find this checkout's package, and tests/helpers.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(TESTS.parent), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 
 # Examples are drawn alike at every run in CI, and a busy machine is no failure.
 hypothesis.settings.register_profile("sora_jax", deadline=None, derandomize="CI" in os.environ)

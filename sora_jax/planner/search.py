@@ -47,7 +47,7 @@ def changes(job: Job) -> Iterator[tuple[Change, Topology]]:
                 parts = {"steps": config.steps * times, "optim.accumulate": accumulated * times}
                 parts |= {"optim.warmup": config.optim.get("warmup", 100) * times}
                 fewer = {
-                    f"{part}.rows": job.rows // times,
+                    f"{part}.batch_size": job.rows // times,
                     f"{part}.shards": math.gcd(shards, job.rows // times),
                 }
                 yield thrifty | fewer | parts, here

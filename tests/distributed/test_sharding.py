@@ -17,7 +17,6 @@ TESTS = pathlib.Path(__file__).parents[1]
 def meshes():
     """What tests/helpers/on_meshes.py prints: a mesh's sizes, its error, its collectives."""
     environment = os.environ | {
-        "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}",
         # Programs that call oneDNN can't be kept for the next time (see backend.py).
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8 "
         f"--xla_cpu_experimental_onednn_custom_call=false {QUICKLY}",

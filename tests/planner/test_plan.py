@@ -203,7 +203,7 @@ def test_every_rung_of_the_ladder_fits_its_own_numbers(name):
     dit = programs.objective_of(job.config).dit
     assert dit.heads % (job.mesh["tensor"] * job.mesh["sequence"]) == 0
     assert (row.seq_len + row.text_len) % (128 * job.mesh["sequence"]) == 0
-    assert row.shards in (1, job.mesh["data"] * job.mesh["fsdp"]) and row.rows % row.shards == 0
+    assert row.shards in (1, job.mesh["data"] * job.mesh["fsdp"]) and row.batch_size % row.shards == 0
     kept = math.prod(job.mesh[axis] for axis in PARAM_AXES)
     assert dit.width % (8 * kept) == 0 and dit.width >= 16 * kept, (
         "a share of a matrix is whole tiles, two or more"
@@ -282,7 +282,7 @@ def test_every_change_that_may_be_proposed_can_be_typed(name):
     for values, topology in search.changes(job):
         typed = rung(name, *(f"--config.{key}={value}" for key, value in values.items()))
         part = typed.pipeline if typed.objective == "dit" else typed.loss
-        own_shards(Share(), part.get("shards", 1), part.rows)
+        own_shards(Share(), part.get("shards", 1), part.batch_size)
         assert typed.to_dict() == search.change(job.config, values).to_dict()
 
 

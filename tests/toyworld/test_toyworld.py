@@ -337,13 +337,14 @@ def test_tfds_builds_and_reads_without_tensorflow(tmp_path):
 import pickle, sys
 import numpy as np
 import tensorflow_datasets as tfds
-from sora_jax.data import toyworld, toyworld_tfds
+from sora_jax.toyworld import render
+from sora_jax.toyworld import tfds as toyworld_tfds
 
 shapes = ((5, 48, 48, 8.0), (1, 48, 64, 8.0))
 config = toyworld_tfds.ToyworldConfig(name="tiny", clips=6, shapes=shapes)
 records = tfds.data_source("toyworld", split="train", data_dir={str(tmp_path)!r}, builder_kwargs=dict(config=config))
 assert len(records) == 6
-source = toyworld.Toyworld(clips=6, shapes=shapes)
+source = render.Toyworld(clips=6, shapes=shapes)
 for record in records:
     clip = toyworld_tfds.decode(record)
     truth = source[int(clip.key.rsplit("-")[-1])]
