@@ -13,6 +13,7 @@ import grain
 import jax
 import numpy as np
 import pytest
+from helpers.records import SHAPES, Encoder, Numbers, records
 
 from sora_jax.data.latents import LatentCache, write_latents
 from sora_jax.data.pipeline import (
@@ -29,63 +30,12 @@ from sora_jax.media.video import Video
 from sora_jax.tokens.packing import pack_stream
 from sora_jax.train.stopping import terminations
 
-SHAPES = ((1, 16, 16), (5, 16, 32), (5, 32, 16), (9, 16, 16))
 CONFIG = PipelineConfig(seq_len=64, text_len=40, batch_size=2, max_segments=8, num_packing_bins=8)
-
-
-class Numbers:
-    """A data set whose clip i is filled with the number i."""
-
-    def __init__(self, count: int, broken: int = -1):
-        self.count, self.broken = count, broken
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Clip:
-        if index == self.broken:
-            raise KeyboardInterrupt
-        frames = np.full((*SHAPES[index % len(SHAPES)], 3), index, np.uint8)
-        return Clip(Video(frames, 8.0), {"short": f"number {index}"}, (), f"clip-{index}")
-
-
-class Encoder:
-    """Stands for the VAE and the text encoder; remembers the shapes it was given."""
-
-    def __init__(self):
-        self.shapes: list[tuple[int, ...]] = []
-
-    def __call__(self, clips: list[Clip]) -> list[dict]:
-        self.shapes.append((len(clips), *clips[0].video.frames.shape))
-        return [self.record(clip) for clip in clips]
-
-    @staticmethod
-    def record(clip: Clip) -> dict:
-        frames = clip.video.frames[::4, ::8, ::8]
-        latent = np.concatenate([frames, -2.0 * frames[..., :1]], axis=-1).astype(np.float16)
-        words = int(frames.max()) % 5
-        captions = {
-            kind: {
-                "text": np.full((words + extra, 6), extra, np.float16),
-                "time": np.zeros(words + extra, np.float16),
-            }
-            for extra, kind in ((1, "short"), (3, "detailed"))
-        }
-        one_stream = {
-            "ends": 4 * np.arange(len(latent), dtype=np.int32),
-            "first": np.arange(len(latent)) == 0,
-            "given": np.zeros(len(latent), bool),
-        }
-        return {"latent": latent, "fps": clip.video.fps, "key": clip.key, "captions": captions} | one_stream
 
 
 def share(host: int, hosts: int) -> Share:
     """Host number `host` of `hosts` that have equal parts of the rows."""
     return Share(tuple((part,) for part in range(hosts)), hosts, host)
-
-
-def records(count: int) -> list[dict]:
-    return Encoder()([Numbers(count)[i] for i in range(count)])
 
 
 def write(folder: pathlib.Path, count: int = 30, encode=None, source=None, **options) -> LatentCache:

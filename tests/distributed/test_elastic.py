@@ -12,8 +12,8 @@ import jax
 import numpy as np
 from flax import nnx
 from helpers.compiling import QUICKLY
+from helpers.records import records
 from helpers.tiny_batch import CONFIG
-from test_pipeline import records
 
 from sora_jax.checkpoints.store import CheckpointConfig, Checkpoints, named_leaves
 from sora_jax.data.pipeline import PipelineConfig, make_pipeline

@@ -8,7 +8,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-SCRIPT = pathlib.Path(__file__).parents[1] / "experiments" / "speed" / "attention.py"
+SCRIPT = pathlib.Path(__file__).parents[2] / "experiments" / "speed" / "attention.py"
 TOY = ["--tokens", "96", "--heads", "1", "--head-width", "16", "--repeats", "1", "--runs", "50,30,9"]
 
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from sora_jax.models.dit import DiTConfig, forward_flops
 from sora_jax.models.vae import VAEConfig, reconstruction_flops
 
-SPEED = pathlib.Path(__file__).parents[1] / "experiments" / "speed"
+SPEED = pathlib.Path(__file__).parents[2] / "experiments" / "speed"
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-FOLDER = pathlib.Path(__file__).parents[1] / "experiments" / "packing"
+FOLDER = pathlib.Path(__file__).parents[2] / "experiments" / "packing"
 
 
 @pytest.fixture
