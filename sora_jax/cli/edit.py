@@ -91,18 +91,18 @@ def _ability(
 def _image(studio: Any, prompt: str, **fields: Any) -> Any:
     from sora_jax.pipeline.pipeline import Request
 
-    return studio.plan(Request(prompt, frames=1, **fields))
+    return studio.job(Request(prompt, frames=1, **fields))
 
 
 def _loop(studio: Any, video: Any = None, prompt: str = "", **fields: Any) -> Any:
     with bar() as progress:
-        return studio.plan_loop(video, prompt, progress=progress, **fields)
+        return studio.loop_job(video, prompt, progress=progress, **fields)
 
 
 def _storyboard(studio: Any, file: str, **fields: Any) -> Any:
     from sora_jax.pipeline.storyboard import read_storyboard
 
-    return read_storyboard(file).plan(studio, **fields)
+    return read_storyboard(file).job(studio, **fields)
 
 
 _ability(

@@ -15,8 +15,7 @@ from typing import Any
 
 import click
 
-from sora_jax import __version__
-from sora_jax.backend import check_version
+from sora_jax.backend import __version__, check_version
 from sora_jax.cli.config import config_command
 from sora_jax.cli.edit import COMMANDS
 from sora_jax.cli.evaluate import evaluate
@@ -104,8 +103,6 @@ def generate(
     requests = [
         face.Request(prompt, seed=number, **own, **as_shape(dict(fields))) for prompt, number in wanted
     ]
-    for request in requests:
-        request.check()
     studio = face.load(model, lazy=True)
     for request in requests:
         studio.check(request)

@@ -103,7 +103,7 @@ def writing(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def settings(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The fields of `denoise.Settings`, and the model."""
+    """The fields of `settings.Settings`, and the model."""
     seeds, share = click.IntRange(0, 2**31 - 1), click.FloatRange(0, 1)
     for option in (
         click.option(
@@ -171,7 +171,7 @@ def shape(*leave_out: str, **defaults: str) -> Callable[[Callable[..., Any]], Ca
 
 
 def as_settings(fields: dict[str, Any]) -> dict[str, Any]:
-    """What `settings` read, as keywords of `denoise.Settings`; takes them out of `fields`.
+    """What `settings` read, as keywords of `settings.Settings`; takes them out of `fields`.
 
     Raises:
       UserError: the interval is not two numbers.

@@ -18,12 +18,12 @@ from typing import Any
 import jax
 import numpy as np
 
-import sora_jax
+from sora_jax.backend import __version__
 from sora_jax.errors import UserError
 from sora_jax.evaluation import metrics
 from sora_jax.media.video import Report, Video, frame_count, probe, resample, stream_frames
-from sora_jax.pipeline.denoise import MOST_FRAMES
 from sora_jax.pipeline.pipeline import Pipeline, Request
+from sora_jax.pipeline.settings import MOST_FRAMES
 from sora_jax.toyworld import captions, oracle
 from sora_jax.toyworld import scene as world
 from sora_jax.toyworld.render import render
@@ -160,7 +160,7 @@ def evaluate_toyworld(
       source: "generated", "truth" (true clips: how much the oracle itself gets wrong), or "vae" (true clips
         through the autoencoder: how much is lost there).
       progress: called with (clips done, clips in all).
-      settings: further ones of `denoise.Settings`.
+      settings: further ones of `settings.Settings`.
       show: called with each clip's prompt, followed by what was read wrong, and the clip.
 
     Returns:
@@ -239,7 +239,7 @@ def interval(right: int, of: int, z: float = 1.959964) -> tuple[float, float]:
 
 def made_by() -> dict[str, Any]:
     """What made a figure: versions, the device, and the commit where the package lies in a git checkout."""
-    folder = pathlib.Path(sora_jax.__file__).parent
+    folder = pathlib.Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
@@ -251,7 +251,7 @@ def made_by() -> dict[str, Any]:
     except (OSError, subprocess.SubprocessError):
         commit = None
     return {
-        "sora_jax": sora_jax.__version__,
+        "sora_jax": __version__,
         "commit": commit,
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,

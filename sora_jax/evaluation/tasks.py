@@ -18,9 +18,9 @@ from sora_jax.evaluation import metrics
 from sora_jax.evaluation.report import ONE_THING, interval, made_by
 from sora_jax.media.video import Video, resize
 from sora_jax.pipeline import tasks
+from sora_jax.pipeline.job import Job
 from sora_jax.pipeline.pipeline import Pipeline
 from sora_jax.pipeline.storyboard import Card, Storyboard
-from sora_jax.pipeline.tasks import Plan
 from sora_jax.toyworld import captions, oracle
 from sora_jax.toyworld import scene as world
 from sora_jax.toyworld.render import render
@@ -39,7 +39,7 @@ class Trial:
     """One clip of one ability: how it is made, and how it is judged."""
 
     label: str
-    plan: Plan
+    job: Job
     judge: Callable[[Video], Row]
     beside: Video | None = None  # what was given, or the truth, to look at
 
@@ -64,7 +64,7 @@ def evaluate_abilities(
       seed: of the scenes and the sampler.
       progress: called with (clips done, clips in all).
       show: called with a label and what was given and made, for each clip.
-      settings: of `denoise.Settings`.
+      settings: of `settings.Settings`.
 
     Raises:
       UserError: there is no such ability.
@@ -79,7 +79,7 @@ def evaluate_abilities(
         rows: list[Row] = []
         trials = TRIALS[name](studio, clips, seed, settings)
         while part := [trial for _, trial in zip(range(BATCH), trials)]:
-            for trial, video in zip(part, studio.make([trial.plan for trial in part]), strict=True):
+            for trial, video in zip(part, studio.make([trial.job for trial in part]), strict=True):
                 row = trial.judge(video)
                 rows.append(row)
                 if show is not None:
@@ -146,13 +146,13 @@ def _read(video: Video, scene: Scene, names: Sequence[str]) -> Row:
 def _animate(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
     for i, scene in _scenes(clips, seed, 2.0):
         truth, prompt = _video(scene, 17), _prompt(scene, i)
-        plan = tasks.animate(studio, truth.frames[0], prompt, duration=17 / FPS, seed=seed + i, **settings)
+        job = tasks.animate(studio, truth.frames[0], prompt, duration=17 / FPS, seed=seed + i, **settings)
 
         def judge(video: Video, scene: Scene = scene, truth: Video = truth) -> Row:
             row = _read(video, scene, ("shape", "colour", "direction"))
             return {"kept": row["shape"] and row["colour"]} | row | _given(studio, video, truth, [0])
 
-        yield Trial(prompt, plan, judge, truth)
+        yield Trial(prompt, job, judge, truth)
 
 
 def _extend(backward: bool) -> Callable[..., Iterator[Trial]]:
@@ -162,7 +162,7 @@ def _extend(backward: bool) -> Callable[..., Iterator[Trial]]:
             truth, prompt = _video(scene, total), _prompt(scene, i)
             known = Video(truth.frames[-given:] if backward else truth.frames[:given], FPS)
             seconds = (total - given) / FPS
-            plan = tasks.extend(studio, known, seconds, prompt, backward=backward, seed=seed + i, **settings)
+            job = tasks.extend(studio, known, seconds, prompt, backward=backward, seed=seed + i, **settings)
 
             def judge(video: Video, scene: Scene = scene, known: Video = known) -> Row:
                 # Far from what was given: the last (or first) quarter of the result.
@@ -173,7 +173,7 @@ def _extend(backward: bool) -> Callable[..., Iterator[Trial]]:
                     {"identity": row["shape"] and row["colour"]} | row | _given(studio, video, known, places)
                 )
 
-            yield Trial(prompt, plan, judge, truth)
+            yield Trial(prompt, job, judge, truth)
 
     return trials
 
@@ -181,7 +181,7 @@ def _extend(backward: bool) -> Callable[..., Iterator[Trial]]:
 def _loop(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
     for i, scene in _scenes(clips, seed, 1.0):
         truth, prompt = _video(scene, 9), _prompt(scene, i)
-        plan = tasks.loop(studio, truth, 1.5, prompt, seed=seed + i, **settings)
+        job = tasks.loop(studio, truth, 1.5, prompt, seed=seed + i, **settings)
 
         def judge(video: Video, truth: Video = truth) -> Row:
             steps = steps_between(video.frames, around=True)
@@ -191,14 +191,14 @@ def _loop(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> 
                 "largest over median": float(steps.max() / np.median(steps)),
             } | _given(studio, video, truth, range(9))
 
-        yield Trial(prompt, plan, judge, truth)
+        yield Trial(prompt, job, judge, truth)
 
 
 def _connect(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
     pairs = zip(_scenes(clips, seed, 1.0), _scenes(clips, seed, 1.0, offset=10_000))
     for (i, one), (_, other) in pairs:
         a, b = _video(one, 9), _video(other, 9)
-        plan = tasks.connect(studio, a, b, seed=seed + i, **settings)
+        job = tasks.connect(studio, a, b, seed=seed + i, **settings)
 
         def judge(video: Video, a: Video = a, b: Video = b) -> Row:
             T, steps = len(video), steps_between(video.frames)
@@ -211,7 +211,7 @@ def _connect(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) 
                 "ends": min(first["given"], last["given"]),
             }
 
-        yield Trial(f"{_prompt(one, i)} / {_prompt(other, i)}", plan, judge)
+        yield Trial(f"{_prompt(one, i)} / {_prompt(other, i)}", job, judge)
 
 
 def _edit(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
@@ -224,14 +224,14 @@ def _edit(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> 
         ]
         colour = others[i % len(others)]
         prompt = _prompt(scene, i, colour)
-        plan = tasks.edit(studio, truth, prompt, 0.7, seed=seed + i, **settings)
+        job = tasks.edit(studio, truth, prompt, 0.7, seed=seed + i, **settings)
         shot = dataclasses.replace(scene.shots[0], things=(dataclasses.replace(thing, colour=colour),))
         wanted = dataclasses.replace(scene, shots=(shot,))
 
         def judge(video: Video, wanted: Scene = wanted) -> Row:
             return _read(video, wanted, ("colour", "direction", "shape"))
 
-        yield Trial(f"{thing.colour} → {prompt}", plan, judge, truth)
+        yield Trial(f"{thing.colour} → {prompt}", job, judge, truth)
 
 
 def _storyboard(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
@@ -240,7 +240,7 @@ def _storyboard(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any
     for (i, one), (_, other) in pairs:
         told = (_prompt(one, i), _prompt(other, i))
         cards = (Card(0.0, told[0]), Card(cut / FPS, told[1]))
-        plan = Storyboard(cards, total / FPS, FPS).plan(studio, seed=seed + i, **settings)
+        job = Storyboard(cards, total / FPS, FPS).job(studio, seed=seed + i, **settings)
 
         def judge(video: Video, scenes: tuple[Scene, Scene] = (one, other)) -> Row:
             parts = (video.frames[: cut - 2], video.frames[cut + 2 :])
@@ -254,14 +254,14 @@ def _storyboard(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any
                 "all": all(both.values()),
             } | both
 
-        yield Trial(" / ".join(told), plan, judge)
+        yield Trial(" / ".join(told), job, judge)
 
 
 def _inpaint(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
     box = (16, 16, 32, 32)
     for i, scene in _scenes(clips, seed, 2.0):
         truth, prompt = _video(scene, 17), _prompt(scene, i)
-        plan = tasks.inpaint(studio, truth, prompt, box=box, seed=seed + i, **settings)
+        job = tasks.inpaint(studio, truth, prompt, box=box, seed=seed + i, **settings)
 
         def judge(video: Video, truth: Video = truth) -> Row:
             inside = np.zeros(SIZE, bool)
@@ -274,7 +274,7 @@ def _inpaint(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) 
                 ),
             }
 
-        yield Trial(prompt, plan, judge, truth)
+        yield Trial(prompt, job, judge, truth)
 
 
 def _smooth(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
@@ -282,7 +282,7 @@ def _smooth(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -
     for i, scene in _scenes(clips, seed, 1.0):
         truth = _video(scene, total, fps=FPS * factor)
         known = Video(truth.frames[::factor], FPS)
-        plan = tasks.smooth(studio, known, FPS * factor, _prompt(scene, i), seed=seed + i, **settings)
+        job = tasks.smooth(studio, known, FPS * factor, _prompt(scene, i), seed=seed + i, **settings)
 
         def judge(video: Video, truth: Video = truth, known: Video = known) -> Row:
             between = np.arange(total) % factor > 0
@@ -297,21 +297,21 @@ def _smooth(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -
             row = {"PSNR": score(video.frames)} | {name: score(frames) for name, frames in others.items()}
             return {"better than both": row["PSNR"] > max(row["repetition"], row["linear blending"])} | row
 
-        yield Trial(_prompt(scene, i), plan, judge, truth)
+        yield Trial(_prompt(scene, i), job, judge, truth)
 
 
 def _upscale(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
     for i, scene in _scenes(clips, seed, 1.0):
         truth = _video(scene, 9, (128, 128))
         small = resize(truth, 64, 64)
-        plan = tasks.upscale(studio, small, 128, _prompt(scene, i), seed=seed + i, **settings)
+        job = tasks.upscale(studio, small, 128, _prompt(scene, i), seed=seed + i, **settings)
 
         def judge(video: Video, truth: Video = truth, small: Video = small) -> Row:
             ours = float(metrics.psnr(video.frames, truth.frames))
             bicubic = float(metrics.psnr(_bicubic(small, 128, 128), truth.frames))
             return {"better than bicubic": ours > bicubic, "PSNR": ours, "bicubic": bicubic}
 
-        yield Trial(_prompt(scene, i), plan, judge, truth)
+        yield Trial(_prompt(scene, i), job, judge, truth)
 
 
 def _bicubic(video: Video, height: int, width: int) -> np.ndarray:

@@ -29,12 +29,13 @@ from sora_jax.models.text import TextEncoder
 from sora_jax.pipeline import abilities, tasks
 from sora_jax.pipeline.budget import frames_of
 from sora_jax.pipeline.checks import MOST_SEED, check_number, check_text, check_whole
-from sora_jax.pipeline.codec import Engine, to_bytes
-from sora_jax.pipeline.denoise import Progress, Settings, Task
-from sora_jax.pipeline.inputs import Source
+from sora_jax.pipeline.codec import Codec, to_bytes
+from sora_jax.pipeline.denoise import iter_latents
+from sora_jax.pipeline.inputs import MediaInput
+from sora_jax.pipeline.job import Job, captions_of, metadata_of, parse_options
 from sora_jax.pipeline.keywords import called, check_conflicts, spelled_out, spelled_right
-from sora_jax.pipeline.planning import Plan, asked, metadata_of
-from sora_jax.pipeline.review import check_words, review, review_batch, too_large
+from sora_jax.pipeline.review import review, review_batch
+from sora_jax.pipeline.settings import Progress, Settings
 from sora_jax.pipeline.shape import SHAPE_FIELDS, Shape, check_shape
 from sora_jax.pipeline.storyboard import Storyboard, read_storyboard
 
@@ -54,7 +55,7 @@ class Request(Settings):
       fps: frames a second.
       frames, size: the exact number of frames and (height, width), instead of duration, resolution and aspect.
 
-    And what `denoise.Settings` has: seed, steps, guidance, solver, ...
+    And what `settings.Settings` has: seed, steps, guidance, solver, ...
     """
 
     prompt: str
@@ -107,7 +108,7 @@ def _aloud(note: str) -> None:
     print(f"note: {note}", file=sys.stderr)
 
 
-def _ability(plan: Callable[..., Plan], name: str = "") -> Callable[..., Video]:
+def _ability(plan: Callable[..., Job], name: str = "") -> Callable[..., Video]:
     """The method of `Pipeline` that makes what a function of `plans` plans, with its keywords and docstring."""
     takes = inspect.signature(plan)
     _, *rest = takes.parameters.values()
@@ -128,15 +129,15 @@ def _ability(plan: Callable[..., Plan], name: str = "") -> Callable[..., Video]:
     return make
 
 
-class Pipeline(Engine):
+class Pipeline(Codec):
     """A model. One instance serves any number of requests, of any shapes.
 
     Every ability takes what it is given as a file, a `Video`, a picture or an array. All take the fields of
-    `denoise.Settings` as keywords, those that are given a video or picture also the fields of `shape.Shape`; and
+    `settings.Settings` as keywords, those that are given a video or picture also the fields of `shape.Shape`; and
     `progress`, which is called with (steps done, steps in all).
 
     Args:
-      bundle: as `codec.Engine` takes it.
+      bundle: as `model.Model` takes it.
       say: called with a sentence where something is made otherwise than it was asked for, or is beyond what the
         model saw in training.
     """
@@ -150,33 +151,34 @@ class Pipeline(Engine):
         super().__init__(bundle, text)
         self.say = say
 
-    def make(self, plans: Sequence[Plan], progress: Progress | None = None) -> list[Video]:
-        """Videos of several plans, whatever their abilities and shapes, packed into rows together.
+    def make(self, jobs: Sequence[Job], progress: Progress | None = None) -> list[Video]:
+        """Videos of several jobs, of any abilities and shapes, packed together.
 
         Raises:
           UserError: a prompt is too long, a frame more than the model holds, or the videos have more frames together
             than the largest `max_frames` among them.
         """
-        return [stream.whole() for stream in self.make_streams(plans, progress)]
+        return [stream.whole() for stream in self.make_streams(jobs, progress)]
 
-    def make_streams(self, plans: Sequence[Plan], progress: Progress | None = None) -> list[VideoStream]:
+    def make_streams(self, jobs: Sequence[Job], progress: Progress | None = None) -> list[VideoStream]:
         """As `make`, but a video's frames come one by one, as soon as nothing changes them any more.
 
         They are made while they are read; videos are to be read one after another. Where nothing is given but words,
         what is held of a video doesn't grow with its duration.
         """
-        for note in review_batch(self, plans):
+        for note in review_batch(self, jobs):
             self.say(note)
-        tasks = [Task(self.encode(plan.sketch), plan.words, plan.settings) for plan in plans]
+        canvases = [self.encode(job.sketch) for job in jobs]
         streams = []
-        for plan, task, latents in zip(plans, tasks, self.fill_streams(tasks, progress), strict=True):
-            T, Y, X = plan.sketch.frames.shape[:3]
-            painted = task.canvas.init_sigma.any((1, 2))
-            decoded = self.decode_frames(task.canvas, T, Y, X, painted, latents)
-            kept = range(T)[plan.keep]
-            frames = itertools.islice(_finished(plan, decoded), kept.start, kept.stop)
-            made = metadata_of(self.name, plan)
-            streams.append(VideoStream(frames, len(kept), (Y, X), plan.sketch.fps, made))
+        for job, canvas, latents in zip(
+            jobs, canvases, iter_latents(self, jobs, canvases, progress), strict=True
+        ):
+            T, Y, X = job.sketch.frames.shape[:3]
+            decoded = self.decode_frames(canvas, T, Y, X, ~canvas.fixed, latents)
+            kept = range(T)[job.keep]
+            frames = itertools.islice(_finished(job, decoded), kept.start, kept.stop)
+            made = metadata_of(self.name, job)
+            streams.append(VideoStream(frames, len(kept), (Y, X), job.sketch.fps, made))
         return streams
 
     @overload
@@ -209,7 +211,7 @@ class Pipeline(Engine):
         Raises:
           UserError: as `generate`; or the requests differ in solver, which is one for a batch.
         """
-        return self.make([self.plan(request) for request in requests], progress)
+        return self.make([self.job(request) for request in requests], progress)
 
     @spelled_out(Request)
     def stream(self, prompt: str, progress: Progress | None = None, **fields: Any) -> VideoStream:
@@ -223,24 +225,17 @@ class Pipeline(Engine):
         self, requests: Sequence[Request], progress: Progress | None = None
     ) -> list[VideoStream]:
         """As `generate_batch`, for videos that are read one after another; see `make_streams`."""
-        return self.make_streams([self.plan(request) for request in requests], progress)
+        return self.make_streams([self.job(request) for request in requests], progress)
 
-    def plan(self, request: Request) -> Plan:
+    def job(self, request: Request) -> Job:
         """Text to video: nothing is given.
 
         Raises:
-          UserError: a value makes no sense, or the video is larger or longer than what can be made.
+          UserError: the video is larger or longer than what can be made.
         """
-        request.check()
-        check_words(self, ((0.0, request.prompt),))
-        frames, *size = request.shape()
-        if not self.holds((size[0], size[1]), frames):
-            raise UserError(too_large(self, (size[0], size[1])))
-        settings = request.settings()
-        self.admit(frames, (size[0], size[1]), request.fps, settings, held=False)
-        return Plan(
-            abilities.blank((frames, size[0], size[1]), request.fps), ((0.0, request.prompt),), settings
-        )
+        shape, settings = request.shape(), request.settings()
+        self.admit(shape[0], shape[1:], request.fps, settings, held=False)
+        return Job(abilities.blank(shape, request.fps), captions_of(request.prompt), settings)
 
     @spelled_out(Request, leave_out=("duration", "fps", "frames"))
     def image(self, prompt: str, progress: Progress | None = None, **fields: Any) -> Video:
@@ -272,7 +267,7 @@ class Pipeline(Engine):
     @spelled_out(Shape, Settings)
     def loop(
         self,
-        video: Source | None = None,
+        video: MediaInput | None = None,
         prompt: str = "",
         seconds: float | None = None,
         progress: Progress | None = None,
@@ -285,24 +280,24 @@ class Pipeline(Engine):
         See `tasks.loop`. Of a prompt alone, the video lasts 1.5 seconds before it goes back, or as long as
         `duration` leaves for it.
         """
-        plan = self.plan_loop(video, prompt, seconds, progress, strength=strength, **options)
-        return self.make([plan], progress)[0]
+        job = self.loop_job(video, prompt, seconds, progress, strength=strength, **options)
+        return self.make([job], progress)[0]
 
-    def plan_loop(
+    def loop_job(
         self,
-        video: Source | None,
+        video: MediaInput | None,
         prompt: str = "",
         seconds: float | None = None,
         progress: Progress | None = None,
         **options: Any,
-    ) -> Plan:
+    ) -> Job:
         """See `loop`: of a prompt alone, its video is made here."""
         if video is not None:
             return tasks.loop(self, video, seconds, prompt, **options)
         if not (isinstance(prompt, str) and prompt.strip()):
             raise UserError(f"There is nothing to loop: name a video, or give a {called('prompt')}.")
         strength = options.pop("strength", 1.0)
-        shape, settings = asked(options)
+        shape, settings = parse_options(options)
         way = 1.5 if seconds is None else seconds
         check_number("seconds", way, above=0)
         fps = shape.fps or Request.fps
@@ -329,7 +324,7 @@ class Pipeline(Engine):
         What is named of its shape stands in place of the storyboard's own.
         """
         board = board if isinstance(board, Storyboard) else read_storyboard(board)
-        return self.make([board.plan(self, **options)], progress)[0]
+        return self.make([board.job(self, **options)], progress)[0]
 
     def reconstruct(self, video: Video) -> Video:
         """The video through the autoencoder and back; any size and number of frames."""
@@ -343,13 +338,13 @@ class Pipeline(Engine):
         Raises:
           UserError: what it can't do, and the nearest that it does well.
         """
-        review(self, self.plan(request))
+        review(self, self.job(request))
 
 
-def _finished(plan: Plan, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+def _finished(job: Job, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     """uint8[Y,X,3] each, of decoded frames float32[Y,X,3]."""
-    if plan.finish is not None:  # which looks at all of them
-        frames = iter(plan.finish(np.stack(list(frames))))
+    if job.finish is not None:  # which looks at all of them
+        frames = iter(job.finish(np.stack(list(frames))))
     yield from map(to_bytes, frames)
 
 

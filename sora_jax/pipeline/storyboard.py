@@ -30,11 +30,11 @@ from sora_jax.media.video import frame_size
 from sora_jax.pipeline import abilities
 from sora_jax.pipeline.budget import frames_of
 from sora_jax.pipeline.checks import check_number, is_number, shown
-from sora_jax.pipeline.codec import Engine
-from sora_jax.pipeline.denoise import Settings
-from sora_jax.pipeline.inputs import AS_IT_IS, Part, Whole, take
+from sora_jax.pipeline.inputs import AS_IT_IS, MediaLike, Part, take
+from sora_jax.pipeline.job import Job, parse_options
 from sora_jax.pipeline.keywords import advice, spelled_out
-from sora_jax.pipeline.planning import Plan, asked
+from sora_jax.pipeline.model import Model
+from sora_jax.pipeline.settings import Settings
 from sora_jax.pipeline.shape import Shape, check_shape
 from sora_jax.tokens.canvas import Sketch
 
@@ -48,8 +48,8 @@ class Card:
 
     at: float = 0.0
     text: str = ""
-    image: Whole | None = None
-    clip: Whole | None = None
+    image: MediaLike | None = None
+    clip: MediaLike | None = None
     start: float = 0.0
     end: float | None = None
 
@@ -104,13 +104,13 @@ class Storyboard:
                 )
 
     @spelled_out(Shape, Settings)
-    def plan(self, engine: Engine, **options: Any) -> Plan:
+    def job(self, model: Model, **options: Any) -> Job:
         """What is to be made of it; what is named of its shape stands in place of the storyboard's own.
 
         Raises:
           UserError: a picture or clip can't be read, or a clip lasts beyond the next card.
         """
-        shape, settings = asked(options)
+        shape, settings = parse_options(options)
         if shape != AS_IT_IS:
             fps = shape.fps or self.fps
             board = dataclasses.replace(
@@ -121,12 +121,12 @@ class Storyboard:
                 aspect=self.aspect if shape.aspect is None else shape.aspect,
                 size=shape.size or (None if shape.sized else self.size),
             )
-            return board.plan(engine, **dataclasses.asdict(settings))
+            return board.job(model, **dataclasses.asdict(settings))
         size = frame_size(self.resolution, self.aspect) if self.size is None else self.size
         T = frames_of(self.duration, self.fps)
         new = frames_of(self.loop, self.fps) if self.loop else 0
         given = any(card.image is not None or card.clip is not None for card in self.cards)
-        engine.admit(T + new, size, self.fps, settings, held=given)
+        model.admit(T + new, size, self.fps, settings, held=given)
         sketch = (abilities.paper if given else abilities.blank)((T, *size), self.fps)
         notes: list[str] = []
         ends = [*(card.at for card in self.cards[1:]), self.duration]
@@ -136,7 +136,7 @@ class Storyboard:
                 continue
             seconds = 1e-6 if card.clip is None else None
             part = Part(source, card.start, card.end)
-            media = take(engine, part, Shape(fps=self.fps, size=size), seconds)
+            media = take(model, part, Shape(fps=self.fps, size=size), seconds)
             notes += media.notes
             first = min(round(card.at * self.fps), T - 1)
             last = first + len(media.video)
@@ -152,7 +152,7 @@ class Storyboard:
         if self.loop:
             sketch, keep = _looped(sketch, new)
         words = tuple((card.at, card.text) for card in self.cards if card.text.strip())
-        return Plan(sketch, words, settings, keep, notes=tuple(notes))
+        return Job(sketch, words, settings, keep, notes=tuple(notes))
 
 
 def read_storyboard(path: Path) -> Storyboard:

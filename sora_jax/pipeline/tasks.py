@@ -19,12 +19,10 @@ from sora_jax.media.video import Video, frame_size, resize
 from sora_jax.pipeline import abilities
 from sora_jax.pipeline.budget import check_pixels, frames_of
 from sora_jax.pipeline.checks import check_number, check_switch, shown
-from sora_jax.pipeline.codec import Engine
-from sora_jax.pipeline.denoise import Settings
 from sora_jax.pipeline.inputs import (
+    MediaInput,
+    MediaLike,
     Part,
-    Source,
-    Whole,
     as_part,
     held,
     read_whole,
@@ -33,18 +31,20 @@ from sora_jax.pipeline.inputs import (
     take,
     take_pair,
 )
-from sora_jax.pipeline.keywords import called, spelled_out
-from sora_jax.pipeline.planning import (
-    Plan,
-    asked,
+from sora_jax.pipeline.job import (
+    Job,
     box_inside,
+    captions_of,
     check_box,
     check_one,
     new_frames,
     pairs,
+    parse_options,
     passage,
-    words_of,
 )
+from sora_jax.pipeline.keywords import called, spelled_out
+from sora_jax.pipeline.model import Model
+from sora_jax.pipeline.settings import Settings
 from sora_jax.pipeline.shape import Shape
 from sora_jax.tokens.canvas import GROUP
 
@@ -61,22 +61,22 @@ ability = spelled_out(Shape, Settings)
 
 @ability
 def animate(
-    engine: Engine,
-    picture: Source | Mapping[float, Source],
+    model: Model,
+    picture: MediaInput | Mapping[float, MediaInput],
     prompt: str = "",
     *,
     at: float | str = 0.0,
     duration: float | None = None,
     fps: float = 8.0,
     **options: Any,
-) -> Plan:
+) -> Job:
     """The picture is frame `at` (seconds, "first" or "last") of the video; or several are, by their seconds.
 
     The video lasts two seconds where neither `duration` nor `frames` is named.
     """
     if duration is None and options.get("frames") is None:
         duration = 2.0
-    shape, settings = asked(options | {"duration": duration, "fps": fps})
+    shape, settings = parse_options(options | {"duration": duration, "fps": fps})
     T = shape.count(fps)
     places = {"first": 0, "last": T - 1}
     pictures = picture if isinstance(picture, Mapping) else {at: picture}
@@ -93,91 +93,91 @@ def animate(
         if not isinstance(time, str):
             check_number("at", time, least=0)
         if size is None:
-            size = size_of(engine, as_part(source).read(1e-6).video.size, shape)
-            engine.admit(T, size, fps, settings)
-        media = take(engine, source, Shape(fps=fps, size=size), 1e-6)
+            size = size_of(model, as_part(source).read(1e-6).video.size, shape)
+            model.admit(T, size, fps, settings)
+        media = take(model, source, Shape(fps=fps, size=size), 1e-6)
         notes += media.notes
         taken[places[time] if isinstance(time, str) else round(time * fps)] = media.video.frames[0]
     assert size is not None
     sketch = abilities.animate(taken, (T, *size), fps)
-    return Plan(sketch, words_of(prompt), settings, notes=tuple(notes))
+    return Job(sketch, captions_of(prompt), settings, notes=tuple(notes))
 
 
 @ability
 def extend(
-    engine: Engine,
-    video: Source,
+    model: Model,
+    video: MediaInput,
     seconds: float | None = None,
     prompt: str = "",
     *,
     backward: bool = False,
     **options: Any,
-) -> Plan:
+) -> Job:
     """The video goes on for `seconds`, or until it lasts `duration`; backward, it begins that much earlier."""
-    shape, settings = asked(options)
+    shape, settings = parse_options(options)
     check_switch("backward", backward)
     check_one(seconds, shape)
-    media = take(engine, video, shape.any_length())
+    media = take(model, video, shape.any_length())
     rate, T = media.video.fps, len(media.video)
     new = shape.count(rate) - T if seconds is None else frames_of(seconds, rate)
     if new < 1:
         raise UserError(f"The video lasts {T / rate:g} s already: ask for a longer duration.")
-    engine.admit(T + new, media.video.size, rate, settings)
+    model.admit(T + new, media.video.size, rate, settings)
     sketch = abilities.extend(media.video.frames, new, rate, backward)
     sound = sound_of(video, at=new / rate if backward else 0.0)
-    return Plan(sketch, words_of(prompt), settings, notes=media.notes, sound=sound)
+    return Job(sketch, captions_of(prompt), settings, notes=media.notes, sound=sound)
 
 
 @ability
 def recut(
-    engine: Engine,
-    video: Whole,
+    model: Model,
+    video: MediaLike,
     start: float,
     end: float,
     seconds: float | None = None,
     prompt: str = "",
     **options: Any,
-) -> Plan:
+) -> Job:
     """The video from `start` to `end`, and `seconds` more of it as the model continues it."""
-    return extend(engine, Part(video, start, end), seconds, prompt, **options)
+    return extend(model, Part(video, start, end), seconds, prompt, **options)
 
 
 @ability
 def loop(
-    engine: Engine,
-    video: Source,
+    model: Model,
+    video: MediaInput,
     seconds: float | None = None,
     prompt: str = "",
     *,
     strength: float = 1.0,
     **options: Any,
-) -> Plan:
+) -> Job:
     """The video, and about `seconds` (1.5 if not named) that lead from its end back to its beginning."""
-    shape, settings = asked(BETWEEN | options)
+    shape, settings = parse_options(BETWEEN | options)
     check_number("strength", strength, least=0, most=1)
     if seconds is not None or shape.long:
         check_one(seconds, shape)
-    media = take(engine, video, shape.any_length())
+    media = take(model, video, shape.any_length())
     frames, fps = media.video.frames, media.video.fps
     new, said = passage(new_frames(seconds, shape, len(frames), fps, 1.5), fps)
     again = min(len(frames), CONTEXT)
-    engine.admit(len(frames) + new + again, media.video.size, fps, settings)
+    model.admit(len(frames) + new + again, media.video.size, fps, settings)
     sketch = abilities.loop(frames, new, again, fps, strength)
     keep = slice(len(frames) + new)
-    return Plan(sketch, words_of(prompt), settings, keep, notes=media.notes + said)
+    return Job(sketch, captions_of(prompt), settings, keep, notes=media.notes + said)
 
 
 @ability
 def fill(
-    engine: Engine,
-    video: Source,
+    model: Model,
+    video: MediaInput,
     missing: Sequence[tuple[float, float]],
     prompt: str = "",
     **options: Any,
-) -> Plan:
+) -> Job:
     """Frames from one time to another, in seconds, are missing and painted anew."""
-    shape, settings = asked(options)
-    media = take(engine, video, shape)
+    shape, settings = parse_options(options)
+    media = take(model, video, shape)
     T, rate = len(media.video), media.video.fps
     gone = np.zeros(T, bool)
     for begin, end in pairs("missing", missing):
@@ -186,23 +186,23 @@ def fill(
                 f"Nothing is missing from {begin:g} to {end:g} s: the video lasts from 0 to {T / rate:g} s."
             )
         gone[round(begin * rate) : max(round(end * rate), round(begin * rate) + 1)] = True
-    engine.admit(T, media.video.size, rate, settings)
+    model.admit(T, media.video.size, rate, settings)
     sketch = abilities.fill(media.video.frames, gone, rate)
-    return Plan(sketch, words_of(prompt), settings, notes=media.notes, sound=sound_of(video))
+    return Job(sketch, captions_of(prompt), settings, notes=media.notes, sound=sound_of(video))
 
 
 @ability
-def smooth(engine: Engine, video: Source, fps: float = 24.0, prompt: str = "", **options: Any) -> Plan:
+def smooth(model: Model, video: MediaInput, fps: float = 24.0, prompt: str = "", **options: Any) -> Job:
     """More frames a second: new ones between those that are given.
 
     Where what was painted hardly differs from a cross-fade of its neighbours, that is shown: there nothing moves.
     """
-    shape, settings = asked(options | {"fps": fps})
+    shape, settings = parse_options(options | {"fps": fps})
     # A duration holds for the input too; a number of frames is the result's.
     wanted = shape.count(fps) if shape.frames else None
     if wanted is not None:
         shape = dataclasses.replace(shape, frames=None, duration=wanted / fps)
-    media = take(engine, video, dataclasses.replace(shape, fps=None))
+    media = take(model, video, dataclasses.replace(shape, fps=None))
     rate, notes = media.video.fps, list(media.notes)
     if len(media.video) < 2:
         raise UserError("A single frame has nothing between: give a video of two frames or more.")
@@ -213,15 +213,15 @@ def smooth(engine: Engine, video: Source, fps: float = 24.0, prompt: str = "", *
         notes.append(
             f"The video has {factor * rate:g} frames a second, {factor} times its {rate:g}, not {fps:g}."
         )
-    engine.admit(1 + (len(media.video) - 1) * factor, media.video.size, factor * rate, settings)
+    model.admit(1 + (len(media.video) - 1) * factor, media.video.size, factor * rate, settings)
     sketch = abilities.smooth(media.video.frames, factor, factor * rate)
 
     def still(painted: np.ndarray) -> np.ndarray:
         return overrule(painted, abilities.between(painted[::factor], factor))
 
-    return Plan(
+    return Job(
         sketch,
-        words_of(prompt),
+        captions_of(prompt),
         settings,
         finish=still,
         notes=tuple(notes),
@@ -231,72 +231,72 @@ def smooth(engine: Engine, video: Source, fps: float = 24.0, prompt: str = "", *
 
 @ability
 def connect(
-    engine: Engine,
-    a: Source,
-    b: Source,
+    model: Model,
+    a: MediaInput,
+    b: MediaInput,
     seconds: float | None = None,
     prompt: str = "",
     *,
     strength: float = 1.0,
     **options: Any,
-) -> Plan:
+) -> Job:
     """One video turns into the other over about `seconds` (2 if not named), or so that both last `duration`.
 
     The passage is painted from a cross-fade where `strength` is below 1.
     """
-    shape, settings = asked(BETWEEN | options)
+    shape, settings = parse_options(BETWEEN | options)
     check_number("strength", strength, least=0, most=1)
     if seconds is not None or shape.long:
         check_one(seconds, shape)
-    first, second, notes = take_pair(engine, a, b, shape.any_length())
+    first, second, notes = take_pair(model, a, b, shape.any_length())
     fps, T = first.fps, len(first) + len(second)
     new, said = passage(new_frames(seconds, shape, T, fps, 2.0), fps)
-    engine.admit(T + new, first.size, fps, settings)
+    model.admit(T + new, first.size, fps, settings)
     sketch = abilities.connect(first.frames, second.frames, new, fps, strength)
-    return Plan(sketch, words_of(prompt), settings, notes=notes + said)
+    return Job(sketch, captions_of(prompt), settings, notes=notes + said)
 
 
 @ability
 def blend(
-    engine: Engine,
-    a: Source,
-    b: Source,
+    model: Model,
+    a: MediaInput,
+    b: MediaInput,
     curve: Sequence[tuple[float, float]] | None = None,
     prompt: str = "",
     *,
     strength: float = BLEND_STRENGTH,
     **options: Any,
-) -> Plan:
+) -> Job:
     """Both videos at once; `curve` has (seconds, weight of the second), by default from 0 to 1 all along."""
-    shape, settings = asked(options)
+    shape, settings = parse_options(options)
     check_number("strength", strength, least=0, most=1)
-    first, second, notes = take_pair(engine, a, b, shape)
+    first, second, notes = take_pair(model, a, b, shape)
     T, fps = min(len(first), len(second)), first.fps
     if len(first) != len(second):
         notes += (f"Both videos are used as long as the shorter one lasts, {T / fps:g} s.",)
     points = ((0.0, 0.0), (max(T - 1, 1) / fps, 1.0)) if curve is None else pairs("curve", curve)
     weight = abilities.curve(points, T, fps)
-    engine.admit(T, first.size, fps, settings)
+    model.admit(T, first.size, fps, settings)
     sketch = abilities.blend(first.frames[:T], second.frames[:T], weight, fps, strength)
-    return Plan(sketch, words_of(prompt), settings, notes=notes)
+    return Job(sketch, captions_of(prompt), settings, notes=notes)
 
 
 @ability
 def inpaint(
-    engine: Engine,
-    video: Source,
+    model: Model,
+    video: MediaInput,
     prompt: str = "",
     *,
     box: tuple[int, int, int, int] | None = None,
-    mask: Source | None = None,
+    mask: MediaInput | None = None,
     strength: float = 1.0,
     **options: Any,
-) -> Plan:
+) -> Job:
     """What lies in `box` (left, top, width, height in the input's pixels), or where `mask` is light, is painted anew.
 
     A mask is a picture or a video. Outside, the input's own pixels are kept.
     """
-    shape, settings = asked(options)
+    shape, settings = parse_options(options)
     check_number("strength", strength, least=0, most=1)
     if (box is None) == (mask is None):
         raise UserError(
@@ -304,25 +304,25 @@ def inpaint(
         )
     if box is not None:
         check_box(box)
-    media = take(engine, video, shape)
+    media = take(model, video, shape)
     frames = media.video.frames
     T, Y, X, _ = frames.shape
-    engine.admit(T, (Y, X), media.video.fps, settings)
+    model.admit(T, (Y, X), media.video.fps, settings)
     inside = np.zeros((T, Y, X), bool)
     if box is not None:
         inside[:, *box_inside(box, media.source_size, (Y, X), cropped=shape.sized)] = True
     else:
         assert mask is not None
         part = dataclasses.replace(as_part(mask), start=as_part(mask).start + as_part(video).start)
-        media_mask = take(engine, part, Shape(fps=media.video.fps, size=(Y, X)), T / media.video.fps)
+        media_mask = take(model, part, Shape(fps=media.video.fps, size=(Y, X)), T / media.video.fps)
         light = media_mask.video.frames.mean(-1) > 127
         inside |= light[np.minimum(np.arange(T), len(light) - 1)]
         if not inside.any():
             raise UserError("The mask is black everywhere: what is to be painted anew must be light in it.")
     sketch = abilities.inpaint(frames, inside, media.video.fps, strength)
-    return Plan(
+    return Job(
         sketch,
-        words_of(prompt),
+        captions_of(prompt),
         settings,
         finish=paste(frames, inside),
         notes=media.notes,
@@ -332,10 +332,10 @@ def inpaint(
 
 @ability
 def outpaint(
-    engine: Engine, video: Source, aspect: str | float | None = None, prompt: str = "", **options: Any
-) -> Plan:
+    model: Model, video: MediaInput, aspect: str | float | None = None, prompt: str = "", **options: Any
+) -> Job:
     """The picture grows to another aspect ratio, or `size`; the input's own pixels stay in its middle."""
-    shape, settings = asked(options | {"aspect": aspect})
+    shape, settings = parse_options(options | {"aspect": aspect})
     if aspect is None and shape.size is None:
         raise UserError(
             f"The larger frame's shape is missing: name it by {called('aspect')} (16:9) or {called('size')}."
@@ -348,18 +348,18 @@ def outpaint(
         what = f"{shape.size[1]}×{shape.size[0]}" if shape.size else shown(aspect).strip("'")
         raise UserError(f"The video has the aspect ratio {what} already: name another one.")
     if shape.resolution is None and shape.size is None:
-        scale = min(1.0, *np.divide(held(engine, size), size))
+        scale = min(1.0, *np.divide(held(model, size), size))
     else:
-        scale = min(np.divide(size_of(engine, own, shape), size))
+        scale = min(np.divide(size_of(model, own, shape), size))
     if scale != 1:
         Y, X = (max(2 * int(side * scale / 2 + 1e-6), 2) for side in (Y, X))
         size = shape.size or grown(Y, X)
-    media = take(engine, video, dataclasses.replace(shape, resolution=None, aspect=None, size=(Y, X)))
-    engine.admit(len(media.video), size, media.video.fps, settings)
+    media = take(model, video, dataclasses.replace(shape, resolution=None, aspect=None, size=(Y, X)))
+    model.admit(len(media.video), size, media.video.fps, settings)
     sketch = abilities.outpaint(media.video.frames, size, media.video.fps)
-    return Plan(
+    return Job(
         sketch,
-        words_of(prompt),
+        captions_of(prompt),
         settings,
         finish=paste(sketch.frames, sketch.strength > 0),
         notes=media.notes,
@@ -369,43 +369,43 @@ def outpaint(
 
 @ability
 def edit(
-    engine: Engine,
-    video: Source,
+    model: Model,
+    video: MediaInput,
     prompt: str,
     strength: float = 0.7,
     *,
     motion: bool = False,
     **options: Any,
-) -> Plan:
+) -> Job:
     """What is seen changes to `prompt`; `strength`, 0 to 1, says how far; `motion` keeps motion and frees looks."""
-    shape, settings = asked(options)
+    shape, settings = parse_options(options)
     check_number("strength", strength, least=0, most=1)
     check_switch("motion", motion)
     if isinstance(prompt, str) and not prompt.strip():
         raise UserError(
             "The prompt is empty: say what is to be seen instead, for example 'a blue circle moves right'."
         )
-    media = take(engine, video, shape)
-    engine.admit(len(media.video), media.video.size, media.video.fps, settings)
+    media = take(model, video, shape)
+    model.admit(len(media.video), media.video.size, media.video.fps, settings)
     sketch = abilities.edit(media.video.frames, strength, media.video.fps, motion)
-    return Plan(sketch, words_of(prompt), settings, notes=media.notes, sound=sound_of(video))
+    return Job(sketch, captions_of(prompt), settings, notes=media.notes, sound=sound_of(video))
 
 
 @ability
 def upscale(
-    engine: Engine,
-    video: Source,
+    model: Model,
+    video: MediaInput,
     resolution: int | None = None,
     prompt: str = "",
     *,
     strength: float = UPSCALE_STRENGTH,
     **options: Any,
-) -> Plan:
+) -> Job:
     """The video at a higher resolution: scaled up, its edges repainted.
 
     Scaled down again, the result gives the input.
     """
-    shape, settings = asked(options | {"resolution": resolution})
+    shape, settings = parse_options(options | {"resolution": resolution})
     check_number("strength", strength, least=0, most=1)
     if resolution is None and shape.size is None:
         raise UserError(
@@ -421,17 +421,17 @@ def upscale(
         raise UserError(
             f"The video's short side has {min(small.size)} pixels already: ask for more than that."
         )
-    check_pixels(engine.work(1, size, settings))
+    check_pixels(model.work(1, size, settings))
     media = read_whole(video, shape)
     given = Video(crop(media.video.frames, size), media.video.fps)
-    engine.admit(len(given), size, given.fps, settings)
+    model.admit(len(given), size, given.fps, settings)
     larger = resize(given, *size).frames
     edges = detailed(larger)
     sketch = abilities.inpaint(larger, edges, media.video.fps, strength)
     over = paste(larger, edges)
-    return Plan(
+    return Job(
         sketch,
-        words_of(prompt),
+        captions_of(prompt),
         settings,
         finish=lambda painted: agree(over(painted), given.frames),
         notes=media.notes,

@@ -106,7 +106,7 @@ def noted(studio: Pipeline, **fields: object) -> str:
     said.clear()
     length = {} if "frames" in fields else {"duration": 0.5}
     request = Request(**{"prompt": "a red circle", "size": (64, 64), "steps": 1} | length | fields)
-    studio.make_streams([studio.plan(request)])  # nothing is made before it is read
+    studio.make_streams([studio.job(request)])  # nothing is made before it is read
     return " ".join(said)
 
 

@@ -19,7 +19,7 @@ from sora_jax.models.text import TextEncoder
 from sora_jax.models.tiles import Tiles, decode_stream, encode_stream, reach
 from sora_jax.models.vae import VAE, VAEConfig
 from sora_jax.pipeline import abilities
-from sora_jax.pipeline.codec import Engine, to_bytes
+from sora_jax.pipeline.codec import Codec, to_bytes
 from sora_jax.pipeline.pipeline import Pipeline
 
 CONFIG = VAEConfig(
@@ -189,7 +189,7 @@ def test_the_engine_reconstructs_large_frames_tile_by_tile(monkeypatch, model):
 
 
 def test_a_canvas_is_decoded_frame_by_frame_across_seams(model, tmp_path):
-    engine = Engine(Bundle("tiny", model))
+    engine = Codec(Bundle("tiny", model))
     first, second = (noise(frames, 16, 16) for frames in (37, 18))
     sketch = abilities.connect(first, second, 11, 8.0)
     canvas = engine.encode(sketch)

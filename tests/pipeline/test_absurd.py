@@ -36,7 +36,7 @@ def never(*_):
 
 @pytest.fixture(autouse=True)
 def nothing_is_made(studio, monkeypatch):
-    monkeypatch.setattr(studio, "fill_streams", never)
+    monkeypatch.setattr("sora_jax.pipeline.pipeline.iter_latents", never)
     monkeypatch.setattr(studio, "encode", never)
 
 
@@ -175,8 +175,8 @@ def test_what_a_batch_takes_is_estimated_once(studio, monkeypatch):
     notes: list[str] = []
     monkeypatch.setattr(studio, "say", notes.append)
     requests = [Request("a ring", 10.0, 32, seed=i) for i in range(50)]
-    plan = studio.plan(requests[0])
-    one = studio.work(80, (32, 32), plan.settings).seconds("cpu")
+    job = studio.job(requests[0])
+    one = studio.work(80, (32, 32), job.settings).seconds("cpu")
     monkeypatch.setattr("sora_jax.pipeline.budget.LONG", 10 * one)  # none of them alone takes so long
     with pytest.raises(AssertionError, match="work began"):
         studio.stream_batch(requests)
@@ -186,7 +186,7 @@ def test_what_a_batch_takes_is_estimated_once(studio, monkeypatch):
 def test_what_takes_long_is_estimated(studio, monkeypatch):
     notes: list[str] = []
     monkeypatch.setattr(studio, "say", notes.append)
-    monkeypatch.setattr(studio, "fill_streams", lambda *_: [])
+    monkeypatch.setattr("sora_jax.pipeline.pipeline.iter_latents", lambda *_: [])
     monkeypatch.setattr(studio, "encode", lambda sketch: None)
     request = Request("a ring", duration=1e7, resolution=32, max_frames=10**8)
     with pytest.raises(ValueError, match="zip"):  # nothing is filled here

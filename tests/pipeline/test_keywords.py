@@ -11,9 +11,9 @@ from helpers.tiny_model import tiny_bundle
 
 from sora_jax.errors import UserError
 from sora_jax.pipeline import tasks
-from sora_jax.pipeline.denoise import Settings
 from sora_jax.pipeline.keywords import called, known_keywords, spelled_out
 from sora_jax.pipeline.pipeline import Pipeline, Request
+from sora_jax.pipeline.settings import Settings
 from sora_jax.pipeline.shape import Shape
 from sora_jax.pipeline.storyboard import Storyboard
 
@@ -34,7 +34,7 @@ def test_every_ability_is_among_them():
 def test_signatures_are_spelled_out_with_types_and_defaults(name):
     parameters = inspect.signature(getattr(Pipeline, name)).parameters
     assert not any(p.kind is p.VAR_KEYWORD or p.kind is p.VAR_POSITIONAL for p in parameters.values())
-    assert next(iter(parameters)) == "self" and "progress" in parameters and "engine" not in parameters
+    assert next(iter(parameters)) == "self" and "progress" in parameters and "model" not in parameters
     for field in dataclasses.fields(Settings):
         assert field.name in parameters, field.name
         assert not isinstance(parameters[field.name].annotation, str)
@@ -48,10 +48,10 @@ def test_signatures_are_spelled_out_with_types_and_defaults(name):
     assert shape - left_out <= set(parameters)
 
 
-def test_functions_of_plans_and_storyboards_are_spelled_out_too():
-    for function in (*(tasks.__dict__[n] for n in ("animate", "fill", "edit", "upscale")), Storyboard.plan):
+def test_functions_of_jobs_and_storyboards_are_spelled_out_too():
+    for function in (*(tasks.__dict__[n] for n in ("animate", "fill", "edit", "upscale")), Storyboard.job):
         parameters = inspect.signature(function).parameters
-        assert {"engine", "seed", "steps", "fps", "size", "strict"} <= set(parameters)
+        assert {"model", "seed", "steps", "fps", "size", "strict"} <= set(parameters)
 
 
 def test_defaults_of_a_signature_are_those_that_hold():

@@ -1,40 +1,43 @@
-"""What an ability's function needs to make a plan of what was asked for."""
+"""A job: what is to be made, from an ability to the sampler; and what abilities need to describe it."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from sora_jax.errors import UserError
 from sora_jax.pipeline.budget import frames_of
 from sora_jax.pipeline.checks import check_number, check_whole, is_number, shown
-from sora_jax.pipeline.denoise import Settings, Words
-from sora_jax.pipeline.inputs import Sound
 from sora_jax.pipeline.keywords import called
+from sora_jax.pipeline.settings import Settings
 from sora_jax.pipeline.shape import SHAPE_FIELDS, Shape
 from sora_jax.tokens.canvas import GROUP, Sketch
 
+Captions: TypeAlias = tuple[tuple[float, str], ...]  # (seconds from which it holds, prompt)
+Sound: TypeAlias = tuple[str | os.PathLike[str], float, float]
+
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What is to be made.
+class Job:
+    """A video to make: what is given, what is to be generated, how it is sampled.
 
     Attributes:
-      sketch: what is given, and what is to be painted.
-      words: (seconds from which they hold, prompt).
+      sketch: conditioning frames and pixels, and what is to be generated.
+      captions: (seconds from which it holds, prompt); none: generated without words.
       settings: of the sampler.
       keep: frames of the sketch that the result shows.
-      finish: what becomes of the painted frames, float32[T,Y,X,3] in [-1, 1], all of the sketch's.
+      finish: applied to all decoded frames of the sketch, float32[T,Y,X,3] in [-1, 1].
       notes: what was changed or left out of what was asked for, a sentence each.
-      sound: (file, seconds into it, seconds into the result) whose sound goes along, where it has some.
+      sound: (file, seconds into it, seconds into the result) whose sound is kept, where it has some.
     """
 
     sketch: Sketch
-    words: Words = ()
+    captions: Captions = ()
     settings: Settings = dataclasses.field(default_factory=Settings)
     keep: slice = slice(None)
     finish: Callable[[np.ndarray], np.ndarray] | None = None
@@ -42,24 +45,23 @@ class Plan:
     sound: Sound | None = None
 
 
-def asked(options: Mapping[str, Any]) -> tuple[Shape, Settings]:
+def parse_options(options: Mapping[str, Any]) -> tuple[Shape, Settings]:
     """Keywords as the shape and the settings that they are, checked."""
     shape = Shape(**{name: value for name, value in options.items() if name in SHAPE_FIELDS})
     settings = Settings(**{name: value for name, value in options.items() if name not in SHAPE_FIELDS})
-    settings.check()
     return shape, settings
 
 
-def words_of(prompt: str) -> Words:
+def captions_of(prompt: str) -> Captions:
     """A prompt for the whole video; none where it is empty."""
     return ((0.0, prompt),) if not isinstance(prompt, str) or prompt.strip() else ()
 
 
-def metadata_of(model: str, plan: Plan) -> dict[str, str]:
+def metadata_of(model: str, job: Job) -> dict[str, str]:
     """How a video is made: what is written into its file."""
-    timed = len(plan.words) > 1
-    prompt = " | ".join(f"{at:g} s: {text}" if timed else text for at, text in plan.words)
-    settings = dataclasses.asdict(plan.settings)
+    timed = len(job.captions) > 1
+    prompt = " | ".join(f"{at:g} s: {text}" if timed else text for at, text in job.captions)
+    settings = dataclasses.asdict(job.settings)
     del settings["strict"], settings["max_frames"]  # which don't change it
     low, high = settings.pop("guidance_interval")
     made = {"software": "sora_jax", "model": model, "prompt": prompt, **settings}
