@@ -21,7 +21,6 @@ from sora_jax.cli.edit import COMMANDS
 from sora_jax.cli.evaluate import evaluate
 from sora_jax.cli.info import info
 from sora_jax.cli.options import (
-    OF_WORDS,
     as_settings,
     as_shape,
     bar,
@@ -38,6 +37,7 @@ from sora_jax.cli.terminal import VIDEO_SUFFIXES, Number, place_outputs, table
 from sora_jax.errors import UserError, user_path
 from sora_jax.media.texts import read_text
 from sora_jax.pipeline.keywords import advice
+from sora_jax.pipeline.registry import OF_WORDS
 
 
 class Group(click.Group):

@@ -35,8 +35,6 @@ OUTPUT = click.option(
     "--output",
     help=f"The file to write ({', '.join(VIDEO_SUFFIXES)}).  [default: out.mp4, of a picture out.png]",
 )
-# Of what is made from words; `pipeline.Request` has the same.
-OF_WORDS = {"duration": "2", "fps": "8", "resolution": "64", "aspect": "1:1"}
 SHAPE = {
     "duration": click.option(
         "-d", "--duration", type=Number(above=0), metavar="SECONDS", help="Length of the result."
@@ -213,8 +211,8 @@ def bar(unit: str = "step") -> contextlib.AbstractContextManager[Callable[[int, 
     return progress_bar(not click.get_current_context().meta[QUIET], unit)
 
 
-def make(model: str, output: str | None, plan: Callable[[Any], Any]) -> None:
-    """Makes what `plan(studio)` returns and writes it."""
+def make(model: str, output: str, build: Callable[[Any, Any], Any]) -> None:
+    """Makes the job that `build(pipeline, progress)` returns and writes the video."""
     path = user_path(output or "out.mp4")
     check_output(path, VIDEO_SUFFIXES)
 
@@ -223,15 +221,16 @@ def make(model: str, output: str | None, plan: Callable[[Any], Any]) -> None:
 
     studio = face.load(model, lazy=True)
     studio.say = note
-    wanted = plan(studio)
     with bar() as progress:
-        (video,) = studio.make_streams([wanted], progress)
+        job = build(studio, progress)
+    with bar() as progress:
+        (video,) = studio.make_streams([job], progress)
         if not output and len(video) == 1:
             path = path.with_suffix(".png")
             check_output(path)
         save(video, path)
     try:
-        heard = wanted.sound is not None and keep_sound(wanted.sound[0], path, *wanted.sound[1:])
+        heard = job.sound is not None and keep_sound(job.sound[0], path, *job.sound[1:])
     except UserError as error:  # the pictures are there
         note(str(error))
         heard = False

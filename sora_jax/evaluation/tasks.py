@@ -17,7 +17,6 @@ from sora_jax.errors import UserError, nearest
 from sora_jax.evaluation import metrics
 from sora_jax.evaluation.report import ONE_THING, interval, made_by
 from sora_jax.media.video import Video, resize
-from sora_jax.pipeline import tasks
 from sora_jax.pipeline.job import Job
 from sora_jax.pipeline.pipeline import Pipeline
 from sora_jax.pipeline.storyboard import Card, Storyboard
@@ -146,7 +145,7 @@ def _read(video: Video, scene: Scene, names: Sequence[str]) -> Row:
 def _animate(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
     for i, scene in _scenes(clips, seed, 2.0):
         truth, prompt = _video(scene, 17), _prompt(scene, i)
-        job = tasks.animate(studio, truth.frames[0], prompt, duration=17 / FPS, seed=seed + i, **settings)
+        job = studio.job("animate", truth.frames[0], prompt, duration=17 / FPS, seed=seed + i, **settings)
 
         def judge(video: Video, scene: Scene = scene, truth: Video = truth) -> Row:
             row = _read(video, scene, ("shape", "colour", "direction"))
@@ -162,7 +161,7 @@ def _extend(backward: bool) -> Callable[..., Iterator[Trial]]:
             truth, prompt = _video(scene, total), _prompt(scene, i)
             known = Video(truth.frames[-given:] if backward else truth.frames[:given], FPS)
             seconds = (total - given) / FPS
-            job = tasks.extend(studio, known, seconds, prompt, backward=backward, seed=seed + i, **settings)
+            job = studio.job("extend", known, seconds, prompt, backward=backward, seed=seed + i, **settings)
 
             def judge(video: Video, scene: Scene = scene, known: Video = known) -> Row:
                 # Far from what was given: the last (or first) quarter of the result.
@@ -181,7 +180,7 @@ def _extend(backward: bool) -> Callable[..., Iterator[Trial]]:
 def _loop(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
     for i, scene in _scenes(clips, seed, 1.0):
         truth, prompt = _video(scene, 9), _prompt(scene, i)
-        job = tasks.loop(studio, truth, 1.5, prompt, seed=seed + i, **settings)
+        job = studio.job("loop", truth, prompt, 1.5, seed=seed + i, **settings)
 
         def judge(video: Video, truth: Video = truth) -> Row:
             steps = steps_between(video.frames, around=True)
@@ -198,7 +197,7 @@ def _connect(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) 
     pairs = zip(_scenes(clips, seed, 1.0), _scenes(clips, seed, 1.0, offset=10_000))
     for (i, one), (_, other) in pairs:
         a, b = _video(one, 9), _video(other, 9)
-        job = tasks.connect(studio, a, b, seed=seed + i, **settings)
+        job = studio.job("connect", a, b, seed=seed + i, **settings)
 
         def judge(video: Video, a: Video = a, b: Video = b) -> Row:
             T, steps = len(video), steps_between(video.frames)
@@ -224,7 +223,7 @@ def _edit(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> 
         ]
         colour = others[i % len(others)]
         prompt = _prompt(scene, i, colour)
-        job = tasks.edit(studio, truth, prompt, 0.7, seed=seed + i, **settings)
+        job = studio.job("edit", truth, prompt, 0.7, seed=seed + i, **settings)
         shot = dataclasses.replace(scene.shots[0], things=(dataclasses.replace(thing, colour=colour),))
         wanted = dataclasses.replace(scene, shots=(shot,))
 
@@ -240,7 +239,7 @@ def _storyboard(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any
     for (i, one), (_, other) in pairs:
         told = (_prompt(one, i), _prompt(other, i))
         cards = (Card(0.0, told[0]), Card(cut / FPS, told[1]))
-        job = Storyboard(cards, total / FPS, FPS).job(studio, seed=seed + i, **settings)
+        job = studio.job("storyboard", Storyboard(cards, total / FPS, FPS), seed=seed + i, **settings)
 
         def judge(video: Video, scenes: tuple[Scene, Scene] = (one, other)) -> Row:
             parts = (video.frames[: cut - 2], video.frames[cut + 2 :])
@@ -261,7 +260,7 @@ def _inpaint(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) 
     box = (16, 16, 32, 32)
     for i, scene in _scenes(clips, seed, 2.0):
         truth, prompt = _video(scene, 17), _prompt(scene, i)
-        job = tasks.inpaint(studio, truth, prompt, box=box, seed=seed + i, **settings)
+        job = studio.job("inpaint", truth, prompt, box=box, seed=seed + i, **settings)
 
         def judge(video: Video, truth: Video = truth) -> Row:
             inside = np.zeros(SIZE, bool)
@@ -282,7 +281,7 @@ def _smooth(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -
     for i, scene in _scenes(clips, seed, 1.0):
         truth = _video(scene, total, fps=FPS * factor)
         known = Video(truth.frames[::factor], FPS)
-        job = tasks.smooth(studio, known, FPS * factor, _prompt(scene, i), seed=seed + i, **settings)
+        job = studio.job("smooth", known, FPS * factor, _prompt(scene, i), seed=seed + i, **settings)
 
         def judge(video: Video, truth: Video = truth, known: Video = known) -> Row:
             between = np.arange(total) % factor > 0
@@ -304,7 +303,7 @@ def _upscale(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) 
     for i, scene in _scenes(clips, seed, 1.0):
         truth = _video(scene, 9, (128, 128))
         small = resize(truth, 64, 64)
-        job = tasks.upscale(studio, small, 128, _prompt(scene, i), seed=seed + i, **settings)
+        job = studio.job("upscale", small, 128, _prompt(scene, i), seed=seed + i, **settings)
 
         def judge(video: Video, truth: Video = truth, small: Video = small) -> Row:
             ours = float(metrics.psnr(video.frames, truth.frames))

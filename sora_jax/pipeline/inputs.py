@@ -8,11 +8,10 @@ import os
 from typing import Any, TypeAlias
 
 import numpy as np
-import PIL.Image
 
 from sora_jax.errors import UserError
 from sora_jax.media.compositing import cover
-from sora_jax.media.reader import Media, read_media
+from sora_jax.media.reader import Media, MediaLike, read_media
 from sora_jax.media.timing import frame_step
 from sora_jax.media.video import Video, frame_size
 from sora_jax.pipeline.budget import check_pixels
@@ -24,8 +23,6 @@ from sora_jax.pipeline.shape import Shape
 
 STILL_FPS = 8.0  # of what is made from a picture, which has no rate
 AS_IT_IS = Shape()
-
-MediaLike: TypeAlias = str | os.PathLike[str] | Video | np.ndarray | PIL.Image.Image
 
 
 @dataclasses.dataclass(frozen=True)

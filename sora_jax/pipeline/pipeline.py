@@ -17,81 +17,25 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from sora_jax.checkpoints.bundle import Bundle, bundled, find, load_bundle
-from sora_jax.errors import UserError
-from sora_jax.media.containers import Path
-from sora_jax.media.video import Video, VideoStream, frame_size
+from sora_jax.media.video import Video, VideoStream
 from sora_jax.models.text import TextEncoder
 from sora_jax.pipeline import abilities, tasks
-from sora_jax.pipeline.budget import frames_of
-from sora_jax.pipeline.checks import MOST_SEED, check_number, check_text, check_whole
+from sora_jax.pipeline.checks import MOST_SEED, check_whole
 from sora_jax.pipeline.codec import Codec, to_bytes
 from sora_jax.pipeline.denoise import iter_latents
-from sora_jax.pipeline.inputs import MediaInput
-from sora_jax.pipeline.job import Job, captions_of, metadata_of, parse_options
-from sora_jax.pipeline.keywords import called, check_conflicts, spelled_out, spelled_right
+from sora_jax.pipeline.job import Job, metadata_of
+from sora_jax.pipeline.keywords import spelled_out
+from sora_jax.pipeline.registry import ABILITIES, Ability
+from sora_jax.pipeline.request import Request, text_to_video
 from sora_jax.pipeline.review import review, review_batch
-from sora_jax.pipeline.settings import Progress, Settings
-from sora_jax.pipeline.shape import SHAPE_FIELDS, Shape, check_shape
-from sora_jax.pipeline.storyboard import Storyboard, read_storyboard
+from sora_jax.pipeline.settings import Progress
 
 MOST_COUNT = 1000  # videos of one request
-
-
-@spelled_right
-@dataclasses.dataclass(frozen=True)
-class Request(Settings):
-    """What is asked for: a video of a prompt.
-
-    Attributes:
-      prompt: what is to be seen.
-      duration: seconds; frames are round(duration × fps), at least one.
-      resolution: the short side in pixels; the long side follows from `aspect` to the nearest even number.
-      aspect: width to height, "16:9" or a number.
-      fps: frames a second.
-      frames, size: the exact number of frames and (height, width), instead of duration, resolution and aspect.
-
-    And what `settings.Settings` has: seed, steps, guidance, solver, ...
-    """
-
-    prompt: str
-    duration: float = 2.0
-    resolution: int = 64
-    aspect: str | float = "1:1"
-    fps: float = 8.0
-    frames: int | None = None
-    size: tuple[int, int] | None = None
-
-    def shape(self) -> tuple[int, int, int]:
-        """Frames, height and width of the video."""
-        frames = frames_of(self.duration, self.fps) if self.frames is None else self.frames
-        return (frames, *(frame_size(self.resolution, self.aspect) if self.size is None else self.size))
-
-    def settings(self) -> Settings:
-        """Its part that says how it is sampled."""
-        return Settings(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)})
-
-    def check(self) -> None:
-        """Raises UserError where it makes no sense, whatever the model."""
-        check_text("prompt", self.prompt)
-        if not self.prompt.strip():
-            raise UserError(
-                "The prompt is empty: say what is to be seen, for example 'a red circle moves left'."
-            )
-        # None stands for the input's own elsewhere, and there is none here.
-        for name in ("duration", "resolution", "aspect", "fps"):
-            if getattr(self, name) is None:
-                raise UserError(f"{name}=None can't be used: leave it out, or give a value.")
-        # A default isn't told from the same value said; `generate` and its like see what was said.
-        said = ("duration", "resolution", "aspect")
-        named = {name: value for name in said if (value := getattr(self, name)) != getattr(Request, name)}
-        check_conflicts({"frames": self.frames, "size": self.size, **named})
-        check_shape(self.duration, self.frames, self.fps, self.resolution, self.aspect, self.size)
-        super().check()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,27 +50,6 @@ class ModelEntry:
 
 def _aloud(note: str) -> None:
     print(f"note: {note}", file=sys.stderr)
-
-
-def _ability(plan: Callable[..., Job], name: str = "") -> Callable[..., Video]:
-    """The method of `Pipeline` that makes what a function of `plans` plans, with its keywords and docstring."""
-    takes = inspect.signature(plan)
-    _, *rest = takes.parameters.values()
-    first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    progress = inspect.Parameter(
-        "progress", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Progress | None
-    )
-
-    @functools.wraps(plan)
-    def make(self: Pipeline, *arguments: Any, progress: Progress | None = None, **keywords: Any) -> Video:
-        return self.make([plan(self, *arguments, **keywords)], progress)[0]
-
-    make.__signature__ = takes.replace(  # type: ignore[attr-defined]
-        parameters=[first, *rest, progress], return_annotation=Video
-    )
-    make.__name__ = name or plan.__name__
-    make.__qualname__ = f"Pipeline.{make.__name__}"
-    return make
 
 
 class Pipeline(Codec):
@@ -211,7 +134,7 @@ class Pipeline(Codec):
         Raises:
           UserError: as `generate`; or the requests differ in solver, which is one for a batch.
         """
-        return self.make([self.job(request) for request in requests], progress)
+        return self.make([text_to_video(self, request) for request in requests], progress)
 
     @spelled_out(Request)
     def stream(self, prompt: str, progress: Progress | None = None, **fields: Any) -> VideoStream:
@@ -225,22 +148,18 @@ class Pipeline(Codec):
         self, requests: Sequence[Request], progress: Progress | None = None
     ) -> list[VideoStream]:
         """As `generate_batch`, for videos that are read one after another; see `make_streams`."""
-        return self.make_streams([self.job(request) for request in requests], progress)
+        return self.make_streams([text_to_video(self, request) for request in requests], progress)
 
-    def job(self, request: Request) -> Job:
-        """Text to video: nothing is given.
+    def job(self, ability: str, *arguments: Any, progress: Progress | None = None, **keywords: Any) -> Job:
+        """The job of an ability, by its name in `registry.ABILITIES`: `make` takes several, of any abilities.
 
         Raises:
-          UserError: the video is larger or longer than what can be made.
+          UserError: as the ability's function in `pipeline/tasks.py`.
         """
-        shape, settings = request.shape(), request.settings()
-        self.admit(shape[0], shape[1:], request.fps, settings, held=False)
-        return Job(abilities.blank(shape, request.fps), captions_of(request.prompt), settings)
-
-    @spelled_out(Request, leave_out=("duration", "fps", "frames"))
-    def image(self, prompt: str, progress: Progress | None = None, **fields: Any) -> Video:
-        """A picture of `prompt`: a clip of one frame."""
-        return self.generate(prompt, progress, frames=1, **fields)
+        build = getattr(tasks, ABILITIES[ability].name)
+        if "progress" in inspect.signature(build).parameters:
+            keywords["progress"] = progress
+        return build(self, *arguments, **keywords)
 
     @spelled_out(Request)
     def variations(
@@ -252,85 +171,15 @@ class Pipeline(Codec):
         requests = [Request(prompt, seed=seed + number, **fields) for number in range(count)]
         return self.generate_batch(requests, progress)
 
-    animate = _ability(tasks.animate)
-    extend = _ability(tasks.extend)
-    recut = _ability(tasks.recut)
-    fill_frames = _ability(tasks.fill, "fill_frames")
-    smooth = _ability(tasks.smooth)
-    connect = _ability(tasks.connect)
-    blend = _ability(tasks.blend)
-    inpaint = _ability(tasks.inpaint)
-    outpaint = _ability(tasks.outpaint)
-    edit = _ability(tasks.edit)
-    upscale = _ability(tasks.upscale)
-
-    @spelled_out(Shape, Settings)
-    def loop(
-        self,
-        video: MediaInput | None = None,
-        prompt: str = "",
-        seconds: float | None = None,
-        progress: Progress | None = None,
-        *,
-        strength: float = 1.0,
-        **options: Any,
-    ) -> Video:
-        """An endless loop of a video, or of a prompt alone: made first, then led back to its beginning.
-
-        See `tasks.loop`. Of a prompt alone, the video lasts 1.5 seconds before it goes back, or as long as
-        `duration` leaves for it.
-        """
-        job = self.loop_job(video, prompt, seconds, progress, strength=strength, **options)
-        return self.make([job], progress)[0]
-
-    def loop_job(
-        self,
-        video: MediaInput | None,
-        prompt: str = "",
-        seconds: float | None = None,
-        progress: Progress | None = None,
-        **options: Any,
-    ) -> Job:
-        """See `loop`: of a prompt alone, its video is made here."""
-        if video is not None:
-            return tasks.loop(self, video, seconds, prompt, **options)
-        if not (isinstance(prompt, str) and prompt.strip()):
-            raise UserError(f"There is nothing to loop: name a video, or give a {called('prompt')}.")
-        strength = options.pop("strength", 1.0)
-        shape, settings = parse_options(options)
-        way = 1.5 if seconds is None else seconds
-        check_number("seconds", way, above=0)
-        fps = shape.fps or Request.fps
-        fields = {
-            name: value
-            for name in ("resolution", "aspect", "size")
-            if (value := getattr(shape, name)) is not None
-        }
-        first = shape.count(fps) / fps - way if shape.long else 1.5
-        if first <= 0:
-            raise UserError(
-                f"The way back takes {way:g} s, which leaves no video: ask for a longer duration."
-            )
-        made = self.generate(
-            prompt, progress, duration=first, fps=fps, **fields, **dataclasses.asdict(settings)
-        )
-        kept = {name: value for name, value in options.items() if name not in SHAPE_FIELDS}
-        return tasks.loop(self, made, way, prompt, strength=strength, **kept)
-
-    @spelled_out(Shape, Settings)
-    def storyboard(self, board: Storyboard | Path, progress: Progress | None = None, **options: Any) -> Video:
-        """The video that a storyboard, or its YAML file, tells; see `storyboard.Storyboard`.
-
-        What is named of its shape stands in place of the storyboard's own.
-        """
-        board = board if isinstance(board, Storyboard) else read_storyboard(board)
-        return self.make([board.job(self, **options)], progress)[0]
-
     def reconstruct(self, video: Video) -> Video:
         """The video through the autoencoder and back; any size and number of frames."""
         frames = video.frames
         sketch = abilities.Sketch(frames, np.zeros(frames.shape[:3], np.float32), video.fps)
         return Video(self.decode(self.encode(sketch), *frames.shape[:3]), video.fps)
+
+    if TYPE_CHECKING:  # the abilities' methods are made of the registry
+
+        def __getattr__(self, name: str) -> Callable[..., Video]: ...
 
     def check(self, request: Request) -> None:
         """Whether the model can do it.
@@ -338,7 +187,35 @@ class Pipeline(Codec):
         Raises:
           UserError: what it can't do, and the nearest that it does well.
         """
-        review(self, self.job(request))
+        review(self, text_to_video(self, request))
+
+
+def _method(ability: Ability) -> Callable[..., Video]:
+    """The method of `Pipeline` that makes an ability's video, with its function's keywords and docstring."""
+    build = getattr(tasks, ability.name)
+    takes = inspect.signature(build)
+    own = [parameter for name, parameter in takes.parameters.items() if name not in ("model", "progress")]
+    positional = [parameter for parameter in own if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    first = inspect.Parameter("self", kind)
+    last = inspect.Parameter("progress", kind, default=None, annotation=Progress | None)
+
+    @functools.wraps(build)
+    def make(self: Pipeline, *arguments: Any, progress: Progress | None = None, **keywords: Any) -> Video:
+        if len(arguments) > len(positional):
+            *arguments, progress = arguments  # type: ignore[assignment]
+        return self.make([self.job(ability.name, *arguments, progress=progress, **keywords)], progress)[0]
+
+    make.__signature__ = takes.replace(  # type: ignore[attr-defined]
+        parameters=[first, *positional, last, *own[len(positional) :]], return_annotation=Video
+    )
+    make.__name__ = ability.method or ability.name
+    make.__qualname__ = f"Pipeline.{make.__name__}"
+    return make
+
+
+for _ability in ABILITIES.values():
+    setattr(Pipeline, _ability.method or _ability.name, _method(_ability))
 
 
 def _finished(job: Job, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:

@@ -20,23 +20,15 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import yaml
 
 from sora_jax.errors import UserError, user_path
 from sora_jax.media.containers import Path
+from sora_jax.media.reader import MediaLike
 from sora_jax.media.texts import read_text
-from sora_jax.media.video import frame_size
-from sora_jax.pipeline import abilities
-from sora_jax.pipeline.budget import frames_of
 from sora_jax.pipeline.checks import check_number, is_number, shown
-from sora_jax.pipeline.inputs import AS_IT_IS, MediaLike, Part, take
-from sora_jax.pipeline.job import Job, parse_options
-from sora_jax.pipeline.keywords import advice, spelled_out
-from sora_jax.pipeline.model import Model
-from sora_jax.pipeline.settings import Settings
-from sora_jax.pipeline.shape import Shape, check_shape
-from sora_jax.tokens.canvas import Sketch
+from sora_jax.pipeline.keywords import advice
+from sora_jax.pipeline.shape import check_shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,57 +94,6 @@ class Storyboard:
                     f"Cards {number} and {number + 1} of the storyboard are at {card.at:g} and {after.at:g} s: put "
                     f"them in the order of their times, a frame (1/{self.fps:g} s) or more apart."
                 )
-
-    @spelled_out(Shape, Settings)
-    def job(self, model: Model, **options: Any) -> Job:
-        """What is to be made of it; what is named of its shape stands in place of the storyboard's own.
-
-        Raises:
-          UserError: a picture or clip can't be read, or a clip lasts beyond the next card.
-        """
-        shape, settings = parse_options(options)
-        if shape != AS_IT_IS:
-            fps = shape.fps or self.fps
-            board = dataclasses.replace(
-                self,
-                duration=shape.count(fps) / fps if shape.frames else shape.duration or self.duration,
-                fps=fps,
-                resolution=shape.resolution or self.resolution,
-                aspect=self.aspect if shape.aspect is None else shape.aspect,
-                size=shape.size or (None if shape.sized else self.size),
-            )
-            return board.job(model, **dataclasses.asdict(settings))
-        size = frame_size(self.resolution, self.aspect) if self.size is None else self.size
-        T = frames_of(self.duration, self.fps)
-        new = frames_of(self.loop, self.fps) if self.loop else 0
-        given = any(card.image is not None or card.clip is not None for card in self.cards)
-        model.admit(T + new, size, self.fps, settings, held=given)
-        sketch = (abilities.paper if given else abilities.blank)((T, *size), self.fps)
-        notes: list[str] = []
-        ends = [*(card.at for card in self.cards[1:]), self.duration]
-        for number, (card, end) in enumerate(zip(self.cards, ends, strict=True), 1):
-            source = card.image if card.clip is None else card.clip
-            if source is None:
-                continue
-            seconds = 1e-6 if card.clip is None else None
-            part = Part(source, card.start, card.end)
-            media = take(model, part, Shape(fps=self.fps, size=size), seconds)
-            notes += media.notes
-            first = min(round(card.at * self.fps), T - 1)
-            last = first + len(media.video)
-            if last > round(end * self.fps):
-                raise UserError(
-                    f"The clip of card {number} lasts {media.video.duration:g} s from {card.at:g} s on, beyond "
-                    f"{end:g} s, where {'the next card begins' if number < len(self.cards) else 'the video ends'}: "
-                    "give the card an end for its clip."
-                )
-            sketch.frames[first:last] = media.video.frames
-            sketch.strength[first:last] = 0
-        keep = slice(None)
-        if self.loop:
-            sketch, keep = _looped(sketch, new)
-        words = tuple((card.at, card.text) for card in self.cards if card.text.strip())
-        return Job(sketch, words, settings, keep, notes=tuple(notes))
 
 
 def read_storyboard(path: Path) -> Storyboard:
@@ -221,16 +162,3 @@ def _known(path: pathlib.Path, what: str, parts: Mapping[str, Any], schema: type
         if not kind and name != "cards" and not isinstance(value, str):
             raise UserError(f"{path}: {what}'s {name} is {value!r}: give a text.")
     return values
-
-
-def _looped(sketch: Sketch, new: int) -> tuple[Sketch, slice]:
-    """The sketch and `new` frames that lead back to its first one, which must be given to come back to."""
-    if not sketch.fixed[0]:
-        raise UserError(
-            "A storyboard that loops begins with a picture to come back to: give its first card, at 0 s, an image."
-        )
-    T = len(sketch.frames)
-    frames = np.concatenate([sketch.frames, np.repeat(sketch.frames[:1], new + 1, axis=0)])
-    strength = np.concatenate([sketch.strength, np.ones((new + 1, *sketch.strength.shape[1:]), np.float32)])
-    strength[-1] = 0
-    return Sketch(frames, strength, sketch.fps), slice(T + new)

@@ -15,13 +15,15 @@ import numpy as np
 
 from sora_jax.errors import UserError
 from sora_jax.media.compositing import agree, crop, detailed, overrule, paste
+from sora_jax.media.containers import Path
+from sora_jax.media.reader import MediaLike
 from sora_jax.media.video import Video, frame_size, resize
 from sora_jax.pipeline import abilities
 from sora_jax.pipeline.budget import check_pixels, frames_of
 from sora_jax.pipeline.checks import check_number, check_switch, shown
 from sora_jax.pipeline.inputs import (
+    AS_IT_IS,
     MediaInput,
-    MediaLike,
     Part,
     as_part,
     held,
@@ -44,9 +46,11 @@ from sora_jax.pipeline.job import (
 )
 from sora_jax.pipeline.keywords import called, spelled_out
 from sora_jax.pipeline.model import Model
-from sora_jax.pipeline.settings import Settings
-from sora_jax.pipeline.shape import Shape
-from sora_jax.tokens.canvas import GROUP
+from sora_jax.pipeline.request import Request, text_to_video
+from sora_jax.pipeline.settings import Progress, Settings
+from sora_jax.pipeline.shape import SHAPE_FIELDS, Shape
+from sora_jax.pipeline.storyboard import Storyboard, read_storyboard
+from sora_jax.tokens.canvas import GROUP, Sketch
 
 CONTEXT = 1 + 2 * GROUP  # frames of a clip that what leads back to it sees
 
@@ -57,6 +61,12 @@ UPSCALE_STRENGTH = 0.3
 BETWEEN: dict[str, Any] = {"guidance": 1.0}
 
 ability = spelled_out(Shape, Settings)
+
+
+@spelled_out(Request, leave_out=("duration", "fps", "frames"))
+def image(model: Model, prompt: str, **fields: Any) -> Job:
+    """A picture of `prompt`: a video of one frame."""
+    return text_to_video(model, Request(prompt, frames=1, **fields))
 
 
 @ability
@@ -145,14 +155,21 @@ def recut(
 @ability
 def loop(
     model: Model,
-    video: MediaInput,
-    seconds: float | None = None,
+    video: MediaInput | None = None,
     prompt: str = "",
+    seconds: float | None = None,
     *,
     strength: float = 1.0,
+    progress: Progress | None = None,
     **options: Any,
 ) -> Job:
-    """The video, and about `seconds` (1.5 if not named) that lead from its end back to its beginning."""
+    """An endless loop of a video, or of a prompt alone: about `seconds` (1.5) lead from its end to its beginning.
+
+    Of a prompt alone, the video is made first, here; it lasts 1.5 seconds before it goes back, or as long as
+    `duration` leaves for it.
+    """
+    if video is None:
+        video, seconds, options = _first_clip(model, prompt, seconds, progress, options)
     shape, settings = parse_options(BETWEEN | options)
     check_number("strength", strength, least=0, most=1)
     if seconds is not None or shape.long:
@@ -165,6 +182,26 @@ def loop(
     sketch = abilities.loop(frames, new, again, fps, strength)
     keep = slice(len(frames) + new)
     return Job(sketch, captions_of(prompt), settings, keep, notes=media.notes + said)
+
+
+def _first_clip(
+    model: Any, prompt: str, seconds: float | None, progress: Progress | None, options: dict[str, Any]
+) -> tuple[Video, float, dict[str, Any]]:
+    """The video of a prompt that `loop` leads back to its beginning, made by a `Pipeline`; seconds; other options."""
+    if not (isinstance(prompt, str) and prompt.strip()):
+        raise UserError(f"There is nothing to loop: name a video, or give a {called('prompt')}.")
+    shape, settings = parse_options(options)
+    back = 1.5 if seconds is None else seconds
+    check_number("seconds", back, above=0)
+    fps = shape.fps or Request.fps
+    first = shape.count(fps) / fps - back if shape.long else 1.5
+    if first <= 0:
+        raise UserError(f"The way back takes {back:g} s, which leaves no video: ask for a longer duration.")
+    size = {name: getattr(shape, name) for name in ("resolution", "aspect", "size")}
+    size = {name: value for name, value in size.items() if value is not None}
+    request = Request(prompt, duration=first, fps=fps, **size, **dataclasses.asdict(settings))
+    (video,) = model.make([text_to_video(model, request)], progress)
+    return video, back, {name: value for name, value in options.items() if name not in SHAPE_FIELDS}
 
 
 @ability
@@ -437,3 +474,70 @@ def upscale(
         notes=media.notes,
         sound=sound_of(video),
     )
+
+
+@ability
+def storyboard(model: Model, board: Storyboard | Path, **options: Any) -> Job:
+    """The video that a storyboard, or its YAML file, describes; see `storyboard.Storyboard`.
+
+    What is named of its shape replaces the storyboard's own.
+
+    Raises:
+      UserError: a picture or clip can't be read, or a clip lasts beyond the next card.
+    """
+    board = board if isinstance(board, Storyboard) else read_storyboard(board)
+    shape, settings = parse_options(options)
+    if shape != AS_IT_IS:
+        fps = shape.fps or board.fps
+        board = dataclasses.replace(
+            board,
+            duration=shape.count(fps) / fps if shape.frames else shape.duration or board.duration,
+            fps=fps,
+            resolution=shape.resolution or board.resolution,
+            aspect=board.aspect if shape.aspect is None else shape.aspect,
+            size=shape.size or (None if shape.sized else board.size),
+        )
+    size = frame_size(board.resolution, board.aspect) if board.size is None else board.size
+    T = frames_of(board.duration, board.fps)
+    new = frames_of(board.loop, board.fps) if board.loop else 0
+    given = any(card.image is not None or card.clip is not None for card in board.cards)
+    model.admit(T + new, size, board.fps, settings, held=given)
+    sketch = (abilities.paper if given else abilities.blank)((T, *size), board.fps)
+    notes: list[str] = []
+    ends = [*(card.at for card in board.cards[1:]), board.duration]
+    for number, (card, end) in enumerate(zip(board.cards, ends, strict=True), 1):
+        source = card.image if card.clip is None else card.clip
+        if source is None:
+            continue
+        seconds = 1e-6 if card.clip is None else None
+        part = Part(source, card.start, card.end)
+        media = take(model, part, Shape(fps=board.fps, size=size), seconds)
+        notes += media.notes
+        first = min(round(card.at * board.fps), T - 1)
+        last = first + len(media.video)
+        if last > round(end * board.fps):
+            raise UserError(
+                f"The clip of card {number} lasts {media.video.duration:g} s from {card.at:g} s on, beyond "
+                f"{end:g} s, where {'the next card begins' if number < len(board.cards) else 'the video ends'}: "
+                "give the card an end for its clip."
+            )
+        sketch.frames[first:last] = media.video.frames
+        sketch.strength[first:last] = 0
+    keep = slice(None)
+    if board.loop:
+        sketch, keep = _looped(sketch, new)
+    words = tuple((card.at, card.text) for card in board.cards if card.text.strip())
+    return Job(sketch, words, settings, keep, notes=tuple(notes))
+
+
+def _looped(sketch: Sketch, new: int) -> tuple[Sketch, slice]:
+    """The sketch and `new` frames that lead back to its first one, which must be given to come back to."""
+    if not sketch.fixed[0]:
+        raise UserError(
+            "A storyboard that loops begins with a picture to come back to: give its first card, at 0 s, an image."
+        )
+    T = len(sketch.frames)
+    frames = np.concatenate([sketch.frames, np.repeat(sketch.frames[:1], new + 1, axis=0)])
+    strength = np.concatenate([sketch.strength, np.ones((new + 1, *sketch.strength.shape[1:]), np.float32)])
+    strength[-1] = 0
+    return Sketch(frames, strength, sketch.fps), slice(T + new)

@@ -17,6 +17,7 @@ from sora_jax.media.video import Video
 from sora_jax.pipeline import tasks
 from sora_jax.pipeline.budget import Work, in_words
 from sora_jax.pipeline.pipeline import Pipeline, Request
+from sora_jax.pipeline.request import text_to_video
 from sora_jax.pipeline.storyboard import Card, Storyboard
 
 LIMITS = Limits(tokens=36, latent_frames=4, frame_tokens=6, resolution=32, fps=24, text=12, text_len=24)
@@ -175,7 +176,7 @@ def test_what_a_batch_takes_is_estimated_once(studio, monkeypatch):
     notes: list[str] = []
     monkeypatch.setattr(studio, "say", notes.append)
     requests = [Request("a ring", 10.0, 32, seed=i) for i in range(50)]
-    job = studio.job(requests[0])
+    job = text_to_video(studio, requests[0])
     one = studio.work(80, (32, 32), job.settings).seconds("cpu")
     monkeypatch.setattr("sora_jax.pipeline.budget.LONG", 10 * one)  # none of them alone takes so long
     with pytest.raises(AssertionError, match="work began"):

@@ -13,9 +13,9 @@ from sora_jax.errors import UserError
 from sora_jax.pipeline import tasks
 from sora_jax.pipeline.keywords import called, known_keywords, spelled_out
 from sora_jax.pipeline.pipeline import Pipeline, Request
+from sora_jax.pipeline.registry import ABILITIES
 from sora_jax.pipeline.settings import Settings
 from sora_jax.pipeline.shape import Shape
-from sora_jax.pipeline.storyboard import Storyboard
 
 METHODS = [
     name
@@ -26,8 +26,7 @@ METHODS = [
 
 def test_every_ability_is_among_them():
     assert set(METHODS) >= {"generate", "image", "stream", "variations", "fill_frames", "loop", "storyboard"}
-    own = {name for name in vars(tasks) if getattr(vars(tasks)[name], "__module__", "") == tasks.__name__}
-    assert own - {"fill"} <= set(METHODS)
+    assert {ability.method or name for name, ability in ABILITIES.items()} <= set(METHODS)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -49,8 +48,8 @@ def test_signatures_are_spelled_out_with_types_and_defaults(name):
 
 
 def test_functions_of_jobs_and_storyboards_are_spelled_out_too():
-    for function in (*(tasks.__dict__[n] for n in ("animate", "fill", "edit", "upscale")), Storyboard.job):
-        parameters = inspect.signature(function).parameters
+    for name in ("animate", "fill", "edit", "upscale", "storyboard"):
+        parameters = inspect.signature(getattr(tasks, name)).parameters
         assert {"model", "seed", "steps", "fps", "size", "strict"} <= set(parameters)
 
 

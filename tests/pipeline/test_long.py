@@ -20,6 +20,7 @@ from sora_jax.pipeline import abilities, denoise, tasks
 from sora_jax.pipeline import pipeline as face
 from sora_jax.pipeline.job import Job
 from sora_jax.pipeline.pipeline import Pipeline, Request
+from sora_jax.pipeline.request import text_to_video
 from sora_jax.pipeline.settings import Settings
 from sora_jax.pipeline.storyboard import Card, Storyboard
 from sora_jax.pipeline.windows import WindowedCanvas
@@ -40,7 +41,7 @@ def test_streams_read_in_turn_equal_videos_made_whole(studio):
     requests = [Request("a ring", duration=3.0 + i, seed=i, **FIELDS) for i in range(3)]
     streams = studio.stream_batch(requests)
     mixed = zip(*itertools.zip_longest(*streams), strict=True)
-    jobs = [studio.job(request) for request in requests]
+    jobs = [text_to_video(studio, request) for request in requests]
     canvases = denoise.denoise(studio, jobs, [studio.encode(job.sketch) for job in jobs])
     for request, stream, frames, canvas in zip(requests, streams, mixed, canvases, strict=True):
         whole = studio.decode(canvas, *request.shape())
@@ -139,7 +140,7 @@ def test_latents_are_ready_as_soon_as_no_later_window_changes_them(studio):
 def test_videos_too_large_to_be_held_together_are_made_one_after_another(studio, monkeypatch):
     requests = [Request("a ring", duration=4.0, seed=i, **FIELDS) for i in range(3)]
     together = [video.frames for video in studio.generate_batch(requests)]
-    size = 4 * studio.encode(studio.job(requests[0]).sketch).latent.size
+    size = 4 * studio.encode(text_to_video(studio, requests[0]).sketch).latent.size
     monkeypatch.setattr(denoise, "MOST_HELD", 2 * size - 1)
     reports: list[tuple[int, int]] = []
     streams, seen = studio.stream_batch(requests, lambda *at: reports.append(at)), []
@@ -166,7 +167,7 @@ def test_a_canvas_that_is_given_whole_waits_for_nobody(studio, monkeypatch):
 def test_a_storyboard_of_words_holds_nothing_and_other_abilities_stream_what_is_painted_forward(studio):
     cards = (Card(0.0, "a ring"), Card(2.0, "a star"))
     board = Storyboard(cards, duration=4.0, fps=8.0, resolution=32, aspect=1.0)
-    assert board.job(studio).sketch.blank
+    assert tasks.storyboard(studio, board).sketch.blank
     clip = Video(np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), np.uint8), 8.0)
     for backward in (False, True):
         job = tasks.extend(studio, clip, 8.0, "a ring", backward=backward, steps=2, guidance=1.0)

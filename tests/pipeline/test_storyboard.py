@@ -15,6 +15,7 @@ from sora_jax.errors import UserError
 from sora_jax.media.video import Video
 from sora_jax.pipeline.pipeline import Pipeline
 from sora_jax.pipeline.storyboard import Card, Storyboard, read_storyboard
+from sora_jax.pipeline.tasks import storyboard
 
 WHOLE = """
 duration: 3
@@ -73,7 +74,7 @@ def test_a_file_is_read_as_it_is_written(folder):
 
 
 def test_pictures_and_clips_stand_at_their_times_and_the_rest_is_open(folder, studio):
-    job = read_storyboard(written(folder, WHOLE)).job(studio, steps=2, seed=3)
+    job = storyboard(studio, read_storyboard(written(folder, WHOLE)), steps=2, seed=3)
     sketch = job.sketch
     assert sketch.frames.shape == (24 + 4 + 1, 32, 56, 3) and sketch.fps == 8
     assert np.flatnonzero(sketch.fixed).tolist() == [0, 16, 17, 18, 19, 28]
@@ -86,7 +87,9 @@ def test_pictures_and_clips_stand_at_their_times_and_the_rest_is_open(folder, st
 
 
 def test_without_pictures_all_is_open(studio):
-    job = Storyboard((Card(0, "a ring"), Card(1, "a star")), duration=2, fps=6, resolution=32).job(studio)
+    job = storyboard(
+        studio, Storyboard((Card(0, "a ring"), Card(1, "a star")), duration=2, fps=6, resolution=32)
+    )
     assert (job.sketch.strength == 1).all() and len(job.sketch.frames) == 12
     assert job.keep == slice(None) and job.notes == ()
 
@@ -143,7 +146,7 @@ BAD = {
 def test_what_is_no_storyboard_is_refused_in_one_sentence(name, folder, studio):
     text, words = BAD[name]
     with pytest.raises(UserError) as error:
-        read_storyboard(written(folder, text)).job(studio)
+        storyboard(studio, written(folder, text))
     message = str(error.value)
     assert words in message and "\n" not in message and message.endswith((".", "?")), message
 

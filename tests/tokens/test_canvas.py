@@ -24,6 +24,7 @@ from sora_jax.pipeline.denoise import denoise
 from sora_jax.pipeline.job import Job
 from sora_jax.pipeline.settings import Settings
 from sora_jax.pipeline.storyboard import Card, Storyboard
+from sora_jax.pipeline.tasks import storyboard
 from sora_jax.tokens.canvas import (
     GROUP,
     Canvas,
@@ -290,7 +291,7 @@ def board(engine: Codec) -> Job:
         Card(1.0, "", clip=clip(6, 3)),
         Card(2.0, "a green square moves"),
     )
-    return Storyboard(cards, duration=3.0, fps=8.0, resolution=16, aspect=0.5).job(engine)
+    return storyboard(engine, Storyboard(cards, duration=3.0, fps=8.0, resolution=16, aspect=0.5))
 
 
 PICTURES = {number: clip(1, number)[0] for number in (0, 4, 5, 9, 12)}
