@@ -154,6 +154,12 @@ _ABILITIES = (
         evaluations=("smooth",),
     ),
     Ability(
+        "slow",
+        "VIDEO in slow motion.",
+        (_VIDEO, Param("factor", "factor", "How many times as long it becomes.", default=2), _PROMPT),
+        shape={"duration": "--factor times VIDEO's own"},
+    ),
+    Ability(
         "connect",
         "Clip A turns into clip B.",
         (

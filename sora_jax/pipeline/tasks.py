@@ -16,11 +16,11 @@ import numpy as np
 from sora_jax.errors import UserError
 from sora_jax.media.compositing import agree, crop, detailed, overrule, paste
 from sora_jax.media.containers import Path
-from sora_jax.media.reader import MediaLike
+from sora_jax.media.reader import Media, MediaLike
 from sora_jax.media.video import Video, frame_size, resize
 from sora_jax.pipeline import abilities
 from sora_jax.pipeline.budget import check_pixels, frames_of
-from sora_jax.pipeline.checks import check_number, check_switch, shown
+from sora_jax.pipeline.checks import check_number, check_switch, check_whole, shown
 from sora_jax.pipeline.inputs import (
     AS_IT_IS,
     MediaInput,
@@ -54,6 +54,7 @@ from sora_jax.tokens.canvas import GROUP, Sketch
 
 CONTEXT = 1 + 2 * GROUP  # frames of a clip that what leads back to it sees
 
+MOST_FACTOR = 1000  # of slow motion
 # Shares of the sampler's way.
 BLEND_STRENGTH = 0.7
 UPSCALE_STRENGTH = 0.3
@@ -230,10 +231,7 @@ def fill(
 
 @ability
 def smooth(model: Model, video: MediaInput, fps: float = 24.0, prompt: str = "", **options: Any) -> Job:
-    """More frames a second: new ones between those that are given.
-
-    Where what was painted hardly differs from a cross-fade of its neighbours, that is shown: there nothing moves.
-    """
+    """More frames a second: generated ones between the video's own."""
     shape, settings = parse_options(options | {"fps": fps})
     # A duration holds for the input too; a number of frames is the result's.
     wanted = shape.count(fps) if shape.frames else None
@@ -241,8 +239,6 @@ def smooth(model: Model, video: MediaInput, fps: float = 24.0, prompt: str = "",
         shape = dataclasses.replace(shape, frames=None, duration=wanted / fps)
     media = take(model, video, dataclasses.replace(shape, fps=None))
     rate, notes = media.video.fps, list(media.notes)
-    if len(media.video) < 2:
-        raise UserError("A single frame has nothing between: give a video of two frames or more.")
     if fps < rate * (1 + 1e-3):
         raise UserError(f"The video is taken at {rate:g} frames a second already: ask for more than that.")
     factor = max(round(fps / rate), 2)
@@ -250,20 +246,39 @@ def smooth(model: Model, video: MediaInput, fps: float = 24.0, prompt: str = "",
         notes.append(
             f"The video has {factor * rate:g} frames a second, {factor} times its {rate:g}, not {fps:g}."
         )
-    model.admit(1 + (len(media.video) - 1) * factor, media.video.size, factor * rate, settings)
-    sketch = abilities.smooth(media.video.frames, factor, factor * rate)
+    job = _with_frames_between(model, media, factor, factor * rate, prompt, settings)
+    return dataclasses.replace(job, notes=tuple(notes), sound=sound_of(video))
+
+
+@ability
+def slow(model: Model, video: MediaInput, factor: int = 2, prompt: str = "", **options: Any) -> Job:
+    """The video in slow motion: `factor` times as long, with generated frames between its own."""
+    shape, settings = parse_options(BETWEEN | options)
+    check_whole("factor", factor, 2, MOST_FACTOR)
+    if shape.long:  # of the result
+        rate = shape.fps or as_part(video).read(1e-6).video.fps
+        shape = dataclasses.replace(shape, frames=None, duration=shape.count(rate) / rate / factor)
+    media = take(model, video, shape)
+    return _with_frames_between(model, media, factor, media.video.fps, prompt, settings)
+
+
+def _with_frames_between(
+    model: Model, media: Media, factor: int, fps: float, prompt: str, settings: Settings
+) -> Job:
+    """`factor` − 1 new frames between each two of the video; `fps` is the result's.
+
+    Where they hardly differ from a cross-fade of their neighbours, that is shown: there nothing moves.
+    """
+    frames = media.video.frames
+    if len(frames) < 2:
+        raise UserError("A single frame has nothing between: give a video of two frames or more.")
+    model.admit(1 + (len(frames) - 1) * factor, media.video.size, fps, settings)
 
     def still(painted: np.ndarray) -> np.ndarray:
         return overrule(painted, abilities.between(painted[::factor], factor))
 
-    return Job(
-        sketch,
-        captions_of(prompt),
-        settings,
-        finish=still,
-        notes=tuple(notes),
-        sound=sound_of(video),
-    )
+    sketch = abilities.smooth(frames, factor, fps)
+    return Job(sketch, captions_of(prompt), settings, finish=still, notes=media.notes)
 
 
 @ability
