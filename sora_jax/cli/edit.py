@@ -15,13 +15,13 @@ from sora_jax.cli.options import (
     bar,
     common,
     make,
-    said,
+    report_written,
     settings,
     shape,
     writing,
 )
 from sora_jax.cli.terminal import InputFile, ListOf, Number, Output, Pair, Place
-from sora_jax.pipeline.registry import ABILITIES, OF_WORDS, Ability, Param
+from sora_jax.pipeline.registry import ABILITIES, TEXT_TO_VIDEO, Ability, Param
 
 _TYPES: dict[str, click.ParamType] = {
     "text": click.STRING,
@@ -98,7 +98,7 @@ def _part(video: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
 @click.command()
 @click.argument("prompt")
 @click.option("-n", "--count", type=click.IntRange(1, 1000), default=4, help="How many.")
-@shape(**OF_WORDS)
+@shape(**TEXT_TO_VIDEO)
 @click.option("-o", "--output", type=Output(".png"), default="variations.png", help="The contact sheet.")
 @writing
 @settings
@@ -115,7 +115,7 @@ def variations(prompt: str, count: int, model: str, output: pathlib.Path, **fiel
     labels = [f"seed {own['seed'] + i}" for i in range(count)]
     with atomic_path(output) as temporary:
         contact_sheet(videos, labels, 2).save(temporary)
-    said(output, videos[0], f", {count} seeds")
+    report_written(output, videos[0], f", {count} seeds")
 
 
 COMMANDS = [*map(_command, ABILITIES.values()), variations]

@@ -26,7 +26,7 @@ from sora_jax.cli.options import (
     bar,
     common,
     note,
-    said,
+    report_written,
     save,
     settings,
     shape,
@@ -37,7 +37,7 @@ from sora_jax.cli.terminal import VIDEO_SUFFIXES, Number, place_outputs, table
 from sora_jax.errors import UserError, user_path
 from sora_jax.media.texts import read_text
 from sora_jax.pipeline.keywords import advice
-from sora_jax.pipeline.registry import OF_WORDS
+from sora_jax.pipeline.registry import TEXT_TO_VIDEO
 
 
 class Group(click.Group):
@@ -68,9 +68,9 @@ def cli() -> None:
     "duration",
     type=Number(above=0),
     metavar="SECONDS",
-    help=f"Length, as long as you like.  [default: {OF_WORDS['duration']}]",
+    help=f"Length, as long as you like.  [default: {TEXT_TO_VIDEO['duration']}]",
 )
-@shape("duration", **OF_WORDS)
+@shape("duration", **TEXT_TO_VIDEO)
 @click.option("-o", "--output", default="out.mp4", help=f"A file ({', '.join(VIDEO_SUFFIXES)}) or a folder.")
 @writing
 @settings
@@ -103,15 +103,15 @@ def generate(
     requests = [
         face.Request(prompt, seed=number, **own, **as_shape(dict(fields))) for prompt, number in wanted
     ]
-    studio = face.load(model, lazy=True)
+    pipeline = face.load(model, lazy=True)
     for request in requests:
-        studio.check(request)
+        pipeline.check(request)
     with bar() as progress:
-        videos = studio.stream_batch(requests, progress)
+        videos = pipeline.stream_batch(requests, progress)
         for video, path in zip(videos, paths, strict=True):
             save(video, path)
     for video, path in zip(videos, paths, strict=True):
-        said(path, video)
+        report_written(path, video)
 
 
 @cli.command()

@@ -71,7 +71,7 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def writing(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What becomes of files that are there, and of what a video says of itself."""
+    """Whether files are overwritten, and metadata written."""
 
     def keep(context: click.Context, _: click.Parameter, value: bool) -> None:
         context.meta[NO_CLOBBER] = value
@@ -93,7 +93,7 @@ def writing(command: Callable[..., Any]) -> Callable[..., Any]:
             is_eager=True,
             expose_value=False,
             callback=keep,
-            help="Refuse to overwrite a file; else a note tells it.",
+            help="Refuse to overwrite a file; else a note says so.",
         ),
     ):
         command = option(command)
@@ -112,16 +112,19 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--strict", is_flag=True, help="Refuse words that the model doesn't know."),
         click.option("--negative", default="", help="Negative prompt."),
         click.option(
-            "--given-guidance", type=Number(), default=1.0, help="Of pictures and clips that are given."
+            "--given-guidance",
+            type=Number(),
+            default=1.0,
+            help="Guidance scale of input pictures and clips (1 = off).",
         ),
         click.option(
-            "--guidance-rescale", type=share, default=0.0, help="Takes back contrast that guidance adds."
+            "--guidance-rescale", type=share, default=0.0, help="Reduces the contrast that guidance adds."
         ),
         click.option(
             "--guidance-interval",
             type=ListOf(share),
             default="0,1",
-            help="Noise levels between which guidance acts: lowest,highest.",
+            help="Noise levels (sigmas) between which guidance is applied: lowest,highest.",
         ),
         click.option(
             "--guidance-method",
@@ -134,14 +137,14 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
             "--solver",
             type=click.Choice(["euler", "heun", "dpm", "unipc"]),
             default="euler",
-            help="heun asks the model twice a step.",
+            help="heun evaluates the model twice a step.",
         ),
         click.option(
             "--guidance",
             type=Number(),
-            help="Classifier-free guidance scale (1 = off).  [default: 3; between given clips 1]",
+            help="Classifier-free guidance scale (1 = off).  [default: 3; between two clips 1]",
         ),
-        click.option("-s", "--steps", type=click.IntRange(1), default=12, help="Of the solver."),
+        click.option("-s", "--steps", type=click.IntRange(1), default=12, help="Steps of the solver."),
         MODEL,
     ):
         command = option(command)
@@ -219,12 +222,12 @@ def make(model: str, output: str, build: Callable[[Any, Any], Any]) -> None:
     from sora_jax.media.audio import keep_sound
     from sora_jax.pipeline import pipeline as face
 
-    studio = face.load(model, lazy=True)
-    studio.say = note
+    pipeline = face.load(model, lazy=True)
+    pipeline.notify = note
     with bar() as progress:
-        job = build(studio, progress)
+        job = build(pipeline, progress)
     with bar() as progress:
-        (video,) = studio.make_streams([job], progress)
+        (video,) = pipeline.make_streams([job], progress)
         if not output and len(video) == 1:
             path = path.with_suffix(".png")
             check_output(path)
@@ -234,29 +237,29 @@ def make(model: str, output: str, build: Callable[[Any, Any], Any]) -> None:
     except UserError as error:  # the pictures are there
         note(str(error))
         heard = False
-    said(path, video, ", with the input's sound" if heard else "")
+    report_written(path, video, ", with the input's sound" if heard else "")
 
 
 def save(video: Any, path: pathlib.Path) -> None:
-    """Writes a video, with what it says of how it was made unless that is to be left out."""
+    """Writes a video, with its metadata unless that is to be left out."""
     own = click.get_current_context().meta.get(METADATA, True)
     video.save(path) if own else video.save(path, metadata=None)
 
 
 def note(sentence: str) -> None:
-    """Something that was done otherwise than it was asked for."""
+    """Prints a note on what differs from what was asked for."""
     click.echo(f"note: {sentence}", err=True)
 
 
-def said(path: pathlib.Path, video: Any, more: str = "") -> None:
+def report_written(path: pathlib.Path, video: Any, more: str = "") -> None:
     """One line about a file that was written."""
     size = f"{video.size[1]}×{video.size[0]}"
     time = f", {len(video)} frames at {video.fps:g} fps ({video.duration:g} s)" if len(video) > 1 else ""
     click.echo(f"{path}  {size}{time}{more}")
-    tell_overwritten(path)
+    report_overwritten(path)
 
 
-def tell_overwritten(path: pathlib.Path) -> None:
+def report_overwritten(path: pathlib.Path) -> None:
     """A note where a file of that name was there before."""
     if path in click.get_current_context().meta.get(EXISTED, ()):
         note(f"{path} was there before and was overwritten.")

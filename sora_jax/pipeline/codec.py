@@ -15,7 +15,7 @@ from sora_jax.models.tiles import TILES, decode_stream, encode_stream
 from sora_jax.pipeline.model import Model
 from sora_jax.tokens.canvas import GROUP, Canvas, Sketch, Stream, blank_canvas, lay_streams, make_canvas
 
-SEAMS = (8, 3)  # video frames over which a seam between two streams is taken up: of shades, of things
+SEAMS = (8, 3)  # video frames over which a seam between two streams is blended: of shades, of things
 SHADE = 16  # pixels: what differs over larger places is a shade
 
 
@@ -25,11 +25,11 @@ class Codec(Model):
     tiles = TILES  # how the autoencoder cuts frames
 
     def sigma(self, strength: np.ndarray, frame_tokens: int, latent_frames: int) -> np.ndarray:
-        """The noise level where repainting of a strength (share of the solver's way, 0…1) starts.
+        """The sigma from which pixels of a strength (share of the solver's steps, 0…1) start.
 
         Args:
           strength: of the whole canvas.
-          frame_tokens: of a latent frame, in one of the `space_crops`. More than such a place holds are
+          frame_tokens: of a latent frame, in one of the `space_crops`. More than a crop holds are
             taken as those of a frame that is cut.
           latent_frames: of the canvas.
         """
@@ -38,8 +38,8 @@ class Codec(Model):
             frame_tokens = min(frame_tokens, most)
         tokens = self.segment_tokens(frame_tokens, latent_frames)
         factor = flow.shift_factor(jnp.array(tokens), self.bundle.base_tokens)
-        levels = np.asarray(flow.shift(jnp.asarray(strength, jnp.float32), factor))
-        return np.where(strength <= 0, 0.0, levels).astype(np.float32)
+        sigmas = np.asarray(flow.shift(jnp.asarray(strength, jnp.float32), factor))
+        return np.where(strength <= 0, 0.0, sigmas).astype(np.float32)
 
     def encode(self, sketch: Sketch) -> Canvas:
         """Encodes what a sketch knows; frames are padded to whole cells at their edges."""
@@ -91,11 +91,11 @@ class Codec(Model):
         frames: int,
         height: int,
         width: int,
-        painted: np.ndarray | None = None,
+        generated: np.ndarray | None = None,
     ) -> np.ndarray:
         """As `decode`, in [-1, 1]: float32[T,Y,X,3]; see `decode_frames`."""
         out = np.zeros((frames, height, width, 3), np.float32)
-        for place, frame in enumerate(self.decode_frames(canvas, frames, height, width, painted)):
+        for place, frame in enumerate(self.decode_frames(canvas, frames, height, width, generated)):
             out[place] = frame
         return out
 
@@ -105,7 +105,7 @@ class Codec(Model):
         frames: int,
         height: int,
         width: int,
-        painted: np.ndarray | None = None,
+        generated: np.ndarray | None = None,
         latents: Iterable[np.ndarray] | None = None,
     ) -> Iterator[np.ndarray]:
         """As `decode_floats`, frame by frame, in memory that doesn't grow with duration.
@@ -113,9 +113,9 @@ class Codec(Model):
         Where streams overlap, the later one's frames are kept.
 
         Args:
-          painted: bool[t], latent frames that were painted. Where their stream reaches over the next one's begin,
-            it shows that frame too: what the two differ by is taken up over the painted frames before the seam,
-            little by little where it is a shade, shortly before where it is a thing in another place.
+          generated: bool[t], latent frames that were generated. Where their stream overlaps the next one's begin, it
+            shows that frame too: the difference of the two is blended into the generated frames before the seam,
+            gradually where it is a shade, shortly before where something is in another place.
           latents: float32[y,x,c] each, in place of the canvas's own, read no sooner than they are decoded.
 
         Yields:
@@ -136,7 +136,7 @@ class Codec(Model):
             for clip in decode_stream(self.vae, coded, self.tiles):
                 clip = clip[: frames - place, top : top + height, left : left + width]
                 if place == begin and len(over) and open_from < begin:
-                    _take_up(held[-(begin - open_from) :], clip[0] - over[0])
+                    _blend_seam(held[-(begin - open_from) :], clip[0] - over[0])
                 own, over = np.split(clip, [max(end - place, 0)])
                 place += len(clip)
                 ready = max(len(held) + len(own) - max(SEAMS), 0)
@@ -149,14 +149,14 @@ class Codec(Model):
                 if place >= frames or place > end:
                     break
             open_from = end
-            if painted is not None and painted[stream][-1]:
-                last_given = np.flatnonzero(~painted[stream])
-                open_from = int(canvas.ends[stream][last_given[-1]]) + 1 if last_given.size else begin
+            if generated is not None and generated[stream][-1]:
+                conditioning = np.flatnonzero(~generated[stream])
+                open_from = int(canvas.ends[stream][conditioning[-1]]) + 1 if conditioning.size else begin
         for frame in held:
             yield np.clip(frame, -1.0, 1.0)
 
 
-def _take_up(before: np.ndarray, difference: np.ndarray) -> None:
+def _blend_seam(before: np.ndarray, difference: np.ndarray) -> None:
     """Adds a growing share of `difference` [Y,X,3] to the last of the frames `before` [n,Y,X,3], in place."""
     Y, X, _ = difference.shape
     coarse = jax.image.resize(difference, (max(Y // SHADE, 1), max(X // SHADE, 1), 3), "linear")

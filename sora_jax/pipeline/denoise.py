@@ -200,7 +200,7 @@ class _ActiveJob:
         )
 
     def segments(self) -> dict[int, tuple[Segment, np.ndarray]]:
-        """The segments of its next window and their noise float[n,P], by crop; those given whole are left out."""
+        """The segments of its next window and their noise float[n,P], by crop; those all of conditioning are left out."""
         part, noise = self.windowed.next_window()
         key = " / ".join(prompt for _, prompt in self.job.captions)
         patch, coords = self.config.patch, self.config.coords
@@ -215,7 +215,7 @@ class _ActiveJob:
 
     def add(self, queue: Queue, segment: Segment, noise: np.ndarray) -> int:
         """Adds one of its segments to the queue; returns the request's id."""
-        guidance = self.job.settings.weights
+        guidance = self.job.settings.as_guidance
         if not len(segment.text) and self.negative is None:  # no words to be guided by: one pass suffices
             guidance = dataclasses.replace(guidance, text=1.0)
         factor = flow.shift_factor(jnp.array(len(segment.patches)), self.base_tokens)
@@ -237,7 +237,7 @@ class _ActiveJob:
         return part if len(self.crops) == 1 else part.crop(*self.crops[crop])
 
     def _skip(self) -> None:
-        """Takes what is given whole as it is: crops of the next window without open cells, and such windows."""
+        """Takes conditioning as it is: crops of the next window with nothing to generate, and such windows."""
         while self.windowed.windows:
             part, _ = self.windowed.next_window()
             shown = {crop: self._crop(part, crop) for crop in range(len(self.crops))}

@@ -1,4 +1,4 @@
-"""What abilities are given: parts of files, videos, arrays and pictures, at a size and rate that the model can hold."""
+"""Inputs of abilities: parts of files, videos, arrays and pictures, at a size and rate that the model can hold."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ AS_IT_IS = Shape()
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """What is given, from one time to another.
+    """A part of an input, from one time to another.
 
     Attributes:
       source: a file, a video, an array or a picture.
@@ -60,12 +60,14 @@ class Part:
 MediaInput: TypeAlias = MediaLike | Part
 
 
-def take(model: Model, source: MediaInput, shape: Shape = AS_IT_IS, seconds: float | None = None) -> Media:
-    """Reads what is given, in the shape that is asked for; what is not named is its own where the model can hold it.
+def read_input(
+    model: Model, source: MediaInput, shape: Shape = AS_IT_IS, seconds: float | None = None
+) -> Media:
+    """Reads an input, in the shape that is asked for; what is not named is its own where the model can hold it.
 
     Args:
       model: the model.
-      source: what is given.
+      source: the input.
       shape: of the result. Where it names a size, the picture is scaled to it, what sticks out cut off.
       seconds: at most so many, besides the shape's duration.
 
@@ -80,7 +82,7 @@ def take(model: Model, source: MediaInput, shape: Shape = AS_IT_IS, seconds: flo
     slower = fps is None and limits.fps > 0 and frame_step(first.video.fps, limits.fps) > 1
     if fps is None and (picture or slower):
         fps = limits.fps if slower else min(STILL_FPS, limits.fps or STILL_FPS)
-    high, wide = size = size_of(model, own, shape)
+    high, wide = size = output_size(model, own, shape)
     scale = max(high / Y, wide / X) if shape.sized else min(high, wide) / min(own)
     short = round(min(own) * scale)
     if shape.long:
@@ -103,21 +105,21 @@ def take(model: Model, source: MediaInput, shape: Shape = AS_IT_IS, seconds: flo
     )
 
 
-def size_of(model: Model, own: tuple[int, int], shape: Shape) -> tuple[int, int]:
+def output_size(model: Model, own: tuple[int, int], shape: Shape) -> tuple[int, int]:
     """(height, width) of what is made of an input of the size `own`: as asked for, else what the model can hold.
 
     Raises:
       UserError: a frame of that size doesn't fit into memory.
     """
     if shape.resolution is None and shape.size is None:
-        return held(model, shape.size_of(own))
+        return nearest_supported(model, shape.size_of(own))
     size = shape.size_of(own)
     check_pixels(model.work(1, size, Settings()))
     return size
 
 
-def read_whole(source: MediaInput, shape: Shape) -> Media:
-    """Reads what is given at its own size, whatever the model holds, at the shape's rate and up to its duration."""
+def read_full_size(source: MediaInput, shape: Shape) -> Media:
+    """Reads an input at its own size, whether the model can hold it or not, at the shape's rate, up to its duration."""
     part, seconds = as_part(source), None
     if shape.long:
         rate = shape.fps or part.read(1e-6).video.fps
@@ -125,7 +127,7 @@ def read_whole(source: MediaInput, shape: Shape) -> Media:
     return part.read(seconds, fps=shape.fps)
 
 
-def held(model: Model, size: tuple[int, int]) -> tuple[int, int]:
+def nearest_supported(model: Model, size: tuple[int, int]) -> tuple[int, int]:
     """(height, width) itself where the model holds such frames, else the nearest of that shape that it does."""
     short = most = min(size)
     if model.bundle.limits.resolution:
@@ -146,7 +148,7 @@ def as_part(source: MediaInput) -> Part:
 
 def name_of(source: MediaLike) -> str:
     """What it is called in sentences."""
-    return str(source) if isinstance(source, (str, os.PathLike)) else "What is given"
+    return str(source) if isinstance(source, (str, os.PathLike)) else "The input"
 
 
 def sound_of(video: MediaInput, at: float = 0.0) -> Sound | None:
@@ -155,10 +157,10 @@ def sound_of(video: MediaInput, at: float = 0.0) -> Sound | None:
     return (part.source, part.start, at) if isinstance(part.source, (str, os.PathLike)) else None
 
 
-def take_pair(
+def read_pair(
     model: Model, a: MediaInput, b: MediaInput, shape: Shape = AS_IT_IS
 ) -> tuple[Video, Video, tuple[str, ...]]:
     """Both videos, the second at the first one's rate and size."""
-    first = take(model, a, shape)
-    second = take(model, b, dataclasses.replace(AS_IT_IS, fps=first.video.fps, size=first.video.size))
+    first = read_input(model, a, shape)
+    second = read_input(model, b, dataclasses.replace(AS_IT_IS, fps=first.video.fps, size=first.video.size))
     return first.video, second.video, first.notes + second.notes

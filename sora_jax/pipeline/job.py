@@ -1,4 +1,4 @@
-"""A job: what is to be made, from an ability to the sampler; and what abilities need to describe it."""
+"""A job: what is to be made, from an ability to the sampler; and helpers that abilities share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Sound: TypeAlias = tuple[str | os.PathLike[str], float, float]
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A video to make: what is given, what is to be generated, how it is sampled.
+    """A video to make: conditioning, captions, and how it is sampled.
 
     Attributes:
       sketch: conditioning frames and pixels, and what is to be generated.
@@ -80,25 +80,25 @@ def check_one(seconds: float | None, shape: Shape) -> None:
 
 
 def new_frames(seconds: float | None, shape: Shape, given: int, fps: float, default: float) -> int:
-    """Frames to be painted beside `given` ones: those of `seconds`, or what is left of the shape's duration."""
+    """Frames to be generated besides `given` ones: those of `seconds`, or the rest of the shape's duration."""
     if not shape.long:
         return frames_of(default if seconds is None else seconds, fps)
     if (new := shape.count(fps) - given) < 1:
-        raise UserError(f"What is given lasts {given / fps:g} s already: ask for a longer duration.")
+        raise UserError(f"The input lasts {given / fps:g} s already: ask for a longer duration.")
     return new
 
 
-def passage(wanted: int, fps: float) -> tuple[int, tuple[str, ...]]:
-    """Frames that lead to a given clip, the nearest to `wanted`, and what is to be said of them.
+def transition_frames(wanted: int, fps: float) -> tuple[int, tuple[str, ...]]:
+    """Frames that lead to a conditioning clip, the nearest possible to `wanted`, and a note where that isn't it.
 
-    The clip's first frame is painted once more, so that the seam can be taken up: 4k − 1 frames.
+    The clip's first frame is generated too, so that the seam can be blended: 4k − 1 frames.
     """
     frames = max(GROUP * round((wanted + 1) / GROUP), GROUP) - 1
-    note = f"The passage takes {frames} frames ({frames / fps:.3g} s), the nearest that the model paints to {wanted}."
+    note = f"The transition takes {frames} frames ({frames / fps:.3g} s), the nearest to {wanted} that is possible."
     return frames, () if frames == wanted else (note,)
 
 
-def pairs(name: str, values: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def check_pairs(name: str, values: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Pairs of numbers, checked."""
     try:
         out = [(a, b) for a, b in values]
@@ -127,7 +127,7 @@ def box_inside(
     """Rows and columns of a frame of `size` that show what lies in `box`, in pixels of the `source`.
 
     Raises:
-      UserError: the box isn't inside the source, or lies in what was cropped.
+      UserError: the box isn't inside the source, or is in what was cropped.
     """
     left, top, width, height = box
     high, wide = source
@@ -150,6 +150,6 @@ def box_inside(
     rows, columns = (slice(int(begin + 1e-6), int(np.ceil(end - 1e-6))) for begin, end in ends)
     if rows.start >= rows.stop or columns.start >= columns.stop:
         raise UserError(
-            "The box lies in what the new aspect ratio crops: choose another box, or keep the aspect."
+            "The box is in what the new aspect ratio crops: choose another box, or keep the aspect."
         )
     return rows, columns

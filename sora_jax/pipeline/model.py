@@ -123,14 +123,14 @@ class Model:
     def work(self, frames: int, size: tuple[int, int], settings: Settings) -> Work:
         """What a video takes, to be checked against limits before it is made."""
         tokens, most = self.frame_tokens(*size), self.bundle.limits.frame_tokens
-        window = self.max_latent_frames(tokens) or self.max_latent_frames(min(most or tokens, tokens)) or 1
+        at_once = self.max_latent_frames(tokens) or self.max_latent_frames(min(most or tokens, tokens)) or 1
         passes = 1 + (settings.guidance != 1) + (settings.given_guidance != 1)
         return Work(
             frames,
             *size,
             frame_tokens=tokens,
             latent_frames=1 + -(-(frames - 1) // GROUP),
-            window=window,
+            max_latent_frames=at_once,
             steps=settings.steps,
             passes=passes * (2 if settings.solver == "heun" else 1),
             parameters=self.parameters,

@@ -1,9 +1,9 @@
 """The face: load a model and make videos with it.
 
 >>> import sora_jax
->>> studio = sora_jax.load("toyworld")
->>> video = studio.generate("a red circle moves left", duration=2.0, aspect="16:9")
->>> studio.extend(video, seconds=2.0).save("out.mp4")
+>>> pipeline = sora_jax.load("toyworld")
+>>> video = pipeline.generate("a red circle moves left", duration=2.0, aspect="16:9")
+>>> pipeline.extend(video, seconds=2.0).save("out.mp4")
 """
 
 from __future__ import annotations
@@ -48,31 +48,31 @@ class ModelEntry:
     summary: str
 
 
-def _aloud(note: str) -> None:
+def _print_note(note: str) -> None:
     print(f"note: {note}", file=sys.stderr)
 
 
 class Pipeline(Codec):
     """A model. One instance serves any number of requests, of any shapes.
 
-    Every ability takes what it is given as a file, a `Video`, a picture or an array. All take the fields of
-    `settings.Settings` as keywords, those that are given a video or picture also the fields of `shape.Shape`; and
-    `progress`, which is called with (steps done, steps in all).
+    Every ability takes its inputs as files, `Video`s, pictures or arrays. All take the fields of `settings.Settings` as
+    keywords, those with an input also the fields of `shape.Shape`; and `progress`, which is called with (steps done,
+    steps in all).
 
     Args:
       bundle: as `model.Model` takes it.
-      say: called with a sentence where something is made otherwise than it was asked for, or is beyond what the
-        model saw in training.
+      notify: called with a sentence where a result differs from what was asked for, or is beyond what the model saw
+        in training.
     """
 
     def __init__(
         self,
         bundle: Bundle | Callable[[], Bundle],
         text: TextEncoder | None = None,
-        say: Callable[[str], None] = _aloud,
+        notify: Callable[[str], None] = _print_note,
     ) -> None:
         super().__init__(bundle, text)
-        self.say = say
+        self.notify = notify
 
     def make(self, jobs: Sequence[Job], progress: Progress | None = None) -> list[Video]:
         """Videos of several jobs, of any abilities and shapes, packed together.
@@ -86,11 +86,11 @@ class Pipeline(Codec):
     def make_streams(self, jobs: Sequence[Job], progress: Progress | None = None) -> list[VideoStream]:
         """As `make`, but a video's frames come one by one, as soon as nothing changes them any more.
 
-        They are made while they are read; videos are to be read one after another. Where nothing is given but words,
-        what is held of a video doesn't grow with its duration.
+        They are made while they are read; videos are to be read one after another. Of text to video, the memory doesn't
+        grow with the duration.
         """
         for note in review_batch(self, jobs):
-            self.say(note)
+            self.notify(note)
         canvases = [self.encode(job.sketch) for job in jobs]
         streams = []
         for job, canvas, latents in zip(
@@ -116,7 +116,7 @@ class Pipeline(Codec):
     def generate(
         self, prompt: str | Sequence[str], progress: Progress | None = None, **fields: Any
     ) -> Video | list[Video]:
-        """A video of `prompt`; of several prompts a list, packed into rows together.
+        """A video of `prompt`; of several prompts a list, packed together.
 
         Raises:
           UserError: a prompt is empty or too long, or the model can't hold the shape.
@@ -127,7 +127,7 @@ class Pipeline(Codec):
         return videos if several else videos[0]
 
     def generate_batch(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Video]:
-        """Videos of several requests, whose shapes may all differ, packed into rows together.
+        """Videos of several requests, whose shapes may all differ, packed together.
 
         Each result is what its request gives alone, up to rounding.
 
@@ -140,7 +140,7 @@ class Pipeline(Codec):
     def stream(self, prompt: str, progress: Progress | None = None, **fields: Any) -> VideoStream:
         """As `generate`, for a video of any duration: its frames come while it is made, in constant memory.
 
-        >>> studio.stream("a red circle moves left", duration=60.0).save("long.mp4")
+        >>> pipeline.stream("a red circle moves left", duration=60.0).save("long.mp4")
         """
         return self.stream_batch([Request(prompt, **fields)], progress)[0]
 

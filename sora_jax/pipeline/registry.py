@@ -23,8 +23,8 @@ class Param:
       name: the keyword.
       kind: of value; of a "video" a part may be taken (--start and --end).
       help: of the option.
-      default: what the command passes where nothing is given; None leaves it to the function.
-      required: whether it must be given.
+      default: what the command passes without the option; None leaves it to the function.
+      required: whether it must be named.
       argument: whether it is an argument of the command, not an option.
       option: the option's name where it isn't the keyword.
     """
@@ -63,10 +63,10 @@ class Ability:
     output: str = ""
 
 
-# The shape of what is made from words alone; `request.Request` has the same.
-OF_WORDS = {"duration": "2", "fps": "8", "resolution": "64", "aspect": "1:1"}
+# The shape of text to video; `request.Request` has the same defaults.
+TEXT_TO_VIDEO = {"duration": "2", "fps": "8", "resolution": "64", "aspect": "1:1"}
 
-_PROMPT = Param("prompt", help="What is to be seen; none: what the input suggests.", default="")
+_PROMPT = Param("prompt", help="What the video shows; none: what the input suggests.", default="")
 _WORDS = Param("prompt", required=True, argument=True)
 _OPTIONAL_WORDS = Param("prompt", default="", argument=True)
 _VIDEO = Param("video", "video", required=True, argument=True)
@@ -79,7 +79,7 @@ _ABILITIES = (
         "image",
         "A picture of PROMPT.",
         (_WORDS,),
-        shape=OF_WORDS,
+        shape=TEXT_TO_VIDEO,
         leave_out=("duration", "fps"),
         output="out.png",
     ),
@@ -127,7 +127,7 @@ _ABILITIES = (
             Param("seconds", "seconds", "How long it takes back to the beginning.  [default: 1.5]"),
         ),
         shape={"duration": "of VIDEO and --seconds; without VIDEO 3"}
-        | {name: f"VIDEO's own, else {OF_WORDS[name]}" for name in ("fps", "resolution", "aspect")},
+        | {name: f"VIDEO's own, else {TEXT_TO_VIDEO[name]}" for name in ("fps", "resolution", "aspect")},
         evaluations=("loop",),
     ),
     Ability(
@@ -216,7 +216,7 @@ _ABILITIES = (
         "storyboard",
         "The video that FILE describes in cards (YAML; see docs/abilities.md).",
         (Param("board", "file", required=True, argument=True, option="file"),),
-        shape=dict.fromkeys(OF_WORDS, "what FILE says"),
+        shape=dict.fromkeys(TEXT_TO_VIDEO, "what FILE says"),
         evaluations=("storyboard",),
     ),
     Ability(

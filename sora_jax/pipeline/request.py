@@ -22,7 +22,7 @@ class Request(Settings):
     """What is asked for: a video of a prompt.
 
     Attributes:
-      prompt: what is to be seen.
+      prompt: what the video shows.
       duration: seconds; frames are round(duration × fps), at least one.
       resolution: the short side in pixels; the long side follows from `aspect` to the nearest even number.
       aspect: width to height, "16:9" or a number.
@@ -50,7 +50,7 @@ class Request(Settings):
         return Settings(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)})
 
     def check(self) -> None:
-        """Raises UserError where it makes no sense, whatever the model."""
+        """Raises UserError where it makes no sense for any model."""
         check_text("prompt", self.prompt)
         if not self.prompt.strip():
             raise UserError(
@@ -60,16 +60,16 @@ class Request(Settings):
         for name in ("duration", "resolution", "aspect", "fps"):
             if getattr(self, name) is None:
                 raise UserError(f"{name}=None can't be used: leave it out, or give a value.")
-        # A default isn't told from the same value said; `generate` and its like see what was said.
-        said = ("duration", "resolution", "aspect")
-        named = {name: value for name in said if (value := getattr(self, name)) != getattr(Request, name)}
+        # A default can't be distinguished from the same value passed; `generate` sees what was passed.
+        shape = ("duration", "resolution", "aspect")
+        named = {name: value for name in shape if (value := getattr(self, name)) != getattr(Request, name)}
         check_conflicts({"frames": self.frames, "size": self.size, **named})
         check_shape(self.duration, self.frames, self.fps, self.resolution, self.aspect, self.size)
         super().check()
 
 
 def text_to_video(model: Model, request: Request) -> Job:
-    """Nothing is given but words.
+    """The job of a request: everything is generated.
 
     Raises:
       UserError: the video is larger or longer than what can be made.

@@ -20,7 +20,7 @@ MOST_LETTERS_A_TOKEN = 20
 USUAL_ASPECTS, MOST_USUAL = (
     ("9:16", "1:1", "16:9"),
     4.0,
-)  # where a model doesn't tell; beyond that it is a strip
+)  # where a model's card doesn't say; longer ones are strips
 MOST_NAMED = 8  # words in one note
 
 
@@ -46,13 +46,13 @@ def review(model: Model, job: Job) -> list[str]:
 
     Raises:
       UserError: what the model can't do, and the nearest that it does well; with `Settings.strict` also words that
-        it doesn't know, and a prompt that names no thing where nothing else is given.
+        it doesn't know, and a prompt that names no thing where there is no other conditioning.
     """
     settings, sketch = job.settings, job.sketch
     T, Y, X, _ = sketch.frames.shape
     texts = [*job.captions, (0.0, settings.negative)]
-    check_words(model, job.captions)
-    check_words(model, texts[-1:])
+    check_captions(model, job.captions)
+    check_captions(model, texts[-1:])
     knowledge = model.bundle.knowledge
     doubt = _unknown(model.name, texts, knowledge)
     if (
@@ -70,10 +70,10 @@ def review(model: Model, job: Job) -> list[str]:
     return [*filter(None, [doubt]), *_unseen(model, job, blank)]
 
 
-def check_words(model: Model, words: Captions | list[tuple[float, str]]) -> None:
+def check_captions(model: Model, captions: Captions | list[tuple[float, str]]) -> None:
     """Raises UserError where prompts are no text, or longer than the model reads."""
     limits, in_all = model.bundle.limits, 0
-    for _, prompt in words:
+    for _, prompt in captions:
         check_text("prompt", prompt)
         if len(prompt) > MOST_LETTERS_A_TOKEN * limits.text:  # which would take long to tokenise
             raise UserError(
@@ -94,13 +94,13 @@ def check_words(model: Model, words: Captions | list[tuple[float, str]]) -> None
 
 
 def too_large(model: Model, size: tuple[int, int]) -> str:
-    """Why a frame of a size, (height, width), can't be painted from nothing, and what can."""
+    """Why a frame of a size, (height, width), can't be generated, and what can."""
     limits, (height, width) = model.bundle.limits, size
     short, long = min(size), max(size)
     scaled = lambda side: tuple(max(round(own * side / short), 1) for own in size)
     start = (
         f"A frame of {width}×{height} takes {model.frame_tokens(*size):,} tokens, and the model {model.name!r} "
-        f"holds {limits.tokens} in a run of two or more"
+        f"holds {limits.tokens} in a segment of two or more"
     )
     if near := _nearest_learned(model, size):
         return f"{start}: the nearest that it does well is an aspect ratio of {near[0]} at a resolution of {near[1]}."
@@ -153,7 +153,7 @@ def _draws(knowledge: Knowledge) -> str:
 
 
 def _unseen(model: Model, job: Job, blank: bool) -> Iterator[str]:
-    """What of a video's shape lies beyond training's, in one sentence."""
+    """What of a video's shape is beyond training's, in one sentence."""
     knows, sketch = model.bundle.knowledge, job.sketch
     T, Y, X, _ = sketch.frames.shape
     T = len(range(T)[job.keep])

@@ -33,15 +33,15 @@ class Settings:
 
     Attributes:
       seed: random seed.
-      steps: of the solver, from noise; what is repainted from a strength takes its share of them.
-      guidance: weight of the words; 1 is none.
+      steps: of the solver, from noise; with a lower strength that share of them.
+      guidance: classifier-free guidance scale; 1 is none.
       solver: a name of `solvers.SOLVERS`.
       guidance_method: a name of `guidance.METHODS`; "zero" also leaves out the first 4% of the steps, at least one.
       guidance_interval: (lowest, highest) σ between which guidance acts.
-      guidance_rescale: 0 to 1, how far what guidance adds in contrast is taken back, as in diffusers.
-      given_guidance: weight of what is given (pictures, clips) apart from the words; 1 is none.
+      guidance_rescale: 0 to 1, how far the contrast that guidance adds is reduced, as in diffusers.
+      given_guidance: guidance scale of conditioning pictures and clips; 1 is none.
       negative: the negative prompt.
-      strict: words that the model doesn't know are refused; otherwise a note names them.
+      strict: refuse words that the model doesn't know; otherwise a note names them.
       max_frames: the most frames of a video, and of a batch together; None is what lasts ten minutes at the model's
         highest rate.
 
@@ -65,8 +65,8 @@ class Settings:
         self.check()
 
     @property
-    def weights(self) -> Guidance:
-        """How strongly it is led."""
+    def as_guidance(self) -> Guidance:
+        """As the sampler takes it."""
         low, high = self.guidance_interval
         method = METHODS.index(self.guidance_method)
         return Guidance(self.guidance, self.given_guidance, low, high, self.guidance_rescale, method)
@@ -82,7 +82,7 @@ class Settings:
             raise UserError(f"There is no solver {shown(self.solver)}: choose one of {', '.join(SOLVERS)}.")
         if self.guidance_method not in METHODS:
             raise UserError(
-                f"There is no way of guidance {shown(self.guidance_method)}: choose one of {', '.join(METHODS)}."
+                f"There is no guidance method {shown(self.guidance_method)}: choose one of {', '.join(METHODS)}."
             )
         try:
             low, high = self.guidance_interval

@@ -1,4 +1,4 @@
-"""Storyboards: cards with a time, a text and perhaps a picture or a clip; a YAML file becomes a plan.
+"""Storyboards: cards with a time, a text and perhaps a picture or a clip; read from YAML.
 
 duration: 4            # seconds; all but cards may be left out
 fps: 8
@@ -33,7 +33,7 @@ from sora_jax.pipeline.shape import check_shape
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """From `at` seconds on its words hold; at that time its picture is seen, or its clip begins.
+    """From `at` seconds on its text is the active caption; at that time its picture is shown, or its clip begins.
 
     `start` and `end`, in seconds, say which part of the clip, or which frame of a film is the picture.
     """
@@ -51,7 +51,7 @@ class Storyboard:
     """See the module's docstring.
 
     Raises:
-      UserError: there is no card, their times don't rise, or lie outside of the video.
+      UserError: there is no card, their times don't rise, or are outside of the video.
     """
 
     cards: tuple[Card, ...]
@@ -110,7 +110,7 @@ def read_storyboard(path: Path) -> Storyboard:
         raise UserError(f"{path}, {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        what = f"line {mark.line + 1}" if mark else "it holds signs that YAML doesn't allow"
+        what = f"line {mark.line + 1}" if mark else "it holds characters that YAML doesn't allow"
         raise UserError(f"{path} is no YAML ({what}): see docs/abilities.md for a storyboard.") from error
     if not isinstance(parts, dict) or not isinstance(parts.get("cards"), list):
         raise UserError(f"{path} is no storyboard: it needs a list of cards, see docs/abilities.md.")

@@ -1,8 +1,8 @@
-"""From what a person asks for to a plan: read what is given, paint the sketch, say what becomes of the result.
+"""The abilities: each function reads its inputs, makes the sketch and returns the job.
 
-One function an ability; `Pipeline` has a method for each (`fill_frames` for `fill`), and makes any number of plans at
-once. Each takes the fields of `shape.Shape` and `denoise.Settings` as keywords. What of the result's shape is not named
-is the input's own, or the nearest that the model can hold, which a note says.
+`registry.ABILITIES` has an entry for each, of which commands and the methods of `Pipeline` are made. Each takes the
+fields of `shape.Shape` and `settings.Settings` as keywords. What of the result's shape is not named is the input's
+own, or the nearest that the model can hold, which a note says.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from sora_jax.pipeline.inputs import (
     MediaInput,
     Part,
     as_part,
-    held,
-    read_whole,
-    size_of,
+    nearest_supported,
+    output_size,
+    read_full_size,
+    read_input,
+    read_pair,
     sound_of,
-    take,
-    take_pair,
 )
 from sora_jax.pipeline.job import (
     Job,
@@ -39,10 +39,10 @@ from sora_jax.pipeline.job import (
     captions_of,
     check_box,
     check_one,
+    check_pairs,
     new_frames,
-    pairs,
     parse_options,
-    passage,
+    transition_frames,
 )
 from sora_jax.pipeline.keywords import called, spelled_out
 from sora_jax.pipeline.model import Model
@@ -52,13 +52,13 @@ from sora_jax.pipeline.shape import SHAPE_FIELDS, Shape
 from sora_jax.pipeline.storyboard import Storyboard, read_storyboard
 from sora_jax.tokens.canvas import GROUP, Sketch
 
-CONTEXT = 1 + 2 * GROUP  # frames of a clip that what leads back to it sees
+CONTEXT = 1 + 2 * GROUP  # frames of a clip that the transition back to it sees
 
 MOST_FACTOR = 1000  # of slow motion
-# Shares of the sampler's way.
+# Shares of the sampler's steps.
 BLEND_STRENGTH = 0.7
 UPSCALE_STRENGTH = 0.3
-# Between two given clips the neighbours say more than the words: not led away from them unless it is asked for.
+# Between two conditioning clips the neighbours matter more than the prompt: no guidance unless it is asked for.
 BETWEEN: dict[str, Any] = {"guidance": 1.0}
 
 ability = spelled_out(Shape, Settings)
@@ -104,9 +104,9 @@ def animate(
         if not isinstance(time, str):
             check_number("at", time, least=0)
         if size is None:
-            size = size_of(model, as_part(source).read(1e-6).video.size, shape)
+            size = output_size(model, as_part(source).read(1e-6).video.size, shape)
             model.admit(T, size, fps, settings)
-        media = take(model, source, Shape(fps=fps, size=size), 1e-6)
+        media = read_input(model, source, Shape(fps=fps, size=size), 1e-6)
         notes += media.notes
         taken[places[time] if isinstance(time, str) else round(time * fps)] = media.video.frames[0]
     assert size is not None
@@ -128,7 +128,7 @@ def extend(
     shape, settings = parse_options(options)
     check_switch("backward", backward)
     check_one(seconds, shape)
-    media = take(model, video, shape.any_length())
+    media = read_input(model, video, shape.any_length())
     rate, T = media.video.fps, len(media.video)
     new = shape.count(rate) - T if seconds is None else frames_of(seconds, rate)
     if new < 1:
@@ -175,12 +175,12 @@ def loop(
     check_number("strength", strength, least=0, most=1)
     if seconds is not None or shape.long:
         check_one(seconds, shape)
-    media = take(model, video, shape.any_length())
+    media = read_input(model, video, shape.any_length())
     frames, fps = media.video.frames, media.video.fps
-    new, said = passage(new_frames(seconds, shape, len(frames), fps, 1.5), fps)
-    again = min(len(frames), CONTEXT)
-    model.admit(len(frames) + new + again, media.video.size, fps, settings)
-    sketch = abilities.loop(frames, new, again, fps, strength)
+    new, said = transition_frames(new_frames(seconds, shape, len(frames), fps, 1.5), fps)
+    repeated = min(len(frames), CONTEXT)
+    model.admit(len(frames) + new + repeated, media.video.size, fps, settings)
+    sketch = abilities.loop(frames, new, repeated, fps, strength)
     keep = slice(len(frames) + new)
     return Job(sketch, captions_of(prompt), settings, keep, notes=media.notes + said)
 
@@ -213,12 +213,12 @@ def fill(
     prompt: str = "",
     **options: Any,
 ) -> Job:
-    """Frames from one time to another, in seconds, are missing and painted anew."""
+    """Frames from one time to another, in seconds, are missing and generated."""
     shape, settings = parse_options(options)
-    media = take(model, video, shape)
+    media = read_input(model, video, shape)
     T, rate = len(media.video), media.video.fps
     gone = np.zeros(T, bool)
-    for begin, end in pairs("missing", missing):
+    for begin, end in check_pairs("missing", missing):
         if not 0 <= begin <= end or round(begin * rate) >= T:
             raise UserError(
                 f"Nothing is missing from {begin:g} to {end:g} s: the video lasts from 0 to {T / rate:g} s."
@@ -237,7 +237,7 @@ def smooth(model: Model, video: MediaInput, fps: float = 24.0, prompt: str = "",
     wanted = shape.count(fps) if shape.frames else None
     if wanted is not None:
         shape = dataclasses.replace(shape, frames=None, duration=wanted / fps)
-    media = take(model, video, dataclasses.replace(shape, fps=None))
+    media = read_input(model, video, dataclasses.replace(shape, fps=None))
     rate, notes = media.video.fps, list(media.notes)
     if fps < rate * (1 + 1e-3):
         raise UserError(f"The video is taken at {rate:g} frames a second already: ask for more than that.")
@@ -258,7 +258,7 @@ def slow(model: Model, video: MediaInput, factor: int = 2, prompt: str = "", **o
     if shape.long:  # of the result
         rate = shape.fps or as_part(video).read(1e-6).video.fps
         shape = dataclasses.replace(shape, frames=None, duration=shape.count(rate) / rate / factor)
-    media = take(model, video, shape)
+    media = read_input(model, video, shape)
     return _with_frames_between(model, media, factor, media.video.fps, prompt, settings)
 
 
@@ -274,11 +274,11 @@ def _with_frames_between(
         raise UserError("A single frame has nothing between: give a video of two frames or more.")
     model.admit(1 + (len(frames) - 1) * factor, media.video.size, fps, settings)
 
-    def still(painted: np.ndarray) -> np.ndarray:
-        return overrule(painted, abilities.between(painted[::factor], factor))
+    def keep_still(decoded: np.ndarray) -> np.ndarray:
+        return overrule(decoded, abilities.between(decoded[::factor], factor))
 
     sketch = abilities.smooth(frames, factor, fps)
-    return Job(sketch, captions_of(prompt), settings, finish=still, notes=media.notes)
+    return Job(sketch, captions_of(prompt), settings, finish=keep_still, notes=media.notes)
 
 
 @ability
@@ -294,15 +294,15 @@ def connect(
 ) -> Job:
     """One video turns into the other over about `seconds` (2 if not named), or so that both last `duration`.
 
-    The passage is painted from a cross-fade where `strength` is below 1.
+    The transition starts from a cross-fade where `strength` is below 1.
     """
     shape, settings = parse_options(BETWEEN | options)
     check_number("strength", strength, least=0, most=1)
     if seconds is not None or shape.long:
         check_one(seconds, shape)
-    first, second, notes = take_pair(model, a, b, shape.any_length())
+    first, second, notes = read_pair(model, a, b, shape.any_length())
     fps, T = first.fps, len(first) + len(second)
-    new, said = passage(new_frames(seconds, shape, T, fps, 2.0), fps)
+    new, said = transition_frames(new_frames(seconds, shape, T, fps, 2.0), fps)
     model.admit(T + new, first.size, fps, settings)
     sketch = abilities.connect(first.frames, second.frames, new, fps, strength)
     return Job(sketch, captions_of(prompt), settings, notes=notes + said)
@@ -322,11 +322,11 @@ def blend(
     """Both videos at once; `curve` has (seconds, weight of the second), by default from 0 to 1 all along."""
     shape, settings = parse_options(options)
     check_number("strength", strength, least=0, most=1)
-    first, second, notes = take_pair(model, a, b, shape)
+    first, second, notes = read_pair(model, a, b, shape)
     T, fps = min(len(first), len(second)), first.fps
     if len(first) != len(second):
         notes += (f"Both videos are used as long as the shorter one lasts, {T / fps:g} s.",)
-    points = ((0.0, 0.0), (max(T - 1, 1) / fps, 1.0)) if curve is None else pairs("curve", curve)
+    points = ((0.0, 0.0), (max(T - 1, 1) / fps, 1.0)) if curve is None else check_pairs("curve", curve)
     weight = abilities.curve(points, T, fps)
     model.admit(T, first.size, fps, settings)
     sketch = abilities.blend(first.frames[:T], second.frames[:T], weight, fps, strength)
@@ -344,7 +344,7 @@ def inpaint(
     strength: float = 1.0,
     **options: Any,
 ) -> Job:
-    """What lies in `box` (left, top, width, height in the input's pixels), or where `mask` is light, is painted anew.
+    """What is in `box` (left, top, width, height in the input's pixels), or where `mask` is light, is generated.
 
     A mask is a picture or a video. Outside, the input's own pixels are kept.
     """
@@ -352,11 +352,11 @@ def inpaint(
     check_number("strength", strength, least=0, most=1)
     if (box is None) == (mask is None):
         raise UserError(
-            f"What is to be painted anew is said by {called('box')} or {called('mask')}: give one of the two."
+            f"The part to generate is named by {called('box')} or {called('mask')}: give one of the two."
         )
     if box is not None:
         check_box(box)
-    media = take(model, video, shape)
+    media = read_input(model, video, shape)
     frames = media.video.frames
     T, Y, X, _ = frames.shape
     model.admit(T, (Y, X), media.video.fps, settings)
@@ -366,11 +366,11 @@ def inpaint(
     else:
         assert mask is not None
         part = dataclasses.replace(as_part(mask), start=as_part(mask).start + as_part(video).start)
-        media_mask = take(model, part, Shape(fps=media.video.fps, size=(Y, X)), T / media.video.fps)
+        media_mask = read_input(model, part, Shape(fps=media.video.fps, size=(Y, X)), T / media.video.fps)
         light = media_mask.video.frames.mean(-1) > 127
         inside |= light[np.minimum(np.arange(T), len(light) - 1)]
         if not inside.any():
-            raise UserError("The mask is black everywhere: what is to be painted anew must be light in it.")
+            raise UserError("The mask is black everywhere: the part to generate must be light in it.")
     sketch = abilities.inpaint(frames, inside, media.video.fps, strength)
     return Job(
         sketch,
@@ -400,13 +400,13 @@ def outpaint(
         what = f"{shape.size[1]}×{shape.size[0]}" if shape.size else shown(aspect).strip("'")
         raise UserError(f"The video has the aspect ratio {what} already: name another one.")
     if shape.resolution is None and shape.size is None:
-        scale = min(1.0, *np.divide(held(model, size), size))
+        scale = min(1.0, *np.divide(nearest_supported(model, size), size))
     else:
-        scale = min(np.divide(size_of(model, own, shape), size))
+        scale = min(np.divide(output_size(model, own, shape), size))
     if scale != 1:
         Y, X = (max(2 * int(side * scale / 2 + 1e-6), 2) for side in (Y, X))
         size = shape.size or grown(Y, X)
-    media = take(model, video, dataclasses.replace(shape, resolution=None, aspect=None, size=(Y, X)))
+    media = read_input(model, video, dataclasses.replace(shape, resolution=None, aspect=None, size=(Y, X)))
     model.admit(len(media.video), size, media.video.fps, settings)
     sketch = abilities.outpaint(media.video.frames, size, media.video.fps)
     return Job(
@@ -429,7 +429,7 @@ def edit(
     motion: bool = False,
     **options: Any,
 ) -> Job:
-    """What is seen changes to `prompt`; `strength`, 0 to 1, says how far; `motion` keeps motion and frees looks."""
+    """The video changed to match `prompt` (SDEdit), by a `strength` of 0 to 1; `motion` keeps motion, not looks."""
     shape, settings = parse_options(options)
     check_number("strength", strength, least=0, most=1)
     check_switch("motion", motion)
@@ -437,7 +437,7 @@ def edit(
         raise UserError(
             "The prompt is empty: say what is to be seen instead, for example 'a blue circle moves right'."
         )
-    media = take(model, video, shape)
+    media = read_input(model, video, shape)
     model.admit(len(media.video), media.video.size, media.video.fps, settings)
     sketch = abilities.edit(media.video.frames, strength, media.video.fps, motion)
     return Job(sketch, captions_of(prompt), settings, notes=media.notes, sound=sound_of(video))
@@ -453,7 +453,7 @@ def upscale(
     strength: float = UPSCALE_STRENGTH,
     **options: Any,
 ) -> Job:
-    """The video at a higher resolution: scaled up, its edges repainted.
+    """The video at a higher resolution: scaled up, its edges generated from partial noise.
 
     Scaled down again, the result gives the input.
     """
@@ -474,7 +474,7 @@ def upscale(
             f"The video's short side has {min(small.size)} pixels already: ask for more than that."
         )
     check_pixels(model.work(1, size, settings))
-    media = read_whole(video, shape)
+    media = read_full_size(video, shape)
     given = Video(crop(media.video.frames, size), media.video.fps)
     model.admit(len(given), size, given.fps, settings)
     larger = resize(given, *size).frames
@@ -485,7 +485,7 @@ def upscale(
         sketch,
         captions_of(prompt),
         settings,
-        finish=lambda painted: agree(over(painted), given.frames),
+        finish=lambda decoded: agree(over(decoded), given.frames),
         notes=media.notes,
         sound=sound_of(video),
     )
@@ -517,7 +517,7 @@ def storyboard(model: Model, board: Storyboard | Path, **options: Any) -> Job:
     new = frames_of(board.loop, board.fps) if board.loop else 0
     given = any(card.image is not None or card.clip is not None for card in board.cards)
     model.admit(T + new, size, board.fps, settings, held=given)
-    sketch = (abilities.paper if given else abilities.blank)((T, *size), board.fps)
+    sketch = abilities.blank((T, *size), board.fps, writable=given)
     notes: list[str] = []
     ends = [*(card.at for card in board.cards[1:]), board.duration]
     for number, (card, end) in enumerate(zip(board.cards, ends, strict=True), 1):
@@ -526,7 +526,7 @@ def storyboard(model: Model, board: Storyboard | Path, **options: Any) -> Job:
             continue
         seconds = 1e-6 if card.clip is None else None
         part = Part(source, card.start, card.end)
-        media = take(model, part, Shape(fps=board.fps, size=size), seconds)
+        media = read_input(model, part, Shape(fps=board.fps, size=size), seconds)
         notes += media.notes
         first = min(round(card.at * board.fps), T - 1)
         last = first + len(media.video)
@@ -540,13 +540,13 @@ def storyboard(model: Model, board: Storyboard | Path, **options: Any) -> Job:
         sketch.strength[first:last] = 0
     keep = slice(None)
     if board.loop:
-        sketch, keep = _looped(sketch, new)
-    words = tuple((card.at, card.text) for card in board.cards if card.text.strip())
-    return Job(sketch, words, settings, keep, notes=tuple(notes))
+        sketch, keep = _with_loop(sketch, new)
+    captions = tuple((card.at, card.text) for card in board.cards if card.text.strip())
+    return Job(sketch, captions, settings, keep, notes=tuple(notes))
 
 
-def _looped(sketch: Sketch, new: int) -> tuple[Sketch, slice]:
-    """The sketch and `new` frames that lead back to its first one, which must be given to come back to."""
+def _with_loop(sketch: Sketch, new: int) -> tuple[Sketch, slice]:
+    """The sketch and `new` frames that lead back to its first one, which must be conditioning."""
     if not sketch.fixed[0]:
         raise UserError(
             "A storyboard that loops begins with a picture to come back to: give its first card, at 0 s, an image."

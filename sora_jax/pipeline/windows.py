@@ -1,7 +1,7 @@
-"""A canvas that is denoised window by window, and what of it is held meanwhile.
+"""A canvas that is denoised window by window, and what of it is in memory meanwhile.
 
 Latent frames are ready as soon as no later window changes them, and are forgotten as soon as no later window sees
-them: what is held of a canvas that is denoised from its beginning on doesn't grow with its length.
+them: the memory for a canvas that is denoised from its beginning on doesn't grow with its length.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class WindowedCanvas:
     """A canvas being denoised.
 
     Args:
-      canvas: what is given, and where σ starts.
+      canvas: conditioning latents, and the sigma that the others start from.
       most, context: as `canvas.windows`'.
       patch: latent cells of a token.
       seed: of the noise.
@@ -35,9 +35,9 @@ class WindowedCanvas:
         self.canvas, self.patch = canvas, patch
         self.windows = deque(windows(canvas, most, context, patch[0]))
         self.ready: deque[np.ndarray] = deque()
-        # Of each window the first latent frame that those behind it see, and that they change.
+        # Of each window the first latent frame that later ones see, and that they change.
         self._seen, self._changed = (
-            deque(_least_behind([window[i].start for window in self.windows], len(canvas))) for i in (0, 1)
+            deque(_least_after([window[i].start for window in self.windows], len(canvas))) for i in (0, 1)
         )
         self._generated: dict[int, np.ndarray] = {}  # by latent frame
         self._noise: dict[int, np.ndarray] = {}  # by latent frame, as far as it is drawn
@@ -58,7 +58,7 @@ class WindowedCanvas:
         return self._part(seen), np.stack([self._noise[number] for number in range(seen.start, seen.stop)])
 
     def put(self, latent: np.ndarray) -> None:
-        """Takes the next window denoised, float32[t,y,x,c]; what is given, or was generated before, stays."""
+        """Takes the next window denoised, float32[t,y,x,c]; conditioning, and what was generated before, stays."""
         seen, new = self.windows.popleft()
         part = self._part(new)
         fresh = latent[new.start - seen.start : new.stop - seen.start]
@@ -85,7 +85,7 @@ class WindowedCanvas:
             self._drawn += by
 
     def _release(self, final: int, seen: int) -> None:
-        """What lies before `final` is ready; what of it lies before `seen` is needed no more."""
+        """Frames before `final` are ready; those before `seen` are needed no more."""
         for number in range(self._final, final):
             self.ready.append(self._generated.get(number, self.canvas.latent[number]))
         self._final = final
@@ -94,6 +94,6 @@ class WindowedCanvas:
                 del held[number]
 
 
-def _least_behind(numbers: Sequence[int], end: int) -> list[int]:
-    """Of each number the least of those behind it; `end` behind the last."""
+def _least_after(numbers: Sequence[int], end: int) -> list[int]:
+    """Of each number the least of those after it; `end` after the last."""
     return np.minimum.accumulate([end, *numbers[::-1]])[-2::-1].tolist()

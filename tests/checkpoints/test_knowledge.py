@@ -97,7 +97,7 @@ def test_the_bundled_model_says_what_it_learned():
 @pytest.fixture
 def studio() -> Pipeline:
     bundle = dataclasses.replace(tiny_bundle(), card={"knows": dataclasses.asdict(TOYWORLD)})
-    return Pipeline(bundle, say=lambda note: said.append(note))
+    return Pipeline(bundle, notify=lambda note: said.append(note))
 
 
 said: list[str] = []

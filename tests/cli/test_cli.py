@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 from flax import nnx
-from helpers.fake_studio import written_files
+from helpers.fake_pipeline import written_files
 
 from sora_jax.checkpoints.bundle import Bundle, Limits, save_bundle
 from sora_jax.cli import main as cli

@@ -7,7 +7,7 @@ import signal
 import threading
 
 import pytest
-from helpers.fake_studio import written_files
+from helpers.fake_pipeline import written_files
 
 from sora_jax.cli import main as cli
 

@@ -114,7 +114,7 @@ def test_smooth_counts_the_frames_that_it_adds(studio):
 )
 def test_a_frame_that_fits_nowhere_is_refused_before_it_is_made(studio, ask):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(UserError, match="GiB of memory|in a run of two or more"):
+    with pytest.raises(UserError, match="GiB of memory|in a segment of two or more"):
         ask(studio)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
 
@@ -174,7 +174,7 @@ def test_a_limit_of_one_frame_is_singular(studio):
 
 def test_what_a_batch_takes_is_estimated_once(studio, monkeypatch):
     notes: list[str] = []
-    monkeypatch.setattr(studio, "say", notes.append)
+    monkeypatch.setattr(studio, "notify", notes.append)
     requests = [Request("a ring", 10.0, 32, seed=i) for i in range(50)]
     job = text_to_video(studio, requests[0])
     one = studio.work(80, (32, 32), job.settings).seconds("cpu")
@@ -186,7 +186,7 @@ def test_what_a_batch_takes_is_estimated_once(studio, monkeypatch):
 
 def test_what_takes_long_is_estimated(studio, monkeypatch):
     notes: list[str] = []
-    monkeypatch.setattr(studio, "say", notes.append)
+    monkeypatch.setattr(studio, "notify", notes.append)
     monkeypatch.setattr("sora_jax.pipeline.pipeline.iter_latents", lambda *_: [])
     monkeypatch.setattr(studio, "encode", lambda sketch: None)
     request = Request("a ring", duration=1e7, resolution=32, max_frames=10**8)
@@ -196,7 +196,17 @@ def test_what_takes_long_is_estimated(studio, monkeypatch):
 
 
 def test_windows_tokens_and_words():
-    work = Work(25, 64, 64, frame_tokens=64, latent_frames=7, window=7, steps=12, passes=2, parameters=10**6)
+    work = Work(
+        25,
+        64,
+        64,
+        frame_tokens=64,
+        latent_frames=7,
+        max_latent_frames=7,
+        steps=12,
+        passes=2,
+        parameters=10**6,
+    )
     assert (work.windows, work.tokens) == (1, 7 * 64)
     assert dataclasses.replace(work, latent_frames=15).windows == 3  # four new ones each
     assert work.seconds("gpu") < work.seconds("cpu")

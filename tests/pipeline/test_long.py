@@ -81,7 +81,7 @@ def test_a_seed_has_one_noise_however_a_canvas_is_cut(monkeypatch, patch):
 
 def test_a_blank_canvas_is_the_encoded_blank_sketch(studio):
     ours = studio.encode(abilities.blank((30, 20, 40), 8.0))
-    theirs = studio.encode(abilities.paper((30, 20, 40), 8.0))
+    theirs = studio.encode(abilities.blank((30, 20, 40), 8.0, writable=True))
     for field in dataclasses.fields(ours):
         np.testing.assert_array_equal(getattr(ours, field.name), getattr(theirs, field.name))
     assert ours.latent.strides == (0, 0, 0, 0) and not ours.fixed.any()

@@ -96,7 +96,7 @@ def test_without_pictures_all_is_open(studio):
 
 def test_a_storyboard_becomes_a_video(folder, studio, monkeypatch):
     said = []
-    monkeypatch.setattr(studio, "say", said.append)
+    monkeypatch.setattr(studio, "notify", said.append)
     board = dataclasses.replace(read_storyboard(written(folder, WHOLE)), aspect="3:2")
     video = studio.storyboard(board, steps=2)
     assert video.frames.shape == (28, 32, 48, 3) and video.fps == 8

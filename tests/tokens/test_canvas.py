@@ -347,7 +347,7 @@ def test_what_is_given_is_the_autoencoders_own_reconstruction_of_it(ability, row
     before = model.encode(sketch)
     (after,) = denoise(model, [Job(sketch, ((0.0, "a ring"),), SETTINGS)], [before])
     assert rows == "one window" or len(windows(before, 3, 1)) >= MANY.get(ability, 2)
-    painted = model.decode_floats(after, *shape, painted=before.init_sigma.any((1, 2)))
+    painted = model.decode_floats(after, *shape, generated=before.init_sigma.any((1, 2)))
     coded = model.decode_floats(before, *shape)
     np.testing.assert_array_equal(painted[sketch.fixed], coded[sketch.fixed])
     np.testing.assert_array_equal(after.latent[before.init_sigma == 0], before.latent[before.init_sigma == 0])
@@ -369,7 +369,7 @@ def test_a_seam_is_taken_up_over_the_painted_frames_before_it(engine):
     (after,) = denoise(engine, [Job(sketch, (), SETTINGS)], [before])
     shape = sketch.frames.shape[:3]
     plain = engine.decode_floats(after, *shape)
-    moved = engine.decode_floats(after, *shape, painted=before.init_sigma.any((1, 2))) - plain
+    moved = engine.decode_floats(after, *shape, generated=before.init_sigma.any((1, 2))) - plain
     assert not moved[:8].any() and not moved[16:].any()
     inside = np.abs(plain[8:16] + moved[8:16]).max(0) < 0.999  # what is clipped aside
     long, short = (
