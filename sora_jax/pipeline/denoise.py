@@ -200,7 +200,7 @@ class _ActiveJob:
         )
 
     def segments(self) -> dict[int, tuple[Segment, np.ndarray]]:
-        """The segments of its next window and their noise float[n,P], by crop; those all of conditioning are left out."""
+        """The segments of its next window and their noise float[n,P], by crop, but for those all of conditioning."""
         part, noise = self.windowed.next_window()
         key = " / ".join(prompt for _, prompt in self.job.captions)
         patch, coords = self.config.patch, self.config.coords

@@ -58,7 +58,7 @@ ALIASES = {
 }
 
 
-def spelled_out(
+def explicit_keywords(
     *schemas: type, leave_out: Iterable[str] = ()
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A decorator for a function that passes `**keywords` on to dataclasses.
@@ -96,8 +96,8 @@ def spelled_out(
     return decorate
 
 
-def spelled_right(schema: type[Schema]) -> type[Schema]:
-    """A decorator for a dataclass: keywords of its constructor are taken as those of `spelled_out`'s functions."""
+def accepts_aliases(schema: type[Schema]) -> type[Schema]:
+    """A decorator for a dataclass: its constructor takes keywords as functions of `explicit_keywords` do."""
     make, known = schema.__init__, [field.name for field in dataclasses.fields(schema)]  # type: ignore[arg-type]
 
     @functools.wraps(make)

@@ -29,7 +29,7 @@ from sora_jax.pipeline.checks import MOST_SEED, check_whole
 from sora_jax.pipeline.codec import Codec, to_bytes
 from sora_jax.pipeline.denoise import iter_latents
 from sora_jax.pipeline.job import Job, metadata_of
-from sora_jax.pipeline.keywords import spelled_out
+from sora_jax.pipeline.keywords import explicit_keywords
 from sora_jax.pipeline.registry import ABILITIES, Ability
 from sora_jax.pipeline.request import Request, text_to_video
 from sora_jax.pipeline.review import review, review_batch
@@ -112,7 +112,7 @@ class Pipeline(Codec):
         self, prompt: Sequence[str], progress: Progress | None = None, **fields: Any
     ) -> list[Video]: ...
 
-    @spelled_out(Request)
+    @explicit_keywords(Request)
     def generate(
         self, prompt: str | Sequence[str], progress: Progress | None = None, **fields: Any
     ) -> Video | list[Video]:
@@ -136,7 +136,7 @@ class Pipeline(Codec):
         """
         return self.make([text_to_video(self, request) for request in requests], progress)
 
-    @spelled_out(Request)
+    @explicit_keywords(Request)
     def stream(self, prompt: str, progress: Progress | None = None, **fields: Any) -> VideoStream:
         """As `generate`, for a video of any duration: its frames come while it is made, in constant memory.
 
@@ -161,7 +161,7 @@ class Pipeline(Codec):
             keywords["progress"] = progress
         return build(self, *arguments, **keywords)
 
-    @spelled_out(Request)
+    @explicit_keywords(Request)
     def variations(
         self, prompt: str, count: int = 4, progress: Progress | None = None, *, seed: int = 0, **fields: Any
     ) -> list[Video]:

@@ -10,13 +10,13 @@ from sora_jax.pipeline import abilities
 from sora_jax.pipeline.budget import frames_of
 from sora_jax.pipeline.checks import check_text
 from sora_jax.pipeline.job import Job, captions_of
-from sora_jax.pipeline.keywords import check_conflicts, spelled_right
+from sora_jax.pipeline.keywords import accepts_aliases, check_conflicts
 from sora_jax.pipeline.model import Model
 from sora_jax.pipeline.settings import Settings
 from sora_jax.pipeline.shape import check_shape
 
 
-@spelled_right
+@accepts_aliases
 @dataclasses.dataclass(frozen=True)
 class Request(Settings):
     """What is asked for: a video of a prompt.

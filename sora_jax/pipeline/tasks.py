@@ -44,7 +44,7 @@ from sora_jax.pipeline.job import (
     parse_options,
     transition_frames,
 )
-from sora_jax.pipeline.keywords import called, spelled_out
+from sora_jax.pipeline.keywords import called, explicit_keywords
 from sora_jax.pipeline.model import Model
 from sora_jax.pipeline.request import Request, text_to_video
 from sora_jax.pipeline.settings import Progress, Settings
@@ -61,10 +61,10 @@ UPSCALE_STRENGTH = 0.3
 # Between two conditioning clips the neighbours matter more than the prompt: no guidance unless it is asked for.
 BETWEEN: dict[str, Any] = {"guidance": 1.0}
 
-ability = spelled_out(Shape, Settings)
+ability = explicit_keywords(Shape, Settings)
 
 
-@spelled_out(Request, leave_out=("duration", "fps", "frames"))
+@explicit_keywords(Request, leave_out=("duration", "fps", "frames"))
 def image(model: Model, prompt: str, **fields: Any) -> Job:
     """A picture of `prompt`: a video of one frame."""
     return text_to_video(model, Request(prompt, frames=1, **fields))

@@ -11,7 +11,7 @@ from helpers.tiny_model import tiny_bundle
 
 from sora_jax.errors import UserError
 from sora_jax.pipeline import tasks
-from sora_jax.pipeline.keywords import called, known_keywords, spelled_out
+from sora_jax.pipeline.keywords import called, explicit_keywords, known_keywords
 from sora_jax.pipeline.pipeline import Pipeline, Request
 from sora_jax.pipeline.registry import ABILITIES
 from sora_jax.pipeline.settings import Settings
@@ -30,7 +30,7 @@ def test_every_ability_is_among_them():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_signatures_are_spelled_out_with_types_and_defaults(name):
+def test_signatures_are_explicit_keywords_with_types_and_defaults(name):
     parameters = inspect.signature(getattr(Pipeline, name)).parameters
     assert not any(p.kind is p.VAR_KEYWORD or p.kind is p.VAR_POSITIONAL for p in parameters.values())
     assert next(iter(parameters)) == "self" and "progress" in parameters and "model" not in parameters
@@ -47,7 +47,7 @@ def test_signatures_are_spelled_out_with_types_and_defaults(name):
     assert shape - left_out <= set(parameters)
 
 
-def test_functions_of_jobs_and_storyboards_are_spelled_out_too():
+def test_functions_of_jobs_and_storyboards_are_explicit_keywords_too():
     for name in ("animate", "fill", "edit", "upscale", "storyboard"):
         parameters = inspect.signature(getattr(tasks, name)).parameters
         assert {"model", "seed", "steps", "fps", "size", "strict"} <= set(parameters)
@@ -132,7 +132,7 @@ def test_other_libraries_names_of_the_shape_are_taken():
 
 
 def test_a_keyword_of_the_function_itself_is_not_doubled():
-    @spelled_out(Settings, leave_out=("steps",))
+    @explicit_keywords(Settings, leave_out=("steps",))
     def function(a: int, *, seed: int = 7, **keywords: object) -> dict:
         return {"a": a, "seed": seed, **keywords}
 
