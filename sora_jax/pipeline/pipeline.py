@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from sora_jax.checkpoints.bundle import Bundle, bundled, find, load_bundle
+from sora_jax.errors import UserError
 from sora_jax.media.video import Video, VideoStream
 from sora_jax.models.text import TextEncoder
 from sora_jax.pipeline import abilities, tasks
@@ -29,7 +30,7 @@ from sora_jax.pipeline.checks import MOST_SEED, check_whole
 from sora_jax.pipeline.codec import Codec, to_bytes
 from sora_jax.pipeline.denoise import iter_latents
 from sora_jax.pipeline.job import Job, metadata_of
-from sora_jax.pipeline.keywords import explicit_keywords
+from sora_jax.pipeline.keywords import advice, explicit_keywords
 from sora_jax.pipeline.registry import ABILITIES, Ability
 from sora_jax.pipeline.request import Request, text_to_video
 from sora_jax.pipeline.review import review, review_batch
@@ -154,9 +155,12 @@ class Pipeline(Codec):
         """The job of an ability, by its name in `registry.ABILITIES`: `make` takes several, of any abilities.
 
         Raises:
-          UserError: as the ability's function in `pipeline/tasks.py`.
+          UserError: there is no such ability; or as its function in `pipeline/tasks.py`.
         """
-        build = getattr(tasks, ABILITIES[ability].name)
+        if ability not in ABILITIES:
+            hint = advice(ability, ABILITIES) or f"choose from {', '.join(ABILITIES)}."
+            raise UserError(f"There is no ability {ability!r}: {hint}")
+        build = getattr(tasks, ability)
         if "progress" in inspect.signature(build).parameters:
             keywords["progress"] = progress
         return build(self, *arguments, **keywords)

@@ -9,9 +9,10 @@ import click
 import pytest
 
 from sora_jax.cli.main import cli
+from sora_jax.errors import UserError
 from sora_jax.evaluation.tasks import TRIALS
 from sora_jax.pipeline import tasks
-from sora_jax.pipeline.pipeline import Pipeline
+from sora_jax.pipeline.pipeline import Pipeline, load
 from sora_jax.pipeline.registry import ABILITIES
 
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "abilities.md").read_text()
@@ -50,6 +51,11 @@ def test_an_ability_has_its_command_with_help_and_its_section(name):
         assert param.kind != "video" or {f"start_{param.name}", f"end_{param.name}"} <= set(options)
     section = PAGE.split(f"\n## {name}\n")[1].split("\n## ")[0]
     assert f"\nsora-jax {name} " in section
+
+
+def test_an_unknown_ability_is_answered_with_the_nearest():
+    with pytest.raises(UserError, match="no ability 'exten': did you mean extend?"):
+        load("toyworld", lazy=True).job("exten")
 
 
 def test_evaluations_are_those_of_abilities():

@@ -219,7 +219,7 @@ def test_windows_fill_every_open_frame_once_from_what_is_known(known, most, data
             else:
                 last = np.flatnonzero(fresh)[-1] + 1
                 behind = slice(last, min(last + context * by, len(canvas)))
-            assert done[behind].all() and seen.start <= behind.init_sigma < behind.stop <= seen.stop
+            assert done[behind].all() and seen.start <= behind.start < behind.stop <= seen.stop
         done |= fresh
     assert done.all()
 
