@@ -76,12 +76,7 @@ def cli() -> None:
 @settings
 @common
 def generate(
-    prompts: tuple[str, ...],
-    prompt_file: str | None,
-    model: str,
-    count: int,
-    output: str,
-    **fields: Any,
+    prompts: tuple[str, ...], prompt_file: str | None, model: str, count: int, output: str, **fields: Any
 ) -> None:
     """Make a video of each PROMPT.
 

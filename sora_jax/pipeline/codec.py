@@ -85,20 +85,6 @@ class Codec(Model):
             out[place] = to_bytes(frame)
         return out
 
-    def decode_floats(
-        self,
-        canvas: Canvas,
-        frames: int,
-        height: int,
-        width: int,
-        generated: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """As `decode`, in [-1, 1]: float32[T,Y,X,3]; see `decode_frames`."""
-        out = np.zeros((frames, height, width, 3), np.float32)
-        for place, frame in enumerate(self.decode_frames(canvas, frames, height, width, generated)):
-            out[place] = frame
-        return out
-
     def decode_frames(
         self,
         canvas: Canvas,
@@ -108,7 +94,7 @@ class Codec(Model):
         generated: np.ndarray | None = None,
         latents: Iterable[np.ndarray] | None = None,
     ) -> Iterator[np.ndarray]:
-        """As `decode_floats`, frame by frame, in memory that doesn't grow with duration.
+        """As `decode`, frame by frame, in memory that doesn't grow with duration.
 
         Where streams overlap, the later one's frames are kept.
 

@@ -43,13 +43,13 @@ class Ability:
     """What a model can be asked for.
 
     Attributes:
-      name: of the command, and of the function in `pipeline/tasks.py` that builds its job.
+      name: of the command, of the function in `pipeline/tasks.py` that builds its job, and of its evaluation in
+        `evaluation.tasks.TRIALS`, where it has one.
       help: of the command, in a sentence.
       params: besides those of `shape.Shape` and `settings.Settings`, which all abilities have.
       shape: what --help says of the result's shape by default, where that isn't the input's own.
       leave_out: fields of the shape that it doesn't have.
       method: of `Pipeline`, where it isn't called like the command.
-      evaluations: names in `evaluation.tasks.TRIALS`.
       output: the file that is written by default, where it isn't a video.
     """
 
@@ -59,7 +59,6 @@ class Ability:
     shape: dict[str, str] = dataclasses.field(default_factory=dict)
     leave_out: tuple[str, ...] = ()
     method: str = ""
-    evaluations: tuple[str, ...] = ()
     output: str = ""
 
 
@@ -92,7 +91,6 @@ _ABILITIES = (
             Param("at", "place", "Where PICTURE is: first, last or seconds.  [default: first]"),
         ),
         shape={"duration": "2", "fps": "8"},
-        evaluations=("animate",),
     ),
     Ability(
         "extend",
@@ -104,7 +102,6 @@ _ABILITIES = (
             _PROMPT,
         ),
         shape={"duration": "of VIDEO and --seconds"},
-        evaluations=("extend", "extend backward"),
     ),
     Ability(
         "recut",
@@ -128,7 +125,6 @@ _ABILITIES = (
         ),
         shape={"duration": "of VIDEO and --seconds; without VIDEO 3"}
         | {name: f"VIDEO's own, else {TEXT_TO_VIDEO[name]}" for name in ("fps", "resolution", "aspect")},
-        evaluations=("loop",),
     ),
     Ability(
         "fill",
@@ -146,13 +142,7 @@ _ABILITIES = (
         ),
         method="fill_frames",
     ),
-    Ability(
-        "smooth",
-        "VIDEO at a higher frame rate.",
-        (_VIDEO, _PROMPT),
-        shape={"fps": "24"},
-        evaluations=("smooth",),
-    ),
+    Ability("smooth", "VIDEO at a higher frame rate.", (_VIDEO, _PROMPT), shape={"fps": "24"}),
     Ability(
         "slow",
         "VIDEO in slow motion.",
@@ -170,7 +160,6 @@ _ABILITIES = (
             _PROMPT,
         ),
         shape={"duration": "of A, B and --seconds"} | _OF_A,
-        evaluations=("connect",),
     ),
     Ability(
         "blend",
@@ -193,7 +182,6 @@ _ABILITIES = (
             Param("box", "box", "left,top,width,height in VIDEO's pixels."),
             Param("mask", "file", "A picture or video, light where it is generated again."),
         ),
-        evaluations=("inpaint",),
     ),
     Ability(
         "outpaint",
@@ -210,21 +198,18 @@ _ABILITIES = (
             Param("strength", "share", "0: all stays; 1: nothing does.", default=0.7),
             Param("motion", "flag", "Keep the motion, free the colours."),
         ),
-        evaluations=("edit",),
     ),
     Ability(
         "storyboard",
         "The video that FILE describes in cards (YAML; see docs/abilities.md).",
         (Param("board", "file", required=True, argument=True, option="file"),),
         shape=dict.fromkeys(TEXT_TO_VIDEO, "what FILE says"),
-        evaluations=("storyboard",),
     ),
     Ability(
         "upscale",
         "VIDEO at a higher resolution.",
         (_VIDEO, Param("strength", "share", "How far details are changed.", default=0.3), _PROMPT),
         shape={"resolution": "must be named, or --size"},
-        evaluations=("upscale",),
     ),
 )
 ABILITIES = {ability.name: ability for ability in _ABILITIES}

@@ -207,11 +207,7 @@ def _first_clip(
 
 @ability
 def fill(
-    model: Model,
-    video: MediaInput,
-    missing: Sequence[tuple[float, float]],
-    prompt: str = "",
-    **options: Any,
+    model: Model, video: MediaInput, missing: Sequence[tuple[float, float]], prompt: str = "", **options: Any
 ) -> Job:
     """Frames from one time to another, in seconds, are missing and generated."""
     shape, settings = parse_options(options)

@@ -332,6 +332,10 @@ def narrow(engine) -> Codec:
     return Codec(dataclasses.replace(engine.bundle, limits=LONG))
 
 
+def decode_floats(model: Codec, *arguments: Any, **keywords: Any) -> np.ndarray:
+    return np.stack(list(model.decode_frames(*arguments, **keywords)))
+
+
 def pieces(fixed: np.ndarray) -> list[slice]:
     """The parts of a clip that are given."""
     edges = np.flatnonzero(np.diff(np.pad(fixed.astype(int), 1)))
@@ -347,13 +351,13 @@ def test_what_is_given_is_the_autoencoders_own_reconstruction_of_it(ability, row
     before = model.encode(sketch)
     (after,) = denoise(model, [Job(sketch, ((0.0, "a ring"),), SETTINGS)], [before])
     assert rows == "one window" or len(windows(before, 3, 1)) >= MANY.get(ability, 2)
-    painted = model.decode_floats(after, *shape, generated=before.init_sigma.any((1, 2)))
-    coded = model.decode_floats(before, *shape)
+    painted = decode_floats(model, after, *shape, generated=before.init_sigma.any((1, 2)))
+    coded = decode_floats(model, before, *shape)
     np.testing.assert_array_equal(painted[sketch.fixed], coded[sketch.fixed])
     np.testing.assert_array_equal(after.latent[before.init_sigma == 0], before.latent[before.init_sigma == 0])
     for piece in pieces(sketch.fixed):
         alone = Sketch(sketch.frames[piece], sketch.strength[piece], sketch.fps)
-        own = model.decode_floats(model.encode(alone), len(alone.frames), *shape[1:])
+        own = decode_floats(model, model.encode(alone), len(alone.frames), *shape[1:])
         assert np.abs(painted[piece] - own).max() < 1e-4
         assert own.std() > 0.01
     changed = np.abs(after.latent - before.latent).max(-1) > 1e-3
@@ -368,8 +372,8 @@ def test_a_seam_is_taken_up_over_the_painted_frames_before_it(engine):
     before = engine.encode(sketch)
     (after,) = denoise(engine, [Job(sketch, (), SETTINGS)], [before])
     shape = sketch.frames.shape[:3]
-    plain = engine.decode_floats(after, *shape)
-    moved = engine.decode_floats(after, *shape, generated=before.init_sigma.any((1, 2))) - plain
+    plain = decode_floats(engine, after, *shape)
+    moved = decode_floats(engine, after, *shape, generated=before.init_sigma.any((1, 2))) - plain
     assert not moved[:8].any() and not moved[16:].any()
     inside = np.abs(plain[8:16] + moved[8:16]).max(0) < 0.999  # what is clipped aside
     long, short = (
@@ -436,8 +440,8 @@ def test_patches_of_two_latent_frames_fill_videos_of_any_length():
         before = model.encode(sketch)
         assert len(before) % 2 == 0
         (after,) = denoise(model, [Job(sketch, (), SETTINGS)], [before])
-        painted = model.decode_floats(after, *sketch.frames.shape[:3])
-        coded = model.decode_floats(before, *sketch.frames.shape[:3])
+        painted = decode_floats(model, after, *sketch.frames.shape[:3])
+        coded = decode_floats(model, before, *sketch.frames.shape[:3])
         np.testing.assert_array_equal(painted[sketch.fixed], coded[sketch.fixed])
         assert np.isfinite(painted).all() and (painted != coded).any()
 
