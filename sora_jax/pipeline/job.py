@@ -74,8 +74,8 @@ def check_one(seconds: float | None, shape: Shape) -> None:
         check_number("seconds", seconds, above=0)
     if (seconds is None) != shape.long:
         raise UserError(
-            f"How long it becomes is {'said twice' if shape.long else 'missing'}: give {called('seconds')} (of what is "
-            f"new) or {called('duration')} (of all)."
+            f"The length of the result is {'given twice' if shape.long else 'missing'}: give {called('seconds')} "
+            f"(of what is new) or {called('duration')} (of all)."
         )
 
 

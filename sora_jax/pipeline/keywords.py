@@ -1,4 +1,4 @@
-"""Names that people use: keywords spelled out in signatures, and the right name for one that is not known."""
+"""Keywords: explicit in signatures, and the right name for an unknown one, from other libraries or mistyped."""
 
 from __future__ import annotations
 
@@ -121,10 +121,10 @@ def check_conflicts(given: Mapping[str, Any]) -> None:
     """Raises UserError where two of a shape's values that aren't None say the same."""
     named = {name for name, value in given.items() if value is not None}
     if {"duration", "frames"} <= named:
-        raise UserError("duration and frames both say how long the video is: give one of the two.")
+        raise UserError("duration and frames both set the video's length: give one of the two.")
     if "size" in named and named & {"resolution", "aspect"}:
         raise UserError(
-            f"{called('size')} says all of a frame's size: leave out {called('resolution')} and {called('aspect')}."
+            f"{called('size')} sets the whole frame size: leave out {called('resolution')} and {called('aspect')}."
         )
 
 

@@ -40,7 +40,7 @@ class Param:
 
 @dataclasses.dataclass(frozen=True)
 class Ability:
-    """What a model can be asked for.
+    """An ability: its function, its command and what they take.
 
     Attributes:
       name: of the command, of the function in `pipeline/tasks.py` that builds its job, and of its evaluation in
@@ -84,7 +84,7 @@ _ABILITIES = (
     ),
     Ability(
         "animate",
-        "A video that begins with PICTURE, or has it where --at says.",
+        "A video that begins with PICTURE, or shows it at the time --at.",
         (
             Param("picture", "file", required=True, argument=True),
             _OPTIONAL_WORDS,
@@ -94,18 +94,18 @@ _ABILITIES = (
     ),
     Ability(
         "extend",
-        "VIDEO goes on, forward or backward in time.",
+        "VIDEO continued, forward or backward in time.",
         (
             _VIDEO,
             _LONGER,
-            Param("backward", "flag", "What came before, instead of what comes after."),
+            Param("backward", "flag", "Generate what came before, not what comes after."),
             _PROMPT,
         ),
         shape={"duration": "of VIDEO and --seconds"},
     ),
     Ability(
         "recut",
-        "VIDEO from --start to --end, and what the model lets come after it.",
+        "VIDEO from --start to --end, and a new continuation.",
         (
             Param("video", "file", required=True, argument=True),
             Param("start", "time", "Seconds into VIDEO where it begins.", required=True),
@@ -195,8 +195,8 @@ _ABILITIES = (
         (
             _VIDEO,
             _WORDS,
-            Param("strength", "share", "0: all stays; 1: nothing does.", default=0.7),
-            Param("motion", "flag", "Keep the motion, free the colours."),
+            Param("strength", "share", "0 keeps everything, 1 nothing.", default=0.7),
+            Param("motion", "flag", "Keep motion, not colours."),
         ),
     ),
     Ability(

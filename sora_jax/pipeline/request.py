@@ -1,4 +1,4 @@
-"""A request: a video of a prompt."""
+"""Text-to-video requests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sora_jax.pipeline.shape import check_shape
 @accepts_aliases
 @dataclasses.dataclass(frozen=True)
 class Request(Settings):
-    """What is asked for: a video of a prompt.
+    """A text-to-video request.
 
     Attributes:
       prompt: what the video shows.

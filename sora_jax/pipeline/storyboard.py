@@ -145,7 +145,7 @@ class _Loader(yaml.BaseLoader):
 
 
 def _known(path: pathlib.Path, what: str, parts: Mapping[str, Any], schema: type) -> dict[str, Any]:
-    """What is said of a card or a storyboard, its numbers read."""
+    """The fields of a card or a storyboard, numbers parsed."""
     fields = {field.name: str(field.type) for field in dataclasses.fields(schema) if field.name != "size"}
     values: dict[str, Any] = {}
     for name, value in parts.items():

@@ -166,8 +166,8 @@ def loop(
 ) -> Job:
     """An endless loop of a video, or of a prompt alone: about `seconds` (1.5) lead from its end to its beginning.
 
-    Of a prompt alone, the video is made first, here; it lasts 1.5 seconds before it goes back, or as long as
-    `duration` leaves for it.
+    Of a prompt alone, the video is made first, here; it lasts 1.5 seconds, or what `duration` leaves besides
+    the way back.
     """
     if video is None:
         video, seconds, options = _first_clip(model, prompt, seconds, progress, options)
@@ -177,12 +177,12 @@ def loop(
         check_one(seconds, shape)
     media = read_input(model, video, shape.any_length())
     frames, fps = media.video.frames, media.video.fps
-    new, said = transition_frames(new_frames(seconds, shape, len(frames), fps, 1.5), fps)
+    new, note = transition_frames(new_frames(seconds, shape, len(frames), fps, 1.5), fps)
     repeated = min(len(frames), CONTEXT)
     model.admit(len(frames) + new + repeated, media.video.size, fps, settings)
     sketch = abilities.loop(frames, new, repeated, fps, strength)
     keep = slice(len(frames) + new)
-    return Job(sketch, captions_of(prompt), settings, keep, notes=media.notes + said)
+    return Job(sketch, captions_of(prompt), settings, keep, notes=media.notes + note)
 
 
 def _first_clip(
@@ -213,15 +213,15 @@ def fill(
     shape, settings = parse_options(options)
     media = read_input(model, video, shape)
     T, rate = len(media.video), media.video.fps
-    gone = np.zeros(T, bool)
+    mask = np.zeros(T, bool)
     for begin, end in check_pairs("missing", missing):
         if not 0 <= begin <= end or round(begin * rate) >= T:
             raise UserError(
                 f"Nothing is missing from {begin:g} to {end:g} s: the video lasts from 0 to {T / rate:g} s."
             )
-        gone[round(begin * rate) : max(round(end * rate), round(begin * rate) + 1)] = True
+        mask[round(begin * rate) : max(round(end * rate), round(begin * rate) + 1)] = True
     model.admit(T, media.video.size, rate, settings)
-    sketch = abilities.fill(media.video.frames, gone, rate)
+    sketch = abilities.fill(media.video.frames, mask, rate)
     return Job(sketch, captions_of(prompt), settings, notes=media.notes, sound=sound_of(video))
 
 
@@ -298,10 +298,10 @@ def connect(
         check_one(seconds, shape)
     first, second, notes = read_pair(model, a, b, shape.any_length())
     fps, T = first.fps, len(first) + len(second)
-    new, said = transition_frames(new_frames(seconds, shape, T, fps, 2.0), fps)
+    new, note = transition_frames(new_frames(seconds, shape, T, fps, 2.0), fps)
     model.admit(T + new, first.size, fps, settings)
     sketch = abilities.connect(first.frames, second.frames, new, fps, strength)
-    return Job(sketch, captions_of(prompt), settings, notes=notes + said)
+    return Job(sketch, captions_of(prompt), settings, notes=notes + note)
 
 
 @ability
