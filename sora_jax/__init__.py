@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sora_jax import backend
+from sora_jax.backend import __version__
 
 if TYPE_CHECKING:
     from sora_jax.media.video import Video, read_video
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
 
 backend.prepare()  # before JAX starts, and without importing it
 
-__version__ = "0.1.0"
-__all__ = ["Pipeline", "Request", "Video", "list_models", "load", "read_video"]
+__all__ = ["Pipeline", "Request", "Video", "__version__", "list_models", "load", "read_video"]
 
 _FACE = dict.fromkeys(("Request", "Pipeline", "list_models", "load"), "pipeline.pipeline") | dict.fromkeys(
     ("Video", "read_video"), "media.video"

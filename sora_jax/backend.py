@@ -16,6 +16,7 @@ import warnings
 
 from sora_jax.errors import UserError
 
+__version__ = "0.1.0"
 ONEDNN = "--xla_cpu_experimental_onednn_custom_call"
 """bfloat16 products and 3-D convolutions through oneDNN: without it XLA widens every product to float32."""
 

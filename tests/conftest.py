@@ -32,12 +32,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def fake(monkeypatch, tmp_path):
-    """A `FakeStudio` in place of each model that is loaded, whose names it notes; the folder is an empty one."""
-    from helpers.fake_studio import FakeStudio
+    """A `FakePipeline` in place of each model that is loaded, whose names it notes; the folder is an empty one."""
+    from helpers.fake_pipeline import FakePipeline
 
     from sora_jax.pipeline import pipeline
 
-    model = FakeStudio()
+    model = FakePipeline()
     model.loads = []
     monkeypatch.setattr(pipeline, "load", lambda name, lazy: model.loads.append(name) or model)
     monkeypatch.chdir(tmp_path)

@@ -22,7 +22,9 @@ import numpy as np
 
 import sora_jax
 from sora_jax.pipeline import abilities
-from sora_jax.pipeline.denoise import Settings, Task
+from sora_jax.pipeline.denoise import denoise
+from sora_jax.pipeline.job import Job
+from sora_jax.pipeline.settings import Settings
 from sora_jax.tokens.canvas import Canvas
 
 # (seconds, height, width, steps) in turn: images and clips, four aspect ratios, four numbers of steps.
@@ -56,11 +58,13 @@ def main(out: pathlib.Path | None, model: str, count: int, dtype: str, repeats: 
     """Prints seconds, ratios and how far results differ; decoding is left out, for it is the same for all."""
     studio = sora_jax.load(model)
     studio.dit.config = dataclasses.replace(studio.dit.config, dtype=dtype)
-    tasks = [make(studio, *shape, number) for number, shape in zip(range(count), itertools.cycle(SHAPES))]
+    jobs = [make(*shape, number) for number, shape in zip(range(count), itertools.cycle(SHAPES))]
+    canvases = [studio.encode(job.sketch) for job in jobs]
+    fill = lambda *which: denoise(studio, [jobs[i] for i in which], [canvases[i] for i in which])
     ways: dict[str, Callable[[], list[Canvas]]] = {
-        "one after another": lambda: [canvas for task in tasks for canvas in studio.fill([task])],
-        "batches of equal shape": lambda: alike(studio, tasks),
-        "one queue": lambda: studio.fill(tasks),
+        "one after another": lambda: [canvas for i in range(count) for canvas in fill(i)],
+        "batches of equal shape": lambda: alike(fill, jobs),
+        "one queue": lambda: fill(*range(count)),
     }
     rows: dict[str, Any] = {}
     results = {}
@@ -86,23 +90,23 @@ def main(out: pathlib.Path | None, model: str, count: int, dtype: str, repeats: 
         out.write_text(json.dumps(whole, indent=1) + "\n")
 
 
-def make(studio: Any, seconds: float, height: int, width: int, steps: int, number: int) -> Task:
-    """A request as a canvas to fill."""
+def make(seconds: float, height: int, width: int, steps: int, number: int) -> Job:
+    """A text-to-video job."""
     frames = 1 + 4 * round(seconds * 2)
-    canvas = studio.encode(abilities.blank((frames, height, width), 8.0))
-    words = ((0.0, PROMPTS[number % len(PROMPTS)]),)
-    return Task(canvas, words, Settings(seed=number, steps=steps))
+    captions = ((0.0, PROMPTS[number % len(PROMPTS)]),)
+    sketch = abilities.blank((frames, height, width), 8.0)
+    return Job(sketch, captions, Settings(seed=number, steps=steps))
 
 
-def alike(studio: Any, tasks: Sequence[Task]) -> list[Canvas]:
+def alike(fill: Callable[..., list[Canvas]], jobs: Sequence[Job]) -> list[Canvas]:
     """Those of one shape and number of steps together, as most servers batch."""
     groups: dict[Any, list[int]] = collections.defaultdict(list)
-    for number, task in enumerate(tasks):
-        groups[task.canvas.grid, task.settings.steps].append(number)
+    for number, job in enumerate(jobs):
+        groups[job.sketch.frames.shape, job.settings.steps].append(number)
     out: dict[int, Canvas] = {}
     for numbers in groups.values():
-        out |= dict(zip(numbers, studio.fill([tasks[number] for number in numbers]), strict=True))
-    return [out[number] for number in range(len(tasks))]
+        out |= dict(zip(numbers, fill(*numbers), strict=True))
+    return [out[number] for number in range(len(jobs))]
 
 
 if __name__ == "__main__":

@@ -120,6 +120,16 @@ def smooth(studio: Pipeline) -> Picture:
 
 
 @picture
+def slow(studio: Pipeline) -> Picture:
+    known = clip("star", "yellow", (0.0, -0.2), (0.0, 0.4), 9)
+    made = studio.slow(known, 2, "a yellow star moves right", seed=1)
+    return [
+        ("given: frames 0 to 2", Video(known.frames[:3], FPS)),
+        ("made: frames 0, 2 and 4 are those", Video(made.frames[:5], FPS)),
+    ]
+
+
+@picture
 def connect(studio: Pipeline) -> Picture:
     a, b = RIGHT("red", "circle", 9), clip("square", "blue", (0.1, 0.2), (0.0, -0.25), 9, tone=(70, 74, 84))
     return [("A", a), ("B", b), ("A, the passage, B", studio.connect(a, b, seed=1))]

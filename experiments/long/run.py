@@ -103,10 +103,10 @@ def one_decode(seconds: float, height: int, width: int, tile: int) -> None:
         from sora_jax.checkpoints.bundle import load_bundle
         from sora_jax.media.video import write_frames
         from sora_jax.models.tiles import Tiles
-        from sora_jax.pipeline.codec import Engine, to_bytes
+        from sora_jax.pipeline.codec import Codec, to_bytes
         from sora_jax.tokens.canvas import Stream, blank_canvas
 
-        engine, fps = Engine(load_bundle()), 24.0
+        engine, fps = Codec(load_bundle()), 24.0
         engine.tiles = Tiles(tile)
         frames = round(seconds * fps)
         stream = Stream(0, 1 + -(-(frames - 1) // 4) * 4)

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from sora_jax.cli.options import MODEL, as_settings, bar, common, note, settings, tell_overwritten
+from sora_jax.cli.options import MODEL, as_settings, bar, common, note, report_overwritten, settings
 from sora_jax.cli.terminal import ListOf, Number, Output, table
 from sora_jax.errors import UserError, atomic_path
 
@@ -44,7 +44,7 @@ class Results:
                 contact_sheet(videos, labels, columns).save(temporary)
         for path in filter(None, (self.json_path, self.sheet)):
             click.echo(f"wrote {path}")
-            tell_overwritten(path)
+            report_overwritten(path)
 
 
 def _results(command: Callable[..., None]) -> Callable[..., None]:
@@ -133,10 +133,10 @@ def evaluate_toyworld_command(model: str, truth: bool, vae: bool, results: Resul
     from sora_jax.pipeline import pipeline as face
 
     source = "truth" if truth else "vae" if vae else "generated"
-    studio = None if truth else face.load(model, lazy=True)
+    pipeline = None if truth else face.load(model, lazy=True)
     with bar("clip") as progress:
         result = report.evaluate_toyworld(
-            studio,
+            pipeline,
             source=source,
             progress=progress,
             show=lambda label, clips: results.show((label, clips[0])),
@@ -169,7 +169,7 @@ def evaluate_abilities_command(
 
     def show(label: str, videos: Sequence[Any]) -> None:
         results.show(
-            *((label if number else "given, or the truth", video) for number, video in enumerate(videos))
+            *((label if number else "the input, or the truth", video) for number, video in enumerate(videos))
         )
 
     with bar("clip") as progress:

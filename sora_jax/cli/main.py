@@ -15,20 +15,18 @@ from typing import Any
 
 import click
 
-from sora_jax import __version__
-from sora_jax.backend import check_version
+from sora_jax.backend import __version__, check_version
 from sora_jax.cli.config import config_command
 from sora_jax.cli.edit import COMMANDS
 from sora_jax.cli.evaluate import evaluate
 from sora_jax.cli.info import info
 from sora_jax.cli.options import (
-    OF_WORDS,
     as_settings,
     as_shape,
     bar,
     common,
     note,
-    said,
+    report_written,
     save,
     settings,
     shape,
@@ -39,6 +37,7 @@ from sora_jax.cli.terminal import VIDEO_SUFFIXES, Number, place_outputs, table
 from sora_jax.errors import UserError, user_path
 from sora_jax.media.texts import read_text
 from sora_jax.pipeline.keywords import advice
+from sora_jax.pipeline.registry import TEXT_TO_VIDEO
 
 
 class Group(click.Group):
@@ -69,20 +68,15 @@ def cli() -> None:
     "duration",
     type=Number(above=0),
     metavar="SECONDS",
-    help=f"Length, as long as you like.  [default: {OF_WORDS['duration']}]",
+    help=f"Length, as long as you like.  [default: {TEXT_TO_VIDEO['duration']}]",
 )
-@shape("duration", **OF_WORDS)
+@shape("duration", **TEXT_TO_VIDEO)
 @click.option("-o", "--output", default="out.mp4", help=f"A file ({', '.join(VIDEO_SUFFIXES)}) or a folder.")
 @writing
 @settings
 @common
 def generate(
-    prompts: tuple[str, ...],
-    prompt_file: str | None,
-    model: str,
-    count: int,
-    output: str,
-    **fields: Any,
+    prompts: tuple[str, ...], prompt_file: str | None, model: str, count: int, output: str, **fields: Any
 ) -> None:
     """Make a video of each PROMPT.
 
@@ -104,17 +98,15 @@ def generate(
     requests = [
         face.Request(prompt, seed=number, **own, **as_shape(dict(fields))) for prompt, number in wanted
     ]
+    pipeline = face.load(model, lazy=True)
     for request in requests:
-        request.check()
-    studio = face.load(model, lazy=True)
-    for request in requests:
-        studio.check(request)
+        pipeline.check(request)
     with bar() as progress:
-        videos = studio.stream_batch(requests, progress)
+        videos = pipeline.stream_batch(requests, progress)
         for video, path in zip(videos, paths, strict=True):
             save(video, path)
     for video, path in zip(videos, paths, strict=True):
-        said(path, video)
+        report_written(path, video)
 
 
 @cli.command()

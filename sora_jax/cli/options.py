@@ -35,8 +35,6 @@ OUTPUT = click.option(
     "--output",
     help=f"The file to write ({', '.join(VIDEO_SUFFIXES)}).  [default: out.mp4, of a picture out.png]",
 )
-# Of what is made from words; `pipeline.Request` has the same.
-OF_WORDS = {"duration": "2", "fps": "8", "resolution": "64", "aspect": "1:1"}
 SHAPE = {
     "duration": click.option(
         "-d", "--duration", type=Number(above=0), metavar="SECONDS", help="Length of the result."
@@ -73,7 +71,7 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def writing(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What becomes of files that are there, and of what a video says of itself."""
+    """Whether files are overwritten, and metadata written."""
 
     def keep(context: click.Context, _: click.Parameter, value: bool) -> None:
         context.meta[NO_CLOBBER] = value
@@ -95,7 +93,7 @@ def writing(command: Callable[..., Any]) -> Callable[..., Any]:
             is_eager=True,
             expose_value=False,
             callback=keep,
-            help="Refuse to overwrite a file; else a note tells it.",
+            help="Refuse to overwrite a file; else a note says so.",
         ),
     ):
         command = option(command)
@@ -103,7 +101,7 @@ def writing(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def settings(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The fields of `denoise.Settings`, and the model."""
+    """The fields of `settings.Settings`, and the model."""
     seeds, share = click.IntRange(0, 2**31 - 1), click.FloatRange(0, 1)
     for option in (
         click.option(
@@ -114,16 +112,19 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--strict", is_flag=True, help="Refuse words that the model doesn't know."),
         click.option("--negative", default="", help="Negative prompt."),
         click.option(
-            "--given-guidance", type=Number(), default=1.0, help="Of pictures and clips that are given."
+            "--given-guidance",
+            type=Number(),
+            default=1.0,
+            help="Guidance scale of input pictures and clips (1 = off).",
         ),
         click.option(
-            "--guidance-rescale", type=share, default=0.0, help="Takes back contrast that guidance adds."
+            "--guidance-rescale", type=share, default=0.0, help="Reduces the contrast that guidance adds."
         ),
         click.option(
             "--guidance-interval",
             type=ListOf(share),
             default="0,1",
-            help="Noise levels between which guidance acts: lowest,highest.",
+            help="Noise levels (sigmas) between which guidance is applied: lowest,highest.",
         ),
         click.option(
             "--guidance-method",
@@ -136,14 +137,14 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
             "--solver",
             type=click.Choice(["euler", "heun", "dpm", "unipc"]),
             default="euler",
-            help="heun asks the model twice a step.",
+            help="heun evaluates the model twice a step.",
         ),
         click.option(
             "--guidance",
             type=Number(),
-            help="Classifier-free guidance scale (1 = off).  [default: 3; between given clips 1]",
+            help="Classifier-free guidance scale (1 = off).  [default: 3; between two clips 1]",
         ),
-        click.option("-s", "--steps", type=click.IntRange(1), default=12, help="Of the solver."),
+        click.option("-s", "--steps", type=click.IntRange(1), default=12, help="Steps of the solver."),
         MODEL,
     ):
         command = option(command)
@@ -171,7 +172,7 @@ def shape(*leave_out: str, **defaults: str) -> Callable[[Callable[..., Any]], Ca
 
 
 def as_settings(fields: dict[str, Any]) -> dict[str, Any]:
-    """What `settings` read, as keywords of `denoise.Settings`; takes them out of `fields`.
+    """What `settings` read, as keywords of `settings.Settings`; takes them out of `fields`.
 
     Raises:
       UserError: the interval is not two numbers.
@@ -213,51 +214,52 @@ def bar(unit: str = "step") -> contextlib.AbstractContextManager[Callable[[int, 
     return progress_bar(not click.get_current_context().meta[QUIET], unit)
 
 
-def make(model: str, output: str | None, plan: Callable[[Any], Any]) -> None:
-    """Makes what `plan(studio)` returns and writes it."""
+def make(model: str, output: str, build: Callable[[Any, Any], Any]) -> None:
+    """Makes the job that `build(pipeline, progress)` returns and writes the video."""
     path = user_path(output or "out.mp4")
     check_output(path, VIDEO_SUFFIXES)
 
     from sora_jax.media.audio import keep_sound
     from sora_jax.pipeline import pipeline as face
 
-    studio = face.load(model, lazy=True)
-    studio.say = note
-    wanted = plan(studio)
+    pipeline = face.load(model, lazy=True)
+    pipeline.notify = note
     with bar() as progress:
-        (video,) = studio.make_streams([wanted], progress)
+        job = build(pipeline, progress)
+    with bar() as progress:
+        (video,) = pipeline.make_streams([job], progress)
         if not output and len(video) == 1:
             path = path.with_suffix(".png")
             check_output(path)
         save(video, path)
     try:
-        heard = wanted.sound is not None and keep_sound(wanted.sound[0], path, *wanted.sound[1:])
+        heard = job.sound is not None and keep_sound(job.sound[0], path, *job.sound[1:])
     except UserError as error:  # the pictures are there
         note(str(error))
         heard = False
-    said(path, video, ", with the input's sound" if heard else "")
+    report_written(path, video, ", with the input's sound" if heard else "")
 
 
 def save(video: Any, path: pathlib.Path) -> None:
-    """Writes a video, with what it says of how it was made unless that is to be left out."""
+    """Writes a video, with its metadata unless that is to be left out."""
     own = click.get_current_context().meta.get(METADATA, True)
     video.save(path) if own else video.save(path, metadata=None)
 
 
 def note(sentence: str) -> None:
-    """Something that was done otherwise than it was asked for."""
+    """Prints a note on what differs from what was asked for."""
     click.echo(f"note: {sentence}", err=True)
 
 
-def said(path: pathlib.Path, video: Any, more: str = "") -> None:
+def report_written(path: pathlib.Path, video: Any, more: str = "") -> None:
     """One line about a file that was written."""
     size = f"{video.size[1]}×{video.size[0]}"
     time = f", {len(video)} frames at {video.fps:g} fps ({video.duration:g} s)" if len(video) > 1 else ""
     click.echo(f"{path}  {size}{time}{more}")
-    tell_overwritten(path)
+    report_overwritten(path)
 
 
-def tell_overwritten(path: pathlib.Path) -> None:
+def report_overwritten(path: pathlib.Path) -> None:
     """A note where a file of that name was there before."""
     if path in click.get_current_context().meta.get(EXISTED, ()):
         note(f"{path} was there before and was overwritten.")

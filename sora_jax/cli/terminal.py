@@ -180,7 +180,7 @@ def progress_bar(visible: bool, unit: str) -> Iterator[Callable[[int, int], None
 
     def progress(done: int, in_all: int) -> None:
         nonlocal bar
-        if bar is None:  # not before: what is found wrong at the beginning is told without a bar above it
+        if bar is None:  # not before: errors found at the beginning are printed without a bar above them
             often = 0.1 if sys.stderr.isatty() else 10.0
             bar = tqdm(unit=unit, disable=not visible, mininterval=often, dynamic_ncols=True, total=in_all)
         bar.total = in_all

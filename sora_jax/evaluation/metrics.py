@@ -51,7 +51,7 @@ def ssim(clip: np.ndarray, reference: np.ndarray, data_range: float = 255.0) -> 
     """
     clip, reference = (_luma(each) for each in _pair(clip, reference))
     if min(clip.shape[-2:]) < 11:
-        raise UserError(f"SSIM looks through a window of 11 x 11 pixels; the frames are {clip.shape[-2:]}.")
+        raise UserError(f"SSIM needs frames of at least 11 x 11 pixels, not {clip.shape[-2:]}.")
     mean_a, mean_b = _window(clip), _window(reference)
     variance_a = _window(clip**2) - mean_a**2
     variance_b = _window(reference**2) - mean_b**2

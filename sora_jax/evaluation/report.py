@@ -18,12 +18,12 @@ from typing import Any
 import jax
 import numpy as np
 
-import sora_jax
+from sora_jax.backend import __version__
 from sora_jax.errors import UserError
 from sora_jax.evaluation import metrics
 from sora_jax.media.video import Report, Video, frame_count, probe, resample, stream_frames
-from sora_jax.pipeline.denoise import MOST_FRAMES
 from sora_jax.pipeline.pipeline import Pipeline, Request
+from sora_jax.pipeline.settings import MOST_FRAMES
 from sora_jax.toyworld import captions, oracle
 from sora_jax.toyworld import scene as world
 from sora_jax.toyworld.render import render
@@ -46,11 +46,11 @@ ONE_THING = WorldConfig(
 )
 _BATCH = 32  # clips a call of the model: their noise and latents are held at once
 _PIXELS = 1 << 21  # of a piece of video held at once
-_OTHERS = 8  # prompts that each clip is held against for the level of chance
+_OTHERS = 8  # other prompts that each clip is compared with, for the level of chance
 
 
 def evaluate_vae(
-    studio: Pipeline,
+    pipeline: Pipeline,
     files: Sequence[str | os.PathLike[str]],
     resolution: int = 128,
     seconds: float = 4.0,
@@ -64,7 +64,7 @@ def evaluate_vae(
     most 49 frames, each encoded and decoded on its own; the figures are of all its frames (see `quality`).
 
     Args:
-      studio: the model.
+      pipeline: the model.
       files: of any kind that `video.read_video` reads.
       resolution: pixels.
       seconds: at most this much of each file; 0 is all of it.
@@ -92,7 +92,7 @@ def evaluate_vae(
         first: list[Video] = []
         met = Report()
         for piece, source in _pieces(path, resolution, seconds, start, met):
-            again = studio.reconstruct(piece)
+            again = pipeline.reconstruct(piece)
             error += len(piece) * 10 ** (-float(metrics.psnr(again.frames, piece.frames)) / 10)
             similarity += len(piece) * float(metrics.ssim(again.frames, piece.frames))
             first = first or [piece, again]
@@ -118,7 +118,7 @@ def evaluate_vae(
     finite = [row["psnr"] for row in rows if row["psnr"] is not None]
     return {
         "evaluation": "vae",
-        "model": studio.name,
+        "model": pipeline.name,
         "settings": {"resolution": resolution, "seconds": seconds, "start": start},
         "mean": {
             "psnr": float(np.mean(finite)) if finite else None,
@@ -130,7 +130,7 @@ def evaluate_vae(
 
 
 def evaluate_toyworld(
-    studio: Pipeline | None,
+    pipeline: Pipeline | None,
     split: str = "heldout",
     clips: int = 256,
     durations: Sequence[float] = (2.0,),
@@ -153,14 +153,14 @@ def evaluate_toyworld(
     shapes durations × aspects in turn.
 
     Args:
-      studio: the model; None will do where `source` is "truth".
+      pipeline: the model; None will do where `source` is "truth".
       split: of `scene.SPLITS`; "paraphrase" has words that training never had.
       clips: how many prompts; clip i has the seed `seed` + i.
       durations, aspects, resolution, fps, steps, guidance, solver: as in `pipeline.Request`.
       source: "generated", "truth" (true clips: how much the oracle itself gets wrong), or "vae" (true clips
         through the autoencoder: how much is lost there).
       progress: called with (clips done, clips in all).
-      settings: further ones of `denoise.Settings`.
+      settings: further ones of `settings.Settings`.
       show: called with each clip's prompt, followed by what was read wrong, and the clip.
 
     Returns:
@@ -184,7 +184,7 @@ def evaluate_toyworld(
     tasks = list(itertools.islice(_tasks(split, requests, seed), clips))
     if source == "generated":
         for _, request in tasks:
-            _needed(studio).check(request)
+            _needed(pipeline).check(request)
     rows: list[dict[str, Any]] = []
     progress(0, clips)
     for first in range(0, clips, _BATCH):
@@ -193,7 +193,7 @@ def evaluate_toyworld(
         def partly(done: int, in_all: int, first: int = first, size: int = len(part)) -> None:
             progress(first + size * done // max(in_all, 1), clips)
 
-        for (scene, request), video in zip(part, _videos(studio, part, source, partly), strict=True):
+        for (scene, request), video in zip(part, _videos(pipeline, part, source, partly), strict=True):
             rows.append(_verdict(scene, request, video))
             wrong = [name for name, right in rows[-1]["right"].items() if not right and name != "all"]
             show(f"{request.prompt}: {'wrong ' + ', '.join(wrong) if wrong else 'all right'}", [video])
@@ -202,7 +202,7 @@ def evaluate_toyworld(
     per_shape = [rows[i :: len(requests)] for i in range(min(len(requests), clips))]
     return {
         "evaluation": "toyworld",
-        "model": None if studio is None else studio.name,
+        "model": None if pipeline is None else pipeline.name,
         "settings": {
             "split": split,
             "clips": clips,
@@ -239,7 +239,7 @@ def interval(right: int, of: int, z: float = 1.959964) -> tuple[float, float]:
 
 def made_by() -> dict[str, Any]:
     """What made a figure: versions, the device, and the commit where the package lies in a git checkout."""
-    folder = pathlib.Path(sora_jax.__file__).parent
+    folder = pathlib.Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
@@ -251,7 +251,7 @@ def made_by() -> dict[str, Any]:
     except (OSError, subprocess.SubprocessError):
         commit = None
     return {
-        "sora_jax": sora_jax.__version__,
+        "sora_jax": __version__,
         "commit": commit,
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
@@ -259,7 +259,7 @@ def made_by() -> dict[str, Any]:
 
 
 def _ignore(*_: Any) -> None:
-    """What `progress` and `show` are where nobody looks."""
+    """What `progress` and `show` are where they aren't asked for."""
 
 
 def _expected_frames(path: str | os.PathLike[str], seconds: float, start: float) -> int:
@@ -302,7 +302,7 @@ def _tasks(split: str, requests: Sequence[Request], seed: int) -> Iterator[Task]
         request = requests[number % len(requests)]
         frames, height, width = request.shape()
         scene = sample_scene(seed, index, split, (frames - 1) / request.fps, width / height, ONE_THING)
-        if len(scene.shots[0].things) > 1:  # held-out scenes have two now and then, whatever they are asked
+        if len(scene.shots[0].things) > 1:  # held-out scenes have two now and then
             continue
         thing = scene.shots[0].things[0]
         words = np.random.default_rng((seed, check_split(split), index, 3))
@@ -313,26 +313,26 @@ def _tasks(split: str, requests: Sequence[Request], seed: int) -> Iterator[Task]
         number += 1
 
 
-def _needed(studio: Pipeline | None) -> Pipeline:
-    if studio is None:
+def _needed(pipeline: Pipeline | None) -> Pipeline:
+    if pipeline is None:
         raise UserError(
             "Only true clips can be read without a model: name one, or choose the source 'truth'."
         )
-    return studio
+    return pipeline
 
 
 def _videos(
-    studio: Pipeline | None, tasks: Sequence[Task], source: str, progress: Progress
+    pipeline: Pipeline | None, tasks: Sequence[Task], source: str, progress: Progress
 ) -> Iterator[Video]:
     if source == "generated":
         # Each was checked by itself; that so many are made together is the evaluation's choice, not the user's.
         requests = [dataclasses.replace(request, max_frames=MOST_FRAMES) for _, request in tasks]
-        yield from _needed(studio).generate_batch(requests, progress)
+        yield from _needed(pipeline).generate_batch(requests, progress)
         return
     for done, (scene, request) in enumerate(tasks):
         progress(done, len(tasks))
         video = Video(render(scene, *request.shape(), request.fps), request.fps)
-        yield video if source == "truth" else _needed(studio).reconstruct(video)
+        yield video if source == "truth" else _needed(pipeline).reconstruct(video)
 
 
 def _verdict(scene: Scene, request: Request, video: Video) -> dict[str, Any]:

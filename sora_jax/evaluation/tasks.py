@@ -1,6 +1,6 @@
 """Whether each ability does what it is for, on toyworld's clips, whose truth is known.
 
-Every function of `TRIALS` takes a studio, a number of clips and a seed, and yields clips to make, each with how it is
+Every function of `TRIALS` takes a pipeline, a number of clips and a seed, and yields clips to make, each with how it is
 judged: by the oracle, or in decibels; no network judges.
 """
 
@@ -17,10 +17,9 @@ from sora_jax.errors import UserError, nearest
 from sora_jax.evaluation import metrics
 from sora_jax.evaluation.report import ONE_THING, interval, made_by
 from sora_jax.media.video import Video, resize
-from sora_jax.pipeline import tasks
+from sora_jax.pipeline.job import Job
 from sora_jax.pipeline.pipeline import Pipeline
 from sora_jax.pipeline.storyboard import Card, Storyboard
-from sora_jax.pipeline.tasks import Plan
 from sora_jax.toyworld import captions, oracle
 from sora_jax.toyworld import scene as world
 from sora_jax.toyworld.render import render
@@ -39,13 +38,13 @@ class Trial:
     """One clip of one ability: how it is made, and how it is judged."""
 
     label: str
-    plan: Plan
+    job: Job
     judge: Callable[[Video], Row]
-    beside: Video | None = None  # what was given, or the truth, to look at
+    reference: Video | None = None  # the input, or the truth, to compare
 
 
 def evaluate_abilities(
-    studio: Pipeline,
+    pipeline: Pipeline,
     names: Sequence[str] = (),
     clips: int = 64,
     seed: int = 0,
@@ -63,8 +62,8 @@ def evaluate_abilities(
       clips: of each ability.
       seed: of the scenes and the sampler.
       progress: called with (clips done, clips in all).
-      show: called with a label and what was given and made, for each clip.
-      settings: of `denoise.Settings`.
+      show: called with a label and input and result of each clip.
+      settings: of `settings.Settings`.
 
     Raises:
       UserError: there is no such ability.
@@ -77,21 +76,21 @@ def evaluate_abilities(
     out: dict[str, Any] = {}
     for number, name in enumerate(names):
         rows: list[Row] = []
-        trials = TRIALS[name](studio, clips, seed, settings)
+        trials = TRIALS[name](pipeline, clips, seed, settings)
         while part := [trial for _, trial in zip(range(BATCH), trials)]:
-            for trial, video in zip(part, studio.make([trial.plan for trial in part]), strict=True):
+            for trial, video in zip(part, pipeline.make([trial.job for trial in part]), strict=True):
                 row = trial.judge(video)
                 rows.append(row)
                 if show is not None:
                     wrong = [key for key, value in row.items() if value is False]
                     text = f"{name}: {trial.label}" + (f" (not {', '.join(wrong)})" if wrong else "")
-                    show(text, [video] if trial.beside is None else [trial.beside, video])
+                    show(text, [video] if trial.reference is None else [trial.reference, video])
             if progress is not None:
                 progress(number * clips + len(rows), len(names) * clips)
         out[name] = {key: _figure([row[key] for row in rows]) for key in rows[0]}
     return {
         "evaluation": "abilities",
-        "model": studio.name,
+        "model": pipeline.name,
         "settings": {"clips": clips, "seed": seed} | settings,
         "abilities": out,
         "made_by": made_by(),
@@ -129,7 +128,7 @@ def _video(scene: Scene, frames: int, size: tuple[int, int] = SIZE, fps: float =
 
 
 def _prompt(scene: Scene, seed: int, colour: str | None = None) -> str:
-    """The scene's words in training's vocabulary, the plain word for a colour where one is told."""
+    """The scene's words in training's vocabulary, the plain word for a colour where one is named."""
     thing, rng = scene.shots[0].things[0], np.random.default_rng((seed, 11))
     if thing.motion != "straight":
         return captions.short_caption(scene, rng)
@@ -143,45 +142,47 @@ def _read(video: Video, scene: Scene, names: Sequence[str]) -> Row:
     return {name: right[name] for name in names}
 
 
-def _animate(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
+def _animate(pipeline: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
     for i, scene in _scenes(clips, seed, 2.0):
         truth, prompt = _video(scene, 17), _prompt(scene, i)
-        plan = tasks.animate(studio, truth.frames[0], prompt, duration=17 / FPS, seed=seed + i, **settings)
+        job = pipeline.job("animate", truth.frames[0], prompt, duration=17 / FPS, seed=seed + i, **settings)
 
         def judge(video: Video, scene: Scene = scene, truth: Video = truth) -> Row:
             row = _read(video, scene, ("shape", "colour", "direction"))
-            return {"kept": row["shape"] and row["colour"]} | row | _given(studio, video, truth, [0])
+            return {"kept": row["shape"] and row["colour"]} | row | _given(pipeline, video, truth, [0])
 
-        yield Trial(prompt, plan, judge, truth)
+        yield Trial(prompt, job, judge, truth)
 
 
 def _extend(backward: bool) -> Callable[..., Iterator[Trial]]:
-    def trials(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
+    def trials(pipeline: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
         given, total = 9, 36
         for i, scene in _scenes(clips, seed, (total - 1) / FPS, BOUNCES):
             truth, prompt = _video(scene, total), _prompt(scene, i)
             known = Video(truth.frames[-given:] if backward else truth.frames[:given], FPS)
             seconds = (total - given) / FPS
-            plan = tasks.extend(studio, known, seconds, prompt, backward=backward, seed=seed + i, **settings)
+            job = pipeline.job("extend", known, seconds, prompt, backward=backward, seed=seed + i, **settings)
 
             def judge(video: Video, scene: Scene = scene, known: Video = known) -> Row:
-                # Far from what was given: the last (or first) quarter of the result.
+                # Far from the input: the last (or first) quarter of the result.
                 far = Video(video.frames[:given] if backward else video.frames[-given:], FPS)
                 row = _read(far, scene, ("shape", "colour", "count"))
                 places = range(total - given, total) if backward else range(given)
                 return (
-                    {"identity": row["shape"] and row["colour"]} | row | _given(studio, video, known, places)
+                    {"identity": row["shape"] and row["colour"]}
+                    | row
+                    | _given(pipeline, video, known, places)
                 )
 
-            yield Trial(prompt, plan, judge, truth)
+            yield Trial(prompt, job, judge, truth)
 
     return trials
 
 
-def _loop(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
+def _loop(pipeline: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
     for i, scene in _scenes(clips, seed, 1.0):
         truth, prompt = _video(scene, 9), _prompt(scene, i)
-        plan = tasks.loop(studio, truth, 1.5, prompt, seed=seed + i, **settings)
+        job = pipeline.job("loop", truth, prompt, 1.5, seed=seed + i, **settings)
 
         def judge(video: Video, truth: Video = truth) -> Row:
             steps = steps_between(video.frames, around=True)
@@ -189,32 +190,32 @@ def _loop(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> 
                 "closes": bool(steps[-1] <= np.median(steps[:-1])),
                 "closing step over median": float(steps[-1] / np.median(steps[:-1])),
                 "largest over median": float(steps.max() / np.median(steps)),
-            } | _given(studio, video, truth, range(9))
+            } | _given(pipeline, video, truth, range(9))
 
-        yield Trial(prompt, plan, judge, truth)
+        yield Trial(prompt, job, judge, truth)
 
 
-def _connect(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
+def _connect(pipeline: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
     pairs = zip(_scenes(clips, seed, 1.0), _scenes(clips, seed, 1.0, offset=10_000))
     for (i, one), (_, other) in pairs:
         a, b = _video(one, 9), _video(other, 9)
-        plan = tasks.connect(studio, a, b, seed=seed + i, **settings)
+        job = pipeline.job("connect", a, b, seed=seed + i, **settings)
 
         def judge(video: Video, a: Video = a, b: Video = b) -> Row:
             T, steps = len(video), steps_between(video.frames)
             largest = float(steps.max() / np.median(steps))
-            first = _given(studio, video, a, range(9))
-            last = _given(studio, video, b, range(T - 9, T))
+            first = _given(pipeline, video, a, range(9))
+            last = _given(pipeline, video, b, range(T - 9, T))
             return {
                 "smooth": bool(largest <= 3),
                 "largest step": largest,
                 "ends": min(first["given"], last["given"]),
             }
 
-        yield Trial(f"{_prompt(one, i)} / {_prompt(other, i)}", plan, judge)
+        yield Trial(f"{_prompt(one, i)} / {_prompt(other, i)}", job, judge)
 
 
-def _edit(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
+def _edit(pipeline: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
     for i, scene in _scenes(clips, seed, 2.0):
         thing, truth = scene.shots[0].things[0], _video(scene, 17)
         others = [
@@ -224,23 +225,23 @@ def _edit(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> 
         ]
         colour = others[i % len(others)]
         prompt = _prompt(scene, i, colour)
-        plan = tasks.edit(studio, truth, prompt, 0.7, seed=seed + i, **settings)
+        job = pipeline.job("edit", truth, prompt, 0.7, seed=seed + i, **settings)
         shot = dataclasses.replace(scene.shots[0], things=(dataclasses.replace(thing, colour=colour),))
         wanted = dataclasses.replace(scene, shots=(shot,))
 
         def judge(video: Video, wanted: Scene = wanted) -> Row:
             return _read(video, wanted, ("colour", "direction", "shape"))
 
-        yield Trial(f"{thing.colour} → {prompt}", plan, judge, truth)
+        yield Trial(f"{thing.colour} → {prompt}", job, judge, truth)
 
 
-def _storyboard(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
+def _storyboard(pipeline: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
     cut, total = 12, 25
     pairs = zip(_scenes(clips, seed, 1.5), _scenes(clips, seed, 1.5, offset=10_000))
     for (i, one), (_, other) in pairs:
-        told = (_prompt(one, i), _prompt(other, i))
-        cards = (Card(0.0, told[0]), Card(cut / FPS, told[1]))
-        plan = Storyboard(cards, total / FPS, FPS).plan(studio, seed=seed + i, **settings)
+        prompts = (_prompt(one, i), _prompt(other, i))
+        cards = (Card(0.0, prompts[0]), Card(cut / FPS, prompts[1]))
+        job = pipeline.job("storyboard", Storyboard(cards, total / FPS, FPS), seed=seed + i, **settings)
 
         def judge(video: Video, scenes: tuple[Scene, Scene] = (one, other)) -> Row:
             parts = (video.frames[: cut - 2], video.frames[cut + 2 :])
@@ -254,14 +255,14 @@ def _storyboard(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any
                 "all": all(both.values()),
             } | both
 
-        yield Trial(" / ".join(told), plan, judge)
+        yield Trial(" / ".join(prompts), job, judge)
 
 
-def _inpaint(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
+def _inpaint(pipeline: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
     box = (16, 16, 32, 32)
     for i, scene in _scenes(clips, seed, 2.0):
         truth, prompt = _video(scene, 17), _prompt(scene, i)
-        plan = tasks.inpaint(studio, truth, prompt, box=box, seed=seed + i, **settings)
+        job = pipeline.job("inpaint", truth, prompt, box=box, seed=seed + i, **settings)
 
         def judge(video: Video, truth: Video = truth) -> Row:
             inside = np.zeros(SIZE, bool)
@@ -274,15 +275,15 @@ def _inpaint(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) 
                 ),
             }
 
-        yield Trial(prompt, plan, judge, truth)
+        yield Trial(prompt, job, judge, truth)
 
 
-def _smooth(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
+def _smooth(pipeline: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
     factor, total = 3, 25
     for i, scene in _scenes(clips, seed, 1.0):
         truth = _video(scene, total, fps=FPS * factor)
         known = Video(truth.frames[::factor], FPS)
-        plan = tasks.smooth(studio, known, FPS * factor, _prompt(scene, i), seed=seed + i, **settings)
+        job = pipeline.job("smooth", known, FPS * factor, _prompt(scene, i), seed=seed + i, **settings)
 
         def judge(video: Video, truth: Video = truth, known: Video = known) -> Row:
             between = np.arange(total) % factor > 0
@@ -297,21 +298,21 @@ def _smooth(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -
             row = {"PSNR": score(video.frames)} | {name: score(frames) for name, frames in others.items()}
             return {"better than both": row["PSNR"] > max(row["repetition"], row["linear blending"])} | row
 
-        yield Trial(_prompt(scene, i), plan, judge, truth)
+        yield Trial(_prompt(scene, i), job, judge, truth)
 
 
-def _upscale(studio: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
+def _upscale(pipeline: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
     for i, scene in _scenes(clips, seed, 1.0):
         truth = _video(scene, 9, (128, 128))
         small = resize(truth, 64, 64)
-        plan = tasks.upscale(studio, small, 128, _prompt(scene, i), seed=seed + i, **settings)
+        job = pipeline.job("upscale", small, 128, _prompt(scene, i), seed=seed + i, **settings)
 
         def judge(video: Video, truth: Video = truth, small: Video = small) -> Row:
             ours = float(metrics.psnr(video.frames, truth.frames))
             bicubic = float(metrics.psnr(_bicubic(small, 128, 128), truth.frames))
             return {"better than bicubic": ours > bicubic, "PSNR": ours, "bicubic": bicubic}
 
-        yield Trial(_prompt(scene, i), plan, judge, truth)
+        yield Trial(_prompt(scene, i), job, judge, truth)
 
 
 def _bicubic(video: Video, height: int, width: int) -> np.ndarray:
@@ -319,9 +320,9 @@ def _bicubic(video: Video, height: int, width: int) -> np.ndarray:
     return np.stack([np.asarray(PIL.Image.fromarray(frame).resize(size, filter_)) for frame in video.frames])
 
 
-def _given(studio: Pipeline, video: Video, given: Video, places: Sequence[int]) -> Row:
+def _given(pipeline: Pipeline, video: Video, given: Video, places: Sequence[int]) -> Row:
     """How near given frames are to the autoencoder's own reconstruction of them, in decibels (at most 99)."""
-    own = studio.reconstruct(Video(given.frames[: len(list(places))], given.fps))
+    own = pipeline.reconstruct(Video(given.frames[: len(list(places))], given.fps))
     return {"given": min(float(metrics.psnr(video.frames[list(places)], own.frames)), 99.0)}
 
 

@@ -8,7 +8,7 @@ import math
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -19,6 +19,7 @@ from sora_jax.media.decoding import Header, displayed_size
 from sora_jax.media.pictures import picture_pixels
 from sora_jax.media.video import Reader, Report, Video, frame_count, frame_size, open_reader, resample
 
+MediaLike: TypeAlias = Path | Video | np.ndarray | Image.Image
 # Frames in memory; a large picture size allows fewer than `most_frames`.
 MOST_BYTES = 4 << 30
 
@@ -49,7 +50,7 @@ class Media:
 
 
 def read_media(
-    source: Path | Video | np.ndarray | Image.Image,
+    source: MediaLike,
     *,
     fps: float | None = None,
     start: float = 0.0,

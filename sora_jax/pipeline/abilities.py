@@ -1,6 +1,6 @@
-"""Every ability as a short pure function that paints a sketch: what is given, what is open, what is repainted.
+"""Every ability as a short pure function that makes a sketch: conditioning, generated and partially noised pixels.
 
-Clips are uint8[T,Y,X,3]. No function here knows a model; the engine encodes a sketch and the sampler fills it.
+Clips are uint8[T,Y,X,3]. No function here knows a model; `Codec` encodes a sketch, and `denoise` generates the rest.
 """
 
 from __future__ import annotations
@@ -13,26 +13,23 @@ from sora_jax.errors import UserError
 from sora_jax.tokens.canvas import Sketch
 
 
-def blank(shape: tuple[int, int, int], fps: float) -> Sketch:
-    """Everything is open: text to video; with one frame, text to image. `shape` is (T, Y, X).
+def blank(shape: tuple[int, int, int], fps: float, writable: bool = False) -> Sketch:
+    """Everything is generated: text to video; with one frame, text to image. `shape` is (T, Y, X).
 
-    It holds one number for all of its pixels, whatever its length, and can't be written to.
+    Unless it is to be `writable`, it holds one number for all of its pixels, for any length.
     """
+    if writable:
+        return Sketch(np.zeros((*shape, 3), np.uint8), np.ones(shape, np.float32), fps)
     return Sketch(np.broadcast_to(np.uint8(0), (*shape, 3)), np.broadcast_to(np.float32(1), shape), fps)
 
 
-def paper(shape: tuple[int, int, int], fps: float) -> Sketch:
-    """As `blank`, to be written to."""
-    return Sketch(np.zeros((*shape, 3), np.uint8), np.ones(shape, np.float32), fps)
-
-
 def animate(pictures: Mapping[int, np.ndarray], shape: tuple[int, int, int], fps: float) -> Sketch:
-    """Single frames are given, by number; with frame 0, an image comes alive.
+    """Single frames are conditioning, by number; with frame 0, image to video.
 
     Raises:
       UserError: a frame lies outside of the clip.
     """
-    sketch = paper(shape, fps)
+    sketch = blank(shape, fps, writable=True)
     for number, picture in pictures.items():
         if not 0 <= number < shape[0]:
             raise UserError(
@@ -44,7 +41,7 @@ def animate(pictures: Mapping[int, np.ndarray], shape: tuple[int, int, int], fps
 
 
 def extend(clip: np.ndarray, new: int, fps: float, backward: bool = False) -> Sketch:
-    """The clip is given, `new` frames behind it (or before it) are open."""
+    """The clip is conditioning, `new` frames after it (or before it) are generated."""
     empty = blank((new, *clip.shape[1:3]), fps)
     frames, strength = [clip, empty.frames], [np.zeros(clip.shape[:3], np.float32), empty.strength]
     order = slice(None, None, -1 if backward else 1)
@@ -52,23 +49,23 @@ def extend(clip: np.ndarray, new: int, fps: float, backward: bool = False) -> Sk
 
 
 def connect(a: np.ndarray, b: np.ndarray, new: int, fps: float, strength: float = 1.0) -> Sketch:
-    """Both clips are given; the `new` frames between are painted, from a cross-fade where `strength` is below 1."""
+    """Both clips are conditioning; `new` frames between are generated, from a cross-fade if `strength` is below 1."""
     weight = np.arange(1, new + 1) / (new + 1)
     between = mix(np.repeat(a[-1:], new, axis=0), np.repeat(b[:1], new, axis=0), weight)
-    levels = [
-        np.full((len(part), *a.shape[1:3]), level, np.float32)
-        for part, level in ((a, 0), (between, strength), (b, 0))
+    strengths = [
+        np.full((len(part), *a.shape[1:3]), value, np.float32)
+        for part, value in ((a, 0), (between, strength), (b, 0))
     ]
-    return Sketch(np.concatenate([a, between, b]), np.concatenate(levels), fps)
+    return Sketch(np.concatenate([a, between, b]), np.concatenate(strengths), fps)
 
 
-def loop(clip: np.ndarray, new: int, again: int, fps: float, strength: float = 1.0) -> Sketch:
-    """The clip leads over `new` frames back into itself: its first `again` frames are given once more at the end."""
-    return connect(clip, clip[:again], new, fps, strength)
+def loop(clip: np.ndarray, new: int, repeated: int, fps: float, strength: float = 1.0) -> Sketch:
+    """`new` frames lead from the clip's end to its beginning, whose first frames are `repeated` as conditioning."""
+    return connect(clip, clip[:repeated], new, fps, strength)
 
 
 def fill(clip: np.ndarray, missing: np.ndarray, fps: float) -> Sketch:
-    """Frames where `missing` bool[T] is true are open.
+    """Frames where `missing` bool[T] is true are generated.
 
     Raises:
       UserError: all are, or none is.
@@ -76,39 +73,39 @@ def fill(clip: np.ndarray, missing: np.ndarray, fps: float) -> Sketch:
     if missing.all() or not missing.any():
         which = "every frame is" if missing.all() else "no frame is"
         raise UserError(
-            f"There is nothing to go by: {which} missing; name some frames of the video, not all."
+            f"There is nothing to fill in: {which} missing; name some frames of the video, not all."
         )
     strength = np.broadcast_to(missing[:, None, None], clip.shape[:3]).astype(np.float32)
     return Sketch(clip, strength, fps)
 
 
 def smooth(clip: np.ndarray, factor: int, fps: float) -> Sketch:
-    """Every frame is given, `factor` − 1 new ones between each two are open; `fps` is the result's."""
+    """Every frame is conditioning, `factor` − 1 new ones between each two are generated; `fps` is the result's."""
     T = 1 + (len(clip) - 1) * factor
-    given = dict(zip(range(0, T, factor), clip, strict=True))
-    return animate(given, (T, *clip.shape[1:3]), fps)
+    frames = dict(zip(range(0, T, factor), clip, strict=True))
+    return animate(frames, (T, *clip.shape[1:3]), fps)
 
 
 def blend(a: np.ndarray, b: np.ndarray, weight: np.ndarray, fps: float, strength: float = 0.6) -> Sketch:
-    """From one clip to another as `weight` float[T] of the second says; what is mixed is repainted.
+    """From one clip to another by the `weight` float[T] of the second; mixed frames are partially noised.
 
-    Frames of one clip alone are given; the more evenly two are mixed, the further they are repainted, up to
+    Frames of one clip alone are conditioning; the more evenly two are mixed, the higher their strength, up to
     `strength`.
     """
-    level = strength * 4 * weight * (1 - weight)
-    whole = np.broadcast_to(level[:, None, None], a.shape[:3]).astype(np.float32)
+    strengths = strength * 4 * weight * (1 - weight)
+    whole = np.broadcast_to(strengths[:, None, None], a.shape[:3]).astype(np.float32)
     return Sketch(mix(a, b, weight), whole, fps)
 
 
 def inpaint(clip: np.ndarray, mask: np.ndarray, fps: float, strength: float = 1.0) -> Sketch:
-    """What lies under `mask` bool[T,Y,X] is painted anew."""
+    """Pixels under `mask` bool[T,Y,X] are generated, from the clip's own where `strength` is below 1."""
     return Sketch(clip, np.where(mask, np.float32(strength), np.float32(0)), fps)
 
 
 def outpaint(clip: np.ndarray, size: tuple[int, int], fps: float) -> Sketch:
-    """The clip in the middle of a larger frame (height, width), whose margins are open.
+    """The clip in the middle of a larger frame (height, width), whose margins are generated.
 
-    The margins hold the clip's edge colours, which the autoencoder looks at beside the clip, and nothing is made of.
+    The margins hold the clip's edge colours, which the autoencoder sees next to the clip; nothing else uses them.
     """
     T, Y, X, _ = clip.shape
     margins = [
@@ -120,9 +117,9 @@ def outpaint(clip: np.ndarray, size: tuple[int, int], fps: float) -> Sketch:
 
 
 def edit(clip: np.ndarray, strength: float, fps: float, motion: bool = False) -> Sketch:
-    """The whole clip is repainted from a lowered level (SDEdit, Meng et al. 2022).
+    """The whole clip is partially noised (SDEdit, Meng et al. 2022).
 
-    `motion` takes the colours away first: where things are and go is kept, how they look is open.
+    `motion` removes the colours first: positions and motion are kept, looks are free.
     """
     frames = np.repeat(_grey(clip)[..., None], 3, axis=-1) if motion else clip
     return Sketch(frames, np.full(clip.shape[:3], strength, np.float32), fps)

@@ -1,14 +1,15 @@
-"""Continuous batching: requests of any shape and number of steps share rows, and join and leave between steps.
+"""Continuous batching: segments of any shape and number of steps are packed together, and join and leave between steps.
 
-Every run has its own σ, so runs at different steps of their denoising may lie in one row: whoever is finished makes
-room at once, and whoever waits takes it, in the sampler's compiled step. Whenever somebody comes or leaves, everybody
-is laid anew, in the smallest room that holds them. What a server stands on; a batch is the case where all are there
+Every segment has its own σ, so segments at different steps of their denoising may be packed together: a finished one
+makes room at once, and a waiting one takes it, in the sampler's compiled step. When segments join or leave, all are
+repacked, in the smallest batch shape that holds them. A server needs no more; a batch is the case where all are there
 from the beginning.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -21,244 +22,250 @@ from sora_jax.diffusion.solvers import SOLVERS, State, solver_step
 from sora_jax.errors import UserError
 from sora_jax.tokens.packing import PackedBatch, Placement, Segment, check_fits, pack_batch
 
-PATIENCE = 16  # steps that smaller ones may overtake the first in line
+PATIENCE = 16  # steps that smaller requests may overtake the first in line
 
 
 @dataclasses.dataclass(frozen=True)
-class Room:
-    """What the rows hold.
+class BatchShape:
+    """The shape of a packed batch.
 
     Attributes:
-      rows: B.
-      tokens: N, slots a row.
-      text: M, slots a row for words; as many again for words that are not to be seen.
-      runs: K, the most a row may hold.
-      conditions: S - 1, levels and words in force over a row's runs.
+      batch_size: B, packed sequences.
+      seq_len: N, token positions of a sequence.
+      text_len: M, text positions; as many again for negative prompts.
+      max_segments: K, of a sequence.
+      max_conditions: S - 1, pairs of initial sigma and active caption over a sequence's segments.
     """
 
-    rows: int
-    tokens: int
-    text: int
-    runs: int
-    conditions: int
+    batch_size: int
+    seq_len: int
+    text_len: int
+    max_segments: int
+    max_conditions: int
 
-    def holds(self, requests: Sequence[Request]) -> bool:
-        """Whether they fit one of its rows."""
-        sums = np.sum([request.size for request in requests], axis=0)
-        most = self.tokens, self.text, self.text, self.conditions
-        return len(requests) <= self.runs and bool((sums <= most).all())
+    @property
+    def limits(self) -> tuple[int, int, int, int]:
+        """Of a sequence, as `packing.assign_rows` takes them: positions, text positions, segments, conditions."""
+        return self.seq_len, self.text_len, self.max_segments, self.max_conditions
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Request:
-    """A run to be filled.
-
-    Attributes:
-      run: what is given, and where σ starts.
-      noise: float[n,P], what σ = 1 looks like.
-      levels: float[steps+1], falling, from where the run starts to 0; tokens that start lower wait for their level.
-      guidance: of numbers.
-      negative: float[m,E], states of words that are not to be seen; None is none.
-      size: what it takes of a row: tokens, words, words not to be seen, conditions.
-    """
-
-    run: Segment
-    noise: np.ndarray
-    levels: np.ndarray
-    guidance: Guidance
-    negative: np.ndarray | None = None
-    size: tuple[int, int, int, int] = dataclasses.field(init=False)
-
-    def __post_init__(self) -> None:
-        unwanted = 0 if self.negative is None else len(self.negative)
-        size = len(self.run.patches), len(self.run.text), unwanted, self.run.conditions
-        object.__setattr__(self, "size", size)
+    def holds(self, row: Sequence[_QueuedSegment]) -> bool:
+        """Whether they fit one of its sequences."""
+        sums = np.sum([queued.size for queued in row], axis=0)
+        most = self.seq_len, self.text_len, self.text_len, self.max_conditions
+        return len(row) <= self.max_segments and bool((sums <= most).all())
 
 
 @dataclasses.dataclass(eq=False)
-class _Seat:
-    """Somebody who is under way: where the run lies, its entries of the row's table, and how far it has come."""
+class _QueuedSegment:
+    """A segment that waits or is being sampled: where it is packed, its conditions, and how far it has come."""
 
-    ticket: int
-    request: Request
-    row: int
-    place: Placement | None = None
+    request_id: int
+    segment: Segment
+    noise: np.ndarray
+    sigmas: np.ndarray
+    guidance: Guidance
+    negative: np.ndarray | None
+    row: int = 0
+    placement: Placement | None = None
     entries: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, int))
-    done: int = 0
+    step: int = 0
+
+    @functools.cached_property
+    def size(self) -> tuple[int, int, int, int]:
+        """What it takes of a sequence: tokens, text tokens, negative text tokens, conditions."""
+        negative = 0 if self.negative is None else len(self.negative)
+        return len(self.segment.patches), len(self.segment.text), negative, self.segment.conditions
 
     @property
-    def slots(self) -> tuple[int, slice]:
-        assert self.place is not None
-        return self.row, slice(self.place.start, self.place.start + self.place.length)
+    def positions(self) -> tuple[int, slice]:
+        """Its tokens in the batch."""
+        assert self.placement is not None
+        return self.row, slice(self.placement.start, self.placement.start + self.placement.length)
 
 
 class Queue:
-    """Requests in, finished latents out. `add` at any time; `step` until it isn't `busy`.
+    """Requests in, denoised latents out. `add` at any time; `step` until it isn't `busy`.
 
-    Results are those of each request alone, up to rounding. One model evaluation a step serves all that are seated.
-    What is compiled depends on the room, the solver, and the most that any request so far has asked for: how many
-    passes its guidance takes, whether it has negative words.
+    Results are those of each request alone, up to rounding. One model evaluation a step serves all active requests.
+    What is compiled depends on the batch shape, the solver, and the most that any request so far has asked for: how
+    many passes its guidance takes, whether it has a negative prompt.
 
     Args:
-      rooms: from small to large, of as many rows each: a step costs what the smallest one costs that holds all who
-        are seated, and the largest says how many those may be.
+      batch_shapes: from small to large, of one batch size: a step costs what the smallest one costs that holds all
+        active requests, and the largest says how many those may be.
     """
 
-    def __init__(self, model: Model, rooms: Sequence[Room], solver: str = "euler") -> None:
+    def __init__(self, model: Model, batch_shapes: Sequence[BatchShape], solver: str = "euler") -> None:
         if solver not in SOLVERS:
             raise UserError(f"There is no solver {solver!r}: choose one of {', '.join(SOLVERS)}.")
-        self.model, self.rooms, self.solver = model, tuple(rooms), solver
-        self.room = self.rooms[0]
+        self.model, self.batch_shapes, self.solver = model, tuple(batch_shapes), solver
+        self.batch_shape = self.batch_shapes[0]
         self.passes = 1
-        self.walked = 0  # runs that the last step took further
-        self._avoids = False
-        self._line: list[tuple[int, Request]] = []
+        self.advanced = 0  # segments that the last step advanced
+        self._has_negatives = False
+        self._waiting: list[_QueuedSegment] = []
         self._waited = 0
-        self._changed = False  # since everybody was laid: somebody came or left
-        self._seats: list[_Seat] = []
-        self._tickets = 0
+        self._changed = False  # since the last packing: requests came or left
+        self._active: list[_QueuedSegment] = []
+        self._requests = 0
         self._batch: tuple[PackedBatch, PackedBatch | None, Guidance] | None = None
-        self._starts: np.ndarray | None = None
+        self._init_sigmas: np.ndarray | None = None
         self._state: State | None = None
 
     @property
     def busy(self) -> bool:
-        return bool(self._line or self._seats)
+        return bool(self._waiting or self._active)
 
     @property
-    def filled(self) -> float:
-        """The share of slots that hold tokens now."""
-        taken = sum(seat.request.size[0] for seat in self._seats)
-        return taken / (self.room.rows * self.room.tokens)
+    def utilization(self) -> float:
+        """The share of positions that hold tokens now."""
+        taken = sum(queued.size[0] for queued in self._active)
+        return taken / (self.batch_shape.batch_size * self.batch_shape.seq_len)
 
-    def add(self, request: Request) -> int:
-        """Takes a request into the line; returns its ticket.
+    def add(
+        self,
+        segment: Segment,
+        noise: np.ndarray,
+        sigmas: np.ndarray,
+        guidance: Guidance,
+        negative: np.ndarray | None = None,
+    ) -> int:
+        """Adds a segment to be sampled; returns the request's id.
+
+        Args:
+          segment: conditioning tokens, and the sigma from which each other one starts.
+          noise: float[n,P], what σ = 1 looks like.
+          sigmas: float[steps+1], falling to 0; tokens whose initial sigma is lower wait until it is reached.
+          guidance: of numbers.
+          negative: float[m,E], text states of a negative prompt.
 
         Raises:
-          UserError: it is larger than a row.
+          UserError: it is larger than a sequence.
         """
-        largest = self.rooms[-1]
-        check_fits(request.run, largest.tokens, largest.text, largest.conditions)
-        if request.negative is not None and len(request.negative) > largest.text:
+        largest = self.batch_shapes[-1]
+        check_fits(segment, largest.seq_len, largest.text_len, largest.max_conditions)
+        if negative is not None and len(negative) > largest.text_len:
             raise UserError(
-                f"The negative prompt has {len(request.negative)} tokens, but a row holds {largest.text}: shorten it."
+                f"The negative prompt has {len(negative)} tokens, but a sequence holds {largest.text_len}: shorten it."
             )
-        self._tickets += 1
-        self._line.append((self._tickets, request))
+        self._requests += 1
+        self._waiting.append(_QueuedSegment(self._requests, segment, noise, sigmas, guidance, negative))
         self._changed = True
-        return self._tickets
+        return self._requests
 
     def step(self) -> dict[int, np.ndarray]:
-        """Seats who fits, walks everyone one step, and returns whoever is finished: {ticket: float32[n,P]}."""
+        """Admits what fits, takes one step of all, and returns what is finished: {request id: float32[n,P]}."""
         self._admit()
-        self.walked = len(self._seats)
-        if not self._seats:
+        self.advanced = len(self._active)
+        if not self._active:
             return {}
-        assert self._batch is not None and self._starts is not None and self._state is not None
-        now, then = np.zeros_like(self._starts), np.zeros_like(self._starts)
-        for seat in self._seats:
-            starts = self._starts[seat.row, seat.entries]
-            for table, place in ((now, seat.done), (then, seat.done + 1)):
-                table[seat.row, seat.entries] = np.minimum(seat.request.levels[place], starts)
-            seat.done += 1
+        assert self._batch is not None and self._init_sigmas is not None and self._state is not None
+        sigma, next_sigma = np.zeros_like(self._init_sigmas), np.zeros_like(self._init_sigmas)
+        for queued in self._active:
+            start = self._init_sigmas[queued.row, queued.entries]
+            for table, step in ((sigma, queued.step), (next_sigma, queued.step + 1)):
+                table[queued.row, queued.entries] = np.minimum(queued.sigmas[step], start)
+            queued.step += 1
         batch, negative, guidance = self._batch
         self._state = solver_step(
-            self.model, self._state, batch, now, then, guidance, negative, self.solver, self.passes
+            self.model, self._state, batch, sigma, next_sigma, guidance, negative, self.solver, self.passes
         )
-        finished = [seat for seat in self._seats if seat.done == len(seat.request.levels) - 1]
+        finished = [queued for queued in self._active if queued.step == len(queued.sigmas) - 1]
         if not finished:
             return {}
         x = np.asarray(self._state.x)
-        for seat in finished:
-            self._seats.remove(seat)
+        for queued in finished:
+            self._active.remove(queued)
         self._changed = True
-        return {seat.ticket: x[seat.slots] for seat in finished}
+        return {queued.request_id: x[queued.positions] for queued in finished}
 
     def _admit(self) -> None:
-        """Seats the line in order; where the first doesn't fit, others may go before it for a while."""
-        first = self._line[0] if self._line else None
+        """Admits waiting requests in order; where the first doesn't fit, others may overtake it for a while."""
+        first = self._waiting[0] if self._waiting else None
         if self._changed:
-            for ticket, request in list(self._line):
-                row = self._find(request)
+            for queued in list(self._waiting):
+                row = self._find_row(queued)
                 if row is not None:
-                    self._line.remove((ticket, request))
-                    self._seats.append(_Seat(ticket, request, row))
+                    self._waiting.remove(queued)
+                    self._active.append(queued)
+                    queued.row = row
                 elif self._waited >= PATIENCE:
                     break
-            if self._seats:
-                self._lay()
+            if self._active:
+                self._repack()
             self._changed = False
-        self._waited = self._waited + 1 if first is not None and first in self._line else 0
+        self._waited = self._waited + 1 if first is not None and first in self._waiting else 0
 
-    def _find(self, request: Request) -> int | None:
-        """The fullest row that has room."""
+    def _find_row(self, queued: _QueuedSegment) -> int | None:
+        """The fullest sequence that has room."""
         rows = self._rows()
-        fitting = [row for row, there in enumerate(rows) if self.rooms[-1].holds([*there, request])]
-        return max(fitting, key=lambda row: sum(one.size[0] for one in rows[row]), default=None)
+        fitting = [i for i, row in enumerate(rows) if self.batch_shapes[-1].holds([*row, queued])]
+        return max(fitting, key=lambda i: sum(one.size[0] for one in rows[i]), default=None)
 
-    def _rows(self) -> list[list[Request]]:
-        rows = range(self.rooms[-1].rows)
-        return [[seat.request for seat in self._seats if seat.row == row] for row in rows]
+    def _rows(self) -> list[list[_QueuedSegment]]:
+        rows = range(self.batch_shapes[-1].batch_size)
+        return [[queued for queued in self._active if queued.row == row] for row in rows]
 
-    def _lay(self) -> None:
-        """Everybody in the smallest room that holds them: the batch, and the state of those who are under way."""
+    def _repack(self) -> None:
+        """Packs all active requests into the smallest batch shape that holds them, and their state with them."""
         rows = self._rows()
-        self.room = room = next(room for room in self.rooms if all(map(room.holds, rows)))
-        runs = [[request.run for request in there] for there in rows]
-        batch, places = pack_batch(runs, room.rows, room.tokens, room.text, room.conditions)
-        self._seats.sort(key=lambda seat: seat.row)  # as they are laid
+        self.batch_shape = shape = next(shape for shape in self.batch_shapes if all(map(shape.holds, rows)))
+        segments = [[queued.segment for queued in row] for row in rows]
+        sizes = shape.batch_size, shape.seq_len, shape.text_len, shape.max_conditions
+        batch, placements = pack_batch(segments, *sizes)
+        self._active.sort(key=lambda queued: queued.row)  # as they are packed
         old = None if self._state is None else State(*map(np.asarray, self._state))
         x, last_x, clean = (np.zeros(batch.patches.shape, np.float32) for _ in range(3))
         last_sigma = np.zeros(batch.condition_segment_ids.shape, np.float32)
-        for seat, place in zip(self._seats, places, strict=True):
-            before, entries_before = None if seat.place is None else seat.slots, seat.entries
-            seat.place = place
-            seat.entries = np.flatnonzero(batch.condition_segment_ids[seat.row] == place.segment)
+        for queued, placement in zip(self._active, placements, strict=True):
+            before, entries_before = queued.placement and queued.positions, queued.entries
+            queued.placement = placement
+            queued.entries = np.flatnonzero(batch.condition_segment_ids[queued.row] == placement.segment)
+            now, entries = queued.positions, (queued.row, queued.entries)
             if before is None:
-                begun, starts = _begin(seat, batch)
-                x[seat.slots] = last_x[seat.slots] = clean[seat.slots] = begun
-                last_sigma[seat.row, seat.entries] = starts
+                start, sigma = _initial_state(queued, batch)
+                x[now] = last_x[now] = clean[now] = start
+                last_sigma[entries] = sigma
             else:
                 assert old is not None
-                x[seat.slots], last_x[seat.slots] = old.x[before], old.last_x[before]
-                clean[seat.slots] = old.clean[before]
-                last_sigma[seat.row, seat.entries] = old.last_sigma[seat.row, entries_before]
+                x[now], last_x[now], clean[now] = old.x[before], old.last_x[before], old.clean[before]
+                last_sigma[entries] = old.last_sigma[queued.row, entries_before]
         self._state = State(*map(jnp.asarray, (x, last_x, clean, last_sigma)))
-        self._starts = batch.condition_init_sigma
-        self.passes = max([self.passes, *(seat.request.guidance.passes() for seat in self._seats)])
-        self._avoids |= any(seat.request.size[2] for seat in self._seats)
-        negative = self._negative(batch) if self._avoids and self.passes > 1 else None
-        self._batch = jax.tree.map(jnp.asarray, (batch, negative, self._guidance(batch)))
+        self._init_sigmas = batch.condition_init_sigma
+        self.passes = max([self.passes, *(queued.guidance.passes() for queued in self._active)])
+        self._has_negatives |= any(queued.size[2] for queued in self._active)
+        negative = self._pack_negatives(batch) if self._has_negatives and self.passes > 1 else None
+        self._batch = jax.tree.map(jnp.asarray, (batch, negative, self._pack_guidance(batch)))
 
-    def _guidance(self, batch: PackedBatch) -> Guidance:
-        """A table a setting."""
+    def _pack_guidance(self, batch: PackedBatch) -> Guidance:
+        """A table [B,S] a setting."""
         tables = {}
         for field in dataclasses.fields(Guidance):
             table = np.full(batch.condition_segment_ids.shape, field.default, np.float32)
-            for seat in self._seats:
-                table[seat.row, seat.entries] = getattr(seat.request.guidance, field.name)
+            for queued in self._active:
+                table[queued.row, queued.entries] = getattr(queued.guidance, field.name)
             tables[field.name] = table
         return Guidance(**tables)
 
-    def _negative(self, batch: PackedBatch) -> PackedBatch:
-        """The same rows with the words that are not to be seen."""
+    def _pack_negatives(self, batch: PackedBatch) -> PackedBatch:
+        """The same batch with the negative prompts for text."""
         text, ids = np.zeros_like(batch.text), np.zeros_like(batch.text_segment_ids)
         conditions, taken = np.zeros_like(ids), [0] * len(ids)
-        for seat in self._seats:
-            assert seat.place is not None
-            if seat.request.negative is None:
+        for queued in self._active:
+            assert queued.placement is not None
+            if queued.negative is None:
                 continue
-            words = seat.row, slice(taken[seat.row], taken[seat.row] + len(seat.request.negative))
-            taken[seat.row] = words[1].stop
-            text[words], ids[words] = seat.request.negative, seat.place.segment
-            conditions[words] = seat.entries[0] if len(seat.entries) else 0
+            words = queued.row, slice(taken[queued.row], taken[queued.row] + len(queued.negative))
+            taken[queued.row] = words[1].stop
+            text[words], ids[words] = queued.negative, queued.placement.segment
+            conditions[words] = queued.entries[0] if len(queued.entries) else 0
         return dataclasses.replace(batch, text=text, text_segment_ids=ids, text_condition_ids=conditions)
 
 
-def _begin(seat: _Seat, batch: PackedBatch) -> tuple[np.ndarray, np.ndarray]:
-    """Where a run's tokens start from, float[n,P], and the levels of its entries there."""
-    patches, ids = batch.patches[seat.slots], batch.condition_ids[seat.slots]
-    starts = np.minimum(seat.request.levels[0], batch.condition_init_sigma[seat.row])
-    level = np.where(ids > 0, starts[ids], 0.0)[:, None].astype(np.float32)
-    noisy = np.asarray(flow.interpolate(patches, seat.request.noise, level))
-    return np.where(level > 0, noisy, patches), starts[seat.entries]
+def _initial_state(queued: _QueuedSegment, batch: PackedBatch) -> tuple[np.ndarray, np.ndarray]:
+    """A segment's tokens before its first step, float[n,P], and the sigmas of its entries there."""
+    patches, ids = batch.patches[queued.positions], batch.condition_ids[queued.positions]
+    sigmas = np.minimum(queued.sigmas[0], batch.condition_init_sigma[queued.row])
+    sigma = np.where(ids > 0, sigmas[ids], 0.0)[:, None].astype(np.float32)
+    noisy = np.asarray(flow.interpolate(patches, queued.noise, sigma))
+    return np.where(sigma > 0, noisy, patches), sigmas[queued.entries]

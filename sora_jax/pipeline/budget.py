@@ -1,4 +1,4 @@
-"""What a video will take: refused before any memory is allocated where it is absurd, estimated where it is long."""
+"""What a video costs: refused before memory is allocated where it is too much, estimated where it is long."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Work:
       height, width: of a frame, in pixels.
       frame_tokens: of a latent frame; 0 where there is no transformer.
       latent_frames: all of them.
-      window: latent frames that the model sees at once.
+      max_latent_frames: that the model sees at once.
       steps: of the solver.
       passes: of the model, a step.
       parameters: of the transformer.
@@ -39,23 +39,23 @@ class Work:
     width: int
     frame_tokens: int
     latent_frames: int
-    window: int
+    max_latent_frames: int
     steps: int
     passes: int
     parameters: int
 
     @property
     def windows(self) -> int:
-        """In time; each is given half a window of what was painted before."""
-        if self.latent_frames <= self.window:
+        """In time; half of each is conditioning, generated before."""
+        if self.latent_frames <= self.max_latent_frames:
             return 1
-        new = max(self.window - max(self.window // 2, 1), 1)
-        return 1 + -(-(self.latent_frames - self.window) // new)
+        new = max(self.max_latent_frames - max(self.max_latent_frames // 2, 1), 1)
+        return 1 + -(-(self.latent_frames - self.max_latent_frames) // new)
 
     @property
     def tokens(self) -> int:
         """Of all windows."""
-        return self.windows * self.frame_tokens * min(self.window, self.latent_frames)
+        return self.windows * self.frame_tokens * min(self.max_latent_frames, self.latent_frames)
 
     def seconds(self, platform: str) -> float:
         """An estimate: two operations a parameter and token, and the decoding, at `SPEED`."""

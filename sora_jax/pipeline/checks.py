@@ -1,4 +1,4 @@
-"""Values that people give, checked: one sentence that names the setting, what was given and what to give."""
+"""Checks of values: an error names the setting, the value and what to give, in one sentence."""
 
 from __future__ import annotations
 

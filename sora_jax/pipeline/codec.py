@@ -1,182 +1,45 @@
-"""What every ability stands on: sketches to canvases, canvases filled by the one sampler, canvases to frames."""
+"""Sketches to canvases of latents, canvases to frames."""
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sora_jax.checkpoints.bundle import Bundle
 from sora_jax.diffusion import flow
-from sora_jax.models.dit import DiT
-from sora_jax.models.text import TextEncoder, load_text_encoder
 from sora_jax.models.tiles import TILES, decode_stream, encode_stream
-from sora_jax.models.vae import VAE
-from sora_jax.pipeline.budget import LIMIT_FPS, LIMIT_SECONDS, Work, check_frames, check_pixels
-from sora_jax.pipeline.denoise import (
-    Progress,
-    Settings,
-    Task,
-    fill,
-    fill_streams,
-    segment_tokens,
-    space_crops,
-    transformer,
-    window,
-)
-from sora_jax.tokens.canvas import (
-    GROUP,
-    Canvas,
-    Sketch,
-    Stream,
-    blank_canvas,
-    check_groups,
-    lay_streams,
-    make_canvas,
-)
+from sora_jax.pipeline.model import Model
+from sora_jax.tokens.canvas import GROUP, Canvas, Sketch, Stream, blank_canvas, lay_streams, make_canvas
 
-SEAMS = (8, 3)  # video frames over which a seam between two streams is taken up: of shades, of things
+SEAMS = (8, 3)  # video frames over which a seam between two streams is blended: of shades, of things
 SHADE = 16  # pixels: what differs over larger places is a shade
 
 
-class Engine:
-    """A model. One instance serves any number of canvases, of any shapes.
-
-    Args:
-      bundle: the model, or a function that loads it, called when it is first needed: what is wrong with a request is
-        then found before.
-    """
+class Codec(Model):
+    """Encodes sketches and decodes canvases, of any shapes."""
 
     tiles = TILES  # how the autoencoder cuts frames
 
-    def __init__(self, bundle: Bundle | Callable[[], Bundle], text: TextEncoder | None = None) -> None:
-        self._load = bundle if callable(bundle) else lambda: bundle
-        self._text = text
-        if not callable(bundle):
-            check_groups(bundle.vae.config.compression[0])
-
-    @functools.cached_property
-    def bundle(self) -> Bundle:
-        bundle = self._load()
-        check_groups(bundle.vae.config.compression[0])
-        return bundle
-
-    @property
-    def name(self) -> str:
-        return self.bundle.name
-
-    @property
-    def vae(self) -> VAE:
-        return self.bundle.vae
-
-    @property
-    def card(self) -> dict[str, Any]:
-        return self.bundle.card
-
-    @property
-    def dit(self) -> DiT:
-        """The transformer.
-
-        Raises:
-          UserError: the model is an autoencoder only.
-        """
-        return transformer(self.bundle)
-
-    @functools.cached_property
-    def parameters(self) -> int:
-        """How many numbers the transformer has."""
-        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.dit))
-
-    @property
-    def text(self) -> TextEncoder:
-        """The text encoder, loaded when first needed."""
-        if self._text is None:
-            self._text = load_text_encoder(self.bundle.text)
-        return self._text
-
-    def cells(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the latent that holds frames of a size; they are cropped when decoded."""
-        patch = self.bundle.dit.config.patch if self.bundle.dit else (1, 1, 1)
-        _, *space = self.vae.config.compression
-        high, wide = (
-            math.ceil(side / (multiple := math.lcm(pixels * by, grid))) * multiple // pixels
-            for side, pixels, by, grid in zip(
-                (height, width), space, patch[1:], self.bundle.limits.grid, strict=True
-            )
-        )
-        return high, wide
-
-    def frame_tokens(self, height: int, width: int) -> int:
-        """Tokens of one latent frame."""
-        return math.prod(self.cells(height, width)) // math.prod(self.dit.config.patch[1:])
-
-    def window(self, frame_tokens: int) -> int:
-        """The most latent frames that the model sees at once, of so many tokens each; 0 if not even one."""
-        return window(self.bundle, frame_tokens)
-
-    def holds(self, size: tuple[int, int], frames: int = 2) -> bool:
-        """Whether the model sees so many frames (or two latent ones) of a size, (height, width), at once."""
-        return self.window(self.frame_tokens(*size)) >= min(frames, 2)
-
-    def work(self, frames: int, size: tuple[int, int], settings: Settings) -> Work:
-        """What a video takes, to be checked against limits before it is made."""
-        tokens, most = self.frame_tokens(*size), self.bundle.limits.frame_tokens
-        window = self.window(tokens) or self.window(min(most or tokens, tokens)) or 1
-        passes = 1 + (settings.guidance != 1) + (settings.given_guidance != 1)
-        return Work(
-            frames,
-            *size,
-            frame_tokens=tokens,
-            latent_frames=1 + -(-(frames - 1) // GROUP),
-            window=window,
-            steps=settings.steps,
-            passes=passes * (2 if settings.solver == "heun" else 1),
-            parameters=self.parameters,
-        )
-
-    def most_frames(self, settings: Settings) -> int:
-        """The most frames of a video, and of all videos of a batch together."""
-        return settings.max_frames or round(LIMIT_SECONDS * (self.bundle.limits.fps or LIMIT_FPS))
-
-    def admit(
-        self, frames: int, size: tuple[int, int], fps: float, settings: Settings, held: bool = True
-    ) -> None:
-        """To be called before memory is taken for a video's frames.
-
-        Args:
-          held: whether its frames are all in memory at once.
-
-        Raises:
-          UserError: a setting is impossible, the video has more frames than `Settings.max_frames`, or they don't fit.
-        """
-        settings.check()
-        work = self.work(frames, size, settings)
-        check_frames(work, self.most_frames(settings), jax.default_backend(), fps)
-        if held:
-            check_pixels(work)
-
     def sigma(self, strength: np.ndarray, frame_tokens: int, latent_frames: int) -> np.ndarray:
-        """The noise level where repainting of a strength (share of the solver's way, 0…1) starts.
+        """The sigma from which pixels of a strength (share of the solver's steps, 0…1) start.
 
         Args:
           strength: of the whole canvas.
-          frame_tokens: of a latent frame, in one of the `denoise.space_crops`. More than such a place holds are
+          frame_tokens: of a latent frame, in one of the `space_crops`. More than a crop holds are
             taken as those of a frame that is cut.
           latent_frames: of the canvas.
         """
         most = self.bundle.limits.frame_tokens
         if most and strength.max() < 1:
             frame_tokens = min(frame_tokens, most)
-        tokens = segment_tokens(self.bundle, frame_tokens, latent_frames)
+        tokens = self.segment_tokens(frame_tokens, latent_frames)
         factor = flow.shift_factor(jnp.array(tokens), self.bundle.base_tokens)
-        levels = np.asarray(flow.shift(jnp.asarray(strength, jnp.float32), factor))
-        return np.where(strength <= 0, 0.0, levels).astype(np.float32)
+        sigmas = np.asarray(flow.shift(jnp.asarray(strength, jnp.float32), factor))
+        return np.where(strength <= 0, 0.0, sigmas).astype(np.float32)
 
     def encode(self, sketch: Sketch) -> Canvas:
         """Encodes what a sketch knows; frames are padded to whole cells at their edges."""
@@ -210,7 +73,7 @@ class Engine:
             latents.append(latent)
         start = strength
         if self.bundle.dit is not None:
-            _, _, *sides = space_crops(self.bundle, self.cells(Y, X), blank=bool(strength.max() == 1))[0]
+            _, _, *sides = self.space_crops(self.cells(Y, X), blank=bool(strength.max() == 1))[0]
             tokens = math.prod(sides) // math.prod(self.dit.config.patch[1:])
             start = self.sigma(strength, tokens, sum(len(stream.ends) for stream in streams))
         return make_canvas(streams, latents, start, sketch.fps, self.vae.config.compression)
@@ -222,37 +85,23 @@ class Engine:
             out[place] = to_bytes(frame)
         return out
 
-    def decode_floats(
-        self,
-        canvas: Canvas,
-        frames: int,
-        height: int,
-        width: int,
-        painted: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """As `decode`, in [-1, 1]: float32[T,Y,X,3]; see `decode_frames`."""
-        out = np.zeros((frames, height, width, 3), np.float32)
-        for place, frame in enumerate(self.decode_frames(canvas, frames, height, width, painted)):
-            out[place] = frame
-        return out
-
     def decode_frames(
         self,
         canvas: Canvas,
         frames: int,
         height: int,
         width: int,
-        painted: np.ndarray | None = None,
+        generated: np.ndarray | None = None,
         latents: Iterable[np.ndarray] | None = None,
     ) -> Iterator[np.ndarray]:
-        """As `decode_floats`, frame by frame, in memory that doesn't grow with duration.
+        """As `decode`, frame by frame, in memory that doesn't grow with duration.
 
         Where streams overlap, the later one's frames are kept.
 
         Args:
-          painted: bool[t], latent frames that were painted. Where their stream reaches over the next one's begin,
-            it shows that frame too: what the two differ by is taken up over the painted frames before the seam,
-            little by little where it is a shade, shortly before where it is a thing in another place.
+          generated: bool[t], latent frames that were generated. Where their stream overlaps the next one's begin, it
+            shows that frame too: the difference of the two is blended into the generated frames before the seam,
+            gradually where it is a shade, shortly before where something is in another place.
           latents: float32[y,x,c] each, in place of the canvas's own, read no sooner than they are decoded.
 
         Yields:
@@ -273,7 +122,7 @@ class Engine:
             for clip in decode_stream(self.vae, coded, self.tiles):
                 clip = clip[: frames - place, top : top + height, left : left + width]
                 if place == begin and len(over) and open_from < begin:
-                    _take_up(held[-(begin - open_from) :], clip[0] - over[0])
+                    _blend_seam(held[-(begin - open_from) :], clip[0] - over[0])
                 own, over = np.split(clip, [max(end - place, 0)])
                 place += len(clip)
                 ready = max(len(held) + len(own) - max(SEAMS), 0)
@@ -286,24 +135,14 @@ class Engine:
                 if place >= frames or place > end:
                     break
             open_from = end
-            if painted is not None and painted[stream][-1]:
-                last_given = np.flatnonzero(~painted[stream])
-                open_from = int(canvas.ends[stream][last_given[-1]]) + 1 if last_given.size else begin
+            if generated is not None and generated[stream][-1]:
+                conditioning = np.flatnonzero(~generated[stream])
+                open_from = int(canvas.ends[stream][conditioning[-1]]) + 1 if conditioning.size else begin
         for frame in held:
             yield np.clip(frame, -1.0, 1.0)
 
-    def fill(self, tasks: Sequence[Task], progress: Progress | None = None) -> list[Canvas]:
-        """See `denoise.fill`."""
-        return fill(self.bundle, self.text, tasks, progress)
 
-    def fill_streams(
-        self, tasks: Sequence[Task], progress: Progress | None = None
-    ) -> list[Iterator[np.ndarray]]:
-        """See `denoise.fill_streams`."""
-        return fill_streams(self.bundle, self.text, tasks, progress)
-
-
-def _take_up(before: np.ndarray, difference: np.ndarray) -> None:
+def _blend_seam(before: np.ndarray, difference: np.ndarray) -> None:
     """Adds a growing share of `difference` [Y,X,3] to the last of the frames `before` [n,Y,X,3], in place."""
     Y, X, _ = difference.shape
     coarse = jax.image.resize(difference, (max(Y // SHADE, 1), max(X // SHADE, 1), 3), "linear")

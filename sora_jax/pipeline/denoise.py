@@ -1,256 +1,111 @@
-"""Filling canvases: windows in time and space, packed into rows together, walked by the one sampler.
+"""Denoising canvases: windows in time and space are packed together and sampled by one queue.
 
-A canvas may be longer than a row of tokens: it is filled in windows that overlap in time, and what has been filled
-is given to the next. Windows of all canvases stand in one queue, whose compiled step has the same shapes throughout.
-Latents come out one by one, while later windows are still to be filled (`pipeline/windows.py`).
+A canvas may be longer than a packed sequence: it is denoised in windows that overlap in time, and what has been
+generated conditions the next. Windows of all canvases are in one queue, whose compiled step has the same shapes
+throughout. Latents come out one by one, while later windows are still to be sampled (`pipeline/windows.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import jax.numpy as jnp
 import numpy as np
 
-from sora_jax.checkpoints.bundle import Bundle
 from sora_jax.diffusion import flow
-from sora_jax.diffusion.guidance import METHODS, Guidance, zero_init
-from sora_jax.diffusion.solvers import SOLVERS
+from sora_jax.diffusion.guidance import zero_init
 from sora_jax.errors import UserError
 from sora_jax.models.attention.dispatch import choose
-from sora_jax.models.dit import DiT
 from sora_jax.models.text import TextEncoder
-from sora_jax.pipeline.batching import Queue, Request, Room
-from sora_jax.pipeline.checks import (
-    MOST_SEED,
-    check_number,
-    check_switch,
-    check_text,
-    check_whole,
-    is_number,
-    shown,
-)
-from sora_jax.pipeline.windows import Windowed
-from sora_jax.tokens.canvas import Canvas, blend_windows, space_windows, to_segment
+from sora_jax.pipeline.batching import BatchShape, Queue
+from sora_jax.pipeline.job import Captions, Job
+from sora_jax.pipeline.model import Model
+from sora_jax.pipeline.settings import Progress
+from sora_jax.pipeline.windows import WindowedCanvas
+from sora_jax.tokens.canvas import Canvas, blend_windows, to_segment
 from sora_jax.tokens.packing import Segment, assign_rows
 from sora_jax.tokens.patches import patchify, unpatchify
 
-MOST_STEPS = 1000
-MOST_GUIDANCE = 100
-MOST_FRAMES = 10**9  # that `max_frames` may allow
-MAX_SEGMENTS = 16  # in as many slots as training's rows have
-# The row of the compiled step is up to so many of training's long: no token knows its place in a row, and
-# one long row is filled better than several short ones. Two are what a CPU's caches hold (experiments/batching). By
-# attention's backend: the reference's cost grows with the square of the row.
-LONGEST_ROW = {"cpu": 2, "gpu": 4, "tpu": 4, "reference": 1}
-MAX_CONDITIONS = 32  # levels and words in force there, over its runs
-MOST_HELD = 1 << 26  # bytes of latents; canvases that take more together are filled one after another
-
-Progress = Callable[[int, int], None]
-Words = tuple[tuple[float, str], ...]
+MAX_SEGMENTS = 16  # in a packed sequence as long as training's
+# The compiled step's sequence is up to so many of training's long: no token knows its place in it, and one long
+# sequence packs better than several short ones. Two are what a CPU's caches hold (experiments/batching). By
+# attention's backend: the reference's cost grows with the square of the sequence.
+LONGEST_SEQUENCE = {"cpu": 2, "gpu": 4, "tpu": 4, "reference": 1}
+MAX_CONDITIONS = 32  # pairs of initial sigma and active caption, over its segments
+MOST_HELD = 1 << 26  # bytes of latents; canvases that take more together are denoised one after another
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How something is sampled.
-
-    Attributes:
-      seed: random seed.
-      steps: of the solver, from noise; what is repainted from a strength takes its share of them.
-      guidance: weight of the words; 1 is none.
-      solver: a name of `solvers.SOLVERS`.
-      guidance_method: a name of `guidance.METHODS`; "zero" also leaves out the first 4% of the steps, at least one.
-      guidance_interval: (lowest, highest) σ between which guidance acts.
-      guidance_rescale: 0 to 1, how far what guidance adds in contrast is taken back, as in diffusers.
-      given_guidance: weight of what is given (pictures, clips) apart from the words; 1 is none.
-      negative: the negative prompt.
-      strict: words that the model doesn't know are refused; otherwise a note names them.
-      max_frames: the most frames of a video, and of a batch together; None is what lasts ten minutes at the model's
-        highest rate.
-    """
-
-    seed: int = 0
-    steps: int = 12
-    guidance: float = 3.0
-    solver: str = "euler"
-    guidance_method: str = "cfg"
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    guidance_rescale: float = 0.0
-    given_guidance: float = 1.0
-    negative: str = ""
-    strict: bool = False
-    max_frames: int | None = None
-
-    @property
-    def weights(self) -> Guidance:
-        """How strongly it is led."""
-        low, high = self.guidance_interval
-        method = METHODS.index(self.guidance_method)
-        return Guidance(self.guidance, self.given_guidance, low, high, self.guidance_rescale, method)
-
-    def check(self) -> None:
-        """Raises UserError where a setting can't be used."""
-        check_whole("seed", self.seed, 0, MOST_SEED)
-        check_whole("steps", self.steps, 1, MOST_STEPS)
-        for name in ("guidance", "given_guidance"):
-            # What is far too large ends in numbers that are none, and rows are shared.
-            check_number(name, getattr(self, name), least=-MOST_GUIDANCE, most=MOST_GUIDANCE)
-        if self.solver not in SOLVERS:
-            raise UserError(f"There is no solver {shown(self.solver)}: choose one of {', '.join(SOLVERS)}.")
-        if self.guidance_method not in METHODS:
-            raise UserError(
-                f"There is no way of guidance {shown(self.guidance_method)}: choose one of {', '.join(METHODS)}."
-            )
-        try:
-            low, high = self.guidance_interval
-        except (TypeError, ValueError):
-            low = high = math.nan
-        if not (is_number(low) and is_number(high) and 0 <= low <= high <= 1):
-            raise UserError(
-                f"guidance_interval={shown(self.guidance_interval)} is no interval: give two numbers, "
-                "0 ≤ lowest ≤ highest ≤ 1."
-            )
-        check_number("guidance_rescale", self.guidance_rescale, least=0, most=1)
-        check_text("negative", self.negative)
-        check_switch("strict", self.strict)
-        if self.max_frames is not None:
-            check_whole("max_frames", self.max_frames, 1, MOST_FRAMES)
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """A canvas to fill.
-
-    Attributes:
-      canvas: what is given, and where σ starts.
-      words: (seconds from which they hold, prompt); none: painted without words.
-      settings: of the sampler.
-    """
-
-    canvas: Canvas
-    words: Words = ()
-    settings: Settings = dataclasses.field(default_factory=Settings)
-
-
-def transformer(bundle: Bundle) -> DiT:
-    """The model's transformer.
-
-    Raises:
-      UserError: the model is an autoencoder only.
-    """
-    if bundle.dit is None:
-        raise UserError(
-            f"The model {bundle.name!r} is an autoencoder only: it can reconstruct, but not generate."
-        )
-    return bundle.dit
-
-
-def window(bundle: Bundle, frame_tokens: int) -> int:
-    """The most latent frames that the model sees at once, of so many tokens each; 0 if not even one."""
-    limits, by = bundle.limits, transformer(bundle).config.patch[0]
-    fit = limits.tokens // max(frame_tokens, 1) * by
-    return min(fit, limits.latent_frames or fit)
-
-
-def space_crops(bundle: Bundle, cells: tuple[int, int], blank: bool) -> list[tuple[int, int, int, int]]:
-    """Windows (top, left, height, width), in cells, of a frame of `cells` (y, x): each is a segment of its own.
-
-    Args:
-      blank: whether some of the canvas is painted from nothing. Then a frame is one segment, as its parts would not
-        know what the others show; else a frame larger than training's is cut.
-    """
-    patch, most = transformer(bundle).config.patch, bundle.limits.frame_tokens
-    if most and not blank and math.prod(cells) // math.prod(patch[1:]) > most:
-        return space_windows(cells, patch, most)
-    return [(0, 0, *cells)]
-
-
-def segment_tokens(bundle: Bundle, frame_tokens: int, latent_frames: int) -> int:
-    """Tokens of the first segment of a canvas, which its noise levels are shifted by (`flow.shift_factor`).
-
-    Args:
-      frame_tokens: of a latent frame, in one of the `space_crops`.
-      latent_frames: of the canvas.
-    """
-    by = transformer(bundle).config.patch[0]
-    return frame_tokens * math.ceil(min(latent_frames, window(bundle, frame_tokens)) / by)
-
-
-def fill(
-    bundle: Bundle, encoder: TextEncoder, tasks: Sequence[Task], progress: Progress | None = None
+def denoise(
+    model: Model, jobs: Sequence[Job], canvases: Sequence[Canvas], progress: Progress | None = None
 ) -> list[Canvas]:
-    """Fills canvases whole: collects what `fill_streams` yields, and raises what it does."""
-    streams = fill_streams(bundle, encoder, tasks, progress)
+    """Denoises canvases whole: collects what `iter_latents` yields, and raises what it does."""
     return [
         dataclasses.replace(
-            task.canvas, latent=np.stack(list(latents)), init_sigma=np.zeros(task.canvas.grid, np.float32)
+            canvas, latent=np.stack(list(latents)), init_sigma=np.zeros(canvas.grid, np.float32)
         )
-        for task, latents in zip(tasks, streams, strict=True)
+        for canvas, latents in zip(canvases, iter_latents(model, jobs, canvases, progress), strict=True)
     ]
 
 
-def fill_streams(
-    bundle: Bundle, encoder: TextEncoder, tasks: Sequence[Task], progress: Progress | None = None
+def iter_latents(
+    model: Model, jobs: Sequence[Job], canvases: Sequence[Canvas], progress: Progress | None = None
 ) -> list[Iterator[np.ndarray]]:
-    """Fills canvases, whose shapes may all differ, packed into rows together.
+    """Denoises canvases, whose shapes may all differ, packed together.
 
-    Each result is what its task gives alone, up to rounding. Steps are walked when a latent is asked for that isn't
-    there yet. Tasks are best read one after another: what is finished of others meanwhile is held, so those whose
+    Each result is what its job gives alone, up to rounding. A step is taken when a latent is asked for that isn't
+    there yet. Jobs are best read one after another: what is finished of others meanwhile is held, so those whose
     latents take more than `MOST_HELD` bytes together wait for one another.
 
     Args:
-      encoder: of the tasks' words.
+      canvases: of the jobs' sketches, `Codec.encode`.
       progress: called with (steps done, steps in all), before the first step too.
 
     Returns:
-      Of each task its latent frames in order of time, float32[y,x,c], each as soon as no later window changes it.
+      Of each job its latent frames in order of time, float32[y,x,c], each as soon as no later window changes it.
 
     Raises:
-      UserError: a setting is impossible, a frame is larger than the model holds, or the tasks differ in solver,
-        which is one for a batch.
+      UserError: a frame is larger than the model holds, or the jobs differ in solver, which is one for a batch.
     """
-    for task in tasks:
-        task.settings.check()
-    if len({task.settings.solver for task in tasks}) > 1:
-        raise UserError("What is made in one batch shares its solver: make it apart, or choose one.")
-    told = _told(encoder, [task.words for task in tasks])
-    avoided = _told(encoder, [((0.0, task.settings.negative),) for task in tasks])
-    jobs = [
-        _Job(bundle, task, words, unwanted)
-        for task, words, (unwanted, _) in zip(tasks, told, avoided, strict=True)
+    if len({job.settings.solver for job in jobs}) > 1:
+        raise UserError("A batch shares one solver: make these videos separately, or choose one solver.")
+    captions = _encode_captions(model.text, [job.captions for job in jobs])
+    negatives = _encode_captions(model.text, [((0.0, job.settings.negative),) for job in jobs])
+    active = [
+        _ActiveJob(model, job, canvas, text, negative)
+        for job, canvas, text, (negative, _) in zip(jobs, canvases, captions, negatives, strict=True)
     ]
-    walk = _walk_all(bundle, jobs, progress)
-    return [_drain(job, walk) for job in jobs]
+    steps = _take_steps(model, active, progress)
+    return [_drain(job, steps) for job in active]
 
 
-def _drain(job: _Job, walk: Iterator[None]) -> Iterator[np.ndarray]:
-    for _ in range(len(job.task.canvas)):
+def _drain(job: _ActiveJob, steps: Iterator[None]) -> Iterator[np.ndarray]:
+    for _ in range(len(job.windowed.canvas)):
         while not job.windowed.ready:
-            next(walk)
+            next(steps)
         yield job.windowed.ready.popleft()
 
 
-def _walk_all(bundle: Bundle, jobs: Sequence[_Job], progress: Progress | None) -> Iterator[None]:
-    """Walks a step each time; whatever it finishes is `ready` then."""
-    steps, done = sum(job.steps for job in jobs), 0
+def _take_steps(model: Model, jobs: Sequence[_ActiveJob], progress: Progress | None) -> Iterator[None]:
+    """Takes a step each time; what it finishes is `ready` then."""
+    total, done = sum(job.segment_steps for job in jobs), 0
     if progress is not None:
-        progress(0, steps)
-    for group in _groups([job for job in jobs if job.way]):
-        for walked in _walk(bundle, group):
-            done += walked
+        progress(0, total)
+    for group in _groups([job for job in jobs if job.steps_left]):
+        for advanced in _take_group_steps(model, group):
+            done += advanced
             if progress is not None:
-                progress(done, steps)
+                progress(done, total)
             yield
 
 
-def _groups(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
-    """Who is walked together, in order: as many as can be held while one of them is read."""
-    group: list[_Job] = []
+def _groups(jobs: Sequence[_ActiveJob]) -> Iterator[list[_ActiveJob]]:
+    """Jobs that are denoised together, in order: as many as can be held while one of them is read."""
+    group: list[_ActiveJob] = []
     held = 0
     for job in jobs:
-        size = 4 * math.prod(job.task.canvas.latent.shape)
+        size = 4 * math.prod(job.windowed.canvas.latent.shape)
         if group and held + size > MOST_HELD:
             yield group
             group, held = [], 0
@@ -259,153 +114,157 @@ def _groups(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
     yield group
 
 
-def _walk(bundle: Bundle, jobs: Sequence[_Job]) -> Iterator[int]:
-    """Walks a step of all jobs each time; yields how many runs it took further."""
-    # The longest way first, so that nobody walks on alone at the end.
-    asked = {job: job.requests() for job in sorted(jobs, key=lambda job: -job.way)}
-    runs = [request.run for requests in asked.values() for request in requests.values()]
-    queue = Queue(transformer(bundle), [_room(bundle, runs)], jobs[0].task.settings.solver)
-    tickets: dict[int, tuple[_Job, int]] = {}
-    while asked or queue.busy:
-        for job, requests in asked.items():
-            tickets |= {queue.add(request): (job, place) for place, request in requests.items()}
-        asked = {}
-        for ticket, patches in queue.step().items():
-            job, place = tickets.pop(ticket)
-            # Windows follow one another: what is filled is given to the next.
-            if job.take(place, patches) and job.way:
-                asked[job] = job.requests()
-        yield queue.walked
+def _take_group_steps(model: Model, jobs: Sequence[_ActiveJob]) -> Iterator[int]:
+    """Takes a step of all jobs each time; yields how many segments it advanced."""
+    # The longest first, so that none is left alone at the end.
+    pending = {job: job.segments() for job in sorted(jobs, key=lambda job: -job.steps_left)}
+    segments = [segment for own in pending.values() for segment, _ in own.values()]
+    queue = Queue(model.dit, [_batch_shape(model, segments)], jobs[0].job.settings.solver)
+    sampled: dict[int, tuple[_ActiveJob, int]] = {}
+    while pending or queue.busy:
+        for job, own in pending.items():
+            sampled |= {job.add(queue, *segment): (job, crop) for crop, segment in own.items()}
+        pending = {}
+        for request_id, patches in queue.step().items():
+            job, crop = sampled.pop(request_id)
+            # Windows follow one another: what is generated conditions the next.
+            if job.put(crop, patches) and job.steps_left:
+                pending[job] = job.segments()
+        yield queue.advanced
 
 
-def _room(bundle: Bundle, runs: Sequence[Segment]) -> Room:
-    """A row as training's, or a longer one where the runs need it, with as many words as it needs for them.
+def _batch_shape(model: Model, segments: Sequence[Segment]) -> BatchShape:
+    """A sequence as long as training's, or longer where the segments need it, with room for their text.
 
-    One for the whole batch: a smaller one for who is left at the end would be compiled in the middle.
+    One for the whole batch: a smaller one for what is left at the end would be compiled in the middle.
     """
-    limits = bundle.limits
-    room = lambda times, text: Room(
+    limits = model.bundle.limits
+    shape = lambda times, text: BatchShape(
         1, times * limits.tokens, text * limits.text_len, times * MAX_SEGMENTS, times * MAX_CONDITIONS
     )
-    rows = lambda room: len(assign_rows(runs, room.tokens, room.text, room.runs, room.conditions))
-    config = transformer(bundle).config
+    rows = lambda shape: len(assign_rows(segments, *shape.limits))
+    config = model.dit.config
     backend = choose(config.attention, config.dtype, config.width // config.heads)
-    times = min(rows(room(1, 1)), LONGEST_ROW[backend])
-    text = next(text for text in range(1, times + 1) if rows(room(times, text)) == rows(room(times, times)))
-    return room(times, text)
+    times = min(rows(shape(1, 1)), LONGEST_SEQUENCE[backend])
+    text = next(n for n in range(1, times + 1) if rows(shape(times, n)) == rows(shape(times, times)))
+    return shape(times, text)
 
 
-class _Job:
-    """A task on its way, as runs of the model's: one a window, or one a place of its frame where that is too large."""
+class _ActiveJob:
+    """A job being denoised, as segments: one a window, or one a crop of its frame where that is too large."""
 
     def __init__(
-        self, bundle: Bundle, task: Task, words: tuple[np.ndarray, np.ndarray], negative: np.ndarray
+        self,
+        model: Model,
+        job: Job,
+        canvas: Canvas,
+        text: tuple[np.ndarray, np.ndarray],
+        negative: np.ndarray,
     ) -> None:
-        self.task, self.words = task, words
+        self.job, self.text = job, text
         self.negative = negative if len(negative) else None
-        self.config, self.base_tokens = transformer(bundle).config, bundle.base_tokens
-        patch, limits = self.config.patch, bundle.limits
-        t, y, x = task.canvas.grid
-        self.places = space_crops(bundle, (y, x), blank=bool(task.canvas.init_sigma.max() == 1))
-        frame_tokens = math.prod(self.places[0][2:]) // math.prod(patch[1:])
-        most = window(bundle, frame_tokens)
+        self.config, self.base_tokens = model.dit.config, model.bundle.base_tokens
+        patch = self.config.patch
+        t, y, x = canvas.grid
+        self.crops = model.space_crops((y, x), blank=bool(canvas.init_sigma.max() == 1))
+        frame_tokens = math.prod(self.crops[0][2:]) // math.prod(patch[1:])
+        most = model.max_latent_frames(frame_tokens)
         by = patch[0]
         if most < min(t, 2 * by):
             raise UserError(
-                f"Frames of {frame_tokens} tokens are more than the model {bundle.name!r} holds in a row of "
-                f"{limits.tokens}: choose a lower resolution."
+                f"Frames of {frame_tokens} tokens are more than the model {model.name!r} holds in a sequence of "
+                f"{model.bundle.limits.tokens}: choose a lower resolution."
             )
         context = max(most // by // 2, 1) * by
-        # `steps` are those from noise: what begins lower has come a part of the way already.
-        factor = flow.shift_factor(jnp.array(segment_tokens(bundle, frame_tokens, t)), self.base_tokens)
-        share = float(flow.unshift(jnp.array(task.canvas.init_sigma.max()), factor))
-        self.run_steps = max(math.ceil(task.settings.steps * share - 1e-3), 1)
-        self.windowed = Windowed(task.canvas, most, context, patch, task.settings.seed)
-        self.filled: dict[int, np.ndarray] = {}  # by place
+        # `steps` are those from pure noise: what starts at a lower sigma skips the first ones.
+        factor = flow.shift_factor(jnp.array(model.segment_tokens(frame_tokens, t)), self.base_tokens)
+        share = float(flow.unshift(jnp.array(canvas.init_sigma.max()), factor))
+        self.steps = max(math.ceil(job.settings.steps * share - 1e-3), 1)
+        self.windowed = WindowedCanvas(canvas, most, context, patch, job.settings.seed)
+        self.denoised: dict[int, np.ndarray] = {}  # by crop, of the next window
         self._skip()
 
     @property
-    def way(self) -> int:
+    def steps_left(self) -> int:
         """Steps until it is done, if it never waits."""
-        return len(self.windowed.windows) * self.run_steps
+        return len(self.windowed.windows) * self.steps
 
     @property
-    def steps(self) -> int:
-        """Of all runs that it still takes."""
-        windows = [self.task.canvas.init_sigma[new].any(0) for _, new in self.windowed.windows]
-        return self.run_steps * sum(
+    def segment_steps(self) -> int:
+        """Steps of all segments that it still takes."""
+        windows = [self.windowed.canvas.init_sigma[new].any(0) for _, new in self.windowed.windows]
+        return self.steps * sum(
             bool(start[top : top + high, left : left + wide].any())
             for start in windows
-            for top, left, high, wide in self.places
+            for top, left, high, wide in self.crops
         )
 
-    def requests(self) -> dict[int, Request]:
-        """The runs that fill its next window, by their place in the frame, but for those of which nothing is open."""
-        part, noise = self.windowed.look()
+    def segments(self) -> dict[int, tuple[Segment, np.ndarray]]:
+        """The segments of its next window and their noise float[n,P], by crop, but for those all of conditioning."""
+        part, noise = self.windowed.next_window()
+        key = " / ".join(prompt for _, prompt in self.job.captions)
+        patch, coords = self.config.patch, self.config.coords
         return {
-            place: self._request(self._at(part, place), noise[:, top : top + high, left : left + wide])
-            for place, (top, left, high, wide) in enumerate(self.places)
-            if place not in self.filled
+            crop: (
+                to_segment(self._crop(part, crop), patch, *self.text, coords, key),
+                patchify(noise[:, top : top + high, left : left + wide], patch),
+            )
+            for crop, (top, left, high, wide) in enumerate(self.crops)
+            if crop not in self.denoised
         }
 
-    def _at(self, part: Canvas, place: int) -> Canvas:
-        return part if len(self.places) == 1 else part.crop(*self.places[place])
+    def add(self, queue: Queue, segment: Segment, noise: np.ndarray) -> int:
+        """Adds one of its segments to the queue; returns the request's id."""
+        guidance = self.job.settings.as_guidance
+        if not len(segment.text) and self.negative is None:  # no words to be guided by: one pass suffices
+            guidance = dataclasses.replace(guidance, text=1.0)
+        factor = flow.shift_factor(jnp.array(len(segment.patches)), self.base_tokens)
+        sigmas = np.asarray(flow.schedule(self.steps, factor, float(segment.init_sigma.max())))
+        if self.job.settings.guidance_method == "zero" and guidance.passes() > 1 and guidance.high == 1:
+            guidance = dataclasses.replace(guidance, hold=zero_init(factor))
+        return queue.add(segment, noise, sigmas, guidance, self.negative)
+
+    def put(self, crop: int, patches: np.ndarray) -> bool:
+        """Takes a denoised crop of its window; true where that was the window's last."""
+        seen, _ = self.windowed.windows[0]
+        _, _, high, wide = self.crops[crop]
+        self.denoised[crop] = unpatchify(patches, (seen.stop - seen.start, high, wide), self.config.patch)
+        if done := self._next():
+            self._skip()
+        return done
+
+    def _crop(self, part: Canvas, crop: int) -> Canvas:
+        return part if len(self.crops) == 1 else part.crop(*self.crops[crop])
 
     def _skip(self) -> None:
-        """Takes what is given whole as it is: places of the next window of which nothing is open, and such windows."""
+        """Takes conditioning as it is: crops of the next window with nothing to generate, and such windows."""
         while self.windowed.windows:
-            part, _ = self.windowed.look()
-            shown = {place: self._at(part, place) for place in range(len(self.places))}
-            self.filled = {place: own.latent for place, own in shown.items() if not own.init_sigma.any()}
-            if not self._advance():
+            part, _ = self.windowed.next_window()
+            shown = {crop: self._crop(part, crop) for crop in range(len(self.crops))}
+            self.denoised = {crop: own.latent for crop, own in shown.items() if not own.init_sigma.any()}
+            if not self._next():
                 return
 
-    def _request(self, canvas: Canvas, noise: np.ndarray) -> Request:
-        name = " / ".join(prompt for _, prompt in self.task.words)
-        run = to_segment(canvas, self.config.patch, *self.words, self.config.coords, name)
-        weights = self.task.settings.weights
-        if (
-            not len(run.text) and self.negative is None
-        ):  # nothing to be led by, so one answer of the model does
-            weights = dataclasses.replace(weights, text=1.0)
-        factor = flow.shift_factor(jnp.array(len(run.patches)), self.base_tokens)
-        levels = np.asarray(flow.schedule(self.run_steps, factor, float(run.init_sigma.max())))
-        if self.task.settings.guidance_method == "zero" and weights.passes() > 1 and weights.high == 1:
-            weights = dataclasses.replace(weights, hold=zero_init(factor))
-        return Request(run, patchify(noise, self.config.patch), levels, weights, self.negative)
-
-    def take(self, place: int, patches: np.ndarray) -> bool:
-        """Takes what fills a place of its window; true where that was the window's last."""
-        seen, _ = self.windowed.windows[0]
-        _, _, high, wide = self.places[place]
-        self.filled[place] = unpatchify(patches, (seen.stop - seen.start, high, wide), self.config.patch)
-        advanced = self._advance()
-        if advanced:
-            self._skip()
-        return advanced
-
-    def _advance(self) -> bool:
-        """Goes to the next window where this one is filled."""
-        if len(self.filled) < len(self.places):
+    def _next(self) -> bool:
+        """Goes to the next window where this one is denoised."""
+        if len(self.denoised) < len(self.crops):
             return False
-        latents = [self.filled[place] for place in range(len(self.places))]
-        self.windowed.take(blend_windows(latents, self.places, self.task.canvas.grid[1:]))
-        self.filled = {}
+        latents = [self.denoised[crop] for crop in range(len(self.crops))]
+        self.windowed.put(blend_windows(latents, self.crops, self.windowed.canvas.grid[1:]))
+        self.denoised = {}
         return True
 
 
-def _told(encoder: TextEncoder, words: Sequence[Words]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """States float[m,E] of each task's prompts, and the seconds from which each of them holds."""
-    prompts = [prompt for cards in words for _, prompt in cards if prompt.strip()]
+def _encode_captions(
+    encoder: TextEncoder, captions: Sequence[Captions]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Text states float[m,E] of each job's captions, and the seconds float[m] from which each of them holds."""
+    prompts = [prompt for own in captions for _, prompt in own if prompt.strip()]
     states = iter(encoder.encode(prompts) if prompts else ())
     out = []
-    for cards in words:
-        own = [(start, next(states)) for start, prompt in cards if prompt.strip()]
-        text = np.concatenate([s for _, s in own]) if own else np.zeros((0, encoder.width), np.float32)
-        time = (
-            np.concatenate([np.full(len(s), at, np.float32) for at, s in own])
-            if own
-            else np.zeros(0, np.float32)
-        )
-        out.append((text, time))
+    for own in captions:
+        timed = [(start, next(states)) for start, prompt in own if prompt.strip()]
+        text = [np.zeros((0, encoder.width), np.float32), *(state for _, state in timed)]
+        time = [np.full(len(state), start, np.float32) for start, state in timed]
+        out.append((np.concatenate(text), np.concatenate([np.zeros(0, np.float32), *time])))
     return out

@@ -1,4 +1,4 @@
-"""What abilities are given: parts of files, videos, arrays and pictures, at a size and rate that the model can hold."""
+"""Inputs of abilities: parts of files, videos, arrays and pictures, at a size and rate that the model can hold."""
 
 from __future__ import annotations
 
@@ -8,28 +8,26 @@ import os
 from typing import Any, TypeAlias
 
 import numpy as np
-import PIL.Image
 
 from sora_jax.errors import UserError
 from sora_jax.media.compositing import cover
-from sora_jax.media.reader import Media, read_media
+from sora_jax.media.reader import Media, MediaLike, read_media
 from sora_jax.media.timing import frame_step
 from sora_jax.media.video import Video, frame_size
 from sora_jax.pipeline.budget import check_pixels
 from sora_jax.pipeline.checks import check_number
-from sora_jax.pipeline.codec import Engine
-from sora_jax.pipeline.denoise import Settings
+from sora_jax.pipeline.job import Sound
+from sora_jax.pipeline.model import Model
+from sora_jax.pipeline.settings import Settings
 from sora_jax.pipeline.shape import Shape
 
 STILL_FPS = 8.0  # of what is made from a picture, which has no rate
 AS_IT_IS = Shape()
 
-Whole: TypeAlias = str | os.PathLike[str] | Video | np.ndarray | PIL.Image.Image
-
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """What is given, from one time to another.
+    """A part of an input, from one time to another.
 
     Attributes:
       source: a file, a video, an array or a picture.
@@ -39,7 +37,7 @@ class Part:
       UserError: the end is not after the start.
     """
 
-    source: Whole
+    source: MediaLike
     start: float = 0.0
     end: float | None = None
 
@@ -59,16 +57,17 @@ class Part:
         return read_media(self.source, start=self.start, seconds=seconds, **options)
 
 
-Source: TypeAlias = Whole | Part
-Sound: TypeAlias = tuple[str | os.PathLike[str], float, float]
+MediaInput: TypeAlias = MediaLike | Part
 
 
-def take(engine: Engine, source: Source, shape: Shape = AS_IT_IS, seconds: float | None = None) -> Media:
-    """Reads what is given, in the shape that is asked for; what is not named is its own where the model can hold it.
+def read_input(
+    model: Model, source: MediaInput, shape: Shape = AS_IT_IS, seconds: float | None = None
+) -> Media:
+    """Reads an input, in the shape that is asked for; what is not named is its own where the model can hold it.
 
     Args:
-      engine: the model.
-      source: what is given.
+      model: the model.
+      source: the input.
       shape: of the result. Where it names a size, the picture is scaled to it, what sticks out cut off.
       seconds: at most so many, besides the shape's duration.
 
@@ -77,13 +76,13 @@ def take(engine: Engine, source: Source, shape: Shape = AS_IT_IS, seconds: float
     """
     part, fps = as_part(source), shape.fps
     first = part.read(1e-6, fps=fps)  # before the model is needed
-    limits = engine.bundle.limits
+    limits = model.bundle.limits
     Y, X = own = first.video.size
     picture = first.source_frames == 1 and first.source_fps <= 1  # a still GIF may last longer than a second
     slower = fps is None and limits.fps > 0 and frame_step(first.video.fps, limits.fps) > 1
     if fps is None and (picture or slower):
         fps = limits.fps if slower else min(STILL_FPS, limits.fps or STILL_FPS)
-    high, wide = size = size_of(engine, own, shape)
+    high, wide = size = output_size(model, own, shape)
     scale = max(high / Y, wide / X) if shape.sized else min(high, wide) / min(own)
     short = round(min(own) * scale)
     if shape.long:
@@ -95,7 +94,7 @@ def take(engine: Engine, source: Source, shape: Shape = AS_IT_IS, seconds: float
     if slower or (not shape.sized and short < min(own)):
         high, wide = media.video.size
         notes += (
-            f"{wide}×{high} at {media.video.fps:g} fps is the nearest that the model {engine.name!r} holds.",
+            f"{wide}×{high} at {media.video.fps:g} fps is the nearest that the model {model.name!r} holds.",
         )
     if not shape.sized or media.video.size == size:
         return dataclasses.replace(media, notes=notes)
@@ -106,21 +105,21 @@ def take(engine: Engine, source: Source, shape: Shape = AS_IT_IS, seconds: float
     )
 
 
-def size_of(engine: Engine, own: tuple[int, int], shape: Shape) -> tuple[int, int]:
+def output_size(model: Model, own: tuple[int, int], shape: Shape) -> tuple[int, int]:
     """(height, width) of what is made of an input of the size `own`: as asked for, else what the model can hold.
 
     Raises:
       UserError: a frame of that size doesn't fit into memory.
     """
     if shape.resolution is None and shape.size is None:
-        return held(engine, shape.size_of(own))
+        return nearest_supported(model, shape.size_of(own))
     size = shape.size_of(own)
-    check_pixels(engine.work(1, size, Settings()))
+    check_pixels(model.work(1, size, Settings()))
     return size
 
 
-def read_whole(source: Source, shape: Shape) -> Media:
-    """Reads what is given at its own size, whatever the model holds, at the shape's rate and up to its duration."""
+def read_full_size(source: MediaInput, shape: Shape) -> Media:
+    """Reads an input at its own size, whether the model can hold it or not, at the shape's rate, up to its duration."""
     part, seconds = as_part(source), None
     if shape.long:
         rate = shape.fps or part.read(1e-6).video.fps
@@ -128,40 +127,40 @@ def read_whole(source: Source, shape: Shape) -> Media:
     return part.read(seconds, fps=shape.fps)
 
 
-def held(engine: Engine, size: tuple[int, int]) -> tuple[int, int]:
+def nearest_supported(model: Model, size: tuple[int, int]) -> tuple[int, int]:
     """(height, width) itself where the model holds such frames, else the nearest of that shape that it does."""
     short = most = min(size)
-    if engine.bundle.limits.resolution:
-        most = min(most, engine.bundle.limits.resolution)
+    if model.bundle.limits.resolution:
+        most = min(most, model.bundle.limits.resolution)
     for smaller in (most, *range(most - 1 - (most - 1) % 2, 0, -2)):
         fitting = size if smaller == short else frame_size(smaller, size[1] / size[0])
-        if engine.window(engine.frame_tokens(*fitting)) >= 2:
+        if model.max_latent_frames(model.frame_tokens(*fitting)) >= 2:
             return fitting
     raise UserError(
-        f"Pictures of {size[1]}×{size[0]} are too long for the model {engine.name!r}: crop them to another shape."
+        f"Pictures of {size[1]}×{size[0]} are too long for the model {model.name!r}: crop them to another shape."
     )
 
 
-def as_part(source: Source) -> Part:
+def as_part(source: MediaInput) -> Part:
     """The whole of a source that isn't a part already."""
     return source if isinstance(source, Part) else Part(source)
 
 
-def name_of(source: Whole) -> str:
+def name_of(source: MediaLike) -> str:
     """What it is called in sentences."""
-    return str(source) if isinstance(source, (str, os.PathLike)) else "What is given"
+    return str(source) if isinstance(source, (str, os.PathLike)) else "The input"
 
 
-def sound_of(video: Source, at: float = 0.0) -> Sound | None:
+def sound_of(video: MediaInput, at: float = 0.0) -> Sound | None:
     """The input's sound from where its pictures begin, `at` seconds into the result."""
     part = as_part(video)
     return (part.source, part.start, at) if isinstance(part.source, (str, os.PathLike)) else None
 
 
-def take_pair(
-    engine: Engine, a: Source, b: Source, shape: Shape = AS_IT_IS
+def read_pair(
+    model: Model, a: MediaInput, b: MediaInput, shape: Shape = AS_IT_IS
 ) -> tuple[Video, Video, tuple[str, ...]]:
     """Both videos, the second at the first one's rate and size."""
-    first = take(engine, a, shape)
-    second = take(engine, b, dataclasses.replace(AS_IT_IS, fps=first.video.fps, size=first.video.size))
+    first = read_input(model, a, shape)
+    second = read_input(model, b, dataclasses.replace(AS_IT_IS, fps=first.video.fps, size=first.video.size))
     return first.video, second.video, first.notes + second.notes

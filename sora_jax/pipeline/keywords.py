@@ -1,4 +1,4 @@
-"""Names that people use: keywords spelled out in signatures, and the right name for one that is not known."""
+"""Keywords: explicit in signatures, and the right name for an unknown one, from other libraries or mistyped."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ ALIASES = {
 }
 
 
-def spelled_out(
+def explicit_keywords(
     *schemas: type, leave_out: Iterable[str] = ()
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A decorator for a function that passes `**keywords` on to dataclasses.
@@ -96,8 +96,8 @@ def spelled_out(
     return decorate
 
 
-def spelled_right(schema: type[Schema]) -> type[Schema]:
-    """A decorator for a dataclass: keywords of its constructor are taken as those of `spelled_out`'s functions."""
+def accepts_aliases(schema: type[Schema]) -> type[Schema]:
+    """A decorator for a dataclass: its constructor takes keywords as functions of `explicit_keywords` do."""
     make, known = schema.__init__, [field.name for field in dataclasses.fields(schema)]  # type: ignore[arg-type]
 
     @functools.wraps(make)
@@ -121,10 +121,10 @@ def check_conflicts(given: Mapping[str, Any]) -> None:
     """Raises UserError where two of a shape's values that aren't None say the same."""
     named = {name for name, value in given.items() if value is not None}
     if {"duration", "frames"} <= named:
-        raise UserError("duration and frames both say how long the video is: give one of the two.")
+        raise UserError("duration and frames both set the video's length: give one of the two.")
     if "size" in named and named & {"resolution", "aspect"}:
         raise UserError(
-            f"{called('size')} says all of a frame's size: leave out {called('resolution')} and {called('aspect')}."
+            f"{called('size')} sets the whole frame size: leave out {called('resolution')} and {called('aspect')}."
         )
 
 

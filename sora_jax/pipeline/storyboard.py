@@ -1,4 +1,4 @@
-"""Storyboards: cards with a time, a text and perhaps a picture or a clip; a YAML file becomes a plan.
+"""Storyboards: cards with a time, a text and perhaps a picture or a clip; read from YAML.
 
 duration: 4            # seconds; all but cards may be left out
 fps: 8
@@ -20,36 +20,28 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import yaml
 
 from sora_jax.errors import UserError, user_path
 from sora_jax.media.containers import Path
+from sora_jax.media.reader import MediaLike
 from sora_jax.media.texts import read_text
-from sora_jax.media.video import frame_size
-from sora_jax.pipeline import abilities
-from sora_jax.pipeline.budget import frames_of
 from sora_jax.pipeline.checks import check_number, is_number, shown
-from sora_jax.pipeline.codec import Engine
-from sora_jax.pipeline.denoise import Settings
-from sora_jax.pipeline.inputs import AS_IT_IS, Part, Whole, take
-from sora_jax.pipeline.keywords import advice, spelled_out
-from sora_jax.pipeline.planning import Plan, asked
-from sora_jax.pipeline.shape import Shape, check_shape
-from sora_jax.tokens.canvas import Sketch
+from sora_jax.pipeline.keywords import advice
+from sora_jax.pipeline.shape import check_shape
 
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """From `at` seconds on its words hold; at that time its picture is seen, or its clip begins.
+    """From `at` seconds on its text is the active caption; at that time its picture is shown, or its clip begins.
 
     `start` and `end`, in seconds, say which part of the clip, or which frame of a film is the picture.
     """
 
     at: float = 0.0
     text: str = ""
-    image: Whole | None = None
-    clip: Whole | None = None
+    image: MediaLike | None = None
+    clip: MediaLike | None = None
     start: float = 0.0
     end: float | None = None
 
@@ -59,7 +51,7 @@ class Storyboard:
     """See the module's docstring.
 
     Raises:
-      UserError: there is no card, their times don't rise, or lie outside of the video.
+      UserError: there is no card, their times don't rise, or are outside of the video.
     """
 
     cards: tuple[Card, ...]
@@ -103,57 +95,6 @@ class Storyboard:
                     f"them in the order of their times, a frame (1/{self.fps:g} s) or more apart."
                 )
 
-    @spelled_out(Shape, Settings)
-    def plan(self, engine: Engine, **options: Any) -> Plan:
-        """What is to be made of it; what is named of its shape stands in place of the storyboard's own.
-
-        Raises:
-          UserError: a picture or clip can't be read, or a clip lasts beyond the next card.
-        """
-        shape, settings = asked(options)
-        if shape != AS_IT_IS:
-            fps = shape.fps or self.fps
-            board = dataclasses.replace(
-                self,
-                duration=shape.count(fps) / fps if shape.frames else shape.duration or self.duration,
-                fps=fps,
-                resolution=shape.resolution or self.resolution,
-                aspect=self.aspect if shape.aspect is None else shape.aspect,
-                size=shape.size or (None if shape.sized else self.size),
-            )
-            return board.plan(engine, **dataclasses.asdict(settings))
-        size = frame_size(self.resolution, self.aspect) if self.size is None else self.size
-        T = frames_of(self.duration, self.fps)
-        new = frames_of(self.loop, self.fps) if self.loop else 0
-        given = any(card.image is not None or card.clip is not None for card in self.cards)
-        engine.admit(T + new, size, self.fps, settings, held=given)
-        sketch = (abilities.paper if given else abilities.blank)((T, *size), self.fps)
-        notes: list[str] = []
-        ends = [*(card.at for card in self.cards[1:]), self.duration]
-        for number, (card, end) in enumerate(zip(self.cards, ends, strict=True), 1):
-            source = card.image if card.clip is None else card.clip
-            if source is None:
-                continue
-            seconds = 1e-6 if card.clip is None else None
-            part = Part(source, card.start, card.end)
-            media = take(engine, part, Shape(fps=self.fps, size=size), seconds)
-            notes += media.notes
-            first = min(round(card.at * self.fps), T - 1)
-            last = first + len(media.video)
-            if last > round(end * self.fps):
-                raise UserError(
-                    f"The clip of card {number} lasts {media.video.duration:g} s from {card.at:g} s on, beyond "
-                    f"{end:g} s, where {'the next card begins' if number < len(self.cards) else 'the video ends'}: "
-                    "give the card an end for its clip."
-                )
-            sketch.frames[first:last] = media.video.frames
-            sketch.strength[first:last] = 0
-        keep = slice(None)
-        if self.loop:
-            sketch, keep = _looped(sketch, new)
-        words = tuple((card.at, card.text) for card in self.cards if card.text.strip())
-        return Plan(sketch, words, settings, keep, notes=tuple(notes))
-
 
 def read_storyboard(path: Path) -> Storyboard:
     """Reads a YAML file; its pictures' and clips' paths are relative to it.
@@ -169,7 +110,7 @@ def read_storyboard(path: Path) -> Storyboard:
         raise UserError(f"{path}, {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        what = f"line {mark.line + 1}" if mark else "it holds signs that YAML doesn't allow"
+        what = f"line {mark.line + 1}" if mark else "it holds characters that YAML doesn't allow"
         raise UserError(f"{path} is no YAML ({what}): see docs/abilities.md for a storyboard.") from error
     if not isinstance(parts, dict) or not isinstance(parts.get("cards"), list):
         raise UserError(f"{path} is no storyboard: it needs a list of cards, see docs/abilities.md.")
@@ -204,7 +145,7 @@ class _Loader(yaml.BaseLoader):
 
 
 def _known(path: pathlib.Path, what: str, parts: Mapping[str, Any], schema: type) -> dict[str, Any]:
-    """What is said of a card or a storyboard, its numbers read."""
+    """The fields of a card or a storyboard, numbers parsed."""
     fields = {field.name: str(field.type) for field in dataclasses.fields(schema) if field.name != "size"}
     values: dict[str, Any] = {}
     for name, value in parts.items():
@@ -221,16 +162,3 @@ def _known(path: pathlib.Path, what: str, parts: Mapping[str, Any], schema: type
         if not kind and name != "cards" and not isinstance(value, str):
             raise UserError(f"{path}: {what}'s {name} is {value!r}: give a text.")
     return values
-
-
-def _looped(sketch: Sketch, new: int) -> tuple[Sketch, slice]:
-    """The sketch and `new` frames that lead back to its first one, which must be given to come back to."""
-    if not sketch.fixed[0]:
-        raise UserError(
-            "A storyboard that loops begins with a picture to come back to: give its first card, at 0 s, an image."
-        )
-    T = len(sketch.frames)
-    frames = np.concatenate([sketch.frames, np.repeat(sketch.frames[:1], new + 1, axis=0)])
-    strength = np.concatenate([sketch.strength, np.ones((new + 1, *sketch.strength.shape[1:]), np.float32)])
-    strength[-1] = 0
-    return Sketch(frames, strength, sketch.fps), slice(T + new)

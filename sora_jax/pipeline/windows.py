@@ -1,7 +1,7 @@
-"""A canvas that is filled window by window, and what of it is held meanwhile.
+"""A canvas that is denoised window by window, and what of it is in memory meanwhile.
 
 Latent frames are ready as soon as no later window changes them, and are forgotten as soon as no later window sees
-them: what is held of a canvas that is filled from its beginning on doesn't grow with its length.
+them: the memory for a canvas that is denoised from its beginning on doesn't grow with its length.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from sora_jax.tokens.canvas import Canvas, windows
 from sora_jax.tokens.patches import Grid, unpatchify
 
 
-class Windowed:
-    """A canvas on its way.
+class WindowedCanvas:
+    """A canvas being denoised.
 
     Args:
-      canvas: what is given, and where σ starts.
+      canvas: conditioning latents, and the sigma that the others start from.
       most, context: as `canvas.windows`'.
       patch: latent cells of a token.
       seed: of the noise.
 
     Attributes:
       windows: those that are left.
-      ready: float32[y,x,c] each, finished latent frames in order of time that nobody has taken away yet.
+      ready: float32[y,x,c] each, finished latent frames in order of time that were not taken yet.
     """
 
     def __init__(self, canvas: Canvas, most: int, context: int, patch: Grid, seed: int) -> None:
         self.canvas, self.patch = canvas, patch
         self.windows = deque(windows(canvas, most, context, patch[0]))
         self.ready: deque[np.ndarray] = deque()
-        # Of each window the first latent frame that those behind it see, and that they change.
+        # Of each window the first latent frame that later ones see, and that they change.
         self._seen, self._changed = (
-            deque(_least_behind([window[i].start for window in self.windows], len(canvas))) for i in (0, 1)
+            deque(_least_after([window[i].start for window in self.windows], len(canvas))) for i in (0, 1)
         )
-        self._painted: dict[int, np.ndarray] = {}  # by latent frame
+        self._generated: dict[int, np.ndarray] = {}  # by latent frame
         self._noise: dict[int, np.ndarray] = {}  # by latent frame, as far as it is drawn
         self._drawn = self._final = 0
         self._generator = np.random.default_rng(seed)
@@ -48,30 +48,30 @@ class Windowed:
 
     @property
     def held(self) -> int:
-        """Latent frames, of noise too, that take memory beside the canvas's own."""
-        return len(self._painted) + len(self._noise) + len(self.ready)
+        """Latent frames, of noise too, that take memory besides the canvas's own."""
+        return len(self._generated) + len(self._noise) + len(self.ready)
 
-    def look(self) -> tuple[Canvas, np.ndarray]:
-        """The next window as far as it is painted, and its noise float32[t,y,x,c]."""
+    def next_window(self) -> tuple[Canvas, np.ndarray]:
+        """The next window as far as it is generated, and its noise float32[t,y,x,c]."""
         seen, _ = self.windows[0]
         self._draw(seen.stop)
         return self._part(seen), np.stack([self._noise[number] for number in range(seen.start, seen.stop)])
 
-    def take(self, latent: np.ndarray) -> None:
-        """What fills the next window, float32[t,y,x,c]; of what is given, or filled before, the old stays."""
+    def put(self, latent: np.ndarray) -> None:
+        """Takes the next window denoised, float32[t,y,x,c]; conditioning, and what was generated before, stays."""
         seen, new = self.windows.popleft()
         part = self._part(new)
         fresh = latent[new.start - seen.start : new.stop - seen.start]
-        painted = np.where(part.init_sigma[..., None] > 0, fresh, part.latent)
-        self._painted |= zip(range(new.start, new.stop), painted, strict=True)
+        generated = np.where(part.init_sigma[..., None] > 0, fresh, part.latent)
+        self._generated |= zip(range(new.start, new.stop), generated, strict=True)
         self._release(self._changed.popleft(), self._seen.popleft())
 
     def _part(self, frames: slice) -> Canvas:
         part = self.canvas.part(frames)
         latent, start = part.latent.copy(), part.init_sigma.copy()
         for place, number in enumerate(range(frames.start, frames.stop)):
-            if number in self._painted:
-                latent[place], start[place] = self._painted[number], 0
+            if number in self._generated:
+                latent[place], start[place] = self._generated[number], 0
         return dataclasses.replace(part, latent=latent, init_sigma=start)
 
     def _draw(self, until: int) -> None:
@@ -85,15 +85,15 @@ class Windowed:
             self._drawn += by
 
     def _release(self, final: int, seen: int) -> None:
-        """What lies before `final` is ready; what of it lies before `seen` is needed no more."""
+        """Frames before `final` are ready; those before `seen` are needed no more."""
         for number in range(self._final, final):
-            self.ready.append(self._painted.get(number, self.canvas.latent[number]))
+            self.ready.append(self._generated.get(number, self.canvas.latent[number]))
         self._final = final
-        for held in (self._painted, self._noise):
+        for held in (self._generated, self._noise):
             for number in [number for number in held if number < seen]:
                 del held[number]
 
 
-def _least_behind(numbers: Sequence[int], end: int) -> list[int]:
-    """Of each number the least of those behind it; `end` behind the last."""
+def _least_after(numbers: Sequence[int], end: int) -> list[int]:
+    """Of each number the least of those after it; `end` after the last."""
     return np.minimum.accumulate([end, *numbers[::-1]])[-2::-1].tolist()

@@ -17,9 +17,8 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-import sora_jax
 from sora_jax import config as configurations
-from sora_jax.backend import check_version
+from sora_jax.backend import __version__, check_version
 from sora_jax.distributed.hosts import Hosts, await_loss, fail, join, leave
 from sora_jax.errors import UserError, nearest, user_path
 from sora_jax.train import config_files, listing
@@ -213,7 +212,7 @@ def _flags(rest: Sequence[str]) -> dict[str, Any]:
 
 def _digest(config: ConfigDict) -> str:
     """What hosts must have alike to compute alike."""
-    versions = [sora_jax.__version__, importlib.metadata.version("jax"), importlib.metadata.version("jaxlib")]
+    versions = [__version__, importlib.metadata.version("jax"), importlib.metadata.version("jaxlib")]
     return hashlib.sha256(repr([config.to_json(sort_keys=True), versions]).encode()).hexdigest()
 
 

@@ -14,6 +14,7 @@ from sora_jax.checkpoints.knowledge import Knowledge, knowledge_of
 from sora_jax.errors import UserError
 from sora_jax.pipeline import tasks
 from sora_jax.pipeline.pipeline import Pipeline, Request
+from sora_jax.pipeline.request import text_to_video
 from sora_jax.pipeline.review import review
 from sora_jax.toyworld import captions
 from sora_jax.toyworld.render import Toyworld
@@ -96,7 +97,7 @@ def test_the_bundled_model_says_what_it_learned():
 @pytest.fixture
 def studio() -> Pipeline:
     bundle = dataclasses.replace(tiny_bundle(), card={"knows": dataclasses.asdict(TOYWORLD)})
-    return Pipeline(bundle, say=lambda note: said.append(note))
+    return Pipeline(bundle, notify=lambda note: said.append(note))
 
 
 said: list[str] = []
@@ -106,7 +107,7 @@ def noted(studio: Pipeline, **fields: object) -> str:
     said.clear()
     length = {} if "frames" in fields else {"duration": 0.5}
     request = Request(**{"prompt": "a red circle", "size": (64, 64), "steps": 1} | length | fields)
-    studio.make_streams([studio.plan(request)])  # nothing is made before it is read
+    studio.make_streams([text_to_video(studio, request)])  # nothing is made before it is read
     return " ".join(said)
 
 

@@ -81,7 +81,7 @@ def test_a_model_that_is_loaded_at_once_is_checked_at_once(home):
         (lambda s: s.outpaint("a.png"), "by aspect (16:9) or size"),
         (lambda s: s.inpaint("a.png"), "by box or mask"),
         (lambda s: s.loop(), "give a prompt."),
-        (lambda s: s.edit("a.png", "a ring", size=(9, 9), resolution=9), "size says all"),
+        (lambda s: s.edit("a.png", "a ring", size=(9, 9), resolution=9), "size sets the whole"),
         (lambda s: s.edit("a.png", "a ring", size=9), "give (height, width) in pixels"),
     ],
 )

@@ -7,7 +7,7 @@ import signal
 import threading
 
 import pytest
-from helpers.fake_studio import written_files
+from helpers.fake_pipeline import written_files
 
 from sora_jax.cli import main as cli
 
@@ -54,7 +54,7 @@ BAD = {
     "an empty size": (["generate", "a star", "--size", "0x10"], "'0x10' is not a size"),
     "a size and a resolution": (
         ["generate", "a star", "--size", "9x9", "--resolution", "9"],
-        "--size says all",
+        "--size sets the whole",
     ),
     "too many": (["generate", "a star", "--count", "1000000000"], "not in the range"),
     "a prompt that is no text": (["generate", "a \udcff star"], "prompt is not valid text"),

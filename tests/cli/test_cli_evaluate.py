@@ -5,7 +5,7 @@ import json
 import pathlib
 
 import numpy as np
-from helpers.fake_studio import written_files
+from helpers.fake_pipeline import written_files
 
 from sora_jax.cli import main as cli
 from sora_jax.media.video import Video, read_video

@@ -8,8 +8,8 @@ import pathlib
 import pytest
 
 from sora_jax.cli import main as cli
-from sora_jax.pipeline.denoise import Settings
 from sora_jax.pipeline.keywords import ALIASES
+from sora_jax.pipeline.settings import Settings
 from sora_jax.pipeline.shape import Shape
 from sora_jax.pipeline.storyboard import Card
 

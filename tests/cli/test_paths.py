@@ -54,7 +54,7 @@ def test_a_tilde_is_the_home_on_the_command_line(home, monkeypatch, capsys):
 
     def load(name, lazy):
         loaded.append(name)
-        return Pipeline(tiny_bundle(), say=lambda _: None)
+        return Pipeline(tiny_bundle(), notify=lambda _: None)
 
     monkeypatch.setattr("sora_jax.pipeline.pipeline.load", load)
     wanted = [

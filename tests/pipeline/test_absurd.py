@@ -17,6 +17,7 @@ from sora_jax.media.video import Video
 from sora_jax.pipeline import tasks
 from sora_jax.pipeline.budget import Work, in_words
 from sora_jax.pipeline.pipeline import Pipeline, Request
+from sora_jax.pipeline.request import text_to_video
 from sora_jax.pipeline.storyboard import Card, Storyboard
 
 LIMITS = Limits(tokens=36, latent_frames=4, frame_tokens=6, resolution=32, fps=24, text=12, text_len=24)
@@ -36,7 +37,7 @@ def never(*_):
 
 @pytest.fixture(autouse=True)
 def nothing_is_made(studio, monkeypatch):
-    monkeypatch.setattr(studio, "fill_streams", never)
+    monkeypatch.setattr("sora_jax.pipeline.pipeline.iter_latents", never)
     monkeypatch.setattr(studio, "encode", never)
 
 
@@ -113,7 +114,7 @@ def test_smooth_counts_the_frames_that_it_adds(studio):
 )
 def test_a_frame_that_fits_nowhere_is_refused_before_it_is_made(studio, ask):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(UserError, match="GiB of memory|in a run of two or more"):
+    with pytest.raises(UserError, match="GiB of memory|in a segment of two or more"):
         ask(studio)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
 
@@ -173,10 +174,10 @@ def test_a_limit_of_one_frame_is_singular(studio):
 
 def test_what_a_batch_takes_is_estimated_once(studio, monkeypatch):
     notes: list[str] = []
-    monkeypatch.setattr(studio, "say", notes.append)
+    monkeypatch.setattr(studio, "notify", notes.append)
     requests = [Request("a ring", 10.0, 32, seed=i) for i in range(50)]
-    plan = studio.plan(requests[0])
-    one = studio.work(80, (32, 32), plan.settings).seconds("cpu")
+    job = text_to_video(studio, requests[0])
+    one = studio.work(80, (32, 32), job.settings).seconds("cpu")
     monkeypatch.setattr("sora_jax.pipeline.budget.LONG", 10 * one)  # none of them alone takes so long
     with pytest.raises(AssertionError, match="work began"):
         studio.stream_batch(requests)
@@ -185,8 +186,8 @@ def test_what_a_batch_takes_is_estimated_once(studio, monkeypatch):
 
 def test_what_takes_long_is_estimated(studio, monkeypatch):
     notes: list[str] = []
-    monkeypatch.setattr(studio, "say", notes.append)
-    monkeypatch.setattr(studio, "fill_streams", lambda *_: [])
+    monkeypatch.setattr(studio, "notify", notes.append)
+    monkeypatch.setattr("sora_jax.pipeline.pipeline.iter_latents", lambda *_: [])
     monkeypatch.setattr(studio, "encode", lambda sketch: None)
     request = Request("a ring", duration=1e7, resolution=32, max_frames=10**8)
     with pytest.raises(ValueError, match="zip"):  # nothing is filled here
@@ -195,7 +196,17 @@ def test_what_takes_long_is_estimated(studio, monkeypatch):
 
 
 def test_windows_tokens_and_words():
-    work = Work(25, 64, 64, frame_tokens=64, latent_frames=7, window=7, steps=12, passes=2, parameters=10**6)
+    work = Work(
+        25,
+        64,
+        64,
+        frame_tokens=64,
+        latent_frames=7,
+        max_latent_frames=7,
+        steps=12,
+        passes=2,
+        parameters=10**6,
+    )
     assert (work.windows, work.tokens) == (1, 7 * 64)
     assert dataclasses.replace(work, latent_frames=15).windows == 3  # four new ones each
     assert work.seconds("gpu") < work.seconds("cpu")
@@ -307,7 +318,7 @@ def test_a_setting_of_the_wrong_kind_is_named_wherever_it_is_given(studio, name,
         (lambda s: s.blend(CLIP, CLIP, curve=3), "curve=3"),
         (lambda s: s.extend(CLIP, "1"), "seconds='1'"),
         (lambda s: s.extend(CLIP), "give seconds (of what is new) or duration"),
-        (lambda s: s.extend(CLIP, 1.0, duration=2.0), "said twice"),
+        (lambda s: s.extend(CLIP, 1.0, duration=2.0), "given twice"),
         (lambda s: s.extend(CLIP, duration=0.25), "already"),
         (lambda s: s.extend(CLIP, 1.0, backward=1), "backward=1"),
         (lambda s: s.fill_frames(CLIP, 3), "missing=3"),
@@ -321,7 +332,7 @@ def test_a_setting_of_the_wrong_kind_is_named_wherever_it_is_given(studio, name,
         (lambda s: s.recut(CLIP, "0", 1.0, 1.0), "start='0'"),
         (lambda s: s.upscale(CLIP), "higher resolution is missing"),
         (lambda s: s.outpaint(CLIP), "aspect"),
-        (lambda s: s.edit(CLIP, "a ring", size=(32, 32), aspect="1:1"), "size says all"),
+        (lambda s: s.edit(CLIP, "a ring", size=(32, 32), aspect="1:1"), "size sets the whole"),
         (lambda s: s.animate(CLIP, duration=1.0, frames=8), "give one of the two"),
     ],
     ids=range(23),

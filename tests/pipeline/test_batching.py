@@ -1,6 +1,7 @@
 """The queue: requests that join and leave between steps get what they would get alone, in one compiled step."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,25 +27,32 @@ from sora_jax.diffusion import flow
 from sora_jax.diffusion.guidance import Guidance, tabulate
 from sora_jax.diffusion.solvers import SOLVERS, sample, solver_step
 from sora_jax.errors import UserError
-from sora_jax.pipeline.batching import PATIENCE, Queue, Request, Room
+from sora_jax.pipeline.batching import PATIENCE, BatchShape, Queue
 from sora_jax.tokens.packing import unpack
 
 MODEL = make_dit()
-ROOM = Room(rows=2, tokens=N, text=M, runs=K, conditions=4)
+SHAPE = BatchShape(batch_size=2, seq_len=N, text_len=M, max_segments=K, max_conditions=4)
 
 
-def ask(i: int) -> Request:
-    """Run i with its settings, the first with words that are not to be seen."""
+def ask(i: int) -> dict[str, Any]:
+    """Segment i with its settings, the first with a negative prompt."""
     noise = wave(len(RUNS[i].patches), CONFIG.patch_width, pitch=3 + 0.1 * i)
     negative = np.asarray(with_words(RUNS[i], i).text) if i == 0 else None
-    return Request(RUNS[i], noise, np.asarray(flow.schedule(STEPS[i], 2.0)), SETTINGS[i], negative)
+    sigmas = np.asarray(flow.schedule(STEPS[i], 2.0))
+    return {
+        "segment": RUNS[i],
+        "noise": noise,
+        "sigmas": sigmas,
+        "guidance": SETTINGS[i],
+        "negative": negative,
+    }
 
 
-def plain(grid: tuple[int, int, int], steps: int) -> Request:
-    """One to be painted from nothing, without guidance."""
+def plain(grid: tuple[int, int, int], steps: int) -> dict[str, Any]:
+    """One to be generated from noise alone, without guidance."""
     run = make_run(7, grid, 1, (1.0,))
     noise = wave(len(run.patches), CONFIG.patch_width)
-    return Request(run, noise, np.linspace(1, 0, steps + 1), Guidance())
+    return {"segment": run, "noise": noise, "sigmas": np.linspace(1, 0, steps + 1), "guidance": Guidance()}
 
 
 def alone(i: int, solver: str) -> np.ndarray:
@@ -66,82 +74,82 @@ def drain(queue: Queue) -> dict[int, np.ndarray]:
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_those_who_come_later_get_what_they_get_alone(solver):
-    queue, tickets, out = Queue(MODEL, [ROOM], solver), {}, {}
+def test_requests_that_join_later_get_what_they_get_alone(solver):
+    queue, ids, out = Queue(MODEL, [SHAPE], solver), {}, {}
     for i in (1, 3, 0, 2, 4):  # one more each step: most join rows where others are half way
-        tickets[i] = queue.add(ask(i))
+        ids[i] = queue.add(**ask(i))
         out |= queue.step()
     out |= drain(queue)
-    assert sorted(out) == sorted(tickets.values())
-    for i, ticket in tickets.items():
-        np.testing.assert_allclose(out[ticket], alone(i, solver), atol=1e-4, err_msg=f"run {i}")
+    assert sorted(out) == sorted(ids.values())
+    for i, request_id in ids.items():
+        np.testing.assert_allclose(out[request_id], alone(i, solver), atol=1e-4, err_msg=f"run {i}")
 
 
-def test_slots_are_used_again_and_nothing_compiles_anew():
-    queue = Queue(MODEL, [ROOM])
-    first = queue.add(ask(0))
+def test_positions_are_used_again_and_nothing_compiles_again():
+    queue = Queue(MODEL, [SHAPE])
+    first = queue.add(**ask(0))
     out = drain(queue)
     compiled = solver_step._cache_size()
-    tickets = [queue.add(ask(0)) for _ in range(5)]  # more than fit at once
-    assert queue.filled == 0
+    ids = [queue.add(**ask(0)) for _ in range(5)]  # more than fit at once
+    assert queue.utilization == 0
     out |= drain(queue)
-    for ticket in tickets:
-        np.testing.assert_allclose(out[ticket], out[first], atol=1e-4)
+    for request_id in ids:
+        np.testing.assert_allclose(out[request_id], out[first], atol=1e-4)
     assert solver_step._cache_size() == compiled
 
 
 def test_a_small_one_overtakes_a_large_one_only_for_a_while():
-    queue = Queue(MODEL, [dataclasses.replace(ROOM, rows=1)])
-    queue.add(plain((1, 2, 4), 8))
+    queue = Queue(MODEL, [dataclasses.replace(SHAPE, batch_size=1)])
+    queue.add(**plain((1, 2, 4), 8))
     queue.step()
-    large = queue.add(plain((5, 4, 4), 2))  # a whole row
+    large = queue.add(**plain((5, 4, 4), 2))  # a whole row
     steps = 0
     while large not in queue.step():
-        queue.add(plain((1, 2, 4), 8))
+        queue.add(**plain((1, 2, 4), 8))
         steps += 1
         assert steps < PATIENCE + 40
     assert steps >= PATIENCE  # smaller ones went before it
 
 
 def test_what_does_not_fit_a_row_is_refused():
-    queue = Queue(MODEL, [ROOM])
+    queue = Queue(MODEL, [SHAPE])
     with pytest.raises(UserError, match="a row holds 20"):
-        queue.add(plain((6, 4, 4), 2))
+        queue.add(**plain((6, 4, 4), 2))
     with pytest.raises(UserError, match="negative prompt has 7 tokens"):
-        queue.add(dataclasses.replace(ask(1), negative=wave(7, CONFIG.text_width)))
+        queue.add(**ask(1) | {"negative": wave(7, CONFIG.text_width)})
     with pytest.raises(UserError, match="no solver 'magic'"):
-        Queue(MODEL, [ROOM], "magic")
+        Queue(MODEL, [SHAPE], "magic")
     assert not queue.busy and queue.step() == {}
 
 
-def test_what_somebody_left_behind_spoils_nobody():
-    room = dataclasses.replace(ROOM, rows=1)
+def test_what_a_request_left_behind_spoils_no_other():
+    shape = dataclasses.replace(SHAPE, batch_size=1)
     good = plain((1, 2, 4), 3)
-    fresh = Queue(MODEL, [room])
-    ticket = fresh.add(good)
-    expected = drain(fresh)[ticket]
-    queue = Queue(MODEL, [room])
+    fresh = Queue(MODEL, [shape])
+    request_id = fresh.add(**good)
+    expected = drain(fresh)[request_id]
+    queue = Queue(MODEL, [shape])
     bad = plain((5, 4, 4), 2)
-    spoiled = queue.add(dataclasses.replace(bad, noise=np.full_like(bad.noise, np.nan)))
+    spoiled = queue.add(**bad | {"noise": np.full_like(bad["noise"], np.nan)})
     assert np.isnan(drain(queue)[spoiled]).all()
-    ticket = queue.add(good)
-    np.testing.assert_allclose(drain(queue)[ticket], expected, atol=1e-5)
+    request_id = queue.add(**good)
+    np.testing.assert_allclose(drain(queue)[request_id], expected, atol=1e-5)
 
 
-def test_the_smallest_room_that_holds_who_is_seated_is_taken():
-    large = dataclasses.replace(ROOM, rows=1)
-    small = dataclasses.replace(large, tokens=8, text=4)
+def test_the_smallest_batch_shape_that_holds_the_active_requests_is_taken():
+    large = dataclasses.replace(SHAPE, batch_size=1)
+    small = dataclasses.replace(large, seq_len=8, text_len=4)
     queue = Queue(MODEL, [small, large])
     expected = {i: alone(i, "euler") for i in (1, 3, 4)}
-    tickets = {queue.add(ask(3)): 3}  # 4 tokens, 6 steps
-    rooms, out = [], queue.step()
-    rooms.append(queue.room.tokens)
-    tickets |= {queue.add(ask(i)): i for i in (4, 1)}  # 10 tokens more
+    ids = {queue.add(**ask(3)): 3}  # 4 tokens, 6 steps
+    lengths, out = [], queue.step()
+    lengths.append(queue.batch_shape.seq_len)
+    ids |= {queue.add(**ask(i)): i for i in (4, 1)}  # 10 tokens more
     compiled = solver_step._cache_size()
     while queue.busy:
         out |= queue.step()
-        rooms.append(queue.room.tokens)
-    assert rooms[0] == 8 and N in rooms and rooms[-1] == 8  # it grew and shrank again
+        lengths.append(queue.batch_shape.seq_len)
+    assert lengths[0] == 8 and N in lengths and lengths[-1] == 8  # it grew and shrank again
     assert solver_step._cache_size() <= compiled + 2
-    for ticket, i in tickets.items():
-        np.testing.assert_allclose(out[ticket], expected[i], atol=1e-4, err_msg=f"run {i}")
+    for request_id, i in ids.items():
+        np.testing.assert_allclose(out[request_id], expected[i], atol=1e-4, err_msg=f"run {i}")

@@ -11,11 +11,11 @@ from helpers.tiny_model import tiny_bundle
 
 from sora_jax.errors import UserError
 from sora_jax.pipeline import tasks
-from sora_jax.pipeline.denoise import Settings
-from sora_jax.pipeline.keywords import called, known_keywords, spelled_out
+from sora_jax.pipeline.keywords import called, explicit_keywords, known_keywords
 from sora_jax.pipeline.pipeline import Pipeline, Request
+from sora_jax.pipeline.registry import ABILITIES
+from sora_jax.pipeline.settings import Settings
 from sora_jax.pipeline.shape import Shape
-from sora_jax.pipeline.storyboard import Storyboard
 
 METHODS = [
     name
@@ -26,15 +26,14 @@ METHODS = [
 
 def test_every_ability_is_among_them():
     assert set(METHODS) >= {"generate", "image", "stream", "variations", "fill_frames", "loop", "storyboard"}
-    own = {name for name in vars(tasks) if getattr(vars(tasks)[name], "__module__", "") == tasks.__name__}
-    assert own - {"fill"} <= set(METHODS)
+    assert {ability.method or name for name, ability in ABILITIES.items()} <= set(METHODS)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_signatures_are_spelled_out_with_types_and_defaults(name):
+def test_signatures_are_explicit_keywords_with_types_and_defaults(name):
     parameters = inspect.signature(getattr(Pipeline, name)).parameters
     assert not any(p.kind is p.VAR_KEYWORD or p.kind is p.VAR_POSITIONAL for p in parameters.values())
-    assert next(iter(parameters)) == "self" and "progress" in parameters and "engine" not in parameters
+    assert next(iter(parameters)) == "self" and "progress" in parameters and "model" not in parameters
     for field in dataclasses.fields(Settings):
         assert field.name in parameters, field.name
         assert not isinstance(parameters[field.name].annotation, str)
@@ -48,10 +47,10 @@ def test_signatures_are_spelled_out_with_types_and_defaults(name):
     assert shape - left_out <= set(parameters)
 
 
-def test_functions_of_plans_and_storyboards_are_spelled_out_too():
-    for function in (*(tasks.__dict__[n] for n in ("animate", "fill", "edit", "upscale")), Storyboard.plan):
-        parameters = inspect.signature(function).parameters
-        assert {"engine", "seed", "steps", "fps", "size", "strict"} <= set(parameters)
+def test_functions_of_jobs_and_storyboards_are_explicit_keywords_too():
+    for name in ("animate", "fill", "edit", "upscale", "storyboard"):
+        parameters = inspect.signature(getattr(tasks, name)).parameters
+        assert {"model", "seed", "steps", "fps", "size", "strict"} <= set(parameters)
 
 
 def test_defaults_of_a_signature_are_those_that_hold():
@@ -82,9 +81,9 @@ def studio() -> Pipeline:
         ({"width": 32}, "one of width and height"),
         ({"width": 32, "height": 32, "size": (32, 32)}, "which mean the same"),
         ({"num_frames": 3, "frames": 3}, "which mean the same"),
-        ({"num_frames": 4, "duration": 2}, "duration and frames both say"),
+        ({"num_frames": 4, "duration": 2}, "duration and frames both set"),
         ({"frames": 4, "duration": 0.5}, "give one of the two"),
-        ({"width": 32, "height": 32, "resolution": 64}, "size says all"),
+        ({"width": 32, "height": 32, "resolution": 64}, "size sets the whole"),
         ({"size": (32, 32), "aspect": "1:1"}, "leave out resolution and aspect"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
@@ -102,8 +101,8 @@ def test_an_unknown_keyword_is_answered_with_the_right_one(studio, given, words)
         ({"stpes": 3}, "did you mean steps?"),
         ({"guidance_scale": 3}, "it is called guidance here."),
         ({"frames": 4, "duration": 0.5}, "give one of the two"),
-        ({"size": (32, 32), "resolution": 32}, "size says all"),
-        ({"size": (32, 32), "aspect": "16:9"}, "size says all"),
+        ({"size": (32, 32), "resolution": 32}, "size sets the whole"),
+        ({"size": (32, 32), "aspect": "16:9"}, "size sets the whole"),
     ],
     ids=str,
 )
@@ -133,7 +132,7 @@ def test_other_libraries_names_of_the_shape_are_taken():
 
 
 def test_a_keyword_of_the_function_itself_is_not_doubled():
-    @spelled_out(Settings, leave_out=("steps",))
+    @explicit_keywords(Settings, leave_out=("steps",))
     def function(a: int, *, seed: int = 7, **keywords: object) -> dict:
         return {"a": a, "seed": seed, **keywords}
 

@@ -16,12 +16,14 @@ from sora_jax.diffusion.solvers import solver_step
 from sora_jax.errors import UserError
 from sora_jax.media.video import Video, VideoStream, read_video
 from sora_jax.models import tiles
-from sora_jax.pipeline import abilities, denoise
+from sora_jax.pipeline import abilities, denoise, tasks
 from sora_jax.pipeline import pipeline as face
-from sora_jax.pipeline.denoise import Settings, Task
+from sora_jax.pipeline.job import Job
 from sora_jax.pipeline.pipeline import Pipeline, Request
+from sora_jax.pipeline.request import text_to_video
+from sora_jax.pipeline.settings import Settings
 from sora_jax.pipeline.storyboard import Card, Storyboard
-from sora_jax.pipeline.windows import Windowed
+from sora_jax.pipeline.windows import WindowedCanvas
 from sora_jax.tokens.canvas import windows
 from sora_jax.tokens.patches import unpatchify
 
@@ -39,11 +41,8 @@ def test_streams_read_in_turn_equal_videos_made_whole(studio):
     requests = [Request("a ring", duration=3.0 + i, seed=i, **FIELDS) for i in range(3)]
     streams = studio.stream_batch(requests)
     mixed = zip(*itertools.zip_longest(*streams), strict=True)
-    tasks = [
-        Task(studio.encode(studio.plan(request).sketch), ((0.0, "a ring"),), request.settings())
-        for request in requests
-    ]
-    canvases = studio.fill(tasks)
+    jobs = [text_to_video(studio, request) for request in requests]
+    canvases = denoise.denoise(studio, jobs, [studio.encode(job.sketch) for job in jobs])
     for request, stream, frames, canvas in zip(requests, streams, mixed, canvases, strict=True):
         whole = studio.decode(canvas, *request.shape())
         assert len(whole) == len(stream) == round(8 * request.duration) and whole.std() > 1
@@ -56,14 +55,14 @@ def test_a_seed_has_one_noise_however_a_canvas_is_cut(monkeypatch, patch):
     """Each latent frame's is that of the canvas drawn at once, forward and backward."""
     engine = Pipeline(tiny_bundle(Limits(tokens=16, text=12, text_len=24), patch=patch))
     drawn: dict[int, np.ndarray] = {}
-    real = Windowed.look
+    real = WindowedCanvas.next_window
 
     def watched(windowed):
         (seen, _), (part, noise) = windowed.windows[0], real(windowed)
         drawn.update(zip(range(seen.start, seen.stop), noise, strict=True))
         return part, noise
 
-    monkeypatch.setattr(Windowed, "look", watched)
+    monkeypatch.setattr(WindowedCanvas, "next_window", watched)
     clip = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
     sketches = [abilities.blank((60, 32, 32), 8.0)]
     if patch[0] == 1:
@@ -71,7 +70,7 @@ def test_a_seed_has_one_noise_however_a_canvas_is_cut(monkeypatch, patch):
     for sketch in sketches:
         drawn.clear()
         canvas = engine.encode(sketch)
-        engine.fill([Task(canvas, (), dataclasses.replace(SETTINGS, seed=7))])
+        denoise.denoise(engine, [Job(sketch, (), dataclasses.replace(SETTINGS, seed=7))], [canvas])
         (t, y, x, c), count = canvas.latent.shape, np.prod(patch)
         whole = np.random.default_rng(7).standard_normal((t * y * x // count, count * c)).astype(np.float32)
         whole = unpatchify(whole, (t, y, x), patch)
@@ -82,7 +81,7 @@ def test_a_seed_has_one_noise_however_a_canvas_is_cut(monkeypatch, patch):
 
 def test_a_blank_canvas_is_the_encoded_blank_sketch(studio):
     ours = studio.encode(abilities.blank((30, 20, 40), 8.0))
-    theirs = studio.encode(abilities.paper((30, 20, 40), 8.0))
+    theirs = studio.encode(abilities.blank((30, 20, 40), 8.0, writable=True))
     for field in dataclasses.fields(ours):
         np.testing.assert_array_equal(getattr(ours, field.name), getattr(theirs, field.name))
     assert ours.latent.strides == (0, 0, 0, 0) and not ours.fixed.any()
@@ -106,9 +105,11 @@ def test_of_ten_thousand_seconds_the_first_frames_come_at_once(studio):
 
 
 def test_what_is_held_while_a_video_is_made_does_not_grow_with_it(studio, monkeypatch):
-    made: list[Windowed] = []
-    real = Windowed.__init__
-    monkeypatch.setattr(Windowed, "__init__", lambda self, *given: real(self, *given) or made.append(self))
+    made: list[WindowedCanvas] = []
+    real = WindowedCanvas.__init__
+    monkeypatch.setattr(
+        WindowedCanvas, "__init__", lambda self, *given: real(self, *given) or made.append(self)
+    )
     most = {}
     for seconds in (8.0, 24.0):
         held = [made[-1].held for _ in studio.stream("a ring", duration=seconds, **FIELDS)]
@@ -126,10 +127,10 @@ def test_latents_are_ready_as_soon_as_no_later_window_changes_them(studio):
         (abilities.extend(clip, 16, 8.0, backward=True), [0, 0, 7]),
     ):
         canvas = studio.encode(sketch)
-        windowed = Windowed(canvas, 3, 1, (1, 2, 2), 0)
+        windowed = WindowedCanvas(canvas, 3, 1, (1, 2, 2), 0)
         for number in ready:
-            _, noise = windowed.look()
-            windowed.take(noise)
+            _, noise = windowed.next_window()
+            windowed.put(noise)
             assert len(windowed.ready) == number
         assert not windowed.windows and len(canvas) == ready[-1]
         given = canvas.init_sigma == 0
@@ -139,7 +140,7 @@ def test_latents_are_ready_as_soon_as_no_later_window_changes_them(studio):
 def test_videos_too_large_to_be_held_together_are_made_one_after_another(studio, monkeypatch):
     requests = [Request("a ring", duration=4.0, seed=i, **FIELDS) for i in range(3)]
     together = [video.frames for video in studio.generate_batch(requests)]
-    size = 4 * studio.encode(studio.plan(requests[0]).sketch).latent.size
+    size = 4 * studio.encode(text_to_video(studio, requests[0]).sketch).latent.size
     monkeypatch.setattr(denoise, "MOST_HELD", 2 * size - 1)
     reports: list[tuple[int, int]] = []
     streams, seen = studio.stream_batch(requests, lambda *at: reports.append(at)), []
@@ -155,24 +156,23 @@ def test_videos_too_large_to_be_held_together_are_made_one_after_another(studio,
 def test_a_canvas_that_is_given_whole_waits_for_nobody(studio, monkeypatch):
     monkeypatch.setattr(denoise, "MOST_HELD", 1)
     clip = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
-    given = studio.encode(abilities.Sketch(clip, np.zeros(clip.shape[:3], np.float32), 8.0))
-    tasks = [
-        Task(canvas, (), SETTINGS) for canvas in (given, studio.encode(abilities.blank((9, 32, 32), 8.0)))
-    ]
-    same, painted = studio.fill(tasks)
-    np.testing.assert_array_equal(same.latent, given.latent)
+    given = abilities.Sketch(clip, np.zeros(clip.shape[:3], np.float32), 8.0)
+    jobs = [Job(sketch, (), SETTINGS) for sketch in (given, abilities.blank((9, 32, 32), 8.0))]
+    canvases = [studio.encode(job.sketch) for job in jobs]
+    same, painted = denoise.denoise(studio, jobs, canvases)
+    np.testing.assert_array_equal(same.latent, canvases[0].latent)
     assert painted.latent.any((1, 2, 3)).all()
 
 
 def test_a_storyboard_of_words_holds_nothing_and_other_abilities_stream_what_is_painted_forward(studio):
     cards = (Card(0.0, "a ring"), Card(2.0, "a star"))
     board = Storyboard(cards, duration=4.0, fps=8.0, resolution=32, aspect=1.0)
-    assert board.plan(studio).sketch.blank
+    assert tasks.storyboard(studio, board).sketch.blank
     clip = Video(np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), np.uint8), 8.0)
     for backward in (False, True):
-        plan = face.plans.extend(studio, clip, 8.0, "a ring", backward=backward, steps=2, guidance=1.0)
+        job = tasks.extend(studio, clip, 8.0, "a ring", backward=backward, steps=2, guidance=1.0)
         reports: list[tuple[int, int]] = []
-        (stream,) = studio.make_streams([plan], lambda *at, reports=reports: reports.append(at))
+        (stream,) = studio.make_streams([job], lambda *at, reports=reports: reports.append(at))
         next(iter(stream))
         done, in_all = reports[-1] if reports else (0, 1)
         # What is painted backward is final when the beginning is there.

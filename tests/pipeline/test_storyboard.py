@@ -15,6 +15,7 @@ from sora_jax.errors import UserError
 from sora_jax.media.video import Video
 from sora_jax.pipeline.pipeline import Pipeline
 from sora_jax.pipeline.storyboard import Card, Storyboard, read_storyboard
+from sora_jax.pipeline.tasks import storyboard
 
 WHOLE = """
 duration: 3
@@ -73,27 +74,29 @@ def test_a_file_is_read_as_it_is_written(folder):
 
 
 def test_pictures_and_clips_stand_at_their_times_and_the_rest_is_open(folder, studio):
-    plan = read_storyboard(written(folder, WHOLE)).plan(studio, steps=2, seed=3)
-    sketch = plan.sketch
+    job = storyboard(studio, read_storyboard(written(folder, WHOLE)), steps=2, seed=3)
+    sketch = job.sketch
     assert sketch.frames.shape == (24 + 4 + 1, 32, 56, 3) and sketch.fps == 8
     assert np.flatnonzero(sketch.fixed).tolist() == [0, 16, 17, 18, 19, 28]
     assert (sketch.strength[~sketch.fixed] == 1).all()
     assert (sketch.frames[[0, 28]] == (255, 0, 0)).all(), "it leads back to the first card's picture"
     assert [round(float(frame.mean()) / 20) for frame in sketch.frames[16:20]] == [2, 3, 4, 5]
-    assert plan.keep == slice(28) and plan.words == ((0.0, "no"), (1.5, "a blue ring"))
-    assert (plan.settings.steps, plan.settings.seed) == (2, 3)
-    assert any("cropped" in note for note in plan.notes)
+    assert job.keep == slice(28) and job.captions == ((0.0, "no"), (1.5, "a blue ring"))
+    assert (job.settings.steps, job.settings.seed) == (2, 3)
+    assert any("cropped" in note for note in job.notes)
 
 
 def test_without_pictures_all_is_open(studio):
-    plan = Storyboard((Card(0, "a ring"), Card(1, "a star")), duration=2, fps=6, resolution=32).plan(studio)
-    assert (plan.sketch.strength == 1).all() and len(plan.sketch.frames) == 12
-    assert plan.keep == slice(None) and plan.notes == ()
+    job = storyboard(
+        studio, Storyboard((Card(0, "a ring"), Card(1, "a star")), duration=2, fps=6, resolution=32)
+    )
+    assert (job.sketch.strength == 1).all() and len(job.sketch.frames) == 12
+    assert job.keep == slice(None) and job.notes == ()
 
 
 def test_a_storyboard_becomes_a_video(folder, studio, monkeypatch):
     said = []
-    monkeypatch.setattr(studio, "say", said.append)
+    monkeypatch.setattr(studio, "notify", said.append)
     board = dataclasses.replace(read_storyboard(written(folder, WHOLE)), aspect="3:2")
     video = studio.storyboard(board, steps=2)
     assert video.frames.shape == (28, 32, 48, 3) and video.fps == 8
@@ -143,7 +146,7 @@ BAD = {
 def test_what_is_no_storyboard_is_refused_in_one_sentence(name, folder, studio):
     text, words = BAD[name]
     with pytest.raises(UserError) as error:
-        read_storyboard(written(folder, text)).plan(studio)
+        storyboard(studio, written(folder, text))
     message = str(error.value)
     assert words in message and "\n" not in message and message.endswith((".", "?")), message
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,11 +15,10 @@ from helpers.tiny_model import tiny_bundle
 
 from sora_jax.checkpoints.bundle import Bundle, Limits
 from sora_jax.diffusion import flow
-from sora_jax.pipeline import codec as engines
-from sora_jax.pipeline import denoise
-from sora_jax.pipeline.batching import Request
-from sora_jax.pipeline.codec import Engine
-from sora_jax.pipeline.denoise import Settings, Task
+from sora_jax.pipeline import codec, denoise
+from sora_jax.pipeline.codec import Codec
+from sora_jax.pipeline.job import Job
+from sora_jax.pipeline.settings import Settings
 from sora_jax.tokens.canvas import GROUP, Sketch
 
 LIMITS = Limits(tokens=96, latent_frames=6, frame_tokens=24, text=12, text_len=24)
@@ -32,14 +32,14 @@ def bundle_of(patch: tuple[int, int, int]) -> Bundle:
 
 def first_requests(
     bundle: Bundle, sketch: Sketch, monkeypatch: pytest.MonkeyPatch, **settings: Any
-) -> list[Request]:
+) -> list[SimpleNamespace]:
     """What is asked of the sampler first for a sketch; nothing is encoded, and no step is taken."""
-    taken: list[Request] = []
+    taken: list[SimpleNamespace] = []
 
     class Queue(denoise.Queue):
-        def add(self, request: Request) -> int:
-            taken.append(request)
-            return super().add(request)
+        def add(self, segment, noise, sigmas, guidance, negative=None) -> int:
+            taken.append(SimpleNamespace(segment=segment, sigmas=sigmas, guidance=guidance))
+            return super().add(segment, noise, sigmas, guidance, negative)
 
         def step(self) -> dict[int, np.ndarray]:
             raise StopAsyncIteration
@@ -50,16 +50,17 @@ def first_requests(
         return [np.zeros((1 + (len(frames) - 1) // GROUP, high, wide, vae.config.channels), np.float32)]
 
     monkeypatch.setattr(denoise, "Queue", Queue)
-    monkeypatch.setattr(engines, "encode_stream", encode_stream)
-    engine = Engine(bundle)
+    monkeypatch.setattr(codec, "encode_stream", encode_stream)
+    model = Codec(bundle)
+    job = Job(sketch, (), Settings(**{"steps": 4, "guidance": 1.0} | settings))
     with pytest.raises(StopAsyncIteration):
-        engine.fill([Task(engine.encode(sketch), (), Settings(**{"steps": 4, "guidance": 1.0} | settings))])
+        denoise.denoise(model, [job], [model.encode(sketch)])
     return taken
 
 
-def share_of_the_way(request: Request) -> float:
-    factor = flow.shift_factor(jnp.array(len(request.run.patches)), BASE_TOKENS)
-    return float(flow.unshift(jnp.array(request.levels[0]), factor))
+def share_of_the_way(request: SimpleNamespace) -> float:
+    factor = flow.shift_factor(jnp.array(len(request.segment.patches)), BASE_TOKENS)
+    return float(flow.unshift(jnp.array(request.sigmas[0]), factor))
 
 
 @pytest.mark.parametrize("patch", [(1, 2, 2), (2, 2, 2), (1, 1, 2)])
@@ -84,12 +85,12 @@ def test_a_strength_is_that_share_of_the_way_of_the_segments_that_are_sampled(
     strength = np.full((frames, height, width), np.float32(0.3))
     sketch = Sketch(np.zeros((frames, height, width, 3), np.uint8), strength, 8.0)
     requests = first_requests(bundle, sketch, monkeypatch)
-    cells = Engine(bundle).cells(height, width)
+    cells = Codec(bundle).cells(height, width)
     assert (len(requests) > 1) == (math.prod(cells) // math.prod(patch[1:]) > LIMITS.frame_tokens)
     if patch == (1, 2, 2):
         assert (len(requests) > 1) == cut
     for request in requests:
-        assert len(request.run.patches) > BASE_TOKENS
+        assert len(request.segment.patches) > BASE_TOKENS
         assert share_of_the_way(request) == pytest.approx(0.3, abs=1e-4)
 
 
@@ -101,8 +102,8 @@ def test_what_is_partly_painted_from_nothing_is_seen_whole_and_means_the_same(mo
     strength[:, 16:32, :16] = 0
     sketch = Sketch(np.zeros((9, 80, 128, 3), np.uint8), strength, 8.0)
     [request] = first_requests(bundle, sketch, monkeypatch)
-    factor = flow.shift_factor(jnp.array(len(request.run.patches)), BASE_TOKENS)
-    shares = np.asarray(flow.unshift(jnp.asarray(np.unique(request.run.init_sigma)), factor))
+    factor = flow.shift_factor(jnp.array(len(request.segment.patches)), BASE_TOKENS)
+    shares = np.asarray(flow.unshift(jnp.asarray(np.unique(request.segment.init_sigma)), factor))
     np.testing.assert_allclose(shares, [0, 0.6, 1], atol=1e-4)
 
 
@@ -121,5 +122,5 @@ def test_zero_init_belongs_to_cfg_zero_star_where_it_guides_near_noise(settings,
     bundle = bundle_of((1, 2, 2))
     blank = Sketch(np.zeros((9, 64, 64, 3), np.uint8), np.ones((9, 64, 64), np.float32), 8.0)
     [request] = first_requests(bundle, blank, monkeypatch, **settings)
-    held = request.levels[:-1] > request.guidance.hold
+    held = request.sigmas[:-1] > request.guidance.hold
     assert held.tolist() == [leaves_out, False, False, False]

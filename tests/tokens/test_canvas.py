@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,10 +19,12 @@ from sora_jax.diffusion.solvers import solver_step
 from sora_jax.errors import UserError
 from sora_jax.models.vae import VAE
 from sora_jax.pipeline import abilities
-from sora_jax.pipeline.codec import SEAMS, Engine
-from sora_jax.pipeline.denoise import Settings, Task
+from sora_jax.pipeline.codec import SEAMS, Codec
+from sora_jax.pipeline.denoise import denoise
+from sora_jax.pipeline.job import Job
+from sora_jax.pipeline.settings import Settings
 from sora_jax.pipeline.storyboard import Card, Storyboard
-from sora_jax.pipeline.tasks import Plan
+from sora_jax.pipeline.tasks import storyboard
 from sora_jax.tokens.canvas import (
     GROUP,
     Canvas,
@@ -112,9 +115,7 @@ def test_a_cell_starts_where_the_noisiest_of_its_pixels_does(fixed, seed):
                 assert canvas.init_sigma[j, y, x] == pixels[:, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].max()
             assert canvas.ends[j] == end and canvas.first[j] == (end == stream.begin)
             j += 1
-    assert [part.stop - part.init_sigma for part in canvas.streams()] == [
-        len(stream.ends) for stream in streams
-    ]
+    assert [part.stop - part.start for part in canvas.streams()] == [len(stream.ends) for stream in streams]
     # Each fixed frame has a latent frame that is given, and no other is if another pixel is above 0.
     shown = frames_shown(streams, T)
     assert all((start[own] == 0).all() == given for own, given in zip(shown, canvas.fixed, strict=True))
@@ -218,7 +219,7 @@ def test_windows_fill_every_open_frame_once_from_what_is_known(known, most, data
             else:
                 last = np.flatnonzero(fresh)[-1] + 1
                 behind = slice(last, min(last + context * by, len(canvas)))
-            assert done[behind].all() and seen.start <= behind.init_sigma < behind.stop <= seen.stop
+            assert done[behind].all() and seen.start <= behind.start < behind.stop <= seen.stop
         done |= fresh
     assert done.all()
 
@@ -280,7 +281,7 @@ def gaps(frames: int, *missing: int) -> np.ndarray:
     return np.isin(np.arange(frames), missing)
 
 
-def board(engine: Engine) -> Plan:
+def board(engine: Codec) -> Job:
     """Two cards with pictures and one with a clip, over words that change."""
     cards = (
         Card(0.0, "a red ring", image=clip(1, 1)[0]),
@@ -288,7 +289,7 @@ def board(engine: Engine) -> Plan:
         Card(1.0, "", clip=clip(6, 3)),
         Card(2.0, "a green square moves"),
     )
-    return Storyboard(cards, duration=3.0, fps=8.0, resolution=16, aspect=0.5).plan(engine)
+    return storyboard(engine, Storyboard(cards, duration=3.0, fps=8.0, resolution=16, aspect=0.5))
 
 
 PICTURES = {number: clip(1, number)[0] for number in (0, 4, 5, 9, 12)}
@@ -321,14 +322,18 @@ SETTINGS = Settings(steps=2, guidance=1.0)
 
 
 @pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine(tiny_bundle(SHORT, absolute=True, pooled_text=True, reference_frames=True))
+def engine() -> Codec:
+    return Codec(tiny_bundle(SHORT, absolute=True, pooled_text=True, reference_frames=True))
 
 
 @pytest.fixture(scope="module")
-def narrow(engine) -> Engine:
+def narrow(engine) -> Codec:
     """The same model in rows of six tokens: three latent frames of 32×16 pixels."""
-    return Engine(dataclasses.replace(engine.bundle, limits=LONG))
+    return Codec(dataclasses.replace(engine.bundle, limits=LONG))
+
+
+def decode_floats(model: Codec, *arguments: Any, **keywords: Any) -> np.ndarray:
+    return np.stack(list(model.decode_frames(*arguments, **keywords)))
 
 
 def pieces(fixed: np.ndarray) -> list[slice]:
@@ -344,15 +349,15 @@ def test_what_is_given_is_the_autoencoders_own_reconstruction_of_it(ability, row
     sketch = board(model).sketch if ability == "a storyboard" else SKETCHES[ability]
     shape = sketch.frames.shape[:3]
     before = model.encode(sketch)
-    (after,) = model.fill([Task(before, ((0.0, "a ring"),), SETTINGS)])
+    (after,) = denoise(model, [Job(sketch, ((0.0, "a ring"),), SETTINGS)], [before])
     assert rows == "one window" or len(windows(before, 3, 1)) >= MANY.get(ability, 2)
-    painted = model.decode_floats(after, *shape, painted=before.init_sigma.any((1, 2)))
-    coded = model.decode_floats(before, *shape)
+    painted = decode_floats(model, after, *shape, generated=before.init_sigma.any((1, 2)))
+    coded = decode_floats(model, before, *shape)
     np.testing.assert_array_equal(painted[sketch.fixed], coded[sketch.fixed])
     np.testing.assert_array_equal(after.latent[before.init_sigma == 0], before.latent[before.init_sigma == 0])
     for piece in pieces(sketch.fixed):
         alone = Sketch(sketch.frames[piece], sketch.strength[piece], sketch.fps)
-        own = model.decode_floats(model.encode(alone), len(alone.frames), *shape[1:])
+        own = decode_floats(model, model.encode(alone), len(alone.frames), *shape[1:])
         assert np.abs(painted[piece] - own).max() < 1e-4
         assert own.std() > 0.01
     changed = np.abs(after.latent - before.latent).max(-1) > 1e-3
@@ -365,10 +370,10 @@ def test_a_seam_is_taken_up_over_the_painted_frames_before_it(engine):
         clip(5), clip(7, 1), 11, 8.0
     )  # the last group shows the second clip's first frame too
     before = engine.encode(sketch)
-    (after,) = engine.fill([Task(before, (), SETTINGS)])
+    (after,) = denoise(engine, [Job(sketch, (), SETTINGS)], [before])
     shape = sketch.frames.shape[:3]
-    plain = engine.decode_floats(after, *shape)
-    moved = engine.decode_floats(after, *shape, painted=before.init_sigma.any((1, 2))) - plain
+    plain = decode_floats(engine, after, *shape)
+    moved = decode_floats(engine, after, *shape, generated=before.init_sigma.any((1, 2))) - plain
     assert not moved[:8].any() and not moved[16:].any()
     inside = np.abs(plain[8:16] + moved[8:16]).max(0) < 0.999  # what is clipped aside
     long, short = (
@@ -382,29 +387,33 @@ def test_a_seam_is_taken_up_over_the_painted_frames_before_it(engine):
     assert np.abs(shade).max() > 1e-3 and np.abs(things).max() > 1e-3
 
 
-def tasks(model: Engine) -> list[Task]:
+def jobs(model: Codec) -> list[Job]:
     """One of every ability, at different shapes, settings and words."""
     out = []
     for number, sketch in enumerate([*SKETCHES.values(), board(model).sketch]):
         words = (((0.0, "a ring"),), ((0.0, "a red star"), (0.7, "a blue one")), ())[number % 3]
         own = Settings(seed=number, steps=2 + number % 2, guidance=1.0 + number % 2)
-        out.append(Task(model.encode(sketch), words, own))
+        out.append(Job(sketch, words, own))
     return out
 
 
+def denoised(model: Codec, jobs: list[Job], *progress: Any) -> list[Canvas]:
+    return denoise(model, jobs, [model.encode(job.sketch) for job in jobs], *progress)
+
+
 def test_a_batch_that_mixes_all_abilities_at_different_shapes_compiles_once(engine):
-    all_at_once = tasks(engine)
+    all_at_once = jobs(engine)
     solver_step.clear_cache()
-    engine.fill(all_at_once)
+    denoised(engine, all_at_once)
     assert solver_step._cache_size() == 1
-    engine.fill(all_at_once[::-1][:-1])
+    denoised(engine, all_at_once[::-1][:-1])
     assert solver_step._cache_size() == 1
 
 
 def test_the_windows_of_a_long_video_compile_once(narrow):
     solver_step.clear_cache()
     for number in (1, 2, 8):
-        narrow.fill([tasks(narrow)[number]])
+        denoised(narrow, [jobs(narrow)[number]])
     assert solver_step._cache_size() == len(
         {1 + number % 2 for number in (1, 2, 8)}
     )  # with guidance or without
@@ -413,34 +422,34 @@ def test_the_windows_of_a_long_video_compile_once(narrow):
 @pytest.mark.parametrize("rows", ["one window", "many windows"])
 def test_the_results_of_a_batch_are_those_of_each_alone(rows, engine, narrow):
     model = engine if rows == "one window" else narrow
-    all_at_once = tasks(model)
+    all_at_once = jobs(model)
     reports: list[tuple[int, int]] = []
-    together = model.fill(all_at_once, lambda *at: reports.append(at))
+    together = denoised(model, all_at_once, lambda *at: reports.append(at))
     assert reports == sorted(reports) and reports[-1][0] == reports[-1][1]
-    for task, ours in zip(all_at_once, together, strict=True):
-        (alone,) = model.fill([task])
-        shape = int(task.canvas.ends.max()) + 1, *(8 * side for side in task.canvas.grid[1:])
+    for job, ours in zip(all_at_once, together, strict=True):
+        (alone,) = denoised(model, [job])
+        shape = int(ours.ends.max()) + 1, *(8 * side for side in ours.grid[1:])
         videos = [model.decode(canvas, *shape).astype(int) for canvas in (ours, alone)]
         assert np.abs(videos[0] - videos[1]).max() <= 1
         assert videos[0].std() > 1
 
 
 def test_patches_of_two_latent_frames_fill_videos_of_any_length():
-    model = Engine(tiny_bundle(Limits(tokens=4, text=12, text_len=24), patch=(2, 2, 2)))
+    model = Codec(tiny_bundle(Limits(tokens=4, text=12, text_len=24), patch=(2, 2, 2)))
     for sketch in (SKETCHES["text to video"], SKETCHES["an image comes alive"], SKETCHES["edited"]):
         before = model.encode(sketch)
         assert len(before) % 2 == 0
-        (after,) = model.fill([Task(before, (), SETTINGS)])
-        painted = model.decode_floats(after, *sketch.frames.shape[:3])
-        coded = model.decode_floats(before, *sketch.frames.shape[:3])
+        (after,) = denoise(model, [Job(sketch, (), SETTINGS)], [before])
+        painted = decode_floats(model, after, *sketch.frames.shape[:3])
+        coded = decode_floats(model, before, *sketch.frames.shape[:3])
         np.testing.assert_array_equal(painted[sketch.fixed], coded[sketch.fixed])
         assert np.isfinite(painted).all() and (painted != coded).any()
 
 
 def test_frames_of_which_no_two_fit_a_row_are_refused(narrow):
     sketch = abilities.blank((5, 32, 64), 8.0)
-    with pytest.raises(UserError, match="Frames of 8 tokens are more than .* holds in a row of 6"):
-        narrow.fill([Task(narrow.encode(sketch))])
+    with pytest.raises(UserError, match="Frames of 8 tokens are more than .* holds in a sequence of 6"):
+        denoised(narrow, [Job(sketch)])
 
 
 def test_an_autoencoder_of_other_groups_is_refused():
@@ -449,4 +458,4 @@ def test_an_autoencoder_of_other_groups_is_refused():
     config = dataclasses.replace(bundle.vae.config, strides=strides)
     vae = jax.eval_shape(lambda: VAE(config, rngs=nnx.Rngs(0)))
     with pytest.raises(UserError, match="show 2 video frames, and canvases are laid for 4"):
-        Engine(dataclasses.replace(bundle, vae=vae))
+        Codec(dataclasses.replace(bundle, vae=vae))

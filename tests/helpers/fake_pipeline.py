@@ -10,7 +10,7 @@ from sora_jax.errors import UserError
 from sora_jax.media.video import Video, VideoStream
 
 
-class FakeStudio:
+class FakePipeline:
     """Answers as `pipeline.Pipeline` does, without a network; `before` is called when the sampling begins."""
 
     name = "fake"
@@ -29,19 +29,19 @@ class FakeStudio:
 
     def stream_batch(self, requests, progress=None):
         self.requests = list(requests)
-        walk = self.walk(progress)
-        return [VideoStream(self.frames(r, walk), r.shape()[0], r.shape()[1:], r.fps) for r in requests]
+        steps = self.steps(progress)
+        return [VideoStream(self.frames(r, steps), r.shape()[0], r.shape()[1:], r.fps) for r in requests]
 
-    def walk(self, progress):
+    def steps(self, progress):
         self.before()
         for step in range(1, 5):
             progress(step, 4)
             yield
 
-    def frames(self, request, walk):
+    def frames(self, request, steps):
         count, *size = request.shape()
         for _ in range(count):
-            next(walk, None)
+            next(steps, None)
             yield np.full((*size, 3), request.seed, np.uint8)
 
     def reconstruct(self, video):

@@ -1,40 +1,43 @@
-"""What an ability's function needs to make a plan of what was asked for."""
+"""A job: what is to be made, from an ability to the sampler; and helpers that abilities share."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from sora_jax.errors import UserError
 from sora_jax.pipeline.budget import frames_of
 from sora_jax.pipeline.checks import check_number, check_whole, is_number, shown
-from sora_jax.pipeline.denoise import Settings, Words
-from sora_jax.pipeline.inputs import Sound
 from sora_jax.pipeline.keywords import called
+from sora_jax.pipeline.settings import Settings
 from sora_jax.pipeline.shape import SHAPE_FIELDS, Shape
 from sora_jax.tokens.canvas import GROUP, Sketch
 
+Captions: TypeAlias = tuple[tuple[float, str], ...]  # (seconds from which it holds, prompt)
+Sound: TypeAlias = tuple[str | os.PathLike[str], float, float]
+
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What is to be made.
+class Job:
+    """A video to make: conditioning, captions, and how it is sampled.
 
     Attributes:
-      sketch: what is given, and what is to be painted.
-      words: (seconds from which they hold, prompt).
+      sketch: conditioning frames and pixels, and what is to be generated.
+      captions: (seconds from which it holds, prompt); none: generated without words.
       settings: of the sampler.
       keep: frames of the sketch that the result shows.
-      finish: what becomes of the painted frames, float32[T,Y,X,3] in [-1, 1], all of the sketch's.
+      finish: applied to all decoded frames of the sketch, float32[T,Y,X,3] in [-1, 1].
       notes: what was changed or left out of what was asked for, a sentence each.
-      sound: (file, seconds into it, seconds into the result) whose sound goes along, where it has some.
+      sound: (file, seconds into it, seconds into the result) whose sound is kept, where it has some.
     """
 
     sketch: Sketch
-    words: Words = ()
+    captions: Captions = ()
     settings: Settings = dataclasses.field(default_factory=Settings)
     keep: slice = slice(None)
     finish: Callable[[np.ndarray], np.ndarray] | None = None
@@ -42,24 +45,23 @@ class Plan:
     sound: Sound | None = None
 
 
-def asked(options: Mapping[str, Any]) -> tuple[Shape, Settings]:
+def parse_options(options: Mapping[str, Any]) -> tuple[Shape, Settings]:
     """Keywords as the shape and the settings that they are, checked."""
     shape = Shape(**{name: value for name, value in options.items() if name in SHAPE_FIELDS})
     settings = Settings(**{name: value for name, value in options.items() if name not in SHAPE_FIELDS})
-    settings.check()
     return shape, settings
 
 
-def words_of(prompt: str) -> Words:
+def captions_of(prompt: str) -> Captions:
     """A prompt for the whole video; none where it is empty."""
     return ((0.0, prompt),) if not isinstance(prompt, str) or prompt.strip() else ()
 
 
-def metadata_of(model: str, plan: Plan) -> dict[str, str]:
+def metadata_of(model: str, job: Job) -> dict[str, str]:
     """How a video is made: what is written into its file."""
-    timed = len(plan.words) > 1
-    prompt = " | ".join(f"{at:g} s: {text}" if timed else text for at, text in plan.words)
-    settings = dataclasses.asdict(plan.settings)
+    timed = len(job.captions) > 1
+    prompt = " | ".join(f"{at:g} s: {text}" if timed else text for at, text in job.captions)
+    settings = dataclasses.asdict(job.settings)
     del settings["strict"], settings["max_frames"]  # which don't change it
     low, high = settings.pop("guidance_interval")
     made = {"software": "sora_jax", "model": model, "prompt": prompt, **settings}
@@ -72,31 +74,31 @@ def check_one(seconds: float | None, shape: Shape) -> None:
         check_number("seconds", seconds, above=0)
     if (seconds is None) != shape.long:
         raise UserError(
-            f"How long it becomes is {'said twice' if shape.long else 'missing'}: give {called('seconds')} (of what is "
-            f"new) or {called('duration')} (of all)."
+            f"The length of the result is {'given twice' if shape.long else 'missing'}: give {called('seconds')} "
+            f"(of what is new) or {called('duration')} (of all)."
         )
 
 
 def new_frames(seconds: float | None, shape: Shape, given: int, fps: float, default: float) -> int:
-    """Frames to be painted beside `given` ones: those of `seconds`, or what is left of the shape's duration."""
+    """Frames to be generated besides `given` ones: those of `seconds`, or the rest of the shape's duration."""
     if not shape.long:
         return frames_of(default if seconds is None else seconds, fps)
     if (new := shape.count(fps) - given) < 1:
-        raise UserError(f"What is given lasts {given / fps:g} s already: ask for a longer duration.")
+        raise UserError(f"The input lasts {given / fps:g} s already: ask for a longer duration.")
     return new
 
 
-def passage(wanted: int, fps: float) -> tuple[int, tuple[str, ...]]:
-    """Frames that lead to a given clip, the nearest to `wanted`, and what is to be said of them.
+def transition_frames(wanted: int, fps: float) -> tuple[int, tuple[str, ...]]:
+    """Frames that lead to a conditioning clip, the nearest possible to `wanted`, and a note where that isn't it.
 
-    The clip's first frame is painted once more, so that the seam can be taken up: 4k − 1 frames.
+    The clip's first frame is generated too, so that the seam can be blended: 4k − 1 frames.
     """
     frames = max(GROUP * round((wanted + 1) / GROUP), GROUP) - 1
-    note = f"The passage takes {frames} frames ({frames / fps:.3g} s), the nearest that the model paints to {wanted}."
+    note = f"The transition takes {frames} frames ({frames / fps:.3g} s), the nearest to {wanted} that is possible."
     return frames, () if frames == wanted else (note,)
 
 
-def pairs(name: str, values: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def check_pairs(name: str, values: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Pairs of numbers, checked."""
     try:
         out = [(a, b) for a, b in values]
@@ -125,7 +127,7 @@ def box_inside(
     """Rows and columns of a frame of `size` that show what lies in `box`, in pixels of the `source`.
 
     Raises:
-      UserError: the box isn't inside the source, or lies in what was cropped.
+      UserError: the box isn't inside the source, or is in what was cropped.
     """
     left, top, width, height = box
     high, wide = source
@@ -148,6 +150,6 @@ def box_inside(
     rows, columns = (slice(int(begin + 1e-6), int(np.ceil(end - 1e-6))) for begin, end in ends)
     if rows.start >= rows.stop or columns.start >= columns.stop:
         raise UserError(
-            "The box lies in what the new aspect ratio crops: choose another box, or keep the aspect."
+            "The box is in what the new aspect ratio crops: choose another box, or keep the aspect."
         )
     return rows, columns

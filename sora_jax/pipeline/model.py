@@ -1,0 +1,157 @@
+"""A model that is loaded when it is first needed, and what it can hold: checked before memory is taken."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+
+from sora_jax.checkpoints.bundle import Bundle
+from sora_jax.errors import UserError
+from sora_jax.models.dit import DiT
+from sora_jax.models.text import TextEncoder, load_text_encoder
+from sora_jax.models.vae import VAE
+from sora_jax.pipeline.budget import LIMIT_FPS, LIMIT_SECONDS, Work, check_frames, check_pixels
+from sora_jax.pipeline.settings import Settings
+from sora_jax.tokens.canvas import GROUP, check_groups, space_windows
+
+
+class Model:
+    """A bundle with its text encoder, and which shapes it can hold.
+
+    Args:
+      bundle: the model, or a function that loads it, called when it is first needed: what is wrong with a request is
+        then found before.
+      text: its text encoder; None: the bundle's own.
+    """
+
+    def __init__(self, bundle: Bundle | Callable[[], Bundle], text: TextEncoder | None = None) -> None:
+        self._load = bundle if callable(bundle) else lambda: bundle
+        self._text = text
+        if not callable(bundle):
+            check_groups(bundle.vae.config.compression[0])
+
+    @functools.cached_property
+    def bundle(self) -> Bundle:
+        bundle = self._load()
+        check_groups(bundle.vae.config.compression[0])
+        return bundle
+
+    @property
+    def name(self) -> str:
+        return self.bundle.name
+
+    @property
+    def vae(self) -> VAE:
+        return self.bundle.vae
+
+    @property
+    def dit(self) -> DiT:
+        """The transformer.
+
+        Raises:
+          UserError: the model is an autoencoder only.
+        """
+        if self.bundle.dit is None:
+            raise UserError(
+                f"The model {self.name!r} is an autoencoder only: it can reconstruct, but not generate."
+            )
+        return self.bundle.dit
+
+    @functools.cached_property
+    def parameters(self) -> int:
+        """How many numbers the transformer has."""
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.dit))
+
+    @property
+    def text(self) -> TextEncoder:
+        """The text encoder, loaded when first needed."""
+        if self._text is None:
+            self._text = load_text_encoder(self.bundle.text)
+        return self._text
+
+    def cells(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the latent that holds frames of a size; they are cropped when decoded."""
+        patch = self.bundle.dit.config.patch if self.bundle.dit else (1, 1, 1)
+        _, *space = self.vae.config.compression
+        high, wide = (
+            math.ceil(side / (multiple := math.lcm(pixels * by, grid))) * multiple // pixels
+            for side, pixels, by, grid in zip(
+                (height, width), space, patch[1:], self.bundle.limits.grid, strict=True
+            )
+        )
+        return high, wide
+
+    def frame_tokens(self, height: int, width: int) -> int:
+        """Tokens of one latent frame."""
+        return math.prod(self.cells(height, width)) // math.prod(self.dit.config.patch[1:])
+
+    def max_latent_frames(self, frame_tokens: int) -> int:
+        """The most latent frames, of so many tokens each, that the model sees at once; 0 if not even one."""
+        limits, by = self.bundle.limits, self.dit.config.patch[0]
+        fit = limits.tokens // max(frame_tokens, 1) * by
+        return min(fit, limits.latent_frames or fit)
+
+    def space_crops(self, cells: tuple[int, int], blank: bool) -> list[tuple[int, int, int, int]]:
+        """Crops (top, left, height, width), in cells, of a frame of `cells` (y, x): each is a segment of its own.
+
+        Args:
+          blank: whether some of the canvas is generated from noise alone. Then a frame is one segment, as its parts
+            would not know what the others show; else a frame larger than training's is cut.
+        """
+        patch, most = self.dit.config.patch, self.bundle.limits.frame_tokens
+        if most and not blank and math.prod(cells) // math.prod(patch[1:]) > most:
+            return space_windows(cells, patch, most)
+        return [(0, 0, *cells)]
+
+    def segment_tokens(self, frame_tokens: int, latent_frames: int) -> int:
+        """Tokens of the first segment of a canvas, by which its sigmas are shifted (`flow.shift_factor`).
+
+        Args:
+          frame_tokens: of a latent frame, in one of the `space_crops`.
+          latent_frames: of the canvas.
+        """
+        frames = min(latent_frames, self.max_latent_frames(frame_tokens))
+        return frame_tokens * math.ceil(frames / self.dit.config.patch[0])
+
+    def holds(self, size: tuple[int, int], frames: int = 2) -> bool:
+        """Whether the model sees so many frames (or two latent ones) of a size, (height, width), at once."""
+        return self.max_latent_frames(self.frame_tokens(*size)) >= min(frames, 2)
+
+    def work(self, frames: int, size: tuple[int, int], settings: Settings) -> Work:
+        """What a video takes, to be checked against limits before it is made."""
+        tokens, most = self.frame_tokens(*size), self.bundle.limits.frame_tokens
+        at_once = self.max_latent_frames(tokens) or self.max_latent_frames(min(most or tokens, tokens)) or 1
+        passes = 1 + (settings.guidance != 1) + (settings.given_guidance != 1)
+        return Work(
+            frames,
+            *size,
+            frame_tokens=tokens,
+            latent_frames=1 + -(-(frames - 1) // GROUP),
+            max_latent_frames=at_once,
+            steps=settings.steps,
+            passes=passes * (2 if settings.solver == "heun" else 1),
+            parameters=self.parameters,
+        )
+
+    def most_frames(self, settings: Settings) -> int:
+        """The most frames of a video, and of all videos of a batch together."""
+        return settings.max_frames or round(LIMIT_SECONDS * (self.bundle.limits.fps or LIMIT_FPS))
+
+    def admit(
+        self, frames: int, size: tuple[int, int], fps: float, settings: Settings, held: bool = True
+    ) -> None:
+        """To be called before memory is taken for a video's frames.
+
+        Args:
+          held: whether its frames are all in memory at once.
+
+        Raises:
+          UserError: the video has more frames than `Settings.max_frames`, or they don't fit.
+        """
+        work = self.work(frames, size, settings)
+        check_frames(work, self.most_frames(settings), jax.default_backend(), fps)
+        if held:
+            check_pixels(work)

@@ -1,0 +1,100 @@
+"""How a video is sampled: the settings that every ability takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
+from sora_jax.diffusion.guidance import METHODS, Guidance
+from sora_jax.diffusion.solvers import SOLVERS
+from sora_jax.errors import UserError
+from sora_jax.pipeline.checks import (
+    MOST_SEED,
+    check_number,
+    check_switch,
+    check_text,
+    check_whole,
+    is_number,
+    shown,
+)
+
+MOST_STEPS = 1000
+MOST_GUIDANCE = 100
+MOST_FRAMES = 10**9  # that `max_frames` may allow
+
+Progress: TypeAlias = Callable[[int, int], None]  # (steps done, steps in all)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How something is sampled.
+
+    Attributes:
+      seed: random seed.
+      steps: of the solver, from noise; with a lower strength that share of them.
+      guidance: classifier-free guidance scale; 1 is none.
+      solver: a name of `solvers.SOLVERS`.
+      guidance_method: a name of `guidance.METHODS`; "zero" also leaves out the first 4% of the steps, at least one.
+      guidance_interval: (lowest, highest) σ between which guidance acts.
+      guidance_rescale: 0 to 1, how far the contrast that guidance adds is reduced, as in diffusers.
+      given_guidance: guidance scale of conditioning pictures and clips; 1 is none.
+      negative: the negative prompt.
+      strict: refuse words that the model doesn't know; otherwise a note names them.
+      max_frames: the most frames of a video, and of a batch together; None is what lasts ten minutes at the model's
+        highest rate.
+
+    Raises:
+      UserError: a setting can't be used.
+    """
+
+    seed: int = 0
+    steps: int = 12
+    guidance: float = 3.0
+    solver: str = "euler"
+    guidance_method: str = "cfg"
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_rescale: float = 0.0
+    given_guidance: float = 1.0
+    negative: str = ""
+    strict: bool = False
+    max_frames: int | None = None
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    @property
+    def as_guidance(self) -> Guidance:
+        """As the sampler takes it."""
+        low, high = self.guidance_interval
+        method = METHODS.index(self.guidance_method)
+        return Guidance(self.guidance, self.given_guidance, low, high, self.guidance_rescale, method)
+
+    def check(self) -> None:
+        """Raises UserError where a setting can't be used."""
+        check_whole("seed", self.seed, 0, MOST_SEED)
+        check_whole("steps", self.steps, 1, MOST_STEPS)
+        for name in ("guidance", "given_guidance"):
+            # What is far too large ends in numbers that are none, and rows are shared.
+            check_number(name, getattr(self, name), least=-MOST_GUIDANCE, most=MOST_GUIDANCE)
+        if self.solver not in SOLVERS:
+            raise UserError(f"There is no solver {shown(self.solver)}: choose one of {', '.join(SOLVERS)}.")
+        if self.guidance_method not in METHODS:
+            raise UserError(
+                f"There is no guidance method {shown(self.guidance_method)}: choose one of {', '.join(METHODS)}."
+            )
+        try:
+            low, high = self.guidance_interval
+        except (TypeError, ValueError):
+            low = high = math.nan
+        if not (is_number(low) and is_number(high) and 0 <= low <= high <= 1):
+            raise UserError(
+                f"guidance_interval={shown(self.guidance_interval)} is no interval: give two numbers, "
+                "0 ≤ lowest ≤ highest ≤ 1."
+            )
+        check_number("guidance_rescale", self.guidance_rescale, least=0, most=1)
+        check_text("negative", self.negative)
+        check_switch("strict", self.strict)
+        if self.max_frames is not None:
+            check_whole("max_frames", self.max_frames, 1, MOST_FRAMES)
