@@ -166,6 +166,8 @@ def evaluate_abilities_command(
 
     own = as_settings(fields)
     seed = own.pop("seed")
+    pipeline = face.load(model, lazy=True)
+    pipeline.notify = functools.cache(pipeline.notify)  # a note holds for every clip: once is enough
 
     def show(label: str, videos: Sequence[Any]) -> None:
         results.show(
@@ -173,7 +175,7 @@ def evaluate_abilities_command(
         )
 
     with bar("clip") as progress:
-        result = evaluate_abilities(face.load(model, lazy=True), names, clips, seed, progress, show, **own)
+        result = evaluate_abilities(pipeline, names, clips, seed, progress, show, **own)
     rows = []
     for name, criteria in result["abilities"].items():
         for criterion, row in criteria.items():

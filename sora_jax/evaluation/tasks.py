@@ -232,7 +232,7 @@ def _edit(pipeline: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -
         def judge(video: Video, wanted: Scene = wanted) -> Row:
             return _read(video, wanted, ("colour", "direction", "shape"))
 
-        yield Trial(f"{thing.colour} → {prompt}", job, judge, truth)
+        yield Trial(f"{thing.colour} to {prompt}", job, judge, truth)
 
 
 def _storyboard(pipeline: Pipeline, clips: int, seed: int, settings: dict[str, Any]) -> Iterator[Trial]:
