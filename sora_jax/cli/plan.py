@@ -15,12 +15,12 @@ from sora_jax.cli.terminal import Number, Output, table
 from sora_jax.distributed.chips import CHIPS, GIB, Topology, describe_slices, read_topology
 from sora_jax.errors import UserError, atomic_path
 
-# libtpu asks the cloud's metadata server where it is, and says at length that there is none.
+# libtpu asks the cloud's metadata server where it is, and warns at length where there is none.
 _ALONE = {
     "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # two plans at a time: nobody uses a chip
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # two plans at a time: no chip is used
     "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # any will do
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # any
     "TPU_STDERR_LOG_LEVEL": "3",
     "TPU_MIN_LOG_LEVEL": "3",
 }
@@ -58,7 +58,7 @@ def _show_chips(context: click.Context, _: click.Parameter, asked: bool) -> None
 )
 @click.option(
     "--chips", is_flag=True, is_eager=True, expose_value=False, callback=_show_chips,
-    help="List the chips and slices that there are.",
+    help="List known chips and slices.",
 )  # fmt: skip
 @click.option("--devices", type=click.IntRange(1), help="Simulated devices of this machine, instead.")
 @click.option("--step", type=click.Choice(("train", "sample")), default="train", help="Which program.")
@@ -67,8 +67,10 @@ def _show_chips(context: click.Context, _: click.Parameter, asked: bool) -> None
 @click.option(
     "--assume", "assumptions", multiple=True, help="products, attention, memory, network or hidden=0.7."
 )
-@click.option("--compare", is_flag=True, help="A table, a line a plan; of several plans anyway.")
-@click.option("--search/--no-search", default=True, help="Where it doesn't fit, look for what makes it fit.")
+@click.option("--compare", is_flag=True, help="A table, a line for each plan; always for several plans.")
+@click.option(
+    "--search/--no-search", default=True, help="If it doesn't fit, search for a change that makes it fit."
+)
 @click.option("--json", "json_path", type=Output(), help="Write everything here.")
 @click.option("--picture", type=Output(".png"), help="Write memory by kind here.")
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
@@ -92,14 +94,14 @@ def plan(
     """Plan a training run, or the making of a video, for chips that aren't here.
 
     The real step is compiled for each TPU slice by the TPU's own compiler (pip install libtpu), or for simulated
-    devices; for GPUs it is reckoned. Says what fits, how long a step takes, and what the whole costs.
+    devices; for GPUs it is estimated. Reports what fits, how long a step takes, and what the whole costs.
     """
     check_overrides(overrides)
     wanted = [*map(read_topology, topologies)]
     if devices:
         wanted.append(read_topology(f"cpu:{devices}"))
     if not wanted:
-        raise click.UsageError("Say for what: --topology v5e:4x4, or --devices 8.")
+        raise click.UsageError("There are no chips to plan for: name --topology v5e:4x4, or --devices 8.")
     _before_jax(max([one.count for one in wanted if one.kind == "cpu"], default=0))
 
     from sora_jax.cli import plan_report
@@ -107,16 +109,16 @@ def plan(
 
     assumed = _assumptions(assumptions)
     quiet = context.meta[QUIET]
-    say = (lambda words: None) if quiet else (lambda words: click.echo(words, err=True))
+    notify = (lambda text: None) if quiet else (lambda text: click.echo(text, err=True))
     plans = []
     for path in configs:
         config = parse(["--config", path, "--workdir", "none", *overrides])[0]
         for topology in wanted:
-            plans.append(_plan(_name(path), config, step, topology, tokens, price, assumed, search, say))
+            plans.append(_plan(_name(path), config, step, topology, tokens, price, assumed, search, notify))
     if compare or len(plans) > 1:
         click.echo(plan_report.compare(plans))
     else:
-        click.echo(plan_report.tell(plans[0], assumed, price))
+        click.echo(plan_report.report(plans[0], assumed, price))
     if picture:
         plan_report.picture(plans, picture)
     if json_path:
@@ -133,7 +135,7 @@ def _plan(
     price: float | None,
     assumed: Any,
     search: bool,
-    say: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> Any:
     from sora_jax.planner import counts, estimate, programs
     from sora_jax.planner.search import find_fit
@@ -147,13 +149,16 @@ def _plan(
         return None if compiled else counts.estimate_memory(built.job)
 
     job = programs.make_job(config, step, topology)
-    say(f"{'compiling' if compiled else 'reckoning'} {name} for {topology.name} ...")
+    notify(f"{'compiling' if compiled else 'estimating'} {name} for {topology.name} ...")
     built = build(job)
     found = estimate.plan_of(name, built, counted(built), price, tokens, assumed)
     if built.fits or not search:
         return found
     change, other = find_fit(
-        job, build, lambda words: say(f"it doesn't fit; trying {words} ..."), guess=programs.estimate_memory
+        job,
+        build,
+        lambda change: notify(f"it doesn't fit; trying {change} ..."),
+        guess=programs.estimate_memory,
     )
     return found.with_change(
         change or "nothing that was tried: fewer tokens a row, or a smaller model", other
@@ -169,7 +174,7 @@ def _before_jax(devices: int) -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update(
         "jax_enable_compilation_cache", False
-    )  # what is compiled for others can't be read again
+    )  # programs for other machines can't be read again
     if devices > 1:
         try:
             jax.config.update("jax_num_cpu_devices", devices)

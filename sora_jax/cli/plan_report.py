@@ -1,4 +1,4 @@
-"""A plan, to read and to look at."""
+"""Plans as text, as a table and as a picture."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from sora_jax.planner.estimate import DAY, Assumptions, Plan
 KINDS = ("parameters", "average", "optimizer", "batch", "activations", "temporaries", "code")
 
 
-def tell(plan: Plan, assumed: Assumptions, dollars: float | None) -> str:
-    """One plan, whole."""
+def report(plan: Plan, assumed: Assumptions, dollars: float | None) -> str:
+    """One plan in full."""
     job, counts, found, bill = plan.job, plan.counts, plan.estimate, plan.bill
-    sizes = " x ".join(f"{axis} {size}" for axis, size in job.mesh.items() if size > 1) or "all whole"
+    sizes = " x ".join(f"{axis} {size}" for axis, size in job.mesh.items() if size > 1) or "unsharded"
     chips, devices = job.topology.chips, job.topology.count
-    apart = devices > chips
+    several = devices > chips  # devices a chip
     where = (
-        f"{job.topology.name}, {chips} chip{'s' * (chips > 1)}{f' of {devices} devices' * apart} ({sizes})"
+        f"{job.topology.name}, {chips} chip{'s' * (chips > 1)}{f' of {devices} devices' * several} ({sizes})"
     )
-    one = "device" if apart else "chip"
+    one = "device" if several else "chip"
     lines = [f"{plan.name}: a {job.step} step of {job.rows} rows on {where}"]
     by = f"by the compiler, in {plan.compiling:.0f} s" if plan.word == "compiler" else "by arithmetic"
     room = f" of {plan.room / GIB:.1f}" if plan.room else ""
@@ -63,7 +63,7 @@ def tell(plan: Plan, assumed: Assumptions, dollars: float | None) -> str:
 
 
 def compare(plans: Sequence[Plan]) -> str:
-    """Several side by side."""
+    """Several plans as a table."""
     rows = []
     for plan in plans:
         found, bill = plan.estimate, plan.bill
@@ -157,7 +157,7 @@ def _short(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that people would use."""
+    """Seconds in a readable unit."""
     if seconds < 1:
         return f"{1000 * seconds:.3g} ms"
     if seconds < 120:

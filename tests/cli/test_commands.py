@@ -338,7 +338,7 @@ BAD = {
 
 @pytest.fixture(scope="module")
 def damaged(folder) -> pathlib.Path:
-    """Files that can't be used, beside those that can."""
+    """Files that can't be used, next to those that can."""
     whole = (folder / "sound.mp4").read_bytes()
     (folder / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
     (folder / "half.mp4").write_bytes(whole[: len(whole) // 2])

@@ -24,7 +24,7 @@ CLIP = Video(np.zeros((1, 16, 16, 3), np.uint8), 8.0, {"prompt": "a ring"})
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    """The home, and beside it the folder in which things are done."""
+    """The home, and next to it the working folder."""
     (tmp_path / "home").mkdir()
     (tmp_path / "here").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

@@ -149,11 +149,11 @@ def test_videos_too_large_to_be_held_together_are_made_one_after_another(studio,
         assert np.abs(ours.astype(int) - whole).max() <= 1
         seen.append(reports[-1][0])
     own = reports[-1][1] // 3
-    assert seen == [own, 2 * own, 3 * own], "nobody was begun before the one before him was done"
+    assert seen == [own, 2 * own, 3 * own], "none was begun before the one before it was done"
     assert reports == sorted(reports) and reports[0][0] == 0
 
 
-def test_a_canvas_that_is_given_whole_waits_for_nobody(studio, monkeypatch):
+def test_a_canvas_that_is_given_whole_waits_for_no_other(studio, monkeypatch):
     monkeypatch.setattr(denoise, "MOST_HELD", 1)
     clip = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
     given = abilities.Sketch(clip, np.zeros(clip.shape[:3], np.float32), 8.0)

@@ -1,4 +1,4 @@
-"""`strength` is a share of the sampler's way, whatever a canvas is cut into: by size, aspect ratio, duration, patch."""
+"""`strength` is a share of the sampler's steps, however a canvas is cut: by size, aspect ratio, duration, patch."""
 
 from __future__ import annotations
 
