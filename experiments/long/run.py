@@ -109,7 +109,7 @@ def one_decode(seconds: float, height: int, width: int, tile: int) -> None:
         engine, fps = Codec(load_bundle()), 24.0
         engine.tiles = Tiles(tile)
         frames = round(seconds * fps)
-        stream = Stream(0, 1 + -(-(frames - 1) // 4) * 4)
+        stream = CausalSpan(0, 1 + -(-(frames - 1) // 4) * 4)
         canvas = blank_canvas(stream, engine.cells(height, width), CHANNELS, fps)
         latents = (
             np.random.default_rng((0, i)).standard_normal((*canvas.grid[1:], CHANNELS), np.float32)

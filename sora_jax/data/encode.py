@@ -23,7 +23,7 @@ from sora_jax.media.digests import array_digest, value_digest
 from sora_jax.models.text import TextConfig, TextEncoder, load_text_encoder, text_digest
 from sora_jax.models.tiles import TILES, encode_stream
 from sora_jax.models.vae import VAE
-from sora_jax.tokens.canvas import check_groups, frames_shown, lay_streams
+from sora_jax.tokens.canvas import check_temporal_stride, frames_shown, split_into_spans
 
 RECORDS = 3  # counts up where the same inputs give other records
 WORDS = ("captions", "text encoder")  # parts of a record's identity on which its latent doesn't depend
@@ -146,14 +146,14 @@ def make_encoder(
     """A function from clips of one shape (1 + 4k frames) to the records of a latent cache.
 
     Clips that are encoded together share a layout (drawn by the first one's key): one stream, or several, see
-    `canvas.lay_streams`.
+    `canvas.split_into_spans`.
 
     A clip's `timed` captions become one caption of kind "timed", in which the words of each shot hold from its
     start; clips of one shot have none.
 
     Frames of more than a tile are encoded clip by clip, in memory that doesn't grow with them (`tiles`).
     """
-    check_groups(vae.config.compression[0])
+    check_temporal_stride(vae.config.compression[0])
     whole = jax.jit(lambda vae, clip: vae.to_latent(clip.astype(np.float32) / 127.5 - 1.0))
 
     def to_latent(clips: np.ndarray) -> np.ndarray:
@@ -165,7 +165,7 @@ def make_encoder(
         frames = np.stack([clip.video.frames for clip in clips])
         rng = np.random.default_rng(zlib.crc32(clips[0].key.encode()))
         fixed = draw_layout(rng, frames.shape[1], layouts or {"none": 1.0})
-        streams = lay_streams(fixed)
+        streams = split_into_spans(fixed)
         parts = [
             to_latent(frames[:, np.minimum(np.arange(s.begin, s.begin + s.frames), frames.shape[1] - 1)])
             for s in streams

@@ -19,8 +19,8 @@ from sora_jax.data.shards import Sharded, own_shards
 from sora_jax.distributed.mesh import WHOLE, Share
 from sora_jax.errors import UserError
 from sora_jax.media.clip import Clip, Source
-from sora_jax.tokens.canvas import Canvas, space_window, to_segment
-from sora_jax.tokens.packing import PackedBatch, Segment, pack_batch, stream_rows
+from sora_jax.tokens.canvas import Canvas, crop_size, to_segment
+from sora_jax.tokens.packing import PackedBatch, Segment, pack_batch, stream_sequences
 from sora_jax.tokens.patches import CoordinateMode, Grid
 
 SEGMENT_CONDITIONS = 2  # levels and words in force that a run of training may have
@@ -106,7 +106,7 @@ def make_pipeline(
     options = _read_options(_each(config.threads, own))
     room = config.seq_len, config.text_len, config.max_segments
     rows = {
-        shard: stream_rows(
+        shard: stream_sequences(
             runs[shard :: config.shards].to_iter_dataset(options),
             *room,
             config.num_packing_bins,
@@ -132,7 +132,7 @@ def draw_segment(
     start = np.broadcast_to(np.where(record["given"], 0.0, 1.0)[:, None, None], latent.shape[:3])
     whole = Canvas(latent, start.astype(np.float32), record["ends"], record["first"], record["fps"])
     if config.frame_tokens:
-        sides = space_window(whole.grid, config.patch, config.frame_tokens)
+        sides = crop_size(whole.grid, config.patch, config.frame_tokens)
         steps = ((size - side) // by for size, side, by in zip(latent.shape[1:3], sides, config.patch[1:]))
         top, left = (int(rng.integers(count + 1)) * by for count, by in zip(steps, config.patch[1:]))
         whole = whole.crop(top, left, *sides)
@@ -142,7 +142,7 @@ def draw_segment(
     caption = record["captions"][_draw_kind(record, rng, config.caption_weights)]
     run = to_segment(canvas, config.patch, caption["text"], caption["time"], config.coords, record["key"])
     # More words in force than a run has conditions for: levels and shots at once. The levels yield.
-    if run.conditions > SEGMENT_CONDITIONS:
+    if run.num_conditions > SEGMENT_CONDITIONS:
         run = dataclasses.replace(run, init_sigma=np.ceil(run.init_sigma))
     return run
 

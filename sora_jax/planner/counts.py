@@ -18,7 +18,7 @@ from sora_jax.models.dit import DiTConfig, forward_flops
 from sora_jax.models.tiles import TILES
 from sora_jax.models.vae import VAEConfig, decoding_flops, reconstruction_flops
 from sora_jax.planner.programs import Built, Job, objective_of, target_of
-from sora_jax.tokens.canvas import GROUP
+from sora_jax.tokens.canvas import FRAMES_PER_LATENT
 
 # Products of a logits' block with a block of keys or values: two forward, seven in the two kernels backward, which make
 # the logits anew.
@@ -82,12 +82,12 @@ def clip_of(job: Job) -> Clip | None:
         return None
     dit, vae = objective_of(config).dit, component(VAEConfig, video.vae, "video.vae")
     height, width = frame_size(video.resolution, video.aspect)
-    frames = 1 + GROUP * math.ceil((video.seconds * video.fps - 1) / GROUP)
+    frames = 1 + FRAMES_PER_LATENT * math.ceil((video.seconds * video.fps - 1) / FRAMES_PER_LATENT)
     grid = [
         math.ceil(side / (pixels * by))
         for side, pixels, by in zip((height, width), vae.compression[1:], dit.patch[1:], strict=True)
     ]
-    tokens = (1 + (frames - 1) // GROUP) // dit.patch[0] * math.prod(grid)
+    tokens = (1 + (frames - 1) // FRAMES_PER_LATENT) // dit.patch[0] * math.prod(grid)
     cells = [count * by for count, by in zip(grid, dit.patch[1:], strict=True)]
     pixels = [count * by for count, by in zip(cells, vae.compression[1:], strict=True)]
     if tokens > config.pipeline.seq_len:

@@ -184,7 +184,7 @@ def test_a_caches_latents_enter_as_they_are_and_its_statistics_are_theirs(tmp_pa
             squares + (tokens**2).sum((0, 1)),
             count + len(tokens) * 4,
         )
-        assert batch.patches.dtype == batch.text.dtype == np.float32 and not batch.given.any()
+        assert batch.patches.dtype == batch.text.dtype == np.float32 and not batch.conditioning_mask.any()
         np.testing.assert_array_equal(batch.init_sigma, batch.segment_ids > 0)
     assert count == sum(record["latent"][..., 0].size for record in cache)
     np.testing.assert_allclose(total / count, cache.mean, atol=1e-5)

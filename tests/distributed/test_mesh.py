@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.compiling import QUICKLY
-from helpers.tiny_batch import BATCH, LEVELS, make_dit
+from helpers.tiny_batch import BATCH, SIGMAS, make_dit
 from jax.sharding import PartitionSpec
 
 from sora_jax.distributed.mesh import (
@@ -88,7 +88,7 @@ def test_slots_must_divide_over_sequence():
                 check_sequence_split(patches, words)
         model = jax.eval_shape(lambda: make_dit())
         with pytest.raises(UserError, match="20 slots for patches and 6 for words"):
-            jax.eval_shape(model, BATCH.patches, BATCH, LEVELS[0])
+            jax.eval_shape(model, BATCH.patches, BATCH, SIGMAS[0])
 
 
 def test_training_tells_what_a_mesh_can_not_split_before_it_reads_data(tmp_path):

@@ -13,7 +13,7 @@ from helpers.tiny_dit import (
     BATCH,
     CONFIG,
     PLACES,
-    RUNS,
+    SEGMENTS,
     SIGMAS,
     TABLE,
     K,
@@ -28,7 +28,7 @@ from helpers.tiny_dit import (
 )
 
 from sora_jax.models.dit import DiT, _pool
-from sora_jax.tokens.packing import PackedBatch, pack_rows, unpack
+from sora_jax.tokens.packing import PackedBatch, pack_segments, unpack
 
 
 @pytest.fixture(
@@ -55,13 +55,13 @@ def close(ours: Any, theirs: Any, tolerance: float = 1e-5) -> None:
 
 
 def test_the_batch_has_what_this_file_is_about():
-    runs_a_row = [len({place.segment for place in PLACES if place.row == row}) for row in range(2)]
+    runs_a_row = [len({place.segment_id for place in PLACES if place.row == row}) for row in range(2)]
     assert runs_a_row == [3, 2]
     assert (BATCH.segment_ids == 0).any()
     assert (BATCH.text_segment_ids == 0).any()
 
 
-@pytest.mark.parametrize("i", range(len(RUNS)))
+@pytest.mark.parametrize("i", range(len(SEGMENTS)))
 def test_packed_equals_alone(model, i):
     """A run among others gives the same velocity and gradients as in a row of its own."""
     place, weights = PLACES[i], np.zeros((2, N, CONFIG.patch_width), np.float32)
@@ -70,7 +70,7 @@ def test_packed_equals_alone(model, i):
     )
     packed, (in_parameters, in_patches) = forward_backward(model, BATCH, TABLE, weights)
 
-    batch, (own,) = pack_rows([RUNS[i]], N, M, K)
+    batch, (own,) = pack_segments([SEGMENTS[i]], N, M, K)
     own_weights = np.zeros((1, N, CONFIG.patch_width), np.float32)
     own_weights[0, : own.length] = wave(own.length, CONFIG.patch_width, pitch=3)
     table = sigma_table([SIGMAS[i]], [own], batch)
@@ -87,17 +87,17 @@ def test_packed_equals_alone(model, i):
 
 
 def test_a_row_without_empty_slots_and_without_words_gives_the_same(model, outputs):
-    i = next(i for i, run in enumerate(RUNS) if not len(run.text))
-    batch, (own,) = pack_rows([RUNS[i]], len(RUNS[i].patches), 0, K)
+    i = next(i for i, run in enumerate(SEGMENTS) if not len(run.text))
+    batch, (own,) = pack_segments([SEGMENTS[i]], len(SEGMENTS[i].patches), 0, K)
     close(unpack(forward(model, batch, sigma_table([SIGMAS[i]], [own], batch)), [own]), [outputs[i]])
 
 
 def test_a_batch_with_no_room_for_words_gives_the_same_as_one_whose_runs_have_none(model):
-    runs = [dataclasses.replace(run, text=run.text[:0], text_time=run.text_time[:0]) for run in RUNS]
+    runs = [dataclasses.replace(run, text=run.text[:0], text_time=run.text_time[:0]) for run in SEGMENTS]
     weights = wave(2, N, CONFIG.patch_width, pitch=3)
     results = []
     for room in (0, M):
-        batch, places = pack_rows(runs, N, room, K)
+        batch, places = pack_segments(runs, N, room, K)
         own = weights * (batch.segment_ids > 0)[..., None]
         out, gradients = forward_backward(model, batch, sigma_table(SIGMAS, places, batch), own)
         results.append((unpack(out, places), gradients))
@@ -131,11 +131,11 @@ def test_neither_the_order_of_rows_nor_of_slots_nor_of_ids_nor_of_the_table_matt
 
 
 def test_a_runs_velocity_depends_on_its_own_noise_level_alone(model, outputs):
-    for i in range(len(RUNS)):
+    for i in range(len(SEGMENTS)):
         sigmas = list(SIGMAS)
         sigmas[i] -= 0.15
         changed = unpack(forward(model, BATCH, sigma_table(sigmas, PLACES, BATCH)), PLACES)
-        for j in range(len(RUNS)):
+        for j in range(len(SEGMENTS)):
             if i == j:
                 assert np.abs(changed[j] - outputs[j]).max() > 1e-2
             else:
@@ -144,7 +144,7 @@ def test_a_runs_velocity_depends_on_its_own_noise_level_alone(model, outputs):
 
 def test_a_runs_velocity_depends_on_its_own_words_alone_and_on_when_they_hold(model, outputs):
     place = PLACES[0]
-    mine = (BATCH.text_segment_ids == place.segment) & (np.arange(2) == place.row)[:, None]
+    mine = (BATCH.text_segment_ids == place.segment_id) & (np.arange(2) == place.row)[:, None]
     for change in (
         {"text": np.where(mine[..., None], -BATCH.text, BATCH.text)},
         {"text_time": np.where(mine, BATCH.text_time + 1, BATCH.text_time)},
@@ -152,7 +152,7 @@ def test_a_runs_velocity_depends_on_its_own_words_alone_and_on_when_they_hold(mo
         # Other words are in force.
         (
             {
-                "condition_caption_time": np.where(BATCH.condition_segment_ids == place.segment, 0.5, 0.0)
+                "condition_caption_time": np.where(BATCH.condition_segment_ids == place.segment_id, 0.5, 0.0)
                 * (np.arange(2) == place.row)[:, None]
             },
         )
@@ -181,7 +181,7 @@ def run_at(model: DiT, batch: PackedBatch, i: int, sigma: float) -> np.ndarray:
 
 def test_given_tokens_have_noise_level_zero(model):
     """A run that is all given and has no words looks the same at any σ: as one at σ = 0 that is not given."""
-    i = next(i for i, run in enumerate(RUNS) if not len(run.text))
+    i = next(i for i, run in enumerate(SEGMENTS) if not len(run.text))
     given = all_given(i)
     np.testing.assert_array_equal(run_at(model, given, i, 0.3), run_at(model, given, i, 0.8))
     close(run_at(model, given, i, 0.3), run_at(model, BATCH, i, 0.0), 1e-6)
@@ -190,7 +190,7 @@ def test_given_tokens_have_noise_level_zero(model):
 
 def test_words_share_their_runs_noise_level(model):
     """Of a run that is all given, the words alone know σ."""
-    i = next(i for i, run in enumerate(RUNS) if len(run.text))
+    i = next(i for i, run in enumerate(SEGMENTS) if len(run.text))
     given = all_given(i)
     assert np.abs(run_at(model, given, i, 0.3) - run_at(model, given, i, 0.8)).max() > 1e-3
 
@@ -231,11 +231,11 @@ def test_the_parts_of_a_run_have_levels_of_their_own(model, outputs):
 def test_the_words_in_force_are_what_is_pooled():
     """Two shots in one run: each token's condition has its own shot's words, and words beyond count nowhere."""
     run = dataclasses.replace(
-        RUNS[0],
+        SEGMENTS[0],
         text_time=np.array([0, 0, 1], np.float32),
         caption_time=np.repeat([0, 1, 1], 4).astype(np.float32),
     )
-    batch, (place,) = pack_rows([run], N, M, K)
+    batch, (place,) = pack_segments([run], N, M, K)
     pooled = np.asarray(_pool(jnp.asarray(batch.text), batch))
     entries = batch.condition_ids[0, : place.length]
     painted = run.init_sigma > 0
@@ -248,7 +248,7 @@ def test_a_run_may_begin_anywhere_in_time_and_space(model):
     """Rotary embedding sees differences alone: true of video by itself; words stand at the origin."""
     model = make_dit(dataclasses.replace(model.config, absolute=False))  # absolute ones say where it begins
     outputs = unpack(forward(model, BATCH, TABLE), PLACES)
-    i = next(i for i, run in enumerate(RUNS) if not len(run.text))
+    i = next(i for i, run in enumerate(SEGMENTS) if not len(run.text))
     moved = dataclasses.replace(BATCH, coords=BATCH.coords + np.array([8.0, -1.0, 0.5, 0.0, 0.0], np.float32))
     close(unpack(forward(model, moved, TABLE), PLACES)[i], outputs[i], 1e-4)
 

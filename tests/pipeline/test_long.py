@@ -84,7 +84,7 @@ def test_a_blank_canvas_is_the_encoded_blank_sketch(studio):
     theirs = studio.encode(abilities.blank((30, 20, 40), 8.0, writable=True))
     for field in dataclasses.fields(ours):
         np.testing.assert_array_equal(getattr(ours, field.name), getattr(theirs, field.name))
-    assert ours.latent.strides == (0, 0, 0, 0) and not ours.fixed.any()
+    assert ours.latent.strides == (0, 0, 0, 0) and not ours.conditioning_frames.any()
 
 
 def test_of_ten_thousand_seconds_the_first_frames_come_at_once(studio):

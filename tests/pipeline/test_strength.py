@@ -47,7 +47,11 @@ def first_requests(
     def encode_stream(vae: Any, frames: np.ndarray, tiles: Any) -> list[np.ndarray]:
         _, *sides = vae.config.compression
         high, wide = (side // by for side, by in zip(frames.shape[1:3], sides, strict=True))
-        return [np.zeros((1 + (len(frames) - 1) // GROUP, high, wide, vae.config.channels), np.float32)]
+        return [
+            np.zeros(
+                (1 + (len(frames) - 1) // FRAMES_PER_LATENT, high, wide, vae.config.channels), np.float32
+            )
+        ]
 
     monkeypatch.setattr(denoise, "Queue", Queue)
     monkeypatch.setattr(codec, "encode_stream", encode_stream)
