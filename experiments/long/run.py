@@ -129,7 +129,7 @@ def predict() -> None:
     import jax.numpy as jnp
 
     from sora_jax.checkpoints.bundle import load_bundle
-    from sora_jax.models.tiles import TILES, _decode_piece
+    from sora_jax.models.tiles import TILES, _decode_chunk
 
     vae = load_bundle().vae
     config, side = vae.config, TILES.size
@@ -143,8 +143,8 @@ def predict() -> None:
         high *= stride[1]
     frame = 4 * 3 * SIDES[0] * SIDES[1]
     tile = jax.ShapeDtypeStruct((1, TILES.chunk, side, side, config.channels), jnp.float32)
-    _, shapes = jax.eval_shape(lambda vae, x: _decode_piece(vae, x, None), vae, tile)
-    memory = _decode_piece.lower(vae, tile, shapes).compile().memory_analysis()
+    _, shapes = jax.eval_shape(lambda vae, x: _decode_chunk(vae, x, None), vae, tile)
+    memory = _decode_chunk.lower(vae, tile, shapes).compile().memory_analysis()
     figures = {
         "tiles": tiles,
         "past of a tile": past,

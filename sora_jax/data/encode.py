@@ -157,7 +157,7 @@ def make_encoder(
     whole = jax.jit(lambda vae, clip: vae.to_latent(clip.astype(np.float32) / 127.5 - 1.0))
 
     def to_latent(clips: np.ndarray) -> np.ndarray:
-        if TILES.hold(vae.config, *clips.shape[2:4]):
+        if TILES.fit(vae.config, *clips.shape[2:4]):
             return np.asarray(whole(vae, clips))
         return np.stack([np.concatenate(list(encode_stream(vae, clip))) for clip in clips])
 

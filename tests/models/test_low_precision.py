@@ -171,7 +171,7 @@ def test_a_training_step_is_near_the_exact_one(name):
 
 
 def _elementwise(x: jax.Array, batch: Any, sigma: jax.Array) -> jax.Array:
-    """A model without products; words and levels matter."""
+    """A model without products; words and sigmas matter."""
     words = (batch.text_segment_ids > 0).sum(1)[:, None, None]
     return jnp.sin(3 * x) + 0.1 * words + sigma.mean(1)[:, None, None]
 
