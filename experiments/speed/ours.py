@@ -14,7 +14,7 @@ import optax
 from flax import nnx
 from roofline import Layer, bert_layers, dit_layers, vae_layers
 
-from sora_jax.checkpoints.store import fill, named_leaves
+from sora_jax.checkpoints.store import restore_into, named_leaves
 from sora_jax.models import text
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.models.layers import fourier, rotary_angles
@@ -239,7 +239,7 @@ def _build(model: Callable[[], Any]) -> Any:
             return jnp.asarray(noise / math.sqrt(math.prod(shape[:-1] if len(shape) == 5 else shape[-2:-1])))
         return jnp.asarray(0.02 * noise + name.endswith("scale"))
 
-    return fill(template, {name: draw(name, leaf.shape) for name, leaf in named_leaves(template).items()})
+    return restore_into(template, {name: draw(name, leaf.shape) for name, leaf in named_leaves(template).items()})
 
 
 def _typed(model: Any, dtype: str) -> Any:

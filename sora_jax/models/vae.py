@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sora_jax.axes import Clip, Latent
+from sora_jax.axes import Latent, Pixels
 from sora_jax.backend import onednn
 from sora_jax.distributed.mesh import constrain, platform
 from sora_jax.errors import UserError
@@ -215,19 +215,19 @@ class VAE(nnx.Module):
             ]
         )
 
-    def encode(self, clip_btyxc: Clip) -> tuple[Latent, Latent]:
+    def encode(self, clip_btyxc: Pixels) -> tuple[Latent, Latent]:
         """Mean and log variance of the latent of a clip in [-1, 1] with 1 + 4k frames.
 
         Height and width must be multiples of `config.compression`.
         """
         return self.encode_chunk(clip_btyxc)[:2]
 
-    def decode(self, latent_btyxc: Latent) -> Clip:
+    def decode(self, latent_btyxc: Latent) -> Pixels:
         """The clip (not clipped to [-1, 1]) of a raw latent: 1 + k latent frames give 1 + 4k frames."""
         return self.decode_chunk(latent_btyxc)[0]
 
     def encode_chunk(
-        self, chunk_btyxc: Clip, cache: Sequence[jax.Array] | None = None
+        self, chunk_btyxc: Pixels, cache: Sequence[jax.Array] | None = None
     ) -> tuple[Latent, Latent, tuple[jax.Array, ...]]:
         """One chunk of a stream: the first has 1 + 4k frames and no cache, later ones 4k and the last one's cache.
 
@@ -253,7 +253,7 @@ class VAE(nnx.Module):
 
     def decode_chunk(
         self, latent_btyxc: Latent, cache: Sequence[jax.Array] | None = None
-    ) -> tuple[Clip, tuple[jax.Array, ...]]:
+    ) -> tuple[Pixels, tuple[jax.Array, ...]]:
         """One chunk of a stream of latents: the first gives 1 + 4(t-1) frames, later ones 4t each."""
         conv_cache = ConvCache(cache)
         x = self.from_channels(latent_btyxc.astype(self.config.dtype))
@@ -267,13 +267,13 @@ class VAE(nnx.Module):
             x = x[:, self.config.compression[0] - 1 :]
         return x.astype(jnp.float32), tuple(conv_cache.new)
 
-    def to_latent(self, clip_btyxc: Clip) -> Latent:
+    def to_latent(self, clip_btyxc: Pixels) -> Latent:
         """The latent as the DiT sees it: the mean, each channel at mean 0 and deviation 1."""
         return (self.encode(clip_btyxc)[0] - jnp.array(self.config.latent_mean)) / jnp.array(
             self.config.latent_std
         )
 
-    def from_latent(self, latent_btyxc: Latent) -> Clip:
+    def from_latent(self, latent_btyxc: Latent) -> Pixels:
         """The inverse of `to_latent`: pixels in [-1, 1]."""
         raw = latent_btyxc * jnp.array(self.config.latent_std) + jnp.array(self.config.latent_mean)
         return jnp.clip(self.decode(raw), -1.0, 1.0)

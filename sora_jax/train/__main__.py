@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except BaseException as error:
         if isinstance(error, Exception):
-            await_loss()
+            wait_for_loss_report()
         fail(1, error, traceback=True)
         raise
     return 0

@@ -23,7 +23,7 @@ from flax import nnx
 
 from helpers import tiny_batch
 from helpers.tiny_batch import SEGMENTS, pack_segments, wave
-from sora_jax.distributed.mesh import MESH_AXES, MeshConfig, make_mesh, parameter_shardings, place_rows
+from sora_jax.distributed.mesh import MESH_AXES, MeshConfig, make_mesh, parameter_shardings, place_batch
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.models.vae import VAE, VAEConfig
 from sora_jax.planner.hlo import collectives
@@ -103,7 +103,7 @@ def compare(
         mesh = make_mesh(MeshConfig(**sizes))
         kept = parameter_shardings(mesh, model)
         with jax.set_mesh(mesh):
-            placed, rows = jax.device_put(model, kept), place_rows(mesh, given)
+            placed, rows = jax.device_put(model, kept), place_batch(mesh, given)
             step = jax.jit(jax.value_and_grad(loss), out_shardings=(None, kept))
             return sizes, step.lower(placed, *rows).compile(), placed, rows
 
