@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from sora_jax.checkpoints.bundle import load_bundle, save_bundle
-from sora_jax.checkpoints.store import restore_into, named_leaves
+from sora_jax.checkpoints.store import named_leaves, restore_into
 from sora_jax.models.dit import DiT
 
 

@@ -14,7 +14,7 @@ import optax
 from flax import nnx
 from roofline import Layer, bert_layers, dit_layers, vae_layers
 
-from sora_jax.checkpoints.store import restore_into, named_leaves
+from sora_jax.checkpoints.store import named_leaves, restore_into
 from sora_jax.models import text
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.models.layers import fourier, rotary_angles
