@@ -1,7 +1,7 @@
-"""What a backend is told before it starts: XLA's flags, in one place, and where to keep what was compiled.
+"""Settings of a backend before it starts: XLA's flags, in one place, and the folder of compiled programs.
 
 Read when the package is imported and without importing JAX: both are environment variables that JAX and XLA read
-when they start. What the user has set stays as it is.
+when they start. What the user has set is left as it is.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 def prepare() -> None:
-    """Sets what nobody has set: flags, the level of logs, and a folder for compiled programs that can be used."""
+    """Sets what isn't set yet: flags, the level of logs, and a folder for compiled programs that can be used."""
     version = importlib.metadata.version("jaxlib")
     if version.rpartition(".")[0].startswith(KNOWN) and platform.machine().lower() in ("x86_64", "amd64"):
         given = os.environ.get("XLA_FLAGS", "")
@@ -85,7 +85,7 @@ def _check_cache() -> None:
             raise PermissionError(13, "Permission denied")
     except OSError as error:
         _log.warning(
-            "Compiled programs can't be kept in %s (%s), so each start compiles anew: set %s to a folder that can "
+            "Compiled programs can't be kept in %s (%s), so each start compiles again: set %s to a folder that can "
             "be written, or to nothing.",
             folder,
             error.strerror,

@@ -55,7 +55,7 @@ def test_a_folder_that_cannot_be_written_is_told_and_done_without(clean, tmp_pat
     clean.setenv(backend.CACHE, str(tmp_path / "file" / "inside"))
     backend.prepare()
     [record] = caplog.records
-    assert "can't be kept in" in record.getMessage() and "compiles anew" in record.getMessage()
+    assert "can't be kept in" in record.getMessage() and "compiles again" in record.getMessage()
     assert os.environ[backend.CACHE] == ""
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from sora_jax.checkpoints.bundle import load_bundle, save_bundle
-from sora_jax.checkpoints.store import fill, named_leaves
+from sora_jax.checkpoints.store import named_leaves, restore_into
 from sora_jax.models.dit import DiT
 
 
@@ -46,7 +46,7 @@ def main(model: str, folder: str, patch: str) -> None:
             leaves[name] = np.concatenate([own, each[:, -1:]], axis=1).reshape(-1, leaf.shape[-1])
         elif part == "patch_out":
             leaves[name] = np.moveaxis(_inside(np.moveaxis(leaf, -1, 0), old.patch, sides).mean(0), 0, -1)
-    dit = fill(jax.eval_shape(lambda: DiT(new, rngs=nnx.Rngs(0))), leaves)
+    dit = restore_into(jax.eval_shape(lambda: DiT(new, rngs=nnx.Rngs(0))), leaves)
     tokens = math.prod(old.patch) / math.prod(sides)
     base = dataclasses.replace(bundle, dit=dit, base_tokens=bundle.base_tokens * tokens)
     save_bundle(base, folder, dtype="float32")

@@ -104,12 +104,12 @@ def one_decode(seconds: float, height: int, width: int, tile: int) -> None:
         from sora_jax.media.video import write_frames
         from sora_jax.models.tiles import Tiles
         from sora_jax.pipeline.codec import Codec, to_bytes
-        from sora_jax.tokens.canvas import Stream, blank_canvas
+        from sora_jax.tokens.canvas import blank_canvas
 
         engine, fps = Codec(load_bundle()), 24.0
         engine.tiles = Tiles(tile)
         frames = round(seconds * fps)
-        stream = Stream(0, 1 + -(-(frames - 1) // 4) * 4)
+        stream = CausalSpan(0, 1 + -(-(frames - 1) // 4) * 4)
         canvas = blank_canvas(stream, engine.cells(height, width), CHANNELS, fps)
         latents = (
             np.random.default_rng((0, i)).standard_normal((*canvas.grid[1:], CHANNELS), np.float32)
@@ -129,7 +129,7 @@ def predict() -> None:
     import jax.numpy as jnp
 
     from sora_jax.checkpoints.bundle import load_bundle
-    from sora_jax.models.tiles import TILES, _decode_piece
+    from sora_jax.models.tiles import TILES, _decode_chunk
 
     vae = load_bundle().vae
     config, side = vae.config, TILES.size
@@ -143,8 +143,8 @@ def predict() -> None:
         high *= stride[1]
     frame = 4 * 3 * SIDES[0] * SIDES[1]
     tile = jax.ShapeDtypeStruct((1, TILES.chunk, side, side, config.channels), jnp.float32)
-    _, shapes = jax.eval_shape(lambda vae, x: _decode_piece(vae, x, None), vae, tile)
-    memory = _decode_piece.lower(vae, tile, shapes).compile().memory_analysis()
+    _, shapes = jax.eval_shape(lambda vae, x: _decode_chunk(vae, x, None), vae, tile)
+    memory = _decode_chunk.lower(vae, tile, shapes).compile().memory_analysis()
     figures = {
         "tiles": tiles,
         "past of a tile": past,

@@ -30,7 +30,7 @@ from sora_jax.data.encode import encode_sources
 from sora_jax.data.pipeline import SEGMENT_CONDITIONS, draw_segment
 from sora_jax.evaluation.report import evaluate_toyworld
 from sora_jax.pipeline.pipeline import Pipeline
-from sora_jax.tokens.packing import Segment, pack_rows
+from sora_jax.tokens.packing import Segment, pack_segments
 from sora_jax.train.dit import DiTObjective
 from sora_jax.train.loop import make_steps
 from sora_jax.train.optim import OptimConfig
@@ -164,11 +164,11 @@ def _loss(config: Any, held_out: Clips, slots: int) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         objective = DiTObjective(config, pathlib.Path(folder))
     runs = [held_out[i] for i in range(len(held_out))]
-    whole, _ = pack_rows(runs, slots, *ROOM, conditions=SEGMENT_CONDITIONS * ROOM[1])
+    whole, _ = pack_segments(runs, slots, *ROOM, conditions=SEGMENT_CONDITIONS * ROOM[1])
     fixed = [
         jax.tree.map(lambda x, i=i: jax.numpy.asarray(x[i : i + 1]), whole) for i in range(len(whole.patches))
     ]
-    painted = [int(np.count_nonzero((batch.segment_ids > 0) & ~batch.given)) for batch in fixed]
+    painted = [int(np.count_nonzero((batch.segment_ids > 0) & ~batch.conditioning_mask)) for batch in fixed]
     compiled = jax.jit(lambda model, batch, key: objective.loss(model, batch, key)[0])
     keys = jax.random.split(jax.random.key(1), len(fixed))
     return lambda model: float(

@@ -9,7 +9,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from sora_jax.tokens.packing import PackedBatch, Segment, pack_rows, pack_stream
+from sora_jax.tokens.packing import PackedBatch, Segment, pack_segments, pack_stream
 
 WAYS = ("padding", "buckets", "packing")
 OPEN = 64  # rows that packing fills at a time
@@ -37,7 +37,9 @@ def batches(
     """
     if way == "packing":
         stream = grain.MapDataset.source(_Runs(runs)).repeat().to_iter_dataset(grain.ReadOptions(0, 0))
-        yield from pack_stream(stream, slots, *room, rows=1, window=OPEN, segment_conditions=conditions)
+        yield from pack_stream(
+            stream, slots, *room, batch_size=1, num_bins=OPEN, segment_conditions=conditions
+        )
         return
     if longest > slots:
         raise ValueError(f"A run of {longest} tokens is longer than a step of {slots} slots.")
@@ -51,7 +53,7 @@ def batches(
         group = waiting[key]
         group.append(run)
         if len(group) == slots // length:
-            yield pack_rows(group, length, words, 1, slots // length, conditions=conditions)[0]
+            yield pack_segments(group, length, words, 1, slots // length, conditions=conditions)[0]
             group.clear()
 
 

@@ -105,7 +105,7 @@ def agreement() -> None:
         job = programs.make_job(config, step, read_topology(one["topology"]))
         found, reckoned, memory = (
             one["counts"],
-            counts.estimate_memory(job),
+            counts.estimate_counts(job),
             programs.estimate_memory(job).memory,
         )
         sent = sum(found["network"].values()) / max(sum(reckoned.network.values()), 1)
@@ -186,7 +186,7 @@ def curves() -> None:
             with config.unlocked():
                 config.pipeline.seq_len = -(-clip.tokens // 512) * 512
             job = dataclasses.replace(job, config=config)
-        found = counts.estimate_memory(job)
+        found = counts.estimate_counts(job)
         guess = estimate.estimate(found, job.topology, assumed)
         bill = estimate.bill(job, found, guess, job.topology.chip.dollars, 1e6 * clip.tokens, assumed)
         return bill.dollars
@@ -243,7 +243,7 @@ def curves() -> None:
         config = parse(["--config", f"{CONFIG}:14B", "--workdir", "none"])[0]
         config.pipeline.batch_size = 16 * read_topology(name).count // 512
         job = programs.make_job(config, "train", read_topology(name))
-        found = counts.estimate_memory(job)
+        found = counts.estimate_counts(job)
         guess = estimate.estimate(found, job.topology, assumed)
         days.append(1e12 / guess.tokens_a_day)
     axes.plot(chips, days, "o-", label="14B, a million million tokens, rows with the chips")

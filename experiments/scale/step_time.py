@@ -81,7 +81,7 @@ def main(
     job = programs.make_job(
         parse(["--config", path, "--workdir", "none", *overrides])[0], "train", read_topology(topology)
     )
-    found, chip = counts.estimate_memory(job), job.topology.chip
+    found, chip = counts.estimate_counts(job), job.topology.chip
     assert chip is not None
     said = estimate.estimate(found, job.topology, estimate.Assumptions())
     took = measure(job, steps)

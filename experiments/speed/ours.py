@@ -14,12 +14,12 @@ import optax
 from flax import nnx
 from roofline import Layer, bert_layers, dit_layers, vae_layers
 
-from sora_jax.checkpoints.store import fill, named_leaves
+from sora_jax.checkpoints.store import named_leaves, restore_into
 from sora_jax.models import text
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.models.layers import fourier, rotary_angles
 from sora_jax.models.vae import VAE, VAEConfig
-from sora_jax.tokens.packing import PackedBatch, Segment, pack_rows
+from sora_jax.tokens.packing import PackedBatch, Segment, pack_segments
 from sora_jax.tokens.patches import coordinates
 
 WORDS = 16  # a run
@@ -210,7 +210,7 @@ def _row(lengths: tuple[int, ...], config: DiTConfig) -> PackedBatch:
         )
         for n in lengths
     ]
-    return pack_rows(runs, sum(lengths), WORDS * len(runs), len(runs), 1)[0]
+    return pack_segments(runs, sum(lengths), WORDS * len(runs), len(runs), 1)[0]
 
 
 def _told(batch: PackedBatch, config: DiTConfig) -> dict[str, Any]:
@@ -239,7 +239,9 @@ def _build(model: Callable[[], Any]) -> Any:
             return jnp.asarray(noise / math.sqrt(math.prod(shape[:-1] if len(shape) == 5 else shape[-2:-1])))
         return jnp.asarray(0.02 * noise + name.endswith("scale"))
 
-    return fill(template, {name: draw(name, leaf.shape) for name, leaf in named_leaves(template).items()})
+    return restore_into(
+        template, {name: draw(name, leaf.shape) for name, leaf in named_leaves(template).items()}
+    )
 
 
 def _typed(model: Any, dtype: str) -> Any:

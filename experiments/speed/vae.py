@@ -132,7 +132,7 @@ def measure(options: dict[str, Any], task: dict[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {
         "cost": own.cost(*(side // 8 for side in frames.shape[1:3])),
         "encode": seconds(lambda: made.update(latent=np.concatenate(list(encode_stream(vae, frames, own))))),
-        "programs": module._encode_piece._cache_size() + module._decode_piece._cache_size(),
+        "programs": module._encode_chunk._cache_size() + module._decode_chunk._cache_size(),
     }
     # Decoders are compared on the whole frame's latents.
     kept = pathlib.Path(task["folder"]) / "whole.npz"

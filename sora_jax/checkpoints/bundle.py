@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 
 from sora_jax.checkpoints.knowledge import Knowledge, knowledge_of
-from sora_jax.checkpoints.store import fill, load_params, named_leaves
+from sora_jax.checkpoints.store import load_params, named_leaves, restore_into
 from sora_jax.config import component, with_new_names
 from sora_jax.errors import UserError, atomic_path, nearest, user_path
 from sora_jax.models.dit import DiT, DiTConfig
@@ -197,7 +197,7 @@ def measure_latents(vae: VAE, clips: Iterable[np.ndarray]) -> VAE:
 def with_config(vae: VAE, config: VAEConfig) -> VAE:
     """The same weights under another configuration of equal architecture."""
     template = jax.eval_shape(lambda: VAE(config, rngs=nnx.Rngs(0)))
-    return fill(template, named_leaves(vae))
+    return restore_into(template, named_leaves(vae))
 
 
 def take_weights(fresh: Model, name: str, part: str) -> Model:
@@ -218,7 +218,7 @@ def take_weights(fresh: Model, name: str, part: str) -> Model:
             raise UserError(
                 f"config.init_from: the {part} of {name!r} is of another architecture, beginning at {key!r}."
             )
-    return fill(fresh, ours | theirs)
+    return restore_into(fresh, ours | theirs)
 
 
 def _differences(
@@ -272,7 +272,7 @@ def _load_weights(build: Callable[[], Model], path: pathlib.Path) -> Model:
         name: jnp.asarray(tensors[key].astype(np.float32))
         for name, key in zip(named_leaves(template), wanted)
     }
-    return fill(template, arrays)
+    return restore_into(template, arrays)
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""What a model knows: the world that it learned, its words, sizes, rates and durations. A part of its card.
+"""What a model was trained on: its domain, vocabulary, sizes, rates and durations. A part of its card.
 
-Models that learned from footage have no closed vocabulary, and nothing is said of a prompt's words.
+Models that were trained on footage have no closed vocabulary, and prompts aren't checked.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from sora_jax.toyworld import captions
 from sora_jax.toyworld.scene import COLOURS, SHAPES
 
-# English words that carry no picture of their own. What is left of a prompt is what it asks for.
+# English function words. The other words of a prompt are its content.
 _FUNCTION_WORDS = """
 a about again all also an and another are as at away be been being both but by can do does each every for from
 has have here in into is it its just of off on one onto or other out over please show shows so some something
@@ -60,7 +60,7 @@ class Knowledge:
     durations: tuple[float, ...] = ()
 
     def unknown_words(self, prompt: str) -> tuple[str, ...]:
-        """Words of `prompt` of which the model knows nothing, each once; none where its vocabulary is open."""
+        """Words of `prompt` that the model doesn't know, each once; none where its vocabulary is open."""
         if not self.vocabulary:
             return ()
         known, _ = _vocabulary((*self.vocabulary, *self.paraphrases))
@@ -149,7 +149,7 @@ def _is_known(word: str, known: frozenset[str]) -> bool:
 
 @functools.lru_cache(8)
 def _vocabulary(words: tuple[str, ...]) -> tuple[frozenset[str], re.Pattern[str]]:
-    """Stems of words, and a pattern of those that are written with hyphens, their parts apart."""
+    """Stems of words, and a pattern of those that are written with hyphens, as separate words."""
     apart = [re.escape(word).replace(r"\-", r"\s+") for word in words if "-" in word]
     pattern = rf"\b(?:{'|'.join(apart)})\b" if apart else r"(?!)"
     return _stems(words), re.compile(pattern, re.IGNORECASE)

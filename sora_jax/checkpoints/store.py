@@ -1,10 +1,10 @@
 """Checkpoints of a training run: model, EMA, optimizer and data iterator, saved as one by Orbax.
 
-Nothing in them is of the devices or hosts that saved them: arrays are restored on any mesh, and the data's state is one
+They don't depend on the devices or hosts that saved them: arrays are restored on any mesh, and the data's state is one
 table of all shards (`data.shards`), of which each host takes its own.
 
 On disk a tree is a flat table from parameter names ("blocks/attention/query/kernel") to arrays, so a
-checkpoint can be read without the code that wrote it, and a mismatch can be told by name.
+checkpoint can be read without the code that wrote it, and a mismatch is reported by name.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from sora_jax.errors import UserError, as_user_error, atomic_path
 
 policies = ocp.training.preservation_policies
 
-# What may change when a run goes on; anything else would make it another run.
+# What may change when a run resumes; anything else would make it another run.
 FREE_TO_CHANGE = (
     *("steps", "log", "checkpoint", "mesh", "stop_on_nan", "video"),
     *(
@@ -75,15 +75,15 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     return {name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def fill(template: Any, leaves: dict[str, Any]) -> Any:
-    """The tree of `template` with its leaves taken by name."""
+def restore_into(template: Any, leaves: dict[str, Any]) -> Any:
+    """The tree of `template` with its leaves replaced by name."""
     return jax.tree.unflatten(jax.tree.structure(template), [leaves[name] for name in named_leaves(template)])
 
 
 def checksums(leaves: dict[str, jax.Array]) -> dict[str, int]:
-    """The sum of each array's bits, read as whole numbers, modulo 2^32.
+    """The sum of each array's bits, read as integers, modulo 2^32.
 
-    Whole numbers add up to the same sum in any order, so a checkpoint may move to other devices; and the sum
+    Integers add up to the same sum in any order, so a checkpoint may move to other devices; and the sum
     of a single changed number always differs. Orbax itself doesn't notice a flipped bit inside an array.
     """
     return {name: int(total) for name, total in jax.device_get(_bit_sums(leaves)).items()}
@@ -109,7 +109,7 @@ class Checkpoints:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if jax.process_index() == 0:
-                # What a killed run had half written.
+                # Partial checkpoints of a killed run.
                 for rest in self.folder.glob("*.orbax-checkpoint-tmp*"):
                     shutil.rmtree(rest)
             barrier()
@@ -137,7 +137,7 @@ class Checkpoints:
         """Starts to save `trees` (by name, of arrays) and the state of `iterator` as step `step`, on all hosts at once.
 
         Returns when the arrays are copied to the host, so that the caller may donate them; the disk is
-        written behind. A save that failed says so at the next `save`, `wait` or `close`.
+        written asynchronously. A save that failed raises at the next `save`, `wait` or `close`.
 
         Raises:
           UserError: the disk is full or read-only.
@@ -212,10 +212,6 @@ def _text_sum(state: Any) -> int:
 def _load_state(folder: pathlib.Path) -> Any:
     """The data iterator's state, as JSON gives it back."""
     with _reading(folder):
-        # Grain wrote it there itself, before there were shards.
-        old = folder / "data" / "process_0-of-1.json"
-        if old.is_file():
-            return json.loads(old.read_text())
         found = ocp.load_checkpointables(folder, {"data": None, "checksums": None})
         if _text_sum(found["data"]) != found["checksums"]["data"]["state"]:
             raise OSError("the data's state is not what was saved")
@@ -248,7 +244,7 @@ def keep_config(
     """Writes `config` to workdir/config.json.
 
     Args:
-      resumed: the workdir's run goes on, so what makes it this run must have stayed the same.
+      resumed: the workdir's run continues, so all but `FREE_TO_CHANGE` must be the same.
       complete: fills in the keys that an older run's file doesn't have.
 
     Raises:
@@ -341,12 +337,11 @@ def _load(folder: pathlib.Path, name: str, template: Any) -> Any:
     }
     with _reading(folder):
         leaves = ocp.load_checkpointables(folder, {name: abstract})[name]
-        if (folder / "checksums").is_dir():
-            sums = ocp.load_checkpointables(folder, {"checksums": None})["checksums"][name]
-            changed = [key for key, total in checksums(leaves).items() if total != sums[key]]
-            if changed:
-                raise OSError(f"{name} {changed[0]!r} is not what was saved")
-    return fill(template, {key: leaves[key].astype(leaf.dtype) for key, leaf in wanted.items()})
+        sums = ocp.load_checkpointables(folder, {"checksums": None})["checksums"][name]
+        changed = [key for key, total in checksums(leaves).items() if total != sums[key]]
+        if changed:
+            raise OSError(f"{name} {changed[0]!r} is not what was saved")
+    return restore_into(template, {key: leaves[key].astype(leaf.dtype) for key, leaf in wanted.items()})
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:
@@ -359,19 +354,19 @@ def newest_step(workdir: str | os.PathLike[str]) -> int:
 
 
 def _steps(parent: pathlib.Path) -> list[int]:
-    # Orbax writes beside the place and renames, so a bare number is a whole checkpoint.
+    # Orbax writes to a temporary folder and renames it, so a bare number is a complete checkpoint.
     return sorted(int(path.name) for path in parent.glob("*") if path.name.isdigit())
 
 
 @contextlib.contextmanager
 def _writing(place: pathlib.Path) -> Iterator[None]:
-    """Turns what goes wrong while a checkpoint is written into a sentence."""
+    """Turns errors while a checkpoint is written into one sentence."""
     try:
         yield
     except OSError as error:
         raise as_user_error(error, place) from error
     except Exception as error:
-        # TensorStore has errors of its own, with the system's words in them.
+        # TensorStore has errors of its own, with the system's messages in them.
         for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             if os.strerror(code) in str(error):
                 raise as_user_error(OSError(code, os.strerror(code)), place) from error
@@ -380,7 +375,7 @@ def _writing(place: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _reading(folder: pathlib.Path) -> Iterator[None]:
-    """Turns what goes wrong while a checkpoint is read into a sentence that says how to go on without it."""
+    """Turns errors while a checkpoint is read into one sentence that says how to continue without it."""
     try:
         yield
     except UserError:
@@ -390,7 +385,7 @@ def _reading(folder: pathlib.Path) -> Iterator[None]:
         onward = (
             f"continue from step {earlier[-1]} ({folder.parent / str(earlier[-1])})"
             if earlier
-            else "start anew"
+            else "start again"
         )
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:120]
         raise UserError(

@@ -146,12 +146,12 @@ def _plan(
     def counted(built: programs.Built) -> counts.Counts | None:
         if built.program:
             return counts.count(built)
-        return None if compiled else counts.estimate_memory(built.job)
+        return None if compiled else counts.estimate_counts(built.job)
 
     job = programs.make_job(config, step, topology)
     notify(f"{'compiling' if compiled else 'estimating'} {name} for {topology.name} ...")
     built = build(job)
-    found = estimate.plan_of(name, built, counted(built), price, tokens, assumed)
+    found = estimate.estimate_job(name, built, counted(built), price, tokens, assumed)
     if built.fits or not search:
         return found
     change, other = find_fit(

@@ -9,12 +9,12 @@ from typing import Any
 from sora_jax.cli.terminal import table
 from sora_jax.distributed.chips import GIB
 from sora_jax.errors import UserError, atomic_path
-from sora_jax.planner.estimate import DAY, Assumptions, Plan
+from sora_jax.planner.estimate import DAY, Assumptions, JobEstimate
 
 KINDS = ("parameters", "average", "optimizer", "batch", "activations", "temporaries", "code")
 
 
-def report(plan: Plan, assumed: Assumptions, dollars: float | None) -> str:
+def report(plan: JobEstimate, assumed: Assumptions, dollars: float | None) -> str:
     """One plan in full."""
     job, counts, found, bill = plan.job, plan.counts, plan.estimate, plan.bill
     sizes = " x ".join(f"{axis} {size}" for axis, size in job.mesh.items() if size > 1) or "unsharded"
@@ -62,7 +62,7 @@ def report(plan: Plan, assumed: Assumptions, dollars: float | None) -> str:
     return "\n".join(lines)
 
 
-def compare(plans: Sequence[Plan]) -> str:
+def compare(plans: Sequence[JobEstimate]) -> str:
     """Several plans as a table."""
     rows = []
     for plan in plans:
@@ -98,7 +98,7 @@ def compare(plans: Sequence[Plan]) -> str:
     return table(head, rows)
 
 
-def picture(plans: Sequence[Plan], path: pathlib.Path) -> None:
+def picture(plans: Sequence[JobEstimate], path: pathlib.Path) -> None:
     """Memory by kind, a bar a plan, with what a chip has.
 
     Raises:
@@ -127,7 +127,7 @@ def picture(plans: Sequence[Plan], path: pathlib.Path) -> None:
     plt.close(figure)
 
 
-def _assumed(plan: Plan, assumed: Assumptions, dollars: float | None) -> str:
+def _assumed(plan: JobEstimate, assumed: Assumptions, dollars: float | None) -> str:
     chip = plan.job.topology.chip
     assert chip is not None
     price = f"${dollars:.2f} as given" if dollars is not None else f"${chip.dollars:.2f}, {chip.price}"

@@ -1,4 +1,4 @@
-"""From clips to what the DiT learns from: latents and text states, each encoded once by the frozen encoders."""
+"""From clips to training records of the DiT: latents and text states, each encoded once by the frozen encoders."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from sora_jax.media.digests import array_digest, value_digest
 from sora_jax.models.text import TextConfig, TextEncoder, load_text_encoder, text_digest
 from sora_jax.models.tiles import TILES, encode_stream
 from sora_jax.models.vae import VAE
-from sora_jax.tokens.canvas import check_groups, frames_shown, lay_streams
+from sora_jax.tokens.canvas import check_temporal_stride, frames_shown, split_into_spans
 
-RECORDS = 3  # counts up where the same inputs give other records
-WORDS = ("captions", "text encoder")  # parts of a record's identity on which its latent doesn't depend
+RECORDS = 3  # version; increased where the same inputs give other records
+TEXT_PARTS = ("captions", "text encoder")  # parts of a record's identity on which its latent doesn't depend
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +34,10 @@ class LatentsConfig:
     """The latent cache.
 
     Attributes:
-      folder: where it lies; empty: in the run's workdir.
+      folder: of the cache; empty: in the run's workdir.
       clips: how many clips are encoded, over all sources, at most: of footage no more than show nearly all of it.
       batch: clips encoded at a time.
-      layouts: how often each kind of `masks.draw_layout` is drawn; empty: every clip is one stream.
+      layouts: weights of the kinds of `masks.draw_layout`; empty: every clip is one span.
     """
 
     folder: str = ""
@@ -94,26 +94,26 @@ def encode_sources(
         parts = own | _identify(config, data, source, vae, text)
         identity = value_digest(parts)[:12]
         cache, known = pathlib.Path(folder) / identity, None
-        if not cache.exists() and (earlier := earlier_cache(folder, parts, WORDS)):
+        if not cache.exists() and (earlier := earlier_cache(folder, parts, TEXT_PARTS)):
             before, changed = earlier
-            if isinstance(source, Footage) and set(changed) <= set(WORDS):
-                known = _with_words(LatentCache(before), source, encoder)
-                said = f"these changed: {', '.join(changed)}. The latents in {folder} are kept, only text is encoded."
+            if isinstance(source, Footage) and set(changed) <= set(TEXT_PARTS):
+                known = _with_captions(LatentCache(before), source, encoder)
+                change = f"these changed: {', '.join(changed)}. The latents in {folder} are kept, only text is encoded."
             else:
-                said = (
+                change = (
                     f"the latents in {folder} can't be used any more, as these changed: {', '.join(changed)}. "
                     f"{clips} clips are encoded again."
                 )
             if jax.process_index() == 0:
-                tqdm.write(f"note: {said}", file=sys.stderr)
+                tqdm.write(f"note: {change}", file=sys.stderr)
         caches.append(
             write_latents(source, encode, cache, identity, clips, config.batch, parts=parts, known=known)
         )
     return Chain(caches)
 
 
-def _with_words(before: LatentCache, source: Footage, text: TextEncoder) -> Callable[[int], Record]:
-    """The records of a cache of the same pixels, with the captions that the files have now."""
+def _with_captions(before: LatentCache, source: Footage, text: TextEncoder) -> Callable[[int], Record]:
+    """The records of a cache of the same pixels, with the present captions of the files."""
 
     def record(index: int) -> Record:
         old = before[index]
@@ -126,7 +126,7 @@ def _with_words(before: LatentCache, source: Footage, text: TextEncoder) -> Call
 def _identify(
     config: LatentsConfig, data: DataConfig, source: Source, vae: VAE, text: TextConfig
 ) -> dict[str, str]:
-    """What records depend on, each named by its content: where files and weights lie has no effect."""
+    """What records depend on, by content: paths of files and weights have no effect."""
     settings = {
         name: value for name, value in dataclasses.asdict(data).items() if name not in ("source", "cache")
     }
@@ -145,40 +145,42 @@ def make_encoder(
 ) -> Callable[[list[Clip]], list[Record]]:
     """A function from clips of one shape (1 + 4k frames) to the records of a latent cache.
 
-    Clips that are encoded together share a layout (drawn by the first one's key): one stream, or several, see
-    `canvas.lay_streams`.
+    Clips that are encoded together share a layout (drawn by the first one's key): one span, or several, see
+    `canvas.split_into_spans`.
 
-    A clip's `timed` captions become one caption of kind "timed", in which the words of each shot hold from its
+    A clip's `timed` captions become one caption of kind "timed", of which the part of each shot is active from its
     start; clips of one shot have none.
 
     Frames of more than a tile are encoded clip by clip, in memory that doesn't grow with them (`tiles`).
     """
-    check_groups(vae.config.compression[0])
+    check_temporal_stride(vae.config.compression[0])
     whole = jax.jit(lambda vae, clip: vae.to_latent(clip.astype(np.float32) / 127.5 - 1.0))
 
     def to_latent(clips: np.ndarray) -> np.ndarray:
-        if TILES.hold(vae.config, *clips.shape[2:4]):
+        if TILES.fit(vae.config, *clips.shape[2:4]):
             return np.asarray(whole(vae, clips))
         return np.stack([np.concatenate(list(encode_stream(vae, clip))) for clip in clips])
 
     def encode(clips: list[Clip]) -> list[Record]:
         frames = np.stack([clip.video.frames for clip in clips])
         rng = np.random.default_rng(zlib.crc32(clips[0].key.encode()))
-        fixed = draw_layout(rng, frames.shape[1], layouts or {"none": 1.0})
-        streams = lay_streams(fixed)
+        conditioning = draw_layout(rng, frames.shape[1], layouts or {"none": 1.0})
+        spans = split_into_spans(conditioning)
         parts = [
             to_latent(frames[:, np.minimum(np.arange(s.begin, s.begin + s.frames), frames.shape[1] - 1)])
-            for s in streams
+            for s in spans
         ]
         latents = np.concatenate(parts, axis=1)
-        ends = np.concatenate([stream.ends for stream in streams])
+        ends = np.concatenate([span.ends for span in spans])
         layout = {
             "ends": ends,
-            "first": np.concatenate([stream.ends == stream.begin for stream in streams]),
-            "given": np.array([fixed[shown].all() for shown in frames_shown(streams, len(fixed))]),
+            "first": np.concatenate([span.ends == span.begin for span in spans]),
+            "given": np.array(
+                [conditioning[shown].all() for shown in frames_shown(spans, len(conditioning))]
+            ),
         }
-        told = [_captions(clip) for clip in clips]
-        words = [part for kinds in told for parts in kinds.values() for _, part in parts]
+        captions = [_captions(clip) for clip in clips]
+        words = [part for kinds in captions for parts in kinds.values() for _, part in parts]
         states = iter(text.encode(words, truncate=True))
         return [
             {
@@ -191,20 +193,20 @@ def make_encoder(
                 },
             }
             | layout
-            for clip, latent, kinds in zip(clips, latents, told, strict=True)
+            for clip, latent, kinds in zip(clips, latents, captions, strict=True)
         ]
 
     return encode
 
 
 def _captions(clip: Clip) -> dict[str, list[tuple[float, str]]]:
-    """By kind, the words and the seconds from which they hold."""
+    """By kind, the captions and the seconds from which they are active."""
     kinds = {kind: [(0.0, words)] for kind, words in clip.captions.items()}
     return kinds | ({"timed": list(clip.timed)} if len(clip.timed) > 1 else {})
 
 
-def _join(held: list[tuple[float, np.ndarray]]) -> dict[str, np.ndarray]:
+def _join(timed_states: list[tuple[float, np.ndarray]]) -> dict[str, np.ndarray]:
     return {
-        "text": np.concatenate([states for _, states in held]),
-        "time": np.concatenate([np.full(len(states), start, np.float32) for start, states in held]),
+        "text": np.concatenate([states for _, states in timed_states]),
+        "time": np.concatenate([np.full(len(states), start, np.float32) for start, states in timed_states]),
     }

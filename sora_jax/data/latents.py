@@ -29,7 +29,8 @@ from sora_jax.media.clip import Clip, Source, read_clips
 Item = TypeVar("Item")
 Record = dict[str, Any]
 """latent: float16[t,y,x,c]; fps: float; key: str; captions: {kind: {text: float16[m,E], time: float16[m]}};
-ends: int32[t], first: bool[t], given: bool[t]: how its streams lie, and what the layout means to give."""
+ends: int32[t], first: bool[t], given: bool[t]: its spans (see `canvas.Canvas`), and the layout's conditioning
+frames."""
 
 
 class Records(Protocol):
@@ -44,7 +45,7 @@ _META = "meta.json"
 _FORMAT = 2
 _CLIPS_PER_SHARD = 1000
 _PATIENCE = 120.0  # seconds
-# From so many clips and seconds on it is told how long all will take.
+# The time that is left is reported after so many clips and seconds.
 _TIMED_CLIPS, _TIMED_SECONDS = 32, 5.0
 
 
@@ -108,17 +109,17 @@ def write_latents(
 
     A finished cache of the same `fingerprint` and number of clips is returned as it is. An interrupted one goes on
     where it stopped: each batch is appended to its shard's `.part`, and `meta.json`, which makes a cache finished, is
-    written last. Several hosts of one job, which share the folder, deal its shards out; otherwise one process writes
-    at a time.
+    written last. Several hosts of one job, which share the folder, split its shards; otherwise one process writes at a
+    time.
 
     Args:
       source: read in order, or as its own `read` gives the clips of a shard; they may differ in shape.
       encode: takes exactly `batch` clips of one shape, so it compiles once per shape, and returns a record for each.
-        What is left of a shape is filled up with copies of its last clip, whose records are thrown away.
+        The rest of a shape is padded with copies of its last clip, whose records are dropped.
       fingerprint: names everything the records depend on: what the data set holds, its configuration, and both
         encoders' weights.
-      progress: whether it is shown how far this has come and told how long it will take.
-      parts: kept beside the latents: what `fingerprint` is made of, see `earlier_cache`.
+      progress: whether to show progress and the time left.
+      parts: stored with the latents: what `fingerprint` is made of, see `earlier_cache`.
       known: gives the record of a clip by its index, where none has to be encoded.
 
     Raises:
@@ -141,7 +142,7 @@ def write_latents(
             )
         return cache
 
-    # The name ties a shard to what wrote it, so that no shard of an interrupted run of another encoder is taken over.
+    # The name identifies what wrote a shard, so that none of an interrupted run of another encoder is reused.
     identity = hashlib.sha256(f"{_FORMAT} {clips} {fingerprint}".encode()).hexdigest()[:10]
     starts = range(0, clips, _CLIPS_PER_SHARD)
     paths = [
@@ -155,7 +156,7 @@ def write_latents(
     own = slice(jax.process_index(), None, jax.process_count())
     total = sum(min(_CLIPS_PER_SHARD, clips - start) for start in starts[own])
     shown = progress and jax.process_index() == 0
-    with _Bar(total=total, desc="latents", unit="clip", disable=not shown) as bar:
+    with _ProgressBar(total=total, desc="latents", unit="clip", disable=not shown) as bar:
         for path, start in zip(paths[own], starts[own], strict=True):
             indices = range(start, min(start + _CLIPS_PER_SHARD, clips))
             if path.exists():
@@ -172,7 +173,7 @@ def write_latents(
     if jax.process_index() == 0:
         _finish(folder, paths, fingerprint, clips, parts or {})
     barrier()
-    # A network file system may go on for a while to say that there is no file, to who asked before it was written.
+    # A network file system may report a file as absent for a while after it was written.
     until = time.monotonic() + _PATIENCE
     while not (folder / _META).exists() and time.monotonic() < until:
         time.sleep(0.5)
@@ -201,25 +202,25 @@ def earlier_cache(
     return max(found)[1:] if found else None
 
 
-class _Bar(tqdm):
-    """Progress; once a few batches are done a line tells how long all will take."""
+class _ProgressBar(tqdm):
+    """Progress; after a few batches one line reports the time left."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._began: float | None = None
         self._done = 0
-        self._told = self.disable
+        self._reported = self.disable
 
     def update(self, n: float | None = 1) -> bool | None:
         shown = super().update(n)
-        if self._told:
+        if self._reported:
             return shown
         now = time.monotonic()
         if self._began is None:
             self._began, self._done = now, int(self.n)  # programs are compiled before
         clips, seconds = self.n - self._done, now - self._began
         if clips >= _TIMED_CLIPS and seconds > _TIMED_SECONDS:
-            self._told = True
+            self._reported = True
             rate = clips / seconds
             left = datetime.timedelta(seconds=round(((self.total or 0) - self.n) / rate))
             self.write(
@@ -259,7 +260,7 @@ def _encode(
     bar: tqdm,
     part: pathlib.Path,
 ) -> list[Record]:
-    """The records of a shard; what `part` has of them already isn't encoded, and each batch is appended to it.
+    """The records of a shard; those that `part` has aren't encoded again, and each batch is appended to it.
 
     Batches are filled in the order of reading, shape by shape, so those that are left are the same as without a stop.
     """
@@ -279,7 +280,7 @@ def _encode(
         group.clear()
 
     left = [index for index in indices if index not in records]
-    for index, clip in _ahead(read_clips(source, left), batch):
+    for index, clip in _prefetch(read_clips(source, left), batch):
         group = waiting.setdefault(clip.video.frames.shape, [])
         group.append((index, clip))
         if len(group) == batch:
@@ -291,7 +292,7 @@ def _encode(
 
 
 def _part(path: pathlib.Path) -> pathlib.Path:
-    """Where the batches of an unfinished shard lie: for each its length in bytes, and {index: record}."""
+    """The file of an unfinished shard's batches: for each its length in bytes, and {index: record}."""
     return path.with_suffix(".part")
 
 
@@ -306,7 +307,7 @@ def _append(part: pathlib.Path, records: Mapping[int, Record]) -> None:
 
 
 def _read_part(part: pathlib.Path) -> dict[int, Record]:
-    """The records of the batches that are whole; a torn last one is cut off."""
+    """The records of complete batches; an incomplete last one is cut off."""
     records: dict[int, Record] = {}
     if not part.exists():
         return records
@@ -320,7 +321,7 @@ def _read_part(part: pathlib.Path) -> dict[int, Record]:
     return records
 
 
-def _ahead(items: Iterator[Item], count: int) -> Iterator[Item]:
+def _prefetch(items: Iterator[Item], count: int) -> Iterator[Item]:
     """The items, up to `count` of which are made by a thread while those before are worked on."""
     end: Any = object()
     pool = concurrent.futures.ThreadPoolExecutor(1)

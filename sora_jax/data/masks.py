@@ -1,8 +1,8 @@
-"""Training's canvases: drawn at random from the family that abilities paint, so that one model learns them all.
+"""Canvases for training: drawn at random from the family that abilities make, so that one model learns them all.
 
-Two draws make one. `draw_layout`, where clips are encoded, says which frames will be given whole, since that
-decides how they are cut into streams (`canvas.lay_streams`); `draw_canvas`, each time a record is read, says where σ
-starts, and takes a window of it now and then.
+Two draws make one. `draw_layout`, where clips are encoded, says which frames will be conditioning, since that decides
+how they are cut into spans (`canvas.split_into_spans`); `draw_canvas`, each time a record is read, draws the initial
+σ, and takes a temporal crop with some probability.
 """
 
 from __future__ import annotations
@@ -14,65 +14,65 @@ from typing import TypeAlias
 import numpy as np
 
 from sora_jax.errors import UserError
-from sora_jax.tokens.canvas import GROUP, Canvas, lay_streams
+from sora_jax.tokens.canvas import FRAMES_PER_LATENT, Canvas, split_into_spans
 
 Rng: TypeAlias = np.random.Generator
 
 
 def draw_layout(rng: Rng, frames: int, weights: Mapping[str, float]) -> np.ndarray:
-    """Which of a clip's frames will be given: bool[T], T ≤ `frames`, by a kind drawn from `weights`.
+    """Which of a clip's frames will be conditioning: bool[T], T ≤ `frames`, by a kind drawn from `weights`.
 
-    "none": no frame; the clip is one stream. "last": some frames at the end. "ends": some at both ends.
+    "none": no frame; the clip is one span. "last": some frames at the end. "ends": some at both ends.
     "even": every second to fifth frame. "scattered": single frames anywhere. "middle": some in the middle.
-    Where streams would run over the clip's end, the layout is shorter than the clip.
+    Where spans would reach past the clip's end, the layout is shorter than the clip.
 
     Raises:
       UserError: there is no such kind.
     """
     kind = _draw(rng, weights, _LAYOUTS, "latents.layouts")
-    fixed = np.zeros(frames, bool)
-    if frames > GROUP:
-        _LAYOUTS[kind](rng, fixed)
+    conditioning = np.zeros(frames, bool)
+    if frames > FRAMES_PER_LATENT:
+        _LAYOUTS[kind](rng, conditioning)
     length = frames
-    while max(stream.ends[-1] for stream in lay_streams(fixed[:length])) >= frames:
+    while max(span.ends[-1] for span in split_into_spans(conditioning[:length])) >= frames:
         length -= 1
-    if fixed[:length].all():  # nothing is left to paint: a clip of one stream
-        return np.zeros(1 + (frames - 1) // GROUP * GROUP, bool)
-    return fixed[:length]
+    if conditioning[:length].all():  # nothing is left to generate: a clip of one span
+        return np.zeros(1 + (frames - 1) // FRAMES_PER_LATENT * FRAMES_PER_LATENT, bool)
+    return conditioning[:length]
 
 
-def _last(rng: Rng, fixed: np.ndarray) -> None:
-    fixed[-_some(rng, len(fixed)) :] = True
+def _last(rng: Rng, conditioning: np.ndarray) -> None:
+    conditioning[-_some(rng, len(conditioning)) :] = True
 
 
-def _ends(rng: Rng, fixed: np.ndarray) -> None:
-    fixed[: _some(rng, len(fixed) // 2)] = True
-    _last(rng, fixed[len(fixed) // 2 :])
+def _ends(rng: Rng, conditioning: np.ndarray) -> None:
+    conditioning[: _some(rng, len(conditioning) // 2)] = True
+    _last(rng, conditioning[len(conditioning) // 2 :])
 
 
-def _even(rng: Rng, fixed: np.ndarray) -> None:
-    fixed[:: rng.integers(2, 6)] = True
+def _even(rng: Rng, conditioning: np.ndarray) -> None:
+    conditioning[:: rng.integers(2, 6)] = True
 
 
-def _scattered(rng: Rng, fixed: np.ndarray) -> None:
-    fixed[rng.integers(len(fixed), size=rng.integers(1, 4))] = True
+def _scattered(rng: Rng, conditioning: np.ndarray) -> None:
+    conditioning[rng.integers(len(conditioning), size=rng.integers(1, 4))] = True
 
 
-def _middle(rng: Rng, fixed: np.ndarray) -> None:
-    length = _some(rng, len(fixed))
-    begin = rng.integers(1, max(len(fixed) - length, 2))
-    fixed[begin : begin + length] = True
+def _middle(rng: Rng, conditioning: np.ndarray) -> None:
+    length = _some(rng, len(conditioning))
+    begin = rng.integers(1, max(len(conditioning) - length, 2))
+    conditioning[begin : begin + length] = True
 
 
 def _some(rng: Rng, frames: int) -> int:
     """Mostly one frame, or 1 + 4k: what costs no single frames before it; less than all."""
-    most = max((frames - 1 - 1) // GROUP, 0)
-    choices = [1, 1 + GROUP * rng.integers(most + 1), rng.integers(1, max(frames - 1, 2))]
+    most = max((frames - 1 - 1) // FRAMES_PER_LATENT, 0)
+    choices = [1, 1 + FRAMES_PER_LATENT * rng.integers(most + 1), rng.integers(1, max(frames - 1, 2))]
     return int(choices[rng.choice(3, p=(0.4, 0.45, 0.15))])
 
 
 _LAYOUTS: dict[str, Callable[[Rng, np.ndarray], None]] = {
-    "none": lambda rng, fixed: None,
+    "none": lambda rng, conditioning: None,
     "last": _last,
     "ends": _ends,
     "even": _even,
@@ -82,62 +82,66 @@ _LAYOUTS: dict[str, Callable[[Rng, np.ndarray], None]] = {
 LAYOUTS = tuple(_LAYOUTS)
 
 
-def draw_canvas(rng: Rng, canvas: Canvas, weights: Mapping[str, float], window: float, most: int) -> Canvas:
-    """Says where σ starts in a clip that was encoded, all of whose latents are known.
+def draw_canvas(
+    rng: Rng, canvas: Canvas, weights: Mapping[str, float], temporal_crop_prob: float, most: int
+) -> Canvas:
+    """Draws the initial σ of an encoded clip, all of whose latents are known.
 
-    What its layout meant to give is given. Of a clip of one stream, by a kind drawn from `weights`: "none" is
-    given; the "first" latent frame; some at the "begin"; all but a "box", or but the "margins" around it; or nothing,
-    but some frames start at a lowered level ("levels").
+    The conditioning frames of its layout stay. Of a clip of one span, by a kind drawn from `weights`, conditioning is
+    "none"; the "first" latent frame; some at the "begin"; all but a "box", or but the "margins" around it; or none,
+    and some frames are partially noised ("levels").
 
     Args:
       rng: the draw.
-      canvas: `start` is 0 where the layout meant frames to be given, 1 elsewhere.
-      weights: of the kinds; empty: nothing is given.
-      window: how often a part of the clip's time is taken, as the sampler's windows do.
+      canvas: `init_sigma` is 0 for the layout's conditioning frames, 1 elsewhere.
+      weights: of the kinds; empty: no conditioning but the layout's.
+      temporal_crop_prob: probability of a temporal crop, as the sampler's windows are.
       most: latent frames that may be kept.
 
     Raises:
       UserError: there is no such kind.
     """
     t = len(canvas)
-    if t > most or (t > 2 and rng.random() < window):
+    if t > most or (t > 2 and rng.random() < temporal_crop_prob):
         length = int(rng.integers(2, min(t, most) + 1)) if min(t, most) >= 2 else 1
         begin = int(rng.integers(t - length + 1))
         canvas = canvas.part(slice(begin, begin + length))
-    fixed = canvas.fixed
-    if fixed.any() and not fixed.all():
+    conditioning = canvas.conditioning_frames
+    if conditioning.any() and not conditioning.all():
         return canvas
     kind = _draw(rng, weights, _CANVASES, "pipeline.canvases") if weights else "none"
-    start = np.ones_like(canvas.init_sigma)
-    _CANVASES[kind](rng, start)
-    return dataclasses.replace(canvas, init_sigma=start if start.any() else np.ones_like(start))
+    init_sigma = np.ones_like(canvas.init_sigma)
+    _CANVASES[kind](rng, init_sigma)
+    return dataclasses.replace(
+        canvas, init_sigma=init_sigma if init_sigma.any() else np.ones_like(init_sigma)
+    )
 
 
-def _first(rng: Rng, start: np.ndarray) -> None:
-    start[0] = 0
+def _first(rng: Rng, init_sigma: np.ndarray) -> None:
+    init_sigma[0] = 0
 
 
-def _begin(rng: Rng, start: np.ndarray) -> None:
-    start[: rng.integers(1, max(len(start), 2))] = 0
+def _begin(rng: Rng, init_sigma: np.ndarray) -> None:
+    init_sigma[: rng.integers(1, max(len(init_sigma), 2))] = 0
 
 
-def _box(rng: Rng, start: np.ndarray) -> None:
-    inside = _rectangle(rng, start)
-    start[:, ~inside] = 0
+def _box(rng: Rng, init_sigma: np.ndarray) -> None:
+    inside = _rectangle(rng, init_sigma)
+    init_sigma[:, ~inside] = 0
 
 
-def _margins(rng: Rng, start: np.ndarray) -> None:
-    start[:, _rectangle(rng, start)] = 0
+def _margins(rng: Rng, init_sigma: np.ndarray) -> None:
+    init_sigma[:, _rectangle(rng, init_sigma)] = 0
 
 
-def _levels(rng: Rng, start: np.ndarray) -> None:
-    begin, last = sorted(rng.integers(len(start), size=2))
-    start[begin : last + 1] = np.float32(rng.uniform(0.05, 0.95))
+def _levels(rng: Rng, init_sigma: np.ndarray) -> None:
+    begin, last = sorted(rng.integers(len(init_sigma), size=2))
+    init_sigma[begin : last + 1] = np.float32(rng.uniform(0.05, 0.95))
 
 
-def _rectangle(rng: Rng, start: np.ndarray) -> np.ndarray:
+def _rectangle(rng: Rng, init_sigma: np.ndarray) -> np.ndarray:
     """bool[y,x], true inside; it reaches a side of the frame as often as not, and has one cell at least."""
-    inside = np.ones(start.shape[1:], bool)
+    inside = np.ones(init_sigma.shape[1:], bool)
     for axis, size in enumerate(inside.shape):
         length = max(round(size * rng.uniform(0.3, 0.9)), 1)
         begin = rng.choice([0, int(rng.integers(size - length + 1)), size - length])
@@ -148,7 +152,7 @@ def _rectangle(rng: Rng, start: np.ndarray) -> np.ndarray:
 
 
 _CANVASES: dict[str, Callable[[Rng, np.ndarray], None]] = {
-    "none": lambda rng, start: None,
+    "none": lambda rng, init_sigma: None,
     "first": _first,
     "begin": _begin,
     "box": _box,

@@ -1,4 +1,4 @@
-"""What the training loop reads: packed rows of latents for the DiT, plain batches of clips for the VAE."""
+"""What the training loop reads: packed batches of latents for the DiT, plain batches of clips for the VAE."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from sora_jax.data.shards import Sharded, own_shards
 from sora_jax.distributed.mesh import WHOLE, Share
 from sora_jax.errors import UserError
 from sora_jax.media.clip import Clip, Source
-from sora_jax.tokens.canvas import Canvas, space_window, to_segment
-from sora_jax.tokens.packing import PackedBatch, Segment, pack_batch, stream_rows
+from sora_jax.tokens.canvas import Canvas, crop_size, to_segment
+from sora_jax.tokens.packing import PackedBatch, Segment, pack_batch, stream_sequences
 from sora_jax.tokens.patches import CoordinateMode, Grid
 
-SEGMENT_CONDITIONS = 2  # levels and words in force that a run of training may have
+SEGMENT_CONDITIONS = 2  # pairs of initial σ and active caption that a training segment may have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,21 +31,20 @@ class PipelineConfig:
     """How records become packed batches.
 
     Attributes:
-      seq_len: N, token slots a row.
-      text_len: M, text slots a row.
+      seq_len: N, token positions per sequence.
+      text_len: M, text positions per sequence.
       batch_size: B, packed sequences of the global batch, over all hosts.
-      shards: streams that the records are dealt out to, each with a packer and an equal part of the rows (see
+      shards: streams that the records are split into, each with a packer and an equal part of the batch (see
         `data.shards`). A run keeps their number; its number of hosts may change, and must divide it.
-      max_segments: K, the most runs a row may hold.
-      patch: latent frames, rows and columns a patch.
+      max_segments: K, the most segments a sequence may hold.
+      patch: latent frames, rows and columns of cells a patch.
       coords: see `patches.coordinates`.
       seed: of the order and of the captions drawn.
-      canvases: how often each kind of `masks.draw_canvas` is drawn; empty: nothing is given but what the latents'
-        layouts mean to be.
-      temporal_crop_prob: how often a part of a clip's time is taken.
-      frame_tokens: frames of more tokens are cut to a window of at most this many, as the sampler's are; 0: none is.
-      caption_weights: how often each kind of caption is drawn, among the kinds a record has; empty: all alike.
-      num_packing_bins: rows that a shard has open at a time, see `packing.pack_stream`.
+      canvases: weights of the kinds of `masks.draw_canvas`; empty: no conditioning but that of the latents' layouts.
+      temporal_crop_prob: probability of a temporal crop.
+      frame_tokens: frames of more tokens are cropped to at most this many, as the sampler's are; 0: none is.
+      caption_weights: weights of the kinds of caption, among those a record has; empty: uniform.
+      num_packing_bins: sequences that a shard has open at a time, see `packing.pack_stream`.
       threads: that read records, on this host.
       prefetch: batches that are made ahead.
     """
@@ -79,24 +78,25 @@ def make_pipeline(
     share: Share = WHOLE,
     epochs: int | None = None,
 ) -> grain.IterDataset[PackedBatch]:
-    """Streams packed batches (NumPy, float32), shuffled anew each epoch; its iterators have an exact, JSON-able state.
+    """Streams packed batches (NumPy, float32), reshuffled each epoch; its iterators have an exact, JSON-able state.
 
     Args:
       records: a latent cache, its folder, or any sequence of records; latents enter as they are, so encode them
         normalised (`VAE.to_latent`).
-      share: which of the global batch's rows are wanted: this host's. Each epoch is dealt out to the shards: theirs are
-        disjoint and together complete.
-      epochs: passes over the records; None never ends. The last batch of a finite stream is filled with empty rows.
+      share: which part of the global batch is this host's. Each epoch is split into the shards: theirs are disjoint
+        and together complete.
+      epochs: passes over the records; None never ends. The last batch of a finite stream is filled with empty
+        sequences.
 
     Raises:
-      UserError: there are no records, the shards can't be dealt out to the hosts, or (while iterating) a run is longer
-        than a row or has no caption of a kind that is wanted.
+      UserError: there are no records, the shards can't be split over the hosts, or (while iterating) a segment is
+        longer than a sequence or has no caption of a kind that is wanted.
     """
     if isinstance(records, (str, os.PathLike)):
         records = LatentCache(records)
     if len(records) == 0:
         raise UserError("There are no records to train on: encode some clips first.")
-    runs = (
+    segments = (
         grain.MapDataset.source(records)
         .shuffle(seed=config.seed)
         .repeat(epochs)
@@ -104,21 +104,23 @@ def make_pipeline(
     )
     own = own_shards(share, config.shards, config.batch_size)
     options = _read_options(_each(config.threads, own))
-    room = config.seq_len, config.text_len, config.max_segments
-    rows = {
-        shard: stream_rows(
-            runs[shard :: config.shards].to_iter_dataset(options),
-            *room,
+    sequences = {
+        shard: stream_sequences(
+            segments[shard :: config.shards].to_iter_dataset(options),
+            config.seq_len,
+            config.text_len,
+            config.max_segments,
             config.num_packing_bins,
             SEGMENT_CONDITIONS,
         )
         for shard in own
     }
 
-    def lay(laid: list[list[Segment]]) -> PackedBatch:
-        return pack_batch(laid, len(laid), *room[:2], config.max_segments * SEGMENT_CONDITIONS)[0]
+    def collate(sequences: list[list[Segment]]) -> PackedBatch:
+        conditions = config.max_segments * SEGMENT_CONDITIONS
+        return pack_batch(sequences, len(sequences), config.seq_len, config.text_len, conditions)[0]
 
-    batches = Sharded(rows, config.batch_size // config.shards, empty=[]).map(lay)
+    batches = Sharded(sequences, config.batch_size // config.shards, empty=[]).map(collate)
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=config.prefetch)
 
 
@@ -127,29 +129,29 @@ def draw_segment(
     rng: np.random.Generator,
     config: PipelineConfig,
 ) -> Segment:
-    """Makes a record a run of tokens, with one of its captions and a canvas drawn at random."""
+    """Makes a record a segment, with one of its captions and a canvas drawn at random."""
     latent = record["latent"].astype(np.float32)
-    start = np.broadcast_to(np.where(record["given"], 0.0, 1.0)[:, None, None], latent.shape[:3])
-    whole = Canvas(latent, start.astype(np.float32), record["ends"], record["first"], record["fps"])
+    init_sigma = np.broadcast_to(np.where(record["given"], 0.0, 1.0)[:, None, None], latent.shape[:3])
+    whole = Canvas(latent, init_sigma.astype(np.float32), record["ends"], record["first"], record["fps"])
     if config.frame_tokens:
-        sides = space_window(whole.grid, config.patch, config.frame_tokens)
+        sides = crop_size(whole.grid, config.patch, config.frame_tokens)
         steps = ((size - side) // by for size, side, by in zip(latent.shape[1:3], sides, config.patch[1:]))
         top, left = (int(rng.integers(count + 1)) * by for count, by in zip(steps, config.patch[1:]))
         whole = whole.crop(top, left, *sides)
-    a_frame = math.prod(whole.grid[1:]) // math.prod(config.patch[1:])
-    most = max(config.seq_len // a_frame, 1) * config.patch[0]
+    tokens_per_frame = math.prod(whole.grid[1:]) // math.prod(config.patch[1:])
+    most = max(config.seq_len // tokens_per_frame, 1) * config.patch[0]
     canvas = draw_canvas(rng, whole, config.canvases, config.temporal_crop_prob, most)
     caption = record["captions"][_draw_kind(record, rng, config.caption_weights)]
-    run = to_segment(canvas, config.patch, caption["text"], caption["time"], config.coords, record["key"])
-    # More words in force than a run has conditions for: levels and shots at once. The levels yield.
-    if run.conditions > SEGMENT_CONDITIONS:
-        run = dataclasses.replace(run, init_sigma=np.ceil(run.init_sigma))
-    return run
+    segment = to_segment(canvas, config.patch, caption["text"], caption["time"], config.coords, record["key"])
+    # More conditions than a segment may have (partially noised frames and shots at once): noise fully.
+    if segment.num_conditions > SEGMENT_CONDITIONS:
+        segment = dataclasses.replace(segment, init_sigma=np.ceil(segment.init_sigma))
+    return segment
 
 
 def clip_batches(
     sources: Source | Sequence[tuple[Source, float]],
-    rows: int,
+    batch_size: int,
     shape: tuple[int, int, int],
     seed: int = 0,
     shards: int = 1,
@@ -160,15 +162,15 @@ def clip_batches(
     """Streams batches {"clip": uint8[B,T,Y,X,3]} without end, for the VAE; checkpointable as `make_pipeline`.
 
     Args:
-      sources: one data set, or several with their weights. Each is shuffled anew each time it has been read through.
-      rows: B, clips of the global batch, over all hosts.
-      shape: (T, Y, X) of the window cut at random from each clip, in frames and pixels.
-      shards, share: as `PipelineConfig.shards` and `make_pipeline` have them.
+      sources: one data set, or several with their weights. Each is reshuffled each time it has been read through.
+      batch_size: B, clips of the global batch, over all hosts.
+      shape: (T, Y, X) of the random crop of each clip, in frames and pixels.
+      shards, share: as in `PipelineConfig.shards` and `make_pipeline`.
       threads: that render or decode clips, on this host.
       prefetch: clips, beyond one batch, that are made ahead.
 
     Raises:
-      UserError: a source is empty, no weight is positive, or (while iterating) a clip is smaller than the window.
+      UserError: a source is empty, no weight is positive, or (while iterating) a clip is smaller than the crop.
     """
     several = isinstance(sources, (list, tuple)) and all(isinstance(source, tuple) for source in sources)
     pairs: Any = sources if several else [(sources, 1.0)]
@@ -179,18 +181,18 @@ def clip_batches(
         )
     crop = functools.partial(_crop, shape=shape)
     weights = [weight for _, weight in weighted]
-    own = own_shards(share, shards, rows, "config.loss")
+    own = own_shards(share, shards, batch_size, "config.loss")
     each = _each(threads, own)
     streams = {}
     for shard in own:
         shares = []
-        for place, (source, _) in enumerate(weighted):
-            # A shard takes its part before the mixing, or its stride could fall in step with the mixture.
-            clips = grain.MapDataset.source(source).shuffle(seed=seed + place).repeat()
-            shares.append(clips.random_map(crop, seed=seed + place)[shard::shards])
+        for index, (source, _) in enumerate(weighted):
+            # A shard takes its part before mixing, or its stride could coincide with the mixture's period.
+            clips = grain.MapDataset.source(source).shuffle(seed=seed + index).repeat()
+            shares.append(clips.random_map(crop, seed=seed + index)[shard::shards])
         mixture = grain.MapDataset.mix(shares, weights=weights)
-        streams[shard] = mixture.to_iter_dataset(_read_options(each, rows // shards + prefetch))
-    return Sharded(streams, rows // shards).map(_stack)
+        streams[shard] = mixture.to_iter_dataset(_read_options(each, batch_size // shards + prefetch))
+    return Sharded(streams, batch_size // shards).map(_stack)
 
 
 def _stack(clips: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -213,14 +215,14 @@ def _crop(clip: Clip, rng: np.random.Generator, shape: tuple[int, int, int]) -> 
     if any(size < wanted for size, wanted in zip(frames.shape, shape)):
         raise UserError(
             f"The clip {clip.key!r} is {'×'.join(map(str, frames.shape[:3]))} (frames, height, width), smaller than "
-            f"the window of {'×'.join(map(str, shape))}: use larger clips or a smaller window."
+            f"the crop of {'×'.join(map(str, shape))}: use larger clips or a smaller crop."
         )
     corner = [int(rng.integers(size - wanted + 1)) for size, wanted in zip(frames.shape, shape)]
     return {"clip": frames[tuple(slice(start, start + wanted) for start, wanted in zip(corner, shape))]}
 
 
 def _each(threads: int, shards: Sequence[int]) -> int:
-    """A shard's part of the host's threads; 0: its clips are made as they are asked for."""
+    """A shard's part of the host's threads; 0: its clips are made on demand."""
     return max(threads // len(shards), min(threads, 1))
 
 

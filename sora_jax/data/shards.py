@@ -1,7 +1,7 @@
-"""How a run's data are dealt out: a fixed number of shards, whatever the number of hosts.
+"""The data of a run in a fixed number of shards, independent of the number of hosts.
 
-A shard is a stream of its own with an equal part of each batch's rows. A host reads the shards whose rows lie on its
-devices, so the global batch is the same on any number of hosts, and a run saved by two goes on with one or four.
+A shard is a stream with an equal part of each batch. A host reads the shards whose part is on its devices, so the
+global batch is the same on any number of hosts, and a run saved by two resumes on one or four.
 """
 
 from __future__ import annotations
@@ -15,23 +15,25 @@ from sora_jax.distributed.mesh import Share
 from sora_jax.errors import UserError
 
 
-def own_shards(share: Share, shards: int, rows: int, section: str = "config.pipeline") -> tuple[int, ...]:
+def own_shards(
+    share: Share, shards: int, batch_size: int, section: str = "config.pipeline"
+) -> tuple[int, ...]:
     """The shards that this host reads.
 
     Args:
-      share: which of the rows are this host's.
-      shards, rows: how many there are in all, and in the global batch.
+      share: the part of the batch that is this host's.
+      shards, batch_size: how many shards there are, and of the global batch.
       section: of the configuration, for the errors.
 
     Raises:
-      UserError: the rows can't be split over the shards, or the shards over the hosts.
+      UserError: the batch can't be split over the shards, or the shards over the hosts.
     """
-    if shards < 1 or rows % shards:
+    if shards < 1 or batch_size % shards:
         raise UserError(
-            f"{section}.batch_size={rows} can't be split evenly over {section}.shards={shards} shards of data: "
+            f"{section}.batch_size={batch_size} can't be split evenly over {section}.shards={shards} shards of data: "
             "make it a multiple of the shards."
         )
-    return share.deal(shards, f"{section}.shards")
+    return share.assign(shards, f"{section}.shards")
 
 
 class Sharded(grain.IterDataset):
@@ -41,9 +43,9 @@ class Sharded(grain.IterDataset):
     table that may hold more.
 
     Args:
-      streams: by its number, each shard that is read here.
-      each: elements that a shard gives at a time.
-      empty: stands for the elements that a finite shard lacks when others go on.
+      streams: the shards that are read here, by number.
+      each: elements taken from a shard at a time.
+      empty: replaces the missing elements of a finite shard that ends before others.
 
     Raises:
       UserError: (from an iterator's `set_state`) a shard's state is missing.
@@ -81,13 +83,12 @@ class _Reading(grain.DatasetIterator):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        # Before there were shards, a state was that of the only one.
-        table = state.get("shards", {"0": state})
+        table = state["shards"]
         missing = [number for number in self._config.numbers if str(number) not in table]
         if missing:
             raise UserError(
                 f"This checkpoint holds the data of {len(table)} shards, and none of shard {missing[0]}: a run keeps "
-                "the number of shards that it began with."
+                "the number of shards that it started with."
             )
         for number, parent in zip(self._config.numbers, self._parents, strict=True):
             parent.set_state(table[str(number)])

@@ -1,7 +1,7 @@
 """Rectified flow as pure functions (Liu et al. 2022; Lipman et al. 2022; Esser et al. 2024).
 
 A straight path leads from data at σ = 0 to noise at σ = 1: x_σ = (1 − σ) x₀ + σ ε. The model learns its velocity
-dx/dσ = ε − x₀, and a solver walks from σ = 1 back to 0. Another objective is another function here.
+dx/dσ = ε − x₀, and a solver integrates it from σ = 1 back to 0. Another objective is another function here.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ def denoise(x: jax.Array, velocity: jax.Array, sigma: jax.Array) -> jax.Array:
 def draw_sigma(
     key: jax.Array, shape: tuple[int, ...], mean: float = 0.0, deviation: float = 1.0
 ) -> jax.Array:
-    """Noise levels whose logit is normal (Esser et al. 2024, equation 19)."""
+    """σ whose logit is normal (Esser et al. 2024, equation 19)."""
     return jax.nn.sigmoid(mean + deviation * jax.random.normal(key, shape))
 
 
 def shift(sigma: jax.Array, factor: jax.Array | float) -> jax.Array:
-    """Moves levels towards noise, s σ / (1 + (s − 1) σ): a longer run hides less per token (ibid., equation 23)."""
+    """Timestep shifting towards noise, s σ / (1 + (s − 1) σ): noise hides less of more tokens (ibid., equation 23)."""
     return sigma / (sigma + (1.0 - sigma) / factor)  # the same, and exactly 1 at σ = 1
 
 
 def shift_factor(tokens: jax.Array, base_tokens: float) -> jax.Array:
-    """s = √(n / n₀) for a run of n tokens, at least 1."""
+    """s = √(n / n₀) for a segment of n tokens, at least 1."""
     return jnp.sqrt(jnp.maximum(tokens / base_tokens, 1.0))
 
 
@@ -47,11 +47,11 @@ def unshift(sigma: jax.Array, factor: jax.Array | float) -> jax.Array:
     return shift(sigma, 1.0 / factor)
 
 
-def schedule(steps: int, factor: jax.Array | float = 1.0, start: jax.Array | float = 1.0) -> jax.Array:
-    """`steps` + 1 levels from `start` to 0, evenly spaced before they are shifted."""
-    start = jnp.asarray(start, jnp.float32)
-    levels = shift(unshift(start, factor) * jnp.linspace(1.0, 0.0, steps + 1), factor)
-    return levels.at[0].set(start)  # not what is left of it after there and back
+def schedule(steps: int, factor: jax.Array | float = 1.0, init_sigma: jax.Array | float = 1.0) -> jax.Array:
+    """`steps` + 1 sigmas from `init_sigma` to 0, evenly spaced before they are shifted."""
+    init_sigma = jnp.asarray(init_sigma, jnp.float32)
+    sigmas = shift(unshift(init_sigma, factor) * jnp.linspace(1.0, 0.0, steps + 1), factor)
+    return sigmas.at[0].set(init_sigma)  # without the rounding of there and back
 
 
 def gather_sigmas(table_bs: jax.Array, ids_bn: jax.Array) -> jax.Array:
@@ -72,7 +72,7 @@ def euler(x: jax.Array, velocity: jax.Array, sigma: jax.Array, next_sigma: jax.A
 def heun(
     x: jax.Array, velocity: jax.Array, next_velocity: jax.Array, sigma: jax.Array, next_sigma: jax.Array
 ) -> jax.Array:
-    """One second-order step: the mean of the slopes at both ends (Karras et al. 2022, algorithm 1)."""
+    """One second-order step: the mean of the velocities at both ends (Karras et al. 2022, algorithm 1)."""
     return x + (next_sigma - sigma) * 0.5 * (velocity + next_velocity)
 
 
@@ -86,19 +86,18 @@ def multistep(
 ) -> jax.Array:
     """One second-order step of one evaluation: DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2).
 
-    With α = 1 − σ its λ is log((1 − σ) / σ), and its first-order step is Euler's. It is that one where a run
-    begins, and where λ has no end: after a step from σ = 1, and in one to σ′ = 0. Its order is two but for a
-    logarithm, for steps in λ don't get shorter near the ends.
+    With α = 1 − σ its λ is log((1 − σ) / σ), and its first-order step is Euler's. It is that one where a segment
+    begins, and where λ is infinite: after a step from σ = 1, and in one to σ′ = 0. Its order is two but for a
+    logarithm, since steps in λ don't get shorter near the ends.
 
     Args:
-      clean, last_clean: the denoised at σ and at the level of the step before.
-      last_sigma: that level; where it isn't above σ there was no such step.
+      clean, last_clean: the denoised at σ and at the σ of the step before.
+      last_sigma: that σ; where it isn't above σ there was no such step.
     """
-    half_log_snr = lambda level: jnp.log1p(-level) - jnp.log(level)
+    half_log_snr = lambda sigma: jnp.log1p(-sigma) - jnp.log(sigma)
     ahead = half_log_snr(next_sigma) - half_log_snr(sigma)
-    behind = half_log_snr(sigma) - half_log_snr(
-        last_sigma
-    )  # infinite after a step from σ = 1: no extrapolation
+    # Infinite after a step from σ = 1: no extrapolation.
+    behind = half_log_snr(sigma) - half_log_snr(last_sigma)
     usable = (last_sigma > sigma) & (next_sigma > 0)
     ratio = jnp.where(usable, ahead / (2 * behind), 0.0)
     target = clean + ratio * (clean - last_clean)
@@ -113,15 +112,15 @@ def corrector(
     sigma: jax.Array,
     last_sigma: jax.Array,
 ) -> jax.Array:
-    """The step that led to `x` taken again, knowing the denoised at its end: UniC-1 (Zhao et al. 2023).
+    """The step that led to `x` repeated with the denoised at its end: UniC-1 (Zhao et al. 2023).
 
     Before `multistep` it makes a predictor and corrector of one evaluation, as UniPC; that paper's second order
     corrects with one denoised more.
 
     Args:
       x, clean: at σ, where the step ended.
-      last_x, last_clean: at `last_sigma`, where it began; where that isn't above σ there was none, and `x` remains.
+      last_x, last_clean: at `last_sigma`, where it began; where that isn't above σ there was no step, and `x` stays.
     """
     target = 0.5 * (clean + last_clean)
-    again = euler(last_x, velocity_at(last_x, target, last_sigma), last_sigma, sigma)
-    return jnp.where(last_sigma > sigma, again, x)
+    corrected = euler(last_x, velocity_at(last_x, target, last_sigma), last_sigma, sigma)
+    return jnp.where(last_sigma > sigma, corrected, x)

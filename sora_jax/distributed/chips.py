@@ -1,4 +1,4 @@
-"""Chips and the slices of them that can be had: what the planner and the log of a run know of machines.
+"""Chips and the slices that are offered, for the planner and the log of a run.
 
 Speeds, memory and links of TPUs are Google's (docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e and /tpu7x), of GPUs
 NVIDIA's (data sheets of the A100 80GB SXM, H100 SXM and H200 SXM), read in November 2026. Between GPUs' machines a
@@ -33,7 +33,7 @@ class Chip:
       network: bytes a second to other chips, out of a chip, over all its links (a torus' links, NVLink).
       dollars: an hour of a chip.
       price: where that is from.
-      slices: that can be had, AxB or AxBxC, by number of chips; empty: any number of chips.
+      slices: that are offered, AxB or AxBxC, by number of chips; empty: any number of chips.
       machine, across: of GPUs, how many share those links, and bytes a second out of a chip to other machines.
       devices: of a chip.
       layout: libtpu's name for how a chip's cores are joined, where it isn't the default.
@@ -107,7 +107,7 @@ class Topology:
 
     @property
     def chip(self) -> Chip | None:
-        """What is known of its chips; nothing of simulated ones."""
+        """Its kind of chip; None for simulated devices."""
         return CHIPS.get(self.kind)
 
     @property
@@ -156,7 +156,7 @@ def read_topology(text: str) -> Topology:
 
 
 def describe_slices(chip: Chip) -> str:
-    """Its slices, in words."""
+    """Its slices, as text."""
     if not chip.slices:
         return "any number"
     if chip.slices == _SQUARES:
@@ -166,7 +166,7 @@ def describe_slices(chip: Chip) -> str:
 
 
 def _nearest(kind: str, shape: str) -> str:
-    """The slices next to one that there isn't: of fewer and of more chips."""
+    """The existing slices of fewer and of more chips nearest to one that doesn't exist."""
     slices, sides = CHIPS[kind].slices, shape.split("x")
     if not all(side.isdecimal() and 0 < int(side) < 10**6 for side in sides):
         return f"write one as {kind}:{slices[2]}"
@@ -181,5 +181,5 @@ def _nearest(kind: str, shape: str) -> str:
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """What is known of a device, by its kind."""
+    """The chip of a device kind, if it is known."""
     return next((chip for chip in CHIPS.values() if device_kind.startswith(chip.kinds)), None)

@@ -1,7 +1,7 @@
 """Several hosts: the same program, started once on each, joined into one job.
 
-The hosts meet (`meeting`, which says why), then start `jax.distributed` at the same address. What they tell each other
-goes over the connections by which they met, not over the devices, and may wait for as long as it takes.
+The hosts connect (`rendezvous`, which says why), then start `jax.distributed` at the same address. Messages between
+them go over those connections, not over the devices, and may wait for as long as it takes.
 
 A host is a process: under SLURM or Open MPI there may be several on a machine, one a GPU.
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from sora_jax.distributed.rendezvous import Watch, end_process, meet
+from sora_jax.distributed.rendezvous import Watch, connect_hosts, end_process
 from sora_jax.errors import UserError
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "SORA_JAX_HOSTS", "SORA_JAX_HOST"
@@ -25,7 +25,7 @@ ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "SORA_JAX_HOSTS", "SORA_JAX_H
 
 @dataclasses.dataclass(frozen=True)
 class Hosts:
-    """Who takes part; each field has a flag of its name in `python -m sora_jax.train`.
+    """The hosts of a job; each field has a flag of its name in `python -m sora_jax.train`.
 
     Attributes:
       coordinator: HOST:PORT of host 0, which the others can reach; else from JAX_COORDINATOR_ADDRESS.
@@ -33,8 +33,8 @@ class Hosts:
         process alone.
       host: which of them this is, from 0; else from SORA_JAX_HOST.
       join_timeout: seconds that hosts wait for each other at the start.
-      host_timeout: seconds without a sign of life after which a host is taken for gone; where a process dies and its
-        machine lives on, the others know at once.
+      host_timeout: seconds without a heartbeat after which a host is taken for gone; where a process dies and its
+        machine stays up, the others know at once.
     """
 
     coordinator: str = ""
@@ -45,17 +45,17 @@ class Hosts:
 
     @property
     def count(self) -> str:
-        """`hosts`, or what the environment says of it."""
+        """`hosts`, or the environment's."""
         return self.hosts or os.environ.get(COUNT, "1")
 
     def find(self) -> tuple[str, int, int]:
         """Address, number of hosts and this one's, from the fields, the environment or the cluster.
 
         Raises:
-          UserError: something is missing or no number, or there is no cluster that is known.
+          UserError: something is missing or no number, or no known cluster is found.
         """
         if self.count == "auto":
-            # No public call tells this without joining at once, which ends the process where a host is missing.
+            # No public call returns this without joining at once, which ends the process where a host is missing.
             from jax._src.clusters import ClusterEnv
 
             try:
@@ -63,7 +63,7 @@ class Hosts:
                     None, None, None, None, None, int(self.join_timeout)
                 )
             except RuntimeError as error:
-                raise UserError(f"--hosts=auto can't tell the hosts of this cluster: {error}.") from error
+                raise UserError(f"--hosts=auto can't find the hosts of this cluster: {error}.") from error
             if address is None or count is None or index is None:
                 raise UserError(
                     "--hosts=auto finds no TPU pod, SLURM, Open MPI or Kubernetes here: name the hosts with "
@@ -88,7 +88,7 @@ class Hosts:
 def _whole(text: str, flag: str, least: int) -> int:
     if not text.isdecimal() or int(text) < least:
         raise UserError(
-            f"{flag}={text} is no whole number of {least} or more: say how many hosts, and which."
+            f"{flag}={text} is no whole number of {least} or more: give the number of hosts, and this one's."
         )
     return int(text)
 
@@ -100,25 +100,25 @@ def join(config: Hosts, about: Any = None) -> int:
       about: a JSON-able value that must be the same on all hosts, such as the configuration.
 
     Raises:
-      UserError: a host never came, or was started in another way than host 0.
+      UserError: a host never joined, or was started in another way than host 0.
     """
     global _watch
     address, count, index = config.find()
     if count == 1:
         return 0
-    peers = meet(address, count, index, config.join_timeout, about)
+    peers = connect_hosts(address, count, index, config.join_timeout, about)
     _watch = Watch(peers, index, config.host_timeout)
-    # SIGTERM stays this program's own, see `train.stopping`; the other one is what several hosts' CPUs speak.
+    # SIGTERM is handled in `train.stopping`; gloo is what collectives between CPUs of several hosts need.
     jax.config.update("jax_enable_preemption_service", False)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
         address,
         count,
         index,
-        # By itself it would take a SLURM task's number for its GPU's where the user named the hosts.
+        # Otherwise JAX takes a SLURM task's number for its GPU's where the user named the hosts.
         cluster_detection_method=None if config.count == "auto" else "deactivate",
         initialization_timeout=int(config.join_timeout),
-        # Later than the watch, which ends a process with a sentence: JAX aborts it.
+        # Later than the watch's, which ends a process with an error message, where JAX aborts it.
         heartbeat_timeout_seconds=int(3 * config.host_timeout) + 10,
         shutdown_timeout_seconds=int(config.host_timeout) + 10,
     )
@@ -129,7 +129,7 @@ def all_gather_json(value: Any) -> list[Any]:
     """Every host's JSON-able value, in their order; returns when all have called it. All must, in the same order.
 
     Raises:
-      UserError: JAX knows of other processes, which didn't join by `join`.
+      UserError: JAX has other processes, which weren't joined by `join`.
     """
     if _watch is not None:
         return _watch.all_gather_json(value)
@@ -142,7 +142,7 @@ def all_gather_json(value: Any) -> list[Any]:
 
 
 def barrier() -> None:
-    """Returns when all hosts are here."""
+    """Returns when all hosts have called it."""
     all_gather_json(None)
 
 
@@ -154,7 +154,7 @@ def assert_equal_across_hosts(value: Any, sentence: str) -> None:
 
 
 def leave() -> None:
-    """Ends this process's part when its work is done; returns when all have done theirs."""
+    """Leaves the job when this process's work is done; returns when all have done theirs."""
     global _watch
     if _watch is not None:
         barrier()
@@ -164,25 +164,25 @@ def leave() -> None:
 
 
 def failure_hint(advice: Callable[[], str]) -> None:
-    """What to say to the user when a host is gone: a sentence, asked for then."""
+    """Sets the advice that is appended to the error when a host is lost; called at that time."""
     if _watch is not None:
         _watch.advice = advice
 
 
 def fail(status: int, error: BaseException, traceback: bool = False) -> None:
-    """Tells the other hosts that this one ends with an error, and ends it; returns where there are no others.
+    """Reports to the other hosts that this one fails, and ends it; returns where there are no others.
 
-    Nothing that JAX does at a process's end is waited for: it would wait for the others.
+    Exit handlers are skipped: JAX's would wait for the others.
     """
     if _watch is not None:
-        _watch.tell({"ended": str(error).strip() or type(error).__name__})
+        _watch.broadcast({"ended": str(error).strip() or type(error).__name__})
         if traceback:
             sys.excepthook(type(error), error, error.__traceback__)
         end_process(status)
 
 
-def await_loss(seconds: float = 5.0) -> None:
-    """Waits whether an error of this host's comes from another one's end: then the watch ends this process."""
+def wait_for_loss_report(seconds: float = 5.0) -> None:
+    """Waits in case another host's end caused an error on this one: then the watch ends this process."""
     if _watch is not None:
         time.sleep(seconds)
 

@@ -1,6 +1,6 @@
 """Devices: the mesh, and the one table that maps axis letters to its axes.
 
-Model code names axes by letter and knows no device; on one device every sharding here is trivial.
+Model code names axes by letter, never devices; on one device every sharding here is trivial.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ LETTER_AXES: dict[str, str | tuple[str, ...]] = {
     "H": "tensor",
     "W": "tensor",
 }
-# While a token attends to its row, rows are whole and a device has some of the heads instead (DeepSpeed-Ulysses,
-# Jacobs et al. 2023), by all-to-alls; or rows stay split, and keys go round (`models/attention/ring.py`).
+# In attention sequences are whole and a device has some of the heads instead (DeepSpeed-Ulysses, Jacobs et al. 2023),
+# by all-to-alls; or sequences stay split, and keys are exchanged in a ring (`models/attention/ring.py`).
 HEADS = ("tensor", "sequence")
-# Parameters, their averages and the optimizer's moments lie split over all of these (ZeRO-3).
+# Parameters, their averages and the optimizer's moments are sharded over all of these (ZeRO-3).
 PARAM_AXES = ("tensor", "fsdp", "sequence")
 HOST_MEMORY = "pinned_host"
 
@@ -39,10 +39,10 @@ class MeshConfig:
     """Number of devices along each axis of the mesh; one of them may be -1: the rest of the devices.
 
     Attributes:
-      data: copies of the model, each with rows of its own.
-      fsdp: rows are split over it too, and so is each parameter (ZeRO-3).
+      data: copies of the model, each with its own part of the batch.
+      fsdp: the batch is split over it too, and so is each parameter (ZeRO-3).
       tensor: attention heads and the hidden widths of MLPs are split over it.
-      sequence: the token slots of a row are split over it.
+      sequence: the token positions of a sequence are split over it.
     """
 
     data: int = 1
@@ -68,14 +68,14 @@ class MeshConfig:
             sizes[free[0]] = devices // known
         if math.prod(sizes.values()) != devices:
             raise UserError(
-                f"The mesh ({written}) asks for {'a multiple of ' if free else ''}{known} devices and there are "
+                f"The mesh ({written}) needs {'a multiple of ' if free else ''}{known} devices and there are "
                 f"{devices}: change config.mesh, for example data=-1 for all that are left."
             )
         return sizes
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """Lays the devices (default: all) out as a mesh.
+    """Arranges the devices (default: all) as a mesh.
 
     Raises:
       UserError: the sizes don't multiply to the number of devices.
@@ -83,12 +83,12 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     devices = jax.devices() if devices is None else devices
     sizes = tuple(config.sizes(len(devices)).values())
     # Not jax.make_mesh: that refuses sizes that divide an axis of the chips' own torus.
-    laid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    return Mesh(laid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    array = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(array, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def platform() -> str:
-    """What programs are for, "cpu", "gpu" or "tpu": the devices of the mesh that is set, which may be far away."""
+    """What programs are for, "cpu", "gpu" or "tpu": the devices of the current mesh, which may not be attached."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
@@ -99,12 +99,12 @@ def spec(letters: str) -> PartitionSpec:
 
 
 def sharding(mesh: Mesh, letters: str) -> NamedSharding:
-    """How an array whose axes are named by `letters` lies on `mesh`; "" is a copy on every device."""
+    """The sharding on `mesh` of an array whose axes are named by `letters`; "" is replicated."""
     return NamedSharding(mesh, spec(letters))
 
 
 def constrain(x: jax.Array, letters: str) -> jax.Array:
-    """Pins `x` to the sharding of its letters, inside jit; does nothing where no mesh is set."""
+    """Constrains `x` to the sharding of its letters, inside jit; does nothing where no mesh is set."""
     if len(letters) != x.ndim:
         raise ValueError(f"{letters!r} names {len(letters)} axes and the array has {x.ndim}.")
     if jax.sharding.get_abstract_mesh().empty:
@@ -113,10 +113,10 @@ def constrain(x: jax.Array, letters: str) -> jax.Array:
 
 
 def gather_kernel(kernel: jax.Array, shape: tuple[int, ...], letters: str) -> jax.Array:
-    """A matrix [in, out], from how it is kept (`parameter_sharding`) to `shape`, laid as its letters say."""
+    """A matrix [in, out], from its `parameter_sharding` to `shape`, sharded as its letters say."""
     split = any(LETTER_AXES.get(letter) == PARAM_AXES[0] for letter in letters)
     if split and not jax.sharding.get_abstract_mesh().empty:
-        # First over that axis alone: from there to any other letter's place is one exchange.
+        # First over that axis alone: from there any other letter takes one collective.
         kernel = jax.lax.with_sharding_constraint(kernel, PartitionSpec(PARAM_AXES[0]))
     return constrain(kernel.reshape(shape), letters)
 
@@ -128,15 +128,15 @@ def ulysses(
     v_bnhf: jax.Array,
     ids_bn: jax.Array,
 ) -> jax.Array:
-    """`function` of these, each device with rows and heads of its own; plainly where no mesh is set.
+    """`function` of these under `shard_map`, each device with sequences and heads of its own; as it is without a mesh.
 
-    For what the compiler can't split by itself (kernels), or splits badly (loops over what rows hold). Nothing may
-    pass from row to row or from head to head. Rows that can't be dealt out evenly are done by every device.
+    For what the compiler can't partition (kernels), or partitions badly (loops over the contents of sequences). It must
+    not mix sequences or heads. A batch that can't be split evenly is computed by every device.
 
     Raises:
       UserError: tensor x sequence devices don't divide the heads.
     """
-    return _deal(function, None, HEADS, (q_bnhf, k_bnhf, v_bnhf, ids_bn))
+    return _shard_attention(function, None, HEADS, (q_bnhf, k_bnhf, v_bnhf, ids_bn))
 
 
 def ring_parallel(
@@ -146,19 +146,19 @@ def ring_parallel(
     v_bnhf: jax.Array,
     ids_bn: jax.Array,
 ) -> jax.Array:
-    """As `ulysses`, but each device has slots of its own, with some of the heads where `tensor` splits them.
+    """As `ulysses`, but each device has positions of its own, with some of the heads where `tensor` splits them.
 
-    `function` asks other devices along `sequence` for what it needs of theirs.
+    `function` communicates with the other devices along `sequence`.
 
     Raises:
       UserError: `tensor` devices don't divide the heads.
     """
-    return _deal(function, LETTER_AXES["N"], LETTER_AXES["H"], (q_bnhf, k_bnhf, v_bnhf, ids_bn))
+    return _shard_attention(function, LETTER_AXES["N"], LETTER_AXES["H"], (q_bnhf, k_bnhf, v_bnhf, ids_bn))
 
 
-def _deal(
+def _shard_attention(
     function: Callable[..., jax.Array],
-    slots: str | tuple[str, ...] | None,
+    positions: str | tuple[str, ...] | None,
     heads: str | tuple[str, ...],
     given: tuple[jax.Array, ...],
 ) -> jax.Array:
@@ -166,19 +166,19 @@ def _deal(
     if mesh.size <= 1:
         return function(*given)
     check_heads(q_bnhf.shape[2], heads)
-    rows = LETTER_AXES["B"] if q_bnhf.shape[0] % _parts(mesh, LETTER_AXES["B"]) == 0 else None
-    split, ids = PartitionSpec(rows, slots, heads), PartitionSpec(rows, slots)
+    batch_axes = LETTER_AXES["B"] if q_bnhf.shape[0] % _parts(mesh, LETTER_AXES["B"]) == 0 else None
+    split, ids = PartitionSpec(batch_axes, positions, heads), PartitionSpec(batch_axes, positions)
     dealt = jax.shard_map(function, in_specs=(split, split, split, ids), out_specs=split, check_vma=False)
     return dealt(*given)
 
 
 def sequence_is_split() -> bool:
-    """Whether the mesh that is set splits rows' slots over devices."""
+    """Whether the mesh that is set splits sequences over devices."""
     return _parts(jax.sharding.get_abstract_mesh(), LETTER_AXES["N"]) > 1
 
 
 def check_heads(heads: int, over: str | tuple[str, ...] = HEADS) -> None:
-    """Raises UserError where the mesh that is set can't deal out so many heads over these of its axes."""
+    """Raises UserError where the mesh that is set can't split so many heads over these of its axes."""
     mesh, axes = jax.sharding.get_abstract_mesh(), _axes(over)
     parts = _parts(mesh, axes)
     if heads % parts:
@@ -191,25 +191,25 @@ def check_heads(heads: int, over: str | tuple[str, ...] = HEADS) -> None:
         )
 
 
-def check_sequence_split(patches: int, words: int) -> None:
-    """Raises UserError where the mesh that is set can't deal out a row of so many slots of patches and of words."""
+def check_sequence_split(patches: int, text: int) -> None:
+    """Raises UserError where the mesh that is set can't split a sequence of so many positions for patches and text."""
     parts = _parts(jax.sharding.get_abstract_mesh(), LETTER_AXES["N"])
-    if patches % parts or words % parts:
+    if patches % parts or text % parts:
         raise UserError(
-            f"A row of {patches} slots for patches and {words} for words can't be split over sequence = {parts} "
-            f"devices: make both multiples of {parts}, such as {_up(patches, parts)} and {_up(words, parts)} "
-            "(config.pipeline.seq_len and text_len), or change config.mesh.sequence."
+            f"Sequences of {patches} positions for patches and {text} for text can't be split over sequence = "
+            f"{parts} devices: make both multiples of {parts}, such as {_round_up(patches, parts)} and "
+            f"{_round_up(text, parts)} (config.pipeline.seq_len and text_len), or change config.mesh.sequence."
         )
 
 
-def _up(count: int, parts: int) -> int:
+def _round_up(count: int, parts: int) -> int:
     return -(-count // parts) * parts
 
 
 def parameter_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-    """How a parameter is kept: one of its axes split over as many axes of `PARAM_AXES` as divide it.
+    """The stored sharding of a parameter: one of its axes split over as many axes of `PARAM_AXES` as divide it.
 
-    Of a matrix that is the input's, if it can be: what is split by the result's letters is gathered from it then.
+    Of a matrix that is the input axis, where possible: from it the compiler gathers what the result's letters split.
     """
 
     def over(size: int) -> tuple[str, ...]:
@@ -230,7 +230,7 @@ def parameter_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
 
 
 def parameter_shardings(mesh: Mesh, tree: Any) -> Any:
-    """That of each leaf of a pytree of arrays, or of shapes."""
+    """`parameter_sharding` of each leaf of a pytree of arrays, or of shapes."""
     return jax.tree.map(lambda leaf: parameter_sharding(mesh, leaf.shape), tree)
 
 
@@ -243,7 +243,7 @@ def _parts(mesh: Any, axes: str | tuple[str, ...]) -> int:
 
 
 def on_host(shardings: Any) -> Any:
-    """The same shardings in the memory of the devices' host, from where `to_device` brings arrays inside jit.
+    """The same shardings in the memory of the devices' host, from where `to_device` copies arrays inside jit.
 
     Raises:
       UserError: these devices have no such memory.
@@ -258,18 +258,18 @@ def on_host(shardings: Any) -> Any:
 
 
 def to_device(tree: Any) -> Any:
-    """Arrays in the devices' own memory, inside jit; those that are there stay as they are."""
+    """Arrays in the devices' own memory, inside jit; those already there are returned unchanged."""
     return jax.tree.map(lambda x: jax.device_put(x, jax.memory.Space.Device), tree)
 
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """Which of a batch's rows each process has on its devices; by default one process has them all.
+    """Which part of the batch each process has on its devices; by default one process has all of it.
 
     Attributes:
-      held: for each process, which of `parts` equal parts of the rows; several may hold the same ones.
-      parts: into how many the mesh splits the rows.
-      process: this process's place in `held`.
+      held: for each process, which of `parts` equal parts of the batch; several may hold the same ones.
+      parts: into how many the mesh splits the batch.
+      process: this process's index in `held`.
     """
 
     held: tuple[tuple[int, ...], ...] = ((0,),)
@@ -278,11 +278,11 @@ class Share:
 
     @property
     def copies(self) -> float:
-        """How many processes hold a row."""
+        """How many processes hold each sequence."""
         return sum(map(len, self.held)) / self.parts
 
-    def deal(self, shards: int, name: str = "shards") -> tuple[int, ...]:
-        """This process's of `shards` equal shards of the rows: those that make up what its devices hold.
+    def assign(self, shards: int, name: str = "shards") -> tuple[int, ...]:
+        """This process's of `shards` equal shards of the batch: those that make up what its devices hold.
 
         Args:
           name: the configuration's key, for the error.
@@ -290,15 +290,15 @@ class Share:
         Raises:
           UserError: some process holds a piece of a shard.
         """
-        dealt = [self._within(held, shards) for held in self.held]
-        if any(len(own) * self.parts != len(held) * shards for own, held in zip(dealt, self.held)):
+        assigned = [self._within(held, shards) for held in self.held]
+        if any(len(own) * self.parts != len(held) * shards for own, held in zip(assigned, self.held)):
             fit = [str(count) for count in range(1, shards + 1) if shards % count == 0]
             raise UserError(
-                f"The data of this run lie in {name}={shards} shards, which can't be dealt out to the {len(self.held)} "
-                f"hosts of this mesh: go on with {' or '.join(fit)} of them, each with a part of data x fsdp of its "
-                f"own; or begin another run with {name} a multiple of {self._fewest()}."
+                f"The data of this run are in {name}={shards} shards, which can't be split over the {len(self.held)} "
+                f"hosts of this mesh: use {' or '.join(fit)} of them, each with a part of data x fsdp of its "
+                f"own; or start another run with {name} a multiple of {self._fewest()}."
             )
-        return dealt[self.process]
+        return assigned[self.process]
 
     def _fewest(self) -> int:
         def fits(shards: int) -> bool:
@@ -309,7 +309,7 @@ class Share:
         return next(shards for shards in range(1, self.parts + 1) if fits(shards))
 
     def _within(self, held: tuple[int, ...], shards: int) -> tuple[int, ...]:
-        """The shards all of whose rows lie in the parts `held`."""
+        """The shards that are wholly in the parts `held`."""
 
         def parts(shard: int) -> range:
             return range(shard * self.parts // shards, -(-(shard + 1) * self.parts // shards))
@@ -320,8 +320,8 @@ class Share:
 WHOLE = Share()
 
 
-def row_share(mesh: Mesh) -> Share:
-    """Which rows of a batch lie on which process's devices."""
+def batch_share(mesh: Mesh) -> Share:
+    """Which parts of a batch are on which process's devices."""
     parts = _parts(mesh, LETTER_AXES["B"])
     owners = [{device.process_index for device in row} for row in mesh.devices.reshape(parts, -1)]
     processes = sorted(set().union(*owners))
@@ -329,33 +329,33 @@ def row_share(mesh: Mesh) -> Share:
     return Share(held, parts, processes.index(jax.process_index()))
 
 
-def place_rows(mesh: Mesh, batch: Any) -> Any:
-    """Puts this process's rows of a batch (numpy leaves, first axis B) on its devices, as one global array each.
+def place_batch(mesh: Mesh, batch: Any) -> Any:
+    """Puts this process's part of a batch (numpy leaves, first axis B) on its devices, as one global array each.
 
     Args:
-      batch: the rows that `row_share` says this process holds, in their order in the global batch.
+      batch: the part that `batch_share` says this process holds, in its order in the global batch.
 
     Raises:
-      UserError: the rows don't divide over the devices.
+      UserError: the batch doesn't divide over the devices.
     """
-    share, rows = row_share(mesh), sharding(mesh, "B")
+    share, batch_axes = batch_share(mesh), sharding(mesh, "B")
     own = share.held[share.process]
 
     def place(leaf: np.ndarray) -> jax.Array:
         count, rest = divmod(leaf.shape[0] * share.parts, len(own))
         if rest or count % share.parts:
             raise UserError(
-                f"A batch of {count} rows doesn't divide over data x fsdp = {share.parts} devices: make the rows "
+                f"A batch of {count} doesn't divide over data x fsdp = {share.parts} devices: make batch_size "
                 "a multiple of it, or change config.mesh."
             )
         if len(own) == share.parts:
-            return jax.make_array_from_process_local_data(rows, leaf, leaf.shape)
+            return jax.make_array_from_process_local_data(batch_axes, leaf, leaf.shape)
         a_part = count // share.parts
 
         def piece(index: tuple[slice, ...]) -> np.ndarray:
             first = own.index((index[0].start or 0) // a_part) * a_part
             return leaf[first : first + a_part]
 
-        return jax.make_array_from_callback((count, *leaf.shape[1:]), rows, piece)
+        return jax.make_array_from_callback((count, *leaf.shape[1:]), batch_axes, piece)
 
     return jax.tree.map(place, batch)

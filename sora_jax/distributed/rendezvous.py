@@ -1,21 +1,21 @@
-"""Where the hosts of a job meet, how each hears that another is gone, and what they tell each other: TCP, without JAX.
+"""Rendezvous of the hosts of a job, a watch on lost hosts, and an all-gather of JSON: over TCP, without JAX.
 
-Host 0 listens at the job's address until all have come; then `jax.distributed` starts there, and the connections stay
-open. A host that loses another one, or that ends with an error, tells the others, and each ends with one sentence and
-status 2.
+Host 0 listens at the job's address until all have joined; then `jax.distributed` starts there, and the connections stay
+open. A host that loses another one, or that ends with an error, reports it to the others, and each ends with a
+one-sentence error and status 2.
 
 Why not by JAX alone? Tried with two processes over gloo, JAX 0.12.0.1 and 0.10.2, public functions only:
 
-- A host that never comes: `jax.distributed.initialize` doesn't raise after `initialization_timeout`; the process is
+- A host that never joins: `jax.distributed.initialize` doesn't raise after `initialization_timeout`; the process is
   aborted in C++ (SIGABRT, some 15 lines), and nothing says which host is missing.
 - A host that is killed or hangs: the others are aborted the same way (30 lines) once the heartbeat is missed, six
   seconds later with `heartbeat_timeout_seconds=10`; all at once where it is host 0. So are they where a host ends with
-  an error of its own, and the host itself, as it waits for them on its way out. No public call hears of it first.
-- `jax_enable_recoverability` with `multihost_utils.live_devices` in a thread does hear that another host is gone or
-  hangs, also with the heartbeat, but not where it is host 0: there all are aborted still. JAX calls both experimental.
-- `multihost_utils.process_allgather` would do for `exchange` once all have met, however long one waits (7 minutes
-  tried); at the first one hosts may be 2 minutes apart at most, else all are aborted. Being a program for the devices
-  it begins only after the training step that is under way, which the host is not to wait for.
+  an error of its own, and the host itself, as it waits for them on its way out. No public call reports it before.
+- `jax_enable_recoverability` with `multihost_utils.live_devices` in a thread does report that another host is gone or
+  hangs, also by heartbeat, but not where it is host 0: there all are aborted still. JAX calls both experimental.
+- `multihost_utils.process_allgather` would do for `all_gather_json` once all have joined, however long one
+  waits (7 minutes tried); at the first call hosts may be 2 minutes apart at most, else all are aborted. As it is a
+  program for the devices, it starts only after the current training step, which the host must not wait for.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from typing import Any, NoReturn
 from sora_jax.errors import UserError
 
 
-def meet(address: str, count: int, index: int, wait: float, about: Any) -> dict[int, socket.socket]:
+def connect_hosts(address: str, count: int, index: int, wait: float, about: Any) -> dict[int, socket.socket]:
     """Waits for the other hosts; returns the connections to them by number: host 0 has all, the others host 0's.
 
     Args:
@@ -46,14 +46,14 @@ def meet(address: str, count: int, index: int, wait: float, about: Any) -> dict[
       about: a JSON-able value that must be host 0's on all.
 
     Raises:
-      UserError: a host never came, or was started in another way than host 0.
+      UserError: a host never joined, or was started in another way than host 0.
     """
     hello = {"host": index, "hosts": count, "about": about}
     until = time.monotonic() + wait
     if index == 0:
         return _gather(address, hello, until, wait)
     name, _, port = address.rpartition(":")
-    reason = "nothing was there"
+    reason = "no connection yet"
     while (left := until - time.monotonic()) > 0:
         try:
             peer = socket.create_connection((name.strip("[]"), int(port)), timeout=left)
@@ -68,13 +68,13 @@ def meet(address: str, count: int, index: int, wait: float, about: Any) -> dict[
         except UserError:
             raise
         except ConnectionRefusedError:
-            reason = "nothing listens there"
+            reason = "connection refused"
         except (OSError, ValueError, TypeError) as error:
             reason = str(error) or type(error).__name__
         time.sleep(min(0.2, max(left, 0)))
     raise UserError(
-        f"Host {index} waited {wait:g} s for host 0 at {address} in vain ({reason}): start host 0, check the address "
-        "and that its port can be reached from here, or wait longer with --join_timeout."
+        f"Host {index} could not reach host 0 at {address} within {wait:g} s ({reason}): start host 0, check the "
+        "address and that its port can be reached from here, or wait longer with --join_timeout."
     )
 
 
@@ -84,16 +84,16 @@ def _gather(address: str, hello: dict[str, Any], until: float, wait: float) -> d
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
     try:
-        door = socket.create_server(("", port), family=family, backlog=count, dualstack_ipv6=both)
+        server = socket.create_server(("", port), family=family, backlog=count, dualstack_ipv6=both)
     except OSError as error:
         raise UserError(
             f"Host 0 can't listen at port {port} ({error.strerror}): choose another in --coordinator, the same on all."
         ) from error
-    with door:
+    with server:
         while len(peers) < count - 1:
-            door.settimeout(max(until - time.monotonic(), 0.001))
+            server.settimeout(max(until - time.monotonic(), 0.001))
             try:
-                peer, _ = door.accept()
+                peer, _ = server.accept()
             except TimeoutError:
                 missing = ", ".join(str(i) for i in range(1, count) if i not in peers)
                 sentence = (
@@ -101,29 +101,29 @@ def _gather(address: str, hello: dict[str, Any], until: float, wait: float) -> d
                     "all with the same --coordinator and --hosts, each with its own --host; or wait longer with "
                     "--join_timeout."
                 )
-                _tell(list(peers.values()), {"refused": sentence})
+                _send(list(peers.values()), {"refused": sentence})
                 raise UserError(sentence) from None
             peer.settimeout(5.0)
             try:
                 other = json.loads(_line(peer))
                 number = int(other["host"])
-                refused = _refuse(hello, other, number in peers and _alive(peers[number]))
+                refused = _refusal(hello, other, number in peers and _alive(peers[number]))
             except (OSError, ValueError, TypeError, KeyError):
-                peer.close()  # none of ours
+                peer.close()  # not a host of this job
                 continue
             if refused:
-                _tell([peer], {"refused": refused})
+                _send([peer], {"refused": refused})
             else:
                 peers[number] = peer
-    _tell(list(peers.values()), {"go": count})
+    _send(list(peers.values()), {"go": count})
     return dict(sorted(peers.items()))
 
 
-def _refuse(hello: dict[str, Any], other: dict[str, Any], there: bool) -> str | None:
+def _refusal(hello: dict[str, Any], other: dict[str, Any], is_alive: bool) -> str | None:
     number, count = other["host"], hello["hosts"]
     if other["hosts"] != count or not 0 < number < count:
         return f"Host {number} was started as one of {other['hosts']} and host 0 as one of {count}: give all the same."
-    if there:
+    if is_alive:
         return f"There is a host {number} of this job already: give each host a --host of its own."
     if other["about"] != hello["about"]:
         return (
@@ -132,9 +132,9 @@ def _refuse(hello: dict[str, Any], other: dict[str, Any], there: bool) -> str | 
     return None
 
 
-def _tell(peers: list[socket.socket], message: dict[str, Any]) -> None:
+def _send(peers: list[socket.socket], message: dict[str, Any]) -> None:
     for peer in peers:
-        # One that is gone is found out by who waits for it.
+        # A host that is gone is detected by the watch.
         with contextlib.suppress(OSError):
             peer.sendall(json.dumps(message).encode() + b"\n")
 
@@ -150,7 +150,7 @@ def _alive(peer: socket.socket) -> bool:
 
 
 def _line(peer: socket.socket) -> bytes:
-    """What it says up to the end of a line, and no byte more: what follows is the watch's."""
+    """Reads up to the end of a line, and no byte more: what follows is read by the watch."""
     line = b""
     while not line.endswith(b"\n"):
         byte = peer.recv(1)
@@ -161,54 +161,54 @@ def _line(peer: socket.socket) -> bytes:
 
 
 class Watch(threading.Thread):
-    """Hears from the other hosts (host 0 from all, the others from host 0), and ends this one when one is lost."""
+    """Receives heartbeats and messages of other hosts (host 0 of all, others of host 0); ends this one on a loss."""
 
-    def __init__(self, peers: dict[int, socket.socket], host: int, patience: float):
+    def __init__(self, peers: dict[int, socket.socket], host: int, timeout: float):
         super().__init__(name="hosts", daemon=True)
         self.advice: Callable[[], str] = lambda: "start the job again."
-        self._peers, self._host, self._patience = peers, host, patience
+        self._peers, self._host, self._timeout = peers, host, timeout
         self._done: set[int] = set()
         self._values: dict[int, queue.SimpleQueue[Any]] = {number: queue.SimpleQueue() for number in peers}
         self._lock = threading.Lock()
         self.start()
 
-    def tell(self, message: Any, but: int | None = None) -> None:
+    def broadcast(self, message: Any, but: int | None = None) -> None:
         with self._lock:
-            _tell([peer for number, peer in self._peers.items() if number != but], message)
+            _send([peer for number, peer in self._peers.items() if number != but], message)
 
     def all_gather_json(self, value: Any) -> list[Any]:
         """Every host's value, in their order, once all have called this: host 0 gathers them."""
         if self._host:
-            self.tell({"value": value})
+            self.broadcast({"value": value})
             return self._values[0].get()
         values = [value, *(self._values[number].get() for number in sorted(self._peers))]
-        self.tell({"value": values})
+        self.broadcast({"value": values})
         return values
 
     def leave(self) -> None:
         self._done.update(self._peers)
-        self.tell({"done": self._host})
+        self.broadcast({"done": self._host})
 
     def run(self) -> None:
-        pulse = min(self._patience / 6, 10.0)
-        heard, rests = dict.fromkeys(self._peers, time.monotonic()), dict.fromkeys(self._peers, b"")
-        selector, told = selectors.DefaultSelector(), 0.0
+        interval = min(self._timeout / 6, 10.0)
+        last_seen, buffers = dict.fromkeys(self._peers, time.monotonic()), dict.fromkeys(self._peers, b"")
+        selector, last_sent = selectors.DefaultSelector(), 0.0
         for number, peer in self._peers.items():
-            peer.settimeout(self._patience)
+            peer.settimeout(self._timeout)
             selector.register(peer, selectors.EVENT_READ, number)
         while set(self._peers) - self._done:
-            for key, _ in selector.select(pulse):
-                heard[key.data] = time.monotonic()
-                *lines, rests[key.data] = (rests[key.data] + self._read(key, selector)).split(b"\n")
+            for key, _ in selector.select(interval):
+                last_seen[key.data] = time.monotonic()
+                *lines, buffers[key.data] = (buffers[key.data] + self._read(key, selector)).split(b"\n")
                 for line in lines:
-                    self._hear(key.data, json.loads(line))
-            if time.monotonic() - told > pulse:
-                told = time.monotonic()
-                self.tell(None)
+                    self._on_message(key.data, json.loads(line))
+            if time.monotonic() - last_sent > interval:
+                last_sent = time.monotonic()
+                self.broadcast(None)
             for number in set(self._peers) - self._done:
-                if time.monotonic() - heard[number] > self._patience:
-                    self._lose(
-                        number, f"is gone: nothing was heard of it for {self._patience:g} s (--host_timeout)"
+                if time.monotonic() - last_seen[number] > self._timeout:
+                    self._report_lost(
+                        number, f"is gone: no heartbeat for {self._timeout:g} s (--host_timeout)"
                     )
 
     def _read(self, key: selectors.SelectorKey, selector: selectors.BaseSelector) -> bytes:
@@ -220,10 +220,10 @@ class Watch(threading.Thread):
         if not data:
             selector.unregister(peer)
             if key.data not in self._done:
-                self._lose(key.data, "is gone: its connection closed")
+                self._report_lost(key.data, "is gone: its connection closed")
         return data
 
-    def _hear(self, number: int, message: Any) -> None:
+    def _on_message(self, number: int, message: Any) -> None:
         if message is None:
             return
         if "done" in message:
@@ -231,23 +231,23 @@ class Watch(threading.Thread):
         elif "value" in message:
             self._values[number].put(message["value"])
         elif "lost" in message:
-            self._say(message["lost"])
+            self._fail(message["lost"])
         else:
-            self._lose(number, f"ended with an error ({message['ended'].rstrip('.')})")
+            self._report_lost(number, f"ended with an error ({message['ended'].rstrip('.')})")
 
-    def _lose(self, number: int, what: str) -> NoReturn:
-        lost = f"Another host of this job, host {number}, {what}"
-        self.tell({"lost": lost}, but=number)
-        self._say(lost)
+    def _report_lost(self, number: int, what: str) -> NoReturn:
+        sentence_of_loss = f"Another host of this job, host {number}, {what}"
+        self.broadcast({"lost": sentence_of_loss}, but=number)
+        self._fail(sentence_of_loss)
 
-    def _say(self, lost: str) -> NoReturn:
-        # Past Python's own streams, which the main thread may hold.
-        sentence = f"{lost}; {self.advice()}"
+    def _fail(self, sentence_of_loss: str) -> NoReturn:
+        # Not through Python's own streams, which the main thread may have locked.
+        sentence = f"{sentence_of_loss}; {self.advice()}"
         os.write(2, f"{chr(10) if os.isatty(2) else ''}error: {sentence}\n".encode())
         end_process(2)
 
 
 def end_process(status: int) -> NoReturn:
-    """Ends it at once: what libraries do at exit would wait for the hosts that are gone."""
+    """Ends it at once: exit handlers of libraries would wait for the hosts that are gone."""
     sys.stdout.flush()
     os._exit(status)

@@ -110,7 +110,7 @@ def _join(source: Path, path: pathlib.Path, start: float, at: float, copy: bool)
 def _pieces(
     container: Any, stream: Any, shift: float, at: float, until: float, copied: bool
 ) -> Iterator[Any]:
-    """The sound's packets, or its frames where these are to be encoded anew, between `at` and `until`."""
+    """The sound's packets, or its frames where these are to be re-encoded, between `at` and `until`."""
     for packet in packets(container, stream):
         pieces = [packet] if copied else []
         if not copied:

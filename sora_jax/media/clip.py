@@ -1,4 +1,4 @@
-"""A clip with its words: what every data set yields, and what the pipeline takes."""
+"""A clip with its captions: what every data set yields, and what the pipeline takes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sora_jax.media.video import Video
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """A video and what is said of it.
+    """A video and its captions.
 
     Attributes:
       video: frames and rate.

@@ -1,4 +1,4 @@
-"""Frames of pixels laid over one another: what an ability does to its result outside of the model."""
+"""Compositing of frames: what an ability does to its result outside of the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Videos laid out on one sheet to look at: a label above a strip of frames for each."""
+"""A contact sheet of videos: a label above a strip of frames for each."""
 
 from __future__ import annotations
 

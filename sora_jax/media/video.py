@@ -198,7 +198,7 @@ class Report:
         """Sentences on what the frames read so far are, where that changes how they look here."""
         found = {
             "changes its size midway: all frames were brought to that of the first.": len(self.sizes) > 1,
-            "is transparent in places: it was laid on white.": self.transparent,
+            "is transparent in places: it was put on white.": self.transparent,
         }
         sentences = [*self.notes, *(sentence for sentence, true in found.items() if true)]
         return tuple(f"{self.name} {sentence}" for sentence in sentences)

@@ -1,8 +1,8 @@
-"""The diffusion transformer: one stream of text and video tokens, a noise level σ per token.
+"""The diffusion transformer: one sequence of text and video tokens, a σ per token.
 
-Conditions are a table (see `packing.PackedBatch`): `sigma[b, 0]` is 0, the level of given tokens, and
-`sigma[b, s]` the level of entry s, which belongs to a run and to the words in force in it. The modulation of
-adaLN-Zero (Peebles and Xie 2022) is computed once per entry and handed to the tokens that hold it.
+Conditions are a table (see `packing.PackedBatch`): `sigma[b, 0]` is 0, that of conditioning tokens, and `sigma[b, s]`
+that of entry s, which belongs to a segment and its active caption. The modulation of adaLN-Zero (Peebles and Xie 2022)
+is computed once per entry and gathered by the tokens that have it.
 Layers are stacked along a leading axis and scanned, so compile time does not grow with depth.
 """
 
@@ -24,7 +24,7 @@ from sora_jax.models.layers import (
     Linear,
     fourier,
     gather_conditions,
-    lay_out,
+    gather_positions,
     rms_norm,
     rotary_angles,
     rotate,
@@ -64,20 +64,20 @@ class DiTConfig:
         patches from the first corner); see `patches.coordinates`.
       rope_periods: (longest, shortest) period for time in seconds and for space in units of `coords`.
       absolute: whether Fourier features of the coordinates, and of how much of time and space a token covers, are
-        added to the patches too. RoPE alone tells a token where it is only by way of its words, which lie at the
-        frame's centre at time 0, and tells nothing of frame rate and resolution.
-      pooled_text: whether the mean of a run's words joins σ in its condition (as in Esser et al. 2024, figure 2),
-        beside the words in the stream: a short way from a caption to every token.
-      reference_frames: whether a token is shown what is given at its own place before and after it
-        (`patches.reference_patches`), in addition to what attention finds: a short way to keep what doesn't change.
+        added to the patches too. With RoPE alone a token has its position only relative to its caption, whose tokens
+        are at the frame's centre at time 0, and nothing says the frame rate and resolution.
+      pooled_text: whether the mean of a caption's states joins σ in its condition (as in Esser et al. 2024, figure 2),
+        next to the text tokens in the sequence: a short path from a caption to every token.
+      reference_frames: whether a token gets the conditioning patches at its own (y, x) before and after it
+        (`patches.reference_patches`), next to attention: a short path to keep what doesn't change.
       dtype: of the arithmetic; parameters, norms, softmax and the residual stream's sums stay float32. Products of
-        "float32" are exact on CPUs; accelerators round their factors, to bfloat16 (TPUs) or TF32 (GPUs), but for
-        those of noise levels and conditions.
-      remat: what the backward pass keeps of a layer: "all", "dots" (matrix products, and attention's result) or "none"
-        (recompute).
+        "float32" are exact on CPUs; accelerators round their factors, to bfloat16 (TPUs) or TF32 (GPUs), except
+        those of σ and conditions.
+      remat: what is saved of a layer for the backward pass: "all", "dots" (matrix products, and attention's result) or
+        "none" (recompute).
       attention: a backend of `models.attention.dispatch`; see `choose` there.
-      sequence: how rows attend that are split over devices along `sequence`: "heads" (all-to-all, then a kernel) or
-        "ring" (keys and values go round); `attention.ring` says which when.
+      sequence: attention of sequences that are split over devices along `sequence`: "heads" (all-to-all, then a kernel)
+        or "ring" (keys and values are exchanged); `attention.ring` says which when.
     """
 
     size: str = "Ti"
@@ -105,7 +105,7 @@ class DiTConfig:
             for name, value in zip(("width", "layers", "heads"), SIZES[self.size], strict=True):
                 if getattr(self, name) not in (0, value):
                     raise UserError(
-                        f"dit.{name} can't be set beside dit.size={self.size!r}: set dit.size='' first."
+                        f"dit.{name} can't be set together with dit.size={self.size!r}: set dit.size='' first."
                     )
                 object.__setattr__(self, name, value)
         for name in ("width", "layers", "heads"):
@@ -113,9 +113,9 @@ class DiTConfig:
                 raise UserError(
                     f"dit.{name}={getattr(self, name)} must be at least 1: set it, or set dit.size."
                 )
-        head = self.width // self.heads
-        # RoPE turns pairs of a head's numbers: at least one pair each for time, y and x.
-        if self.width % self.heads or head % 2 or head < 6:
+        head_width = self.width // self.heads
+        # RoPE rotates pairs of a head's numbers: at least one pair each for time, y and x.
+        if self.width % self.heads or head_width % 2 or head_width < 6:
             raise UserError(
                 f"dit.heads={self.heads} must divide dit.width={self.width} into heads of an even width, 6 or more."
             )
@@ -156,10 +156,10 @@ class Block(nnx.Module):
     """Attention and an MLP, each behind adaLN-Zero: x + gate · f(norm(x) · (1 + scale) + shift)."""
 
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs) -> None:
-        D, head = config.width, config.width // config.heads
+        D, head_width = config.width, config.width // config.heads
         self.modulation = Linear(D, 6 * D, 0.0, rngs=rngs)
-        self.qkv = Linear(D, (3, config.heads, head), letters="D3HF", rngs=rngs)
-        self.qk_scale = nnx.Param(jnp.ones((2, head)))
+        self.qkv = Linear(D, (3, config.heads, head_width), letters="D3HF", rngs=rngs)
+        self.qk_scale = nnx.Param(jnp.ones((2, head_width)))
         self.out = Linear(D, D, letters="WD", rngs=rngs)
         self.up = Linear(D, config.mlp_ratio * D, letters="DW", rngs=rngs)
         self.down = Linear(config.mlp_ratio * D, D, letters="WD", rngs=rngs)
@@ -181,7 +181,7 @@ class Block(nnx.Module):
         h = rms_norm(x_bnd).astype(dtype) * (1 + scale1) + shift1
         q, k, v = (constrain(x.squeeze(2), "BNHF") for x in jnp.split(self.qkv(h), 3, axis=2))
         qk_scale = self.qk_scale[...]
-        # Pinned, or a mesh's all-to-alls take the halves that are turned one by one.
+        # Constrained, or a mesh's all-to-alls take the rotated halves one by one.
         q = constrain(rotate(rms_norm(q, qk_scale[0]), angles), "BNHF")
         k = constrain(rotate(rms_norm(k, qk_scale[1]), angles), "BNHF")
         h = attend(q, k, v, segment_ids_bn, config.attention, config.sequence)
@@ -218,40 +218,42 @@ class DiT(nnx.Module):
 
         Args:
           patches_bnp: noisy latent patches.
-          batch: everything else about the rows; its own `patches` are not looked at.
-          sigma_bs: the noise levels of a row's conditions; that of entry 0, of given tokens, is 0.
+          batch: everything else about the sequences; its own `patches` are not used.
+          sigma_bs: the σ of each condition; that of entry 0, of conditioning tokens, is 0.
 
         Raises:
-          UserError: the mesh's `sequence` doesn't divide the slots, or its `tensor` and `sequence` the heads.
+          UserError: the mesh's `sequence` doesn't divide the positions, or its `tensor` and `sequence` the heads.
         """
         config, M = self.config, batch.text.shape[1]
         check_sequence_split(patches_bnp.shape[1], M)
         dtype = jnp.dtype(config.dtype)
         segment_ids = jnp.concatenate([batch.text_segment_ids, batch.segment_ids], axis=1)
-        # Each run's words before its patches, empty slots last: what attends to each other then lies together, and
-        # attention leaves out as many blocks as it can. Narrow arrays are laid so, and wide ones made of them.
+        # Each segment's text before its patches, padding last: segments are then contiguous, and attention skips as
+        # many blocks as it can. Narrow arrays are permuted so, and wide ones computed from them.
         order = jnp.argsort(jnp.where(segment_ids > 0, segment_ids, segment_ids.shape[1]), axis=1)
         inverse = jnp.argsort(order, axis=1)
-        lay = lambda array, letters: constrain(_take(array, order), letters)
-        of_patches = lambda array: lay(jnp.pad(array, ((0, 0), (M, 0), (0, 0))), "BNP")
-        segment_ids = lay(segment_ids, "BN")
-        index = lay(jnp.concatenate([batch.text_condition_ids, batch.condition_ids], axis=1), "BN")
+        permute = lambda array, letters: constrain(_take(array, order), letters)
+        of_patches = lambda array: permute(jnp.pad(array, ((0, 0), (M, 0), (0, 0))), "BNP")
+        segment_ids = permute(segment_ids, "BN")
+        index = permute(jnp.concatenate([batch.text_condition_ids, batch.condition_ids], axis=1), "BN")
         text_coords = jnp.pad(batch.text_time[..., None], ((0, 0), (0, 0), (0, 4)))
-        coords = lay(jnp.concatenate([text_coords, batch.coords], axis=1), "BNC")
+        coords = permute(jnp.concatenate([text_coords, batch.coords], axis=1), "BNC")
 
-        words = rms_norm(batch.text)
+        text_states = rms_norm(batch.text)
         patches = self.patch_in(of_patches(patches_bnp).astype(dtype))
         if config.absolute:
             patches = patches + self.position_in(_position(coords, config).astype(dtype))
         if config.reference_frames:
             patches = patches + self.reference_in(of_patches(batch.reference).astype(dtype))
         x = patches
-        if M:  # or there is nothing to take words from
-            text = lay_out(self.text_in(words.astype(dtype)), jnp.minimum(order, M - 1), inverse[:, :M])
+        if M:  # or there is no text to gather from
+            text = gather_positions(
+                self.text_in(text_states.astype(dtype)), jnp.minimum(order, M - 1), inverse[:, :M]
+            )
             x = jnp.where((order < M)[..., None], text, x)
         x = constrain(x.astype(jnp.float32), "BND")
         angles = rotary_angles(coords, config.width // config.heads, config.rope_periods)
-        condition = self._conditions(sigma_bs, words, batch)
+        condition = self._conditions(sigma_bs, text_states, batch)
 
         def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
             return block(x, condition, index, angles, segment_ids, config), None
@@ -262,27 +264,27 @@ class DiT(nnx.Module):
         modulation = gather_conditions(self.modulation(condition, "highest"), index)
         shift, scale = jnp.split(modulation, 2, axis=-1)
         velocity = self.patch_out(rms_norm(x) * (1 + scale) + shift)
-        return constrain(lay_out(velocity, inverse[:, M:], order - M), "BNP")
+        return constrain(gather_positions(velocity, inverse[:, M:], order - M), "BNP")
 
-    def _conditions(self, sigma_bs: Sigma, words_bme: jax.Array, batch: PackedBatch) -> jax.Array:
-        """float32[B,S,D], of noise levels and words; exact on accelerators too, for a table is small."""
+    def _conditions(self, sigma_bs: Sigma, text_bme: jax.Array, batch: PackedBatch) -> jax.Array:
+        """float32[B,S,D], of σ and captions; exact on accelerators too, as the table is small."""
         condition = self.sigma_in(fourier(sigma_bs, 256, longest=4.0, shortest=2e-3), "highest")
         if self.config.pooled_text:
-            condition = condition + self.pooled_in(_pool(words_bme, batch), "highest")
+            condition = condition + self.pooled_in(_pool(text_bme, batch), "highest")
         return jax.nn.silu(self.sigma_out(jax.nn.silu(condition), "highest"))
 
 
-def _take(array: jax.Array, place_bn: jax.Array) -> jax.Array:
-    """array[place] in each row."""
-    return jnp.take_along_axis(array, place_bn.reshape(*place_bn.shape, *(1,) * (array.ndim - 2)), axis=1)
+def _take(array: jax.Array, index_bn: jax.Array) -> jax.Array:
+    """array[index] in each sequence."""
+    return jnp.take_along_axis(array, index_bn.reshape(*index_bn.shape, *(1,) * (array.ndim - 2)), axis=1)
 
 
-def _pool(words_bme: jax.Array, batch: PackedBatch) -> jax.Array:
-    """The mean of the words in force under each condition, [B, S, E]; zero where there are none."""
-    same_run = batch.condition_segment_ids[:, :, None] == batch.text_segment_ids[:, None, :]
-    in_force = batch.condition_caption_time[:, :, None] == batch.text_time[:, None, :]
-    owned = (same_run & in_force & (batch.condition_segment_ids[:, :, None] > 0)).astype(words_bme.dtype)
-    total = jnp.einsum("bsm,bme->bse", owned, words_bme, precision="highest")
+def _pool(text_bme: jax.Array, batch: PackedBatch) -> jax.Array:
+    """The mean of the active caption's states under each condition, [B, S, E]; zero where there is none."""
+    same_segment = batch.condition_segment_ids[:, :, None] == batch.text_segment_ids[:, None, :]
+    active = batch.condition_caption_time[:, :, None] == batch.text_time[:, None, :]
+    owned = (same_segment & active & (batch.condition_segment_ids[:, :, None] > 0)).astype(text_bme.dtype)
+    total = jnp.einsum("bsm,bme->bse", owned, text_bme, precision="highest")
     return total / jnp.maximum(owned.sum(-1, keepdims=True), 1.0)
 
 
@@ -296,14 +298,14 @@ def _position(coords_bn5: Coords, config: DiTConfig) -> jax.Array:
     return jnp.concatenate(axes, axis=-1)
 
 
-def forward_flops(config: DiTConfig, tokens: float, attended: float) -> float:
-    """Floating-point operations (2 per multiply-add) of one forward pass that were worth doing.
+def forward_flops(config: DiTConfig, tokens: float, attention_pairs: float) -> float:
+    """Floating-point operations (2 per multiply-add) of one forward pass, without padding.
 
     Args:
       config: the transformer.
       tokens: real tokens, text and video.
-      attended: pairs of tokens within runs, Σ n² over runs.
+      attention_pairs: pairs of tokens within segments, Σ n² over segments.
     """
     D = config.width
     per_token = 2 * D * D * (4 + 2 * config.mlp_ratio) * config.layers + 4 * D * config.patch_width
-    return tokens * per_token + 4.0 * attended * D * config.layers
+    return tokens * per_token + 4.0 * attention_pairs * D * config.layers

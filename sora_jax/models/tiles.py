@@ -1,15 +1,15 @@
 """Frames of any size through the autoencoder, as tiles, and clips of any length, as streams: in constant memory.
 
-The autoencoder's layers are 3×3×3 convolutions and norms of single cells, so what a latent cell is decoded to depends
-on cells so far away and no farther (`reach`). A tile whose edge inside the frame is that far from what is kept of
-it gives what the whole frame gives, up to rounding; most of the reach matters little, so a smaller `halo` does too.
-Tiles at the frame's border end there, where the whole frame ends as well.
+The autoencoder's layers are 3×3×3 convolutions and norms of single cells, so they have a finite receptive field
+(`receptive_field`). A tile whose inner edges are that far from what is kept of it gives what the whole frame gives, up
+to rounding; most of the receptive field has little effect, so a smaller `halo` does too. Tiles at the frame's border
+end there, as the whole frame does.
 
-All tiles of a frame have one size, so two compiled programs serve it, one for the first piece of a stream and one
-for those behind it. It is the size, of no more cells than `Tiles.size` squared, whose tiles overlap least in all: what
+All tiles of a frame have one size, so two compiled programs serve it, one for the first chunk of a stream and one
+for later ones. It is the size, of no more cells than `Tiles.size` squared, whose tiles overlap least in all: what
 is coded twice costs more than to compile for each size of frames. Frames that fit one tile are coded whole.
-Tiles are done one after another and time in chunks: what is held is one tile's activations, one chunk of frames and,
-of each tile, what its convolutions remember (`vae.Past`), which grows with the frame's size but not with duration.
+Tiles are coded one after another and time in chunks: memory holds one tile's activations, one chunk of frames and the
+`vae.ConvCache` of each tile, which grows with the frame's size but not with duration.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class Tiles:
 
     Attributes:
       size: latent cells along each side of the largest square tile; a tile has no more than that squared.
-      halo: latent cells at least, by which a tile's edges inside the frame lie outside of what is kept of it.
-      blend: latent cells over which one tile passes into the next, linearly.
+      halo: least number of latent cells between a tile's inner edges and what is kept of it.
+      blend: latent cells over which one tile is blended into the next, linearly.
       chunk: latent frames coded at a time; the first of a stream is coded alone.
 
     Raises:
-      UserError: tiles of such a size would overlap wholly, or a number is negative.
+      UserError: tiles of this size would overlap wholly, or a number is negative.
     """
 
     size: int = 64
@@ -64,10 +64,10 @@ class Tiles:
 
     @property
     def overlap(self) -> int:
-        """Latent cells at least that two neighbours share."""
+        """Least number of latent cells that two neighbours share."""
         return 2 * self.halo + self.blend
 
-    def hold(self, config: VAEConfig, height: int, width: int) -> bool:
+    def fit(self, config: VAEConfig, height: int, width: int) -> bool:
         """Whether frames of height × width pixels fit one tile."""
         _, high, wide = config.compression
         return height <= self.size * high and width <= self.size * wide
@@ -92,9 +92,9 @@ class Tiles:
         for i, start in enumerate(starts):
             weights = np.ones(size * scale)
             if i:
-                weights *= self._rise(start + place, starts[i - 1] + size, start)
+                weights *= self._ramp(start + place, starts[i - 1] + size, start)
             if i + 1 < len(starts):
-                weights *= 1 - self._rise(start + place, start + size, starts[i + 1])
+                weights *= 1 - self._ramp(start + place, start + size, starts[i + 1])
             cuts.append((start, weights.astype(np.float32)))
         return cuts
 
@@ -103,7 +103,7 @@ class Tiles:
         sides = zip((height, width), self.shape(height, width), strict=True)
         return math.prod(len(self.starts(side, size)) * size / side for side, size in sides)
 
-    def _rise(self, place: np.ndarray, end: int, start: int) -> np.ndarray:
+    def _ramp(self, place: np.ndarray, end: int, start: int) -> np.ndarray:
         """The later tile's share around the middle of its overlap with the one before, which ends at `end`."""
         off = place - (start + end) / 2
         return np.clip(off / self.blend + 0.5, 0, 1) if self.blend else (off > 0).astype(float)
@@ -136,10 +136,10 @@ def _sides(tiles: Tiles, cells: int) -> list[int]:
 TILES = Tiles()
 
 
-def reach(config: VAEConfig) -> tuple[int, int]:
-    """How many latent cells away the encoder, and the decoder, look along height or width.
+def receptive_field(config: VAEConfig) -> tuple[int, int]:
+    """Radius in latent cells, along height or width, of the encoder's and of the decoder's receptive field.
 
-    Two convolutions a block look one cell of their stage away each; stage i's cell is its strides' product of pixels.
+    Two convolutions a block reach one cell of their stage each; a cell of stage i has its strides' product of pixels.
     """
     pixels, reaches = [1, 1], [[0, 0], [0, 0]]
     for i, stride in enumerate(config.strides):
@@ -154,24 +154,24 @@ def reach(config: VAEConfig) -> tuple[int, int]:
 
 
 def encode_stream(vae: VAE, frames: Iterable[np.ndarray], tiles: Tiles = TILES) -> Iterator[np.ndarray]:
-    """Frames of any number and size to latents, piece by piece, each as soon as its frames have been read.
+    """Frames of any number and size to latents, chunk by chunk, each as soon as its frames have been read.
 
     Args:
       vae: the autoencoder.
       frames: uint8[Y,X,3] each, sides multiples of its compression (uint8[T,Y,X,3] is such an iterable too). A last
-        group that is not full is filled with its last frame.
+        group that is not full is padded with its last frame.
       tiles: how to cut.
 
     Yields:
-      float32[n,y,x,c] as `VAE.to_latent`'s: the first piece has one latent frame, later ones up to `tiles.chunk`.
+      float32[n,y,x,c] as `VAE.to_latent`'s: the first chunk has one latent frame, later ones up to `tiles.chunk`.
 
     Raises:
       UserError: the frames' sides are no such multiples.
     """
     time, *space = vae.config.compression
-    pasts: dict[Key, Any] = {}
-    for piece, count in _pieces(frames, time * tiles.chunk):
-        latent = _mosaic(functools.partial(_encode_piece, vae), piece, pasts, tiles, space, (1, 1))
+    caches: dict[Key, Any] = {}
+    for chunk, count in _chunks(frames, time * tiles.chunk):
+        latent = _code_tiles(functools.partial(_encode_chunk, vae), chunk, caches, tiles, space, (1, 1))
         yield latent[: math.ceil(count / time)]
 
 
@@ -184,50 +184,50 @@ def decode_stream(vae: VAE, latents: Iterable[np.ndarray], tiles: Tiles = TILES)
       tiles: how to cut.
 
     Yields:
-      float32[n,Y,X,3] in [-1, 1]: the first piece has one frame, later ones four for each latent frame.
+      float32[n,Y,X,3] in [-1, 1]: the first chunk has one frame, later ones four for each latent frame.
     """
     time, *space = vae.config.compression
-    pasts: dict[Key, Any] = {}
-    for first, (piece, count) in enumerate(_pieces(latents, tiles.chunk)):
+    caches: dict[Key, Any] = {}
+    for first, (chunk, count) in enumerate(_chunks(latents, tiles.chunk)):
         frames = time * count if first else 1
-        yield _mosaic(functools.partial(_decode_piece, vae), piece, pasts, tiles, (1, 1), space)[:frames]
+        yield _code_tiles(functools.partial(_decode_chunk, vae), chunk, caches, tiles, (1, 1), space)[:frames]
 
 
-def _pieces(items: Iterable[np.ndarray], chunk: int) -> Iterator[tuple[np.ndarray, int]]:
-    """The first item alone, then `chunk` at a time, with how many there were before the last piece was filled up.
+def _chunks(items: Iterable[np.ndarray], size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """The first item alone, then `size` at a time, each with its number of items before padding.
 
-    Causal layers make the filling leave the rest as it is to the bit, and all pieces but the first have one shape.
+    As layers are causal, padding doesn't change the rest by a bit, and all chunks but the first have one shape.
     """
     rest, wanted = iter(items), 1
-    while piece := list(itertools.islice(rest, wanted)):
-        yield np.stack(piece + [piece[-1]] * (wanted - len(piece))), len(piece)
-        wanted = chunk
+    while chunk := list(itertools.islice(rest, wanted)):
+        yield np.stack(chunk + [chunk[-1]] * (wanted - len(chunk))), len(chunk)
+        wanted = size
 
 
-def _mosaic(
+def _code_tiles(
     code: Callable[[np.ndarray, Any], tuple[jax.Array, Any]],
-    piece: np.ndarray,
-    pasts: dict[Key, Any],
+    chunk: np.ndarray,
+    caches: dict[Key, Any],
     tiles: Tiles,
     cell_in: Iterable[int],
     cell_out: Iterable[int],
 ) -> np.ndarray:
-    """Codes a piece [T,Y,X,C] of a stream tile by tile, and keeps each tile's past in `pasts`.
+    """Codes a chunk [T,Y,X,C] of a stream tile by tile, and keeps each tile's cache in `caches`.
 
     Args:
-      code: a piece's tile [1,…] and its past, None at first, to the result and the past for the next.
-      cell_in, cell_out: height and width of a latent cell in `piece`, and in the result.
+      code: a chunk's tile [1,…] and its cache, None at first, to the result and the cache for the next chunk.
+      cell_in, cell_out: height and width of a latent cell in `chunk`, and in the result.
     """
     (a, b), (c, d) = cell_in, cell_out
-    Y, X = piece.shape[1:3]
+    Y, X = chunk.shape[1:3]
     if Y % a or X % b:
         raise UserError(f"Frames of {Y}×{X} pixels are no multiple of {a}×{b}: pad them first.")
     high, wide = tiles.shape(Y // a, X // b)
     rows, columns = tiles.cuts(Y // a, c, high), tiles.cuts(X // b, d, wide)
     out: np.ndarray | None = None
     for (top, across), (left, along) in itertools.product(rows, columns):
-        tile = piece[None, :, top * a : (top + high) * a, left * b : (left + wide) * b]
-        coded, pasts[top, left] = code(tile, pasts.get((top, left)))
+        tile = chunk[None, :, top * a : (top + high) * a, left * b : (left + wide) * b]
+        coded, caches[top, left] = code(tile, caches.get((top, left)))
         part = np.asarray(coded)[0]
         if len(rows) == len(columns) == 1:
             return part
@@ -240,13 +240,13 @@ def _mosaic(
 
 
 @jax.jit
-def _encode_piece(vae: VAE, frames: jax.Array, past: Any) -> tuple[jax.Array, Any]:
-    mean, _, past = vae.encode_chunk(frames.astype(jnp.float32) / 127.5 - 1.0, past)
-    return (mean - jnp.array(vae.config.latent_mean)) / jnp.array(vae.config.latent_std), past
+def _encode_chunk(vae: VAE, frames: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+    mean, _, cache = vae.encode_chunk(frames.astype(jnp.float32) / 127.5 - 1.0, cache)
+    return (mean - jnp.array(vae.config.latent_mean)) / jnp.array(vae.config.latent_std), cache
 
 
 @jax.jit
-def _decode_piece(vae: VAE, latent: jax.Array, past: Any) -> tuple[jax.Array, Any]:
+def _decode_chunk(vae: VAE, latent: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
     raw = latent * jnp.array(vae.config.latent_std) + jnp.array(vae.config.latent_mean)
-    clip, past = vae.decode_chunk(raw, past)
-    return jnp.clip(clip, -1.0, 1.0), past
+    clip, cache = vae.decode_chunk(raw, cache)
+    return jnp.clip(clip, -1.0, 1.0), cache

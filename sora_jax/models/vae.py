@@ -1,10 +1,10 @@
 """The video autoencoder: a clip of pixels to a small grid of latents and back, causal in time.
 
-Time is folded in groups (of four, by default), and the first group is the clip's first frame four times over:
-1 + 4k frames become 1 + k latent frames, an image is a clip of one frame, and no layer has a case of its own
-for it. Space and time are folded into channels (the first fold is a Haar wavelet, and one of space follows at
-once, so most work happens at a 32nd of the pixels) and residual blocks of causal 3-D convolutions work between the
-folds. Every block begins as the identity, so training begins at a linear autoencoder, that is, near PCA.
+Time is downsampled in groups (of four, by default), and the first group is the clip's first frame repeated four times:
+1 + 4k frames become 1 + k latent frames, an image is a clip of one frame, and no layer treats it as a special case.
+Space-to-depth moves space and time to channels (first as a Haar wavelet, directly followed by one of space, so most
+work is at a 32nd of the pixels), with residual blocks of causal 3-D convolutions in between. Every block begins as the
+identity, so training begins at a linear autoencoder, that is, near PCA.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sora_jax.axes import Clip, Latent
+from sora_jax.axes import Latent, Pixels
 from sora_jax.backend import onednn
 from sora_jax.distributed.mesh import constrain, platform
 from sora_jax.errors import UserError
@@ -29,16 +29,16 @@ Stride = tuple[int, int, int]
 
 @dataclasses.dataclass(frozen=True)
 class VAEConfig:
-    """Shape of the autoencoder. Stage i lies behind fold i; `decoder_*` are listed from fine to coarse too.
+    """Shape of the autoencoder. Stage i follows stride i; `decoder_*` are listed from fine to coarse too.
 
     Attributes:
-      strides: folds in (time, height, width); the first must be (2, 2, 2), the Haar wavelet.
+      strides: of space-to-depth in (time, height, width); the first must be (2, 2, 2), the Haar wavelet.
       channels: numbers a latent cell.
       encoder_widths, encoder_blocks: channels and residual blocks of each stage.
       decoder_widths, decoder_blocks: the same for the way back.
       latent_mean, latent_std: per channel, measured after training; `to_latent` and `from_latent` use them.
       dtype: of the arithmetic; parameters stay float32. Accelerators round the factors of float32 products, to
-        bfloat16 (TPUs) or TF32 (GPUs), but for the wavelet's.
+        bfloat16 (TPUs) or TF32 (GPUs), except the wavelet's.
     """
 
     strides: tuple[Stride, ...] = ((2, 2, 2), (1, 2, 2), (2, 2, 2))
@@ -54,7 +54,7 @@ class VAEConfig:
     def __post_init__(self) -> None:
         if tuple(self.strides[0]) != (2, 2, 2):
             raise UserError(
-                f"vae.strides begins with {self.strides[0]}, but the first fold must be (2, 2, 2)."
+                f"vae.strides begins with {self.strides[0]}, but the first stride must be (2, 2, 2)."
             )
         for name in ("encoder_widths", "encoder_blocks", "decoder_widths", "decoder_blocks"):
             if len(getattr(self, name)) != len(self.strides):
@@ -70,9 +70,9 @@ class VAEConfig:
 
 
 class ConvCache:
-    """What causal convolutions remember between the chunks of a stream: each one's last two inputs.
+    """The last two inputs of each causal convolution, kept between the chunks of a stream.
 
-    A whole clip is a stream of one chunk, whose past is zeros.
+    A whole clip is a stream of one chunk, whose cache is zeros.
     """
 
     def __init__(self, steps: Sequence[jax.Array] | None = None) -> None:
@@ -80,7 +80,7 @@ class ConvCache:
         self.new: list[jax.Array] = []
 
     def extend(self, x: jax.Array, steps: int) -> jax.Array:
-        """Puts the last `steps` inputs before x [B,T,Y,X,C], and remembers x's own."""
+        """Puts the last `steps` inputs before x [B,T,Y,X,C], and caches x's own."""
         before = (
             jnp.zeros_like(x, shape=(x.shape[0], steps, *x.shape[2:]))
             if self._old is None
@@ -99,30 +99,30 @@ def space_to_depth(x: jax.Array, stride: Stride) -> jax.Array:
 
 
 def depth_to_space(x: jax.Array, stride: Stride) -> jax.Array:
-    """The inverse of `fold`."""
+    """The inverse of `space_to_depth`."""
     (B, T, Y, X, C), (a, b, c) = x.shape, stride
     x = x.reshape(B, T, Y, X, a, b, c, C // (a * b * c)).transpose(0, 1, 4, 2, 5, 3, 6, 7)
     return x.reshape(B, T * a, Y * b, X * c, C // (a * b * c))
 
 
 def haar(x: jax.Array) -> jax.Array:
-    """Orthonormal Haar wavelet over the eight values of each folded 2×2×2 cube: [..., 8C] → [..., 8C].
+    """Orthonormal Haar wavelet over the eight values of each 2×2×2 cube: [..., 8C] → [..., 8C].
 
     Symmetric and its own inverse (the Hadamard matrix of order 8 over √8).
     """
     h2 = jnp.array([[1.0, 1.0], [1.0, -1.0]], x.dtype) / math.sqrt(2.0)
     h8 = jnp.kron(jnp.kron(h2, h2), h2)
     cubes = x.reshape(*x.shape[:-1], 8, x.shape[-1] // 8)
-    # Exact in float32: a rounded wavelet is none, and the pixels pass it twice.
+    # Exact in float32: pixels pass the wavelet twice.
     return jnp.einsum("...ic,ij->...jc", cubes, h8, precision="highest").reshape(x.shape)
 
 
 def causal_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """3-D convolution that sees no later time step: x [B, T+2, Y, X, I], kernel [3,3,3,I,O] → [B,T,Y,X,O].
 
-    The caller has put two past steps before x. XLA's CPU backend is slow at 3-D convolutions unless it may call
-    oneDNN (`backend.onednn`); without, the three time taps are stacked as channels of one 2-D convolution, which is
-    1.4 to 6 times faster there (experiments/LOG.md).
+    The caller has put the two steps before x in front of it. XLA's CPU backend is slow at 3-D convolutions unless it
+    may call oneDNN (`backend.onednn`); without, the three time taps are stacked as channels of one 2-D convolution,
+    which is 1.4 to 6 times faster there (experiments/LOG.md).
     """
     if platform() != "cpu" or onednn():
         return _conv3d(x, kernel)
@@ -149,7 +149,7 @@ def _conv3d_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[j
 
 def _conv3d_backward(saved: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
     # The input's gradient is a convolution too, by the mirrored kernel. Written as one it is a plain forward
-    # convolution: twice as fast on CPUs as the form that XLA derives, which no library call matches.
+    # convolution: twice as fast on CPUs as the form that XLA derives, for which there is no library call.
     x, kernel = saved
     padded = jnp.pad(grad, ((0, 0), (2, 2), (0, 0), (0, 0), (0, 0)))
     grad_x = _conv3d(padded, kernel[::-1, ::-1, ::-1].swapaxes(-1, -2))
@@ -160,16 +160,16 @@ _conv3d.defvjp(_conv3d_forward, _conv3d_backward)
 
 
 class CausalConv(nnx.Module):
-    """A causal 3×3×3 convolution whose past is kept outside of it."""
+    """A causal 3×3×3 convolution; the caller keeps its cache."""
 
     def __init__(self, width_in: int, width_out: int, scale: float, *, rngs: nnx.Rngs) -> None:
         std = scale / math.sqrt(27 * width_in)
         self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (3, 3, 3, width_in, width_out)))
         self.bias = nnx.Param(jnp.zeros(width_out))
 
-    def __call__(self, x: jax.Array, past: ConvCache) -> jax.Array:
+    def __call__(self, x: jax.Array, cache: ConvCache) -> jax.Array:
         kernel = constrain(self.kernel[...].astype(x.dtype), "TYXCC")
-        return causal_conv(past.extend(x, 2), kernel) + self.bias[...].astype(x.dtype)
+        return causal_conv(cache.extend(x, 2), kernel) + self.bias[...].astype(x.dtype)
 
 
 class Block(nnx.Module):
@@ -184,10 +184,10 @@ class Block(nnx.Module):
         self.first = CausalConv(width, width, 1.0, rngs=rngs)
         self.second = CausalConv(width, width, 0.0, rngs=rngs)
 
-    def __call__(self, x: jax.Array, past: ConvCache) -> jax.Array:
+    def __call__(self, x: jax.Array, cache: ConvCache) -> jax.Array:
         scale = self.scale[...].astype(x.dtype)
-        h = self.first(jax.nn.silu(_normalise(x) * scale[0]), past)
-        return x + self.second(jax.nn.silu(_normalise(h) * scale[1]), past)
+        h = self.first(jax.nn.silu(_normalise(x) * scale[0]), cache)
+        return x + self.second(jax.nn.silu(_normalise(h) * scale[1]), cache)
 
 
 class VAE(nnx.Module):
@@ -195,12 +195,12 @@ class VAE(nnx.Module):
 
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
-        folds = [math.prod(stride) for stride in config.strides]
+        factors = [math.prod(stride) for stride in config.strides]
         widths_in = [3, *config.encoder_widths[:-1]]
         self.down = nnx.List(
             [
                 Linear(f * i, o, rngs=rngs)
-                for f, i, o in zip(folds, widths_in, config.encoder_widths, strict=True)
+                for f, i, o in zip(factors, widths_in, config.encoder_widths, strict=True)
             ]
         )
         self.encoder = _stages(config.encoder_widths, config.encoder_blocks, rngs)
@@ -211,69 +211,69 @@ class VAE(nnx.Module):
         self.up = nnx.List(
             [
                 Linear(i, f * o, rngs=rngs)
-                for f, i, o in zip(folds, config.decoder_widths, widths_out, strict=True)
+                for f, i, o in zip(factors, config.decoder_widths, widths_out, strict=True)
             ]
         )
 
-    def encode(self, clip_btyxc: Clip) -> tuple[Latent, Latent]:
+    def encode(self, clip_btyxc: Pixels) -> tuple[Latent, Latent]:
         """Mean and log variance of the latent of a clip in [-1, 1] with 1 + 4k frames.
 
         Height and width must be multiples of `config.compression`.
         """
         return self.encode_chunk(clip_btyxc)[:2]
 
-    def decode(self, latent_btyxc: Latent) -> Clip:
+    def decode(self, latent_btyxc: Latent) -> Pixels:
         """The clip (not clipped to [-1, 1]) of a raw latent: 1 + k latent frames give 1 + 4k frames."""
         return self.decode_chunk(latent_btyxc)[0]
 
     def encode_chunk(
-        self, chunk_btyxc: Clip, past: Sequence[jax.Array] | None = None
+        self, chunk_btyxc: Pixels, cache: Sequence[jax.Array] | None = None
     ) -> tuple[Latent, Latent, tuple[jax.Array, ...]]:
-        """One piece of a stream: the first has 1 + 4k frames and no past, later ones have 4k and the last's.
+        """One chunk of a stream: the first has 1 + 4k frames and no cache, later ones 4k and the last one's cache.
 
-        Returns the mean, the log variance and the past for the next piece.
+        Returns the mean, the log variance and the cache for the next chunk.
 
         Raises:
-          UserError: the piece's frames or pixels don't fill whole latent cells.
+          UserError: the chunk's frames or pixels don't fill whole latent cells.
         """
-        self._check_size(chunk_btyxc.shape, first=past is None)
+        self._check_size(chunk_btyxc.shape, first=cache is None)
         x = chunk_btyxc.astype(self.config.dtype)
-        if past is None:
+        if cache is None:
             x = jnp.concatenate([jnp.repeat(x[:, :1], self.config.compression[0] - 1, axis=1), x], axis=1)
-        memory = ConvCache(past)
+        conv_cache = ConvCache(cache)
         for i, (stride, down, blocks) in enumerate(
             zip(self.config.strides, self.down, self.encoder, strict=True)
         ):
             x = space_to_depth(x, stride)
             x = down(haar(x) if i == 0 else x)
             for block in blocks:
-                x = block(x, memory)
+                x = block(x, conv_cache)
         mean, logvar = jnp.split(self.to_moments(x).astype(jnp.float32), 2, axis=-1)
-        return mean, jnp.clip(logvar, -20.0, 10.0), tuple(memory.new)
+        return mean, jnp.clip(logvar, -20.0, 10.0), tuple(conv_cache.new)
 
     def decode_chunk(
-        self, latent_btyxc: Latent, past: Sequence[jax.Array] | None = None
-    ) -> tuple[Clip, tuple[jax.Array, ...]]:
-        """One piece of a stream of latents: the first gives 1 + 4(t-1) frames, later ones 4t each."""
-        memory = ConvCache(past)
+        self, latent_btyxc: Latent, cache: Sequence[jax.Array] | None = None
+    ) -> tuple[Pixels, tuple[jax.Array, ...]]:
+        """One chunk of a stream of latents: the first gives 1 + 4(t-1) frames, later ones 4t each."""
+        conv_cache = ConvCache(cache)
         x = self.from_channels(latent_btyxc.astype(self.config.dtype))
         stages = list(zip(self.config.strides, self.up, self.decoder, strict=True))
         for i, (stride, up, blocks) in reversed(list(enumerate(stages))):
             for block in blocks:
-                x = block(x, memory)
+                x = block(x, conv_cache)
             x = up(x)
             x = depth_to_space(haar(x) if i == 0 else x, stride)
-        if past is None:
+        if cache is None:
             x = x[:, self.config.compression[0] - 1 :]
-        return x.astype(jnp.float32), tuple(memory.new)
+        return x.astype(jnp.float32), tuple(conv_cache.new)
 
-    def to_latent(self, clip_btyxc: Clip) -> Latent:
+    def to_latent(self, clip_btyxc: Pixels) -> Latent:
         """The latent as the DiT sees it: the mean, each channel at mean 0 and deviation 1."""
         return (self.encode(clip_btyxc)[0] - jnp.array(self.config.latent_mean)) / jnp.array(
             self.config.latent_std
         )
 
-    def from_latent(self, latent_btyxc: Latent) -> Clip:
+    def from_latent(self, latent_btyxc: Latent) -> Pixels:
         """The inverse of `to_latent`: pixels in [-1, 1]."""
         raw = latent_btyxc * jnp.array(self.config.latent_std) + jnp.array(self.config.latent_mean)
         return jnp.clip(self.decode(raw), -1.0, 1.0)
@@ -301,7 +301,7 @@ def reconstruction_flops(config: VAEConfig, clips: int, frames: int, height: int
 
 
 def decoding_flops(config: VAEConfig, clips: int, frames: int, height: int, width: int) -> float:
-    """Those of one decode."""
+    """Of one decode, as above."""
     size = clips, frames, height, width
     return _one_way_flops(config, size, config.decoder_widths, config.decoder_blocks, 1)
 
@@ -318,9 +318,9 @@ def _one_way_flops(
     cells = float(clips * (frames + config.compression[0] - 1) * height * width)
     total, before = 0.0, 3
     for stride, stage, count in zip(config.strides, widths, blocks, strict=True):
-        folded = math.prod(stride)
-        cells /= folded
-        total += 2 * cells * (folded * before * stage + 2 * 27 * count * stage * stage)
+        factor = math.prod(stride)
+        cells /= factor
+        total += 2 * cells * (factor * before * stage + 2 * 27 * count * stage * stage)
         before = stage
     return total + 2 * cells * config.channels * ends * before
 

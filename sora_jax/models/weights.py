@@ -16,7 +16,7 @@ import safetensors.numpy
 
 from sora_jax.errors import UserError, atomic_path
 
-# By their names in a file; whole numbers are no weights, but may stand beside them.
+# By their names in a file; integers are no weights, but may be stored with them.
 _TYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -40,7 +40,7 @@ SAVED = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 def read_weights(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The tensors of a file by their names, each of its own type; read-only.
 
-    Where the file is absent and `<path>.index.json` stands beside its place, the files that this one lists are read.
+    Where the file is absent and `<path>.index.json` exists, the files that it lists are read.
 
     Raises:
       UserError: a file is missing or damaged, or a tensor's type is unknown.
@@ -75,7 +75,7 @@ def read_weights(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def write_weights(tensors: Mapping[str, np.ndarray], path: pathlib.Path, dtype: str) -> None:
-    """Writes tensors as one type, of `SAVED`; the file is whole or not there.
+    """Writes tensors as one type, of `SAVED`; the file is complete or absent.
 
     Raises:
       UserError: there is no such type, or it doesn't hold some weight.
@@ -85,8 +85,8 @@ def write_weights(tensors: Mapping[str, np.ndarray], path: pathlib.Path, dtype: 
     kept = np.dtype(getattr(ml_dtypes, dtype, dtype))
     out = {}
     for name, tensor in tensors.items():
-        with np.errstate(over="ignore"):  # said below
-            out[name] = np.asarray(tensor).astype(kept, order="C")  # as files lay them
+        with np.errstate(over="ignore"):  # refused below
+            out[name] = np.asarray(tensor).astype(kept, order="C")  # as files store them
         lost = np.isfinite(tensor) & ~np.isfinite(out[name].astype(np.float32))
         if lost.any():
             raise UserError(

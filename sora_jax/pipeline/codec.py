@@ -13,7 +13,7 @@ import numpy as np
 from sora_jax.diffusion import flow
 from sora_jax.models.tiles import TILES, decode_stream, encode_stream
 from sora_jax.pipeline.model import Model
-from sora_jax.tokens.canvas import GROUP, Canvas, Sketch, Stream, blank_canvas, lay_streams, make_canvas
+from sora_jax.tokens.canvas import Canvas, Sketch, blank_canvas, make_canvas
 
 SEAMS = (8, 3)  # video frames over which a seam between two streams is blended: of shades, of things
 SHADE = 16  # pixels: what differs over larger places is a shade
@@ -44,10 +44,10 @@ class Codec(Model):
     def encode(self, sketch: Sketch) -> Canvas:
         """Encodes what a sketch knows; frames are padded to whole cells at their edges."""
         T, Y, X, _ = sketch.frames.shape
-        streams = lay_streams(sketch.fixed)
+        streams = split_into_spans(sketch.conditioning_frames)
         if self.bundle.dit is not None and len(streams) == 1:  # whole patches in time too
             count, by = len(streams[0].ends), self.dit.config.patch[0]
-            streams = [Stream(0, 1 + GROUP * (math.ceil(count / by) * by - 1))]
+            streams = [CausalSpan(0, 1 + FRAMES_PER_LATENT * (math.ceil(count / by) * by - 1))]
         if sketch.blank:
             return blank_canvas(streams[0], self.cells(Y, X), self.vae.config.channels, sketch.fps)
         sides = [
@@ -65,10 +65,12 @@ class Codec(Model):
             index = np.minimum(np.arange(stream.begin, stream.begin + stream.frames), T - 1)
             known = np.flatnonzero(~open_frames[index])
             count = len(stream.ends)
-            needed = 0 if not known.size else 1 + -(-int(known[-1]) // GROUP)
+            needed = 0 if not known.size else 1 + -(-int(known[-1]) // FRAMES_PER_LATENT)
             latent = np.zeros((count, *self.cells(Y, X), self.vae.config.channels), np.float32)
             if needed:
-                pieces = encode_stream(self.vae, frames[index[: 1 + GROUP * (needed - 1)]], self.tiles)
+                pieces = encode_stream(
+                    self.vae, frames[index[: 1 + FRAMES_PER_LATENT * (needed - 1)]], self.tiles
+                )
                 latent[:needed] = np.concatenate(list(pieces))
             latents.append(latent)
         start = strength
@@ -110,7 +112,7 @@ class Codec(Model):
         _, high, wide = self.vae.config.compression
         full = canvas.grid[1] * high, canvas.grid[2] * wide
         top, left = (full[0] - height) // 2, (full[1] - width) // 2
-        streams = canvas.streams()
+        streams = canvas.spans()
         begins = [min(int(canvas.ends[stream.start]), frames) for stream in streams]
         held = over = np.zeros((0, height, width, 3), np.float32)  # open to the next seam; behind it
         open_from, rest = 0, iter(canvas.latent if latents is None else latents)

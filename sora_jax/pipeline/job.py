@@ -16,7 +16,7 @@ from sora_jax.pipeline.checks import check_number, check_whole, is_number, shown
 from sora_jax.pipeline.keywords import called
 from sora_jax.pipeline.settings import Settings
 from sora_jax.pipeline.shape import SHAPE_FIELDS, Shape
-from sora_jax.tokens.canvas import GROUP, Sketch
+from sora_jax.tokens.canvas import Sketch
 
 Captions: TypeAlias = tuple[tuple[float, str], ...]  # (seconds from which it holds, prompt)
 Sound: TypeAlias = tuple[str | os.PathLike[str], float, float]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sora_jax.tokens.canvas import Canvas, windows
+from sora_jax.tokens.canvas import Canvas, temporal_windows
 from sora_jax.tokens.patches import Grid, unpatchify
 
 
@@ -33,7 +33,7 @@ class WindowedCanvas:
 
     def __init__(self, canvas: Canvas, most: int, context: int, patch: Grid, seed: int) -> None:
         self.canvas, self.patch = canvas, patch
-        self.windows = deque(windows(canvas, most, context, patch[0]))
+        self.windows = deque(temporal_windows(canvas, most, context, patch[0]))
         self.ready: deque[np.ndarray] = deque()
         # Of each window the first latent frame that later ones see, and that they change.
         self._seen, self._changed = (

@@ -1,7 +1,7 @@
-"""What a step does on one chip: operations, bytes, exchanges; read off the compiled program, or by arithmetic.
+"""What a step does on one chip: operations, bytes, collectives; from the compiled program, or by arithmetic.
 
-Attention's kernels are counted by arithmetic in both: a compiler doesn't see into them. Rows are taken to be full of
-clips as long as `config.video` says, each with its words; without it every row to be one clip, the most it can be.
+Attention's kernels are counted by arithmetic in both: the compiled program doesn't show them. Sequences are taken to be
+full of clips of `config.video`'s duration, each with its caption; without it each to be one clip, the most attention.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from sora_jax.models.dit import DiTConfig, forward_flops
 from sora_jax.models.tiles import TILES
 from sora_jax.models.vae import VAEConfig, decoding_flops, reconstruction_flops
 from sora_jax.planner.programs import Built, Job, objective_of, target_of
-from sora_jax.tokens.canvas import GROUP
+from sora_jax.tokens.canvas import FRAMES_PER_LATENT
 
-# Products of a logits' block with a block of keys or values: two forward, seven in the two kernels backward, which make
-# the logits anew.
+# Products of a block of logits with a block of keys or values: two forward, seven in the two backward kernels, which
+# recompute the logits.
 FORWARD, BACKWARD = 2, 7
 # Bytes of memory that a token's activations move in one layer, per number of the model's width and pass over it: about
 # what compiled programs of the ladder do (experiments/scale). Arithmetic's only measured constant.
@@ -34,15 +34,15 @@ class Counts:
 
     Attributes:
       source: "compiler", or "arithmetic".
-      products: operations of matrix products and convolutions that are run, attention's apart.
-      attention: those of attention.
+      products: operations of matrix products and convolutions that are run, without attention's.
+      attention: operations of attention.
       useful: operations that a forward pass and, in training, twice as many backward cost at least: no
-        rematerialisation, no empty slots.
+        rematerialisation, no padding.
       bytes: read from memory and written.
       network: bytes sent to other chips, by kind of collective.
       calls: how many collectives.
-      tokens: real ones that the whole step, on all chips, learns from or takes further; an autoencoder's latent cells.
-      clips: as long as `config.video`'s, that they make up.
+      tokens: without padding, that the whole step, on all chips, trains on or denoises; an autoencoder's latent cells.
+      clips: of `config.video`'s duration, that they make up.
     """
 
     source: str
@@ -57,13 +57,13 @@ class Counts:
 
 
 @dataclasses.dataclass(frozen=True)
-class Clip:
-    """The video that a configuration is about, as tokens.
+class ClipShape:
+    """The video of `config.video`, as tokens.
 
     Attributes:
       frames, height, width: of its pixels.
       tokens: of the transformer.
-      words: beside them.
+      words: text tokens.
       decode: operations to decode it, in tiles.
     """
 
@@ -75,32 +75,34 @@ class Clip:
     decode: float
 
 
-def clip_of(job: Job) -> Clip | None:
+def clip_of(job: Job) -> ClipShape | None:
     """The clip of `config.video`; None where a configuration has none."""
     config, video = job.config, target_of(job.config)
     if video is None:
         return None
     dit, vae = objective_of(config).dit, component(VAEConfig, video.vae, "video.vae")
     height, width = frame_size(video.resolution, video.aspect)
-    frames = 1 + GROUP * math.ceil((video.seconds * video.fps - 1) / GROUP)
+    frames = 1 + FRAMES_PER_LATENT * math.ceil((video.seconds * video.fps - 1) / FRAMES_PER_LATENT)
     grid = [
         math.ceil(side / (pixels * by))
         for side, pixels, by in zip((height, width), vae.compression[1:], dit.patch[1:], strict=True)
     ]
-    tokens = (1 + (frames - 1) // GROUP) // dit.patch[0] * math.prod(grid)
+    tokens = (1 + (frames - 1) // FRAMES_PER_LATENT) // dit.patch[0] * math.prod(grid)
     cells = [count * by for count, by in zip(grid, dit.patch[1:], strict=True)]
     pixels = [count * by for count, by in zip(cells, vae.compression[1:], strict=True)]
     if tokens > config.pipeline.seq_len:
         raise UserError(
-            f"A clip of config.video is {tokens:,} tokens and a row holds {config.pipeline.seq_len:,}: make "
+            f"A clip of config.video is {tokens:,} tokens and a sequence holds {config.pipeline.seq_len:,}: make "
             "config.pipeline.seq_len at least as many, or the clip shorter or smaller."
         )
     decode = decoding_flops(vae, 1, frames, *pixels) * TILES.cost(*cells)
-    return Clip(frames, height, width, tokens, min(config.text.max_tokens, config.pipeline.text_len), decode)
+    return ClipShape(
+        frames, height, width, tokens, min(config.text.max_tokens, config.pipeline.text_len), decode
+    )
 
 
 def count(built: Built) -> Counts:
-    """What the compiled program does."""
+    """From the compiled program."""
     assert built.program is not None
     job, program = built.job, built.program
     network: dict[str, float] = {}
@@ -120,8 +122,8 @@ def count(built: Built) -> Counts:
     )
 
 
-def estimate_memory(job: Job) -> Counts:
-    """The same by arithmetic alone, of a transformer."""
+def estimate_counts(job: Job) -> Counts:
+    """By arithmetic alone."""
     objective = objective_of(job.config)
     products, attention, useful, tokens = _work(job)
     if job.config.objective != "dit":
@@ -133,20 +135,20 @@ def estimate_memory(job: Job) -> Counts:
     dit, sizes = objective.dit, job.mesh
     passes = _passes(job, dit)
     chips = job.topology.count
-    parameters = 18 * dit.width**2 * dit.layers  # a third of them makes modulations, once a condition
+    parameters = 18 * dit.width**2 * dit.layers  # a third of them computes modulations, once a condition
     row = job.config.pipeline.seq_len + job.config.pipeline.text_len
     own = job.rows * job.passes * row / (sizes["data"] * sizes["fsdp"] * sizes["sequence"])
     kept = chips / sizes["data"]
     gathered = 2 * parameters / sizes["tensor"]
     traffic = passes * (gathered + TRAFFIC * own * dit.width * dit.layers)
-    # Activations go forward, backward, and once more where the forward is done again; weights are gathered twice.
-    ways, times = {1: (1, 1), 3: (2, 2), 4: (3, 2)}[passes]
+    # Activations go forward, backward, and once more where the forward pass is recomputed; weights are gathered twice.
+    directions, times = {1: (1, 1), 3: (2, 2), 4: (3, 2)}[passes]
     width = 2 * own * dit.width * dit.layers
     tensor, sequence = sizes["tensor"], sizes["sequence"]
     network = {
         "all-gather": times * gathered * (1 - 1 / kept) if kept > 1 else 0.0,
-        "all-to-all": 4 * ways * width / tensor * (1 - 1 / sequence),
-        "all-reduce": 4 * ways * width * (1 - 1 / tensor),
+        "all-to-all": 4 * directions * width / tensor * (1 - 1 / sequence),
+        "all-reduce": 4 * directions * width * (1 - 1 / tensor),
     }
     if job.step == "train":
         traffic += 40 * parameters / kept  # moments, averages and parameters, read and written
@@ -159,13 +161,13 @@ def estimate_memory(job: Job) -> Counts:
 
 
 def clips_of(job: Job) -> int:
-    """How many clips the rows of a step hold."""
+    """How many clips the batch of a step holds."""
     clip = clip_of(job)
     return job.rows * (job.config.pipeline.seq_len // clip.tokens if clip else 1)
 
 
 def _passes(job: Job, dit: DiTConfig) -> int:
-    """Forward passes' worth of products: one of a sampler; three of training, four where the forward is done again."""
+    """Products in forward passes: one of a sampler; three of training, four where the forward pass is recomputed."""
     return 1 if job.step == "sample" else 3 + (dit.remat == "none")
 
 
@@ -181,25 +183,30 @@ def _work(job: Job) -> tuple[float, float, float, float]:
         return cost, 0.0, cost, float(cells)
     dit, row = objective.dit, job.config.pipeline
     clip = clip_of(job)
-    runs = max(row.seq_len // clip.tokens, 1) if clip else 1
+    segments = max(row.seq_len // clip.tokens, 1) if clip else 1
     tokens, words = (clip.tokens, clip.words) if clip else (row.seq_len, row.text_len)
-    run = tokens + min(words, row.text_len // runs)
+    segment_tokens = tokens + min(words, row.text_len // segments)
     rows = job.rows * job.passes / chips
     factor = 3 if job.step == "train" else 1
-    attended = rows * runs * run**2
-    useful = factor * forward_flops(dit, rows * runs * run, attended)
-    slots = rows * (row.seq_len + row.text_len)
+    attention_pairs = rows * segments * segment_tokens**2
+    useful = factor * forward_flops(dit, rows * segments * segment_tokens, attention_pairs)
+    positions = rows * (row.seq_len + row.text_len)
     passes = _passes(job, dit)
-    once = forward_flops(dit, 0, attended)
+    once = forward_flops(dit, 0, attention_pairs)
     kernels = 1 if job.step == "sample" else 1 + (dit.remat == "none") + BACKWARD / FORWARD
-    return passes * forward_flops(dit, slots, 0), kernels * once, useful, job.rows * float(runs * tokens)
+    return (
+        passes * forward_flops(dit, positions, 0),
+        kernels * once,
+        useful,
+        job.rows * float(segments * tokens),
+    )
 
 
 def _attention_bytes(job: Job) -> float:
-    """Of attention's kernels beside what a program shows: keys and values, read anew for each block of queries."""
+    """Of attention's kernels, which a program doesn't show: keys and values, read again for each block of queries."""
     if job.config.objective != "dit":
         return 0.0
     _, attention, _, _ = _work(job)
     return (
         attention / 512
-    )  # a block of 512 queries meets each byte of keys and values once, 2 operations a byte each
+    )  # a block of 512 queries reads each byte of keys and values once, 2 operations a byte

@@ -1,4 +1,4 @@
-"""Counts to seconds, days and money: a roofline with its assumptions named."""
+"""Counts to seconds, days and money: a roofline with named assumptions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from sora_jax.distributed.chips import Topology
 from sora_jax.errors import UserError
-from sora_jax.planner.counts import Clip, Counts, clip_of
+from sora_jax.planner.counts import ClipShape, Counts, clip_of
 from sora_jax.planner.programs import Built, Job, target_of
 
 DAY = 86_400
@@ -15,14 +15,14 @@ DAY = 86_400
 
 @dataclasses.dataclass(frozen=True)
 class Assumptions:
-    """What of its best a chip reaches. Nothing here was measured by us on a TPU.
+    """Share of its peak that a chip reaches. Nothing here was measured by us on a TPU.
 
     Attributes:
       products: of its peak, in matrix products.
       attention: of its peak, in attention's kernels.
       memory: of its bandwidth.
       network: of its links' bandwidth.
-      hidden: the share of the exchanges' time that passes behind computation.
+      hidden: the share of the collectives' time that is overlapped with compute.
     """
 
     products: float = 0.65
@@ -39,16 +39,16 @@ class Assumptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimate:
-    """What a step takes.
+class StepEstimate:
+    """Time of a step.
 
     Attributes:
       compute, memory, network: seconds of each alone, with the assumptions.
       seconds: of a step: the larger of the first two, and what of the third isn't hidden.
-      bound: "compute", "memory" or "network", whichever takes longest.
-      best: seconds, were every chip at its peak and nothing in anyone's way: a bound from below.
+      bound: "compute", "memory" or "network", the one that takes longest.
+      best: seconds with every chip at its peak and full overlap: a lower bound.
       utilisation: useful operations a second, of the peak.
-      tokens_a_day: of the whole topology, learned from or filled.
+      tokens_a_day: of the whole topology, trained on or generated.
     """
 
     compute: float
@@ -61,18 +61,18 @@ class Estimate:
     tokens_a_day: float
 
 
-def estimate(counts: Counts, topology: Topology, assumed: Assumptions, steps: int = 1) -> Estimate:
+def estimate(counts: Counts, topology: Topology, assumptions: Assumptions, steps: int = 1) -> StepEstimate:
     """The roofline of a step; `steps` of them make a token (a sampler's)."""
     chip, sent = topology.chip, sum(counts.network.values())
     assert chip is not None
     links = chip.links(topology.count)
-    compute = (counts.products / assumed.products + counts.attention / assumed.attention) / chip.flops
-    memory = counts.bytes / (chip.bandwidth * assumed.memory)
-    network = sent / (links * assumed.network)
-    seconds = max(compute, memory) + (1 - assumed.hidden) * network
+    compute = (counts.products / assumptions.products + counts.attention / assumptions.attention) / chip.flops
+    memory = counts.bytes / (chip.bandwidth * assumptions.memory)
+    network = sent / (links * assumptions.network)
+    seconds = max(compute, memory) + (1 - assumptions.hidden) * network
     best = max((counts.products + counts.attention) / chip.flops, counts.bytes / chip.bandwidth, sent / links)
     longest = max(("compute", compute), ("memory", memory), ("network", network), key=lambda one: one[1])
-    return Estimate(
+    return StepEstimate(
         compute,
         memory,
         network,
@@ -92,7 +92,7 @@ class Bill:
       what: "training" or "a video".
       seconds: of all chips.
       dollars: for that.
-      tokens: learned from, or filled.
+      tokens: trained on, or generated.
     """
 
     what: str
@@ -102,7 +102,12 @@ class Bill:
 
 
 def bill(
-    job: Job, counts: Counts, found: Estimate, dollars: float, tokens: float | None, assumed: Assumptions
+    job: Job,
+    counts: Counts,
+    step: StepEstimate,
+    dollars: float,
+    tokens: float | None,
+    assumptions: Assumptions,
 ) -> Bill | None:
     """What the whole run costs: training's budget of tokens, or one video; None where no video is named.
 
@@ -114,28 +119,28 @@ def bill(
     assert chip is not None
     if job.step == "train":
         total = tokens if tokens is not None else job.config.steps * counts.tokens
-        seconds = total / counts.tokens * found.seconds
+        seconds = total / counts.tokens * step.seconds
         return Bill("training", seconds, seconds * job.topology.chips * dollars / 3600, total)
     clip, target = clip_of(job), target_of(job.config)
     if clip is None or target is None:
         return None
-    # Videos are made side by side; each is decoded by the devices that made it, tile by tile.
+    # Videos are generated in parallel; each is decoded by the devices that made it, tile by tile.
     share = job.topology.count / counts.clips
-    seconds = target.steps * found.seconds + clip.decode / share / (chip.flops * assumed.products)
+    seconds = target.steps * step.seconds + clip.decode / share / (chip.flops * assumptions.products)
     return Bill("a video", seconds, seconds * share / chip.devices * dollars / 3600, clip.tokens)
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """All that is said of one job; `as_dict` for programs to read.
+class JobEstimate:
+    """The estimate of one job; `as_dict` is machine-readable.
 
     Attributes:
       name: of the configuration.
       memory: bytes on a chip by kind, see `programs.Built`.
-      word: "compiler" where memory and counts are the compiler's word, "arithmetic" where not.
+      word: "compiler" where memory and counts come from the compiled program, else "arithmetic".
       compiling: seconds.
-      change: what makes it fit, where it doesn't.
-      changed: memory a chip then, by kind.
+      change: configuration that makes it fit, where it doesn't.
+      changed: memory a chip with it, by kind.
     """
 
     name: str
@@ -145,14 +150,14 @@ class Plan:
     word: str
     compiling: float
     counts: Counts | None = None
-    estimate: Estimate | None = None
+    estimate: StepEstimate | None = None
     bill: Bill | None = None
-    clip: Clip | None = None
+    clip: ClipShape | None = None
     change: str = ""
     changed: dict[str, float] = dataclasses.field(default_factory=dict)
 
-    def with_change(self, words: str, built: Built | None) -> Plan:
-        """This plan, with what makes it fit."""
+    def with_change(self, words: str, built: Built | None) -> JobEstimate:
+        """This estimate, with the change that makes it fit."""
         return dataclasses.replace(self, change=words, changed=built.memory if built else {})
 
     @property
@@ -161,7 +166,7 @@ class Plan:
         return self.job.topology.chip.memory if self.job.topology.chip else None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain numbers and words."""
+        """Plain numbers and text."""
         whole: dict[str, Any] = {
             "config": self.name,
             "step": self.job.step,
@@ -184,21 +189,23 @@ class Plan:
         return whole
 
 
-def plan_of(
+def estimate_job(
     name: str,
     built: Built,
     counts: Counts | None,
     dollars: float | None,
     tokens: float | None,
-    assumed: Assumptions,
-) -> Plan:
-    """What follows from a program that was built, or reckoned."""
+    assumptions: Assumptions,
+) -> JobEstimate:
+    """The estimate of a job from its compiled program, or from arithmetic."""
     job, chip = built.job, built.job.topology.chip
     word = "compiler" if built.program or counts is None else "arithmetic"
-    plan = Plan(name, job, built.fits, built.memory, word, built.seconds, counts, clip=clip_of(job))
+    result = JobEstimate(name, job, built.fits, built.memory, word, built.seconds, counts, clip=clip_of(job))
     if counts is None or chip is None:
-        return plan
+        return result
     target = target_of(job.config) if job.step == "sample" else None
-    found = estimate(counts, job.topology, assumed, target.steps if target else 1)
+    step = estimate(counts, job.topology, assumptions, target.steps if target else 1)
     price = chip.dollars if dollars is None else dollars
-    return dataclasses.replace(plan, estimate=found, bill=bill(job, counts, found, price, tokens, assumed))
+    return dataclasses.replace(
+        result, estimate=step, bill=bill(job, counts, step, price, tokens, assumptions)
+    )

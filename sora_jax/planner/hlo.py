@@ -59,7 +59,7 @@ class Collective:
 
 
 def collectives(text: str) -> list[Collective]:
-    """Those of a compiled program's text."""
+    """The collectives of a compiled program's text."""
     return Program(text).collectives
 
 
@@ -86,7 +86,7 @@ class Program:
         self.computations, self.entry = read(text)
         self.times: collections.Counter[str] = collections.Counter()
         self.fused: set[str] = set()
-        self.guessed: set[str] = set()  # in loops whose rounds can't be told
+        self.guessed: set[str] = set()  # in loops whose trip count is unknown
         self._count(self.entry, 1, True)
 
     def _count(self, name: str, times: int, known: bool) -> None:
@@ -94,7 +94,7 @@ class Program:
         if not known:
             self.guessed.add(name)
         for one in self.computations[name].values():
-            # What reductions apply to pairs of numbers is part of them; an end names again what was begun.
+            # The functions of reductions are part of them; a "-done" names the computation of its "-start" again.
             if one.opcode.startswith(_APPLYING) or one.opcode in ("async-done", "async-update"):
                 continue
             rounds = self._rounds(one) if one.opcode == "while" else 1
@@ -106,7 +106,7 @@ class Program:
                 self._count(called, times * (rounds or 1), known and rounds is not None)
 
     def _rounds(self, loop: Instruction) -> int | None:
-        """How often a loop runs: told by XLA, or the bound that its condition compares with; else None."""
+        """Trip count of a loop: XLA's, or the bound that its condition compares with; else None."""
         if told := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
             return int(told.group(1))
         condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)
@@ -134,7 +134,7 @@ class Program:
 
     @functools.cached_property
     def bytes(self) -> float:
-        """Read from memory and written to it: what each instruction or fusion of them takes and gives."""
+        """Read from memory and written to it: operands and results of each instruction or fusion."""
         return sum(
             self.times[name] * self._traffic(one, where)
             for name, where, one in self._every()
@@ -143,14 +143,14 @@ class Program:
 
     @functools.cached_property
     def collectives(self) -> list[Collective]:
-        """All of them, those inside of fusions too."""
+        """All of them, also inside of fusions."""
         found, chains = [], set()
         for name, _, one in self._every():
             kind = one.opcode.removesuffix("-start")
             if kind not in COLLECTIVES:
                 continue
             if "chain_id=" in one.rest:
-                # A TPU's collective beside other work stands at its begin, in its middle and at its end.
+                # A TPU's asynchronous collective is listed at its begin, in its middle and at its end.
                 chain = tuple(re.findall(r'(?:chain_id="|channel_id=)(\d+)', one.rest))
                 if chain in chains:
                     continue
@@ -278,7 +278,7 @@ def _valid(rest: str, axis: int, out: int, kernel: int, given: int) -> int:
 
 
 def _through(inside: dict[str, Instruction], name: str) -> list[tuple[Instruction, str]]:
-    """Who uses a value, looking through those that only rename it; and under which name."""
+    """Users of a value, looking through those that only rename it; and under which name."""
     users = []
     for one in inside.values():
         if name in one.operands:

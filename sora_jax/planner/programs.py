@@ -1,7 +1,7 @@
-"""The real programs, compiled for machines that aren't here: a training step, a step of the sampler.
+"""The real programs, compiled for machines that aren't attached: a training step, a step of the sampler.
 
 For a TPU slice they are compiled by the TPU's own compiler, libtpu, which runs on any Linux machine; for simulated
-devices by XLA for this machine's processor. Nothing is run and no array is made.
+devices by XLA for this machine's processor. Nothing is run and no array is allocated.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ STEPS = ("train", "sample")
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is to be run, and where.
+    """A step and the chips to run it on.
 
     Attributes:
       config: of a training run.
       step: of `STEPS`.
       topology: the chips.
-      rows: of the batch, in all; of a sampler as many as the mesh deals out, a video each.
+      rows: of the global batch; of a sampler one video for each part of data x fsdp.
       mesh: sizes of the mesh's axes, by name.
     """
 
@@ -53,23 +53,23 @@ class Job:
 
     @property
     def passes(self) -> int:
-        """How often the model is asked for each row: a sampler's guidance asks twice, unless told otherwise."""
+        """Model evaluations a step: two for a sampler with guidance, unless `config.video` says otherwise."""
         target = target_of(self.config)
         return 1 if self.step == "train" else target.passes if target else 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """A compiled program and what its compiler says.
+    """A compiled program and its compiler's statistics.
 
     Attributes:
-      job: what it is of.
-      seconds: that compiling took, here.
+      job: of which it is the program.
+      seconds: that compiling took.
       memory: bytes on one chip by kind: "parameters", "average", "optimizer", "batch", "activations", "temporaries",
-        "code". All but activations are the compiler's word; those are what the backward pass needs of the forward one,
-        by its shapes, and temporaries are what the compiler takes beside.
-      fits: whether the compiler found room for it.
-      program: its text, counted; None where it didn't fit, for then there is none.
+        "code". All but activations are the compiler's; those are what the backward pass saves of the forward one, by
+        shape, and temporaries are the rest.
+      fits: whether it fits the memory.
+      program: its parsed text; None where it didn't fit.
     """
 
     job: Job
@@ -80,12 +80,12 @@ class Built:
 
 
 def objective_of(config: ConfigDict) -> Any:
-    """The objective, from scratch: weights to begin with are of no matter here, and may not exist yet."""
+    """The objective without `init_from`: initial weights have no effect here, and may not exist yet."""
     return make_objective(ConfigDict(config.to_dict() | {"init_from": ""}), "")
 
 
 def make_job(config: ConfigDict, step: str, topology: Topology) -> Job:
-    """The job of a configuration on a topology; what is -1 in config.mesh is what is left of its chips.
+    """The job of a configuration on a topology; -1 in config.mesh is the rest of its chips.
 
     Raises:
       UserError: the mesh doesn't divide the chips, or there is no such program.
@@ -94,7 +94,7 @@ def make_job(config: ConfigDict, step: str, topology: Topology) -> Job:
     if step == "sample" and loop.objective != "dit":
         raise UserError("An autoencoder has no sampler: plan its training, or a transformer's --step sample.")
     shape = loop.mesh
-    if step == "sample":  # as many videos at once as there is room for beside a row's own chips
+    if step == "sample":  # as many videos at once as the other axes leave chips for
         shape = dataclasses.replace(shape, data=-1, fsdp=1)
     sizes = shape.sizes(topology.count)
     parts = sizes["data"] * sizes["fsdp"]
@@ -102,10 +102,10 @@ def make_job(config: ConfigDict, step: str, topology: Topology) -> Job:
     if step == "sample":
         rows = parts
     if rows < 1 or rows % parts:
-        field = f"config.{'pipeline' if loop.objective == 'dit' else 'loss'}.rows"
+        field = f"config.{'pipeline' if loop.objective == 'dit' else 'loss'}.batch_size"
         raise UserError(
-            f"A batch of {rows} rows doesn't divide over data x fsdp = {parts} chips of {topology.name}: make the rows "
-            f"a multiple of it ({field}), or change config.mesh."
+            f"A batch of {rows} doesn't divide over data x fsdp = {parts} chips of {topology.name}: make {field} "
+            "a multiple of it, or change config.mesh."
         )
     return Job(config, step, topology, rows, sizes)
 
@@ -133,22 +133,22 @@ def build(job: Job) -> Built:
     parts["temporaries"] = stats.temp_size_in_bytes - parts["activations"]
     parts["temporaries"] += max(kept - sum(parts[name] for name in _KEPT), 0.0)
     parts["code"] = stats.generated_code_size_in_bytes
-    # A TPU's compiler refuses what doesn't fit; simulated devices share this machine.
+    # A TPU's compiler refuses what doesn't fit; simulated devices share this machine's memory.
     fits = job.topology.is_tpu or sum(parts.values()) * job.topology.count <= host_memory()
     program = Program(compiled.as_text())
     return Built(job, time.perf_counter() - begun, parts, fits, program)
 
 
 def trace(job: Job) -> tuple[Any, dict[str, float], str]:
-    """The job's program, traced for its mesh (`jax.stages.Traced`); the bytes of what it takes; its platform."""
+    """The job's program, traced for its mesh (`jax.stages.Traced`); its arguments' bytes by kind; its platform."""
     mesh = make_mesh(MeshConfig(**job.mesh), _devices(job.topology))
-    # Devices that aren't here can't be set as those to run on; tracing needs no more than their shape.
+    # Devices that aren't attached can't be set as those to run on; tracing needs no more than their shape.
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         return *_trace(job, mesh), mesh.devices.flat[0].platform
 
 
 def estimate_memory(job: Job) -> Built:
-    """The same without a compiler: what is kept is exact, activations are what the backward pass needs, and
+    """The same without a compiler: arguments are exact, activations are what the backward pass saves, and
     temporaries are gradients, two layers' gathered weights and one layer's widest arrays.
     """
     begun = time.perf_counter()
@@ -159,8 +159,8 @@ def estimate_memory(job: Job) -> Built:
         _, parts = _trace(job, mesh)
     if job.config.objective == "dit":
         dit, sizes = objective_of(job.config).dit, job.mesh
-        slots = job.rows * (job.config.pipeline.seq_len + job.config.pipeline.text_len)
-        own = slots / (sizes["data"] * sizes["fsdp"] * sizes["sequence"])
+        positions = job.rows * (job.config.pipeline.seq_len + job.config.pipeline.text_len)
+        own = positions / (sizes["data"] * sizes["fsdp"] * sizes["sequence"])
         widest = 2 * 2 * own * dit.mlp_ratio * dit.width / sizes["tensor"]
         parts["temporaries"] = 2 * 2 * 12 * dit.width**2 + widest + 4 * 4 * own * dit.width
     if job.step == "train":
@@ -179,7 +179,7 @@ _KEPT = ("parameters", "average", "optimizer", "batch")
 
 
 def _trace(job: Job, mesh: Mesh | AbstractMesh) -> tuple[Any, dict[str, float]]:
-    """The traced program, and the bytes of what it is given on each chip."""
+    """The traced program, and the bytes of its arguments on each chip."""
     loop, objective = read_loop_config(job.config), objective_of(job.config)
     batch = _placed(objective.shapes(job.rows), lambda leaf: sharding(mesh, "B"))
     key = _placed(jax.eval_shape(lambda: jax.random.key(0)), lambda leaf: sharding(mesh, ""))
@@ -192,8 +192,8 @@ def _trace(job: Job, mesh: Mesh | AbstractMesh) -> tuple[Any, dict[str, float]]:
     init, step = make_steps(objective, loop.optim)
     state = _placed(jax.eval_shape(init, key), keep)
     if loop.optim.offload:
-        away = on_host(jax.tree.map(lambda leaf: leaf.sharding, state.opt_state))
-        moved = jax.tree.map(lambda leaf, kept: leaf.update(sharding=kept), state.opt_state, away)
+        host_shardings = on_host(jax.tree.map(lambda leaf: leaf.sharding, state.opt_state))
+        moved = jax.tree.map(lambda leaf, kept: leaf.update(sharding=kept), state.opt_state, host_shardings)
         state = dataclasses.replace(state, opt_state=moved)
     parts |= {
         "parameters": _bytes(state.params),
@@ -211,19 +211,19 @@ def _trace_sampler(
 ) -> tuple[Any, dict[str, float]]:
     model = jax.eval_shape(objective.init, jax.random.key(0))
     model = _placed(model, lambda leaf: parameter_sharding(mesh, leaf.shape))
-    levels = batch.condition_init_sigma
-    guidance = Guidance(**{field.name: levels for field in dataclasses.fields(Guidance)})
-    state = State(*(batch.patches,) * 3, levels)
+    sigmas = batch.condition_init_sigma
+    guidance = Guidance(**{field.name: sigmas for field in dataclasses.fields(Guidance)})
+    state = State(*(batch.patches,) * 3, sigmas)
     parts["parameters"] = _bytes(model)
     parts["batch"] += _bytes(state) + _bytes(guidance)
     traced = solver_step.trace(
-        model, state, batch, levels, levels, guidance, None, solver="euler", passes=job.passes
+        model, state, batch, sigmas, sigmas, guidance, None, solver="euler", passes=job.passes
     )
     return traced, parts
 
 
 def _saved(objective: Any, params: Any, batch: Any, key: Any, job: Job) -> float:
-    """Bytes on a chip of what the forward pass leaves for the backward one, by its shapes."""
+    """Bytes on a chip of what the forward pass saves for the backward one, by shape."""
 
     def residuals(params: Any, batch: Any, key: Any) -> Any:
         loss = lambda params: objective.loss(params, batch, key)
@@ -238,9 +238,9 @@ def _saved(objective: Any, params: Any, batch: Any, key: Any, job: Job) -> float
         cut = sizes["data"] * sizes["fsdp"]
         if job.config.objective == "dit":
             config = objective.dit
-            slots = job.config.pipeline.seq_len + job.config.pipeline.text_len
+            positions = job.config.pipeline.seq_len + job.config.pipeline.text_len
             of_heads = {config.heads, 3 * config.heads, config.mlp_ratio * config.width}
-            cut *= sizes["sequence"] if slots in leaf.shape else 1
+            cut *= sizes["sequence"] if positions in leaf.shape else 1
             cut *= sizes["tensor"] if of_heads & set(leaf.shape[2:]) else 1
         total += math.prod(leaf.shape) * leaf.dtype.itemsize / cut
     return total
@@ -261,7 +261,7 @@ def _bytes(tree: Any) -> float:
 
 
 def _overflow(message: str) -> float | None:
-    """Bytes that the compiler would have needed, where it says that memory doesn't suffice."""
+    """Bytes that the compiler would have needed, from its message that memory doesn't suffice."""
     for pattern in (
         r"Used ([0-9.]+)([KMGT]?) of [0-9.]+[KMGT]? hbm",
         r"total memory required[^(]*\(([0-9.]+)([KMGT]?)\)",
@@ -285,7 +285,7 @@ def _devices(topology: Topology) -> list[Any]:
         return list(topologies.get_topology_desc(topology.name, platform="tpu", **layout).devices)
     if topology.kind != "cpu":
         raise UserError(
-            f"Nothing can be compiled for {topology.name} without one: its plan is arithmetic alone."
+            f"Nothing can be compiled for {topology.name} without such a chip: estimate it by arithmetic."
         )
     found = jax.devices("cpu")
     if len(found) < topology.count:

@@ -1,12 +1,12 @@
-"""The packer: which runs of a stream share a row. An iterator of Grain's, with an exact state.
+"""The packer: which segments of a stream share a sequence. A Grain iterator with an exact state.
 
-Best fit over some open rows: a run takes the fullest row that it fits, and where it fits none, the fullest row alone
-closes. The others go on waiting for what fits them, which fills rows better than closing all at once (experiments/
-packing compares).
+Best fit over some open bins: a segment goes to the fullest bin that it fits, and where it fits none, the fullest bin
+alone is closed and becomes a sequence. The others stay open for what fits them, which fills sequences better than
+closing all at once (experiments/packing compares).
 
-What is open was left behind by what closed: were all rows of a large window opened first, those that are exactly full
-would close first, and a run's first batches would hold mostly the lengths that fill a row by themselves (with
-toyworld's lengths and 512 open rows). So a window begins small and grows by a row for every `GROWTH` that close.
+With many bins open from the start, those that are exactly full would close first, and the first batches would hold
+mostly the lengths that fill a sequence by themselves (with toyworld's lengths and 512 open bins). So few bins are open
+at first, and one more for every `GROWTH` that close.
 """
 
 from __future__ import annotations
@@ -21,40 +21,44 @@ import grain
 from sora_jax.errors import UserError
 
 Size = tuple[int, ...]
-FIRST_WINDOW, GROWTH = 4, 4  # rows open at first, and rows closed for each one more
-AGE = 8  # a row closes, full or not, once so many times the open rows' number have closed after it was opened
+FIRST_BINS, GROWTH = 4, 4  # bins open at first, and bins closed for each one more
+MAX_AGE = 8  # a bin closes, full or not, once `MAX_AGE` times `num_bins` have closed after it was opened
 
 
 @dataclasses.dataclass(eq=False)
-class _Row:
-    """Runs, by their places in the stream, that lie together; how much of a row they take; when it was opened."""
+class _Bin:
+    """Segments and their indices in the stream; how much of the capacity they take; when it was opened."""
 
     opened: int
-    taken: Size
-    places: list[int]
-    runs: list[Any]
+    used: Size
+    indices: list[int]
+    segments: list[Any]
 
 
 class BestFit(grain.IterDataset):
-    """Streams rows: lists of elements that fit a row together.
+    """Streams sequences: lists of segments that fit a sequence together.
 
     Args:
-      parent: the elements.
-      size_of: what an element takes of a row, in as many numbers as `room`; more than `room` is refused there.
-      room: what a row holds.
-      window: rows that are open at a time, once so many have been.
+      parent: the segments.
+      size_of: what a segment takes of a sequence, in as many numbers as `capacity`; it refuses more than `capacity`.
+      capacity: what a sequence holds.
+      num_bins: the most bins that are open at a time.
 
     Raises:
-      UserError: the window has no row, or (from an iterator's `set_state`) a state is an older packer's.
+      UserError: there is no bin.
     """
 
     def __init__(
-        self, parent: grain.IterDataset, size_of: Callable[[Any], Size], room: Sequence[int], window: int
+        self,
+        parent: grain.IterDataset,
+        size_of: Callable[[Any], Size],
+        capacity: Sequence[int],
+        num_bins: int,
     ) -> None:
         super().__init__(parent)
-        if window < 1:
-            raise UserError(f"A packer needs at least one open row, not window={window}.")
-        self.size_of, self.room, self.window = size_of, tuple(room), window
+        if num_bins < 1:
+            raise UserError(f"A packer needs at least one open bin, not num_bins={num_bins}.")
+        self.size_of, self.capacity, self.num_bins = size_of, tuple(capacity), num_bins
 
     def __iter__(self) -> grain.DatasetIterator:
         return _Packing(iter(self._parent), self)
@@ -64,97 +68,92 @@ class _Packing(grain.DatasetIterator):
     def __init__(self, parent: grain.DatasetIterator, config: BestFit) -> None:
         super().__init__(parent)
         self._config = config
-        self._rows: list[_Row] = []
-        self._read = self._closed_rows = 0
-        # The stream's states before each run that may lie in an open row: from the first of them it is read again.
+        self._bins: list[_Bin] = []
+        self._read = self._num_closed = 0
+        # The stream's state before each segment that may be in an open bin: resuming reads on from the first of them.
         self._states: deque[tuple[int, Any]] = deque()
         self._ended = False
 
     def __next__(self) -> list[Any]:
         while not self._ended:
-            closed = self._take()
+            closed = self._read_one()
             if closed is not None:
-                return closed.runs
-        if not self._rows:
+                return closed.segments
+        if not self._bins:
             raise StopIteration
-        return self._close(self._rows[0]).runs
+        return self._close(self._bins[0]).segments
 
-    def _take(self) -> _Row | None:
-        """Reads a run and lays it into a row; returns the one that closed for it, if any did."""
+    def _read_one(self) -> _Bin | None:
+        """Reads a segment into a bin; returns the bin that closed for it, if any did."""
         before, closed = self._parent.get_state(), None
         try:
-            run = next(self._parent)
+            segment = next(self._parent)
         except StopIteration:
             self._ended = True
             return None
-        size = self._config.size_of(run)
+        size = self._config.size_of(segment)
         self._states.append((self._read, before))
-        fitting = [row for row in self._rows if self._fits(row, size)]
+        fitting = [bin_ for bin_ in self._bins if self._fits(bin_, size)]
         if fitting:
-            row = max(fitting, key=_filled)
+            bin_ = max(fitting, key=_filled)
         else:
-            if len(self._rows) >= min(self._config.window, FIRST_WINDOW + self._closed_rows // GROWTH):
-                oldest = min(self._rows, key=lambda row: row.opened)
-                aged = self._closed_rows - oldest.opened >= AGE * self._config.window
-                closed = self._close(oldest if aged else max(self._rows, key=_filled))
-            row = _Row(self._closed_rows, (0,) * len(size), [], [])
-            self._rows.append(row)
-        row.taken = tuple(have + more for have, more in zip(row.taken, size, strict=True))
-        row.places.append(self._read)
-        row.runs.append(run)
+            if len(self._bins) >= min(self._config.num_bins, FIRST_BINS + self._num_closed // GROWTH):
+                oldest = min(self._bins, key=lambda bin_: bin_.opened)
+                aged = self._num_closed - oldest.opened >= MAX_AGE * self._config.num_bins
+                closed = self._close(oldest if aged else max(self._bins, key=_filled))
+            bin_ = _Bin(self._num_closed, (0,) * len(size), [], [])
+            self._bins.append(bin_)
+        bin_.used = tuple(have + more for have, more in zip(bin_.used, size, strict=True))
+        bin_.indices.append(self._read)
+        bin_.segments.append(segment)
         self._read += 1
         return closed
 
-    def _fits(self, row: _Row, size: Size) -> bool:
-        room = self._config.room
-        return all(have + more <= most for have, more, most in zip(row.taken, size, room, strict=True))
+    def _fits(self, bin_: _Bin, size: Size) -> bool:
+        capacity = self._config.capacity
+        return all(have + more <= most for have, more, most in zip(bin_.used, size, capacity, strict=True))
 
-    def _close(self, row: _Row) -> _Row:
-        self._rows.remove(row)
-        self._closed_rows += 1
+    def _close(self, bin_: _Bin) -> _Bin:
+        self._bins.remove(bin_)
+        self._num_closed += 1
         first = self._first()
         while self._states and self._states[0][0] < first:
             self._states.popleft()
-        return row
+        return bin_
 
     def _first(self) -> int:
-        """The first place in the stream whose run lies in an open row."""
-        return min((place for row in self._rows for place in row.places), default=self._read)
+        """The first index in the stream whose segment is in an open bin."""
+        return min((index for bin_ in self._bins for index in bin_.indices), default=self._read)
 
     def get_state(self) -> dict[str, Any]:
-        """What is open, by places in the stream, and the stream's state where the first of them was read."""
+        """The open bins, by indices in the stream, and the stream's state where the first of them was read."""
         return {
             "parent": self._states[0][1] if self._states else self._parent.get_state(),
             "first": self._first(),
             "read": self._read,
-            "closed": self._closed_rows,
+            "closed": self._num_closed,
             "ended": self._ended,
-            "rows": [{"opened": row.opened, "places": [*row.places]} for row in self._rows],
+            "rows": [{"opened": bin_.opened, "places": [*bin_.indices]} for bin_ in self._bins],
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        if "rows" not in state:
-            raise UserError(
-                "This checkpoint's data were packed in another way, by an older version: go on from its weights alone, "
-                "in a new workdir with config.init_from."
-            )
         self._parent.set_state(state["parent"])
-        self._read, self._closed_rows, self._ended = state["read"], state["closed"], state["ended"]
+        self._read, self._num_closed, self._ended = state["read"], state["closed"], state["ended"]
         self._states = deque()
-        wanted = {place for row in state["rows"] for place in row["places"]}
-        runs: dict[int, Any] = {}
-        for place in range(state["first"], state["read"]):
-            self._states.append((place, self._parent.get_state()))
-            run = next(self._parent)
-            if place in wanted:
-                runs[place] = run
-        self._rows = []
-        for row in state["rows"]:
-            sizes = [self._config.size_of(runs[place]) for place in row["places"]]
-            taken = tuple(map(sum, zip(*sizes, strict=True)))
-            own = [runs[place] for place in row["places"]]
-            self._rows.append(_Row(row["opened"], taken, list(row["places"]), own))
+        wanted = {index for bin_ in state["rows"] for index in bin_["places"]}
+        segments: dict[int, Any] = {}
+        for index in range(state["first"], state["read"]):
+            self._states.append((index, self._parent.get_state()))
+            segment = next(self._parent)
+            if index in wanted:
+                segments[index] = segment
+        self._bins = []
+        for bin_ in state["rows"]:
+            sizes = [self._config.size_of(segments[index]) for index in bin_["places"]]
+            used = tuple(map(sum, zip(*sizes, strict=True)))
+            own = [segments[index] for index in bin_["places"]]
+            self._bins.append(_Bin(bin_["opened"], used, list(bin_["places"]), own))
 
 
-def _filled(row: _Row) -> int:
-    return row.taken[0]
+def _filled(bin_: _Bin) -> int:
+    return bin_.used[0]

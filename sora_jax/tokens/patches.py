@@ -1,4 +1,4 @@
-"""Latents to tokens and back: patches, the boxes they cover, and what is given at their places."""
+"""Latents to tokens and back: patches, the boxes they cover, and the conditioning patches at their positions."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def coordinates(
 
     The first three are its time, y and x, which enter RoPE; the last two its extent: the seconds from the last video
     frame before it to its own last (four frames' for a group of four; 0 for a frame that stands alone), and its height
-    in the units of y. They tell frame rates, single frames and resolutions apart.
+    in the units of y. They distinguish frame rates, single frames and resolutions.
 
     Time is in seconds. Latent frame j ends with video frame `ends[j]`, so its time is that over `fps`; a patch of
     several latent frames takes their mean.
@@ -58,13 +58,14 @@ def coordinates(
     "fractional": y and x are measured from the centre of the frame (y down, x right) in units of its short side,
     as in Toyworld: the same picture has the same coordinates at every resolution. NaViT divides each side by its
     own length instead, and every frame becomes a unit square; one unit for both sides keeps squares square, so
-    the model sees the aspect ratio, and a wider frame only adds coordinates beside the ones it knew.
+    the model sees the aspect ratio, and a wider frame only adds coordinates next to the known ones.
 
     Args:
       ends: the last video frame of each latent frame; None is a whole clip's: 0, and then every
         `frames_per_latent`-th.
       first: latent frames that show one video frame alone; None is a whole clip's: the first.
-      corner, frame: where this latent lies in a larger frame (top, left), and that one's (height, width), in cells.
+      corner, frame: the position of this latent in a larger frame (top, left), and that one's (height, width), in
+        cells.
     """
     if not fps > 0:
         raise UserError(f"A clip can't have {fps} frames per second: give a positive number.")
@@ -92,17 +93,17 @@ def coordinates(
     return np.concatenate([centre, extent], axis=-1).reshape(-1, 5).astype(np.float32)
 
 
-def reference_patches(patches: np.ndarray, start: np.ndarray, time: np.ndarray) -> np.ndarray:
-    """For each token the patches that are given at its place, latest before it and earliest after it.
+def reference_patches(patches: np.ndarray, init_sigma: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """For each token the conditioning patches at its (y, x), latest before it and earliest after it.
 
     Args:
-      patches: float[t,m,P]: m places, t times.
-      start: float[t,m]; 0 is given.
+      patches: float[t,m,P]: m positions, t times.
+      init_sigma: float[t,m]; 0 is conditioning.
       time: float[t], seconds, in the order of the latent frames.
 
     Returns:
       float32[t,m,2(P+1)]: each of the two as a patch and its nearness, exp(−seconds between); zeros where there is
-      none, and for tokens that are given themselves.
+      none, and for conditioning tokens themselves.
     """
     t, m, width = patches.shape
     out = np.zeros((t, m, 2, width + 1), np.float32)
@@ -112,8 +113,8 @@ def reference_patches(patches: np.ndarray, start: np.ndarray, time: np.ndarray) 
             known = last >= 0
             out[j, known, side, :width] = patches[last[known], known]
             out[j, known, side, width] = np.exp(-np.abs(time[j] - time[last[known]]))
-            last = np.where(start[j] == 0, j, last)
-    out[start == 0] = 0
+            last = np.where(init_sigma[j] == 0, j, last)
+    out[init_sigma == 0] = 0
     return out.reshape(t, m, -1)
 
 

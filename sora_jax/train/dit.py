@@ -100,7 +100,7 @@ class DiTObjective:
         """Mean square of the velocity's error over the tokens that are painted."""
         keys = dict(zip(("sigma", "noise", "drop", "text"), jax.random.split(key, 4), strict=True))
         B, K = batch.patches.shape[0], self.pipeline.max_segments
-        painted = (batch.segment_ids > 0) & ~batch.given
+        painted = (batch.segment_ids > 0) & ~batch.conditioning_mask
         # A run's level is shifted by all that it holds, given tokens too: they are what its redundancy comes from.
         lengths = jnp.sum(batch.segment_ids[:, :, None] == jnp.arange(K + 1), axis=1)
         run_sigma = flow.draw_sigma(keys["sigma"], (B, K + 1), self.flow.mean, self.flow.deviation)

@@ -30,11 +30,11 @@ from sora_jax.checkpoints.store import Checkpoints, keep_config, named_leaves, n
 from sora_jax.config import complete
 from sora_jax.distributed.hosts import assert_equal_across_hosts, barrier, failure_hint
 from sora_jax.distributed.mesh import (
+    batch_share,
     make_mesh,
     on_host,
     parameter_shardings,
-    place_rows,
-    row_share,
+    place_batch,
     sharding,
     to_device,
 )
@@ -92,7 +92,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
         objective, schema = make_objective(config, workdir), schema_of(config)
     config = complete(schema, config)
     mesh = make_mesh(loop.mesh)
-    share = row_share(mesh)
+    share = batch_share(mesh)
     checkpoints = Checkpoints(workdir, loop.checkpoint)
     failure_hint(lambda: _advice(workdir))
     if jax.process_index() == 0:
@@ -150,7 +150,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
                 before = time.perf_counter()
                 rows = next_batch(data, step)
                 waited = time.perf_counter() - before
-                batch = place_rows(mesh, rows)
+                batch = place_batch(mesh, rows)
                 # Only tracing, in the first step, may build constants on the host.
                 guard = jax.transfer_guard("disallow" if step > start else "allow")
                 stop_asked = any_host_stopping(mesh, stop)

@@ -151,15 +151,6 @@ def test_a_changed_place_in_the_data_is_told(tmp_path):
         Checkpoints(tmp_path, CheckpointConfig()).restore(templates(make_trees(0)), make_iterator())
 
 
-def test_the_data_of_older_checkpoints_go_on(tmp_path):
-    following = save_two(tmp_path)
-    folder = tmp_path / "checkpoints" / "2" / "data"
-    (folder / "data.json").rename(folder / "process_0-of-1.json")  # where Grain's own handler wrote it
-    iterator = make_iterator()
-    Checkpoints(tmp_path, CheckpointConfig()).restore(templates(make_trees(0)), iterator)
-    np.testing.assert_array_equal(next(iterator), following)
-
-
 def test_one_changed_bit_changes_its_sum():
     leaves = {"b": jnp.ones((3, 5), jnp.bfloat16), "a": jnp.zeros(7), "c": jnp.array([True, False])}
     before = checksums(leaves)

@@ -184,7 +184,7 @@ def test_a_caches_latents_enter_as_they_are_and_its_statistics_are_theirs(tmp_pa
             squares + (tokens**2).sum((0, 1)),
             count + len(tokens) * 4,
         )
-        assert batch.patches.dtype == batch.text.dtype == np.float32 and not batch.given.any()
+        assert batch.patches.dtype == batch.text.dtype == np.float32 and not batch.conditioning_mask.any()
         np.testing.assert_array_equal(batch.init_sigma, batch.segment_ids > 0)
     assert count == sum(record["latent"][..., 0].size for record in cache)
     np.testing.assert_allclose(total / count, cache.mean, atol=1e-5)
@@ -277,17 +277,17 @@ def test_a_stream_goes_on_with_another_number_of_hosts(before, after):
     assert sorted(read) == sorted([*range(30)] * 3)
 
 
-def test_one_shard_is_the_stream_that_there_was_before_shards():
+def test_one_shard_is_one_packed_stream():
     data = records(30)
     runs = grain.MapDataset.source(data).shuffle(seed=CONFIG.seed).repeat()
     runs = runs.random_map(functools.partial(draw_segment, config=CONFIG), seed=CONFIG.seed).to_iter_dataset()
-    old = iter(pack_stream(runs, 64, 40, 8, 2, CONFIG.num_packing_bins, SEGMENT_CONDITIONS))
+    alone = iter(pack_stream(runs, 64, 40, 8, 2, CONFIG.num_packing_bins, SEGMENT_CONDITIONS))
     stream = iter(make_pipeline(CONFIG, data))
     for _ in range(5):
-        assert_same(next(stream), next(old))
-    stream.set_state(old.get_state())
+        assert_same(next(stream), next(alone))
+    stream.set_state({"shards": {"0": alone.get_state()}})
     for _ in range(5):
-        assert_same(next(stream), next(old))
+        assert_same(next(stream), next(alone))
 
 
 def test_shards_that_do_not_fit_are_told():
@@ -295,7 +295,7 @@ def test_shards_that_do_not_fit_are_told():
         UserError, match="batch_size=2 can.t be split evenly over config.pipeline.shards=3 sh"
     ):
         make_pipeline(dataclasses.replace(CONFIG, shards=3), records(30))
-    with pytest.raises(UserError, match="shards=3 .* the 2 hosts .* with 1 or 3 of them, .* a multiple of 2"):
+    with pytest.raises(UserError, match="shards=3 .* the 2 hosts .* use 1 or 3 of them, .* a multiple of 2"):
         make_pipeline(dataclasses.replace(CONFIG, shards=3, batch_size=3), records(30), share(0, 2))
     two = dataclasses.replace(CONFIG, shards=2)
     state = iter(make_pipeline(two, records(30), share(0, 2))).get_state()
@@ -324,7 +324,7 @@ def test_captions_are_drawn_by_weight():
 def test_the_pipeline_says_what_does_not_fit():
     with pytest.raises(UserError, match="no records to train on"):
         make_pipeline(CONFIG, [])
-    with pytest.raises(UserError, match="has 2 tokens and . text tokens, but a row holds 1 and 40"):
+    with pytest.raises(UserError, match="has 2 tokens and . text tokens, but a sequence holds 1 and 40"):
         next(iter(make_pipeline(dataclasses.replace(CONFIG, seq_len=1), records(8))))
     with pytest.raises(UserError, match=r"text tokens, but a row holds 64 and 2"):
         next(iter(make_pipeline(dataclasses.replace(CONFIG, text_len=2), records(8))))
@@ -351,18 +351,18 @@ def test_a_single_record_makes_a_stream():
 
 
 def test_clip_batches_are_windows_of_the_clips():
-    stream = iter(clip_batches(Numbers(20), rows=4, shape=(1, 8, 12), seed=3))
+    stream = iter(clip_batches(Numbers(20), batch_size=4, shape=(1, 8, 12), seed=3))
     seen = []
     for _ in range(5):
         clip = next(stream)["clip"]
         assert clip.shape == (4, 1, 8, 12, 3) and clip.dtype == np.uint8
         seen += [int(number) for number in clip[:, 0, 0, 0, 0]]
     assert sorted(seen) == list(range(20)) and seen != sorted(seen)
-    other = next(iter(clip_batches(Numbers(20), rows=4, shape=(1, 8, 12), seed=4)))["clip"]
+    other = next(iter(clip_batches(Numbers(20), batch_size=4, shape=(1, 8, 12), seed=4)))["clip"]
     assert list(other[:, 0, 0, 0, 0]) != seen[:4]
-    with pytest.raises(UserError, match="smaller than the window of 9×16×16"):
+    with pytest.raises(UserError, match="smaller than the crop of 9×16×16"):
         for _ in range(5):
-            next(iter(clip_batches(Numbers(3), rows=3, shape=(9, 16, 16))))
+            next(iter(clip_batches(Numbers(3), batch_size=3, shape=(9, 16, 16))))
 
 
 def test_clip_batches_mix_by_weight_and_are_dealt_out():

@@ -25,7 +25,7 @@ from sora_jax.errors import UserError
 from sora_jax.media.clip import Clip
 from sora_jax.media.video import Video
 from sora_jax.models.text import load_text_encoder
-from sora_jax.tokens.canvas import Canvas, frames_shown, lay_streams
+from sora_jax.tokens.canvas import Canvas, frames_shown, split_into_spans
 from sora_jax.tokens.packing import PackedBatch, pack_stream
 from sora_jax.tokens.patches import coordinates
 from sora_jax.train.dit import DiTObjective
@@ -42,7 +42,7 @@ CANVASES = ("none", "first", "begin", "box", "margins", "levels")
 def test_a_layout_stays_inside_the_clip_and_leaves_something_to_paint(frames, kind, seed):
     fixed = draw_layout(np.random.default_rng(seed), frames, {kind: 1.0})
     assert 1 <= len(fixed) <= frames and not fixed.all()
-    assert max(stream.ends[-1] for stream in lay_streams(fixed)) < frames
+    assert max(stream.ends[-1] for stream in split_into_spans(fixed)) < frames
     if kind == "none" or frames == 1:
         assert not fixed.any() and len(fixed) == frames
     elif fixed.any() and kind != "even":
@@ -94,7 +94,7 @@ def plain(t: int = 5, y: int = 4, x: int = 6) -> Canvas:
 def streams() -> Canvas:
     """Frames 0 and 9 to 12 of 13 are given."""
     fixed = np.isin(np.arange(13), (0, 9, 10, 11, 12))
-    laid = lay_streams(fixed)
+    laid = split_into_spans(fixed)
     ends = np.concatenate([stream.ends for stream in laid])
     start = np.array([not fixed[shown].all() for shown in frames_shown(laid, 13)], np.float32)
     first = np.concatenate([stream.ends == stream.begin for stream in laid])
@@ -243,7 +243,7 @@ def test_runs_of_every_kind_have_conditions_enough_and_the_words_of_their_shots(
     for seed in range(5):
         for index, record in enumerate(records):
             run = draw_segment(record, np.random.default_rng((seed, index)), CONFIG)
-            assert 1 <= run.conditions <= SEGMENT_CONDITIONS
+            assert 1 <= run.num_conditions <= SEGMENT_CONDITIONS
             assert run.init_sigma.max() > 0 and len(run.patches) <= CONFIG.seq_len
             shots = set(run.caption_time[run.init_sigma > 0])
             assert shots <= set(run.text_time.tolist()), "words are found by their time, to the bit"
@@ -311,8 +311,9 @@ def test_given_tokens_are_shown_clean_and_levels_are_where_training_begins(batch
     recorder, _, _ = ask(batch, tmp_path, text_noise=0.0, mean=4.0)
     patches, seen, sigma = recorder.asked
     levels = np.take_along_axis(np.asarray(sigma), batch.condition_ids, axis=1)
-    assert batch.given.any() and not levels[batch.given].any() and not np.asarray(sigma)[:, 0].any()
-    np.testing.assert_array_equal(np.asarray(patches)[batch.given], batch.patches[batch.given])
+    given = batch.conditioning_mask
+    assert given.any() and not levels[given].any() and not np.asarray(sigma)[:, 0].any()
+    np.testing.assert_array_equal(np.asarray(patches)[given], batch.patches[given])
     assert (levels <= batch.init_sigma).all() and (levels[batch.init_sigma > 0] > 0).all()
     lowered = (batch.init_sigma > 0) & (batch.init_sigma < 1)
     assert lowered.any() and (levels[lowered] == batch.init_sigma[lowered]).any()
@@ -332,7 +333,7 @@ def test_given_tokens_and_empty_slots_have_no_part_in_the_loss(batch, tmp_path):
     recorder, loss, others = ask(batch, tmp_path, text_noise=0.0)
     patches, _, sigma = recorder.asked
     level = np.take_along_axis(np.asarray(sigma), batch.condition_ids, axis=1)[..., None]
-    painted = (batch.segment_ids > 0) & ~batch.given
+    painted = (batch.segment_ids > 0) & ~batch.conditioning_mask
     # x = (1 − σ) x₀ + σ ε tells the noise, and so the velocity that was to be found.
     noise = (np.asarray(patches) - (1 - level) * batch.patches)[painted] / level[painted]
     error = np.square(np.asarray(flow.velocity(batch.patches[painted], noise))).mean(-1)

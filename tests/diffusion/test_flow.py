@@ -109,7 +109,7 @@ def test_a_schedule_falls_from_one_to_zero(steps, factor):
 
 def test_a_schedule_is_even_before_it_is_shifted():
     np.testing.assert_allclose(flow.schedule(4), [1, 0.75, 0.5, 0.25, 0])
-    np.testing.assert_allclose(flow.schedule(2, start=0.5), [0.5, 0.25, 0])
+    np.testing.assert_allclose(flow.schedule(2, init_sigma=0.5), [0.5, 0.25, 0])
 
 
 @settings(max_examples=20)

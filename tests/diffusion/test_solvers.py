@@ -1,4 +1,4 @@
-"""The solver loop: what is given stays, what rests stays, runs don't see one another, and errors fall in order."""
+"""The solver loop: what is given stays, what rests stays, segments don't see one another, and errors fall in order."""
 
 import dataclasses
 
@@ -6,25 +6,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.sampling import sample, tabulate
 from helpers.tiny_batch import (
     BATCH,
-    LEVELS,
     MOST_STEPS,
     NOISE,
     PLACES,
-    RUNS,
+    SEGMENTS,
     SETTINGS,
+    SIGMAS,
     STEPS,
-    lay_levels,
-    lay_noise,
     make_dit,
+    make_noise,
+    make_sigmas,
     pack,
 )
 
 from sora_jax.diffusion import flow
-from sora_jax.diffusion.guidance import Guidance, tabulate
-from sora_jax.diffusion.solvers import SOLVERS, sample, solver_step
-from sora_jax.errors import UserError
+from sora_jax.diffusion.guidance import Guidance
+from sora_jax.diffusion.solvers import SOLVERS, solver_step
 from sora_jax.tokens.packing import PackedBatch, unpack
 
 MODEL = make_dit()
@@ -38,36 +38,36 @@ def solver(request) -> str:
 
 @pytest.fixture(scope="module")
 def filled(solver) -> np.ndarray:
-    return np.asarray(sample(MODEL, BATCH, NOISE, LEVELS, GUIDANCE, solver))
+    return np.asarray(sample(MODEL, BATCH, NOISE, SIGMAS, GUIDANCE, solver))
 
 
 def test_the_batch_has_what_this_file_is_about():
-    assert BATCH.given.any()
+    assert BATCH.conditioning_mask.any()
     assert (BATCH.segment_ids == 0).any()
     assert len({place.row for place in PLACES}) == 2
     assert np.unique(BATCH.init_sigma).tolist() == [0, 0.5, np.float32(0.7), 1]
     assert GUIDANCE.passes() == 3
 
 
-def test_what_is_not_painted_stays_bit_for_bit_and_the_rest_is_painted(filled):
-    painted = BATCH.init_sigma > 0
-    np.testing.assert_array_equal(filled[~painted], BATCH.patches[~painted])
+def test_what_is_not_generated_stays_bit_for_bit_and_the_rest_is_generated(filled):
+    generated = BATCH.init_sigma > 0
+    np.testing.assert_array_equal(filled[~generated], BATCH.patches[~generated])
     assert np.isfinite(filled).all()
-    assert np.abs(filled - BATCH.patches)[painted].max(-1).min() > 1e-2
+    assert np.abs(filled - BATCH.patches)[generated].max(-1).min() > 1e-2
 
 
 def fill_alone(i: int, solver: str, as_often: bool) -> np.ndarray:
-    """Run i in rows of its own, the model asked as often as for all of them, or as it needs."""
-    batch, (own,) = pack([RUNS[i]])
+    """Segment i in rows of its own, the model asked as often as for all of them, or as it needs."""
+    batch, (own,) = pack([SEGMENTS[i]])
     guidance = tabulate([SETTINGS[i]], [own], batch.condition_segment_ids)
-    guidance.given[:, 0] = (
+    guidance.conditioning[:, 0] = (
         2.0 if as_often else 1.0
-    )  # of given tokens: weighs nothing, but asks for a third pass
-    levels = lay_levels(batch, [own], [STEPS[i]], MOST_STEPS)
-    return unpack(sample(MODEL, batch, lay_noise([own], [i]), levels, guidance, solver), [own])[0]
+    )  # of conditioning tokens: weighs nothing, but asks for a third pass
+    sigmas = make_sigmas(batch, [own], [STEPS[i]], MOST_STEPS)
+    return unpack(sample(MODEL, batch, make_noise([own], [i]), sigmas, guidance, solver), [own])[0]
 
 
-def test_a_run_alone_is_what_it_is_among_others(solver, filled):
+def test_a_segment_alone_is_what_it_is_among_others(solver, filled):
     for i, expected in enumerate(unpack(filled, PLACES)):
         np.testing.assert_allclose(fill_alone(i, solver, True), expected, atol=1e-4, err_msg=f"run {i}")
 
@@ -80,52 +80,50 @@ def test_passes_that_only_neighbours_need_change_nothing(solver, filled):
 
 
 def test_tokens_wait_where_they_start(solver):
-    """Run 2 has levels 1 and 0.5: until it has come down to the lower one, tokens of that are as they were put."""
+    """Segment 2 has sigmas 1 and 0.5: until it has come down to the lower one, tokens of that are as they were put."""
     row, entry = next(zip(*np.nonzero(BATCH.condition_init_sigma == 0.5), strict=True))
-    resting = int(np.argmax(LEVELS[:, row, entry] < 0.5)) - 1
+    resting = int(np.argmax(SIGMAS[:, row, entry] < 0.5)) - 1
     assert resting >= 1
-    early = np.asarray(sample(MODEL, BATCH, NOISE, LEVELS[: resting + 1], GUIDANCE, solver))
+    early = np.asarray(sample(MODEL, BATCH, NOISE, SIGMAS[: resting + 1], GUIDANCE, solver))
     waiting = (BATCH.condition_ids == entry) & (np.arange(len(BATCH.patches)) == row)[:, None]
-    begun = np.asarray(sample(MODEL, BATCH, NOISE, LEVELS[:1], GUIDANCE, solver))
+    begun = np.asarray(sample(MODEL, BATCH, NOISE, SIGMAS[:1], GUIDANCE, solver))
     np.testing.assert_array_equal(early[waiting], begun[waiting])
     np.testing.assert_allclose(begun[waiting], (0.5 * BATCH.patches + 0.5 * NOISE)[waiting], rtol=1e-6)
     others = (BATCH.init_sigma == 1) & (np.arange(len(BATCH.patches)) == row)[:, None]
     assert np.abs(early - begun)[others].max(-1).min() > 1e-3
 
 
-def test_a_run_that_is_done_rests(solver, filled):
-    longer = np.concatenate([LEVELS, np.zeros_like(LEVELS[:2])])
+def test_a_segment_that_is_done_rests(solver, filled):
+    longer = np.concatenate([SIGMAS, np.zeros_like(SIGMAS[:2])])
     np.testing.assert_array_equal(sample(MODEL, BATCH, NOISE, longer, GUIDANCE, solver), filled)
 
 
 def test_a_step_above_hold_is_left_out():
-    """Zero-init: the run is as noisy as before when the next step begins."""
+    """Zero-init: the segment is as noisy as before when the next step begins."""
     place = PLACES[1]
-    assert LEVELS[0, place.row, BATCH.condition_ids[place.row, place.start]] > SETTINGS[1].hold
-    after_one = sample(MODEL, BATCH, NOISE, LEVELS[:2], GUIDANCE)
-    (run,), (noise,) = unpack(after_one, [place]), unpack(NOISE, [place])
-    np.testing.assert_array_equal(run, noise)
-    after_two = sample(MODEL, BATCH, NOISE, LEVELS[:3], GUIDANCE)
+    assert SIGMAS[0, place.row, BATCH.condition_ids[place.row, place.start]] > SETTINGS[1].zero_init_sigma
+    after_one = sample(MODEL, BATCH, NOISE, SIGMAS[:2], GUIDANCE)
+    (segment,), (noise,) = unpack(after_one, [place]), unpack(NOISE, [place])
+    np.testing.assert_array_equal(segment, noise)
+    after_two = sample(MODEL, BATCH, NOISE, SIGMAS[:3], GUIDANCE)
     assert np.abs(unpack(after_two, [place])[0] - noise).max() > 1e-2
 
 
 def test_one_compilation_serves_every_mix_of_starts_settings_and_steps():
     solver_step.clear_cache()
-    seen = []
-    sample(MODEL, BATCH, NOISE, LEVELS, GUIDANCE, progress=lambda *done: seen.append(done))
-    assert seen == [(step + 1, MOST_STEPS) for step in range(MOST_STEPS)]
+    sample(MODEL, BATCH, NOISE, SIGMAS, GUIDANCE)
     batch, places = pack(
-        [dataclasses.replace(run, init_sigma=np.full_like(run.init_sigma, 0.8)) for run in RUNS]
+        [
+            dataclasses.replace(segment, init_sigma=np.full_like(segment.init_sigma, 0.8))
+            for segment in SEGMENTS
+        ]
     )
-    levels = lay_levels(batch, places, STEPS[::-1], 9)
-    other = tabulate([Guidance(given=3.0, high=0.6), *SETTINGS[1:]], places, batch.condition_segment_ids)
-    sample(MODEL, batch, NOISE, levels, other)
+    sigmas = make_sigmas(batch, places, STEPS[::-1], 9)
+    other = tabulate(
+        [Guidance(conditioning=3.0, high=0.6), *SETTINGS[1:]], places, batch.condition_segment_ids
+    )
+    sample(MODEL, batch, NOISE, sigmas, other)
     assert solver_step._cache_size() == 1
-
-
-def test_an_unknown_solver_is_refused():
-    with pytest.raises(UserError, match="'rk45'.*euler"):
-        sample(MODEL, BATCH, NOISE, LEVELS, GUIDANCE, "rk45")
 
 
 @jax.tree_util.register_dataclass
@@ -151,16 +149,16 @@ class Gaussian:
 
 
 def _errors(solver: str, counts: tuple[int, ...]) -> dict[float, np.ndarray]:
-    """Root mean square error of runs of so many steps, for tokens that start at 1 and at 0.7."""
+    """Root mean square error of segments of so many steps, for tokens that start at 1 and at 0.7."""
     gaussian, start = Gaussian(0.8, 0.5), BATCH.init_sigma[..., None]
     expected = gaussian.solution((1 - start) * BATCH.patches + start * NOISE, start)
     rows: dict[float, list[float]] = {1.0: [], 0.7: []}
     for steps in counts:
-        levels = np.stack(
+        sigmas = np.stack(
             [flow.schedule(steps, 1.0, begin) for begin in BATCH.condition_init_sigma.ravel()], -1
         )
-        levels = levels.reshape(steps + 1, *BATCH.condition_init_sigma.shape)
-        error = np.asarray(sample(gaussian, BATCH, NOISE, levels, Guidance(), solver)) - expected
+        sigmas = sigmas.reshape(steps + 1, *BATCH.condition_init_sigma.shape)
+        error = np.asarray(sample(gaussian, BATCH, NOISE, sigmas, Guidance(), solver)) - expected
         for begin, row in rows.items():
             row.append(float(np.sqrt(np.square(error[np.float32(begin) == BATCH.init_sigma]).mean())))
     return {begin: np.array(row) for begin, row in rows.items()}
@@ -183,13 +181,13 @@ def test_of_one_evaluation_a_step_the_higher_order_is_nearer():
     assert np.log2(error[0] / error[1]) / 3 > 1.7
 
 
-def test_a_run_that_rested_goes_on_at_first_order():
+def test_a_segment_that_rested_goes_on_at_first_order():
     """What lay before its rest is no step to extrapolate from: waiting two steps or none ends at the same place."""
-    levels = np.zeros((5, *BATCH.condition_init_sigma.shape), np.float32)
-    levels[:] = np.array([0.6, 0.6, 0.6, 0.3, 0.0])[:, None, None]
+    sigmas = np.zeros((5, *BATCH.condition_init_sigma.shape), np.float32)
+    sigmas[:] = np.array([0.6, 0.6, 0.6, 0.3, 0.0])[:, None, None]
     for name in ("dpm", "unipc"):
         waited, not_waited = (
             sample(Gaussian(0.8, 0.5), BATCH, NOISE, table, Guidance(), name)
-            for table in (levels, levels[2:])
+            for table in (sigmas, sigmas[2:])
         )
         np.testing.assert_array_equal(waited, not_waited)

@@ -20,10 +20,10 @@ from sora_jax.data.pipeline import PipelineConfig, make_pipeline
 from sora_jax.distributed.mesh import (
     MeshConfig,
     Share,
+    batch_share,
     make_mesh,
     parameter_shardings,
-    place_rows,
-    row_share,
+    place_batch,
     sharding,
 )
 from sora_jax.models.dit import DiT
@@ -66,7 +66,7 @@ def from_mesh_to_mesh(folder: pathlib.Path) -> None:
     for step, (devices, sizes) in enumerate(MESHES, 1):
         mesh = make_mesh(MeshConfig(**sizes), jax.devices()[:devices])
         placed = parameter_shardings(mesh, shapes)
-        before, stream = stream, iter(make_pipeline(ROWS, data, row_share(mesh)))
+        before, stream = stream, iter(make_pipeline(ROWS, data, batch_share(mesh)))
         checkpoints = Checkpoints(folder, CheckpointConfig())
         if before is None:
             state = jax.device_put(expected, placed)
@@ -80,7 +80,7 @@ def from_mesh_to_mesh(folder: pathlib.Path) -> None:
         ):
             assert leaf.sharding.is_equivalent_to(shape, leaf.ndim), name
             np.testing.assert_array_equal(np.asarray(leaf), number, err_msg=name, strict=True)
-        rows = place_rows(mesh, next(stream))
+        rows = place_batch(mesh, next(stream))
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(rows), next(wanted))
         assert rows.patches.sharding.is_equivalent_to(sharding(mesh, "B"), 3)
         checkpoints.save(step, state.trees(), stream)
@@ -88,6 +88,6 @@ def from_mesh_to_mesh(folder: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    assert Share() == row_share(make_mesh(MeshConfig(), jax.devices()[:1]))
+    assert Share() == batch_share(make_mesh(MeshConfig(), jax.devices()[:1]))
     with tempfile.TemporaryDirectory() as folder:
         from_mesh_to_mesh(pathlib.Path(folder))

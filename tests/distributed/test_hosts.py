@@ -25,7 +25,7 @@ from helpers.tiny_run import tiny_config
 from sora_jax.checkpoints.store import load_params
 from sora_jax.distributed import hosts, rendezvous
 from sora_jax.distributed.hosts import Hosts
-from sora_jax.distributed.mesh import Share, row_share
+from sora_jax.distributed.mesh import Share, batch_share
 from sora_jax.errors import UserError
 from sora_jax.train import __main__ as command
 from sora_jax.train.loop import train
@@ -170,13 +170,13 @@ def test_the_transformer_on_two_hosts(tmp_path):
 
 
 def meet_all(count: int, wait: float, *each: dict) -> list:
-    """What `meet` gives each host that comes, or its error."""
+    """What `connect_hosts` gives each host that comes, or its error."""
     port = free_port()
 
     def come(changes: dict) -> object:
         arguments = {"address": f"127.0.0.1:{port}", "count": count, "wait": wait, "about": "a"} | changes
         try:
-            return rendezvous.meet(**arguments)
+            return rendezvous.connect_hosts(**arguments)
         except UserError as error:
             return str(error)
 
@@ -199,7 +199,7 @@ def test_a_host_that_never_joins_is_named_to_all():
     assert "Host 0 waited 0.5 s at 127.0.0.1:" in first and "of 3 hosts these never joined: 1." in first
     assert third == first
     [alone] = meet_all(2, 0.3, {"index": 1})
-    assert "Host 1 waited 0.3 s for host 0 at 127.0.0.1:" in alone and "nothing listens there" in alone
+    assert "Host 1 could not reach host 0 at 127.0.0.1:" in alone and "connection refused" in alone
 
 
 @pytest.mark.parametrize(
@@ -219,15 +219,15 @@ def test_a_host_that_was_started_otherwise_is_refused(wrong, words):
 def test_the_same_host_twice_is_refused_and_strangers_are_passed_over():
     port = free_port()
     with ThreadPoolExecutor() as pool:
-        first = pool.submit(rendezvous.meet, f"127.0.0.1:{port}", 3, 0, 10.0, None)
+        first = pool.submit(rendezvous.connect_hosts, f"127.0.0.1:{port}", 3, 0, 10.0, None)
         with contextlib.ExitStack() as stack:
             stranger = stack.enter_context(_connect(port))
             stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
-            one = pool.submit(rendezvous.meet, f"127.0.0.1:{port}", 3, 1, 10.0, None)
+            one = pool.submit(rendezvous.connect_hosts, f"127.0.0.1:{port}", 3, 1, 10.0, None)
             time.sleep(0.3)
             with pytest.raises(UserError, match="There is a host 1 of this job already"):
-                rendezvous.meet(f"127.0.0.1:{port}", 3, 1, 10.0, None)
-            rendezvous.meet(f"127.0.0.1:{port}", 3, 2, 10.0, None)
+                rendezvous.connect_hosts(f"127.0.0.1:{port}", 3, 1, 10.0, None)
+            rendezvous.connect_hosts(f"127.0.0.1:{port}", 3, 2, 10.0, None)
             assert list(first.result()) == [1, 2] and list(one.result()) == [0]
 
 
@@ -262,7 +262,7 @@ def watched(monkeypatch):
         said.append(f"{lost}; {self.advice()}")
         self._done.update(self._peers)
 
-    monkeypatch.setattr(rendezvous.Watch, "_say", say)
+    monkeypatch.setattr(rendezvous.Watch, "_fail", say)
     here, there = socket.socketpair()
     watch = rendezvous.Watch({1: here}, 0, 0.6)
     yield Watched(watch, there, said)
@@ -330,7 +330,7 @@ def test_host_0_passes_on_that_another_host_is_gone(watched):
 
 def test_a_silent_host_is_given_up_after_a_while(watched):
     before = time.monotonic()
-    assert "host 1, is gone: nothing was heard of it for 0.6 s (--host_timeout)" in watched.last_words()
+    assert "host 1, is gone: no heartbeat for 0.6 s (--host_timeout)" in watched.last_words()
     assert 0.5 < time.monotonic() - before < 3
 
 
@@ -359,7 +359,7 @@ def test_a_host_that_is_done_may_go(watched):
         (["--hosts=auto"], "--hosts=auto finds no TPU pod, SLURM, Open MPI or Kubernetes here"),
         (
             ["--hosts=2", "--host=1", "--coordinator=127.0.0.1:{}", "--join_timeout=0.2"],
-            "Host 1 waited 0.2 s for host 0",
+            "Host 1 could not reach host 0",
         ),
         (
             ["--hosts=2", "--host=0", "--coordinator=127.0.0.1:{}", "--join_timeout=0.2"],
@@ -404,7 +404,7 @@ def test_the_commands_of_the_page_on_scaling_are_understood(monkeypatch):
 
 
 def mesh_of(processes: list, **sizes: int) -> types.SimpleNamespace:
-    """As much of a mesh as `row_share` reads: the processes whose devices lie on it, in order."""
+    """As much of a mesh as `batch_share` reads: the processes whose devices lie on it, in order."""
     shape = {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1} | sizes
     devices = [types.SimpleNamespace(empty=False, process_index=process) for process in processes]
     return types.SimpleNamespace(empty=False, shape=shape, devices=np.array(devices).reshape(*shape.values()))
@@ -412,18 +412,18 @@ def mesh_of(processes: list, **sizes: int) -> types.SimpleNamespace:
 
 def test_a_host_reads_the_shards_whose_rows_lie_on_its_devices(monkeypatch):
     pairs = [0, 0, 1, 1]
-    assert row_share(mesh_of(pairs, data=4)) == Share(((0, 1), (2, 3)), 4, 0)
-    assert row_share(mesh_of(pairs, tensor=4)) == Share(((0,), (0,)), 1, 0)
+    assert batch_share(mesh_of(pairs, data=4)) == Share(((0, 1), (2, 3)), 4, 0)
+    assert batch_share(mesh_of(pairs, tensor=4)) == Share(((0,), (0,)), 1, 0)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    assert row_share(mesh_of(pairs, data=4)).deal(8) == (4, 5, 6, 7)
-    assert row_share(mesh_of(pairs, data=4)).deal(2) == (1,)
-    assert row_share(mesh_of(pairs, data=2, sequence=2)).deal(2) == (1,)
-    assert row_share(mesh_of(pairs, tensor=4)).deal(3) == (0, 1, 2)
-    assert row_share(mesh_of(pairs, tensor=4)).copies == 2
+    assert batch_share(mesh_of(pairs, data=4)).assign(8) == (4, 5, 6, 7)
+    assert batch_share(mesh_of(pairs, data=4)).assign(2) == (1,)
+    assert batch_share(mesh_of(pairs, data=2, sequence=2)).assign(2) == (1,)
+    assert batch_share(mesh_of(pairs, tensor=4)).assign(3) == (0, 1, 2)
+    assert batch_share(mesh_of(pairs, tensor=4)).copies == 2
     # A pod's devices may lie on the mesh in an order of their own.
-    crossed = row_share(mesh_of([0, 1, 0, 1], data=4))
-    assert crossed.deal(4) == (1, 3) and crossed.deal(8) == (2, 3, 6, 7)
-    with pytest.raises(UserError, match="shards=2 .* with 1 or 2 of them, .* a multiple of 4"):
-        crossed.deal(2)
-    with pytest.raises(UserError, match="shards=1 .* the 2 hosts .* with 1 of them"):
-        row_share(mesh_of(pairs, data=4)).deal(1)
+    crossed = batch_share(mesh_of([0, 1, 0, 1], data=4))
+    assert crossed.assign(4) == (1, 3) and crossed.assign(8) == (2, 3, 6, 7)
+    with pytest.raises(UserError, match="shards=2 .* use 1 or 2 of them, .* a multiple of 4"):
+        crossed.assign(2)
+    with pytest.raises(UserError, match="shards=1 .* the 2 hosts .* use 1 of them"):
+        batch_share(mesh_of(pairs, data=4)).assign(1)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.compiling import QUICKLY
-from helpers.tiny_batch import BATCH, LEVELS, make_dit
+from helpers.tiny_batch import BATCH, SIGMAS, make_dit
 from jax.sharding import PartitionSpec
 
 from sora_jax.distributed.mesh import (
@@ -23,7 +23,7 @@ from sora_jax.distributed.mesh import (
     constrain,
     make_mesh,
     parameter_sharding,
-    place_rows,
+    place_batch,
     sharding,
     spec,
 )
@@ -35,7 +35,7 @@ from sora_jax.train.objectives import make_objective
 def test_one_device():
     mesh = make_mesh(MeshConfig(data=-1), jax.devices()[:1])
     assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1}
-    placed = place_rows(mesh, {"x": np.ones((3, 2), np.float32)})
+    placed = place_batch(mesh, {"x": np.ones((3, 2), np.float32)})
     assert placed["x"].sharding.spec == PartitionSpec(("data", "fsdp"))
 
 
@@ -44,9 +44,9 @@ def test_one_device():
     [
         (
             MeshConfig(data=3),
-            r"data=3, fsdp=1, tensor=1, sequence=1\) asks for 3 devices and there are 1",
+            r"data=3, fsdp=1, tensor=1, sequence=1\) needs 3 devices and there are 1",
         ),
-        (MeshConfig(data=-1, fsdp=2), "asks for a multiple of 2 devices and there are 1"),
+        (MeshConfig(data=-1, fsdp=2), "needs a multiple of 2 devices and there are 1"),
         (MeshConfig(data=-1, fsdp=-1), "at most one of which may be -1"),
         (MeshConfig(data=0), "needs positive sizes"),
     ],
@@ -83,12 +83,12 @@ def test_slots_must_divide_over_sequence():
         check_sequence_split(64, 0)
         for patches, words, fit in ((28, 8, "32 and 8"), (32, 4, "32 and 8")):
             with pytest.raises(
-                UserError, match=f"{patches} slots .* sequence = 8 .* such as {fit} .*seq_len"
+                UserError, match=f"{patches} positions .* sequence = 8 .* such as {fit} .*seq_len"
             ):
                 check_sequence_split(patches, words)
         model = jax.eval_shape(lambda: make_dit())
-        with pytest.raises(UserError, match="20 slots for patches and 6 for words"):
-            jax.eval_shape(model, BATCH.patches, BATCH, LEVELS[0])
+        with pytest.raises(UserError, match="20 positions for patches and 6 for text"):
+            jax.eval_shape(model, BATCH.patches, BATCH, SIGMAS[0])
 
 
 def test_training_tells_what_a_mesh_can_not_split_before_it_reads_data(tmp_path):
@@ -100,7 +100,7 @@ def test_training_tells_what_a_mesh_can_not_split_before_it_reads_data(tmp_path)
         with pytest.raises(UserError, match=r"3 heads .* sequence = 7 .* set dit.sequence='ring'"):
             make_objective(config, tmp_path).init(key)
         config.dit.sequence = "ring"
-        with pytest.raises(UserError, match=r"A row of \d+ slots .* over sequence = 7 .*seq_len"):
+        with pytest.raises(UserError, match=r"Sequences of \d+ positions .* over sequence = 7 .*seq_len"):
             make_objective(config, tmp_path).init(key)
 
 
@@ -115,6 +115,7 @@ def test_four_devices_equal_one():
     environment = os.environ | {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count=4 {QUICKLY}",
         "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join(sys.path),  # for helpers
     }
     done = subprocess.run(
         [sys.executable, __file__], env=environment, check=False, capture_output=True, text=True, timeout=120
@@ -136,7 +137,7 @@ def rows_stay_on_their_devices() -> None:
         return out, *pull(back)
 
     with jax.set_mesh(mesh):
-        rows = [place_rows(mesh, array) for array in (q, k, v, back, ids)]
+        rows = [place_batch(mesh, array) for array in (q, k, v, back, ids)]
         split = jax.jit(pulled, static_argnums=5)
         text = split.lower(*rows, "cpu").compile().as_text()
         asking = re.compile(r" (all-gather|all-reduce|all-to-all|collective-permute)\(")
@@ -162,8 +163,8 @@ def on_four_devices() -> None:
     with jax.set_mesh(mesh):
         x = jax.jit(lambda x: constrain(x * 2, "BN"))(jnp.ones((4, 6)))
     assert x.sharding.spec[0] == ("data", "fsdp")
-    with pytest.raises(UserError, match="batch of 3 rows doesn't divide over data x fsdp = 4"):
-        place_rows(mesh, np.ones((3, 2)))
+    with pytest.raises(UserError, match="batch of 3 doesn't divide over data x fsdp = 4"):
+        place_batch(mesh, np.ones((3, 2)))
 
     ends = []
     with tempfile.TemporaryDirectory() as folder:

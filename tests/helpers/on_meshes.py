@@ -22,8 +22,8 @@ import numpy as np
 from flax import nnx
 
 from helpers import tiny_batch
-from helpers.tiny_batch import RUNS, pack_rows, wave
-from sora_jax.distributed.mesh import MESH_AXES, MeshConfig, make_mesh, parameter_shardings, place_rows
+from helpers.tiny_batch import SEGMENTS, pack_segments, wave
+from sora_jax.distributed.mesh import MESH_AXES, MeshConfig, make_mesh, parameter_shardings, place_batch
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.models.vae import VAE, VAEConfig
 from sora_jax.planner.hlo import collectives
@@ -55,8 +55,8 @@ def make_model(config: DiTConfig) -> DiT:
 
 def make_batch() -> tuple[Any, Any, Any]:
     """Eight rows of whatever kinds of runs there are, a target, and levels."""
-    runs = [dataclasses.replace(run, key=str(row)) for row in range(8) for run in RUNS[1:4]]
-    batch, _ = pack_rows(runs, SLOTS, WORDS, 4, rows=8, conditions=8)
+    runs = [dataclasses.replace(run, key=str(row)) for row in range(8) for run in SEGMENTS[1:4]]
+    batch, _ = pack_segments(runs, SLOTS, WORDS, 4, batch_size=8, conditions=8)
     sigma = np.linspace(0.1, 0.9, batch.condition_segment_ids.size, dtype=np.float32).reshape(
         batch.condition_segment_ids.shape
     )
@@ -103,7 +103,7 @@ def compare(
         mesh = make_mesh(MeshConfig(**sizes))
         kept = parameter_shardings(mesh, model)
         with jax.set_mesh(mesh):
-            placed, rows = jax.device_put(model, kept), place_rows(mesh, given)
+            placed, rows = jax.device_put(model, kept), place_batch(mesh, given)
             step = jax.jit(jax.value_and_grad(loss), out_shardings=(None, kept))
             return sizes, step.lower(placed, *rows).compile(), placed, rows
 

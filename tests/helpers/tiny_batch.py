@@ -9,7 +9,7 @@ from flax import nnx
 from sora_jax.diffusion import flow
 from sora_jax.diffusion.guidance import METHODS, Guidance
 from sora_jax.models.dit import DiT, DiTConfig
-from sora_jax.tokens.packing import PackedBatch, Placement, Segment, pack_rows
+from sora_jax.tokens.packing import PackedBatch, Placement, Segment, pack_segments
 from sora_jax.tokens.patches import coordinates
 
 CONFIG = DiTConfig(
@@ -44,14 +44,14 @@ def make_dit() -> DiT:
     return jax.tree.map(lambda x: wave(*x.shape) / np.sqrt(x.shape[-2] if x.ndim > 1 else 4), shapes)
 
 
-def make_run(
+def make_segment(
     i: int,
     grid: tuple[int, int, int],
     words: int,
     starts: tuple[float, ...],
     cards: tuple[float, ...] = (0.0,),
 ) -> Segment:
-    """Run number i: its tokens start at `starts` in turn, and its words hold from `cards` in turn."""
+    """Segment number i: its tokens start at `starts` in turn, and its words hold from `cards` in turn."""
     coords = coordinates(grid, CONFIG.patch, fps=8.0)
     n = len(coords)
     return Segment(
@@ -64,17 +64,17 @@ def make_run(
     )
 
 
-RUNS = [
-    make_run(0, (3, 4, 4), 3, (0.0, 1.0, 1.0)),  # tokens are given among those to be painted
-    make_run(1, (1, 4, 6), 2, (1.0,)),
-    make_run(2, (2, 4, 4), 2, (1.0, 0.5, 0.0, 0.5)),  # and to be repainted
-    make_run(3, (1, 4, 4), 0, (0.7,)),
-    make_run(4, (2, 2, 4), 2, (1.0,), (0.0, 0.25)),  # a storyboard
+SEGMENTS = [
+    make_segment(0, (3, 4, 4), 3, (0.0, 1.0, 1.0)),  # tokens are given among those to be generated
+    make_segment(1, (1, 4, 6), 2, (1.0,)),
+    make_segment(2, (2, 4, 4), 2, (1.0, 0.5, 0.0, 0.5)),  # and to be partially noised
+    make_segment(3, (1, 4, 4), 0, (0.7,)),
+    make_segment(4, (2, 2, 4), 2, (1.0,), (0.0, 0.25)),  # a storyboard
 ]
 SETTINGS = [
-    Guidance(text=3.0, given=2.0),
-    Guidance(text=2.0, method=METHODS.index("zero"), hold=0.95),
-    Guidance(text=4.0, given=1.5, method=METHODS.index("apg"), limit=0.2),
+    Guidance(text=3.0, conditioning=2.0),
+    Guidance(text=2.0, method=METHODS.index("zero"), zero_init_sigma=0.95),
+    Guidance(text=4.0, conditioning=1.5, method=METHODS.index("apg"), norm_threshold=0.2),
     Guidance(),
     Guidance(text=3.0, rescale=0.7, low=0.2, high=0.9),
 ]
@@ -82,12 +82,12 @@ STEPS = [6, 4, 5, 6, 3]
 MOST_STEPS = max(STEPS)
 
 
-def pack(runs: list[Segment]) -> tuple[PackedBatch, list[Placement]]:
-    return pack_rows(runs, N, M, K, rows=ROWS, conditions=S - 1)
+def pack(segments: list[Segment]) -> tuple[PackedBatch, list[Placement]]:
+    return pack_segments(segments, N, M, K, batch_size=ROWS, conditions=S - 1)
 
 
-def lay_noise(places: list[Placement], numbers: list[int]) -> np.ndarray:
-    """Noise [B, N, P] of the runs of these numbers."""
+def make_noise(places: list[Placement], numbers: list[int]) -> np.ndarray:
+    """Noise [B, N, P] of the segments of these numbers."""
     noise = np.zeros((ROWS, N, CONFIG.patch_width), np.float32)
     for place, i in zip(places, numbers, strict=True):
         own = wave(place.length, CONFIG.patch_width, pitch=3 + 0.1 * i)
@@ -95,25 +95,25 @@ def lay_noise(places: list[Placement], numbers: list[int]) -> np.ndarray:
     return noise
 
 
-def lay_levels(
+def make_sigmas(
     batch: PackedBatch, places: list[Placement], each_steps: list[int], most: int = MOST_STEPS
 ) -> np.ndarray:
-    """Levels [most + 1, B, S]: a run's entries wait until its schedule comes down to where they start."""
-    levels = np.zeros((most + 1, *batch.condition_segment_ids.shape), np.float32)
+    """Levels [most + 1, B, S]: a segment's entries wait until its schedule comes down to where they start."""
+    sigmas = np.zeros((most + 1, *batch.condition_segment_ids.shape), np.float32)
     for place, steps in zip(places, each_steps, strict=True):
-        for entry in np.flatnonzero(batch.condition_segment_ids[place.row] == place.segment):
+        for entry in np.flatnonzero(batch.condition_segment_ids[place.row] == place.segment_id):
             own = np.minimum(flow.schedule(steps, 2.0), batch.condition_init_sigma[place.row, entry])
-            levels[: steps + 1, place.row, entry] = own
-    return levels
+            sigmas[: steps + 1, place.row, entry] = own
+    return sigmas
 
 
-def with_words(run: Segment, i: int) -> Segment:
-    """The run with other words, which hold all the time: its negative."""
+def with_words(segment: Segment, i: int) -> Segment:
+    """The segment with other words, which hold all the time: its negative."""
     return dataclasses.replace(
-        run, text=wave(2, CONFIG.text_width, pitch=5 + 0.1 * i), text_time=np.zeros(2, np.float32)
+        segment, text=wave(2, CONFIG.text_width, pitch=5 + 0.1 * i), text_time=np.zeros(2, np.float32)
     )
 
 
-BATCH, PLACES = pack(RUNS)
-NOISE = lay_noise(PLACES, list(range(len(RUNS))))
-LEVELS = lay_levels(BATCH, PLACES, STEPS)
+BATCH, PLACES = pack(SEGMENTS)
+NOISE = make_noise(PLACES, list(range(len(SEGMENTS))))
+SIGMAS = make_sigmas(BATCH, PLACES, STEPS)

@@ -1,4 +1,4 @@
-"""Five runs of every kind in a packed batch of two rows, and a transformer in which no parameter is zero."""
+"""Five segments of every kind in a packed batch of two rows, and a transformer in which no parameter is zero."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from flax import nnx
 
 from helpers.tiny_batch import wave
 from sora_jax.models.dit import DiT, DiTConfig
-from sora_jax.tokens.packing import PackedBatch, Placement, Segment, pack_rows
+from sora_jax.tokens.packing import PackedBatch, Placement, Segment, pack_segments
 from sora_jax.tokens.patches import coordinates
 
 CONFIG = DiTConfig(
@@ -26,17 +26,17 @@ CONFIG = DiTConfig(
     attention="reference",
 )
 N, M, K = 16, 6, 3
-#        latent grid, words, given tokens
+#        latent grid, words, conditioning tokens
 SHAPES = [((3, 4, 4), 3, 4), ((1, 4, 4), 4, 0), ((1, 4, 6), 0, 0), ((2, 2, 2), 2, 1), ((1, 2, 2), 1, 0)]
 SIGMAS = (0.9, 0.2, 0.55, 0.4, 0.7)
 
 
 def make_runs() -> list[Segment]:
-    runs = []
+    segments = []
     for i, (grid, words, given) in enumerate(SHAPES):
         coords = coordinates(grid, CONFIG.patch, fps=8.0)
         n = len(coords)
-        runs.append(
+        segments.append(
             Segment(
                 patches=wave(n, CONFIG.patch_width, pitch=1 + 0.1 * i),
                 coords=coords,
@@ -47,7 +47,7 @@ def make_runs() -> list[Segment]:
                 reference=wave(n, 2 * (CONFIG.patch_width + 1), pitch=3 + 0.1 * i),
             )
         )
-    return runs
+    return segments
 
 
 def make_dit(config: DiTConfig = CONFIG) -> DiT:
@@ -61,11 +61,11 @@ def velocity(model: DiT, batch: PackedBatch, sigma: Any) -> jax.Array:
 
 
 def sigma_table(sigmas: Sequence[float], placements: Sequence[Placement], batch: PackedBatch) -> np.ndarray:
-    """Every entry of a run has the run's level; those that belong to none have one that must not matter."""
+    """Every entry of a segment has the segment's level; those that belong to none have one that must not matter."""
     table = np.full(batch.condition_segment_ids.shape, 0.33, np.float32)
     table[:, 0] = 0
     for sigma, place in zip(sigmas, placements, strict=True):
-        table[place.row, batch.condition_segment_ids[place.row] == place.segment] = sigma
+        table[place.row, batch.condition_segment_ids[place.row] == place.segment_id] = sigma
     return table
 
 
@@ -83,8 +83,8 @@ def pulled_sum(
 
 
 forward, forward_backward = jax.jit(velocity), jax.jit(pulled_sum)
-RUNS = make_runs()
-BATCH, PLACES = pack_rows(RUNS, N, M, K)
+SEGMENTS = make_runs()
+BATCH, PLACES = pack_segments(SEGMENTS, N, M, K)
 TABLE = sigma_table(SIGMAS, PLACES, BATCH)
 
 

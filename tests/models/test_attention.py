@@ -1,4 +1,4 @@
-"""Every attention backend against softmax attention in NumPy, where each run is alone."""
+"""Every attention backend against softmax attention in NumPy, where each segment is alone."""
 
 import math
 import re
@@ -14,21 +14,21 @@ from hypothesis import strategies as st
 
 from sora_jax.errors import UserError
 from sora_jax.models.attention import tpu
-from sora_jax.models.attention.blocks import sharing
+from sora_jax.models.attention.blocks import overlapping_blocks
 from sora_jax.models.attention.cpu import SIZES, block_ranges, blocked, make_blocks
 from sora_jax.models.attention.dispatch import BACKENDS, attend, reference
-from sora_jax.models.attention.gpu import Tile, Tiles, flash
+from sora_jax.models.attention.gpu import BlockConfig, BlockConfigs, flash
 from sora_jax.models.attention.ring import ring
 from sora_jax.models.attention.tpu import splash
 
 B, N, H, F = 2, 16, 2, 8
 # Kernels of other machines in plain JAX, and blocks so small that rows of 16 have several.
-TILES = Tiles(Tile(8, 4, 4, 1), Tile(8, 4, 4, 1), Tile(4, 8, 4, 1))
+CONFIGS = BlockConfigs(BlockConfig(8, 4, 4, 1), BlockConfig(8, 4, 4, 1), BlockConfig(4, 8, 4, 1))
 KERNELS = BACKENDS | {
     "tpu": partial(splash, interpret=True),
-    "gpu": partial(flash, interpret=True, tiles=TILES),
+    "gpu": partial(flash, interpret=True, configs=CONFIGS),
     "cpu, small": partial(blocked, sizes=(6, 5, 4, 2)),
-    "cpu, several runs a block": partial(blocked, sizes=(8, 6, 2)),
+    "cpu, several segments a block": partial(blocked, sizes=(8, 6, 2)),
     "cpu, two sizes": partial(blocked, sizes=(4, 1)),
     "ring of one": ring,
     "ring of one, chunks": partial(ring, chunk=5),
@@ -47,49 +47,49 @@ cut = jax.jit(make_blocks, static_argnums=1)
 @lru_cache
 def packed(backend: str) -> Callable[..., tuple[jax.Array, tuple[jax.Array, ...]]]:
     @jax.jit
-    def output_and_gradients(q, k, v, back, segment_ids):
+    def output_and_gradients(q, k, v, d_out, segment_ids):
         with jax.default_matmul_precision("highest"):
             out, pull = jax.vjp(lambda q, k, v: KERNELS[backend](q, k, v, segment_ids), q, k, v)
-            return out, pull(back)
+            return out, pull(d_out)
 
     return output_and_gradients
 
 
-def alone(q: np.ndarray, k: np.ndarray, v: np.ndarray, back: np.ndarray) -> tuple[np.ndarray, ...]:
+def alone(q: np.ndarray, k: np.ndarray, v: np.ndarray, d_out: np.ndarray) -> tuple[np.ndarray, ...]:
     """One run [n,H,F] by itself: output and the gradients of q, k, v, in float64."""
-    q, k, v, back = (x.astype(np.float64).swapaxes(0, 1) for x in (q, k, v, back))
+    q, k, v, d_out = (x.astype(np.float64).swapaxes(0, 1) for x in (q, k, v, d_out))
     logits = q @ k.swapaxes(1, 2) / np.sqrt(F)
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
-    to_weights = back @ v.swapaxes(1, 2)
+    to_weights = d_out @ v.swapaxes(1, 2)
     to_logits = weights * (to_weights - (weights * to_weights).sum(-1, keepdims=True)) / np.sqrt(F)
-    results = weights @ v, to_logits @ k, to_logits.swapaxes(1, 2) @ q, weights.swapaxes(1, 2) @ back
+    results = weights @ v, to_logits @ k, to_logits.swapaxes(1, 2) @ q, weights.swapaxes(1, 2) @ d_out
     return tuple(x.swapaxes(0, 1) for x in results)
 
 
 def check_runs(backend: str, segment_ids: np.ndarray, seed: int = 0) -> None:
-    q, k, v, back = tensors(seed)
-    back = back * (segment_ids > 0)[..., None, None]
-    out, gradients = packed(backend)(q, k, v, back, segment_ids)
+    q, k, v, d_out = tensors(seed)
+    d_out = d_out * (segment_ids > 0)[..., None, None]
+    out, gradients = packed(backend)(q, k, v, d_out, segment_ids)
     got = [np.asarray(x) for x in (out, *gradients)]
     assert all(np.isfinite(x).all() for x in got)
     for row in range(B):
         for segment in set(segment_ids[row]) - {0}:
-            slots = segment_ids[row] == segment
-            expected = alone(*(x[row, slots] for x in (q, k, v, back)))
+            positions = segment_ids[row] == segment
+            expected = alone(*(x[row, positions] for x in (q, k, v, d_out)))
             for name, ours, theirs in zip(("output", "dq", "dk", "dv"), got, expected, strict=True):
                 np.testing.assert_allclose(
-                    ours[row, slots], theirs, atol=1e-5, rtol=1e-5, err_msg=f"{name} of run {segment}"
+                    ours[row, positions], theirs, atol=1e-5, rtol=1e-5, err_msg=f"{name} of run {segment}"
                 )
     for name, gradient in zip("qkv", got[1:], strict=True):
-        assert not gradient[segment_ids == 0].any(), f"an empty slot's {name} has a part in a run's output"
+        assert not gradient[segment_ids == 0].any(), f"padding's {name} has a part in a segment's output"
 
 
 @every_backend
 @settings(max_examples=40)
 @given(ids=st.lists(st.integers(0, 4), min_size=B * N, max_size=B * N), seed=st.integers(0, 9))
 def test_packed_equals_alone(backend, ids, seed):
-    """Runs of any lengths, in any order, even torn ones: only the ids say who belongs together."""
+    """Segments of any lengths, in any order, even torn ones: only the ids say who belongs together."""
     check_runs(backend, np.array(ids, np.int32).reshape(B, N), seed)
 
 
@@ -108,12 +108,12 @@ def test_packed_equals_alone_at_the_extremes(backend):
 @every_backend
 def test_what_lies_in_other_slots_does_not_matter(backend):
     """Not even when it's huge: a mask that only adds a large negative number to the logits would show."""
-    q, k, v, back = tensors()
+    q, k, v, d_out = tensors()
     ids = np.tile(np.repeat([1, 2, 0], [6, 6, 4]), (B, 1)).astype(np.int32)
     mine = (ids == 1)[..., None, None]
-    here, gradients_here = packed(backend)(q, k, v, back * mine, ids)
+    here, gradients_here = packed(backend)(q, k, v, d_out * mine, ids)
     other = [np.where(mine, x, 1e4 * x) for x in (q, k, v)]
-    there, gradients_there = packed(backend)(*other, back * mine, ids)
+    there, gradients_there = packed(backend)(*other, d_out * mine, ids)
     np.testing.assert_allclose(there[:, :6], here[:, :6], rtol=1e-6)
     for a, b in zip(gradients_here, gradients_there, strict=True):
         np.testing.assert_allclose(b[:, :6], a[:, :6], rtol=1e-5, atol=1e-6)
@@ -128,7 +128,7 @@ def test_bfloat16_keeps_its_dtype_and_its_three_digits(backend):
     out = KERNELS[backend](q, k, v, ids)
     assert out.dtype == jnp.bfloat16
     exact = attend(*(x.astype(jnp.float32) for x in (q, k, v)), ids, "reference")
-    filled = np.s_[:, :12]  # what an empty slot holds is a kernel's own affair
+    filled = np.s_[:, :12]  # what padding holds is a kernel's own affair
     np.testing.assert_allclose(np.asarray(out, np.float32)[filled], exact[filled], atol=0.03)
 
 
@@ -160,7 +160,7 @@ def test_an_unknown_backend_is_refused_and_the_known_ones_are_named():
         attend(q, k, v, np.ones((B, N), np.int32), "flash")
 
 
-def test_a_kernel_of_another_machine_is_told_and_this_machine_s_taken(caplog):
+def test_a_kernel_of_another_machine_is_given_and_this_machine_s_taken(caplog):
     q, k, v, _ = tensors()
     ids = np.ones((B, N), np.int32)
     np.testing.assert_array_equal(attend(q, k, v, ids, "tpu"), attend(q, k, v, ids))
@@ -173,16 +173,16 @@ def test_a_kernel_of_another_machine_is_told_and_this_machine_s_taken(caplog):
 @given(ids=st.lists(st.integers(0, 5), min_size=24, max_size=24))
 def test_blocks_that_are_left_out_share_no_run(ids):
     row = np.array(ids, np.int32)
-    share = np.asarray(sharing(jnp.asarray(row[None]), 4))[0]
+    share = np.asarray(overlapping_blocks(jnp.asarray(row[None]), 4))[0]
     for a, b in np.ndindex(share.shape):
         here, there = (set(row[4 * i : 4 * i + 4]) - {0} for i in (a, b))
         assert share[a, b] or not here & there
 
 
 def test_a_packed_row_leaves_out_all_that_can_be_left_out():
-    """Text first, then runs in order: a block sees its own run's blocks, text among them, and its neighbours'."""
+    """Text first, then segments in order: a block sees its own segment's blocks, text too, and its neighbours'."""
     row = np.concatenate([np.repeat([1, 2, 3, 0], [4, 4, 4, 4]), np.repeat([1, 2, 3, 0], [16, 24, 8, 16])])
-    share = np.asarray(sharing(jnp.asarray(row[None].astype(np.int32)), 4))[0]
+    share = np.asarray(overlapping_blocks(jnp.asarray(row[None].astype(np.int32)), 4))[0]
     exact = np.array([[bool(set(a) & set(b) - {0}) for b in row.reshape(-1, 4)] for a in row.reshape(-1, 4)])
     np.testing.assert_array_equal(share, exact | np.eye(len(exact), dtype=bool))
 
@@ -191,35 +191,35 @@ def test_a_packed_row_leaves_out_all_that_can_be_left_out():
     ids=st.lists(st.integers(0, 6), min_size=80, max_size=80),
     sizes=st.sampled_from(((7, 6, 5, 3), (30, 12, 8), (4, 1))),
 )
-def test_every_slot_is_one_block_s_and_every_pair_of_a_run_is_walked(ids, sizes):
-    """Torn runs too: there is room for all the blocks that there can be."""
+def test_every_slot_is_one_block_s_and_every_pair_of_a_segment_is_visited(ids, sizes):
+    """Torn segments too: there is room for all the blocks that there can be."""
     rows = np.array(ids, np.int32).reshape(2, 40)
-    kinds = cut(jnp.asarray(rows), sizes)
+    block_sets = cut(jnp.asarray(rows), sizes)
     owned = []
-    for blocks in jax.tree.map(np.asarray, kinds):
+    for blocks in jax.tree.map(np.asarray, block_sets):
         assert (blocks.stop - blocks.start <= blocks.size).all()
         own = zip(blocks.start[: blocks.count], blocks.stop[: blocks.count], strict=True)
-        owned.append([set(start + np.flatnonzero(blocks.runs[start:stop] >= 0)) for start, stop in own])
+        owned.append([set(start + np.flatnonzero(blocks.segments[start:stop] >= 0)) for start, stop in own])
     assert sorted(slot for kind in owned for block in kind for slot in block) == [*np.flatnonzero(rows)]
     of = {slot: (slot // 40, rows.flat[slot]) for slot in range(80)}
-    for a, b in np.ndindex(len(kinds), len(kinds)):
-        first, last = block_ranges(kinds[a], kinds[b])
+    for a, b in np.ndindex(len(block_sets), len(block_sets)):
+        first, last = block_ranges(block_sets[a], block_sets[b])
         for i, j in np.ndindex(len(owned[a]), len(owned[b])):
             together = {of[slot] for slot in owned[a][i]} & {of[slot] for slot in owned[b][j]}
-            if kinds[a].whole or kinds[b].whole:
+            if block_sets[a].whole or block_sets[b].whole:
                 assert not together or (a, i) == (b, j)
             else:
                 assert not together or first[i] <= j < last[i]
 
 
-def test_a_run_is_walked_as_if_it_had_the_row_alone():
-    """Blocks begin where runs do: three runs of 489 tokens take three pairs, where a grid of 512 would take seven."""
+def test_a_segment_is_visited_as_if_it_had_the_row_alone():
+    """Blocks begin where segments do: three segments of 489 tokens take three pairs, in a grid of 512 seven."""
 
     def pairs(*lengths: int) -> dict[tuple[int, int], int]:
         ids = np.repeat(np.arange(len(lengths), dtype=np.int32) + 1, lengths)[None]
-        kinds = cut(jnp.asarray(ids), SIZES)
-        found = {(own.size, own.size): int(own.count) for own in kinds if own.whole}
-        torn = [blocks for blocks in kinds if not blocks.whole]
+        block_sets = cut(jnp.asarray(ids), SIZES)
+        found = {(own.size, own.size): int(own.count) for own in block_sets if own.whole}
+        torn = [blocks for blocks in block_sets if not blocks.whole]
         for own in torn:
             for others in torn:
                 first, last = block_ranges(own, others)
@@ -236,20 +236,22 @@ def test_a_run_is_walked_as_if_it_had_the_row_alone():
 
 def test_blocks_of_long_rows_on_tpus_grow_and_give_the_same(monkeypatch):
     """Rows of hundreds of thousands of tokens: here of 700, with bounds as many times smaller."""
-    q, k, v, back = np.random.default_rng(0).normal(size=(4, 1, 700, 1, F)).astype(np.float32)
+    q, k, v, d_out = np.random.default_rng(0).normal(size=(4, 1, 700, 1, F)).astype(np.float32)
     ids = np.repeat([1, 2, 0, 3], [300, 90, 10, 300])[None].astype(np.int32)
 
     def output_and_gradients(attention):
         with jax.default_matmul_precision("highest"):
             out, pull = jax.vjp(lambda q, k, v: attention(q, k, v, ids), q, k, v)
-            return [np.asarray(x)[ids > 0] for x in (out, *pull(back * (ids > 0)[..., None, None]))]
+            return [np.asarray(x)[ids > 0] for x in (out, *pull(d_out * (ids > 0)[..., None, None]))]
 
     plain = output_and_gradients(reference)
     for name, bound in (("BLOCKS", (128,)), ("MOST_BLOCKS", 3), ("MOST_GRADIENT", 128)):
         monkeypatch.setattr(tpu, name, bound)
     asked = []
-    watched = lambda ids, block, other=None: asked.append((block, other)) or sharing(ids, block, other)
-    monkeypatch.setattr(tpu, "sharing", watched)
+    watched = lambda ids, block, other=None: (
+        asked.append((block, other)) or overlapping_blocks(ids, block, other)
+    )
+    monkeypatch.setattr(tpu, "overlapping_blocks", watched)
     for ours, expected in zip(output_and_gradients(partial(splash, interpret=True)), plain, strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
     assert asked == [(256, None), (128, 256)]

@@ -12,7 +12,7 @@ import pytest
 from sora_jax.distributed import mesh as meshes
 from sora_jax.errors import UserError
 from sora_jax.models.attention import check, dispatch
-from sora_jax.models.attention.check import check_kernel, exact_attention, small_row
+from sora_jax.models.attention.check import check_kernel, exact_attention, small_sequence
 from sora_jax.models.attention.dispatch import attend, choose, reference
 
 WIDTH = 8
@@ -28,7 +28,7 @@ def with_gradient(change):
     def forward(q, k, v, ids):
         return jax.vjp(lambda *qkv: reference(*qkv, ids), q, k, v)
 
-    kernel.defvjp(forward, lambda pull, back: (*change(*pull(back)), None))
+    kernel.defvjp(forward, lambda pull, d_out: (*change(*pull(d_out)), None))
     return kernel
 
 
@@ -60,7 +60,7 @@ WRONG = {
         lambda q, k, v, ids: reference(q, k, v, ids).at[0, 700, 1, 3].set(jnp.nan),
         "its result is not",
     ),
-    "infinite in empty slots": (
+    "infinite in empty positions": (
         lambda q, k, v, ids: jnp.where(ids[..., None, None] > 0, reference(q, k, v, ids), jnp.inf),
         "its result is not",
     ),
@@ -87,7 +87,7 @@ def forgotten():
     """What one test's process learned, another's must not know."""
     yield
     check._check.cache_clear()
-    dispatch._say.cache_clear()
+    dispatch._log_once.cache_clear()
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def row(dtype=np.float32):
 
 
 def test_the_exact_one_is_the_reference():
-    ids, given = small_row(WIDTH)
+    ids, given = small_sequence(WIDTH)
     assert len(set(ids[0])) == 7 and ids.shape[1] % 512 == 0
     out, pull = jax.vjp(lambda *qkv: reference(*qkv, ids), *given[:3])
     exact = exact_attention(ids, *given)
@@ -160,7 +160,7 @@ def test_a_wrong_kernel_that_was_named_is_refused(plant, monkeypatch, asked):
         choose(asked, "float32", WIDTH)
 
 
-def test_several_hosts_must_agree_and_so_are_told(plant, monkeypatch):
+def test_several_hosts_must_agree_and_so_are_given(plant, monkeypatch):
     plant(raises)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match="dit.attention to reference, the same on all hosts"):

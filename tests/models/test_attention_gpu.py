@@ -13,17 +13,17 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_me
 
 from sora_jax.errors import UserError
 from sora_jax.models.attention import dispatch
-from sora_jax.models.attention.blocks import CHECKPOINT, spans
-from sora_jax.models.attention.gpu import Tile, Tiles, flash, missing
+from sora_jax.models.attention.blocks import CHECKPOINT, masked_block_ranges
+from sora_jax.models.attention.gpu import BlockConfig, BlockConfigs, flash, missing
 
-TILES = Tiles(Tile(16, 8, 4, 1), Tile(16, 8, 4, 1), Tile(8, 16, 4, 1))
-small = partial(flash, interpret=True, tiles=TILES)
-# 44 slots, no multiple of a block: runs of uneven lengths, one of them over several blocks, and empty slots.
+CONFIGS = BlockConfigs(BlockConfig(16, 8, 4, 1), BlockConfig(16, 8, 4, 1), BlockConfig(8, 16, 4, 1))
+small = partial(flash, interpret=True, configs=CONFIGS)
+# 44 positions, no multiple of a block: segments of uneven lengths, one of them over several blocks, and padding.
 ROW = np.repeat([1, 2, 3, 4, 0], [5, 26, 1, 7, 5]).astype(np.int32)
 
 
 def tensors(width: int, heads: int = 2) -> np.ndarray:
-    """q, k, v and the gradient that comes back into the output; none comes back into empty slots."""
+    """q, k, v and the gradient that comes back into the output; none comes back into empty positions."""
     drawn = np.random.default_rng(0).normal(size=(4, 1, len(ROW), heads, width)).astype(np.float32)
     drawn[3] *= (ROW > 0)[:, None, None]
     return drawn
@@ -55,8 +55,8 @@ def test_heads_of_any_width_are_as_the_reference_has_them(width, dtype, toleranc
         np.testing.assert_allclose(ours, theirs, atol=tolerance, rtol=tolerance, err_msg=name)
 
 
-def test_blocks_of_other_runs_are_not_read():
-    """Not a number in a block of another run would be in every sum, weighted with zero or not."""
+def test_blocks_of_other_segments_are_not_read():
+    """Not a number in a block of another segment would be in every sum, weighted with zero or not."""
     ids = np.repeat([1, 2, 3, 0], 16).astype(np.int32)
     q, k, v, back = np.random.default_rng(0).normal(size=(4, 1, 64, 1, 16)).astype(np.float32)
     mine = ids == 2
@@ -67,10 +67,12 @@ def test_blocks_of_other_runs_are_not_read():
 
 
 @given(ids=st.lists(st.integers(0, 3), min_size=32, max_size=32), sizes=st.sampled_from([(4, 8), (8, 4)]))
-def test_spans_hold_every_pair_of_a_run_and_their_middle_nothing_else(ids, sizes):
+def test_spans_hold_every_pair_of_a_segment_and_their_middle_nothing_else(ids, sizes):
     row = np.array(ids, np.int32)
     mine, others = row.reshape(-1, sizes[0]), row.reshape(-1, sizes[1])
-    for i, (first, plain, mixed, last) in enumerate(np.asarray(spans(jnp.asarray(row[None]), *sizes))[0]):
+    for i, (first, plain, mixed, last) in enumerate(
+        np.asarray(masked_block_ranges(jnp.asarray(row[None]), *sizes))[0]
+    ):
         assert 0 <= first <= plain <= mixed <= last <= len(others)
         assert first * sizes[1] <= i * sizes[0] < last * sizes[1], "it doesn't see itself"
         for j, other in enumerate(others):
@@ -80,7 +82,7 @@ def test_spans_hold_every_pair_of_a_run_and_their_middle_nothing_else(ids, sizes
 
 def test_spans_of_a_packed_row_are_as_short_as_can_be():
     row = np.repeat([1, 2, 3, 0], [24, 18, 6, 16]).astype(np.int32)
-    got = np.asarray(spans(jnp.asarray(row[None]), 8, 4))[0]
+    got = np.asarray(masked_block_ranges(jnp.asarray(row[None]), 8, 4))[0]
     expected = (
         [(0, 0, 6, 6)] * 3 + [(6, 6, 10, 11)] * 2 + [(6, 12, 12, 12), (12, 12, 14, 14), (14, 14, 16, 16)]
     )
@@ -120,7 +122,7 @@ def test_it_lowers_for_cuda_at_dit_xl_s_shapes():
 
 @pytest.mark.parametrize(("why", "taken"), [(None, "gpu"), ("it's old", "reference")])
 def test_a_gpu_takes_its_kernel_where_it_can(monkeypatch, caplog, why, taken):
-    dispatch._say.cache_clear()
+    dispatch._log_once.cache_clear()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(dispatch, "missing", lambda: why)
     monkeypatch.setattr(dispatch, "check_kernel", lambda *_: None)

@@ -13,7 +13,7 @@ from helpers.tiny_dit import (
     BATCH,
     CONFIG,
     PLACES,
-    RUNS,
+    SEGMENTS,
     SIGMAS,
     TABLE,
     K,
@@ -28,7 +28,7 @@ from helpers.tiny_dit import (
 )
 
 from sora_jax.models.dit import DiT, _pool
-from sora_jax.tokens.packing import PackedBatch, pack_rows, unpack
+from sora_jax.tokens.packing import PackedBatch, pack_segments, unpack
 
 
 @pytest.fixture(
@@ -42,7 +42,7 @@ def model(request) -> DiT:
 
 @pytest.fixture(scope="module")
 def outputs(model) -> list[np.ndarray]:
-    """Each run's velocity in the packed batch."""
+    """Each segment's velocity in the packed batch."""
     return unpack(forward(model, BATCH, TABLE), PLACES)
 
 
@@ -55,22 +55,22 @@ def close(ours: Any, theirs: Any, tolerance: float = 1e-5) -> None:
 
 
 def test_the_batch_has_what_this_file_is_about():
-    runs_a_row = [len({place.segment for place in PLACES if place.row == row}) for row in range(2)]
+    runs_a_row = [len({place.segment_id for place in PLACES if place.row == row}) for row in range(2)]
     assert runs_a_row == [3, 2]
     assert (BATCH.segment_ids == 0).any()
     assert (BATCH.text_segment_ids == 0).any()
 
 
-@pytest.mark.parametrize("i", range(len(RUNS)))
+@pytest.mark.parametrize("i", range(len(SEGMENTS)))
 def test_packed_equals_alone(model, i):
-    """A run among others gives the same velocity and gradients as in a row of its own."""
+    """A segment among others gives the same velocity and gradients as in a row of its own."""
     place, weights = PLACES[i], np.zeros((2, N, CONFIG.patch_width), np.float32)
     weights[place.row, place.start : place.start + place.length] = wave(
         place.length, CONFIG.patch_width, pitch=3
     )
     packed, (in_parameters, in_patches) = forward_backward(model, BATCH, TABLE, weights)
 
-    batch, (own,) = pack_rows([RUNS[i]], N, M, K)
+    batch, (own,) = pack_segments([SEGMENTS[i]], N, M, K)
     own_weights = np.zeros((1, N, CONFIG.patch_width), np.float32)
     own_weights[0, : own.length] = wave(own.length, CONFIG.patch_width, pitch=3)
     table = sigma_table([SIGMAS[i]], [own], batch)
@@ -83,21 +83,24 @@ def test_packed_equals_alone(model, i):
     close(unpack(in_patches, [place]), unpack(alone_in_patches, [own]))
     others = np.array(in_patches)
     others[place.row, place.start : place.start + place.length] = 0
-    assert not others.any(), "another run's or an empty slot's patches have a part in this run's velocity"
+    assert not others.any(), "another segment's or padding's patches have a part in this segment's velocity"
 
 
 def test_a_row_without_empty_slots_and_without_words_gives_the_same(model, outputs):
-    i = next(i for i, run in enumerate(RUNS) if not len(run.text))
-    batch, (own,) = pack_rows([RUNS[i]], len(RUNS[i].patches), 0, K)
+    i = next(i for i, segment in enumerate(SEGMENTS) if not len(segment.text))
+    batch, (own,) = pack_segments([SEGMENTS[i]], len(SEGMENTS[i].patches), 0, K)
     close(unpack(forward(model, batch, sigma_table([SIGMAS[i]], [own], batch)), [own]), [outputs[i]])
 
 
-def test_a_batch_with_no_room_for_words_gives_the_same_as_one_whose_runs_have_none(model):
-    runs = [dataclasses.replace(run, text=run.text[:0], text_time=run.text_time[:0]) for run in RUNS]
+def test_a_batch_with_no_room_for_words_gives_the_same_as_one_whose_segments_have_none(model):
+    segments = [
+        dataclasses.replace(segment, text=segment.text[:0], text_time=segment.text_time[:0])
+        for segment in SEGMENTS
+    ]
     weights = wave(2, N, CONFIG.patch_width, pitch=3)
     results = []
     for room in (0, M):
-        batch, places = pack_rows(runs, N, room, K)
+        batch, places = pack_segments(segments, N, room, K)
         own = weights * (batch.segment_ids > 0)[..., None]
         out, gradients = forward_backward(model, batch, sigma_table(SIGMAS, places, batch), own)
         results.append((unpack(out, places), gradients))
@@ -108,7 +111,7 @@ def test_a_batch_with_no_room_for_words_gives_the_same_as_one_whose_runs_have_no
 def test_neither_the_order_of_rows_nor_of_slots_nor_of_ids_nor_of_the_table_matters(model):
     out = np.asarray(forward(model, BATCH, TABLE))
     renamed, order = np.array([0, 3, 1, 2]), np.random.default_rng(0).permutation
-    slots, words, rows, entries = order(N), order(M), np.array([1, 0]), np.array([0, 2, 3, 1])
+    positions, words, rows, entries = order(N), order(M), np.array([1, 0]), np.array([0, 2, 3, 1])
     places = np.argsort(entries).astype(np.int32)  # where an entry of the table has gone
     told = {
         "ids": ("segment_ids", "text_segment_ids", "condition_segment_ids"),
@@ -119,7 +122,7 @@ def test_neither_the_order_of_rows_nor_of_slots_nor_of_ids_nor_of_the_table_matt
         own = (
             entries
             if name in ("condition_segment_ids", "condition_caption_time", "condition_init_sigma")
-            else slots
+            else positions
         )
         array = np.asarray(getattr(BATCH, name))[rows][:, words if name.startswith("text") else own]
         array = renamed[array].astype(np.int32) if name in told["ids"] else array
@@ -127,24 +130,24 @@ def test_neither_the_order_of_rows_nor_of_slots_nor_of_ids_nor_of_the_table_matt
 
     batch = PackedBatch(**{field.name: shuffle(field.name) for field in dataclasses.fields(PackedBatch)})
     real = batch.segment_ids > 0
-    close(np.asarray(forward(model, batch, TABLE[rows][:, entries]))[real], out[rows][:, slots][real])
+    close(np.asarray(forward(model, batch, TABLE[rows][:, entries]))[real], out[rows][:, positions][real])
 
 
-def test_a_runs_velocity_depends_on_its_own_noise_level_alone(model, outputs):
-    for i in range(len(RUNS)):
+def test_a_segments_velocity_depends_on_its_own_noise_level_alone(model, outputs):
+    for i in range(len(SEGMENTS)):
         sigmas = list(SIGMAS)
         sigmas[i] -= 0.15
         changed = unpack(forward(model, BATCH, sigma_table(sigmas, PLACES, BATCH)), PLACES)
-        for j in range(len(RUNS)):
+        for j in range(len(SEGMENTS)):
             if i == j:
                 assert np.abs(changed[j] - outputs[j]).max() > 1e-2
             else:
                 np.testing.assert_array_equal(changed[j], outputs[j])
 
 
-def test_a_runs_velocity_depends_on_its_own_words_alone_and_on_when_they_hold(model, outputs):
+def test_a_segments_velocity_depends_on_its_own_words_alone_and_on_when_they_hold(model, outputs):
     place = PLACES[0]
-    mine = (BATCH.text_segment_ids == place.segment) & (np.arange(2) == place.row)[:, None]
+    mine = (BATCH.text_segment_ids == place.segment_id) & (np.arange(2) == place.row)[:, None]
     for change in (
         {"text": np.where(mine[..., None], -BATCH.text, BATCH.text)},
         {"text_time": np.where(mine, BATCH.text_time + 1, BATCH.text_time)},
@@ -152,7 +155,7 @@ def test_a_runs_velocity_depends_on_its_own_words_alone_and_on_when_they_hold(mo
         # Other words are in force.
         (
             {
-                "condition_caption_time": np.where(BATCH.condition_segment_ids == place.segment, 0.5, 0.0)
+                "condition_caption_time": np.where(BATCH.condition_segment_ids == place.segment_id, 0.5, 0.0)
                 * (np.arange(2) == place.row)[:, None]
             },
         )
@@ -166,7 +169,7 @@ def test_a_runs_velocity_depends_on_its_own_words_alone_and_on_when_they_hold(mo
 
 
 def all_given(i: int) -> PackedBatch:
-    """The batch with every token of run i given; its words keep the run's level."""
+    """The batch with every token of run i given; its words keep the segment's level."""
     start, entries, place = np.array(BATCH.init_sigma), np.array(BATCH.condition_ids), PLACES[i]
     own = np.s_[place.row, place.start : place.start + place.length]
     start[own] = entries[own] = 0
@@ -180,23 +183,23 @@ def run_at(model: DiT, batch: PackedBatch, i: int, sigma: float) -> np.ndarray:
 
 
 def test_given_tokens_have_noise_level_zero(model):
-    """A run that is all given and has no words looks the same at any σ: as one at σ = 0 that is not given."""
-    i = next(i for i, run in enumerate(RUNS) if not len(run.text))
+    """A segment that is all given and has no words looks the same at any σ: as one at σ = 0 that is not given."""
+    i = next(i for i, segment in enumerate(SEGMENTS) if not len(segment.text))
     given = all_given(i)
     np.testing.assert_array_equal(run_at(model, given, i, 0.3), run_at(model, given, i, 0.8))
     close(run_at(model, given, i, 0.3), run_at(model, BATCH, i, 0.0), 1e-6)
     assert np.abs(run_at(model, BATCH, i, 0.3) - run_at(model, BATCH, i, 0.0)).max() > 1e-2
 
 
-def test_words_share_their_runs_noise_level(model):
-    """Of a run that is all given, the words alone know σ."""
-    i = next(i for i, run in enumerate(RUNS) if len(run.text))
+def test_words_share_their_segments_noise_level(model):
+    """Of a segment that is all given, the words alone know σ."""
+    i = next(i for i, segment in enumerate(SEGMENTS) if len(segment.text))
     given = all_given(i)
     assert np.abs(run_at(model, given, i, 0.3) - run_at(model, given, i, 0.8)).max() > 1e-3
 
 
-def test_the_parts_of_a_run_have_levels_of_their_own(model, outputs):
-    """Two entries of one run at the same level are as one; at another level, tokens that hold it change."""
+def test_the_parts_of_a_segment_have_sigmas_of_their_own(model, outputs):
+    """Two entries of one segment at the same level are as one; at another level, tokens that hold it change."""
     i, extra = 0, np.s_[PLACES[0].row, :]
     wide = lambda table, value: np.pad(table, ((0, 0), (0, 1)), constant_values=value)
     place = PLACES[i]
@@ -204,16 +207,16 @@ def test_the_parts_of_a_run_have_levels_of_their_own(model, outputs):
     entries = np.array(BATCH.condition_ids)
     own = entries[half][0]
     entries[half] = K + 1
-    runs, times, starts = (
+    segments, times, starts = (
         wide(table, 0)
         for table in (BATCH.condition_segment_ids, BATCH.condition_caption_time, BATCH.condition_init_sigma)
     )
-    for table in (runs, times, starts):
+    for table in (segments, times, starts):
         table[extra][K + 1] = table[extra][own]
     batch = dataclasses.replace(
         BATCH,
         condition_ids=entries,
-        condition_segment_ids=runs,
+        condition_segment_ids=segments,
         condition_caption_time=times,
         condition_init_sigma=starts,
     )
@@ -229,31 +232,31 @@ def test_the_parts_of_a_run_have_levels_of_their_own(model, outputs):
 
 
 def test_the_words_in_force_are_what_is_pooled():
-    """Two shots in one run: each token's condition has its own shot's words, and words beyond count nowhere."""
-    run = dataclasses.replace(
-        RUNS[0],
+    """Two shots in one segment: each token's condition has its own shot's words, and words beyond count nowhere."""
+    segment = dataclasses.replace(
+        SEGMENTS[0],
         text_time=np.array([0, 0, 1], np.float32),
         caption_time=np.repeat([0, 1, 1], 4).astype(np.float32),
     )
-    batch, (place,) = pack_rows([run], N, M, K)
+    batch, (place,) = pack_segments([segment], N, M, K)
     pooled = np.asarray(_pool(jnp.asarray(batch.text), batch))
     entries = batch.condition_ids[0, : place.length]
-    painted = run.init_sigma > 0
-    wanted = np.where(run.caption_time[:, None] == 0, run.text[:2].mean(0), run.text[2])
-    np.testing.assert_allclose(pooled[0, entries[painted]], wanted[painted], rtol=1e-6)
+    generated = segment.init_sigma > 0
+    wanted = np.where(segment.caption_time[:, None] == 0, segment.text[:2].mean(0), segment.text[2])
+    np.testing.assert_allclose(pooled[0, entries[generated]], wanted[generated], rtol=1e-6)
     assert not pooled[0, 0].any()
 
 
-def test_a_run_may_begin_anywhere_in_time_and_space(model):
+def test_a_segment_may_begin_anywhere_in_time_and_space(model):
     """Rotary embedding sees differences alone: true of video by itself; words stand at the origin."""
     model = make_dit(dataclasses.replace(model.config, absolute=False))  # absolute ones say where it begins
     outputs = unpack(forward(model, BATCH, TABLE), PLACES)
-    i = next(i for i, run in enumerate(RUNS) if not len(run.text))
+    i = next(i for i, segment in enumerate(SEGMENTS) if not len(segment.text))
     moved = dataclasses.replace(BATCH, coords=BATCH.coords + np.array([8.0, -1.0, 0.5, 0.0, 0.0], np.float32))
     close(unpack(forward(model, moved, TABLE), PLACES)[i], outputs[i], 1e-4)
 
 
-def test_what_a_token_covers_is_told_where_places_are(model, outputs):
+def test_what_a_token_covers_is_given_where_places_are(model, outputs):
     wider = dataclasses.replace(BATCH, coords=BATCH.coords * np.array([1, 1, 1, 2, 2], np.float32))
     changed = unpack(forward(model, wider, TABLE), PLACES)
     for ours, theirs in zip(changed, outputs, strict=True):

@@ -111,7 +111,7 @@ def golden_step() -> dict[str, float]:
     sigma = np.take_along_axis(TABLE, BATCH.condition_ids, axis=1)[..., None]
     noise = wave(*BATCH.patches.shape, pitch=5)
     noisy = dataclasses.replace(BATCH, patches=flow.interpolate(BATCH.patches, noise, sigma))
-    counts = ((BATCH.segment_ids > 0) & ~BATCH.given)[..., None]
+    counts = ((BATCH.segment_ids > 0) & ~BATCH.conditioning_mask)[..., None]
 
     def loss(model: DiT) -> jax.Array:
         error = velocity(model, noisy, TABLE) - flow.velocity(BATCH.patches, noise)

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers.low_precision import rounded, rounded_products
-from helpers.tiny_batch import BATCH, LEVELS, NOISE, PLACES, SETTINGS, make_dit
+from helpers.sampling import tabulate
+from helpers.tiny_batch import BATCH, NOISE, PLACES, SETTINGS, SIGMAS, make_dit
 from helpers.tiny_dit import BATCH as TRAINED
 from helpers.tiny_dit import CONFIG
 from helpers.tiny_dit import make_dit as make_trained
 
 import sora_jax.evaluation
 from sora_jax.data.pipeline import PipelineConfig
-from sora_jax.diffusion.guidance import Guidance, tabulate
+from sora_jax.diffusion.guidance import Guidance
 from sora_jax.diffusion.solvers import SOLVERS, State, solver_step
 from sora_jax.models import layers, text
 from sora_jax.models.dit import _pool
@@ -139,7 +140,7 @@ def test_gathers_by_products_are_exact(monkeypatch):
 def test_conditions_are_exact():
     model = make_dit()
     assert model.config.pooled_text
-    assert_exact(lambda sigma: model._conditions(sigma, jnp.asarray(BATCH.text), BATCH), LEVELS[1])
+    assert_exact(lambda sigma: model._conditions(sigma, jnp.asarray(BATCH.text), BATCH), SIGMAS[1])
     assert_exact(lambda words: _pool(words, jax.tree.map(jnp.asarray, BATCH)), jnp.asarray(BATCH.text))
     assert_exact(lambda coords: layers.rotary_angles(coords, 12, ((64.0, 0.25), (8.0, 0.125))), BATCH.coords)
 
@@ -170,7 +171,7 @@ def test_a_training_step_is_near_the_exact_one(name):
 
 
 def _elementwise(x: jax.Array, batch: Any, sigma: jax.Array) -> jax.Array:
-    """A model without products; words and levels matter."""
+    """A model without products; words and sigmas matter."""
     words = (batch.text_segment_ids > 0).sum(1)[:, None, None]
     return jnp.sin(3 * x) + 0.1 * words + sigma.mean(1)[:, None, None]
 
@@ -179,9 +180,9 @@ def _elementwise(x: jax.Array, batch: Any, sigma: jax.Array) -> jax.Array:
 def test_the_samplers_own_arithmetic_is_exact(solver):
     guidance = tabulate(SETTINGS, PLACES, BATCH.condition_segment_ids)
     x = jnp.asarray(NOISE)
-    state = State(x, x, x, jnp.asarray(LEVELS[0]))
+    state = State(x, x, x, jnp.asarray(SIGMAS[0]))
     step = lambda state, batch, guidance: solver_step(
-        jax.tree_util.Partial(_elementwise), state, batch, LEVELS[1], LEVELS[2], guidance, None, solver, 3
+        jax.tree_util.Partial(_elementwise), state, batch, SIGMAS[1], SIGMAS[2], guidance, None, solver, 3
     )
     assert_exact(step, state, BATCH, guidance)
 
@@ -189,10 +190,10 @@ def test_the_samplers_own_arithmetic_is_exact(solver):
 @pytest.mark.parametrize("to", TYPES)
 def test_a_samplers_step_is_near_the_exact_one(to):
     x = jnp.asarray(NOISE)
-    state = State(x, x, x, jnp.asarray(LEVELS[0]))
-    tables = Guidance(text=3.0, given=2.0, rescale=0.5).tables(BATCH.condition_segment_ids.shape)
+    state = State(x, x, x, jnp.asarray(SIGMAS[0]))
+    tables = Guidance(text=3.0, conditioning=2.0, rescale=0.5).tables(BATCH.condition_segment_ids.shape)
     moved = lambda model: (
-        solver_step(model, state, BATCH, LEVELS[1], LEVELS[2], tables, None, "euler", 3).x - x
+        solver_step(model, state, BATCH, SIGMAS[1], SIGMAS[2], tables, None, "euler", 3).x - x
     )
     # Guidance adds up the errors of three answers, each of a few roundings.
     assert 0 < distance(rounded(moved, to)(make_dit()), rounded(moved, "float32")(make_dit())) < 12 * UNIT[to]

@@ -16,7 +16,7 @@ from sora_jax.media.clip import Clip
 from sora_jax.media.video import Video, read_video, write_frames
 from sora_jax.models import tiles as module
 from sora_jax.models.text import TextEncoder
-from sora_jax.models.tiles import Tiles, decode_stream, encode_stream, reach
+from sora_jax.models.tiles import Tiles, decode_stream, encode_stream, receptive_field
 from sora_jax.models.vae import VAE, VAEConfig
 from sora_jax.pipeline import abilities
 from sora_jax.pipeline.codec import Codec, to_bytes
@@ -32,7 +32,7 @@ CONFIG = VAEConfig(
     latent_std=(2.0, 0.5, 1.5),
 )
 RNG = np.random.default_rng(0)
-FULL = Tiles(size=9, halo=max(reach(CONFIG)), blend=1, chunk=2)
+FULL = Tiles(size=9, halo=max(receptive_field(CONFIG)), blend=1, chunk=2)
 WHOLE = Tiles(size=1000, chunk=3)  # tests/models/test_vae.py holds streams against whole clips
 SIZES = [(12, 23), (30, 8)]  # in cells; the second is not cut across
 
@@ -60,8 +60,8 @@ def joined(pieces: Iterator[np.ndarray]) -> np.ndarray:
 
 def test_the_reach_is_how_far_one_cell_is_seen(model):
     """A change of one cell shows in the last pixels that the reach allows, and in none behind them."""
-    encoder, decoder = reach(CONFIG)
-    assert (encoder, decoder) == (2, 3) and reach(VAEConfig()) == (5, 9)
+    encoder, decoder = receptive_field(CONFIG)
+    assert (encoder, decoder) == (2, 3) and receptive_field(VAEConfig()) == (5, 9)
     before = latent(1, 1, 23)
     after = before.copy()
     after[:, :, 11] += 5
@@ -99,12 +99,12 @@ def test_two_programs_serve_a_frame_whatever_its_length(model):
     own = Tiles(size=9, halo=1, blend=1, chunk=2)
     for sizes, (y, x, frames) in enumerate(((17, 12, 9), (17, 12, 21), (11, 23, 5), (11, 23, 13))):
         if sizes % 2 == 0:
-            for function in (module._encode_piece, module._decode_piece):
+            for function in (module._encode_chunk, module._decode_chunk):
                 function.clear_cache()
         coded = joined(encode_stream(model, noise(frames, 8 * y, 8 * x), own))
         assert joined(decode_stream(model, coded, own)).shape == (frames, 8 * y, 8 * x, 3)
         # The first frame of a stream, and what comes later.
-        assert module._encode_piece._cache_size() == module._decode_piece._cache_size() == 2
+        assert module._encode_chunk._cache_size() == module._decode_chunk._cache_size() == 2
 
 
 @pytest.mark.parametrize("own", [Tiles(), Tiles(8, 1, 1), Tiles(12, 3, 2), Tiles(9, 0, 3)])
@@ -177,12 +177,12 @@ def test_the_engine_reconstructs_large_frames_tile_by_tile(monkeypatch, model):
     whole = studio.reconstruct(picture).frames.astype(int)
     assert whole.std() > 5
     done: list[tuple[int, ...]] = []
-    for name in ("_encode_piece", "_decode_piece"):
+    for name in ("_encode_chunk", "_decode_chunk"):
         real = getattr(module, name)
         monkeypatch.setattr(
             module, name, lambda vae, tile, past, real=real: done.append(tile.shape) or real(vae, tile, past)
         )
-    studio.tiles = Tiles(9, max(reach(CONFIG)), 0)
+    studio.tiles = Tiles(9, max(receptive_field(CONFIG)), 0)
     tiled = studio.reconstruct(picture).frames.astype(int)
     assert np.abs(tiled - whole).max() <= 1
     assert done == [(1, 1, 64, 80, 3)] * 4 + [(1, 1, 8, 10, 3)] * 4
@@ -197,7 +197,7 @@ def test_a_canvas_is_decoded_frame_by_frame_across_seams(model, tmp_path):
     first, second = (noise(frames, 16, 16) for frames in (37, 18))
     sketch = abilities.connect(first, second, 11, 8.0)
     canvas = engine.encode(sketch)
-    painted = canvas.init_sigma.any((1, 2))
+    generated = canvas.init_sigma.any((1, 2))
     shape = sketch.frames.shape[:3]
     whole = decode_floats(engine, canvas, *shape, painted)
     assert len(whole) == len(sketch.frames)

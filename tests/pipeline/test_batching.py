@@ -5,27 +5,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.sampling import sample, tabulate
 from helpers.tiny_batch import (
     CONFIG,
     MOST_STEPS,
-    RUNS,
+    SEGMENTS,
     SETTINGS,
     STEPS,
     K,
     M,
     N,
-    lay_levels,
-    lay_noise,
     make_dit,
-    make_run,
+    make_noise,
+    make_sigmas,
     pack,
     wave,
     with_words,
 )
 
 from sora_jax.diffusion import flow
-from sora_jax.diffusion.guidance import Guidance, tabulate
-from sora_jax.diffusion.solvers import SOLVERS, sample, solver_step
+from sora_jax.diffusion.guidance import Guidance
+from sora_jax.diffusion.solvers import SOLVERS, solver_step
 from sora_jax.errors import UserError
 from sora_jax.pipeline.batching import PATIENCE, BatchShape, Queue
 from sora_jax.tokens.packing import unpack
@@ -56,11 +56,11 @@ def plain(grid: tuple[int, int, int], steps: int) -> dict[str, Any]:
 
 
 def alone(i: int, solver: str) -> np.ndarray:
-    batch, (own,) = pack([RUNS[i]])
+    batch, (own,) = pack([SEGMENTS[i]])
     guidance = tabulate([SETTINGS[i]], [own], batch.condition_segment_ids)
-    levels = lay_levels(batch, [own], [STEPS[i]], MOST_STEPS)
-    negative = pack([with_words(RUNS[i], i)])[0] if i == 0 else None
-    noise = lay_noise([own], [i])
+    levels = make_sigmas(batch, [own], [STEPS[i]], MOST_STEPS)
+    negative = pack([with_words(SEGMENTS[i], i)])[0] if i == 0 else None
+    noise = make_noise([own], [i])
     return unpack(sample(MODEL, batch, noise, levels, guidance, solver, negative), [own])[0]
 
 

@@ -84,7 +84,7 @@ def test_a_blank_canvas_is_the_encoded_blank_sketch(studio):
     theirs = studio.encode(abilities.blank((30, 20, 40), 8.0, writable=True))
     for field in dataclasses.fields(ours):
         np.testing.assert_array_equal(getattr(ours, field.name), getattr(theirs, field.name))
-    assert ours.latent.strides == (0, 0, 0, 0) and not ours.fixed.any()
+    assert ours.latent.strides == (0, 0, 0, 0) and not ours.conditioning_frames.any()
 
 
 def test_of_ten_thousand_seconds_the_first_frames_come_at_once(studio):
@@ -182,11 +182,11 @@ def test_a_storyboard_of_words_holds_nothing_and_other_abilities_stream_what_is_
 
 def test_a_long_video_compiles_one_step_and_two_programs_of_the_decoder(studio):
     solver_step.clear_cache()
-    tiles._decode_piece.clear_cache()
+    tiles._decode_chunk.clear_cache()
     stream = studio.stream("a ring", duration=9.0, **FIELDS)
     assert sum(1 for _ in stream) == 72
     assert solver_step._cache_size() == 1
-    assert tiles._decode_piece._cache_size() == 2, "the first latent frame, and chunks behind it"
+    assert tiles._decode_chunk._cache_size() == 2, "the first latent frame, and chunks behind it"
 
 
 @pytest.mark.parametrize(("fault", "status"), [(KeyboardInterrupt(), 130), (UserError("It rains."), 2)])

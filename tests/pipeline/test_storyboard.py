@@ -77,8 +77,8 @@ def test_pictures_and_clips_stand_at_their_times_and_the_rest_is_open(folder, st
     job = storyboard(studio, read_storyboard(written(folder, WHOLE)), steps=2, seed=3)
     sketch = job.sketch
     assert sketch.frames.shape == (24 + 4 + 1, 32, 56, 3) and sketch.fps == 8
-    assert np.flatnonzero(sketch.fixed).tolist() == [0, 16, 17, 18, 19, 28]
-    assert (sketch.strength[~sketch.fixed] == 1).all()
+    assert np.flatnonzero(sketch.conditioning_frames).tolist() == [0, 16, 17, 18, 19, 28]
+    assert (sketch.strength[~sketch.conditioning_frames] == 1).all()
     assert (sketch.frames[[0, 28]] == (255, 0, 0)).all(), "it leads back to the first card's picture"
     assert [round(float(frame.mean()) / 20) for frame in sketch.frames[16:20]] == [2, 3, 4, 5]
     assert job.keep == slice(28) and job.captions == ((0.0, "no"), (1.5, "a blue ring"))

@@ -19,7 +19,7 @@ from sora_jax.pipeline import codec, denoise
 from sora_jax.pipeline.codec import Codec
 from sora_jax.pipeline.job import Job
 from sora_jax.pipeline.settings import Settings
-from sora_jax.tokens.canvas import GROUP, Sketch
+from sora_jax.tokens.canvas import Sketch
 
 LIMITS = Limits(tokens=96, latent_frames=6, frame_tokens=24, text=12, text_len=24)
 BASE_TOKENS = 4.0  # few, so that every segment here is shifted
@@ -47,7 +47,11 @@ def first_requests(
     def encode_stream(vae: Any, frames: np.ndarray, tiles: Any) -> list[np.ndarray]:
         _, *sides = vae.config.compression
         high, wide = (side // by for side, by in zip(frames.shape[1:3], sides, strict=True))
-        return [np.zeros((1 + (len(frames) - 1) // GROUP, high, wide, vae.config.channels), np.float32)]
+        return [
+            np.zeros(
+                (1 + (len(frames) - 1) // FRAMES_PER_LATENT, high, wide, vae.config.channels), np.float32
+            )
+        ]
 
     monkeypatch.setattr(denoise, "Queue", Queue)
     monkeypatch.setattr(codec, "encode_stream", encode_stream)

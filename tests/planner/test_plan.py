@@ -19,7 +19,7 @@ from sora_jax.distributed.chips import CHIPS, GIB, chip_of, read_topology
 from sora_jax.distributed.mesh import PARAM_AXES, Share
 from sora_jax.errors import UserError
 from sora_jax.planner import estimate, programs, search
-from sora_jax.planner.counts import Counts, clip_of, count, estimate_memory
+from sora_jax.planner.counts import Counts, clip_of, count, estimate_counts
 from sora_jax.planner.hlo import Program
 from sora_jax.train.__main__ import parse
 
@@ -224,7 +224,7 @@ def test_arithmetic_agrees_with_the_compiler():
     reckoned = programs.estimate_memory(job)
     for kind in ("parameters", "average", "optimizer", "batch"):
         assert built.memory[kind] == reckoned.memory[kind] > 0
-    found, expected = count(built), estimate_memory(job)
+    found, expected = count(built), estimate_counts(job)
     # Attention's products are among them here: they are no kernel's.
     assert found.attention == 0
     assert expected.products < found.products < 1.3 * (expected.products + expected.attention)
@@ -331,20 +331,20 @@ def test_what_does_not_fit_is_told_with_what_makes_it_fit():
         (["--topology", "v5e:3x3"], "no slice 3x3 of v5e"),
         ([], "--topology v5e:4x4, or --devices 8"),
         (["--topology", "h100:8", "--config.dit.sise=B"], "did you mean"),
-        (["--topology", "h100:8", "--config.mesh.tensor=3"], "asks for a multiple of 24 devices"),
+        (["--topology", "h100:8", "--config.mesh.tensor=3"], "needs a multiple of 24 devices"),
         (
             ["--topology", "h100:10", "--config.mesh.fsdp=1", "--config.mesh.tensor=5"],
             "12 heads can't be split",
         ),
         (["--topology", "h100:8", "--assume", "luck=1"], "is no assumption"),
-        (["--topology", "h100:7", "--config.mesh.fsdp=7"], "rows doesn't divide"),
+        (["--topology", "h100:7", "--config.mesh.fsdp=7"], "batch of 64 doesn't divide"),
         (["--topology", "h100:8", "words"], "is no option of plan"),
         (["--config", f"{LADDER}:vae-4x8x8", "--topology", "h100:8", "--step", "sample"], "has no sampler"),
         (
             ["--topology", "h100:8", "--config.pipeline.batch_size=0"],
             "config.pipeline.batch_size=0 must be at least 1",
         ),
-        (["--topology", "h100:8", "--config.video.seconds=60"], "tokens and a row holds 10,240"),
+        (["--topology", "h100:8", "--config.video.seconds=60"], "tokens and a sequence holds 10,240"),
         (["--topology", "h100:8", "--config.video.steps=0"], "config.video.steps=0 must be above 0"),
         (["--topology", "h100:²"], "names no number of chips"),
         (["--config", f"{LADDER}:C", "--topology", "h100:8"], "No rung is called 'C': choose one of Ti, S"),

@@ -26,18 +26,18 @@ from sora_jax.pipeline.settings import Settings
 from sora_jax.pipeline.storyboard import Card, Storyboard
 from sora_jax.pipeline.tasks import storyboard
 from sora_jax.tokens.canvas import (
-    GROUP,
+    FRAMES_PER_LATENT,
     Canvas,
+    CausalSpan,
     Sketch,
-    Stream,
-    blend_windows,
+    blend_crops,
+    crop_boxes,
+    crop_size,
     frames_shown,
-    lay_streams,
     make_canvas,
-    space_window,
-    space_windows,
+    split_into_spans,
+    temporal_windows,
     to_segment,
-    windows,
 )
 from sora_jax.tokens.patches import coordinates, unpatchify
 
@@ -48,7 +48,7 @@ def make_plain(start: np.ndarray, ends: np.ndarray | None = None, fps: float = 8
     """A canvas of one stream, whose every number is another one."""
     t, y, x = start.shape
     latent = np.arange(t * y * x * 3, dtype=np.float32).reshape(t, y, x, 3)
-    ends = GROUP * np.arange(t) if ends is None else ends
+    ends = FRAMES_PER_LATENT * np.arange(t) if ends is None else ends
     return Canvas(latent, start.astype(np.float32), ends, np.arange(t) == 0, fps)
 
 
@@ -57,18 +57,18 @@ def make_plain(start: np.ndarray, ends: np.ndarray | None = None, fps: float = 8
 
 @given(masks)
 def test_streams_cover_a_clip_in_lengths_that_the_autoencoder_codes(fixed):
-    streams = lay_streams(fixed)
-    assert all(stream.frames % GROUP == 1 for stream in streams)
+    streams = split_into_spans(fixed)
+    assert all(stream.frames % FRAMES_PER_LATENT == 1 for stream in streams)
     assert streams[0].begin == 0
     for stream, after in itertools.pairwise(streams):
-        assert stream.begin < after.begin <= stream.begin + stream.frames < after.begin + GROUP
-    assert len(fixed) <= streams[-1].begin + streams[-1].frames < len(fixed) + GROUP
+        assert stream.begin < after.begin <= stream.begin + stream.frames < after.begin + FRAMES_PER_LATENT
+    assert len(fixed) <= streams[-1].begin + streams[-1].frames < len(fixed) + FRAMES_PER_LATENT
 
 
 @given(masks)
 def test_no_fixed_frame_depends_on_a_painted_one(fixed):
     """What shows it (the last stream that begins by then) shows fixed frames alone, and so does all before in there."""
-    streams = lay_streams(fixed)
+    streams = split_into_spans(fixed)
     for frame in np.flatnonzero(fixed):
         owner = [stream for stream in streams if stream.begin <= frame][-1]
         for end, shown in zip(owner.ends, frames_shown([owner], len(fixed)), strict=True):
@@ -83,18 +83,18 @@ def test_no_fixed_frame_depends_on_a_painted_one(fixed):
 @given(masks)
 def test_latent_frames_are_few(fixed):
     """A group's worth each, but for up to three single frames before each fixed part and the beginnings."""
-    streams = lay_streams(fixed)
+    streams = split_into_spans(fixed)
     parts = 1 + np.count_nonzero(np.diff(fixed))
-    assert sum(len(stream.ends) for stream in streams) <= len(fixed) / GROUP + 4 * parts
+    assert sum(len(stream.ends) for stream in streams) <= len(fixed) / FRAMES_PER_LATENT + 4 * parts
     if not fixed.any():
-        assert streams == [Stream(0, 1 + GROUP * -(-(len(fixed) - 1) // GROUP))]
+        assert streams == [CausalSpan(0, 1 + FRAMES_PER_LATENT * -(-(len(fixed) - 1) // FRAMES_PER_LATENT))]
 
 
 def test_streams_of_what_abilities_give():
-    assert lay_streams([True] + 8 * [False]) == [Stream(0, 9)]
-    assert lay_streams(8 * [False] + [True]) == [Stream(0, 9), Stream(8, 1)]
-    assert lay_streams(6 * [True] + 3 * [False]) == [Stream(0, 1), Stream(1, 9)]
-    assert lay_streams(3 * [True, False]) == [Stream(0, 5), Stream(2, 5), Stream(4, 5)]
+    assert split_into_spans([True] + 8 * [False]) == [CausalSpan(0, 9)]
+    assert split_into_spans(8 * [False] + [True]) == [CausalSpan(0, 9), CausalSpan(8, 1)]
+    assert split_into_spans(6 * [True] + 3 * [False]) == [CausalSpan(0, 1), CausalSpan(1, 9)]
+    assert split_into_spans(3 * [True, False]) == [CausalSpan(0, 5), CausalSpan(2, 5), CausalSpan(4, 5)]
 
 
 @given(masks, st.integers(0, 100))
@@ -102,9 +102,9 @@ def test_a_cell_starts_where_the_noisiest_of_its_pixels_does(fixed, seed):
     T, rng = len(fixed), np.random.default_rng(seed)
     start = rng.random((T, 6, 4)).astype(np.float32) * (rng.random((T, 6, 4)) < 0.3)
     start[fixed] = 0
-    streams = lay_streams(fixed)
+    streams = split_into_spans(fixed)
     latents = [rng.random((len(stream.ends), 3, 2, 5)) for stream in streams]
-    canvas = make_canvas(streams, latents, start, 8.0, (GROUP, 2, 2))
+    canvas = make_canvas(streams, latents, start, 8.0, (FRAMES_PER_LATENT, 2, 2))
     np.testing.assert_allclose(canvas.latent, np.concatenate(latents), atol=1e-6)
     j = 0
     for stream in streams:
@@ -118,9 +118,11 @@ def test_a_cell_starts_where_the_noisiest_of_its_pixels_does(fixed, seed):
     assert [part.stop - part.start for part in canvas.streams()] == [len(stream.ends) for stream in streams]
     # Each fixed frame has a latent frame that is given, and no other is if another pixel is above 0.
     shown = frames_shown(streams, T)
-    assert all((start[own] == 0).all() == given for own, given in zip(shown, canvas.fixed, strict=True))
+    assert all(
+        (start[own] == 0).all() == given for own, given in zip(shown, canvas.conditioning_frames, strict=True)
+    )
     assert set(np.flatnonzero(fixed)) <= {
-        f for own, g in zip(shown, canvas.fixed, strict=True) if g for f in own
+        f for own, g in zip(shown, canvas.conditioning_frames, strict=True) if g for f in own
     }
 
 
@@ -128,7 +130,7 @@ def test_a_cell_starts_where_the_noisiest_of_its_pixels_does(fixed, seed):
 
 
 def test_a_window_is_a_run_whose_time_begins_at_its_earliest_frame():
-    streams = lay_streams(np.isin(np.arange(21), (0, 6, 7, 8, 9, 10, 20)))
+    streams = split_into_spans(np.isin(np.arange(21), (0, 6, 7, 8, 9, 10, 20)))
     latents = [np.zeros((len(stream.ends), 4, 6, 3), np.float32) for stream in streams]
     whole = make_canvas(streams, latents, np.ones((21, 32, 48), np.float32), 8.0, (4, 8, 8))
     assert whole.ends.tolist() == [0, 4, 8, 6, 10, 14, 18, 22, 20]
@@ -157,7 +159,7 @@ def test_words_that_hold_before_a_window_are_left_out_and_the_rest_told_in_its_t
     np.testing.assert_array_equal(run.text, text[2:])
     np.testing.assert_allclose(run.text_time, np.repeat([0, 2 - 12 / 7, 4 - 12 / 7], 2), rtol=1e-6)
     assert run.caption_time.tolist() == run.text_time[[0, 2, 2]].tolist(), "found by their time: to the bit"
-    assert run.conditions == 2
+    assert run.num_conditions == 2
 
 
 def test_two_cards_that_hold_at_a_windows_beginning_are_kept_apart():
@@ -194,26 +196,26 @@ def test_windows_fill_every_open_frame_once_from_what_is_known(known, most, data
     by = data.draw(st.integers(1, 2))
     context = data.draw(st.integers(1, most - 1))
     canvas = make_plain(np.repeat(~known, by)[:, None, None])
-    found = windows(canvas, most * by, context * by, by)
+    found = temporal_windows(canvas, most * by, context * by, by)
     if known.all():
         assert found == []
         return
     if len(known) <= most:
         assert found == [(slice(0, len(canvas)), slice(0, len(canvas)))]
         return
-    done = canvas.fixed.copy()
+    done = canvas.conditioning_frames.copy()
     for number, (seen, new) in enumerate(found):
         assert all(edge % by == 0 for edge in (seen.start, seen.stop, new.start, new.stop))
         assert 0 < seen.stop - seen.start <= most * by
         assert seen.start <= new.start < new.stop <= seen.stop <= len(canvas)
         fresh = np.zeros(len(canvas), bool)
-        fresh[new] = ~canvas.fixed[new]
+        fresh[new] = ~canvas.conditioning_frames[new]
         assert fresh.any(), "given frames are new alone"
-        assert not (fresh & done).any() or canvas.fixed[new].any(), "filled twice"
-        assert not (fresh & done & ~canvas.fixed).any(), "filled twice"
+        assert not (fresh & done).any() or canvas.conditioning_frames[new].any(), "filled twice"
+        assert not (fresh & done & ~canvas.conditioning_frames).any(), "filled twice"
         assert (done | fresh)[seen].all(), "seen, but neither known nor filled"
-        if canvas.fixed.any() or number:
-            first = int(canvas.fixed.argmax())
+        if canvas.conditioning_frames.any() or number:
+            first = int(canvas.conditioning_frames.argmax())
             if new.start >= first:
                 behind = slice(max(np.flatnonzero(fresh)[0] - context * by, first), np.flatnonzero(fresh)[0])
             else:
@@ -227,7 +229,7 @@ def test_windows_fill_every_open_frame_once_from_what_is_known(known, most, data
 def test_windows_walk_away_from_what_is_given():
     parts = lambda known: [
         (seen.start, seen.stop, new.start, new.stop)
-        for seen, new in windows(make_plain(~np.isin(np.arange(9), known)[:, None, None]), 4, 2)
+        for seen, new in temporal_windows(make_plain(~np.isin(np.arange(9), known)[:, None, None]), 4, 2)
     ]
     forward = [(0, 4, 1, 4), (2, 6, 4, 6), (4, 8, 6, 8), (6, 9, 8, 9)]
     assert parts([0]) == forward
@@ -236,7 +238,7 @@ def test_windows_walk_away_from_what_is_given():
     assert parts([4]) == [(4, 8, 5, 8), (6, 9, 8, 9), (2, 6, 2, 4), (0, 4, 0, 2)]
     assert parts(range(9)) == []
     with pytest.raises(UserError, match="can't have 4 of context"):
-        windows(make_plain(np.ones((9, 1, 1))), 4, 4)
+        temporal_windows(make_plain(np.ones((9, 1, 1))), 4, 4)
 
 
 space = st.tuples(*[st.integers(1, 30)] * 2, *[st.integers(1, 3)] * 2, st.integers(1, 120))
@@ -246,8 +248,8 @@ space = st.tuples(*[st.integers(1, 30)] * 2, *[st.integers(1, 3)] * 2, st.intege
 def test_windows_of_a_frame_cover_it_and_overlap(drawn):
     y, x, py, px, most = drawn
     sides, patch = (y * py, x * px), (1, py, px)
-    places = space_windows(sides, patch, most)
-    height, width = space_window((1, *sides), patch, most)
+    places = crop_boxes(sides, patch, most)
+    height, width = crop_size((1, *sides), patch, most)
     assert (height // py) * (width // px) <= most or (height, width) == sides == (py, px)
     covered = np.zeros(sides, int)
     for top, left, *own in places:
@@ -265,9 +267,9 @@ def test_windows_of_a_frame_cover_it_and_overlap(drawn):
 def test_windows_cut_from_one_frame_blend_to_it_again(drawn, seed):
     y, x, py, px, most = drawn
     whole = np.random.default_rng(seed).standard_normal((2, y * py, x * px, 3)).astype(np.float32)
-    places = space_windows(whole.shape[1:3], (1, py, px), most)
+    places = crop_boxes(whole.shape[1:3], (1, py, px), most)
     cut = [whole[:, top : top + height, left : left + width] for top, left, height, width in places]
-    np.testing.assert_allclose(blend_windows(cut, places, whole.shape[1:3]), whole, atol=1e-5)
+    np.testing.assert_allclose(blend_crops(cut, places, whole.shape[1:3]), whole, atol=1e-5)
 
 
 # With a model.
@@ -355,7 +357,7 @@ def test_what_is_given_is_the_autoencoders_own_reconstruction_of_it(ability, row
     coded = decode_floats(model, before, *shape)
     np.testing.assert_array_equal(painted[sketch.fixed], coded[sketch.fixed])
     np.testing.assert_array_equal(after.latent[before.init_sigma == 0], before.latent[before.init_sigma == 0])
-    for piece in pieces(sketch.fixed):
+    for piece in pieces(sketch.conditioning_frames):
         alone = Sketch(sketch.frames[piece], sketch.strength[piece], sketch.fps)
         own = decode_floats(model, model.encode(alone), len(alone.frames), *shape[1:])
         assert np.abs(painted[piece] - own).max() < 1e-4

@@ -1,4 +1,4 @@
-"""Which blocks of a packed row have anything to say to each other: what lets kernels leave work out."""
+"""Which pairs of blocks of a packed sequence share a segment: the others are skipped by the kernels."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import jax.numpy as jnp
 from sora_jax.axes import SegmentIds
 
 CHECKPOINT = "attention"
-"""What kernels keep for the backward pass bears this name: a result and a number a token, not worth computing again."""
+"""Name of what kernels keep for the backward pass: the result and a log-sum-exp a token, not worth recomputing."""
 
 
-def sharing(segment_ids_bn: SegmentIds, block: int, other: int | None = None) -> jax.Array:
-    """bool[B,G,J]: pairs of blocks that may hold tokens of one run; a block always has its own place.
+def overlapping_blocks(segment_ids_bn: SegmentIds, block: int, other: int | None = None) -> jax.Array:
+    """bool[B,G,J]: pairs of blocks that may hold tokens of one segment; a block always overlaps itself.
 
-    Told by each block's smallest and largest id: exact where ids follow one another, as packing lays them, and else
-    some pairs too many, which the kernels mask.
+    Compares each block's smallest and largest id: exact where segments are contiguous, as packing places them, and
+    otherwise some pairs too many, which the kernels mask.
 
     Args:
-      segment_ids_bn: 0 is an empty slot.
-      block: tokens of the first of a pair; it divides their number a row.
+      segment_ids_bn: 0 is padding.
+      block: tokens of the first of a pair; it divides N.
       other: those of the second; None is as many.
     """
     other = other or block
@@ -30,16 +30,16 @@ def sharing(segment_ids_bn: SegmentIds, block: int, other: int | None = None) ->
     return share | (start < other_start + other) & (other_start < start + block)
 
 
-def spans(segment_ids_bn: SegmentIds, block: int, other: int) -> jax.Array:
-    """int32[B,G,4]: for each block of `block` tokens the blocks of `other` tokens that it walks, from first to last.
+def masked_block_ranges(segment_ids_bn: SegmentIds, block: int, other: int) -> jax.Array:
+    """int32[B,G,4]: for each block of `block` tokens the range of blocks of `other` tokens that it attends to.
 
-    They are [first, plain), [plain, mixed) and [mixed, last): those that share a run with it and some that don't,
-    where runs are torn; in the middle every token of both is of one run, so that no mask is needed.
+    It is [first, plain), [plain, mixed) and [mixed, last): blocks that share a segment with it, and some that don't
+    where segments aren't contiguous; in the middle every token of both is of one segment, so no mask is needed.
 
     Args:
-      segment_ids_bn: as `sharing` has it.
+      segment_ids_bn: as in `overlapping_blocks`.
     """
-    share = sharing(segment_ids_bn, block, other)
+    share = overlapping_blocks(segment_ids_bn, block, other)
     J = share.shape[2]
     first, last = share.argmax(2), J - share[:, :, ::-1].argmax(2)
     one, other_one = (segment_ids_bn.reshape(len(share), -1, size) for size in (block, other))
@@ -52,6 +52,6 @@ def spans(segment_ids_bn: SegmentIds, block: int, other: int) -> jax.Array:
 
 
 def _range(segment_ids_bn: SegmentIds, block: int) -> tuple[jax.Array, jax.Array]:
-    """Least and largest id of each block, [B,G]; empty slots apart."""
+    """Smallest and largest id of each block, [B,G], without padding."""
     ids = segment_ids_bn.reshape(len(segment_ids_bn), -1, block)
     return jnp.where(ids > 0, ids, jnp.iinfo(jnp.int32).max).min(2), ids.max(2)

@@ -1,8 +1,8 @@
-"""Attention inside runs: `attend(q, k, v, segment_ids)`, one reference, one implementation a backend.
+"""Attention within segments: `attend(q, k, v, segment_ids)`, one reference, one implementation a backend.
 
-A token attends to every token of its own run and to no other; empty slots (segment 0) hold finite numbers that nobody
-reads. Every backend passes the same "packed = alone" test, forward and gradient, and leaves out blocks that share no
-run but for the reference, which is what machines without a kernel of their own take.
+A token attends to every token of its own segment and to no other; padding (segment 0) gets finite numbers that aren't
+used. Every backend passes the same "packed = alone" test, forward and gradient, and skips pairs of blocks that share no
+segment, except the reference, which machines without a kernel of their own use.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ def attend(
     backend: str = "auto",
     sequence: str = "heads",
 ) -> jax.Array:
-    """Attention within runs, [B, N, H, F] each.
+    """Attention within segments, [B, N, H, F] each.
 
     Args:
       backend: see `choose`.
-      sequence: how, where a mesh splits rows over `sequence`: "heads", each device has whole rows of some heads, or
-        "ring", keys and values go round, in plain XLA whatever the backend; see `attention_ring`.
+      sequence: how, where a mesh splits sequences over `sequence`: "heads", each device has whole sequences of some
+        heads, or "ring", keys and values are exchanged, in plain XLA whatever the backend; see `ring`.
 
     Raises:
       UserError: as `choose`; or the mesh doesn't divide the heads.
@@ -70,13 +70,13 @@ def attend(
 def choose(backend: str, dtype: jax.typing.DTypeLike, width: int) -> str:
     """The backend that `attend` takes here, by name.
 
-    A kernel's first use in a process compares it with the reference (`attention_check`). One that fails is not used:
-    "auto" takes the reference and the log says so once. The CPU's own is plain JAX that every test of this package
+    A kernel's first use in a process compares it with the reference (`check`). One that fails is not used:
+    "auto" takes the reference and logs it once. The CPU's own is plain JAX that every test of this package
     runs, and checking it would cost each command seconds of compiling: it is not compared on CPUs.
 
     Args:
-      backend: "auto" is the best that this machine has; it also stands in for a kernel of another machine, and the
-        log says so.
+      backend: "auto" is the best that this machine has; it is also taken in place of a kernel of another machine, which
+        is logged.
       dtype, width: of queries and keys, and of a head: what a kernel's program depends on.
 
     Raises:
@@ -90,12 +90,12 @@ def choose(backend: str, dtype: jax.typing.DTypeLike, width: int) -> str:
     here = platform()
     named = backend != "auto"
     if named and backend not in ("reference", "cpu", here):
-        _say(
+        _log_once(
             f"Attention {backend!r} needs another machine than this one ({here}): the best of this one is taken."
         )
         named = False
     name = backend if named else here if here in BACKENDS else "reference"
-    why = _distrust(name, here, jnp.dtype(dtype).name, width)
+    why = _why_not(name, here, jnp.dtype(dtype).name, width)
     if why is None:
         return name
     kind = jax.devices()[0].device_kind
@@ -103,20 +103,20 @@ def choose(backend: str, dtype: jax.typing.DTypeLike, width: int) -> str:
     if named:
         raise UserError(f"{which}: {why}. Set dit.attention to auto or reference.")
     if jax.process_count() > 1:
-        # Hosts that each decided for themselves might compile different programs, and wait for each other for ever.
+        # Hosts that each decided alone might compile different programs, and wait for each other for ever.
         raise UserError(f"{which}: {why}. Set dit.attention to reference, the same on all hosts.")
-    _say(f"{which}: {why}; 'reference' is taken, which is right and slower.")
+    _log_once(f"{which}: {why}; 'reference' is taken, which is right and slower.")
     return "reference"
 
 
-def _distrust(name: str, here: str, dtype: str, width: int) -> str | None:
-    """Why a backend is not to be used, in words."""
+def _why_not(name: str, here: str, dtype: str, width: int) -> str | None:
+    """Why a backend can't be used, as text."""
     if name == "reference" or (name, here) == ("cpu", "cpu") or here != jax.default_backend():
         return None  # the last: a program for devices that aren't here
     return (missing() if name == "gpu" else None) or check_kernel(BACKENDS[name], dtype, width)
 
 
 @functools.cache
-def _say(sentence: str) -> None:
-    """Once in a process: `attend` is traced often."""
+def _log_once(sentence: str) -> None:
+    """Logs it once a process: `attend` is traced often."""
     _log.warning("%s", sentence)

@@ -1,17 +1,17 @@
-"""Ring attention: rows stay split over `sequence`, and keys and values go round (Liu, Zaharia and Abbeel 2023).
+"""Ring attention: sequences stay split over `sequence`, keys and values are rotated (Liu, Zaharia and Abbeel 2023).
 
-The other way than all-to-alls over heads (`mesh.ulysses`). Of p devices each holds n = N/p slots of a row. In p rounds
-every device sees all keys, values and their segment ids, and keeps a running softmax of its own queries (Milakov and
-Gimelshein 2018) in float32; what is there is sent on while it is computed with. Backward the queries travel, not the
-keys: with what came back into them and the gradient that they gather they are three arrays, where keys and values with
-theirs would be four. A device works in plain XLA, whatever its platform's kernel is, chunk by chunk, so that memory
-grows with n; chunks and whole rounds that share no run are left out, though what is exchanged isn't.
+The alternative to all-to-alls over heads (`mesh.ulysses`). Of p devices each holds n = N/p positions of a sequence. In
+p rounds every device sees all keys, values and their segment ids, with an online softmax of its own queries (Milakov
+and Gimelshein 2018) in float32; sending overlaps with compute. In the backward pass the queries are rotated, not the
+keys: with the gradient of the result and their own gradient they are three arrays, where keys and values with theirs
+would be four. A device works in plain XLA, whatever its platform's kernel is, chunk by chunk, so memory grows with n;
+chunks and whole rounds that share no segment are skipped, though they are still exchanged.
 
-Which way is better? A device sends, a layer and forward, by heads 4 (p - 1)/p arrays of [n, D], which the arithmetic
-waits for, and tensor x sequence must divide the heads. By the ring it sends 2 (p - 1), p/2 times as much, but beside
-the arithmetic, 2n operations for each number sent; and only `tensor` must divide the heads. So by heads while there are
-heads enough: kernels are the platform's own, and what packed runs cost is dealt out evenly, where each round of the
-ring waits for the device that has most to do. By the ring on more devices than that, for runs as long as their rows.
+Which is better? A device sends, a layer and forward, by heads 4 (p - 1)/p arrays of [n, D], which compute waits for,
+and tensor x sequence must divide the heads. By the ring it sends 2 (p - 1), p/2 times as much, but overlapped with
+compute, 2n operations for each number sent; and only `tensor` must divide the heads. So by heads while there are enough
+heads: kernels are the platform's own, and the cost of packed segments is balanced, where each round of the ring waits
+for the device that has most to do. By the ring on more devices than that, for segments as long as their sequences.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from sora_jax.axes import SegmentIds
 from sora_jax.models.attention.blocks import CHECKPOINT
 
 AXIS = "sequence"
-CHUNK = 512  # tokens: a device's largest array is [b, h, CHUNK, CHUNK] of logits, for its rows and heads
+CHUNK = 512  # tokens: a device's largest array is [b, h, CHUNK, CHUNK] of logits, for its sequences and heads
 _LOWEST = -1e30  # a masked logit
 
 
 def ring(
     q_bnhf: jax.Array, k_bnhf: jax.Array, v_bnhf: jax.Array, segment_ids_bn: SegmentIds, chunk: int = CHUNK
 ) -> jax.Array:
-    """See `dispatch.attend`; for a device's own slots, inside `mesh.ring_parallel`, or all.
+    """See `dispatch.attend`; for a device's own positions, inside `mesh.ring_parallel`, or all.
 
-    Empty slots get zeros.
+    Padding gets zeros.
 
     Args:
-      chunk: tokens that meet as many others at once, at most.
+      chunk: the most tokens of a pair of chunks, each.
     """
     mesh = jax.sharding.get_abstract_mesh()
     devices = 1 if mesh.empty else mesh.shape[AXIS]
@@ -69,112 +69,112 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array, devices: i
 def _forward(
     q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array, devices: int
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    def go_round(carry: Any) -> Any:
+    def one_round(carry: Any) -> Any:
         state, keys = carry
-        following = _pass_on(keys, devices)
-        return _meet(state, (q, ids), keys), following
+        following = _send_to_next(keys, devices)
+        return _attend_all(state, (q, ids), keys), following
 
     given = q, k, v, ids
-    # What hangs on ids alone is the same in each layer: JAX would compute it before them, and keep all masks at once.
+    # What depends on ids alone is the same in each layer: JAX would hoist it out of them, and keep all masks.
     q, k, v, ids = lax.optimization_barrier(given)
     zeros = jnp.zeros(q.shape[:-1])
     state = jnp.zeros(q.shape), zeros, zeros + _LOWEST
-    state, last = _rounds(go_round, (state, (k, v, ids)), devices)
-    out, total, row_max = _meet(state, (q, ids), last)
+    state, last = _rounds(one_round, (state, (k, v, ids)), devices)
+    out, total, row_max = _attend_all(state, (q, ids), last)
     total = jnp.where(total > 0, total, 1.0)
-    made = (out / total[..., None]).astype(q.dtype), row_max + jnp.log(total)
-    out, lse = (checkpoint_name(x, CHECKPOINT) for x in made)
+    results = (out / total[..., None]).astype(q.dtype), row_max + jnp.log(total)
+    out, lse = (checkpoint_name(x, CHECKPOINT) for x in results)
     return out, (*given, out, lse)
 
 
-def _meet(state: Any, queries: Any, keys: Any) -> Any:
+def _attend_all(state: Any, queries: Any, keys: Any) -> Any:
     """The state of all chunks of queries after one round's keys."""
 
     def of_queries(_: None, given: Any) -> tuple[None, Any]:
         sums, own = given
-        of_keys = lambda sums, theirs: (_where_shared(_merge, sums, own, theirs), None)
+        of_keys = lambda sums, theirs: (_where_shared(_attend_pair, sums, own, theirs), None)
         return None, lax.scan(of_keys, sums, keys)[0]
 
-    walk = lambda state, queries, keys: lax.scan(of_queries, None, (state, queries))[1]
-    return _where_shared(walk, state, queries, keys)
+    loop = lambda state, queries, keys: lax.scan(of_queries, None, (state, queries))[1]
+    return _where_shared(loop, state, queries, keys)
 
 
-def _merge(sums: Any, queries: Any, keys: Any) -> Any:
-    """The running softmax of a chunk after one chunk of keys: weighed sum, divisor, largest logit."""
+def _attend_pair(sums: Any, queries: Any, keys: Any) -> Any:
+    """The online softmax of a chunk after one chunk of keys: weighted sum, divisor, row maximum."""
     (out, total, row_max), (q, own), (k, v, theirs) = sums, queries, keys
-    mask = _same_run(own, theirs)
+    mask = _same_segment(own, theirs)
     logits = jnp.where(mask, _product("bhqf,bhkf->bhqk", q, k), _LOWEST)
-    higher = jnp.maximum(row_max, logits.max(-1))
-    weights = jnp.where(mask, jnp.exp(logits - higher[..., None]), 0.0)
-    kept = jnp.exp(row_max - higher)
-    out = out * kept[..., None] + _product("bhqk,bhkf->bhqf", weights.astype(v.dtype), v)
-    return out, total * kept + weights.sum(-1), higher
+    new_max = jnp.maximum(row_max, logits.max(-1))
+    weights = jnp.where(mask, jnp.exp(logits - new_max[..., None]), 0.0)
+    rescale = jnp.exp(row_max - new_max)
+    out = out * rescale[..., None] + _product("bhqk,bhkf->bhqf", weights.astype(v.dtype), v)
+    return out, total * rescale + weights.sum(-1), new_max
 
 
-def _backward(devices: int, kept: Any, d_out: jax.Array) -> tuple[Any, ...]:
-    d_out, (q, k, v, ids, out, lse) = lax.optimization_barrier((d_out, kept))
-    through_sum = jnp.sum(d_out.astype(jnp.float32) * out, axis=-1)
-    nothing = jnp.zeros(q.shape)
+def _backward(devices: int, residuals: Any, d_out: jax.Array) -> tuple[Any, ...]:
+    d_out, (q, k, v, ids, out, lse) = lax.optimization_barrier((d_out, residuals))
+    delta = jnp.sum(d_out.astype(jnp.float32) * out, axis=-1)
+    zeros = jnp.zeros(q.shape)
 
-    def go_round(carry: Any) -> Any:
-        to_keys, to_q, queries = carry
-        following = _pass_on(queries, devices)
-        # What these queries gathered before comes after them, while they are computed with.
-        gathered = _pass_on(to_q, devices)
-        to_keys, to_q = _meet_back((to_keys, nothing), queries, (k, v, ids))
-        return to_keys, gathered + to_q, following
+    def one_round(carry: Any) -> Any:
+        d_kv, d_q, queries = carry
+        following = _send_to_next(queries, devices)
+        # The gradient of these queries follows them, while they are computed with.
+        received = _send_to_next(d_q, devices)
+        d_kv, d_q = _attend_all_backward((d_kv, zeros), queries, (k, v, ids))
+        return d_kv, received + d_q, following
 
-    # Few arrays: of those that travel at once, TPUs' compiler had five beside the arithmetic, and a sixth waited.
-    statistics = jnp.stack([lse, through_sum], axis=1)
-    carry: Any = (nothing, nothing), nothing, (q, d_out, statistics, ids)
-    to_keys, to_q, last = _rounds(go_round, carry, devices)
-    gathered = _pass_on(to_q, devices)
-    (to_k, to_v), to_q = _meet_back((to_keys, nothing), last, (k, v, ids))
-    to_q = _pass_on((gathered + to_q).astype(q.dtype), devices)
-    return to_q, to_k.astype(k.dtype), to_v.astype(v.dtype), None
+    # Few arrays: the TPU's compiler overlapped five transfers with compute, and a sixth waited.
+    statistics = jnp.stack([lse, delta], axis=1)
+    carry: Any = (zeros, zeros), zeros, (q, d_out, statistics, ids)
+    d_kv, d_q, last = _rounds(one_round, carry, devices)
+    received = _send_to_next(d_q, devices)
+    (d_k, d_v), d_q = _attend_all_backward((d_kv, zeros), last, (k, v, ids))
+    d_q = _send_to_next((received + d_q).astype(q.dtype), devices)
+    return d_q, d_k.astype(k.dtype), d_v.astype(v.dtype), None
 
 
-def _meet_back(state: Any, queries: Any, keys: Any) -> Any:
-    """What all chunks of keys, and one round's queries, get back from each other, added to the state."""
+def _attend_all_backward(state: Any, queries: Any, keys: Any) -> Any:
+    """Adds the gradients of all chunks of keys and of one round's queries to the state."""
 
-    def of_keys(to_q: jax.Array, given: Any) -> tuple[jax.Array, Any]:
+    def of_keys(d_q: jax.Array, given: Any) -> tuple[jax.Array, Any]:
         sums, own = given
 
         def of_queries(sums: Any, given: Any) -> tuple[Any, jax.Array]:
-            to_q, theirs = given
-            return _where_shared(_pull, (sums, to_q), theirs, own)
+            d_q, theirs = given
+            return _where_shared(_attend_pair_backward, (sums, d_q), theirs, own)
 
-        sums, to_q = lax.scan(of_queries, sums, (to_q, queries))
-        return to_q, sums
+        sums, d_q = lax.scan(of_queries, sums, (d_q, queries))
+        return d_q, sums
 
-    def walk(state: Any, queries: Any, keys: Any) -> Any:
-        to_keys, to_q = state
-        return lax.scan(of_keys, to_q, (to_keys, keys))[::-1]
+    def loop(state: Any, queries: Any, keys: Any) -> Any:
+        d_kv, d_q = state
+        return lax.scan(of_keys, d_q, (d_kv, keys))[::-1]
 
-    return _where_shared(walk, state, queries, keys)
+    return _where_shared(loop, state, queries, keys)
 
 
-def _pull(sums: Any, queries: Any, keys: Any) -> Any:
-    """Adds what a chunk of keys and one of queries give each other to ((to_k, to_v), to_q)."""
-    ((to_k, to_v), to_q), (k, v, own) = sums, keys
-    q, d_out, (lse, through_sum), theirs = queries
+def _attend_pair_backward(sums: Any, queries: Any, keys: Any) -> Any:
+    """Adds the gradients of a chunk of keys and one of queries to ((d_k, d_v), d_q)."""
+    ((d_k, d_v), d_q), (k, v, own) = sums, keys
+    q, d_out, (lse, delta), theirs = queries
     logits = _product("bhqf,bhkf->bhqk", q, k) - lse[..., None]
-    weights = jnp.where(_same_run(theirs, own), jnp.exp(logits), 0.0)
-    through = _product("bhqf,bhkf->bhqk", d_out, v) - through_sum[..., None]
-    to_logits = (weights * through).astype(q.dtype)
-    to_k = to_k + _product("bhqk,bhqf->bhkf", to_logits, q)
-    to_v = to_v + _product("bhqk,bhqf->bhkf", weights.astype(q.dtype), d_out)
-    return (to_k, to_v), to_q + _product("bhqk,bhkf->bhqf", to_logits, k)
+    weights = jnp.where(_same_segment(theirs, own), jnp.exp(logits), 0.0)
+    d_weights = _product("bhqf,bhkf->bhqk", d_out, v) - delta[..., None]
+    d_logits = (weights * d_weights).astype(q.dtype)
+    d_k = d_k + _product("bhqk,bhqf->bhkf", d_logits, q)
+    d_v = d_v + _product("bhqk,bhqf->bhkf", weights.astype(q.dtype), d_out)
+    return (d_k, d_v), d_q + _product("bhqk,bhkf->bhqf", d_logits, k)
 
 
-def _rounds(go_round: Callable[[Any], Any], carry: Any, devices: int) -> Any:
+def _rounds(one_round: Callable[[Any], Any], carry: Any, devices: int) -> Any:
     """All rounds but the last."""
     if devices == 1:
         return carry
-    return lax.scan(lambda carry, _: (go_round(carry), None), carry, None, length=devices - 1)[0]
+    return lax.scan(lambda carry, _: (one_round(carry), None), carry, None, length=devices - 1)[0]
 
 
-def _pass_on(tree: Any, devices: int) -> Any:
+def _send_to_next(tree: Any, devices: int) -> Any:
     """To the next device of the ring, from the one before."""
     if devices == 1:
         return tree
@@ -183,7 +183,7 @@ def _pass_on(tree: Any, devices: int) -> Any:
 
 
 def _where_shared(function: Any, state: Any, queries: Any, keys: Any) -> Any:
-    """function(state, queries, keys) if any row's ids, which come last in both, overlap; else the state."""
+    """function(state, queries, keys) if any sequence's ids, which come last in both, overlap; else the state."""
 
     def ends(ids: jax.Array) -> tuple[jax.Array, jax.Array]:
         rest = tuple(axis for axis in range(ids.ndim) if axis != ids.ndim - 2)
@@ -194,7 +194,7 @@ def _where_shared(function: Any, state: Any, queries: Any, keys: Any) -> Any:
     return lax.cond(share, function, lambda state, *_: state, state, queries, keys)
 
 
-def _same_run(of_queries: jax.Array, of_keys: jax.Array) -> jax.Array:
+def _same_segment(of_queries: jax.Array, of_keys: jax.Array) -> jax.Array:
     """[b, 1, queries, keys]."""
     return ((of_queries[:, :, None] == of_keys[:, None]) & (of_keys > 0)[:, None])[:, None]
 

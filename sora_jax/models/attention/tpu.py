@@ -1,8 +1,8 @@
-"""Attention on TPUs: JAX's splash attention, told which blocks to skip by the rows' own segment ids.
+"""Attention on TPUs: JAX's splash attention, with the blocks to skip found from segment ids.
 
 Splash attention (jax.experimental.pallas.ops.tpu.splash_attention) takes segment ids as a mask and a map of blocks as
 what to skip. Its own helpers make that map from a mask that is known when compiling, or hold the whole [N, N] mask;
-here it is made of the ids alone, small enough for scalar memory, anew for every batch.
+here it is computed from the ids for every batch, small enough for scalar memory.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from sora_jax.axes import SegmentIds
-from sora_jax.models.attention.blocks import CHECKPOINT, sharing
+from sora_jax.models.attention.blocks import CHECKPOINT, overlapping_blocks
 
-BLOCKS = (512, 256, 128)  # tokens: the largest that wastes no more than an eighth of a row is taken
-MOST_BLOCKS = 384  # a row; more, and they grow: their map must fit a TPU's scalar memory
+BLOCKS = (512, 256, 128)  # tokens: the largest that pads no more than an eighth of a sequence is taken
+MOST_BLOCKS = 384  # per sequence; beyond, blocks grow: their map must fit a TPU's scalar memory
 MOST_GRADIENT = 1024  # queries: the kernel of their gradient holds all logits of a pair of blocks
 
 
@@ -31,7 +31,7 @@ def splash(
     """See `dispatch.attend`.
 
     Args:
-      interpret: runs the kernel's text in plain JAX, slowly, on any backend; for tests.
+      interpret: interprets the kernel in plain JAX, slowly, on any backend; for tests.
     """
     N, F = q_bnhf.shape[1], q_bnhf.shape[3]
     block = next((size for size in BLOCKS if -N % size <= N // 8), BLOCKS[-1])
@@ -42,20 +42,22 @@ def splash(
     q, k, v = (pad(x).transpose(0, 2, 1, 3) for x in (q_bnhf / math.sqrt(F), k_bnhf, v_bnhf))
     ids = pad(segment_ids_bn)
     of_gradient = min(block, MOST_GRADIENT)
-    row = functools.partial(_attend_row, blocks=(block, of_gradient), interpret=interpret)
-    out = jax.vmap(row)(q, k, v, ids, sharing(ids, block), sharing(ids, of_gradient, block))
+    attend_one = functools.partial(_attend_sequence, blocks=(block, of_gradient), interpret=interpret)
+    out = jax.vmap(attend_one)(
+        q, k, v, ids, overlapping_blocks(ids, block), overlapping_blocks(ids, of_gradient, block)
+    )
     return out.transpose(0, 2, 1, 3)[:, :N].astype(q_bnhf.dtype)
 
 
-def _attend_row(
+def _attend_sequence(
     q_hnf, k_hnf, v_hnf, ids_n, share_gg, share_jg, blocks: tuple[int, int], interpret: bool
 ) -> jax.Array:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as info
 
-    places = jnp.arange(len(share_gg), dtype=jnp.int16)
+    indices = jnp.arange(len(share_gg), dtype=jnp.int16)
 
-    def walk(share: jax.Array, there: jax.Array) -> info.MaskInfo:
+    def mask_info(share: jax.Array, there: jax.Array) -> info.MaskInfo:
         # What to fetch where a block is skipped: any that is used, so 0; nothing is computed there.
         skip = jnp.where(share, 2, 0).astype(jnp.int8)
         return info.MaskInfo(jnp.where(share, there, 0)[None], None, skip[None], None, None)
@@ -73,9 +75,9 @@ def _attend_row(
         block_kv_dq=block,
     )
     attend = kernel.SplashAttentionKernel(
-        walk(share_gg, places[None]),
-        walk(share_jg, places[None]),
-        walk(share_gg, places[:, None]),
+        mask_info(share_gg, indices[None]),
+        mask_info(share_jg, indices[None]),
+        mask_info(share_gg, indices[:, None]),
         block_sizes=sizes,
         is_mqa=False,
         save_residuals=False,
