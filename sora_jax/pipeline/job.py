@@ -16,7 +16,7 @@ from sora_jax.pipeline.checks import check_number, check_whole, is_number, shown
 from sora_jax.pipeline.keywords import called
 from sora_jax.pipeline.settings import Settings
 from sora_jax.pipeline.shape import SHAPE_FIELDS, Shape
-from sora_jax.tokens.canvas import Sketch
+from sora_jax.tokens.canvas import FRAMES_PER_LATENT, Sketch
 
 Captions: TypeAlias = tuple[tuple[float, str], ...]  # (seconds from which it holds, prompt)
 Sound: TypeAlias = tuple[str | os.PathLike[str], float, float]
@@ -93,7 +93,7 @@ def transition_frames(wanted: int, fps: float) -> tuple[int, tuple[str, ...]]:
 
     The clip's first frame is generated too, so that the seam can be blended: 4k − 1 frames.
     """
-    frames = max(GROUP * round((wanted + 1) / GROUP), GROUP) - 1
+    frames = max(FRAMES_PER_LATENT * round((wanted + 1) / FRAMES_PER_LATENT), FRAMES_PER_LATENT) - 1
     note = f"The transition takes {frames} frames ({frames / fps:.3g} s), the nearest to {wanted} that is possible."
     return frames, () if frames == wanted else (note,)
 

@@ -24,7 +24,7 @@ from sora_jax.pipeline.request import text_to_video
 from sora_jax.pipeline.settings import Settings
 from sora_jax.pipeline.storyboard import Card, Storyboard
 from sora_jax.pipeline.windows import WindowedCanvas
-from sora_jax.tokens.canvas import windows
+from sora_jax.tokens.canvas import temporal_windows
 from sora_jax.tokens.patches import unpatchify
 
 SETTINGS = Settings(steps=2, guidance=1.0)
@@ -99,7 +99,7 @@ def test_of_ten_thousand_seconds_the_first_frames_come_at_once(studio):
     tracemalloc.stop()
     np.testing.assert_array_equal(frames, short.frames[:20])
     assert len(stream) == 80_000
-    steps = 2 * len(windows(studio.encode(abilities.blank((80_000, 32, 32), 8.0)), 3, 1))
+    steps = 2 * len(temporal_windows(studio.encode(abilities.blank((80_000, 32, 32), 8.0)), 3, 1))
     assert reports[0] == (0, steps) and reports[-1][0] < 20
     assert peak < 20e6, "its frames take 246 MB"
 
