@@ -23,7 +23,7 @@ from sora_jax.tokens.canvas import (
     split_into_spans,
 )
 
-SEAMS = (8, 3)  # video frames over which a seam between two streams is blended: of shades, of things
+SEAMS = (8, 3)  # video frames over which a seam between two spans is blended: of shades, of things
 SHADE = 16  # pixels: what differs over larger places is a shade
 
 
@@ -37,8 +37,8 @@ class Codec(Model):
 
         Args:
           strength: of the whole canvas.
-          frame_tokens: of a latent frame, in one of the `space_crops`. More than a crop holds are
-            taken as those of a frame that is cut.
+          frame_tokens: of a latent frame, in one of the `space_crops`. More than a crop holds
+            count as those of a frame that is cut.
           latent_frames: of the canvas.
         """
         most = self.bundle.limits.frame_tokens
@@ -50,14 +50,14 @@ class Codec(Model):
         return np.where(strength <= 0, 0.0, sigmas).astype(np.float32)
 
     def encode(self, sketch: Sketch) -> Canvas:
-        """Encodes what a sketch knows; frames are padded to whole cells at their edges."""
+        """The canvas of a sketch, its conditioning encoded; frames are padded to whole cells at their edges."""
         T, Y, X, _ = sketch.frames.shape
-        streams = split_into_spans(sketch.conditioning_frames)
-        if self.bundle.dit is not None and len(streams) == 1:  # whole patches in time too
-            count, by = len(streams[0].ends), self.dit.config.patch[0]
-            streams = [CausalSpan(0, 1 + FRAMES_PER_LATENT * (math.ceil(count / by) * by - 1))]
+        spans = split_into_spans(sketch.conditioning_frames)
+        if self.bundle.dit is not None and len(spans) == 1:  # whole patches in time too
+            count, by = len(spans[0].ends), self.dit.config.patch[0]
+            spans = [CausalSpan(0, 1 + FRAMES_PER_LATENT * (math.ceil(count / by) * by - 1))]
         if sketch.blank:
-            return blank_canvas(streams[0], self.cells(Y, X), self.vae.config.channels, sketch.fps)
+            return blank_canvas(spans[0], self.cells(Y, X), self.vae.config.channels, sketch.fps)
         sides = [
             side * by for side, by in zip(self.cells(Y, X), self.vae.config.compression[1:], strict=True)
         ]
@@ -69,10 +69,10 @@ class Codec(Model):
         strength = np.pad(sketch.strength, [(0, 0), *padding], mode="edge")
         open_frames = (strength == 1).all((1, 2))
         latents = []
-        for stream in streams:
-            index = np.minimum(np.arange(stream.begin, stream.begin + stream.frames), T - 1)
+        for span in spans:
+            index = np.minimum(np.arange(span.begin, span.begin + span.frames), T - 1)
             known = np.flatnonzero(~open_frames[index])
-            count = len(stream.ends)
+            count = len(span.ends)
             needed = 0 if not known.size else 1 + -(-int(known[-1]) // FRAMES_PER_LATENT)
             latent = np.zeros((count, *self.cells(Y, X), self.vae.config.channels), np.float32)
             if needed:
@@ -85,8 +85,8 @@ class Codec(Model):
         if self.bundle.dit is not None:
             _, _, *sides = self.space_crops(self.cells(Y, X), blank=bool(strength.max() == 1))[0]
             tokens = math.prod(sides) // math.prod(self.dit.config.patch[1:])
-            start = self.sigma(strength, tokens, sum(len(stream.ends) for stream in streams))
-        return make_canvas(streams, latents, start, sketch.fps, self.vae.config.compression)
+            start = self.sigma(strength, tokens, sum(len(span.ends) for span in spans))
+        return make_canvas(spans, latents, start, sketch.fps, self.vae.config.compression)
 
     def decode(self, canvas: Canvas, frames: int, height: int, width: int) -> np.ndarray:
         """The first frames of a canvas, and the middle of each: uint8[T,Y,X,3]."""
@@ -106,10 +106,10 @@ class Codec(Model):
     ) -> Iterator[np.ndarray]:
         """As `decode`, frame by frame, in memory that doesn't grow with duration.
 
-        Where streams overlap, the later one's frames are kept.
+        Where spans overlap, the later one's frames are kept.
 
         Args:
-          generated: bool[t], latent frames that were generated. Where their stream overlaps the next one's begin, it
+          generated: bool[t], latent frames that were generated. Where their span overlaps the next one's begin, it
             shows that frame too: the difference of the two is blended into the generated frames before the seam,
             gradually where it is a shade, shortly before where something is in another place.
           latents: float32[y,x,c] each, in place of the canvas's own, read no sooner than they are decoded.
@@ -120,15 +120,15 @@ class Codec(Model):
         _, high, wide = self.vae.config.compression
         full = canvas.grid[1] * high, canvas.grid[2] * wide
         top, left = (full[0] - height) // 2, (full[1] - width) // 2
-        streams = canvas.spans()
-        begins = [min(int(canvas.ends[stream.start]), frames) for stream in streams]
-        held = over = np.zeros((0, height, width, 3), np.float32)  # open to the next seam; behind it
+        spans = canvas.spans()
+        begins = [min(int(canvas.ends[span.start]), frames) for span in spans]
+        held = over = np.zeros((0, height, width, 3), np.float32)  # until the next seam is blended; after it
         open_from, rest = 0, iter(canvas.latent if latents is None else latents)
-        for stream, begin, end in zip(streams, begins, [*begins[1:], frames], strict=True):
+        for span, begin, end in zip(spans, begins, [*begins[1:], frames], strict=True):
             place = begin
             if begin >= frames:
                 break
-            coded = itertools.islice(rest, stream.stop - stream.start)
+            coded = itertools.islice(rest, span.stop - span.start)
             for clip in decode_stream(self.vae, coded, self.tiles):
                 clip = clip[: frames - place, top : top + height, left : left + width]
                 if place == begin and len(over) and open_from < begin:
@@ -145,9 +145,9 @@ class Codec(Model):
                 if place >= frames or place > end:
                     break
             open_from = end
-            if generated is not None and generated[stream][-1]:
-                conditioning = np.flatnonzero(~generated[stream])
-                open_from = int(canvas.ends[stream][conditioning[-1]]) + 1 if conditioning.size else begin
+            if generated is not None and generated[span][-1]:
+                conditioning = np.flatnonzero(~generated[span])
+                open_from = int(canvas.ends[span][conditioning[-1]]) + 1 if conditioning.size else begin
         for frame in held:
             yield np.clip(frame, -1.0, 1.0)
 
