@@ -104,7 +104,7 @@ def one_decode(seconds: float, height: int, width: int, tile: int) -> None:
         from sora_jax.media.video import write_frames
         from sora_jax.models.tiles import Tiles
         from sora_jax.pipeline.codec import Codec, to_bytes
-        from sora_jax.tokens.canvas import Stream, blank_canvas
+        from sora_jax.tokens.canvas import CausalSpan, blank_canvas
 
         engine, fps = Codec(load_bundle()), 24.0
         engine.tiles = Tiles(tile)

@@ -239,7 +239,9 @@ def _build(model: Callable[[], Any]) -> Any:
             return jnp.asarray(noise / math.sqrt(math.prod(shape[:-1] if len(shape) == 5 else shape[-2:-1])))
         return jnp.asarray(0.02 * noise + name.endswith("scale"))
 
-    return restore_into(template, {name: draw(name, leaf.shape) for name, leaf in named_leaves(template).items()})
+    return restore_into(
+        template, {name: draw(name, leaf.shape) for name, leaf in named_leaves(template).items()}
+    )
 
 
 def _typed(model: Any, dtype: str) -> Any:

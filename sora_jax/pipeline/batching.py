@@ -45,7 +45,7 @@ class BatchShape:
 
     @property
     def limits(self) -> tuple[int, int, int, int]:
-        """Of a sequence, as `packing.assign_rows` takes them: positions, text positions, segments, conditions."""
+        """Of a sequence, as `packing.first_fit_decreasing` takes them: positions, text, segments, conditions."""
         return self.seq_len, self.text_len, self.max_segments, self.max_conditions
 
     def holds(self, row: Sequence[_QueuedSegment]) -> bool:
@@ -74,7 +74,7 @@ class _QueuedSegment:
     def size(self) -> tuple[int, int, int, int]:
         """What it takes of a sequence: tokens, text tokens, negative text tokens, conditions."""
         negative = 0 if self.negative is None else len(self.negative)
-        return len(self.segment.patches), len(self.segment.text), negative, self.segment.conditions
+        return len(self.segment.patches), len(self.segment.text), negative, self.segment.num_conditions
 
     @property
     def positions(self) -> tuple[int, slice]:
@@ -220,7 +220,7 @@ class Queue:
         for queued, placement in zip(self._active, placements, strict=True):
             before, entries_before = queued.placement and queued.positions, queued.entries
             queued.placement = placement
-            queued.entries = np.flatnonzero(batch.condition_segment_ids[queued.row] == placement.segment)
+            queued.entries = np.flatnonzero(batch.condition_segment_ids[queued.row] == placement.segment_id)
             now, entries = queued.positions, (queued.row, queued.entries)
             if before is None:
                 start, sigma = _initial_state(queued, batch)
@@ -257,7 +257,7 @@ class Queue:
                 continue
             words = queued.row, slice(taken[queued.row], taken[queued.row] + len(queued.negative))
             taken[queued.row] = words[1].stop
-            text[words], ids[words] = queued.negative, queued.placement.segment
+            text[words], ids[words] = queued.negative, queued.placement.segment_id
             conditions[words] = queued.entries[0] if len(queued.entries) else 0
         return dataclasses.replace(batch, text=text, text_segment_ids=ids, text_condition_ids=conditions)
 

@@ -13,7 +13,15 @@ import numpy as np
 from sora_jax.diffusion import flow
 from sora_jax.models.tiles import TILES, decode_stream, encode_stream
 from sora_jax.pipeline.model import Model
-from sora_jax.tokens.canvas import GROUP, Canvas, Sketch, Stream, blank_canvas, lay_streams, make_canvas
+from sora_jax.tokens.canvas import (
+    FRAMES_PER_LATENT,
+    Canvas,
+    CausalSpan,
+    Sketch,
+    blank_canvas,
+    make_canvas,
+    split_into_spans,
+)
 
 SEAMS = (8, 3)  # video frames over which a seam between two streams is blended: of shades, of things
 SHADE = 16  # pixels: what differs over larger places is a shade

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.diffusion import flow
-from sora_jax.diffusion.guidance import zero_init
+from sora_jax.diffusion.guidance import zero_init_sigma
 from sora_jax.errors import UserError
 from sora_jax.models.attention.dispatch import choose
 from sora_jax.models.text import TextEncoder
@@ -24,8 +24,8 @@ from sora_jax.pipeline.job import Captions, Job
 from sora_jax.pipeline.model import Model
 from sora_jax.pipeline.settings import Progress
 from sora_jax.pipeline.windows import WindowedCanvas
-from sora_jax.tokens.canvas import Canvas, blend_windows, to_segment
-from sora_jax.tokens.packing import Segment, assign_rows
+from sora_jax.tokens.canvas import Canvas, blend_crops, to_segment
+from sora_jax.tokens.packing import Segment, first_fit_decreasing
 from sora_jax.tokens.patches import patchify, unpatchify
 
 MAX_SEGMENTS = 16  # in a packed sequence as long as training's
@@ -142,7 +142,7 @@ def _batch_shape(model: Model, segments: Sequence[Segment]) -> BatchShape:
     shape = lambda times, text: BatchShape(
         1, times * limits.tokens, text * limits.text_len, times * MAX_SEGMENTS, times * MAX_CONDITIONS
     )
-    rows = lambda shape: len(assign_rows(segments, *shape.limits))
+    rows = lambda shape: len(first_fit_decreasing(segments, *shape.limits))
     config = model.dit.config
     backend = choose(config.attention, config.dtype, config.width // config.heads)
     times = min(rows(shape(1, 1)), LONGEST_SEQUENCE[backend])
@@ -221,7 +221,7 @@ class _ActiveJob:
         factor = flow.shift_factor(jnp.array(len(segment.patches)), self.base_tokens)
         sigmas = np.asarray(flow.schedule(self.steps, factor, float(segment.init_sigma.max())))
         if self.job.settings.guidance_method == "zero" and guidance.passes() > 1 and guidance.high == 1:
-            guidance = dataclasses.replace(guidance, hold=zero_init(factor))
+            guidance = dataclasses.replace(guidance, zero_init_sigma=zero_init_sigma(factor))
         return queue.add(segment, noise, sigmas, guidance, self.negative)
 
     def put(self, crop: int, patches: np.ndarray) -> bool:
@@ -250,7 +250,7 @@ class _ActiveJob:
         if len(self.denoised) < len(self.crops):
             return False
         latents = [self.denoised[crop] for crop in range(len(self.crops))]
-        self.windowed.put(blend_windows(latents, self.crops, self.windowed.canvas.grid[1:]))
+        self.windowed.put(blend_crops(latents, self.crops, self.windowed.canvas.grid[1:]))
         self.denoised = {}
         return True
 

@@ -93,7 +93,7 @@ def transition_frames(wanted: int, fps: float) -> tuple[int, tuple[str, ...]]:
 
     The clip's first frame is generated too, so that the seam can be blended: 4k − 1 frames.
     """
-    frames = max(GROUP * round((wanted + 1) / GROUP), GROUP) - 1
+    frames = max(FRAMES_PER_LATENT * round((wanted + 1) / FRAMES_PER_LATENT), FRAMES_PER_LATENT) - 1
     note = f"The transition takes {frames} frames ({frames / fps:.3g} s), the nearest to {wanted} that is possible."
     return frames, () if frames == wanted else (note,)
 

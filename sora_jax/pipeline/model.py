@@ -15,7 +15,7 @@ from sora_jax.models.text import TextEncoder, load_text_encoder
 from sora_jax.models.vae import VAE
 from sora_jax.pipeline.budget import LIMIT_FPS, LIMIT_SECONDS, Work, check_frames, check_pixels
 from sora_jax.pipeline.settings import Settings
-from sora_jax.tokens.canvas import GROUP, check_groups, space_windows
+from sora_jax.tokens.canvas import FRAMES_PER_LATENT, check_temporal_stride, crop_boxes
 
 
 class Model:
@@ -31,12 +31,12 @@ class Model:
         self._load = bundle if callable(bundle) else lambda: bundle
         self._text = text
         if not callable(bundle):
-            check_groups(bundle.vae.config.compression[0])
+            check_temporal_stride(bundle.vae.config.compression[0])
 
     @functools.cached_property
     def bundle(self) -> Bundle:
         bundle = self._load()
-        check_groups(bundle.vae.config.compression[0])
+        check_temporal_stride(bundle.vae.config.compression[0])
         return bundle
 
     @property
@@ -103,7 +103,7 @@ class Model:
         """
         patch, most = self.dit.config.patch, self.bundle.limits.frame_tokens
         if most and not blank and math.prod(cells) // math.prod(patch[1:]) > most:
-            return space_windows(cells, patch, most)
+            return crop_boxes(cells, patch, most)
         return [(0, 0, *cells)]
 
     def segment_tokens(self, frame_tokens: int, latent_frames: int) -> int:
@@ -129,7 +129,7 @@ class Model:
             frames,
             *size,
             frame_tokens=tokens,
-            latent_frames=1 + -(-(frames - 1) // GROUP),
+            latent_frames=1 + -(-(frames - 1) // FRAMES_PER_LATENT),
             max_latent_frames=at_once,
             steps=settings.steps,
             passes=passes * (2 if settings.solver == "heun" else 1),

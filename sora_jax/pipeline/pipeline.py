@@ -98,7 +98,7 @@ class Pipeline(Codec):
             jobs, canvases, iter_latents(self, jobs, canvases, progress), strict=True
         ):
             T, Y, X = job.sketch.frames.shape[:3]
-            decoded = self.decode_frames(canvas, T, Y, X, ~canvas.fixed, latents)
+            decoded = self.decode_frames(canvas, T, Y, X, ~canvas.conditioning_frames, latents)
             kept = range(T)[job.keep]
             frames = itertools.islice(_finished(job, decoded), kept.start, kept.stop)
             made = metadata_of(self.name, job)

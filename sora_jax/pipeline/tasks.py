@@ -50,9 +50,9 @@ from sora_jax.pipeline.request import Request, text_to_video
 from sora_jax.pipeline.settings import Progress, Settings
 from sora_jax.pipeline.shape import SHAPE_FIELDS, Shape
 from sora_jax.pipeline.storyboard import Storyboard, read_storyboard
-from sora_jax.tokens.canvas import GROUP, Sketch
+from sora_jax.tokens.canvas import FRAMES_PER_LATENT, Sketch
 
-CONTEXT = 1 + 2 * GROUP  # frames of a clip that the transition back to it sees
+CONTEXT = 1 + 2 * FRAMES_PER_LATENT  # frames of a clip that the transition back to it sees
 
 MOST_FACTOR = 1000  # of slow motion
 # Shares of the sampler's steps.
@@ -543,7 +543,7 @@ def storyboard(model: Model, board: Storyboard | Path, **options: Any) -> Job:
 
 def _with_loop(sketch: Sketch, new: int) -> tuple[Sketch, slice]:
     """The sketch and `new` frames that lead back to its first one, which must be conditioning."""
-    if not sketch.fixed[0]:
+    if not sketch.conditioning_frames[0]:
         raise UserError(
             "A storyboard that loops begins with a picture to come back to: give its first card, at 0 s, an image."
         )

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from sora_jax import config as configurations
 from sora_jax.backend import __version__, check_version
-from sora_jax.distributed.hosts import Hosts, await_loss, fail, join, leave
+from sora_jax.distributed.hosts import Hosts, fail, join, leave, wait_for_loss_report
 from sora_jax.errors import UserError, nearest, user_path
 from sora_jax.train import config_files, listing
 from sora_jax.train.stopping import Terminated, terminations

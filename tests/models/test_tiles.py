@@ -199,7 +199,7 @@ def test_a_canvas_is_decoded_frame_by_frame_across_seams(model, tmp_path):
     canvas = engine.encode(sketch)
     generated = canvas.init_sigma.any((1, 2))
     shape = sketch.frames.shape[:3]
-    whole = decode_floats(engine, canvas, *shape, painted)
+    whole = decode_floats(engine, canvas, *shape, generated)
     assert len(whole) == len(sketch.frames)
     frames = [to_bytes(frame) for frame in engine.decode_frames(canvas, *shape)]
     assert np.abs(np.stack(frames).astype(int) - engine.decode(canvas, *shape)).max() <= 1
@@ -208,7 +208,7 @@ def test_a_canvas_is_decoded_frame_by_frame_across_seams(model, tmp_path):
     held = read_video(Video(np.stack(frames), canvas.fps).save(tmp_path / "held.mp4"))
     assert straight.fps == held.fps and straight.frames.shape == held.frames.shape
     assert np.abs(straight.frames.astype(int) - held.frames).mean() < 1
-    short = decode_floats(engine, canvas, 20, *shape[1:], painted)
+    short = decode_floats(engine, canvas, 20, *shape[1:], generated)
     np.testing.assert_array_equal(short, whole[:20])
     # The painted group that ends with frame 48 shows the second clip's first: the eight before it are moved.
     moved = np.abs(whole - decode_floats(engine, canvas, *shape)).max((1, 2, 3))

@@ -37,11 +37,11 @@ SHAPE = BatchShape(batch_size=2, seq_len=N, text_len=M, max_segments=K, max_cond
 
 def ask(i: int) -> dict[str, Any]:
     """Segment i with its settings, the first with a negative prompt."""
-    noise = wave(len(RUNS[i].patches), CONFIG.patch_width, pitch=3 + 0.1 * i)
-    negative = np.asarray(with_words(RUNS[i], i).text) if i == 0 else None
+    noise = wave(len(SEGMENTS[i].patches), CONFIG.patch_width, pitch=3 + 0.1 * i)
+    negative = np.asarray(with_words(SEGMENTS[i], i).text) if i == 0 else None
     sigmas = np.asarray(flow.schedule(STEPS[i], 2.0))
     return {
-        "segment": RUNS[i],
+        "segment": SEGMENTS[i],
         "noise": noise,
         "sigmas": sigmas,
         "guidance": SETTINGS[i],
@@ -51,7 +51,7 @@ def ask(i: int) -> dict[str, Any]:
 
 def plain(grid: tuple[int, int, int], steps: int) -> dict[str, Any]:
     """One to be generated from noise alone, without guidance."""
-    run = make_run(7, grid, 1, (1.0,))
+    run = make_segment(7, grid, 1, (1.0,))
     noise = wave(len(run.patches), CONFIG.patch_width)
     return {"segment": run, "noise": noise, "sigmas": np.linspace(1, 0, steps + 1), "guidance": Guidance()}
 

@@ -19,7 +19,7 @@ from sora_jax.pipeline import codec, denoise
 from sora_jax.pipeline.codec import Codec
 from sora_jax.pipeline.job import Job
 from sora_jax.pipeline.settings import Settings
-from sora_jax.tokens.canvas import GROUP, Sketch
+from sora_jax.tokens.canvas import FRAMES_PER_LATENT, Sketch
 
 LIMITS = Limits(tokens=96, latent_frames=6, frame_tokens=24, text=12, text_len=24)
 BASE_TOKENS = 4.0  # few, so that every segment here is shifted

@@ -115,7 +115,7 @@ def test_a_cell_starts_where_the_noisiest_of_its_pixels_does(fixed, seed):
                 assert canvas.init_sigma[j, y, x] == pixels[:, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].max()
             assert canvas.ends[j] == end and canvas.first[j] == (end == stream.begin)
             j += 1
-    assert [part.stop - part.start for part in canvas.streams()] == [len(stream.ends) for stream in streams]
+    assert [part.stop - part.start for part in canvas.spans()] == [len(stream.ends) for stream in streams]
     # Each fixed frame has a latent frame that is given, and no other is if another pixel is above 0.
     shown = frames_shown(streams, T)
     assert all(
@@ -352,10 +352,10 @@ def test_what_is_given_is_the_autoencoders_own_reconstruction_of_it(ability, row
     shape = sketch.frames.shape[:3]
     before = model.encode(sketch)
     (after,) = denoise(model, [Job(sketch, ((0.0, "a ring"),), SETTINGS)], [before])
-    assert rows == "one window" or len(windows(before, 3, 1)) >= MANY.get(ability, 2)
+    assert rows == "one window" or len(temporal_windows(before, 3, 1)) >= MANY.get(ability, 2)
     painted = decode_floats(model, after, *shape, generated=before.init_sigma.any((1, 2)))
     coded = decode_floats(model, before, *shape)
-    np.testing.assert_array_equal(painted[sketch.fixed], coded[sketch.fixed])
+    np.testing.assert_array_equal(painted[sketch.conditioning_frames], coded[sketch.conditioning_frames])
     np.testing.assert_array_equal(after.latent[before.init_sigma == 0], before.latent[before.init_sigma == 0])
     for piece in pieces(sketch.conditioning_frames):
         alone = Sketch(sketch.frames[piece], sketch.strength[piece], sketch.fps)
@@ -444,7 +444,7 @@ def test_patches_of_two_latent_frames_fill_videos_of_any_length():
         (after,) = denoise(model, [Job(sketch, (), SETTINGS)], [before])
         painted = decode_floats(model, after, *sketch.frames.shape[:3])
         coded = decode_floats(model, before, *sketch.frames.shape[:3])
-        np.testing.assert_array_equal(painted[sketch.fixed], coded[sketch.fixed])
+        np.testing.assert_array_equal(painted[sketch.conditioning_frames], coded[sketch.conditioning_frames])
         assert np.isfinite(painted).all() and (painted != coded).any()
 
 
