@@ -88,7 +88,7 @@ def read_together(clips: Sequence[Wanted]) -> Iterator[tuple[Wanted, bool]]:
         try:
             yield from _read_on(waiting, begun)
         except (UserError, OSError):
-            # Whoever reads each of them alone hears what is wrong with it.
+            # Read alone, each of them raises its own error.
             yield from ((clip, False) for clip in [*begun, *waiting])
             return
 
