@@ -25,7 +25,7 @@ class Wanted:
 
     Args:
       index: its number in the data set.
-      cut: where it lies.
+      cut: its position in a file.
       window: from height and width of a frame, what of it is shown.
 
     Attributes:
