@@ -1,4 +1,4 @@
-"""Errors that are written for the person who reads them, and files that are whole or absent."""
+"""Errors with a message for the user, and files that are complete or absent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TEMPORARY, MOST_SUFFIX = ".tmp-", 16  # of temporary files: what their names beg
 
 
 class UserError(ValueError):
-    """Something the user can mend: one clear sentence that says what, where and what to do.
+    """Something the user can fix: one clear sentence that says what, where and what to do.
 
     Commands print it as ``error: <sentence>`` and exit with status 2, without a traceback.
     """
@@ -34,10 +34,10 @@ def user_path(path: str | os.PathLike[str]) -> pathlib.Path:
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """Yields a temporary path beside `path` that takes its place only if the block succeeds.
+    """Yields a temporary path in the folder of `path` that replaces it only if the block succeeds.
 
-    A block that fails leaves whatever stood at `path` untouched and nothing beside it; so does one during which
-    the program is told to end, by Ctrl-C or by a signal that would end it at once (SIGTERM, SIGHUP). Where `path` is a
+    A block that fails leaves what was at `path` untouched and no temporary file; so does one during which the
+    program is ended, by Ctrl-C or by a signal that would end it at once (SIGTERM, SIGHUP). Where `path` is a
     symbolic link, the file it points to is written.
 
     Raises:

@@ -1,7 +1,7 @@
 """Models as files: a folder with `config.json` and safetensors, or a training run's workdir; found by name.
 
 config.json       {"format": 1, "vae": {…}, "dit": {…}, "text": {…}, "limits": {…}, "base_tokens": …, "card": {…}}
-vae.safetensors   weights, bfloat16 unless told otherwise; named as the parameters are, "down.0.kernel"
+vae.safetensors   weights, bfloat16 by default; named as the parameters are, "down.0.kernel"
 dit.safetensors   (absent in a folder that holds an autoencoder only)
 """
 
@@ -41,7 +41,7 @@ Model = TypeVar("Model", VAE, DiT)
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What one run may hold, as in training's rows.
+    """Limits of a segment, as in training's sequences.
 
     Attributes:
       tokens: video tokens of a run, and of a row.
@@ -145,8 +145,8 @@ def find(name: str | os.PathLike[str]) -> pathlib.Path:
         if os.path.isfile(folder / "config.json"):
             return folder
     path = user_path(name)
-    beside = [str(config.parent) for config in path.parent.glob("*/config.json")]
-    near = nearest(str(path), [*bundled(), *beside])
+    others = [str(config.parent) for config in path.parent.glob("*/config.json")]
+    near = nearest(str(path), [*bundled(), *others])
     hint = f"did you mean {near}? Name" if near else "name"
     known = ", ".join(bundled()) or "none"
     raise UserError(
@@ -242,7 +242,7 @@ def _load_run(folder: pathlib.Path, config: dict[str, Any]) -> Bundle:
             f"{folder} is a run of objective {config['objective']!r}, which is no model that can be loaded."
         )
     if not (folder / "autoencoder" / "config.json").is_file():
-        raise UserError(f"{folder} has no autoencoder beside it yet: let the training start first.")
+        raise UserError(f"{folder} has no autoencoder yet: let the training start first.")
     parts = load_bundle(folder / "autoencoder")
     dit_config = component(DiTConfig, config["dit"], "dit")
     dit = load_params(folder, jax.eval_shape(lambda: DiT(dit_config, rngs=nnx.Rngs(0))))

@@ -1,4 +1,4 @@
-"""Where clips lie in files: which parts are held out, how a file's rate and shape become a clip's."""
+"""Positions of clips in files: which parts are held out, how a file's rate and shape become a clip's."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Span:
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """Where a clip lies: `count` frames of a span from native frame `first` on, `ratio` native ones to each."""
+    """Position of a clip: `count` frames of a span from native frame `first` on, `ratio` native ones to each."""
 
     span: Span
     first: int

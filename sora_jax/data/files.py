@@ -1,4 +1,4 @@
-"""Which files of a folder are videos and pictures to learn from, and the words beside them."""
+"""Which files of a folder are videos and pictures to train on, and their captions."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ FILMS = (
 )
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif")
 CAPTION = ".txt"
-# Words about a folder and not about a film, which are passed over.
+# Texts about a folder and not about a film, which are ignored.
 DOCUMENTS = (".md", ".rst")
 DOCUMENT_TITLES = ("readme", "license", "licence", "notice", "copying")
 
-# What file systems, cameras' boxes and archives put beside people's files; hidden ones begin with a dot.
+# Names that file systems, cameras and archives add; hidden ones begin with a dot.
 FOREIGN = (
     "@eadir",
     "@recycle",
@@ -38,8 +38,8 @@ class Found:
 
     Attributes:
       files: videos and pictures, in order of their names.
-      captions: of each file that has one, the `.txt` beside it.
-      posters: pictures left out because a video beside them has the same name.
+      captions: of each file that has one, the `.txt` of the same name.
+      posters: pictures left out because a video of the folder has the same name.
       alone: captions whose video or picture isn't there.
       others: how many files there are of other kinds, by suffix; documents (`DOCUMENTS`) aren't counted.
       closed: folders that can't be listed, and why.
@@ -63,7 +63,7 @@ class Film:
       fps: frames a second; a picture has one frame of one second.
       seconds: how long it is.
       height, width: pixels of its first frame, upright.
-      caption: the words of the text beside it; empty where there is none.
+      caption: of the `.txt` of the same name; empty where there is none.
       remarks: what of it is left out or looks otherwise here, sentences without the file's name at their beginning.
       picture: whether it is a still.
     """
@@ -86,16 +86,16 @@ class Film:
 def find_files(path: str | os.PathLike[str]) -> Found:
     """The videos and pictures of a folder and its subfolders, or one file, each with its caption.
 
-    Kinds are told by suffix, in capitals or not. Hidden files and folders are left out, and those that systems make
-    (`FOREIGN`). Links are followed; a folder or file that is reached twice is taken once.
+    Kinds are recognised by suffix, in capitals or not. Hidden files and folders are left out, and those that systems
+    make (`FOREIGN`). Links are followed; a folder or file that is reached twice is taken once.
 
     Raises:
       UserError: there is no such path, or nothing to learn from in it.
     """
     root = user_path(path)
     if root.is_file():
-        beside = [file for file in root.parent.iterdir() if _suffix(file) == CAPTION]
-        return Found((root,), _pair([root], beside))
+        texts = [file for file in root.parent.iterdir() if _suffix(file) == CAPTION]
+        return Found((root,), _pair([root], texts))
     if not root.is_dir():
         raise UserError(f"There is no folder or file {path}: check the name.")
     closed: dict[pathlib.Path, str] = {}
@@ -122,7 +122,7 @@ def find_files(path: str | os.PathLike[str]) -> Found:
 
 
 def read_caption(path: str | os.PathLike[str]) -> str:
-    """A caption's words on one line.
+    """A caption on one line.
 
     Raises:
       UserError: it can't be read, or is no text.

@@ -1,4 +1,4 @@
-"""Video files as a data set: clips of many durations, cut out of whatever lies in a folder."""
+"""Video files as a data set: clips of many durations, cut out of the files of a folder."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from sora_jax.media.digests import file_digest, value_digest
 from sora_jax.media.timing import frame_step
 from sora_jax.media.video import Report, Video, frame_size, resample, stream_frames
 
-# How often a frame is to be in a clip, on the average: nearly every one is in several, beside other ones.
+# Mean number of clips that a frame is in: nearly every one is in several, with different neighbours.
 CLIPS_PER_MOMENT = 8
 ATTEMPTS = 20  # clips drawn in place of one that can't be read
 
@@ -51,7 +51,7 @@ class Footage:
     """Clips from a folder of videos and pictures (or one file), random-access, deterministic in (fields, index).
 
     A clip has 1 + 4k frames and sides that are multiples of `multiple`, by cropping the middle. Its caption is the text
-    in the `.txt` beside the file, empty where there is none. A picture is a clip of one frame. All files are opened
+    in the `.txt` of the same name, empty where there is none. A picture is a clip of one frame. All files are opened
     once, at construction, and tried (`survey`); a clip that can't be read all the same is replaced by another one, the
     same for the same index, and counted (`summary`).
 
@@ -67,11 +67,11 @@ class Footage:
       split: "train" or "validation": disjoint blocks of ten seconds, of which every tenth is held out, or of fewer than
         five the last one. A single file of less than 15 seconds is all for training.
       clips: the data set's length.
-      seed: another one, other clips.
+      seed: random seed.
       multiple: of which both sides are multiples.
       crop: (frames, height, width) of every clip instead: a window at a random place of the frame, which is first
         cropped and scaled as `aspects` and `resolution` say, or to more where the window needs it. Durations then have
-        no say.
+        no effect.
       cache: a folder in which each file is decoded once, at the largest size that is needed, and from then on
         read as a memory map; empty: every clip is decoded from the keyframe before it.
       damaged: "skip" or "refuse", what is done with files that can't be read, see `survey`.
@@ -140,7 +140,7 @@ class Footage:
                 reason = f"near {cut.start:.1f} seconds: {without_name(error, film.path)}"
                 if self.damaged == "refuse":
                     raise UserError(
-                        f"{film.path} can't be read {reason}; mend or remove it, or set "
+                        f"{film.path} can't be read {reason}; fix or remove it, or set "
                         "config.data.damaged='skip' to train on others in its place."
                     ) from error
                 self._damage.add(film.path, reason)
@@ -213,7 +213,7 @@ class Footage:
             dict(shapes.most_common()),
             dict(rates.most_common()),
             self._survey.skipped,
-            *self._damage.told(),
+            *self._damage.report(),
             (*self._survey.notes, *self._notes()),
         )
 
@@ -261,7 +261,7 @@ class Footage:
             "durations are numbers of seconds, 0 or more": all(0 <= d < math.inf for d in self.durations),
             "max_fps and rates are above 0": all(0 < fps < math.inf for fps in (self.max_fps, *self.rates)),
             "max_frames is 0 or more": self.max_frames >= 0,
-            "share_of_images lies within 0 ... 1": 0 <= self.share_of_images <= 1,
+            "share_of_images is within 0 ... 1": 0 <= self.share_of_images <= 1,
             "clips and multiple are at least 1": min(self.clips, self.multiple) >= 1,
             "resolution is at least multiple": min(self._resolutions, default=0) >= self.multiple,
             "aspects holds one at least": len(self.aspects) > 0,
@@ -425,13 +425,13 @@ class Damage:
         if not known:
             tqdm.write(f"note: {file} can't be read: {reason}. Other clips take its place.", file=sys.stderr)
 
-    def told(self) -> tuple[dict[str, str], int]:
+    def report(self) -> tuple[dict[str, str], int]:
         """Files with the first reason of each, and how many clips were replaced."""
         with self._lock:
             return dict(self._files), self._clips
 
     def __getstate__(self) -> tuple[dict[str, str], int]:
-        return self.told()
+        return self.report()
 
     def __setstate__(self, state: tuple[dict[str, str], int]) -> None:
         self.__init__()  # type: ignore[misc]

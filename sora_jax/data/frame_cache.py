@@ -21,7 +21,7 @@ def cached_frames(folder: str, file: str, fps: float, short_side: int) -> np.nda
     What is kept is named by the file's content: a file that was changed is decoded again, one that was moved isn't.
 
     Args:
-      folder: where it lies, one file for each video file and short side.
+      folder: of the cache, one file for each video file and short side.
       file: the video file.
       fps: the even rate of its frames.
       short_side: in pixels; frames are scaled down to it, never up.

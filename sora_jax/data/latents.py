@@ -181,11 +181,11 @@ def write_latents(
 
 
 def earlier_cache(
-    folder: str | os.PathLike[str], parts: Mapping[str, str], mended: Collection[str] = ()
+    folder: str | os.PathLike[str], parts: Mapping[str, str], replaceable: Collection[str] = ()
 ) -> tuple[pathlib.Path, list[str]] | None:
     """The finished latent cache of the same `source` in which fewest of `parts` differ, and which of them do.
 
-    One in which only those named in `mended` differ goes before others, and a newer one before an older one. None
+    One in which only parts of `replaceable` differ is preferred, and a newer one to an older one. None
     where there is no cache.
     """
     found = []
@@ -197,7 +197,7 @@ def earlier_cache(
         before = meta.get("parts", {})
         if meta.get("format") == _FORMAT and before.get("source") == parts.get("source"):
             changed = [name for name, value in parts.items() if before.get(name) != value]
-            order = set(changed) <= set(mended), -len(changed), os.path.getmtime(path)
+            order = set(changed) <= set(replaceable), -len(changed), os.path.getmtime(path)
             found.append((order, path.parent, changed))
     return max(found)[1:] if found else None
 

@@ -25,7 +25,7 @@ class Wanted:
 
     Args:
       index: its number in the data set.
-      cut: where it lies.
+      cut: its position in a file.
       window: from height and width of a frame, what of it is shown.
 
     Attributes:
@@ -88,7 +88,7 @@ def read_together(clips: Sequence[Wanted]) -> Iterator[tuple[Wanted, bool]]:
         try:
             yield from _read_on(waiting, begun)
         except (UserError, OSError):
-            # Whoever reads each of them alone hears what is wrong with it.
+            # Read alone, each of them raises its own error.
             yield from ((clip, False) for clip in [*begun, *waiting])
             return
 

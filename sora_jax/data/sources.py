@@ -32,7 +32,7 @@ class DataConfig:
 
     Attributes:
       source: "toyworld", a video file, or a folder of videos and pictures, each with its caption in a `.txt` of the
-        same name beside it; or several of these with weights, "toyworld:0.7,movies:0.3".
+        same name; or several of these with weights, "toyworld:0.7,movies:0.3".
       split: of the data set.
       clips: how many an epoch.
       seed: another seed, other clips.
@@ -135,14 +135,14 @@ def make_sheet_sources(
 def read_mixture(source: str) -> list[tuple[str, float]]:
     """The names in "toyworld:0.7,movies:0.3" and their weights, 1 where none is given.
 
-    A path that exists is taken whole, whatever commas and colons its name holds.
+    A path that exists is taken whole, even if its name has commas and colons.
 
     Raises:
       UserError: a name is missing or unknown, a weight is no number above 0, or all are 0.
     """
     parts, mixture = source.split(","), []
     while parts:
-        # The longest run of parts that names something, so that a path may hold commas.
+        # The longest sequence of parts that names something, so that a path may hold commas.
         for end in range(len(parts), 0, -1):
             if named := _read_name(",".join(parts[:end]).strip()):
                 break
@@ -175,12 +175,12 @@ def announce(sources: Sequence[tuple[Source, float]]) -> None:
     Raises:
       UserError: the hosts don't see the same files.
     """
-    told = str(summarise(sources) or "")
+    summary = str(summarise(sources) or "")
     assert_equal_across_hosts(
-        told, "The hosts see different files to train on: give all the same folder, with the same content."
+        summary, "The hosts see different files to train on: give all the same folder, with the same content."
     )
-    if told and jax.process_index() == 0:
-        print(f"data: {told}", file=sys.stderr, flush=True)
+    if summary and jax.process_index() == 0:
+        print(f"data: {summary}", file=sys.stderr, flush=True)
 
 
 def natural_clips(sources: Sequence[tuple[Source, float]], most: int) -> int:

@@ -150,7 +150,7 @@ def survey(path: str, damaged: str = "skip") -> Survey:
             films.append(dataclasses.replace(look, name=name, caption=caption))
     if skipped and damaged == "refuse":
         raise UserError(
-            f"{count(len(skipped), 'file')} at {path} can't be read: {listed(skipped)}; mend or remove them, or set "
+            f"{count(len(skipped), 'file')} at {path} can't be read: {listed(skipped)}; fix or remove them, or set "
             "config.data.damaged='skip' to train without them."
         )
     if not films:
@@ -173,9 +173,9 @@ def inspect(file: str | os.PathLike[str]) -> Film:
         return Film(str(file), "", 1.0, 1.0, height, width, picture=True, remarks=report.notes)
     seconds = header.seconds
     if moving_picture(file) is None:  # else Pillow has read it whole
-        told, end = _find_end(file, seconds)
+        has_duration, end = _find_end(file, seconds)
         if end < seconds - 1.5 / header.fps:
-            if told and end < seconds - _MISSING_SECONDS:
+            if has_duration and end < seconds - _MISSING_SECONDS:
                 raise UserError(
                     f"{file} ends at {end:.1f} of {seconds:.1f} seconds: it was cut off while it was copied or "
                     "written; copy it again."
@@ -185,7 +185,7 @@ def inspect(file: str | os.PathLike[str]) -> Film:
 
 
 def listed(reasons: Mapping[str, str], most: int = _NAMED) -> str:
-    """Files with their reasons, in words; what is more than `most` is counted."""
+    """Files with their reasons, as text; those beyond `most` are counted."""
     parts = [f"{file} ({reason})" for file, reason in list(reasons.items())[:most]]
     return ", ".join(parts) + (f" and {len(reasons) - most} more" if len(reasons) > most else "")
 
@@ -228,7 +228,7 @@ def _find_end(file: str | os.PathLike[str], seconds: float) -> tuple[bool, float
     with opened(file) as (container, stream):
         if is_raw(container):  # its duration is the number of its packets
             return False, seconds
-        tick, told = float(stream.time_base), bool(stream.duration or "DURATION" in stream.metadata)
+        tick, has_duration = float(stream.time_base), bool(stream.duration or "DURATION" in stream.metadata)
         offset = (stream.start_time or 0) * tick
         try:
             if seconds > 2 * _END_SECONDS:
@@ -245,7 +245,7 @@ def _find_end(file: str | os.PathLike[str], seconds: float) -> tuple[bool, float
                         return False, seconds
                     ends.append((frame.pts + (frame.duration or 0)) * tick - offset)
         if ends:
-            return told, max(ends)
+            return has_duration, max(ends)
     with opened(file) as (container, stream):
         ends = [
             (packet.pts + (packet.duration or 0)) * tick - offset
@@ -257,10 +257,10 @@ def _find_end(file: str | os.PathLike[str], seconds: float) -> tuple[bool, float
 
 def _notes(found: Found) -> Iterable[str]:
     if found.posters:
-        yield f"{count(len(found.posters), 'picture')} named like a video beside it left out"
+        yield f"{count(len(found.posters), 'picture')} named like a video of its folder left out"
     if found.alone:
         names = few([file.name for file in found.alone])
-        yield f"{count(len(found.alone), 'text')} beside no video of that name: {names}"
+        yield f"{count(len(found.alone), 'text')} without a video of that name: {names}"
     if found.others:
         kinds = collections.Counter(found.others).most_common()
         others = few([f"{number} {suffix}" for suffix, number in kinds])

@@ -76,7 +76,7 @@ class Guidance:
 
 
 def zero_init_sigma(factor: jax.typing.ArrayLike) -> float:
-    """The σ above which the first 4% of the steps of a schedule shifted by `factor` lie, and at least the first one.
+    """The σ above which are the first 4% of the steps of a schedule shifted by `factor`, and at least the first one.
 
     Near noise a model that is not trained to the end is further from the best velocity than 0 is, so those steps are
     skipped (Fan et al. 2025, section 4.2; two of 50 steps).
@@ -120,7 +120,7 @@ def without_caption(batch: PackedBatch, negative: PackedBatch | None = None) -> 
         text_segment_ids=negative.text_segment_ids,
         text_time=jnp.zeros_like(negative.text_time),
         text_condition_ids=negative.text_condition_ids,
-        # Active everywhere, whatever the clip's own captions do.
+        # Active everywhere, unlike the clip's own captions.
         condition_caption_time=jnp.zeros_like(batch.condition_caption_time),
     )
 

@@ -17,7 +17,7 @@ from sora_jax.errors import UserError
 from sora_jax.media.colours import colour_remark
 from sora_jax.media.containers import Path
 
-# What transparent pixels lie on: the page on which most pictures with alpha are drawn to be seen.
+# Background of transparent pixels: the page on which most pictures with alpha are drawn to be seen.
 BACKDROP = (255, 255, 255)
 
 # The power by which a PNG says that it is nearly sRGB.
@@ -247,7 +247,7 @@ def _in_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, bool]:
 
 
 def opaque(array: np.ndarray) -> np.ndarray:
-    """uint8[...,3] of uint8[...,3 or 4]: what is transparent lies on `BACKDROP`."""
+    """uint8[...,3] of uint8[...,3 or 4]: transparent pixels are put on `BACKDROP`."""
     if array.shape[-1] == 3:
         return array
     alpha = array[..., 3:].astype(np.uint16)

@@ -124,7 +124,7 @@ def read_media(
                 shown, result = following, resample(reader.pixels(following), height, width)
             yield result
 
-    # It grows in place, where a list of frames would stand in memory beside the array made of it.
+    # It grows in place, where a list of frames would be in memory together with the array made of it.
     video = Video(np.fromiter(finished(), np.dtype((np.uint8, (height, width, 3)))), rate)
     wanted_end = math.inf if seconds is None or single else start + seconds
     notes = (*_changes(reader, video, source_size), *_losses(reader.report, first_second, wanted_end))

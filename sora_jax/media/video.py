@@ -375,7 +375,7 @@ def stream_frames(
 def resample(
     frame: np.ndarray, height: int, width: int, box: tuple[float, float, float, float] | None = None
 ) -> np.ndarray:
-    """One frame uint8[Y,X,3], or what lies in `box` (left, top, right, bottom), at height x width pixels.
+    """One frame uint8[Y,X,3], or its part in `box` (left, top, right, bottom), at height x width pixels.
 
     Lanczos, whose window widens with the shrinking: every pixel of the source counts.
     """

@@ -100,7 +100,7 @@ def write_container(
             context.chroma_sample_location = reformatter.ChromaLocation.LEFT
         for index, array in enumerate(itertools.chain([first], rest)):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), "rgb24")
-            # H.264's colour samples lie at the left of their pixels; said too late, colours shift by half one.
+            # H.264's chroma samples are at the left of their pixels; set too late, colours shift by half a pixel.
             if hasattr(frame, "chroma_location"):  # PyAV 19; Python 3.11 gets an older one
                 frame.chroma_location = reformatter.ChromaLocation.LEFT
             frame = frame.reformat(

@@ -61,7 +61,7 @@ class TextConfig:
 
     Attributes:
       kind: `"bert"` reads `config.json`, `model.safetensors` and `tokenizer.json` of a BERT-family encoder;
-        `"hash"` needs no files: each word has its own fixed random state, whatever its context.
+        `"hash"` needs no files: each word has its own fixed random state, independent of context.
       name: the encoder's name on the hub, for `"bert"`.
       max_tokens: the longest caption, [CLS] and [SEP] included.
       width: E of `"hash"`; a `"bert"` brings its own.

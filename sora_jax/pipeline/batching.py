@@ -45,7 +45,7 @@ class BatchShape:
 
     @property
     def limits(self) -> tuple[int, int, int, int]:
-        """Of a sequence, as `first_fit_decreasing` takes them: positions, text positions, segments, conditions."""
+        """Of a sequence, as `packing.first_fit_decreasing` takes them: positions, text, segments, conditions."""
         return self.seq_len, self.text_len, self.max_segments, self.max_conditions
 
     def holds(self, row: Sequence[_QueuedSegment]) -> bool:

@@ -1,7 +1,7 @@
 """A compiled program, read and counted: operations, bytes of memory, collectives; each as often as its loops run it.
 
 XLA's own `cost_analysis` counts the body of a loop once, and a transformer's layers are a loop. So the program's text
-is read: its computations, who calls whom how often, and what each instruction costs by XLA's own conventions. What
+is read: its computations, which calls which how often, and what each instruction costs by XLA's own conventions. What
 kernels written by hand (Pallas) do can't be read there: they are named, and their caller counts them.
 """
 
@@ -41,7 +41,7 @@ class Collective:
       bytes: of its buffer on one device: what is gathered, what is to be scattered, else what goes in.
       devices: that take part together: the size of a group, the length of a ring.
       times: how often a step runs it.
-      known: whether `times` is; else it lies in a loop that ends by what it computes, counted as one round.
+      known: whether `times` is; else it is in a loop of unknown length, counted as one round.
     """
 
     kind: str
@@ -107,8 +107,8 @@ class Program:
 
     def _rounds(self, loop: Instruction) -> int | None:
         """Trip count of a loop: XLA's, or the bound that its condition compares with; else None."""
-        if told := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
-            return int(told.group(1))
+        if match := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
+            return int(match.group(1))
         condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)
         lines = self.computations.get(condition.group(1), {}) if condition else {}
         for one in lines.values():

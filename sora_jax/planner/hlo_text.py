@@ -17,7 +17,7 @@ class Array:
     """A shape with its type.
 
     Attributes:
-      near: whether it lies in a TPU's on-chip memory, S(1), so that reading it costs no bandwidth.
+      near: whether it is in a TPU's on-chip memory, S(1), so that reading it costs no bandwidth.
     """
 
     dtype: str
@@ -48,7 +48,7 @@ class Instruction:
 
     @property
     def bytes(self) -> float:
-        """Of its results, as far as they lie in memory."""
+        """Of its results in memory."""
         return size(array for array in self.arrays if not array.near)
 
 

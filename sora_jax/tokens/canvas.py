@@ -6,8 +6,8 @@ generates, without knowing of abilities.
 
 The causal autoencoder codes the first frame of a clip alone and later ones in groups of four, each depending on those
 before. So a conditioning clip in the middle or at the end is coded as a span of its own: `split_into_spans` cuts a
-clip such that conditioning frames decode to the autoencoder's own reconstruction of them, whatever is generated
-around them. A group that overlaps the span after it shows a few frames twice; the later span's are kept.
+clip such that conditioning frames decode to the autoencoder's own reconstruction of them, independent of what is
+generated around them. A group that overlaps the span after it shows a few frames twice; the later span's are kept.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def to_segment(
     mode: CoordinateMode = "fractional",
     key: str = "",
 ) -> Segment:
-    """The canvas as tokens. Time counts from its earliest latent frame, whatever part of a clip it is.
+    """The canvas as tokens. Time counts from its earliest latent frame, not from the clip's start.
 
     Args:
       text: float[m,E], text-encoder states of its captions.
@@ -222,7 +222,7 @@ def to_segment(
     # are active there must not both begin at 0.
     zero = int(canvas.ends.min())
     time = canvas.ends.reshape(-1, patch[0]).mean(1) / canvas.fps
-    # Captions are found by their time, so it has one dtype, whatever that of a record.
+    # Captions are found by their time, so it has one dtype, not a record's.
     text_time, begin = text_time.astype(np.float32), np.float32(zero / canvas.fps)
     active = active_caption_time(time, text_time)
     needed = text_time >= active.min() - 1e-3

@@ -21,7 +21,7 @@ class PackedBatch:
     """B packed sequences of fixed length, each holding many segments. An array may be NumPy's or JAX's.
 
     The tokens of a sequence share few conditions: a segment, its initial σ and the active caption. They are a table of
-    S entries, so that whatever depends on them alone is computed S times a sequence; entry 0 is that of conditioning
+    S entries, so that what depends on them alone is computed S times a sequence; entry 0 is that of conditioning
     tokens.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Words for Toyworld's scenes: short, detailed and timed captions, in training's words or in words it never saw.
+"""Captions of Toyworld's scenes: short, detailed and timed, in training's vocabulary or in a held-out one.
 
 Each function draws its wording from `rng`, so one scene has many captions and the same generator state gives the
 same one. What a caption states is read from the scene's own formulas of motion: a thing that doesn't reach the
@@ -211,7 +211,7 @@ def detailed_caption(scene: Scene, rng: np.random.Generator, paraphrase: bool = 
 def _chain(
     scene: Scene, writer: _Writer, tell: Callable[[Shot], str], joint: str, capital: bool = False
 ) -> str:
-    """The shots' words, joined as the shots are."""
+    """The captions of the shots, joined as the shots are."""
     kind = "fade" if any(shot.fade for shot in scene.shots) else "cut"
     word = writer.one(kind)
     return joint.format(word.capitalize() if capital else word).join(tell(shot) for shot in scene.shots)

@@ -19,7 +19,7 @@ COLOURS = tuple(world.COLOURS)
 # Two axes across the grey diagonal of the RGB cube, and where they put the eight colours.
 _AXES = (np.array([[2, -1, -1], [0, 1, -1]]) / np.sqrt([[6], [2]])).T.astype(np.float32)
 _PALETTE = np.array(list(world.COLOURS.values()), np.float32) @ _AXES
-_GREYISH = 40.0  # the most saturated background lies at 22, the least saturated thing at 96
+_GREYISH = 40.0  # the most saturated background is at 22, the least saturated thing at 96
 _COVER = 0.4  # of a pixel, from which on it counts as a thing's
 _CUT = 9.0  # mean change of the background's blocks, in levels: at most 6 within a shot, at least 16 at a cut
 _LEAST = 0.0015  # area in squared short sides below which a region is a speck; the smallest thing has 0.014
@@ -69,7 +69,7 @@ def segment(frames: np.ndarray) -> Pixels:
     plane = (frames.astype(np.float32) @ _AXES).reshape(count, -1, 2)
     grey = (plane**2).sum(-1) < _GREYISH**2
     tint = (plane * grey[..., None]).sum(1) / np.maximum(grey.sum(1), 1)[:, None]
-    # Mixed with what lies behind it, a colour fades along the line from itself to the background's tint.
+    # Mixed with what is behind it, a colour fades along the line from itself to the background's tint.
     lines = _PALETTE - tint[:, None]
     strength = np.linalg.norm(lines, axis=-1, keepdims=True)
     along = (plane - tint[:, None]) @ (lines / strength).transpose(0, 2, 1)
@@ -125,14 +125,14 @@ def find_regions(pixels: Pixels) -> list[Region]:
     area = np.bincount(which, weight)
     centre = np.stack([np.bincount(which, weight * (v + 0.5)) for v in (y, x)], -1) / area[:, None]
     on_edge = np.bincount(which, (y < 1) | (x < 1) | (y >= height - 1) | (x >= width - 1)) > 0
-    # Where two colours meet their mixture may look like a third: a seam, all of it beside other things.
-    beside = np.zeros(len(keys))
+    # Where two colours meet their mixture may look like a third: a seam, all of it next to other things.
+    adjacent = np.zeros(len(keys))
     for t in np.unique(frames[np.bincount(patches)[patches] > 1]):
         high = ndimage.maximum_filter(pixels.colour[t], 5)
         low = ndimage.minimum_filter(np.where(pixels.colour[t] > 0, pixels.colour[t], 99), 5)
         here = frame == t
-        beside += np.bincount(which[here], (high != low)[y[here], x[here]], len(keys))
-    seam = (beside > 0.8 * size) & (size < _SEAM * short**2)
+        adjacent += np.bincount(which[here], (high != low)[y[here], x[here]], len(keys))
+    seam = (adjacent > 0.8 * size) & (size < _SEAM * short**2)
     keep = np.flatnonzero((size >= max(_LEAST * short**2, 4)) & ~seam)
     crowd = np.bincount(patches[keep], minlength=patches.max() + 1)[patches]
     return [

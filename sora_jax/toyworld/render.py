@@ -215,5 +215,5 @@ class Toyworld:
         )
 
     def _rng(self, index: int, purpose: int) -> np.random.Generator:
-        """A stream beside the scene's own, so that a change of words leaves the scenes as they were."""
+        """A generator of its own, so that changed captions leave the scenes as they were."""
         return np.random.default_rng((self.seed, check_split(self.split), index, purpose))

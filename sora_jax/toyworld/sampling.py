@@ -105,7 +105,7 @@ def _sample_shot(
             config = dataclasses.replace(config, sizes=(*config.sizes[:2], 0.0))
         thing = _sample_kind(rng, config, length, kind, heldout, {t.colour for t in things})
         things.append(_place(rng, thing, things, length, aspect, config))
-    # On a plain background a moving camera can't be told from moving things.
+    # On a plain background a moving camera can't be distinguished from moving things.
     weights = config.backgrounds if kind == "still" else (0.0, 0.3, 0.7)
     background = _sample_background(rng, _pick(rng, BACKGROUNDS, weights))
     return Shot(start, tuple(things), background, _sample_camera(rng, kind, things, length))
@@ -236,7 +236,7 @@ def _sample_background(rng: np.random.Generator, kind: str) -> Background:
 def _sample_camera(rng: np.random.Generator, kind: str, things: list[Thing], length: float) -> Camera:
     if kind == "pan":
         direction = _pick(rng, ("left", "right", "up", "down"))
-        # Slow beside what moves, so that a thing's direction in the frame stays nearest to its own.
+        # Slow compared to what moves, so that a thing's direction in the frame stays nearest to its own.
         speeds = [math.hypot(*thing.velocity) for thing in things if thing.motion == "straight"]
         speed = min([rng.uniform(0.25, 0.4) / length, 0.6, *(0.35 * speed for speed in speeds)])
         velocity = np.array(DIRECTIONS[direction]) * speed

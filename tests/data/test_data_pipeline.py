@@ -326,7 +326,7 @@ def test_the_pipeline_says_what_does_not_fit():
         make_pipeline(CONFIG, [])
     with pytest.raises(UserError, match="has 2 tokens and . text tokens, but a sequence holds 1 and 40"):
         next(iter(make_pipeline(dataclasses.replace(CONFIG, seq_len=1), records(8))))
-    with pytest.raises(UserError, match=r"text tokens, but a row holds 64 and 2"):
+    with pytest.raises(UserError, match=r"text tokens, but a sequence holds 64 and 2"):
         next(iter(make_pipeline(dataclasses.replace(CONFIG, text_len=2), records(8))))
 
 

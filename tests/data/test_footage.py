@@ -377,7 +377,7 @@ def test_a_clip_that_can_not_be_read_is_replaced_the_same_way_each_time(damaged,
 def test_a_file_that_proves_damaged_ends_a_run_that_refuses_it(damaged):
     source = Footage(str(damaged), resolution=32, clips=60, max_seconds=2, damaged="refuse")
     with pytest.raises(
-        UserError, match=r"b.mp4 can't be read near .* seconds: .*; mend or remove it, or set .*'skip'"
+        UserError, match=r"b.mp4 can't be read near .* seconds: .*; fix or remove it, or set .*'skip'"
     ):
         clips_of(source)
 

@@ -93,7 +93,7 @@ def test_captions_are_found_in_any_capitals_and_encodings(tmp_path, film):
         "",
     ]
     assert found.captions == 3
-    assert "1 text beside no video of that name: f.txt" in found.notes
+    assert "1 text without a video of that name: f.txt" in found.notes
     # Of a single file too.
     assert survey(str(tmp_path / "b.mp4")).films[0].caption == "a circle moves"
     clip = Footage(str(tmp_path / "b.mp4"), resolution=16, min_seconds=0.5)[0]
@@ -109,7 +109,7 @@ def test_posters_and_other_files_are_left_out_and_counted(tmp_path, film):
     found = survey(str(tmp_path))
     assert [film.name for film in found.films] == ["a.mp4", "b.png"]
     assert found.notes == (
-        "1 picture named like a video beside it left out",
+        "1 picture named like a video of its folder left out",
         "3 files of other kinds left out: 2 .json, 1 no suffix",
     )
 

@@ -114,7 +114,7 @@ def test_a_small_one_overtakes_a_large_one_only_for_a_while():
 
 def test_what_does_not_fit_a_row_is_refused():
     queue = Queue(MODEL, [SHAPE])
-    with pytest.raises(UserError, match="a row holds 20"):
+    with pytest.raises(UserError, match="a sequence holds 20"):
         queue.add(**plain((6, 4, 4), 2))
     with pytest.raises(UserError, match="negative prompt has 7 tokens"):
         queue.add(**ask(1) | {"negative": wave(7, CONFIG.text_width)})

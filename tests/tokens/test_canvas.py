@@ -115,7 +115,7 @@ def test_a_cell_starts_where_the_noisiest_of_its_pixels_does(fixed, seed):
                 assert canvas.init_sigma[j, y, x] == pixels[:, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].max()
             assert canvas.ends[j] == end and canvas.first[j] == (end == stream.begin)
             j += 1
-    assert [part.stop - part.start for part in canvas.streams()] == [len(stream.ends) for stream in streams]
+    assert [part.stop - part.start for part in canvas.spans()] == [len(stream.ends) for stream in streams]
     # Each fixed frame has a latent frame that is given, and no other is if another pixel is above 0.
     shown = frames_shown(streams, T)
     assert all(

@@ -4,7 +4,7 @@ The alternative to all-to-alls over heads (`mesh.ulysses`). Of p devices each ho
 p rounds every device sees all keys, values and their segment ids, with an online softmax of its own queries (Milakov
 and Gimelshein 2018) in float32; sending overlaps with compute. In the backward pass the queries are rotated, not the
 keys: with the gradient of the result and their own gradient they are three arrays, where keys and values with theirs
-would be four. A device works in plain XLA, whatever its platform's kernel is, chunk by chunk, so memory grows with n;
+would be four. A device works in plain XLA on every platform, chunk by chunk, so memory grows with n;
 chunks and whole rounds that share no segment are skipped, though they are still exchanged.
 
 Which is better? A device sends, a layer and forward, by heads 4 (p - 1)/p arrays of [n, D], which compute waits for,
