@@ -1,9 +1,6 @@
-"""The training loop. It knows objectives, not models: from a configuration to a trained state, top to bottom.
+"""The training loop. It knows objectives (`train.protocol`), not models: from a configuration to a trained state.
 
-An objective has `init(key) -> model`, `loss(model, batch, key) -> (loss, metrics)`, `data(config, share) ->
-grain.IterDataset`, `flops(batch) -> float`, `tokens(batch) -> (real, slots)` and `sample_sheet(model, step) ->
-PIL.Image | None`; it may have `data_summary()`, see `train.objectives`. Models are NNX modules used as plain pytrees.
-The same program runs on every host (`hosts`).
+The same program runs on every host (`distributed.hosts`).
 """
 
 from __future__ import annotations
@@ -41,9 +38,10 @@ from sora_jax.distributed.mesh import (
 from sora_jax.errors import UserError, atomic_path
 from sora_jax.media.contact_sheet import contact_sheet
 from sora_jax.media.video import Video
-from sora_jax.train.loop_config import LoopConfig, read_loop_config
+from sora_jax.train.loop_config import read_loop_config
 from sora_jax.train.metrics import RunLog, Work, parameter_count
 from sora_jax.train.optim import OptimConfig, ema_update, make_optimizer, make_schedule
+from sora_jax.train.protocol import Objective
 from sora_jax.train.stopping import any_host_stopping, stop_signals
 
 
@@ -71,8 +69,8 @@ class TrainState:
         return cls(step, trees["params"], opt_state, trees.get("ema"))
 
 
-def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = None) -> TrainState:
-    """Trains, or goes on training, until `config.steps`; returns the last state.
+def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Objective) -> TrainState:
+    """Trains `objective`, or goes on training, until `config.steps`; returns the last state.
 
     The run lives in `workdir`: config.json, metrics.jsonl, checkpoints/, sheets/. A run that was stopped at
     any point goes on from its newest checkpoint to the same parameters, bit for bit, as one never stopped.
@@ -84,20 +82,14 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
     """
     workdir = pathlib.Path(workdir)
     loop = read_loop_config(config)
-    schema: type[LoopConfig] = LoopConfig
-    if objective is None:
-        # Only here: the loop runs on any objective, without the models of this package.
-        from sora_jax.train.objectives import make_objective, schema_of
-
-        objective, schema = make_objective(config, workdir), schema_of(config)
-    config = complete(schema, config)
+    config = complete(objective.schema, config)
     mesh = make_mesh(loop.mesh)
     share = batch_share(mesh)
     checkpoints = Checkpoints(workdir, loop.checkpoint)
     failure_hint(lambda: _advice(workdir))
     if jax.process_index() == 0:
         resumed = checkpoints.latest is not None
-        keep_config(workdir, config.to_dict(), resumed, functools.partial(complete, schema))
+        keep_config(workdir, config.to_dict(), resumed, functools.partial(complete, objective.schema))
     barrier()
     assert_equal_across_hosts(
         (workdir / "config.json").exists(),
@@ -141,7 +133,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
             with jax.set_mesh(mesh):
                 state = jax.jit(init, out_shardings=placed)(root)
 
-        log.begin(getattr(objective, "data_summary", lambda: None))
+        log.begin(objective.data_summary)
         pending: Pending | None = None
         stopping, compiled = False, 1
         # Until here there is nothing to save, and encoding a data set may take long: a signal ends that at once.
@@ -187,7 +179,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
     return state
 
 
-def make_steps(objective: Any, config: OptimConfig) -> tuple[Callable, Callable]:
+def make_steps(objective: Objective, config: OptimConfig) -> tuple[Callable, Callable]:
     """Training as pure functions: `init(key) -> TrainState`, `step(state, batch, key) -> (state, metrics)`.
 
     `key` is the root: every draw folds the step in, so no key is ever saved.
@@ -230,7 +222,7 @@ class Pending:
     stop: Any
 
 
-def look(pending: Pending, objective: Any, log: RunLog, stop_on_nan: bool) -> None:
+def look(pending: Pending, objective: Objective, log: RunLog, stop_on_nan: bool) -> None:
     """Fetches the metrics of a step, logs them, and stops the run where they are not finite.
 
     Raises:
@@ -271,7 +263,7 @@ def try_sheet() -> None:
 
 
 def draw_sheet(
-    objective: Any, mesh: Mesh, state: TrainState, step: int, log: RunLog
+    objective: Objective, mesh: Mesh, state: TrainState, step: int, log: RunLog
 ) -> PIL.Image.Image | None:
     """The objective's sheet of samples. Of several hosts the first draws it, on one device that holds all the model.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import ClassVar
 
 import grain
 import jax
@@ -16,6 +17,8 @@ from PIL import Image
 from sora_jax.data.shards import Sharded, own_shards
 from sora_jax.distributed.mesh import Share
 from sora_jax.train.loop import train
+from sora_jax.train.loop_config import LoopConfig
+from sora_jax.train.metrics import DataSummary
 
 ROWS, WIDTH = 4, 8
 
@@ -38,7 +41,9 @@ def stack(rows: list[dict]) -> dict:
 class LineObjective:
     """Fits a line; `nan_at` poisons the data of that step (1 is the first)."""
 
-    def __init__(self, width: int = WIDTH, nan_at: int | None = None):
+    schema: ClassVar[type[LoopConfig]] = LoopConfig
+
+    def __init__(self, width: int = WIDTH, nan_at: int | None = None) -> None:
         self.width, self.nan_at = width, nan_at
         self.traces = 0
 
@@ -74,6 +79,9 @@ class LineObjective:
 
     def sample_sheet(self, model: Line, step: int) -> Image.Image:
         return Image.new("RGB", (8, 8), (step % 256, 0, 0))
+
+    def data_summary(self) -> DataSummary | None:
+        return None
 
 
 def get_config(steps: int = 12) -> ml_collections.ConfigDict:

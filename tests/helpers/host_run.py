@@ -14,9 +14,9 @@ import sys
 
 from ml_collections import ConfigDict
 
-import sora_jax.train.loop
 from helpers import fake_objective, tiny_run
 from sora_jax.train import __main__ as command
+from sora_jax.train.loop import TrainState, train
 
 OURS = {"shards", "every", "kill", "stop", "sheet", "real"}
 
@@ -26,13 +26,15 @@ def main(workdir: str, steps: str, mesh: str, *flags: str) -> int:
     own = {name: value for name, _, value in (flag[2:].partition("=") for flag in flags)}
     folder, given = pathlib.Path(workdir), fake_objective.get_config(int(steps))
     given.update(mesh=json.loads(mesh), shards=int(own.get("shards", 4)))
-    train, parse = sora_jax.train.loop.train, command.parse
+    run, parse = command.run, command.parse
 
-    def train_this(config: ConfigDict, workdir: pathlib.Path) -> None:
-        objective = None if "real" in own else Line(int(own.get("kill", 0)), int(own.get("stop", 0)))
-        train(make_config(workdir, config, own), workdir, objective)
+    def run_this(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
+        config = make_config(workdir, config, own)
+        if "real" in own:
+            return run(config, workdir)
+        return train(config, workdir, Line(int(own.get("kill", 0)), int(own.get("stop", 0))))
 
-    sora_jax.train.loop.train = train_this
+    command.run = run_this
     rest = [flag for flag in flags if flag[2:].partition("=")[0] not in OURS]
     command.parse = lambda argv: (given, folder, parse([f"--config={__file__}", "--workdir=x", *argv])[2])
     return command.main(rest)
