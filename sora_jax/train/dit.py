@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 import sys
 from collections.abc import Callable
@@ -44,6 +45,7 @@ from sora_jax.models.layers import rms_norm
 from sora_jax.models.text import TextConfig, TextEncoder, load_text_encoder
 from sora_jax.models.vae import VAE
 from sora_jax.tokens.packing import PackedBatch
+from sora_jax.train.heldout import heldout_sources
 from sora_jax.train.loop_config import LoopConfig
 from sora_jax.train.target import TargetConfig
 
@@ -201,9 +203,30 @@ class DiTObjective:
     def data(self, config: ConfigDict, share: Share) -> grain.IterDataset:
         own_shards(share, self.pipeline.shards, self.pipeline.batch_size)
         self.check()  # before hours of encoding
-        folder = pathlib.Path(self.latents.folder) if self.latents.folder else self.workdir / "latents"
-        records = encode_sources(self.latents, self.data_config, self.vae, self.text, folder, self.sources)
+        records = encode_sources(
+            self.latents, self.data_config, self.vae, self.text, self.latents_folder, self.sources
+        )
         return make_pipeline(self.pipeline, records, share)
+
+    def heldout_data(self, share: Share, batches: int) -> list[PackedBatch]:
+        """Of the validation split as many clips as might fill the batches, at most a twentieth of training's."""
+        most = batches * self.pipeline.batch_size * self.pipeline.max_segments
+        clips = max(min(most, self.latents.clips // 20), 1)
+        sources = heldout_sources(self.data_config, clips)
+        if not sources:
+            return []
+        latents = dataclasses.replace(self.latents, clips=clips)
+        data = dataclasses.replace(self.data_config, split="validation", clips=clips)
+        records = encode_sources(latents, data, self.vae, self.text, self.latents_folder / "heldout", sources)
+        # Few bins, since all are to be filled before the first sequence is full.
+        bins = min(self.pipeline.num_packing_bins, 8)
+        pipeline = dataclasses.replace(self.pipeline, num_packing_bins=bins, prefetch=0)
+        return list(itertools.islice(make_pipeline(pipeline, records, share), batches))
+
+    @property
+    def latents_folder(self) -> pathlib.Path:
+        """Where clips are kept encoded."""
+        return pathlib.Path(self.latents.folder) if self.latents.folder else self.workdir / "latents"
 
     @functools.cached_property
     def sources(self) -> list[tuple[Source, float]]:

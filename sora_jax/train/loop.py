@@ -27,6 +27,7 @@ from sora_jax.checkpoints.store import Checkpoints, keep_config, named_leaves, n
 from sora_jax.config import complete
 from sora_jax.distributed.hosts import assert_equal_across_hosts, barrier, failure_hint
 from sora_jax.distributed.mesh import (
+    Share,
     batch_share,
     make_mesh,
     on_host,
@@ -38,7 +39,8 @@ from sora_jax.distributed.mesh import (
 from sora_jax.errors import UserError, atomic_path
 from sora_jax.media.contact_sheet import contact_sheet
 from sora_jax.media.video import Video
-from sora_jax.train.loop_config import read_loop_config
+from sora_jax.train.heldout import HeldOut
+from sora_jax.train.loop_config import LoopConfig, read_loop_config
 from sora_jax.train.metrics import RunLog, Work, parameter_count
 from sora_jax.train.optim import OptimConfig, ema_update, make_optimizer, make_schedule
 from sora_jax.train.protocol import Objective
@@ -61,6 +63,11 @@ class TrainState:
         """By the names that checkpoints give them."""
         trees = {"params": self.params, "optimizer": (self.step, self.opt_state), "ema": self.ema}
         return {name: tree for name, tree in trees.items() if tree is not None}
+
+    @property
+    def shown(self) -> Any:
+        """The model that is measured and sampled from: the average, the model itself where none is kept."""
+        return self.params if self.ema is None else self.ema
 
     @classmethod
     def of(cls, trees: dict[str, Any]) -> TrainState:
@@ -122,6 +129,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Object
         closing.enter_context(contextlib.closing(log))
         # What a host does for itself, such as encoding clips, happens outside of the mesh.
         data = iter(objective.data(config, share))
+        heldout = prepare_heldout(objective, mesh, share, root, loop, start, log)
         update = jax.jit(step_fn, donate_argnums=0, out_shardings=(placed, sharding(mesh, "")))
 
         if start:
@@ -164,7 +172,10 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Object
                 pending = Pending(step, rows, metrics, waited, stop_asked)
                 save_due = stopping or step % loop.checkpoint.every == 0 or step == loop.steps
                 sheet_due = loop.log.sheet_every > 0 and step % loop.log.sheet_every == 0
-                if save_due or sheet_due:
+                heldout_due = heldout is not None and step % loop.log.heldout_every == 0
+                if heldout is not None and heldout_due:
+                    log.heldout(*heldout.measure(state.shown))
+                if save_due or sheet_due or heldout_due:
                     # Nothing is saved or shown of a step whose loss was not seen to be finite.
                     look(pending, objective, log, loop.stop_on_nan)
                     stopping |= bool(pending.stop)
@@ -251,6 +262,19 @@ def _advice(workdir: pathlib.Path) -> str:
     return f"start all hosts again: {onward}."
 
 
+def prepare_heldout(
+    objective: Objective, mesh: Mesh, share: Share, root: jax.Array, loop: LoopConfig, start: int, log: RunLog
+) -> HeldOut | None:
+    """What measures the held-out loss; None where none is due from step `start` on, or nothing is held out."""
+    every = loop.log.heldout_every
+    if not every or start // every == loop.steps // every:
+        return None
+    if batches := objective.heldout_data(share, loop.log.heldout_batches):
+        return HeldOut(objective, mesh, batches, root)
+    log.say("no held-out loss: the data have no validation split, or too little for one")
+    return None
+
+
 def try_sheet() -> None:
     """Raises UserError where sheets can't be drawn here."""
     try:
@@ -277,11 +301,10 @@ def draw_sheet(
             log.say(f"no sheet of samples at step {step}: {type(error).__name__}: {error}")
             return None
 
-    model = state.params if state.ema is None else state.ema
     if jax.process_count() == 1:
         with jax.set_mesh(mesh):
-            return sample(model)
-    whole = jax.jit(lambda model: model, out_shardings=sharding(mesh, ""))(model)
+            return sample(state.shown)
+    whole = jax.jit(lambda model: model, out_shardings=sharding(mesh, ""))(state.shown)
     sheet = None
     if jax.process_index() == 0:
         sheet = sample(jax.tree.map(lambda leaf: leaf.addressable_data(0), whole))

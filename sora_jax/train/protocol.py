@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
 import grain
@@ -31,6 +32,9 @@ class Objective(Protocol):
 
     def data(self, config: ConfigDict, share: Share) -> grain.IterDataset:
         """Batches of NumPy arrays, checkpointable: of the global batch the part that `share` says is this host's."""
+
+    def heldout_data(self, share: Share, batches: int) -> Sequence[Any]:
+        """So many batches of what training doesn't see, as `data` gives them; none where nothing is held out."""
 
     def flops(self, batch: Any) -> float:
         """Of a forward and backward pass over a batch of this host."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 from typing import ClassVar
 
@@ -25,6 +26,7 @@ from sora_jax.media.clip import Source
 from sora_jax.media.contact_sheet import contact_sheet
 from sora_jax.media.video import Video
 from sora_jax.models.vae import VAE, VAEConfig, reconstruction_flops
+from sora_jax.train.heldout import heldout_sources
 from sora_jax.train.loop_config import LoopConfig
 
 SHEET_CLIPS = 4  # of each data set
@@ -122,8 +124,19 @@ class VAEObjective:
 
     def data(self, config: ConfigDict, share: Share) -> grain.IterDataset:
         self.check()
+        return self._batches(self.sources, share)
+
+    def heldout_data(self, share: Share, batches: int) -> list[dict[str, np.ndarray]]:
+        """Windows of clips of the validation split."""
+        clips = batches * self.loss_config.batch_size
+        sources = heldout_sources(self.data_config, clips, self.loss_config.crop)
+        return list(itertools.islice(self._batches(sources, share), batches)) if sources else []
+
+    def _batches(
+        self, sources: list[tuple[Source, float]], share: Share
+    ) -> grain.IterDataset[dict[str, np.ndarray]]:
         return clip_batches(
-            self.sources,
+            sources,
             self.loss_config.batch_size,
             self.loss_config.crop,
             seed=self.data_config.seed,

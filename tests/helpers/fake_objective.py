@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from typing import ClassVar
@@ -41,6 +42,7 @@ def stack(rows: list[dict]) -> dict:
 class LineObjective:
     """Fits a line; `nan_at` poisons the data of that step (1 is the first)."""
 
+    heldout_shards = 1
     schema: ClassVar[type[LoopConfig]] = LoopConfig
 
     def __init__(self, width: int = WIDTH, nan_at: int | None = None) -> None:
@@ -57,6 +59,12 @@ class LineObjective:
         return jnp.mean(error**2), {"error": jnp.mean(jnp.abs(error))}
 
     def data(self, config: ml_collections.ConfigDict, share: Share) -> grain.IterDataset:
+        return self.batches(config.data.clips, config.seed, config.data.get("shards", 1), share)
+
+    def heldout_data(self, share: Share, batches: int) -> list[dict]:
+        return list(itertools.islice(self.batches(1000, 77, self.heldout_shards, share), batches))
+
+    def batches(self, clips: int, seed: int, shards: int, share: Share) -> grain.IterDataset:
         width, nan_at = self.width, self.nan_at
 
         def make(index: int, rng: np.random.Generator) -> dict:
@@ -64,8 +72,7 @@ class LineObjective:
             poisoned = nan_at is not None and index // ROWS == nan_at - 1
             return {"x": x, "y": np.float32(np.nan if poisoned else x.sum() + 1), "index": np.int32(index)}
 
-        source = grain.MapDataset.range(config.data.clips).seed(config.seed).random_map(make).repeat()
-        shards = config.data.get("shards", 1)
+        source = grain.MapDataset.range(clips).seed(seed).random_map(make).repeat()
         streams = {
             shard: source[shard::shards].to_iter_dataset() for shard in own_shards(share, shards, ROWS)
         }

@@ -1,7 +1,7 @@
 """The training command on a tiny objective, for tests of several hosts: host_run.py WORKDIR STEPS MESH [FLAGS].
 
 MESH is JSON; FLAGS are those of the command about hosts, or --shards=, --every=, --kill=STEP, --stop=STEP,
---sheet=STEP and --real (the transformer of tiny_run instead of a line).
+--sheet=STEP, --heldout=STEP and --real (the transformer of tiny_run instead of a line).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from helpers import fake_objective, tiny_run
 from sora_jax.train import __main__ as command
 from sora_jax.train.loop import TrainState, train
 
-OURS = {"shards", "every", "kill", "stop", "sheet", "real"}
+OURS = {"shards", "every", "kill", "stop", "sheet", "heldout", "real"}
 
 
 def main(workdir: str, steps: str, mesh: str, *flags: str) -> int:
@@ -52,6 +52,7 @@ def make_config(workdir: pathlib.Path, given: ConfigDict, own: dict[str, str]) -
     config.mesh = given.mesh
     config.checkpoint.every = int(own.get("every", 3))
     config.log.sheet_every = int(own.get("sheet", 0))
+    config.log.heldout_every = int(own.get("heldout", 0))
     return config
 
 
@@ -60,6 +61,7 @@ class Line(fake_objective.LineObjective):
 
     def __init__(self, kill: int, stop: int):
         super().__init__()
+        self.heldout_shards = 4
         self.signals = {kill: signal.SIGKILL, stop: signal.SIGTERM}
 
     def tokens(self, batch: dict) -> tuple[int, int]:

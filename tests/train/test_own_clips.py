@@ -40,7 +40,7 @@ def vae_config(folder: pathlib.Path, **data) -> ConfigDict:
             "loss": {"batch_size": 2, "crop": (5, 16, 16)},
             "data": {"source": str(folder), "resolutions": (32,), "rates": (4.0, 8.0)} | data,
             "optim": {"lr": 1e-3},
-            "log": {"every": 1, "sheet_every": 2},
+            "log": {"every": 1, "sheet_every": 2, "heldout_every": 2, "heldout_batches": 1},
         }
     )
 
@@ -50,6 +50,7 @@ def test_an_autoencoder_learns_from_a_folder_to_its_last_sheet(folder, tmp_path,
     assert [path.name for path in (tmp_path / "run" / "sheets").iterdir()] == ["step_0000002.png"]
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["data/skipped_files"] for row in rows] == [1, 1]
+    assert ["heldout_loss" in row for row in rows] == [False, True]
     told = capsys.readouterr().err
     assert told.index("data: ") < told.index("parameters"), "before the work"
     assert "4 videos (8.0 seconds); 4 of 4 with captions; 4 of 48×32; 4 of 8 fps" in told

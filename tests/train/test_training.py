@@ -50,7 +50,8 @@ def whole(tmp_path_factory) -> pathlib.Path:
     """A run of nine steps that nothing interrupted; a second compilation would be an error."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     config = tiny_config(workdir.parent, 9)
-    config.log.sheet_every = 9
+    # The runs that are compared with this one don't measure it.
+    config.log.update(sheet_every=9, heldout_every=4, heldout_batches=2)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*compiled again.*")
         run(config, workdir)
@@ -64,6 +65,7 @@ def test_one_compilation_serves_a_stream_of_many_shapes(whole):
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 10))
     assert all(np.isfinite(row["loss"]) for row in rows)
+    assert [row["step"] for row in rows if np.isfinite(row.get("heldout_loss", np.nan))] == [4, 8]
 
 
 def test_a_run_that_stopped_goes_on_to_the_same_parameters(whole, tmp_path):
