@@ -43,6 +43,7 @@ from sora_jax.train.heldout import HeldOut
 from sora_jax.train.loop_config import LoopConfig, read_loop_config
 from sora_jax.train.metrics import RunLog, Work, parameter_count
 from sora_jax.train.optim import OptimConfig, ema_update, make_optimizer, make_schedule
+from sora_jax.train.profile import Profiler
 from sora_jax.train.protocol import Objective
 from sora_jax.train.stopping import any_host_stopping, stop_signals
 
@@ -79,7 +80,7 @@ class TrainState:
 def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Objective) -> TrainState:
     """Trains `objective`, or goes on training, until `config.steps`; returns the last state.
 
-    The run lives in `workdir`: config.json, metrics.jsonl, checkpoints/, sheets/. A run that was stopped at
+    The run lives in `workdir`: config.json, metrics.jsonl, checkpoints/, sheets/, profile/. A run that was stopped at
     any point goes on from its newest checkpoint to the same parameters, bit for bit, as one never stopped.
     SIGTERM and Ctrl-C finish the step, save and return; a second one ends the run at once. Of several hosts any may be
     told to stop: all do, at the same step. They share `workdir`, in which host 0 alone writes, but for checkpoints.
@@ -141,12 +142,15 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Object
             with jax.set_mesh(mesh):
                 state = jax.jit(init, out_shardings=placed)(root)
 
+        profiler = Profiler(workdir, loop.log.profile_steps, log.say)
+        closing.enter_context(contextlib.closing(profiler))
         log.begin(objective.data_summary)
         pending: Pending | None = None
         stopping, compiled = False, 1
         # Until here there is nothing to save, and encoding a data set may take long: a signal ends that at once.
         with stop_signals() as stop:
             while step < loop.steps and not stopping:
+                profiler.before(step + 1)
                 before = time.perf_counter()
                 rows = next_batch(data, step)
                 waited = time.perf_counter() - before
@@ -157,6 +161,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Object
                 with jax.set_mesh(mesh), guard:
                     state, metrics = update(state, batch, root)
                 step += 1
+                profiler.after(step, metrics)
                 if update._cache_size() > compiled:
                     compiled = update._cache_size()
                     warnings.warn(

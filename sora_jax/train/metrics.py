@@ -21,7 +21,7 @@ from tqdm import tqdm
 from sora_jax.config import COUNT, FROM_ZERO, check_ranges
 from sora_jax.distributed.chips import chip_of
 from sora_jax.distributed.hosts import all_gather_json
-from sora_jax.errors import as_user_error, atomic_path
+from sora_jax.errors import UserError, as_user_error, atomic_path
 from sora_jax.train.boards import Board, open_boards
 
 
@@ -35,6 +35,8 @@ class LogConfig:
         split), with the same noise each time, of the averaged parameters where there are such; 0: none.
       heldout_batches: batches of each measurement.
       sheet_every: steps between sheets of samples; 0: none.
+      profile_steps: the first step and the number of steps of which a JAX profile is written to workdir/profile, such
+        as (10, 3); empty: none.
       tensorboard: whether rows and sheets go to workdir/tensorboard too: pip install "sora_jax[tensorboard]".
       wandb: a project of Weights & Biases to which rows and sheets go too, empty: none; pip install "sora_jax[wandb]".
         WANDB_MODE=offline keeps them in workdir/wandb until `wandb sync`.
@@ -44,12 +46,18 @@ class LogConfig:
     heldout_every: int = 500
     heldout_batches: int = 4
     sheet_every: int = 0
+    profile_steps: tuple[int, ...] = ()
     tensorboard: bool = False
     wandb: str = ""
 
     def __post_init__(self) -> None:
         counts = dict.fromkeys(("every", "heldout_batches"), COUNT)
         check_ranges(self, "log", heldout_every=FROM_ZERO, sheet_every=FROM_ZERO, **counts)
+        if self.profile_steps and (len(self.profile_steps) != 2 or min(self.profile_steps) < 1):
+            raise UserError(
+                f"config.log.profile_steps={self.profile_steps} must be the first step and a number of steps, such as "
+                "(10, 3), or () for no profile."
+            )
 
 
 class MetricsWriter:

@@ -37,7 +37,8 @@ def main(workdir: str, steps: str, mesh: str, *flags: str) -> int:
     command.run = run_this
     rest = [flag for flag in flags if flag[2:].partition("=")[0] not in OURS]
     command.parse = lambda argv: (given, folder, parse([f"--config={__file__}", "--workdir=x", *argv])[2])
-    return command.main(rest)
+    # Without any flag it would print its help.
+    return command.main(["--host_timeout=60", *rest])
 
 
 def make_config(workdir: pathlib.Path, given: ConfigDict, own: dict[str, str]) -> ConfigDict:
