@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sora_jax.data.sources import DataConfig, make_sheet_sources, read_mixture
-from sora_jax.distributed.mesh import place_rows, sharding
+from sora_jax.distributed.mesh import place_batch, sharding
 from sora_jax.media.clip import Source
 from sora_jax.train.protocol import Objective
 
@@ -41,7 +41,7 @@ class HeldOut:
         before = time.perf_counter()
         losses = []
         for index, rows in enumerate(self._batches):
-            batch = place_rows(self._mesh, rows)
+            batch = place_batch(self._mesh, rows)
             with jax.set_mesh(self._mesh):
                 losses.append(self._loss(model, batch, self._root, np.int32(index)))
         return float(np.mean(jax.device_get(losses))), time.perf_counter() - before
