@@ -4,25 +4,30 @@
     sora-jax train --config ladder:XL --workdir runs/xl
 
 The argument is a rung: Ti, S, B, XL, 3B, 7B, 14B or 14B-24fps; or an autoencoder, vae-4x8x8 or vae-4x16x16, which is
-trained first: its workdir is the transformer's `config.autoencoder` (Ti and S stand on the bundled one). Footage is
-`config.data.source`: a folder of videos. What each rung costs, by the TPU's compiler: experiments/scale/README.md. None
-above Ti has been trained by us.
+trained first: its workdir is the transformer's `config.autoencoder` (Ti and S use the bundled one). Footage is
+`config.data.source`: a folder of videos. `--config ladder:debug` is Ti cut down to a run of all parts that ends in half
+a minute on two cores.
+
+Expected, by the TPU's compiler and a roofline (`sora-jax plan`, experiments/scale/README.md; not run): Ti on one v5e
+chip 40 ms a step, 33 minutes in all; XL on 64 v6e chips 1.2 s a step, 4 days; 14B on 512 v5p chips 89 s a step, 2 days
+for its last stage. None of them has been trained, so no loss is expected.
 
 Why these numbers:
 
-- **Row length** is the longest clip, so that it is one run and attention sees all of it; shorter ones share a row.
-- **The autoencoder** compresses 4x8x8 as long as the tokens bear it, with 4x16x16 (48 channels) from 480p on: at
-  1080p the first would make four times the tokens, and attention costs their square. Patches of 2x2 from 128 px on.
+- **Sequence length** is the longest clip, so that it is one segment and attention sees all of it; shorter ones are
+  packed together.
+- **The autoencoder** compresses 4x8x8 as long as the tokens allow, with 4x16x16 (48 channels) from 480p on: at 1080p
+  the first would make four times the tokens, and attention costs their square. Patches of 2x2 from 128 px on.
 - **Frames a second** rise with the size up to 24. 14B has 12: a minute is then 369,240 tokens, half the frames to be
-  filled in by interpolation; 14B-24fps paints them all.
-- **The packer's window** is half a million tokens' worth of open rows a shard, for they lie in the host's memory.
+  filled in by interpolation; 14B-24fps generates them all.
+- **The packer's bins** hold half a million tokens a shard, for they are in the host's memory.
 - **Steps**, from 3B on, are those of a last stage: a model of that size learns on short and small clips first, where a
   clip costs a thousandth, and goes on from there (`config.init_from`).
-- **Rows** make 0.1 to 6 million tokens a step, growing with the model, as the noise of its gradient falls more slowly.
-- **The mesh**: `sequence` and `tensor` are as small as a row's activations allow, for they move activations, and their
-  product divides the heads. Parameters are split over them and `fsdp`, so far that a chip's share of a matrix is 16
-  rows or more and a multiple of eight, a TPU's tile: of others the compiler gathers twice the bytes. `data` is the
-  rest.
+- **Batches** have 0.1 to 6 million tokens, growing with the model, as the noise of its gradient falls more slowly.
+- **The mesh**: `sequence` and `tensor` are as small as a packed sequence's activations allow, for they move
+  activations, and their product divides the heads. Parameters are split over them and `fsdp`, so far that a chip's
+  share of a matrix is 16 rows or more and a multiple of eight, a TPU's tile: of others the compiler gathers twice the
+  bytes. `data` is the rest.
 - **Rematerialisation** is "all" (keep everything) while that fits, "dots" (keep products and attention) to XL,
   "none" (keep only each layer's input) above: one forward pass more, a tenth of the memory.
 - **Precision**: arithmetic in bfloat16, parameters and averages in float32; momentum in bfloat16 from 3B on.
@@ -59,13 +64,13 @@ class Rung:
     """A model and the longest clips that it learns.
 
     Attributes:
-      resolution, seconds, fps: of those clips, 16:9; shorter and smaller ones are learned beside.
+      resolution, seconds, fps: of those clips, 16:9; shorter and smaller ones are learned too.
       vae: a name of `VAES`.
       patch: latent rows and columns a token.
       seq_len: N, a multiple of 128 that holds such a clip.
       text_len: M.
-      rows: of the batch, in all.
-      shards: streams that the data are dealt out to, as many as parts of the batch on its slice.
+      batch_size: packed sequences of the global batch.
+      shards: streams of data, as many as the parts that its slice splits a batch into.
       mesh: fsdp, tensor and sequence; data is the rest.
       remat: of the transformer's layers.
       steps: of training.
@@ -78,7 +83,7 @@ class Rung:
     patch: int
     seq_len: int
     text_len: int
-    rows: int
+    batch_size: int
     shards: int
     mesh: tuple[int, int, int]
     remat: str
@@ -86,7 +91,7 @@ class Rung:
 
 
 RUNGS = {
-    # 64 px at 16:9 are 5 latent frames of 8 x 15 tokens: two of them a row.
+    # 64 px at 16:9 are 5 latent frames of 8 x 15 tokens: two of them a sequence.
     "Ti": Rung(64, 2.0, 8.0, "vae-4x8x8", 1, 1280, 256, 16, 1, (1, 1, 1), "all", 50_000),
     # 13 x 8 x 15 tokens.
     "S": Rung(128, 4.0, 12.0, "vae-4x8x8", 2, 2048, 256, 64, 8, (1, 1, 1), "all", 100_000),
@@ -94,7 +99,7 @@ RUNGS = {
     "B": Rung(256, 5.0, 16.0, "vae-4x8x8", 2, 10_240, 512, 64, 32, (8, 1, 1), "dots", 200_000),
     # 41 x 15 x 27.
     "XL": Rung(480, 10.0, 16.0, "vae-4x16x16", 2, 17_408, 512, 128, 64, (16, 1, 1), "dots", 300_000),
-    # 61 x 23 x 40: a row over two chips, so that one holds no more than 28,000 tokens.
+    # 61 x 23 x 40: a sequence over two chips, so that one holds no more than 28,000 tokens.
     "3B": Rung(720, 10.0, 24.0, "vae-4x16x16", 2, 56_320, 512, 64, 64, (16, 1, 2), "none", 30_000),
     # 181 x 23 x 40: over eight.
     "7B": Rung(720, 30.0, 24.0, "vae-4x16x16", 2, 167_424, 512, 32, 32, (16, 1, 8), "none", 5_000),
@@ -117,11 +122,28 @@ SLICES = {
 }
 
 
+# Every part of a run, each as small as it goes; the text encoder is the one that needs no files.
+DEBUG = {
+    "steps": 10,
+    "dit": {"size": "", "width": 32, "layers": 2, "heads": 2, "text_width": 32, "dtype": "float32"},
+    "text": {"kind": "hash", "width": 32, "max_tokens": 32},
+    "data": {"resolutions": (32,), "aspects": ("1:1",), "durations": (0.0, 1.0)},
+    "latents": {"clips": 32},
+    "pipeline": {"seq_len": 128, "text_len": 64, "batch_size": 2, "num_packing_bins": 4},
+    "optim": {"warmup": 2},
+    "log": {"every": 2, "heldout_every": 5, "heldout_batches": 2, "sheet_every": 10},
+}
+
+
 def get_config(name: str = "Ti") -> ConfigDict:
+    if name == "debug":
+        config = get_config("Ti")
+        config.update(DEBUG)
+        return config
     if name in VAES:
         return _autoencoder(name)
     if name not in RUNGS:
-        raise UserError(f"No rung is called {name!r}: choose one of {', '.join([*RUNGS, *VAES])}.")
+        raise UserError(f"No rung is called {name!r}: choose one of {', '.join([*RUNGS, *VAES, 'debug'])}.")
     rung, size = RUNGS[name], name.split("-")[0]
     fsdp, tensor, sequence = rung.mesh
     large = size in ("3B", "7B", "14B")
@@ -142,23 +164,26 @@ def get_config(name: str = "Ti") -> ConfigDict:
                 "reference_frames": True,
                 "dtype": "bfloat16",
                 "remat": rung.remat,
-                "sequence": "heads",
+                "sequence": "heads",  # all-to-alls: cheaper than "ring" while sequence x tensor divides the heads
             },
-            "text": {"max_tokens": rung.text_len // 2},
+            "text": {
+                "max_tokens": rung.text_len // 2
+            },  # so that each sequence has room for two captions at least
             "flow": {"base_tokens": 32.0 if name == "Ti" else 256.0, "text_dropout": 0.1},
             "data": {
                 "source": "toyworld" if name == "Ti" else "videos",
                 "resolutions": (rung.resolution,),
                 "aspects": ("16:9", "1:1", "9:16"),
+                # Images, and clips of a quarter, half and all of the rung's seconds.
                 "durations": (0.0, rung.seconds / 4, rung.seconds / 2, rung.seconds),
                 "rates": (rung.fps,),
-                "grid": (4, max(cells, 16), max(cells, 16)),
+                "grid": (4, max(cells, 16), max(cells, 16)),  # whole patches
             },
             "latents": {"clips": 24_000 if name == "Ti" else 1_000_000, "batch": 16},
             "pipeline": {
                 "seq_len": rung.seq_len,
                 "text_len": rung.text_len,
-                "batch_size": rung.rows,
+                "batch_size": rung.batch_size,
                 "shards": rung.shards,
                 "num_packing_bins": max(2, min(64, 500_000 // rung.seq_len)),
                 "max_segments": 16,

@@ -23,7 +23,8 @@ from sora_jax.distributed.chips import read_topology
 from sora_jax.distributed.mesh import MeshConfig, make_mesh, parameter_shardings, sharding
 from sora_jax.planner import counts, estimate, programs
 from sora_jax.train.__main__ import parse
-from sora_jax.train.loop import make_steps, read_loop_config
+from sora_jax.train.loop import make_steps
+from sora_jax.train.loop_config import read_loop_config
 
 
 def full_batch(job: programs.Job) -> Any:

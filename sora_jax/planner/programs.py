@@ -26,7 +26,8 @@ from sora_jax.distributed.mesh import MeshConfig, make_mesh, on_host, parameter_
 from sora_jax.errors import UserError
 from sora_jax.planner.hlo import Program
 from sora_jax.tokens.packing import PackedBatch
-from sora_jax.train.loop import make_steps, read_loop_config
+from sora_jax.train.loop import make_steps
+from sora_jax.train.loop_config import read_loop_config
 from sora_jax.train.objectives import make_objective
 from sora_jax.train.target import target_of
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
+import os
 import pathlib
 import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import jax
@@ -23,6 +24,9 @@ from sora_jax.distributed.hosts import Hosts, fail, join, leave, wait_for_loss_r
 from sora_jax.errors import UserError, nearest, user_path
 from sora_jax.train import config_files, listing
 from sora_jax.train.stopping import Terminated, terminations
+
+if TYPE_CHECKING:
+    from sora_jax.train.loop import TrainState
 
 PROGRAM = "sora-jax train"
 USAGE = f"usage: {PROGRAM} --config NAME|FILE[:argument] --workdir FOLDER [--config.key=value ...]"
@@ -45,7 +49,7 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, pathlib.Path, Hosts]:
     given = config_files.load(flags["config"])
     if not flags["workdir"]:
         raise UserError(f"--workdir is missing; {USAGE}")
-    # Hosts meet before a configuration without an objective is refused: the loop may be handed one.
+    # Hosts meet before a configuration without an objective is refused.
     config = _fill(given, changes, objective=False)
     hosts = Hosts(**{field.name: flags[field.name] for field in dataclasses.fields(Hosts)})
     return config, user_path(flags["workdir"]), hosts
@@ -99,10 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         config, workdir, hosts = parse(argv)
         join(hosts, _digest(config))
-        from sora_jax.train.loop import train
-
         with terminations():
-            state = train(config, workdir)
+            state = run(config, workdir)
         first, step = jax.process_index() == 0, int(state.step)
         leave()
         if first and (onward := _onward(config, workdir, step, argv)):
@@ -125,6 +127,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         fail(1, error, traceback=True)
         raise
     return 0
+
+
+def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> TrainState:
+    """Trains what `config.objective` names, or goes on with it, in `workdir`; see `train.loop.train`."""
+    from sora_jax.train.loop import train  # with models and data: seconds
+    from sora_jax.train.objectives import make_objective
+
+    return train(config, workdir, make_objective(config, workdir))
 
 
 def help_text(argv: Sequence[str]) -> str:

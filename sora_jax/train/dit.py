@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 import sys
+from collections.abc import Callable
+from typing import ClassVar, Protocol
 
 import grain
 import jax
@@ -24,28 +27,27 @@ from sora_jax.checkpoints.bundle import (
     save_bundle,
     take_weights,
 )
-from sora_jax.config import COUNT, FROM_ZERO, SHARE, check_ranges, component
+from sora_jax.config import ABSENT, COUNT, FROM_ZERO, SHARE, check_ranges, component
 from sora_jax.data.encode import LatentsConfig, encode_sources
 from sora_jax.data.footage import Footage
 from sora_jax.data.pipeline import SEGMENT_CONDITIONS, PipelineConfig, make_pipeline
 from sora_jax.data.shards import own_shards
-from sora_jax.data.sources import DataConfig, announce, make_sheet_sources, make_sources, summarise
+from sora_jax.data.sources import DataConfig, announce, make_sources, summarise
 from sora_jax.data.survey import Summaries
 from sora_jax.diffusion import flow
 from sora_jax.diffusion.flow import gather_sigmas
 from sora_jax.distributed.hosts import barrier
 from sora_jax.distributed.mesh import Share, check_heads, check_sequence_split
 from sora_jax.errors import UserError
-from sora_jax.media.clip import Clip, Source
-from sora_jax.media.contact_sheet import contact_sheet
+from sora_jax.media.clip import Source
 from sora_jax.models.dit import DiT, DiTConfig, forward_flops
 from sora_jax.models.layers import rms_norm
 from sora_jax.models.text import TextConfig, TextEncoder, load_text_encoder
 from sora_jax.models.vae import VAE
-from sora_jax.pipeline.pipeline import Pipeline, Request
 from sora_jax.tokens.packing import PackedBatch
-
-SHEET_CLIPS = 6
+from sora_jax.train.heldout import heldout_sources
+from sora_jax.train.loop_config import LoopConfig
+from sora_jax.train.target import TargetConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +74,58 @@ class FlowConfig:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class DiTRun(LoopConfig):
+    """Training a diffusion transformer.
+
+    Attributes:
+      autoencoder: a bundled model, a folder that holds one, or the workdir of an autoencoder's run.
+      init_from: a model, or a run, whose weights are the ones to begin with; empty: random ones.
+      dit: shape of the transformer.
+      text: the text encoder.
+      flow: how noise levels are drawn.
+      data: which clips, and of what shapes.
+      latents: the latent cache.
+      pipeline: how records become packed batches.
+      video: the clip that the configuration is about, for the planner; none: no such clip.
+    """
+
+    autoencoder: str = "toyworld"
+    init_from: str = ""
+    dit: DiTConfig = dataclasses.field(default_factory=DiTConfig)
+    text: TextConfig = dataclasses.field(default_factory=TextConfig)
+    flow: FlowConfig = dataclasses.field(default_factory=FlowConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    latents: LatentsConfig = dataclasses.field(default_factory=LatentsConfig)
+    # The patches are the transformer's.
+    pipeline: PipelineConfig = dataclasses.field(
+        default_factory=PipelineConfig, metadata={"defaults": {"patch": ABSENT, "coords": ABSENT}}
+    )
+    video: TargetConfig | None = None
+
+
+class Sheets(Protocol):
+    """What draws sheets of samples of a run."""
+
+    def check(self) -> None:
+        """Tries what sheets will need; raises UserError where they can't be drawn."""
+
+    def draw(self, model: DiT, step: int) -> PIL.Image.Image | None:
+        """The sheet; None where there is nothing to show."""
+
+
 class DiTObjective:
     """Rectified flow on packed rows; σ and the dropping of words are drawn per run, never per row."""
 
-    def __init__(self, config: ConfigDict, workdir: pathlib.Path) -> None:
+    schema: ClassVar[type[LoopConfig]] = DiTRun
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: pathlib.Path,
+        sheets: Callable[[DiTObjective], Sheets] | None = None,
+    ) -> None:
+        """Args: `sheets` makes what draws sheets of samples (`train.sheets`); None: no sheet is drawn."""
         self.workdir = workdir
         self.init_from = config.get("init_from", "")
         self.dit = component(DiTConfig, config.dit, "dit")
@@ -86,7 +136,7 @@ class DiTObjective:
         own = {"patch": self.dit.patch, "coords": self.dit.coords}
         self.pipeline = component(PipelineConfig, dict(config.pipeline) | own, "pipeline")
         self.autoencoder = config.autoencoder
-        self.sheets = bool(config.get("log", {}).get("sheet_every", 0))
+        self.sheets = sheets(self) if sheets and config.get("log", {}).get("sheet_every", 0) else None
         self._vae: VAE | None = None
 
     def init(self, key: jax.Array) -> DiT:
@@ -148,14 +198,35 @@ class DiTObjective:
         announce(self.sources)
         self._warn_of_long_captions()
         if self.sheets:
-            _ = self.sheet_clips
+            self.sheets.check()
 
     def data(self, config: ConfigDict, share: Share) -> grain.IterDataset:
         own_shards(share, self.pipeline.shards, self.pipeline.batch_size)
         self.check()  # before hours of encoding
-        folder = pathlib.Path(self.latents.folder) if self.latents.folder else self.workdir / "latents"
-        records = encode_sources(self.latents, self.data_config, self.vae, self.text, folder, self.sources)
+        records = encode_sources(
+            self.latents, self.data_config, self.vae, self.text, self.latents_folder, self.sources
+        )
         return make_pipeline(self.pipeline, records, share)
+
+    def heldout_data(self, share: Share, batches: int) -> list[PackedBatch]:
+        """Of the validation split as many clips as might fill the batches, at most a twentieth of training's."""
+        most = batches * self.pipeline.batch_size * self.pipeline.max_segments
+        clips = max(min(most, self.latents.clips // 20), 1)
+        sources = heldout_sources(self.data_config, clips)
+        if not sources:
+            return []
+        latents = dataclasses.replace(self.latents, clips=clips)
+        data = dataclasses.replace(self.data_config, split="validation", clips=clips)
+        records = encode_sources(latents, data, self.vae, self.text, self.latents_folder / "heldout", sources)
+        # Few bins, since all are to be filled before the first sequence is full.
+        bins = min(self.pipeline.num_packing_bins, 8)
+        pipeline = dataclasses.replace(self.pipeline, num_packing_bins=bins, prefetch=0)
+        return list(itertools.islice(make_pipeline(pipeline, records, share), batches))
+
+    @property
+    def latents_folder(self) -> pathlib.Path:
+        """Where clips are kept encoded."""
+        return pathlib.Path(self.latents.folder) if self.latents.folder else self.workdir / "latents"
 
     @functools.cached_property
     def sources(self) -> list[tuple[Source, float]]:
@@ -199,7 +270,7 @@ class DiTObjective:
                 if vae.config.latent_std == (1.0,):
                     [(source, _), *_] = self.sources
                     vae = measure_latents(vae, [source[i].video.frames for i in range(min(64, len(source)))])
-                save_bundle(self._bundle("autoencoder", vae), own, dtype="float32")
+                save_bundle(self.bundle("autoencoder", vae), own, dtype="float32")
             barrier()
             self._vae = load_bundle(own).vae
         return self._vae
@@ -220,7 +291,8 @@ class DiTObjective:
             text_len=rows.text_len,
         )
 
-    def _bundle(self, name: str, vae: VAE, dit: DiT | None = None) -> Bundle:
+    def bundle(self, name: str, vae: VAE, dit: DiT | None = None) -> Bundle:
+        """A model of this run, as `pipeline.Pipeline` and `save_bundle` take it."""
         return Bundle(name, vae, dit, self.text, self.limits, self.flow.base_tokens)
 
     def flops(self, batch: PackedBatch) -> float:
@@ -233,52 +305,6 @@ class DiTObjective:
     def tokens(self, batch: PackedBatch) -> tuple[int, int]:
         return int(np.count_nonzero(batch.segment_ids)), batch.segment_ids.size
 
-    @functools.cached_property
-    def sheet_clips(self) -> list[tuple[Clip, Request, str]]:
-        """Clips that sheets show, what is asked of the model for each, and their labels.
-
-        They are held out of training, or not where a data set has too little for that. What is more than a row holds is
-        asked for at the least resolution trained at.
-        """
-        sources = make_sheet_sources(self.data_config, SHEET_CLIPS)
-        model = jax.eval_shape(lambda: DiT(self.dit, rngs=nnx.Rngs(0)))
-        studio = Pipeline(self._bundle("run", self.vae, model), self.text_encoder)
-        shown: list[tuple[Clip, Request, str]] = []
-        for number in range(SHEET_CLIPS):
-            source, held_out = sources[number % len(sources)]
-            clip = source[number // len(sources)]
-            prompt = self._prompt(clip.captions["short"])
-            label = prompt + ("" if held_out else " (a training clip)")
-            for resolution in (min(clip.video.size), min(self.data_config.resolutions)):
-                size = tuple(round(side * resolution / min(clip.video.size)) for side in clip.video.size)
-                request = Request(
-                    prompt, frames=len(clip.video), size=(size[0], size[1]), fps=clip.video.fps, steps=20
-                )
-                try:
-                    studio.check(request)
-                except UserError as error:
-                    reason = error
-                else:
-                    shown.append((clip, request, label))
-                    break
-            else:
-                tqdm.write(f"note: sheets of samples leave {clip.key} out: {reason}", file=sys.stderr)
-        return shown
-
-    def _prompt(self, caption: str) -> str:
-        """The caption, or as many of its words as the model reads."""
-        words, most = caption.split(), self.limits.text
-        while (count := self.text_encoder.count_tokens(" ".join(words))) > most:
-            words = words[: min(len(words) - 1, len(words) * most // count)]
-        return " ".join(words) or "a video"
-
     def sample_sheet(self, model: DiT, step: int) -> PIL.Image.Image | None:
-        """What the model makes of captions of the validation split, beside the true clips."""
-        if not self.sheet_clips:
-            return None
-        clips, requests, prompts = zip(*self.sheet_clips, strict=True)
-        studio = Pipeline(self._bundle("run", self.vae, model), self.text_encoder)
-        made = studio.generate_batch(requests)
-        videos = [video for clip, own in zip(clips, made, strict=True) for video in (clip.video, own)]
-        labels = [label for prompt in prompts for label in (prompt, f"step {step}")]
-        return contact_sheet(videos, labels, columns=2)
+        """The sheet of `train.sheets`; None where this objective was made without one."""
+        return self.sheets.draw(model, step) if self.sheets else None

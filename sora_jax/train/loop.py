@@ -1,9 +1,6 @@
-"""The training loop. It knows objectives, not models: from a configuration to a trained state, top to bottom.
+"""The training loop. It knows objectives (`train.protocol`), not models: from a configuration to a trained state.
 
-An objective has `init(key) -> model`, `loss(model, batch, key) -> (loss, metrics)`, `data(config, share) ->
-grain.IterDataset`, `flops(batch) -> float`, `tokens(batch) -> (real, slots)` and `sample_sheet(model, step) ->
-PIL.Image | None`; it may have `data_summary()`, see `train.objectives`. Models are NNX modules used as plain pytrees.
-The same program runs on every host (`hosts`).
+The same program runs on every host (`distributed.hosts`).
 """
 
 from __future__ import annotations
@@ -30,6 +27,7 @@ from sora_jax.checkpoints.store import Checkpoints, keep_config, named_leaves, n
 from sora_jax.config import complete
 from sora_jax.distributed.hosts import assert_equal_across_hosts, barrier, failure_hint
 from sora_jax.distributed.mesh import (
+    Share,
     batch_share,
     make_mesh,
     on_host,
@@ -41,9 +39,12 @@ from sora_jax.distributed.mesh import (
 from sora_jax.errors import UserError, atomic_path
 from sora_jax.media.contact_sheet import contact_sheet
 from sora_jax.media.video import Video
+from sora_jax.train.heldout import HeldOut
 from sora_jax.train.loop_config import LoopConfig, read_loop_config
 from sora_jax.train.metrics import RunLog, Work, parameter_count
 from sora_jax.train.optim import OptimConfig, ema_update, make_optimizer, make_schedule
+from sora_jax.train.profile import Profiler
+from sora_jax.train.protocol import Objective
 from sora_jax.train.stopping import any_host_stopping, stop_signals
 
 
@@ -64,6 +65,11 @@ class TrainState:
         trees = {"params": self.params, "optimizer": (self.step, self.opt_state), "ema": self.ema}
         return {name: tree for name, tree in trees.items() if tree is not None}
 
+    @property
+    def shown(self) -> Any:
+        """The model that is measured and sampled from: the average, the model itself where none is kept."""
+        return self.params if self.ema is None else self.ema
+
     @classmethod
     def of(cls, trees: dict[str, Any]) -> TrainState:
         """The inverse of `trees`."""
@@ -71,10 +77,10 @@ class TrainState:
         return cls(step, trees["params"], opt_state, trees.get("ema"))
 
 
-def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = None) -> TrainState:
-    """Trains, or goes on training, until `config.steps`; returns the last state.
+def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Objective) -> TrainState:
+    """Trains `objective`, or goes on training, until `config.steps`; returns the last state.
 
-    The run lives in `workdir`: config.json, metrics.jsonl, checkpoints/, sheets/. A run that was stopped at
+    The run lives in `workdir`: config.json, metrics.jsonl, checkpoints/, sheets/, profile/. A run that was stopped at
     any point goes on from its newest checkpoint to the same parameters, bit for bit, as one never stopped.
     SIGTERM and Ctrl-C finish the step, save and return; a second one ends the run at once. Of several hosts any may be
     told to stop: all do, at the same step. They share `workdir`, in which host 0 alone writes, but for checkpoints.
@@ -84,20 +90,14 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
     """
     workdir = pathlib.Path(workdir)
     loop = read_loop_config(config)
-    schema: type[LoopConfig] = LoopConfig
-    if objective is None:
-        # Only here: the loop runs on any objective, without the models of this package.
-        from sora_jax.train.objectives import make_objective, schema_of
-
-        objective, schema = make_objective(config, workdir), schema_of(config)
-    config = complete(schema, config)
+    config = complete(objective.schema, config)
     mesh = make_mesh(loop.mesh)
     share = batch_share(mesh)
     checkpoints = Checkpoints(workdir, loop.checkpoint)
     failure_hint(lambda: _advice(workdir))
     if jax.process_index() == 0:
         resumed = checkpoints.latest is not None
-        keep_config(workdir, config.to_dict(), resumed, functools.partial(complete, schema))
+        keep_config(workdir, config.to_dict(), resumed, functools.partial(complete, objective.schema))
     barrier()
     assert_equal_across_hosts(
         (workdir / "config.json").exists(),
@@ -130,6 +130,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
         closing.enter_context(contextlib.closing(log))
         # What a host does for itself, such as encoding clips, happens outside of the mesh.
         data = iter(objective.data(config, share))
+        heldout = prepare_heldout(objective, mesh, share, root, loop, start, log)
         update = jax.jit(step_fn, donate_argnums=0, out_shardings=(placed, sharding(mesh, "")))
 
         if start:
@@ -141,12 +142,15 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
             with jax.set_mesh(mesh):
                 state = jax.jit(init, out_shardings=placed)(root)
 
-        log.begin(getattr(objective, "data_summary", lambda: None))
+        profiler = Profiler(workdir, loop.log.profile_steps, log.say)
+        closing.enter_context(contextlib.closing(profiler))
+        log.begin(objective.data_summary)
         pending: Pending | None = None
         stopping, compiled = False, 1
         # Until here there is nothing to save, and encoding a data set may take long: a signal ends that at once.
         with stop_signals() as stop:
             while step < loop.steps and not stopping:
+                profiler.before(step + 1)
                 before = time.perf_counter()
                 rows = next_batch(data, step)
                 waited = time.perf_counter() - before
@@ -157,6 +161,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
                 with jax.set_mesh(mesh), guard:
                     state, metrics = update(state, batch, root)
                 step += 1
+                profiler.after(step, metrics)
                 if update._cache_size() > compiled:
                     compiled = update._cache_size()
                     warnings.warn(
@@ -172,7 +177,10 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
                 pending = Pending(step, rows, metrics, waited, stop_asked)
                 save_due = stopping or step % loop.checkpoint.every == 0 or step == loop.steps
                 sheet_due = loop.log.sheet_every > 0 and step % loop.log.sheet_every == 0
-                if save_due or sheet_due:
+                heldout_due = heldout is not None and step % loop.log.heldout_every == 0
+                if heldout is not None and heldout_due:
+                    log.heldout(*heldout.measure(state.shown))
+                if save_due or sheet_due or heldout_due:
                     # Nothing is saved or shown of a step whose loss was not seen to be finite.
                     look(pending, objective, log, loop.stop_on_nan)
                     stopping |= bool(pending.stop)
@@ -187,7 +195,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Any = 
     return state
 
 
-def make_steps(objective: Any, config: OptimConfig) -> tuple[Callable, Callable]:
+def make_steps(objective: Objective, config: OptimConfig) -> tuple[Callable, Callable]:
     """Training as pure functions: `init(key) -> TrainState`, `step(state, batch, key) -> (state, metrics)`.
 
     `key` is the root: every draw folds the step in, so no key is ever saved.
@@ -230,7 +238,7 @@ class Pending:
     stop: Any
 
 
-def look(pending: Pending, objective: Any, log: RunLog, stop_on_nan: bool) -> None:
+def look(pending: Pending, objective: Objective, log: RunLog, stop_on_nan: bool) -> None:
     """Fetches the metrics of a step, logs them, and stops the run where they are not finite.
 
     Raises:
@@ -259,6 +267,19 @@ def _advice(workdir: pathlib.Path) -> str:
     return f"start all hosts again: {onward}."
 
 
+def prepare_heldout(
+    objective: Objective, mesh: Mesh, share: Share, root: jax.Array, loop: LoopConfig, start: int, log: RunLog
+) -> HeldOut | None:
+    """What measures the held-out loss; None where none is due from step `start` on, or nothing is held out."""
+    every = loop.log.heldout_every
+    if not every or start // every == loop.steps // every:
+        return None
+    if batches := objective.heldout_data(share, loop.log.heldout_batches):
+        return HeldOut(objective, mesh, batches, root)
+    log.say("no held-out loss: the data have no validation split, or too little for one")
+    return None
+
+
 def try_sheet() -> None:
     """Raises UserError where sheets can't be drawn here."""
     try:
@@ -271,7 +292,7 @@ def try_sheet() -> None:
 
 
 def draw_sheet(
-    objective: Any, mesh: Mesh, state: TrainState, step: int, log: RunLog
+    objective: Objective, mesh: Mesh, state: TrainState, step: int, log: RunLog
 ) -> PIL.Image.Image | None:
     """The objective's sheet of samples. Of several hosts the first draws it, on one device that holds all the model.
 
@@ -285,11 +306,10 @@ def draw_sheet(
             log.say(f"no sheet of samples at step {step}: {type(error).__name__}: {error}")
             return None
 
-    model = state.params if state.ema is None else state.ema
     if jax.process_count() == 1:
         with jax.set_mesh(mesh):
-            return sample(model)
-    whole = jax.jit(lambda model: model, out_shardings=sharding(mesh, ""))(model)
+            return sample(state.shown)
+    whole = jax.jit(lambda model: model, out_shardings=sharding(mesh, ""))(state.shown)
     sheet = None
     if jax.process_index() == 0:
         sheet = sample(jax.tree.map(lambda leaf: leaf.addressable_data(0), whole))

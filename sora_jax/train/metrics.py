@@ -21,7 +21,7 @@ from tqdm import tqdm
 from sora_jax.config import COUNT, FROM_ZERO, check_ranges
 from sora_jax.distributed.chips import chip_of
 from sora_jax.distributed.hosts import all_gather_json
-from sora_jax.errors import as_user_error, atomic_path
+from sora_jax.errors import UserError, as_user_error, atomic_path
 from sora_jax.train.boards import Board, open_boards
 
 
@@ -31,19 +31,33 @@ class LogConfig:
 
     Attributes:
       every: steps between rows of metrics.
+      heldout_every: steps between measurements of the loss on clips that training doesn't see (the data's validation
+        split), with the same noise each time, of the averaged parameters where there are such; 0: none.
+      heldout_batches: batches of each measurement.
       sheet_every: steps between sheets of samples; 0: none.
+      profile_steps: the first step and the number of steps of which a JAX profile is written to workdir/profile, such
+        as (10, 3); empty: none.
       tensorboard: whether rows and sheets go to workdir/tensorboard too: pip install "sora_jax[tensorboard]".
       wandb: a project of Weights & Biases to which rows and sheets go too, empty: none; pip install "sora_jax[wandb]".
         WANDB_MODE=offline keeps them in workdir/wandb until `wandb sync`.
     """
 
     every: int = 50
+    heldout_every: int = 500
+    heldout_batches: int = 4
     sheet_every: int = 0
+    profile_steps: tuple[int, ...] = ()
     tensorboard: bool = False
     wandb: str = ""
 
     def __post_init__(self) -> None:
-        check_ranges(self, "log", every=COUNT, sheet_every=FROM_ZERO)
+        counts = dict.fromkeys(("every", "heldout_batches"), COUNT)
+        check_ranges(self, "log", heldout_every=FROM_ZERO, sheet_every=FROM_ZERO, **counts)
+        if self.profile_steps and (len(self.profile_steps) != 2 or min(self.profile_steps) < 1):
+            raise UserError(
+                f"config.log.profile_steps={self.profile_steps} must be the first step and a number of steps, such as "
+                "(10, 3), or () for no profile."
+            )
 
 
 class MetricsWriter:
@@ -137,6 +151,8 @@ class RunLog:
             self._writer = MetricsWriter(workdir, start, boards)
         self._metrics: list[dict[str, float]] = []
         self._work: list[Work] = []
+        self._heldout: float | None = None
+        self._heldout_row: dict[str, float] = {}
         self._data: Callable[[], DataSummary | None] = lambda: None
         self._bar: tqdm | None = None
 
@@ -173,7 +189,8 @@ class RunLog:
             self.say(f"data: {summary}")
 
     def step(self, step: int, metrics: dict[str, float], work: Work) -> None:
-        """Counts a finished step; each `every` steps and at the end writes the means since the last row."""
+        """Counts a finished step; each `every` steps, at the end and with a held-out loss writes the means since the
+        last row."""
         self._metrics.append(metrics)
         if self._bar is not None:
             self._bar.update()
@@ -182,16 +199,24 @@ class RunLog:
             self._clock = time.perf_counter()
         else:
             self._work.append(work)
-        if step % self._every == 0 or step == self._steps:
+        if step % self._every == 0 or step == self._steps or self._heldout_row:
             self._row(step)
+
+    def heldout(self, loss: float, seconds: float) -> None:
+        """Notes the held-out loss of the step that `step` comes to next, and leaves its seconds out of the pace."""
+        self._heldout, self._heldout_row = loss, {"heldout_loss": loss}
+        self._clock += seconds
 
     def _row(self, step: int) -> None:
         means = {name: float(np.mean([m[name] for m in self._metrics])) for name in self._metrics[-1]}
         pace = self._pace()
         if self._writer is not None:
             summary = self._data()
-            self._writer.write(step, means | pace | (dict(summary.metrics()) if summary else {}))
+            data = dict(summary.metrics()) if summary else {}
+            self._writer.write(step, means | self._heldout_row | pace | data)
         shown = {"loss": f"{means['loss']:.4f}"}
+        if self._heldout is not None:
+            shown["heldout_loss"] = f"{self._heldout:.4f}"
         if pace:
             shown["tokens/s"] = f"{pace['tokens_per_second']:.0f}"
             shown["utilisation"] = f"{pace['utilisation']:.1%}"
@@ -203,7 +228,7 @@ class RunLog:
             self.say(
                 f"step {step}/{self._steps} " + " ".join(f"{name} {value}" for name, value in shown.items())
             )
-        self._metrics, self._work, self._clock = [], [], time.perf_counter()
+        self._metrics, self._work, self._heldout_row, self._clock = [], [], {}, time.perf_counter()
 
     def _pace(self) -> dict[str, float]:
         if not self._work:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import pathlib
+from typing import ClassVar
 
 import grain
 import jax
@@ -24,6 +26,8 @@ from sora_jax.media.clip import Source
 from sora_jax.media.contact_sheet import contact_sheet
 from sora_jax.media.video import Video
 from sora_jax.models.vae import VAE, VAEConfig, reconstruction_flops
+from sora_jax.train.heldout import heldout_sources
+from sora_jax.train.loop_config import LoopConfig
 
 SHEET_CLIPS = 4  # of each data set
 
@@ -52,8 +56,27 @@ class VAELossConfig:
         check_ranges(self, "loss", batch_size=COUNT, shards=COUNT, crop=COUNT, **weights)
 
 
+@dataclasses.dataclass(frozen=True)
+class VAERun(LoopConfig):
+    """Training an autoencoder.
+
+    Attributes:
+      init_from: a model, or a run, whose weights are the ones to begin with; empty: random ones.
+      vae: shape of the autoencoder.
+      loss: how it is trained.
+      data: which clips, and of what shapes.
+    """
+
+    init_from: str = ""
+    vae: VAEConfig = dataclasses.field(default_factory=VAEConfig)
+    loss: VAELossConfig = dataclasses.field(default_factory=VAELossConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+
+
 class VAEObjective:
     """Reconstruction of windows of clips through a sampled latent (Kingma and Welling 2013)."""
+
+    schema: ClassVar[type[LoopConfig]] = VAERun
 
     def __init__(self, config: ConfigDict, workdir: pathlib.Path) -> None:
         del workdir  # an autoencoder keeps nothing beside its checkpoints
@@ -101,8 +124,19 @@ class VAEObjective:
 
     def data(self, config: ConfigDict, share: Share) -> grain.IterDataset:
         self.check()
+        return self._batches(self.sources, share)
+
+    def heldout_data(self, share: Share, batches: int) -> list[dict[str, np.ndarray]]:
+        """Windows of clips of the validation split."""
+        clips = batches * self.loss_config.batch_size
+        sources = heldout_sources(self.data_config, clips, self.loss_config.crop)
+        return list(itertools.islice(self._batches(sources, share), batches)) if sources else []
+
+    def _batches(
+        self, sources: list[tuple[Source, float]], share: Share
+    ) -> grain.IterDataset[dict[str, np.ndarray]]:
         return clip_batches(
-            self.sources,
+            sources,
             self.loss_config.batch_size,
             self.loss_config.crop,
             seed=self.data_config.seed,

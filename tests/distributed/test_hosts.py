@@ -108,15 +108,22 @@ def test_a_killed_host_ends_the_job_and_one_host_goes_on(tmp_path):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
-    succeed(workdir, 12, {"data": 4}, ["--sheet=12"], ["--sheet=12"])
+    flags = ["--sheet=12", "--heldout=4"]
+    succeed(workdir, 12, {"data": 4}, flags, flags)
     return workdir
 
 
 @pytest.mark.slow
 def test_two_hosts_equal_one_and_write_once(uninterrupted, tmp_path):
-    succeed(tmp_path / "one", 12, {"data": 4}, [], devices=4)
+    succeed(tmp_path / "one", 12, {"data": 4}, ["--heldout=4"], devices=4)
     assert_equal(uninterrupted, tmp_path / "one", atol=5e-7)
     rows = read_metrics(uninterrupted)
+    measured = [(row["step"], row["heldout_loss"]) for row in rows if "heldout_loss" in row]
+    one = [
+        (row["step"], row["heldout_loss"]) for row in read_metrics(tmp_path / "one") if "heldout_loss" in row
+    ]
+    assert [step for step, _ in measured] == [4, 8, 12]
+    np.testing.assert_allclose(measured, one, atol=5e-7)
     assert [row["step"] for row in rows] == list(range(1, 13))
     assert rows[5]["padding"] == pytest.approx(0.25)
     # Both hosts' tokens are counted: three a row, four rows.
@@ -163,10 +170,13 @@ def test_a_signal_to_one_host_stops_all_at_the_same_step(uninterrupted, tmp_path
 def test_the_transformer_on_two_hosts(tmp_path):
     """The autoencoder, the latent cache and sheets are several hosts' work too."""
     tiny_config(tmp_path, 1)  # makes its autoencoder
-    succeed(tmp_path / "two", 3, {"data": 2, "fsdp": 2}, ["--real", "--sheet=3"], ["--real", "--sheet=3"])
+    flags, mesh = ["--real", "--sheet=3", "--heldout=3"], {"data": 2, "fsdp": 2}
+    succeed(tmp_path / "two", 3, mesh, flags, flags)
     assert len(list((tmp_path / "two" / "sheets").iterdir())) == 1
-    succeed(tmp_path / "one", 3, {"data": 2, "fsdp": 2}, ["--real"], devices=4)
+    succeed(tmp_path / "one", 3, mesh, ["--real", "--heldout=3"], devices=4)
     assert_equal(tmp_path / "two", tmp_path / "one", atol=2e-6)
+    two, one = (read_metrics(tmp_path / run)[-1]["heldout_loss"] for run in ("two", "one"))
+    assert two == pytest.approx(one, abs=1e-5)
 
 
 def meet_all(count: int, wait: float, *each: dict) -> list:

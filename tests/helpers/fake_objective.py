@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
+from typing import ClassVar
 
 import grain
 import jax
@@ -16,6 +18,8 @@ from PIL import Image
 from sora_jax.data.shards import Sharded, own_shards
 from sora_jax.distributed.mesh import Share
 from sora_jax.train.loop import train
+from sora_jax.train.loop_config import LoopConfig
+from sora_jax.train.metrics import DataSummary
 
 ROWS, WIDTH = 4, 8
 
@@ -38,7 +42,10 @@ def stack(rows: list[dict]) -> dict:
 class LineObjective:
     """Fits a line; `nan_at` poisons the data of that step (1 is the first)."""
 
-    def __init__(self, width: int = WIDTH, nan_at: int | None = None):
+    heldout_shards = 1
+    schema: ClassVar[type[LoopConfig]] = LoopConfig
+
+    def __init__(self, width: int = WIDTH, nan_at: int | None = None) -> None:
         self.width, self.nan_at = width, nan_at
         self.traces = 0
 
@@ -52,6 +59,12 @@ class LineObjective:
         return jnp.mean(error**2), {"error": jnp.mean(jnp.abs(error))}
 
     def data(self, config: ml_collections.ConfigDict, share: Share) -> grain.IterDataset:
+        return self.batches(config.data.clips, config.seed, config.data.get("shards", 1), share)
+
+    def heldout_data(self, share: Share, batches: int) -> list[dict]:
+        return list(itertools.islice(self.batches(1000, 77, self.heldout_shards, share), batches))
+
+    def batches(self, clips: int, seed: int, shards: int, share: Share) -> grain.IterDataset:
         width, nan_at = self.width, self.nan_at
 
         def make(index: int, rng: np.random.Generator) -> dict:
@@ -59,8 +72,7 @@ class LineObjective:
             poisoned = nan_at is not None and index // ROWS == nan_at - 1
             return {"x": x, "y": np.float32(np.nan if poisoned else x.sum() + 1), "index": np.int32(index)}
 
-        source = grain.MapDataset.range(config.data.clips).seed(config.seed).random_map(make).repeat()
-        shards = config.data.get("shards", 1)
+        source = grain.MapDataset.range(clips).seed(seed).random_map(make).repeat()
         streams = {
             shard: source[shard::shards].to_iter_dataset() for shard in own_shards(share, shards, ROWS)
         }
@@ -74,6 +86,9 @@ class LineObjective:
 
     def sample_sheet(self, model: Line, step: int) -> Image.Image:
         return Image.new("RGB", (8, 8), (step % 256, 0, 0))
+
+    def data_summary(self) -> DataSummary | None:
+        return None
 
 
 def get_config(steps: int = 12) -> ml_collections.ConfigDict:

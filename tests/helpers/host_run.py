@@ -1,7 +1,7 @@
 """The training command on a tiny objective, for tests of several hosts: host_run.py WORKDIR STEPS MESH [FLAGS].
 
 MESH is JSON; FLAGS are those of the command about hosts, or --shards=, --every=, --kill=STEP, --stop=STEP,
---sheet=STEP and --real (the transformer of tiny_run instead of a line).
+--sheet=STEP, --heldout=STEP and --real (the transformer of tiny_run instead of a line).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import sys
 
 from ml_collections import ConfigDict
 
-import sora_jax.train.loop
 from helpers import fake_objective, tiny_run
 from sora_jax.train import __main__ as command
+from sora_jax.train.loop import TrainState, train
 
-OURS = {"shards", "every", "kill", "stop", "sheet", "real"}
+OURS = {"shards", "every", "kill", "stop", "sheet", "heldout", "real"}
 
 
 def main(workdir: str, steps: str, mesh: str, *flags: str) -> int:
@@ -26,16 +26,19 @@ def main(workdir: str, steps: str, mesh: str, *flags: str) -> int:
     own = {name: value for name, _, value in (flag[2:].partition("=") for flag in flags)}
     folder, given = pathlib.Path(workdir), fake_objective.get_config(int(steps))
     given.update(mesh=json.loads(mesh), shards=int(own.get("shards", 4)))
-    train, parse = sora_jax.train.loop.train, command.parse
+    run, parse = command.run, command.parse
 
-    def train_this(config: ConfigDict, workdir: pathlib.Path) -> None:
-        objective = None if "real" in own else Line(int(own.get("kill", 0)), int(own.get("stop", 0)))
-        train(make_config(workdir, config, own), workdir, objective)
+    def run_this(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
+        config = make_config(workdir, config, own)
+        if "real" in own:
+            return run(config, workdir)
+        return train(config, workdir, Line(int(own.get("kill", 0)), int(own.get("stop", 0))))
 
-    sora_jax.train.loop.train = train_this
+    command.run = run_this
     rest = [flag for flag in flags if flag[2:].partition("=")[0] not in OURS]
     command.parse = lambda argv: (given, folder, parse([f"--config={__file__}", "--workdir=x", *argv])[2])
-    return command.main(rest)
+    # Without any flag it would print its help.
+    return command.main(["--host_timeout=60", *rest])
 
 
 def make_config(workdir: pathlib.Path, given: ConfigDict, own: dict[str, str]) -> ConfigDict:
@@ -50,6 +53,7 @@ def make_config(workdir: pathlib.Path, given: ConfigDict, own: dict[str, str]) -
     config.mesh = given.mesh
     config.checkpoint.every = int(own.get("every", 3))
     config.log.sheet_every = int(own.get("sheet", 0))
+    config.log.heldout_every = int(own.get("heldout", 0))
     return config
 
 
@@ -58,6 +62,7 @@ class Line(fake_objective.LineObjective):
 
     def __init__(self, kill: int, stop: int):
         super().__init__()
+        self.heldout_shards = 4
         self.signals = {kill: signal.SIGKILL, stop: signal.SIGTERM}
 
     def tokens(self, batch: dict) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from sora_jax.checkpoints.bundle import Bundle, save_bundle
 from sora_jax.models.vae import VAE, VAEConfig
-from sora_jax.train.loop import train
+from sora_jax.train.__main__ import run
 
 
 def tiny_config(folder: pathlib.Path, steps: int) -> ConfigDict:
@@ -56,4 +56,4 @@ def tiny_config(folder: pathlib.Path, steps: int) -> ConfigDict:
 
 if __name__ == "__main__":
     workdir = pathlib.Path(sys.argv[1])
-    train(tiny_config(workdir.parent, int(sys.argv[2])), workdir)
+    run(tiny_config(workdir.parent, int(sys.argv[2])), workdir)

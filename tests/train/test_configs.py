@@ -26,7 +26,7 @@ from sora_jax.config import (
 from sora_jax.errors import UserError
 from sora_jax.train import config_files
 from sora_jax.train.__main__ import make_config, parse
-from sora_jax.train.loop import read_loop_config
+from sora_jax.train.loop_config import read_loop_config
 from sora_jax.train.objectives import OBJECTIVES, RUNS, check_run, make_objective, schema_of
 from sora_jax.train.target import TargetConfig, target_of
 

@@ -18,7 +18,8 @@ from helpers.fake_objective import LineObjective, get_config
 from sora_jax.checkpoints.store import Checkpoints, load_params, read_config
 from sora_jax.distributed.mesh import MeshConfig, make_mesh, on_host, sharding
 from sora_jax.errors import UserError
-from sora_jax.train.loop import LoopConfig, read_loop_config, train
+from sora_jax.train.loop import train
+from sora_jax.train.loop_config import LoopConfig, read_loop_config
 from sora_jax.train.metrics import read_metrics
 
 

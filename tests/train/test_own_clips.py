@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from sora_jax.data import encode
 from sora_jax.errors import UserError
 from sora_jax.models.text import TextConfig
-from sora_jax.train.loop import train
+from sora_jax.train.__main__ import run
 from sora_jax.train.objectives import make_objective
 
 
@@ -40,16 +40,17 @@ def vae_config(folder: pathlib.Path, **data) -> ConfigDict:
             "loss": {"batch_size": 2, "crop": (5, 16, 16)},
             "data": {"source": str(folder), "resolutions": (32,), "rates": (4.0, 8.0)} | data,
             "optim": {"lr": 1e-3},
-            "log": {"every": 1, "sheet_every": 2},
+            "log": {"every": 1, "sheet_every": 2, "heldout_every": 2, "heldout_batches": 1},
         }
     )
 
 
 def test_an_autoencoder_learns_from_a_folder_to_its_last_sheet(folder, tmp_path, capsys):
-    train(vae_config(folder), tmp_path / "run")
+    run(vae_config(folder), tmp_path / "run")
     assert [path.name for path in (tmp_path / "run" / "sheets").iterdir()] == ["step_0000002.png"]
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["data/skipped_files"] for row in rows] == [1, 1]
+    assert ["heldout_loss" in row for row in rows] == [False, True]
     told = capsys.readouterr().err
     assert told.index("data: ") < told.index("parameters"), "before the work"
     assert "4 videos (8.0 seconds); 4 of 4 with captions; 4 of 48×32; 4 of 8 fps" in told
@@ -58,11 +59,11 @@ def test_an_autoencoder_learns_from_a_folder_to_its_last_sheet(folder, tmp_path,
 
 def test_a_folder_is_refused_before_the_first_step(folder, tmp_path):
     with pytest.raises(UserError, match="cut.mkv"):
-        train(vae_config(folder, damaged="refuse"), tmp_path / "run")
+        run(vae_config(folder, damaged="refuse"), tmp_path / "run")
     config = vae_config(folder)
     config.loss.crop = (41, 16, 16)
     with pytest.raises(UserError, match="a clip takes 41 frames"):
-        train(config, tmp_path / "other")
+        run(config, tmp_path / "other")
     assert not list(tmp_path.glob("*/checkpoints/[0-9]*")) and not list(tmp_path.glob("*/sheets/*"))
 
 
@@ -89,8 +90,8 @@ def test_a_transformers_sheet_is_tried_before_its_first_step(folder, tmp_path, c
     told = capsys.readouterr().err
     assert told.startswith("data: ") and "cut.mkv" in told
     assert "1 of 4 captions have more than the 64 tokens that the text encoder takes and are cut" in told
-    assert len(objective.sheet_clips) == 6
-    for clip, request, label in objective.sheet_clips:
+    assert len(objective.sheets.clips) == 6
+    for clip, request, label in objective.sheets.clips:
         assert clip.key.startswith("d.mp4") and clip.video.size == request.size == (32, 48)
         assert objective.text_encoder.count_tokens(request.prompt) <= objective.limits.text
         assert label == request.prompt and request.prompt.startswith("many words many")
@@ -98,10 +99,10 @@ def test_a_transformers_sheet_is_tried_before_its_first_step(folder, tmp_path, c
 
 def test_a_sheet_asks_for_what_a_row_holds(folder, tmp_path, capsys):
     objective = dit_objective(folder, tmp_path, resolutions=(32, 640))
-    sizes = {(clip.video.size, request.size) for clip, request, _ in objective.sheet_clips}
+    sizes = {(clip.video.size, request.size) for clip, request, _ in objective.sheets.clips}
     assert ((640, 960), (32, 48)) in sizes and ((32, 48), (32, 48)) in sizes
     objective = dit_objective(folder, tmp_path, resolutions=(640,))
-    assert objective.sheet_clips == [] and "sheets of samples leave d.mp4" in capsys.readouterr().err
+    assert objective.sheets.clips == [] and "sheets of samples leave d.mp4" in capsys.readouterr().err
     assert objective.sample_sheet(None, 1) is None
 
 

@@ -111,7 +111,7 @@ def test_both_commands_have_one_help(capsys, monkeypatch):
 def run_command(workdir: pathlib.Path, monkeypatch, objective: LineObjective, steps: int = 6) -> int:
     """The training command, on a line."""
     config = pathlib.Path(fake_objective.__file__).parent / "host_run.py"
-    monkeypatch.setattr("sora_jax.train.loop.train", functools.partial(train, objective=objective))
+    monkeypatch.setattr(command, "run", functools.partial(train, objective=objective))
     return command.main([f"--config={config}", "--workdir", str(workdir), f"--config.steps={steps}"])
 
 

@@ -19,7 +19,7 @@ from helpers.tiny_run import tiny_config
 from sora_jax.checkpoints.store import load_params
 from sora_jax.errors import UserError
 from sora_jax.pipeline.pipeline import load
-from sora_jax.train.loop import train
+from sora_jax.train.__main__ import run
 
 SCRIPT = pathlib.Path(__file__).parents[1] / "helpers" / "tiny_run.py"
 
@@ -50,10 +50,11 @@ def whole(tmp_path_factory) -> pathlib.Path:
     """A run of nine steps that nothing interrupted; a second compilation would be an error."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     config = tiny_config(workdir.parent, 9)
-    config.log.sheet_every = 9
+    # The runs that are compared with this one don't measure it.
+    config.log.update(sheet_every=9, heldout_every=4, heldout_batches=2)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*compiled again.*")
-        train(config, workdir)
+        run(config, workdir)
     return workdir
 
 
@@ -64,11 +65,12 @@ def test_one_compilation_serves_a_stream_of_many_shapes(whole):
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 10))
     assert all(np.isfinite(row["loss"]) for row in rows)
+    assert [row["step"] for row in rows if np.isfinite(row.get("heldout_loss", np.nan))] == [4, 8]
 
 
 def test_a_run_that_stopped_goes_on_to_the_same_parameters(whole, tmp_path):
     for steps in (4, 9):  # 4 is off the grid of checkpoints: the end of a run is saved too
-        train(tiny_config(tmp_path, steps), tmp_path / "run")
+        run(tiny_config(tmp_path, steps), tmp_path / "run")
     assert_equal_runs(whole, tmp_path / "run")
 
 
@@ -82,7 +84,7 @@ def test_a_run_begins_from_another_ones_average(whole, tmp_path):
     config = tiny_config(whole.parent, 1)
     config.init_from = str(whole)
     config.optim.lr = 1e-12
-    train(config, tmp_path / "next")
+    run(config, tmp_path / "next")
     before, after = load_params(whole, ema=True), load_params(tmp_path / "next", ema=False)
     for name in before:
         np.testing.assert_allclose(after[name], before[name], atol=1e-6, err_msg=name)
@@ -97,7 +99,7 @@ def test_a_run_of_another_model_is_refused(whole):
     config = tiny_config(whole.parent, 9)
     config.dit.layers = 3
     with pytest.raises(UserError, match="layers"):
-        train(config, whole)
+        run(config, whole)
 
 
 @pytest.mark.slow
