@@ -459,5 +459,5 @@ def test_an_autoencoder_of_other_groups_is_refused():
     strides = ((2, 2, 2), (1, 2, 2), (1, 2, 2))
     config = dataclasses.replace(bundle.vae.config, strides=strides)
     vae = jax.eval_shape(lambda: VAE(config, rngs=nnx.Rngs(0)))
-    with pytest.raises(UserError, match="show 2 video frames, and canvases are laid for 4"):
+    with pytest.raises(UserError, match="show 2 video frames, and canvases need 4"):
         Codec(dataclasses.replace(bundle, vae=vae))
