@@ -181,7 +181,7 @@ def curves() -> None:
             part, _, field = key.partition(".")
             config[part][field] = value
         job = programs.make_job(config, step, read_topology(topology))
-        clip = counts.clip_of(job)
+        clip = estimate.clip_of(job)
         if "pipeline.seq_len" not in values:
             with config.unlocked():
                 config.pipeline.seq_len = -(-clip.tokens // 512) * 512

@@ -31,7 +31,7 @@ def full_batch(job: programs.Job) -> Any:
     """Zeros, but for segments as long as the configuration's clips."""
     objective = programs.objective_of(job.config)
     batch = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), objective.shapes(job.rows))
-    clip = counts.clip_of(job)
+    clip = estimate.clip_of(job)
     if clip is None:
         return batch
     segments = np.arange(batch.segment_ids.shape[1]) // clip.tokens + 1

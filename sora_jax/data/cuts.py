@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from sora_jax.data.files import Film
 from sora_jax.media.timing import SAME_RATE
 
 NATIVE = "native"  # the aspect ratio that a file has
@@ -22,6 +21,36 @@ HELD_OUT = 4
 LEAST_HELD_OUT_SECONDS = 1.0
 SAME_ASPECT = 0.01  # difference of logarithms: 480×270 and 854×480 are 16:9
 OTHER_SPLIT = {"train": "validation", "validation": "train"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Film:
+    """A video or picture that was opened and could be decoded at its start and its end.
+
+    Attributes:
+      path: the file.
+      name: its path within the folder.
+      fps: frames a second; a picture has one frame of one second.
+      seconds: how long it is.
+      height, width: pixels of its first frame, upright.
+      caption: of the `.txt` of the same name; empty where there is none.
+      remarks: what of it is left out or looks otherwise here, sentences without the file's name at their beginning.
+      picture: whether it is a still.
+    """
+
+    path: str
+    name: str
+    fps: float
+    seconds: float
+    height: int
+    width: int
+    caption: str = ""
+    picture: bool = False
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def frames(self) -> int:
+        return max(1, math.floor(self.seconds * self.fps + 1e-3))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import pathlib
 
@@ -51,36 +50,6 @@ class Found:
     alone: tuple[pathlib.Path, ...] = ()
     others: dict[str, int] = dataclasses.field(default_factory=dict)
     closed: dict[pathlib.Path, str] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class Film:
-    """A video or picture that was opened and could be decoded at its start and its end.
-
-    Attributes:
-      path: the file.
-      name: its path within the folder.
-      fps: frames a second; a picture has one frame of one second.
-      seconds: how long it is.
-      height, width: pixels of its first frame, upright.
-      caption: of the `.txt` of the same name; empty where there is none.
-      remarks: what of it is left out or looks otherwise here, sentences without the file's name at their beginning.
-      picture: whether it is a still.
-    """
-
-    path: str
-    name: str
-    fps: float
-    seconds: float
-    height: int
-    width: int
-    caption: str = ""
-    picture: bool = False
-    remarks: tuple[str, ...] = ()
-
-    @property
-    def frames(self) -> int:
-        return max(1, math.floor(self.seconds * self.fps + 1e-3))
 
 
 def find_files(path: str | os.PathLike[str]) -> Found:

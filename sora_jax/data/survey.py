@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import av
 from tqdm import tqdm
 
-from sora_jax.data.files import Film, Found, find_files, read_caption
+from sora_jax.data.cuts import Film
+from sora_jax.data.files import Found, find_files, read_caption
 from sora_jax.errors import UserError
 from sora_jax.media.decoding import is_raw, opened, packets
 from sora_jax.media.pictures import moving_picture

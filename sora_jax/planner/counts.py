@@ -6,19 +6,14 @@ full of clips of `config.video`'s duration, each with its caption; without it ea
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import jax
 
-from sora_jax.config import component
-from sora_jax.errors import UserError
-from sora_jax.media.video import frame_size
 from sora_jax.models.dit import DiTConfig, forward_flops
-from sora_jax.models.tiles import TILES
-from sora_jax.models.vae import VAEConfig, decoding_flops, reconstruction_flops
-from sora_jax.planner.programs import Built, Job, objective_of, target_of
-from sora_jax.tokens.canvas import FRAMES_PER_LATENT
+from sora_jax.models.vae import reconstruction_flops
+from sora_jax.planner.estimate import Counts, clip_of
+from sora_jax.planner.programs import Built, Job, objective_of
 
 # Products of a block of logits with a block of keys or values: two forward, seven in the two backward kernels, which
 # recompute the logits.
@@ -26,79 +21,6 @@ FORWARD, BACKWARD = 2, 7
 # Bytes of memory that a token's activations move in one layer, per number of the model's width and pass over it: about
 # what compiled programs of the ladder do (experiments/scale). Arithmetic's only measured constant.
 TRAFFIC = 140
-
-
-@dataclasses.dataclass(frozen=True)
-class Counts:
-    """Of one step on one chip.
-
-    Attributes:
-      source: "compiler", or "arithmetic".
-      products: operations of matrix products and convolutions that are run, without attention's.
-      attention: operations of attention.
-      useful: operations that a forward pass and, in training, twice as many backward cost at least: no
-        rematerialisation, no padding.
-      bytes: read from memory and written.
-      network: bytes sent to other chips, by kind of collective.
-      calls: how many collectives.
-      tokens: without padding, that the whole step, on all chips, trains on or denoises; an autoencoder's latent cells.
-      clips: of `config.video`'s duration, that they make up.
-    """
-
-    source: str
-    products: float
-    attention: float
-    useful: float
-    bytes: float
-    network: dict[str, float]
-    calls: int
-    tokens: float
-    clips: int = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class ClipShape:
-    """The video of `config.video`, as tokens.
-
-    Attributes:
-      frames, height, width: of its pixels.
-      tokens: of the transformer.
-      words: text tokens.
-      decode: operations to decode it, in tiles.
-    """
-
-    frames: int
-    height: int
-    width: int
-    tokens: int
-    words: int
-    decode: float
-
-
-def clip_of(job: Job) -> ClipShape | None:
-    """The clip of `config.video`; None where a configuration has none."""
-    config, video = job.config, target_of(job.config)
-    if video is None:
-        return None
-    dit, vae = objective_of(config).dit, component(VAEConfig, video.vae, "video.vae")
-    height, width = frame_size(video.resolution, video.aspect)
-    frames = 1 + FRAMES_PER_LATENT * math.ceil((video.seconds * video.fps - 1) / FRAMES_PER_LATENT)
-    grid = [
-        math.ceil(side / (pixels * by))
-        for side, pixels, by in zip((height, width), vae.compression[1:], dit.patch[1:], strict=True)
-    ]
-    tokens = (1 + (frames - 1) // FRAMES_PER_LATENT) // dit.patch[0] * math.prod(grid)
-    cells = [count * by for count, by in zip(grid, dit.patch[1:], strict=True)]
-    pixels = [count * by for count, by in zip(cells, vae.compression[1:], strict=True)]
-    if tokens > config.pipeline.seq_len:
-        raise UserError(
-            f"A clip of config.video is {tokens:,} tokens and a sequence holds {config.pipeline.seq_len:,}: make "
-            "config.pipeline.seq_len at least as many, or the clip shorter or smaller."
-        )
-    decode = decoding_flops(vae, 1, frames, *pixels) * TILES.cost(*cells)
-    return ClipShape(
-        frames, height, width, tokens, min(config.text.max_tokens, config.pipeline.text_len), decode
-    )
 
 
 def count(built: Built) -> Counts:

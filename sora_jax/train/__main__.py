@@ -133,8 +133,9 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> TrainState:
     """Trains what `config.objective` names, or goes on with it, in `workdir`; see `train.loop.train`."""
     from sora_jax.train.loop import train  # with models and data: seconds
     from sora_jax.train.objectives import make_objective
+    from sora_jax.train.sheets import ClipSheets
 
-    return train(config, workdir, make_objective(config, workdir))
+    return train(config, workdir, make_objective(config, workdir, ClipSheets))
 
 
 def help_text(argv: Sequence[str]) -> str:

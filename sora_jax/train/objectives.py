@@ -6,7 +6,6 @@ gets is filled in, documented, typed and set on the command line without another
 
 from __future__ import annotations
 
-import functools
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -17,16 +16,12 @@ from ml_collections import ConfigDict
 from sora_jax import config as configurations
 from sora_jax.config import component, sections_of
 from sora_jax.errors import UserError, nearest
-from sora_jax.train.dit import DiTObjective, DiTRun
+from sora_jax.train.dit import DiTObjective, DiTRun, Sheets
 from sora_jax.train.loop_config import LoopConfig, read_loop_config
 from sora_jax.train.protocol import Objective
-from sora_jax.train.sheets import ClipSheets
 from sora_jax.train.vae import VAEObjective, VAERun
 
-OBJECTIVES: dict[str, Callable[[ConfigDict, pathlib.Path], Objective]] = {
-    "dit": functools.partial(DiTObjective, sheets=ClipSheets),
-    "vae": VAEObjective,
-}
+OBJECTIVES: dict[str, Callable[..., Objective]] = {"dit": DiTObjective, "vae": VAEObjective}
 RUNS: dict[str, type[LoopConfig]] = {"dit": DiTRun, "vae": VAERun}
 
 # What a finished run is good for: commands, in which WORKDIR stands for its folder and DATA for the flag that names its
@@ -75,8 +70,15 @@ def check_run(config: ConfigDict) -> None:
             component(inner, config[key].get(name, {}), f"{key}.{name}")
 
 
-def make_objective(config: ConfigDict, workdir: str | os.PathLike[str]) -> Objective:
+def make_objective(
+    config: ConfigDict,
+    workdir: str | os.PathLike[str],
+    sheets: Callable[[DiTObjective], Sheets] | None = None,
+) -> Objective:
     """The objective that `config.objective` names; what it keeps next to the checkpoints is in `workdir`.
+
+    Args:
+      sheets: makes what draws a transformer's sheets of samples (`train.sheets`); None: it draws none.
 
     Raises:
       UserError: there is none of that name, or a key is wrong.
@@ -93,4 +95,5 @@ def make_objective(config: ConfigDict, workdir: str | os.PathLike[str]) -> Objec
                 f"config.pipeline.{name} is {own} and config.dit.{name} is {config.dit[name]}: they are one setting, "
                 f"so set config.dit.{name} alone."
             )
-    return OBJECTIVES[config.objective](config, pathlib.Path(workdir))
+    options = {"sheets": sheets} if config.objective == "dit" else {}
+    return OBJECTIVES[config.objective](config, pathlib.Path(workdir), **options)

@@ -19,7 +19,8 @@ from sora_jax.distributed.chips import CHIPS, GIB, chip_of, read_topology
 from sora_jax.distributed.mesh import PARAM_AXES, Share
 from sora_jax.errors import UserError
 from sora_jax.planner import estimate, programs, search
-from sora_jax.planner.counts import Counts, clip_of, count, estimate_counts
+from sora_jax.planner.counts import count, estimate_counts
+from sora_jax.planner.estimate import Counts, clip_of
 from sora_jax.planner.hlo import Program
 from sora_jax.train.__main__ import parse
 

@@ -15,6 +15,7 @@ from sora_jax.errors import UserError
 from sora_jax.models.text import TextConfig
 from sora_jax.train.__main__ import run
 from sora_jax.train.objectives import make_objective
+from sora_jax.train.sheets import ClipSheets
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def dit_objective(folder: pathlib.Path, tmp_path: pathlib.Path, **data):
     config = tiny_config(tmp_path, 2)
     config.data.update({"source": str(folder), "aspects": ("native",)} | data)
     config.log.sheet_every = 1
-    return make_objective(config, tmp_path / "run")
+    return make_objective(config, tmp_path / "run", ClipSheets)
 
 
 def test_a_transformers_sheet_is_tried_before_its_first_step(folder, tmp_path, capsys):
@@ -110,7 +111,7 @@ def test_captions_that_a_row_has_no_room_for_are_refused(folder, tmp_path):
     config = tiny_config(tmp_path, 2)
     config.text.max_tokens = 128
     with pytest.raises(UserError, match="128 tokens .* room for 96"):
-        make_objective(config, tmp_path / "run").check()
+        make_objective(config, tmp_path / "run", ClipSheets).check()
 
 
 def test_as_many_clips_are_encoded_as_the_footage_gives(folder, tmp_path, monkeypatch):
