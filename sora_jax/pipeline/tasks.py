@@ -368,14 +368,8 @@ def inpaint(
         if not inside.any():
             raise UserError("The mask is black everywhere: the part to generate must be light in it.")
     sketch = abilities.inpaint(frames, inside, media.video.fps, strength)
-    return Job(
-        sketch,
-        captions_of(prompt),
-        settings,
-        finish=paste(frames, inside),
-        notes=media.notes,
-        sound=sound_of(video),
-    )
+    finish = paste(frames, inside)
+    return Job(sketch, captions_of(prompt), settings, finish=finish, notes=media.notes, sound=sound_of(video))
 
 
 @ability
@@ -405,14 +399,8 @@ def outpaint(
     media = read_input(model, video, dataclasses.replace(shape, resolution=None, aspect=None, size=(Y, X)))
     model.admit(len(media.video), size, media.video.fps, settings)
     sketch = abilities.outpaint(media.video.frames, size, media.video.fps)
-    return Job(
-        sketch,
-        captions_of(prompt),
-        settings,
-        finish=paste(sketch.frames, sketch.strength > 0),
-        notes=media.notes,
-        sound=sound_of(video),
-    )
+    finish = paste(sketch.frames, sketch.strength > 0)
+    return Job(sketch, captions_of(prompt), settings, finish=finish, notes=media.notes, sound=sound_of(video))
 
 
 @ability
@@ -477,14 +465,8 @@ def upscale(
     edges = detailed(larger)
     sketch = abilities.inpaint(larger, edges, media.video.fps, strength)
     over = paste(larger, edges)
-    return Job(
-        sketch,
-        captions_of(prompt),
-        settings,
-        finish=lambda decoded: agree(over(decoded), given.frames),
-        notes=media.notes,
-        sound=sound_of(video),
-    )
+    finish = lambda decoded: agree(over(decoded), given.frames)
+    return Job(sketch, captions_of(prompt), settings, finish=finish, notes=media.notes, sound=sound_of(video))
 
 
 @ability
