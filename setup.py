@@ -33,6 +33,7 @@ BOARDS = {"tensorboard": ["tensorboardX>=2.6"], "wandb": ["wandb>=0.19"]}
 EVAL = ["scipy>=1.13", "matplotlib>=3.9"]
 DEV = [
     "pytest>=8",
+    "beartype>=0.20",  # tests check arrays' shapes with it
     "pytest-xdist>=3.6",
     "hypothesis>=6",
     "ruff~=0.17.6",  # another minor version formats otherwise

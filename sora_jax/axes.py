@@ -8,14 +8,30 @@ T, Y, X, C video frames, height, width, channels · t, y, x, c latent frames, he
 from __future__ import annotations
 
 import jax
-from jaxtyping import Float, Int
+import numpy as np
+from jaxtyping import Float, Int, Shaped
 
-Pixels = Float[jax.Array, "B T Y X C"]
+Array = jax.Array | np.ndarray
+Pixels = Float[Array, "B T Y X C"]
 """Pixels in [-1, 1]; T = 1 + 4k."""
-Latent = Float[jax.Array, "B t y x c"]
-Patches = Float[jax.Array, "B N P"]
-Coords = Float[jax.Array, "B N 5"]
+Latent = Float[Array, "B t y x c"]
+Patches = Float[Array, "B N P"]
+Coords = Float[Array, "B N 5"]
 """The box a token covers: centre in seconds, y, x; extent in seconds and height."""
-SegmentIds = Int[jax.Array, "B N"]
+SegmentIds = Int[Array, "B N"]
 """1…K; 0 = padding."""
-Sigma = Float[jax.Array, "B S"]
+ConditionIds = Int[Array, "B N"]
+"""A token's entry in its sequence's table of S conditions."""
+Sigma = Float[Array, "B S"]
+TokenSigma = Float[Array, "B N"]
+Heads = Float[Array, "B N H F"]
+"""Queries, keys, values."""
+
+# Of one clip, before it is packed: n tokens, or m at each of t times.
+ClipLatent = Shaped[np.ndarray, "t y x c"]
+ClipPatches = Shaped[np.ndarray, "n P"]
+TimePatches = Float[np.ndarray, "t m P"]
+TimeSigma = Float[np.ndarray, "t m"]
+Seconds = Float[np.ndarray, "t"]
+References = Float[np.ndarray, "t m 2*(P+1)"]
+"""See `patches.reference_patches`."""

@@ -18,6 +18,10 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(TESTS.parent), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
 
+from helpers import shape_checks  # noqa: E402
+
+shape_checks.turn_on()
+
 # Examples are drawn alike at every run in CI, and a busy machine is no failure.
 hypothesis.settings.register_profile("sora_jax", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("sora_jax")

@@ -9,6 +9,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from sora_jax.axes import ConditionIds, Sigma, TokenSigma
+
 
 def interpolate(clean: jax.Array, noise: jax.Array, sigma: jax.Array) -> jax.Array:
     """x_σ = (1 − σ) x₀ + σ ε; `sigma` broadcasts against both."""
@@ -54,7 +56,7 @@ def schedule(steps: int, factor: jax.Array | float = 1.0, init_sigma: jax.Array 
     return sigmas.at[0].set(init_sigma)  # without the rounding of there and back
 
 
-def gather_sigmas(table_bs: jax.Array, ids_bn: jax.Array) -> jax.Array:
+def gather_sigmas(table_bs: Sigma, ids_bn: ConditionIds) -> TokenSigma:
     """The table's entry for each token, [B, S] and [B, N] → [B, N]."""
     return jnp.take_along_axis(table_bs, ids_bn, axis=1, mode="promise_in_bounds")
 

@@ -213,7 +213,7 @@ class DiT(nnx.Module):
         self.modulation = Linear(D, 2 * D, 0.0, rngs=rngs)
         self.patch_out = Linear(D, config.patch_width, 0.0, rngs=rngs)
 
-    def __call__(self, patches_bnp: Patches, batch: PackedBatch, sigma_bs: Sigma) -> jax.Array:
+    def __call__(self, patches_bnp: Patches, batch: PackedBatch, sigma_bs: Sigma) -> Patches:
         """Velocity of every token, float32 [B, N, P].
 
         Args:

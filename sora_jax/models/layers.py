@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sora_jax.axes import Coords
+from sora_jax.axes import Coords, Heads
 from sora_jax.distributed.mesh import constrain, gather_kernel, platform
 
 
@@ -81,7 +81,7 @@ def rotary_angles(
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(x_bnhf: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+def rotate(x_bnhf: Heads, angles: tuple[jax.Array, jax.Array]) -> Heads:
     """Rotates each pair (f, f + F/2) of every head by its angle."""
     cos, sin = (a[:, :, None, :].astype(x_bnhf.dtype) for a in angles)
     a, b = jnp.split(x_bnhf, 2, axis=-1)

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from sora_jax.axes import ClipLatent, ClipPatches, References, Seconds, TimePatches, TimeSigma
 from sora_jax.errors import UserError
 
 Grid = tuple[int, int, int]
@@ -14,7 +15,7 @@ Grid = tuple[int, int, int]
 CoordinateMode = Literal["fractional", "absolute"]
 
 
-def patchify(latent: np.ndarray, patch: Grid) -> np.ndarray:
+def patchify(latent: ClipLatent, patch: Grid) -> ClipPatches:
     """Cuts latent[t,y,x,c] into patches [n,P]: n runs over (t, y, x), P over (pt, py, px, c), last fastest.
 
     Raises:
@@ -25,7 +26,7 @@ def patchify(latent: np.ndarray, patch: Grid) -> np.ndarray:
     return blocks.transpose(0, 2, 4, 1, 3, 5, 6).reshape(t * y * x, -1)
 
 
-def unpatchify(patches: np.ndarray, grid: Grid, patch: Grid) -> np.ndarray:
+def unpatchify(patches: ClipPatches, grid: Grid, patch: Grid) -> ClipLatent:
     """Undoes `patchify`: [n,P] to latent[t,y,x,c], where `grid` is the latent's (t, y, x)."""
     (t, y, x), (pt, py, px) = _patch_grid(grid, patch), patch
     blocks = patches.reshape(t, y, x, pt, py, px, -1)
@@ -93,7 +94,7 @@ def coordinates(
     return np.concatenate([centre, extent], axis=-1).reshape(-1, 5).astype(np.float32)
 
 
-def reference_patches(patches: np.ndarray, init_sigma: np.ndarray, time: np.ndarray) -> np.ndarray:
+def reference_patches(patches: TimePatches, init_sigma: TimeSigma, time: Seconds) -> References:
     """For each token the conditioning patches at its (y, x), latest before it and earliest after it.
 
     Args:

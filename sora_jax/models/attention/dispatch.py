@@ -15,7 +15,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from sora_jax.axes import SegmentIds
+from sora_jax.axes import Heads, SegmentIds
 from sora_jax.distributed.mesh import platform, ring_parallel, sequence_is_split, ulysses
 from sora_jax.errors import UserError
 from sora_jax.models.attention.check import check_kernel
@@ -44,13 +44,13 @@ BACKENDS: dict[str, Attend] = {"reference": reference, "cpu": blocked, "gpu": fl
 
 
 def attend(
-    q_bnhf: jax.Array,
-    k_bnhf: jax.Array,
-    v_bnhf: jax.Array,
+    q_bnhf: Heads,
+    k_bnhf: Heads,
+    v_bnhf: Heads,
     segment_ids_bn: SegmentIds,
     backend: str = "auto",
     sequence: str = "heads",
-) -> jax.Array:
+) -> Heads:
     """Attention within segments, [B, N, H, F] each.
 
     Args:
