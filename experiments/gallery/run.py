@@ -145,7 +145,7 @@ def blend(studio: Pipeline) -> Picture:
 def inpaint(studio: Pipeline) -> Picture:
     known = RIGHT("red", "circle")
     made = studio.inpaint(known, "a green square stays still", box=(20, 16, 24, 32), seed=1)
-    return [("given", known), ("the box 20,16,24,32 painted anew: a green square stays still", made)]
+    return [("given", known), ("the box 20,16,24,32 generated again: a green square stays still", made)]
 
 
 @picture

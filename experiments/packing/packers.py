@@ -40,7 +40,7 @@ def best_fit_one_closes(sizes: Iterable[Size], room: Room, window: int) -> Itera
 
 
 def first_fit_decreasing(sizes: Iterable[Size], room: Room, window: int) -> Iterator[list[Size]]:
-    """Runs of about `window` rows are collected, laid longest first, and their rows close (NeMo's)."""
+    """Runs of about `window` rows are collected, packed longest first, and their rows close (NeMo's)."""
     waiting: list[Size] = []
     for size in sizes:
         waiting.append(size)

@@ -6,7 +6,7 @@
     python experiments/scale/run.py curves      # duration, resolution, size, chips, by arithmetic; curves.png
 
 Needs libtpu (pip install libtpu, best into a virtual environment of its own). What is in a JSON file is not compiled
-again; delete the file to begin anew.
+again; delete the file to begin again.
 """
 
 from __future__ import annotations
@@ -103,15 +103,15 @@ def agreement() -> None:
             continue
         config = parse(["--config", f"{CONFIG}:{name}", "--workdir", "none"])[0]
         job = programs.make_job(config, step, read_topology(one["topology"]))
-        found, reckoned, memory = (
+        found, estimated, memory = (
             one["counts"],
             counts.estimate_counts(job),
             programs.estimate_memory(job).memory,
         )
-        sent = sum(found["network"].values()) / max(sum(reckoned.network.values()), 1)
+        sent = sum(found["network"].values()) / max(sum(estimated.network.values()), 1)
         print(
-            f"| {key} | {found['products'] / reckoned.products:.2f} | {found['bytes'] / reckoned.bytes:.2f} | "
-            f"{f'{sent:.2f}' if sum(reckoned.network.values()) else ''} | "
+            f"| {key} | {found['products'] / estimated.products:.2f} | {found['bytes'] / estimated.bytes:.2f} | "
+            f"{f'{sent:.2f}' if sum(estimated.network.values()) else ''} | "
             f"{sum(one['memory_bytes'].values()) / sum(memory.values()):.2f} |"
         )
 

@@ -1,4 +1,4 @@
-"""A training step's time on this machine's accelerator beside what the planner reckons for it.
+"""A training step's time on this machine's accelerator next to what the planner estimates for it.
 
     python experiments/scale/step_time.py --config configs/ladder.py:S --topology h100:1 --json step_time.json
 
@@ -89,7 +89,7 @@ def main(
     row = {
         "config": path,
         "device": jax.devices()[0].device_kind,
-        "reckoned_seconds": said.seconds,
+        "estimated_seconds": said.seconds,
         "measured_seconds": took,
         "ratio": said.seconds / took,
         "useful_share_of_peak": found.useful / took / chip.flops,

@@ -263,7 +263,7 @@ def look(pending: Pending, objective: Objective, log: RunLog, stop_on_nan: bool)
 
 def _advice(workdir: pathlib.Path) -> str:
     step = newest_step(workdir)
-    onward = f"the run goes on from step {step} of {workdir}" if step else "the run begins anew"
+    onward = f"the run goes on from step {step} of {workdir}" if step else "the run begins again"
     return f"start all hosts again: {onward}."
 
 

@@ -68,7 +68,7 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: str | os.PathLike[str], step: int, boards: Sequence[Board] = ()):
-        """Args: `step` is the step that the run starts from; 0 starts the file anew."""
+        """Args: `step` is the step that the run starts from; 0 starts a new file."""
         self.path = pathlib.Path(workdir) / "metrics.jsonl"
         kept = [line for line in _lines(self.path) if json.loads(line)["step"] <= step]
         with atomic_path(self.path) as temporary:

@@ -94,10 +94,10 @@ def plain(t: int = 5, y: int = 4, x: int = 6) -> Canvas:
 def streams() -> Canvas:
     """Frames 0 and 9 to 12 of 13 are given."""
     fixed = np.isin(np.arange(13), (0, 9, 10, 11, 12))
-    laid = split_into_spans(fixed)
-    ends = np.concatenate([stream.ends for stream in laid])
-    start = np.array([not fixed[shown].all() for shown in frames_shown(laid, 13)], np.float32)
-    first = np.concatenate([stream.ends == stream.begin for stream in laid])
+    spans = split_into_spans(fixed)
+    ends = np.concatenate([stream.ends for stream in spans])
+    start = np.array([not fixed[shown].all() for shown in frames_shown(spans, 13)], np.float32)
+    first = np.concatenate([stream.ends == stream.begin for stream in spans])
     latent = np.zeros((len(ends), 4, 6, 3), np.float32)
     return Canvas(latent, np.broadcast_to(start[:, None, None], latent.shape[:3]), ends, first, 8.0)
 

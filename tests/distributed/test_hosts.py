@@ -283,7 +283,7 @@ def watched(monkeypatch):
 
 
 def test_values_are_exchanged_in_the_hosts_order(monkeypatch):
-    """Three hosts, as many rounds; whoever comes first waits, and long values are whole."""
+    """Three hosts, as many rounds; the first to come waits, and long values are whole."""
     pairs = [socket.socketpair() for _ in range(2)]
     own = [{1: pairs[0][0], 2: pairs[1][0]}, {0: pairs[0][1]}, {0: pairs[1][1]}]
     watches = [rendezvous.Watch(peers, host, 10.0) for host, peers in enumerate(own)]

@@ -53,7 +53,7 @@ def test_collectives_are_where_the_design_says(meshes):
 
 
 def test_rows_are_exchanged_by_heads_as_often_as_they_must(meshes):
-    """q, k, v and the result, there and back; and all four once more, as `remat` has them computed anew."""
+    """q, k, v and the result, there and back; and all four once more, as `remat` recomputes them."""
     [kinds] = [
         mesh["collectives"] for mesh in meshes if (mesh["model"], [*mesh["sizes"]]) == ("dit", ["sequence"])
     ]

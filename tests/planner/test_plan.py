@@ -222,9 +222,9 @@ def test_arithmetic_agrees_with_the_compiler():
     config.video.resolution = 32
     job = programs.make_job(config, "train", read_topology("cpu:1"))
     built = programs.build(job)
-    reckoned = programs.estimate_memory(job)
+    estimated = programs.estimate_memory(job)
     for kind in ("parameters", "average", "optimizer", "batch"):
-        assert built.memory[kind] == reckoned.memory[kind] > 0
+        assert built.memory[kind] == estimated.memory[kind] > 0
     found, expected = count(built), estimate_counts(job)
     # Attention's products are among them here: they are no kernel's.
     assert found.attention == 0

@@ -69,7 +69,7 @@ def first(way: Way, request: Request) -> dict[str, Any]:
     aten = torch.ops.aten  # torch has formulas of its own for other devices' attention
     formulas = {
         aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
-        # Backward, with the scores computed anew, is five products to forward's two.
+        # Backward, with the scores recomputed, is five products to forward's two.
         aten._scaled_dot_product_flash_attention_for_cpu_backward: (
             lambda pulled, q, k, v, *_, **__: 5 * sdpa_flop_count(q, k, v) // 2
         ),
