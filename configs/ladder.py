@@ -66,7 +66,7 @@ class Rung:
     Attributes:
       resolution, seconds, fps: of those clips, 16:9; shorter and smaller ones are learned too.
       vae: a name of `VAES`.
-      patch: latent rows and columns a token.
+      patch: height and width of a token in latent cells.
       seq_len: N, a multiple of 128 that holds such a clip.
       text_len: M.
       batch_size: packed sequences of the global batch.

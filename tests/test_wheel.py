@@ -85,17 +85,7 @@ def test_an_installed_wheel_generates_a_video(wheel, tmp_path):
     where = run(python, "-c", "import sora_jax; print(sora_jax.__file__)", **options).strip()
     assert pathlib.Path(where).is_relative_to(site)
     command = tmp_path / "venv" / "bin" / "sora-jax"
-    run(
-        command,
-        "generate",
-        "a red circle moves left",
-        "--duration",
-        "0.5",
-        "--steps",
-        "2",
-        "--out",
-        "a.mp4",
-        **options,
-    )
+    prompt = "a red circle moves left"
+    run(command, "generate", prompt, "--duration=0.5", "--steps=2", "--output=a.mp4", **options)
     assert (tmp_path / "empty" / "a.mp4").stat().st_size > 500
     assert "toyworld_dit" in run(command, "train", "--help", **options)

@@ -1,4 +1,4 @@
-"""Where else a run's rows and sheets go: TensorBoard, Weights & Biases."""
+"""Where else a run's metrics and sheets go: TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 

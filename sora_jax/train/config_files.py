@@ -15,7 +15,7 @@ from sora_jax.errors import UserError, nearest
 def shipped() -> dict[str, pathlib.Path]:
     """The configurations that come with the package, by name."""
     package = pathlib.Path(__file__).parents[1]
-    # A wheel has them inside; in a checkout they stand beside the package.
+    # A wheel has them inside; in a checkout they are next to the package.
     folder = next((one for one in (package / "configs", package.parent / "configs") if one.is_dir()), package)
     return {path.stem: path for path in sorted(folder.glob("*.py")) if path.stem != "__init__"}
 

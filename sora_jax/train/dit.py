@@ -52,7 +52,7 @@ from sora_jax.train.target import TargetConfig
 
 @dataclasses.dataclass(frozen=True)
 class FlowConfig:
-    """How noise levels are drawn.
+    """How sigmas are drawn.
 
     Attributes:
       mean, deviation: of the normal logit of σ.
@@ -83,7 +83,7 @@ class DiTRun(LoopConfig):
       init_from: a model, or a run, whose weights are the ones to begin with; empty: random ones.
       dit: shape of the transformer.
       text: the text encoder.
-      flow: how noise levels are drawn.
+      flow: how sigmas are drawn.
       data: which clips, and of what shapes.
       latents: the latent cache.
       pipeline: how records become packed batches.
@@ -115,7 +115,7 @@ class Sheets(Protocol):
 
 
 class DiTObjective:
-    """Rectified flow on packed rows; σ and the dropping of words are drawn per run, never per row."""
+    """Rectified flow on packed sequences; σ and caption dropout are drawn per segment, never per sequence."""
 
     schema: ClassVar[type[LoopConfig]] = DiTRun
 
@@ -147,10 +147,10 @@ class DiTObjective:
         return take_weights(fresh, self.init_from, "dit") if self.init_from else fresh
 
     def loss(self, model: DiT, batch: PackedBatch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Mean square of the velocity's error over the tokens that are painted."""
+        """Mean square of the velocity's error over the generated tokens."""
         keys = dict(zip(("sigma", "noise", "drop", "text"), jax.random.split(key, 4), strict=True))
         B, K = batch.patches.shape[0], self.pipeline.max_segments
-        painted = (batch.segment_ids > 0) & ~batch.conditioning_mask
+        generated = (batch.segment_ids > 0) & ~batch.conditioning_mask
         # A run's level is shifted by all that it holds, given tokens too: they are what its redundancy comes from.
         lengths = jnp.sum(batch.segment_ids[:, :, None] == jnp.arange(K + 1), axis=1)
         run_sigma = flow.draw_sigma(keys["sigma"], (B, K + 1), self.flow.mean, self.flow.deviation)
@@ -166,16 +166,22 @@ class DiTObjective:
         seen = dataclasses.replace(batch, text=rms_norm(batch.text) + blur, text_segment_ids=text_segment_ids)
         predicted = model(flow.interpolate(batch.patches, noise, level), seen, sigma)
         error = jnp.mean(jnp.square(predicted - flow.velocity(batch.patches, noise)), axis=-1)
-        count = jnp.maximum(jnp.sum(painted), 1)
-        clean_error = jnp.sum(error * jnp.square(level[..., 0]) * painted) / count
-        return jnp.sum(error * painted) / count, {"clean_error": clean_error}
+        count = jnp.maximum(jnp.sum(generated), 1)
+        clean_error = jnp.sum(error * jnp.square(level[..., 0]) * generated) / count
+        return jnp.sum(error * generated) / count, {"clean_error": clean_error}
 
-    def shapes(self, rows: int) -> PackedBatch:
-        """Of a batch of so many rows, as `loss` takes it."""
-        row, dit = self.pipeline, self.dit
-        conditions = row.max_segments * SEGMENT_CONDITIONS
+    def shapes(self, batch_size: int) -> PackedBatch:
+        """Of a batch of so many packed sequences, as `loss` takes it."""
+        sizes, dit = self.pipeline, self.dit
+        conditions = sizes.max_segments * SEGMENT_CONDITIONS
         return PackedBatch.shapes(
-            rows, row.seq_len, row.text_len, conditions, dit.patch_width, dit.text_width, reference=True
+            batch_size,
+            sizes.seq_len,
+            sizes.text_len,
+            conditions,
+            dit.patch_width,
+            dit.text_width,
+            reference=True,
         )
 
     def check(self) -> None:
@@ -183,7 +189,7 @@ class DiTObjective:
 
         Raises:
           UserError: the data can't be used, the text encoder isn't there or is of another width than the transformer
-            takes, or a caption could be longer than a row has room for.
+            takes, or a caption could be longer than `pipeline.text_len`.
         """
         if self.text_encoder.width != self.dit.text_width:
             raise UserError(
@@ -192,8 +198,8 @@ class DiTObjective:
             )
         if self.text.max_tokens > self.pipeline.text_len:
             raise UserError(
-                f"A caption may have {self.text.max_tokens} tokens (config.text.max_tokens) and a row has room for "
-                f"{self.pipeline.text_len} (config.pipeline.text_len): raise the second or lower the first."
+                f"A caption may have {self.text.max_tokens} tokens (config.text.max_tokens) and a sequence has room "
+                f"for {self.pipeline.text_len} (config.pipeline.text_len): raise the second or lower the first."
             )
         announce(self.sources)
         self._warn_of_long_captions()
@@ -277,18 +283,17 @@ class DiTObjective:
 
     @property
     def limits(self) -> Limits:
-        """What a run of this training could hold."""
-        rows = self.pipeline
-        data = self.data_config
+        """The largest segment of this training."""
+        sizes, data = self.pipeline, self.data_config
         return Limits(
-            tokens=rows.seq_len,
+            tokens=sizes.seq_len,
             latent_frames=max(1 + (shape[0] - 1) // data.grid[0] for shape in data.shapes()),
-            frame_tokens=rows.frame_tokens,
+            frame_tokens=sizes.frame_tokens,
             resolution=min(data.resolutions),
             fps=max(data.rates),
             grid=data.grid[1:],
-            text=min(self.text.max_tokens, rows.text_len),
-            text_len=rows.text_len,
+            text=min(self.text.max_tokens, sizes.text_len),
+            text_len=sizes.text_len,
         )
 
     def bundle(self, name: str, vae: VAE, dit: DiT | None = None) -> Bundle:

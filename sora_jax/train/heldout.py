@@ -40,8 +40,8 @@ class HeldOut:
         jax.block_until_ready(model)  # the step under way isn't part of those seconds
         before = time.perf_counter()
         losses = []
-        for index, rows in enumerate(self._batches):
-            batch = place_batch(self._mesh, rows)
+        for index, own in enumerate(self._batches):
+            batch = place_batch(self._mesh, own)
             with jax.set_mesh(self._mesh):
                 losses.append(self._loss(model, batch, self._root, np.int32(index)))
         return float(np.mean(jax.device_get(losses))), time.perf_counter() - before

@@ -83,7 +83,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Object
     The run lives in `workdir`: config.json, metrics.jsonl, checkpoints/, sheets/, profile/. A run that was stopped at
     any point goes on from its newest checkpoint to the same parameters, bit for bit, as one never stopped.
     SIGTERM and Ctrl-C finish the step, save and return; a second one ends the run at once. Of several hosts any may be
-    told to stop: all do, at the same step. They share `workdir`, in which host 0 alone writes, but for checkpoints.
+    signalled: all stop, at the same step. They share `workdir`, in which host 0 alone writes, but for checkpoints.
 
     Raises:
       UserError: a mistyped key, a workdir of another run, a loss that is not finite, a full disk.
@@ -152,9 +152,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Object
             while step < loop.steps and not stopping:
                 profiler.before(step + 1)
                 before = time.perf_counter()
-                rows = next_batch(data, step)
+                own_batch = next_batch(data, step)
                 waited = time.perf_counter() - before
-                batch = place_batch(mesh, rows)
+                batch = place_batch(mesh, own_batch)
                 # Only tracing, in the first step, may build constants on the host.
                 guard = jax.transfer_guard("disallow" if step > start else "allow")
                 stop_asked = any_host_stopping(mesh, stop)
@@ -170,11 +170,11 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Object
 
                 # The host looks at step N - 1 while the devices do step N.
                 if pending is not None:
-                    look(pending, objective, log, loop.stop_on_nan)
+                    flush_step(pending, objective, log, loop.stop_on_nan)
                     stopping = bool(pending.stop)
                 if jax.process_count() == 1:
                     stopping = stop.requested
-                pending = Pending(step, rows, metrics, waited, stop_asked)
+                pending = Pending(step, own_batch, metrics, waited, stop_asked)
                 save_due = stopping or step % loop.checkpoint.every == 0 or step == loop.steps
                 sheet_due = loop.log.sheet_every > 0 and step % loop.log.sheet_every == 0
                 heldout_due = heldout is not None and step % loop.log.heldout_every == 0
@@ -182,7 +182,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Object
                     log.heldout(*heldout.measure(state.shown))
                 if save_due or sheet_due or heldout_due:
                     # Nothing is saved or shown of a step whose loss was not seen to be finite.
-                    look(pending, objective, log, loop.stop_on_nan)
+                    flush_step(pending, objective, log, loop.stop_on_nan)
                     stopping |= bool(pending.stop)
                     save_due |= stopping
                     pending = None
@@ -229,16 +229,16 @@ def make_steps(objective: Objective, config: OptimConfig) -> tuple[Callable, Cal
 
 @dataclasses.dataclass(frozen=True)
 class Pending:
-    """A step dispatched and not yet looked at: number, host batch, metrics, seconds of waiting, whether to stop."""
+    """A step dispatched and not yet checked: number, host batch, metrics, seconds of waiting, whether to stop."""
 
     step: int
-    rows: Any
+    batch: Any
     metrics: dict[str, jax.Array]
     waited: float
     stop: Any
 
 
-def look(pending: Pending, objective: Objective, log: RunLog, stop_on_nan: bool) -> None:
+def flush_step(pending: Pending, objective: Objective, log: RunLog, stop_on_nan: bool) -> None:
     """Fetches the metrics of a step, logs them, and stops the run where they are not finite.
 
     Raises:
@@ -250,15 +250,15 @@ def look(pending: Pending, objective: Objective, log: RunLog, stop_on_nan: bool)
         place = log.workdir / f"nan_batch_step{pending.step}{host}.npz"
         with atomic_path(place) as path:
             np.savez(
-                path, **{name.replace("/", "."): leaf for name, leaf in named_leaves(pending.rows).items()}
+                path, **{name.replace("/", "."): leaf for name, leaf in named_leaves(pending.batch).items()}
             )
         raise UserError(
             f"Training stopped at step {pending.step}: loss {metrics['loss']:g} and gradient norm "
             f"{metrics['grad_norm']:g} are not both finite; the batch is in {place}, the last good "
             "checkpoint stays: start again with a lower learning rate (config.optim), or look at the batch."
         )
-    real, slots = objective.tokens(pending.rows)
-    log.step(pending.step, metrics, Work(real, slots, objective.flops(pending.rows), pending.waited))
+    real, positions = objective.tokens(pending.batch)
+    log.step(pending.step, metrics, Work(real, positions, objective.flops(pending.batch), pending.waited))
 
 
 def _advice(workdir: pathlib.Path) -> str:
@@ -284,7 +284,7 @@ def try_sheet() -> None:
     """Raises UserError where sheets can't be drawn here."""
     try:
         contact_sheet([Video(np.zeros((1, 16, 16, 3), np.uint8), 8.0)], ["a sheet"])
-    except Exception as error:  # whatever the drawing library is missing
+    except Exception as error:  # anything that the drawing library is missing
         raise UserError(
             f"Sheets of samples can't be drawn ({type(error).__name__}: {error}): reinstall pillow, or set "
             "config.log.sheet_every=0."

@@ -23,7 +23,7 @@ class LoopConfig:
       steps: batches in all.
       seed: of the weights to begin with, and of all that a step draws.
       stop_on_nan: whether the run ends where loss or gradient are not finite.
-      log: how the run is told.
+      log: metrics, sheets and boards.
       checkpoint: when the run is saved.
       mesh: how many devices along each axis.
       optim: how parameters follow their gradients.
@@ -36,7 +36,7 @@ class LoopConfig:
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
-    # The learning rate falls over the whole run unless told otherwise.
+    # The learning rate falls over the whole run unless `steps` says otherwise.
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig, metadata={"defaults": {"steps": 0}})
 
     def __post_init__(self) -> None:

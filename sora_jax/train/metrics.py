@@ -1,4 +1,4 @@
-"""What a training run says of itself: metrics.jsonl and boards, throughput and utilisation, its begin and its end."""
+"""A run's log: metrics.jsonl and boards, throughput and utilisation, what is printed at its start and end."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from sora_jax.train.boards import Board, open_boards
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-    """How a run is told.
+    """What a run logs.
 
     Attributes:
-      every: steps between rows of metrics.
+      every: steps between metrics.
       heldout_every: steps between measurements of the loss on clips that training doesn't see (the data's validation
         split), with the same noise each time, of the averaged parameters where there are such; 0: none.
       heldout_batches: batches of each measurement.
       sheet_every: steps between sheets of samples; 0: none.
       profile_steps: the first step and the number of steps of which a JAX profile is written to workdir/profile, such
         as (10, 3); empty: none.
-      tensorboard: whether rows and sheets go to workdir/tensorboard too: pip install "sora_jax[tensorboard]".
-      wandb: a project of Weights & Biases to which rows and sheets go too, empty: none; pip install "sora_jax[wandb]".
+      tensorboard: whether metrics and sheets go to workdir/tensorboard too: pip install "sora_jax[tensorboard]".
+      wandb: a project of Weights & Biases to which metrics and sheets go too, empty: none; needs sora_jax[wandb].
         WANDB_MODE=offline keeps them in workdir/wandb until `wandb sync`.
     """
 
@@ -61,14 +61,14 @@ class LogConfig:
 
 
 class MetricsWriter:
-    """Appends one JSON object a row to `workdir/metrics.jsonl`, and hands it to boards.
+    """Appends a line of JSON at a time to `workdir/metrics.jsonl`, and passes it to boards.
 
-    A resumed run first drops the rows past the step it resumed from (and a last row cut short by a kill),
-    so no step stands twice.
+    A resumed run first drops the lines past the step it resumed from (and a last line cut short by a
+    kill), so no step is there twice.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], step: int, boards: Sequence[Board] = ()):
-        """Args: `step` is the step that the run starts from; 0 starts a new file."""
+        """Args: `step` is the step that the run starts from; 0 starts an empty file."""
         self.path = pathlib.Path(workdir) / "metrics.jsonl"
         kept = [line for line in _lines(self.path) if json.loads(line)["step"] <= step]
         with atomic_path(self.path) as temporary:
@@ -77,7 +77,7 @@ class MetricsWriter:
         self._boards = boards
 
     def write(self, step: int, row: dict[str, float]) -> None:
-        """Appends a row; values that are not finite become null, since JSON has no word for them."""
+        """Appends a line; values that are not finite become null, which JSON can't express."""
         clean = {name: value if math.isfinite(value) else None for name, value in row.items()}
         try:
             self._file.write(json.dumps({"step": step} | clean) + "\n")
@@ -99,7 +99,7 @@ class MetricsWriter:
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl, oldest first; empty where there is none."""
+    """The lines of a run's metrics.jsonl, oldest first; empty where there is none."""
     return [json.loads(line) for line in _lines(pathlib.Path(workdir) / "metrics.jsonl")]
 
 
@@ -107,21 +107,21 @@ class DataSummary(Protocol):
     """What a run's data are, in words (`str`) and numbers: how many files were skipped."""
 
     def metrics(self) -> Mapping[str, float]:
-        """What belongs into each row of metrics.jsonl."""
+        """What is added to each line of metrics.jsonl."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What this host did in a step: tokens, slots they stood in, model FLOPs, seconds it waited for its data."""
+    """What this host did in a step: tokens, positions with padding, model FLOPs, seconds it waited for its data."""
 
     tokens: int
-    slots: int
+    positions: int
     flops: float
     waited: float
 
 
 class RunLog:
-    """Tells how a run goes: a bar (or, without a terminal, lines), metrics.jsonl, boards, sheets.
+    """Reports how a run goes: a bar (or, without a terminal, lines), metrics.jsonl, boards, sheets.
 
     It is opened before any long work, since a board may be missing; `begin` comes when the data are there.
     """
@@ -157,7 +157,7 @@ class RunLog:
         self._bar: tqdm | None = None
 
     def begin(self, data: Callable[[], DataSummary | None]) -> None:
-        """Says what is trained, and from where; `data()` is asked for each row of metrics, and at the end."""
+        """Says what is trained, and from where; `data()` is asked for each line of metrics, and at the end."""
         self._data, self._peak, self._clock = data, peak_flops(), time.perf_counter()
         self._bar = tqdm(
             total=self._steps,
@@ -190,7 +190,7 @@ class RunLog:
 
     def step(self, step: int, metrics: dict[str, float], work: Work) -> None:
         """Counts a finished step; each `every` steps, at the end and with a held-out loss writes the means since the
-        last row."""
+        last line."""
         self._metrics.append(metrics)
         if self._bar is not None:
             self._bar.update()
@@ -235,14 +235,16 @@ class RunLog:
             return {}
         seconds = time.perf_counter() - self._clock
         own = np.sum([dataclasses.astuple(work) for work in self._work], axis=0).tolist()
-        # Rows that lie on several hosts are counted by each; all wait for the one that waits longest.
-        tokens, slots, flops, waited = np.array(all_gather_json(own)).T
-        tokens, slots, flops = (float(counts.sum()) / self._copies for counts in (tokens, slots, flops))
+        # Sequences that are on several hosts are counted by each; all wait for the one that waits longest.
+        tokens, positions, flops, waited = np.array(all_gather_json(own)).T
+        tokens, positions, flops = (
+            float(counts.sum()) / self._copies for counts in (tokens, positions, flops)
+        )
         return {
             "steps_per_second": len(self._work) / seconds,
             "tokens_per_second": tokens / seconds,
             "utilisation": flops / seconds / self._peak,
-            "padding": 1 - tokens / max(slots, 1),
+            "padding": 1 - tokens / max(positions, 1),
             "data_wait": float(waited.max()) / seconds,
         }
 
@@ -276,7 +278,7 @@ def peak_flops() -> float:
         return chip.flops * count
     on_cpu = jax.default_backend() == "cpu"
     size, dtype = (1024, jnp.float32) if on_cpu else (8192, jnp.bfloat16)
-    # Virtual CPU devices share the same cores, so one of them stands for all.
+    # Virtual CPU devices share the same cores, so one is measured for all.
     return _measure_matmul(size, dtype) * (1 if on_cpu else count)
 
 

@@ -4,7 +4,7 @@ Which parameter is treated how follows from its path and shape, by the conventio
 
 - a parameter below `blocks` or `layers` (unless that is a list) is stacked: its first axis is L, one slice a
   layer, and no part of its shape;
-- names that end in `bias` or `scale` are no matrices, whatever their shape;
+- names that end in `bias` or `scale` are no matrices, of any shape;
 - matrices are what else has two axes or more, the last one being the output. **Weight decay** acts on them
   alone;
 - **Muon** takes hidden matrices: stacked ones [L, in, out], each layer by itself, and convolution kernels
@@ -177,7 +177,7 @@ def update_rules(params: Tree) -> Tree:
 
     def rule(path: jax.tree_util.KeyPath, x: jax.Array) -> str:
         axes = x.ndim - _stack_axes(path)
-        hidden = axes >= 4 or (axes == 2 and x.ndim == 3)  # what three axes mean can't be told
+        hidden = axes >= 4 or (axes == 2 and x.ndim == 3)  # three axes could mean either
         return "muon" if _is_matrix(path, x) and hidden else "adamw"
 
     return jax.tree.map_with_path(rule, params)

@@ -1,4 +1,4 @@
-"""Ending a run when it is asked to: signals, and how several hosts agree on the step.
+"""Ending a run on request: signals, and how several hosts agree on the step.
 
 JAX's own way, `multihost_utils.reached_preemption_sync_point`, hears SIGTERM alone, and Ctrl-C is to save a run too; it
 needs several hosts, and a handler is needed for one in any case. A flag among the step's arrays costs no waiting.

@@ -1,4 +1,4 @@
-"""Learning the autoencoder: windows of clips, reconstructed through a sampled latent."""
+"""Training the autoencoder: crops of clips, reconstructed through a sampled latent."""
 
 from __future__ import annotations
 
@@ -74,12 +74,12 @@ class VAERun(LoopConfig):
 
 
 class VAEObjective:
-    """Reconstruction of windows of clips through a sampled latent (Kingma and Welling 2013)."""
+    """Reconstruction of crops of clips through a sampled latent (Kingma and Welling 2013)."""
 
     schema: ClassVar[type[LoopConfig]] = VAERun
 
     def __init__(self, config: ConfigDict, workdir: pathlib.Path) -> None:
-        del workdir  # an autoencoder keeps nothing beside its checkpoints
+        del workdir  # an autoencoder keeps nothing next to its checkpoints
         self.init_from = config.get("init_from", "")
         self.vae = component(VAEConfig, config.vae, "vae")
         self.loss_config = component(VAELossConfig, config.loss, "loss")
@@ -104,9 +104,9 @@ class VAEObjective:
         metrics = {"psnr": 10 * jnp.log10(4.0 / squared), "kl": kl, "absolute": absolute}
         return weights.absolute * absolute + weights.squared * squared + weights.kl * kl, metrics
 
-    def shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Of a batch of so many clips, as `loss` takes it."""
-        return {"clip": jax.ShapeDtypeStruct((rows, *self.loss_config.crop, 3), np.uint8)}
+        return {"clip": jax.ShapeDtypeStruct((batch_size, *self.loss_config.crop, 3), np.uint8)}
 
     @functools.cached_property
     def sources(self) -> list[tuple[Source, float]]:
@@ -127,7 +127,7 @@ class VAEObjective:
         return self._batches(self.sources, share)
 
     def heldout_data(self, share: Share, batches: int) -> list[dict[str, np.ndarray]]:
-        """Windows of clips of the validation split."""
+        """Crops of clips of the validation split."""
         clips = batches * self.loss_config.batch_size
         sources = heldout_sources(self.data_config, clips, self.loss_config.crop)
         return list(itertools.islice(self._batches(sources, share), batches)) if sources else []
@@ -148,7 +148,7 @@ class VAEObjective:
         return 3 * reconstruction_flops(self.vae, *batch["clip"].shape[:4])
 
     def tokens(self, batch: dict[str, np.ndarray]) -> tuple[int, int]:
-        """Latent cells: windows have no padding."""
+        """Latent cells: crops have no padding."""
         B, T, Y, X, _ = batch["clip"].shape
         time, height, width = self.vae.compression
         cells = B * (1 + (T - 1) // time) * (Y // height) * (X // width)
@@ -160,7 +160,7 @@ class VAEObjective:
 
     @functools.cached_property
     def sheet_clips(self) -> list[tuple[Video, str]]:
-        """Windows that sheets show, with what they are: held out of training, or not where too little is there."""
+        """Crops that sheets show, with what they are: held out of training, or not where too little is there."""
         T, Y, X = self.loss_config.crop
         clips = []
         for source, held_out in make_sheet_sources(self.data_config, SHEET_CLIPS, self.loss_config.crop):
@@ -171,7 +171,7 @@ class VAEObjective:
         return clips
 
     def sample_sheet(self, model: VAE, step: int) -> PIL.Image.Image:
-        """Windows the training has not seen, where there are such, above their reconstructions."""
+        """Crops that training has not seen, where there are such, above their reconstructions."""
         videos, labels = [], []
         for video, label in self.sheet_clips:
             clip = jnp.asarray(video.frames[None], jnp.float32) / 127.5 - 1.0
