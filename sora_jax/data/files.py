@@ -99,11 +99,6 @@ def read_caption(path: str | os.PathLike[str]) -> str:
     return " ".join(read_text(path).split())
 
 
-def is_picture(path: str | os.PathLike[str]) -> bool:
-    """Whether a file's suffix is that of a still."""
-    return _suffix(pathlib.Path(path)) in PICTURES
-
-
 def _list(folder: pathlib.Path, seen: set[str], closed: dict[pathlib.Path, str]) -> list[pathlib.Path]:
     """All files below, by the first path that leads to each; `seen` takes what they are without links."""
     seen.add(os.path.realpath(folder))

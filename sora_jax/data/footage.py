@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import pathlib
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,7 +26,6 @@ from sora_jax.data.cuts import (
     rate_ratio,
     split_films,
 )
-from sora_jax.data.files import find_files
 from sora_jax.data.frame_cache import Unreadable, cached_frames
 from sora_jax.data.reading import Wanted, read_together
 from sora_jax.data.survey import Summary, Survey, count, few, survey, without_name
@@ -436,7 +434,3 @@ class Damage:
     def __setstate__(self, state: tuple[dict[str, str], int]) -> None:
         self.__init__()  # type: ignore[misc]
         self._files, self._clips = state
-
-
-def _video_files(path: str) -> list[pathlib.Path]:
-    return list(find_files(path).files)
