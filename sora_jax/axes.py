@@ -23,7 +23,9 @@ SegmentIds = Int[Array, "B N"]
 ConditionIds = Int[Array, "B N"]
 """A token's entry in its sequence's table of S conditions."""
 Sigma = Float[Array, "B S"]
-TokenSigma = Float[Array, "B N"]
+Entries = Shaped[Array, "B S"]
+"""Anything of which each condition has one."""
+TokenEntries = Shaped[Array, "B N"]
 Heads = Float[Array, "B N H F"]
 """Queries, keys, values."""
 
