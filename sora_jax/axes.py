@@ -23,7 +23,9 @@ SegmentIds = Int[Array, "B N"]
 ConditionIds = Int[Array, "B N"]
 """A token's entry in its sequence's table of S conditions."""
 Sigma = Float[Array, "B S"]
-TokenSigma = Float[Array, "B N"]
+ConditionTable = Shaped[Array, "B S"]
+"""A number or a flag for each condition."""
+TokenValues = Shaped[Array, "B N"]
 Heads = Float[Array, "B N H F"]
 """Queries, keys, values."""
 
