@@ -133,8 +133,8 @@ def contenders(case: Case, sweep: bool) -> dict[str, Contender | str]:
     }
     if on_gpu and sweep and best == "gpu":
         for own, walked, warps, stages in itertools.product((64, 128), (32, 64, 128), (4, 8), (2, 3)):
-            tile = gpu.BlockConfig(own, walked, warps, stages)
-            tiled = functools.partial(gpu.flash, configs=gpu.BlockConfigs(tile, tile, tile))
+            tile = gpu.BlockSizes(own, walked, warps, stages)
+            tiled = functools.partial(gpu.flash, configs=gpu.KernelBlocks(tile, tile, tile))
             found[f"ours, {own}×{walked}, {warps} warps, {stages} stages"] = tiled
     found["jax.nn, mask, xla"] = functools.partial(masked, "xla")
     found["jax.nn, mask, cudnn"] = functools.partial(masked, "cudnn") if on_gpu else "needs an NVIDIA GPU"

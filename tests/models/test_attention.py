@@ -17,13 +17,13 @@ from sora_jax.models.attention import tpu
 from sora_jax.models.attention.blocks import overlapping_blocks
 from sora_jax.models.attention.cpu import SIZES, block_ranges, blocked, make_blocks
 from sora_jax.models.attention.dispatch import BACKENDS, attend, reference
-from sora_jax.models.attention.gpu import BlockConfig, BlockConfigs, flash
+from sora_jax.models.attention.gpu import BlockSizes, KernelBlocks, flash
 from sora_jax.models.attention.ring import ring
 from sora_jax.models.attention.tpu import splash
 
 B, N, H, F = 2, 16, 2, 8
 # Kernels of other machines in plain JAX, and blocks so small that rows of 16 have several.
-CONFIGS = BlockConfigs(BlockConfig(8, 4, 4, 1), BlockConfig(8, 4, 4, 1), BlockConfig(4, 8, 4, 1))
+CONFIGS = KernelBlocks(BlockSizes(8, 4, 4, 1), BlockSizes(8, 4, 4, 1), BlockSizes(4, 8, 4, 1))
 KERNELS = BACKENDS | {
     "tpu": partial(splash, interpret=True),
     "gpu": partial(flash, interpret=True, configs=CONFIGS),

@@ -14,9 +14,9 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_me
 from sora_jax.errors import UserError
 from sora_jax.models.attention import dispatch
 from sora_jax.models.attention.blocks import CHECKPOINT, masked_block_ranges
-from sora_jax.models.attention.gpu import BlockConfig, BlockConfigs, flash, missing
+from sora_jax.models.attention.gpu import BlockSizes, KernelBlocks, flash, missing
 
-CONFIGS = BlockConfigs(BlockConfig(16, 8, 4, 1), BlockConfig(16, 8, 4, 1), BlockConfig(8, 16, 4, 1))
+CONFIGS = KernelBlocks(BlockSizes(16, 8, 4, 1), BlockSizes(16, 8, 4, 1), BlockSizes(8, 16, 4, 1))
 small = partial(flash, interpret=True, configs=CONFIGS)
 # 44 positions, no multiple of a block: segments of uneven lengths, one of them over several blocks, and padding.
 ROW = np.repeat([1, 2, 3, 4, 0], [5, 26, 1, 7, 5]).astype(np.int32)

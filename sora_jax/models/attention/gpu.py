@@ -32,7 +32,7 @@ MIN_CAPABILITY = 8.0  # compute capability: Ampere, the first with products of b
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockConfig:
+class BlockSizes:
     """Block sizes of a kernel: tokens of a program's own block and of one it loops over, all powers of two.
 
     Attributes:
@@ -45,29 +45,29 @@ class BlockConfig:
     num_warps: int
     num_stages: int
 
-    def fit(self, tokens: int) -> BlockConfig:
+    def fit(self, tokens: int) -> BlockSizes:
         most = max(16, 1 << (tokens - 1).bit_length())
         return dataclasses.replace(self, own=min(self.own, most), other=min(self.other, most))
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockConfigs:
+class KernelBlocks:
     """Of the forward kernel, of the gradient of queries, and of the gradient of keys and values."""
 
-    forward: BlockConfig
-    d_queries: BlockConfig
-    d_keys: BlockConfig
+    forward: BlockSizes
+    d_queries: BlockSizes
+    d_keys: BlockSizes
 
-    def fit(self, tokens: int) -> BlockConfigs:
-        return BlockConfigs(self.forward.fit(tokens), self.d_queries.fit(tokens), self.d_keys.fit(tokens))
+    def fit(self, tokens: int) -> KernelBlocks:
+        return KernelBlocks(self.forward.fit(tokens), self.d_queries.fit(tokens), self.d_keys.fit(tokens))
 
 
 # By bytes of a head, padded: the first that is enough. Chosen by what Triton's compiler reports for sm_80 and sm_90
 # (shared memory of each fits, heads of 72 spill nothing on sm_90), not by timing: no GPU was at hand.
 BLOCK_CONFIGS = {
-    160: BlockConfigs(BlockConfig(128, 64, 4, 3), BlockConfig(128, 64, 8, 2), BlockConfig(64, 64, 4, 2)),
-    256: BlockConfigs(BlockConfig(128, 64, 8, 2), BlockConfig(64, 64, 4, 2), BlockConfig(64, 64, 8, 2)),
-    1024: BlockConfigs(BlockConfig(64, 32, 4, 2), BlockConfig(32, 32, 4, 1), BlockConfig(32, 32, 4, 1)),
+    160: KernelBlocks(BlockSizes(128, 64, 4, 3), BlockSizes(128, 64, 8, 2), BlockSizes(64, 64, 4, 2)),
+    256: KernelBlocks(BlockSizes(128, 64, 8, 2), BlockSizes(64, 64, 4, 2), BlockSizes(64, 64, 8, 2)),
+    1024: KernelBlocks(BlockSizes(64, 32, 4, 2), BlockSizes(32, 32, 4, 1), BlockSizes(32, 32, 4, 1)),
 }
 
 
@@ -90,7 +90,7 @@ def flash(
     v_bnhf: jax.Array,
     segment_ids_bn: SegmentIds,
     interpret: bool = False,
-    configs: BlockConfigs | None = None,
+    configs: KernelBlocks | None = None,
 ) -> jax.Array:
     """See `dispatch.attend`. Softmax and sums are float32, products are of the input's dtype.
 
@@ -107,12 +107,12 @@ def flash(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _attend(q, k, v, ids, configs: BlockConfigs, interpret: bool) -> jax.Array:
+def _attend(q, k, v, ids, configs: KernelBlocks, interpret: bool) -> jax.Array:
     """[B,N,H,F] and ids [B,N], N a multiple of every block."""
     return _forward(q, k, v, ids, configs, interpret)[0]
 
 
-def _forward(q, k, v, ids, configs: BlockConfigs, interpret: bool) -> tuple[jax.Array, tuple[Any, ...]]:
+def _forward(q, k, v, ids, configs: KernelBlocks, interpret: bool) -> tuple[jax.Array, tuple[Any, ...]]:
     B, N, H, _ = q.shape
     lse = jax.ShapeDtypeStruct((B, H, N), jnp.float32)
     results = _call(_forward_kernel, configs.forward, ids, (q,), (k, v), (q, lse), interpret)
@@ -121,7 +121,7 @@ def _forward(q, k, v, ids, configs: BlockConfigs, interpret: bool) -> tuple[jax.
 
 
 def _backward(
-    configs: BlockConfigs, interpret: bool, kept: tuple[Any, ...], d_out: jax.Array
+    configs: KernelBlocks, interpret: bool, kept: tuple[Any, ...], d_out: jax.Array
 ) -> tuple[Any, ...]:
     q, k, v, ids, out, lse = kept
     delta = jnp.einsum("bnhf,bnhf->bhn", d_out, out, preferred_element_type=jnp.float32)
@@ -136,7 +136,7 @@ _attend.defvjp(_forward, _backward)
 
 def _call(
     kernel: Callable[..., None],
-    config: BlockConfig,
+    config: BlockSizes,
     ids: jax.Array,
     own: Sequence[jax.Array],
     other: Sequence[jax.Array],
@@ -177,7 +177,7 @@ def _call(
     )(masked_block_ranges(ids, config.own, config.other), ids, ids, *own, *other)
 
 
-def _forward_kernel(ranges_ref, own_ids, ids, q, k, v, out, lse, *, config: BlockConfig, width: int) -> None:
+def _forward_kernel(ranges_ref, own_ids, ids, q, k, v, out, lse, *, config: BlockSizes, width: int) -> None:
     queries = _load(q, width)
 
     def step(masked: bool, j: jax.Array, state: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -199,7 +199,7 @@ def _forward_kernel(ranges_ref, own_ids, ids, q, k, v, out, lse, *, config: Bloc
 
 
 def _d_queries_kernel(
-    ranges_ref, own_ids, ids, q, d_out, lse, delta, k, v, d_q, *, config: BlockConfig, width: int
+    ranges_ref, own_ids, ids, q, d_out, lse, delta, k, v, d_q, *, config: BlockSizes, width: int
 ) -> None:
     queries, d_outs = _load(q, width), _load(d_out, width)
     lse_row, delta_row = lse[...], delta[...]
@@ -218,7 +218,7 @@ def _d_queries_kernel(
 
 
 def _d_keys_kernel(
-    ranges_ref, own_ids, ids, k, v, q, d_out, lse, delta, d_k, d_v, *, config: BlockConfig, width: int
+    ranges_ref, own_ids, ids, k, v, q, d_out, lse, delta, d_k, d_v, *, config: BlockSizes, width: int
 ) -> None:
     from jax.experimental import pallas as pl
 
@@ -249,7 +249,7 @@ def _loop_over_blocks(ranges_ref: Any, step: Callable[..., Any], state: Any) -> 
     return state
 
 
-def _mask(logits: jax.Array, own_ids: Any, ids: Any, j: jax.Array, config: BlockConfig) -> jax.Array:
+def _mask(logits: jax.Array, own_ids: Any, ids: Any, j: jax.Array, config: BlockSizes) -> jax.Array:
     from jax.experimental import pallas as pl
 
     same = own_ids[...][:, None] == ids[pl.ds(j * config.other, config.other)][None]
@@ -301,7 +301,7 @@ def _store(ref: Any, arrays: Sequence[jax.Array], width: int) -> None:
         triton.store(piece, array.astype(ref.dtype), **mask)
 
 
-def _zeros(config: BlockConfig, width: int) -> list[jax.Array]:
+def _zeros(config: BlockSizes, width: int) -> list[jax.Array]:
     return [jnp.zeros((config.own, wide)) for _, wide in _pieces(width)]
 
 
