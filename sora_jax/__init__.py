@@ -20,17 +20,17 @@ backend.prepare()  # before JAX starts, and without importing it
 
 __all__ = ["Pipeline", "Request", "Video", "__version__", "list_models", "load", "read_video"]
 
-_FACE = dict.fromkeys(("Request", "Pipeline", "list_models", "load"), "pipeline.pipeline") | dict.fromkeys(
+_EXPORTS = dict.fromkeys(("Request", "Pipeline", "list_models", "load"), "pipeline.pipeline") | dict.fromkeys(
     ("Video", "read_video"), "media.video"
 )
 
 
 def __getattr__(name: str) -> Any:
-    # The face is loaded when it is first looked at: importing a part of the package doesn't import JAX and the rest.
-    if name not in _FACE:
+    # Loaded when first used: importing a part of the package doesn't import JAX and the rest.
+    if name not in _EXPORTS:
         hint = "; list_models() tells what can be loaded" if name == "models" else ""
         raise AttributeError(f"module 'sora_jax' has no attribute {name!r}{hint}")
     import importlib
 
     backend.check_version()
-    return getattr(importlib.import_module(f"sora_jax.{_FACE[name]}"), name)
+    return getattr(importlib.import_module(f"sora_jax.{_EXPORTS[name]}"), name)

@@ -15,8 +15,8 @@ def order() -> list[str]:
     """Every file in the order of docs/design.md."""
     section = (ROOT / "docs" / "design.md").read_text().split("\n## Packages\n")[1].split("\n## ")[0]
     files = []
-    for package, row in re.findall(r"^\| (`\w+/`|the face) \|(.*)\|$", section, re.MULTILINE):
-        folder = "" if package in ("`sora_jax/`", "the face") else package.strip("`")
+    for package, row in re.findall(r"^\| (`\w+/`|the public API) \|(.*)\|$", section, re.MULTILINE):
+        folder = "" if package in ("`sora_jax/`", "the public API") else package.strip("`")
         files += [f"{folder}{name.strip()}.py" for name in row.replace("\\", "").split(",")]
     return files
 

@@ -44,14 +44,14 @@ class Limits:
     """Limits of a segment, as in training's sequences.
 
     Attributes:
-      tokens: video tokens of a run, and of a row.
-      latent_frames: of a run, the most that training showed; 0: as many as there are tokens for.
+      tokens: video tokens of a segment, and of a packed sequence.
+      latent_frames: of a segment, the most that training showed; 0: as many as there are tokens for.
       frame_tokens: tokens of a latent frame, the most that training showed; 0: as many as there are.
       resolution: short side of whole frames that training showed, in pixels; 0: any.
       fps: the most frames a second that training showed; 0: any.
       grid: pixels of whose multiples the sides (height, width) of padded frames were in training.
       text: tokens of a prompt.
-      text_len: text slots of a row.
+      text_len: text positions of a packed sequence.
     """
 
     tokens: int = 256

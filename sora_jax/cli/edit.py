@@ -107,11 +107,11 @@ def variations(prompt: str, count: int, model: str, output: pathlib.Path, **fiel
     """PROMPT under several seeds, as one contact sheet."""
     from sora_jax.errors import atomic_path
     from sora_jax.media.contact_sheet import contact_sheet
-    from sora_jax.pipeline import pipeline as face
+    from sora_jax.pipeline import pipeline as api
 
     own = as_settings(fields) | as_shape(fields)
     with bar() as progress:
-        videos = face.load(model, lazy=True).variations(prompt, count, progress, **own)
+        videos = api.load(model, lazy=True).variations(prompt, count, progress, **own)
     labels = [f"seed {own['seed'] + i}" for i in range(count)]
     with atomic_path(output) as temporary:
         contact_sheet(videos, labels, 2).save(temporary)

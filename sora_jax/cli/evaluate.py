@@ -79,14 +79,14 @@ def evaluate() -> None:
 def evaluate_vae_command(files: tuple[str, ...], model: str, results: Results, **fields: Any) -> None:
     """PSNR and SSIM of what the autoencoder makes of videos and pictures."""
     report = _report()
-    from sora_jax.pipeline import pipeline as face
+    from sora_jax.pipeline import pipeline as api
 
     def show(label: str, pair: Sequence[Any]) -> None:
         results.show(("the original of", pair[0]), (label, pair[1]))
 
     with bar("frame") as progress:
         result = report.evaluate_vae(
-            face.load(model, lazy=True), files, **fields, progress=progress, show=show
+            api.load(model, lazy=True), files, **fields, progress=progress, show=show
         )
 
     def cells(name: str, size: str, frames: str, row: dict[str, Any]) -> tuple[str, ...]:
@@ -130,10 +130,10 @@ def evaluate_toyworld_command(model: str, truth: bool, vae: bool, results: Resul
     if truth and vae:
         raise click.UsageError("--truth and --vae exclude each other: choose one.")
     report = _report()
-    from sora_jax.pipeline import pipeline as face
+    from sora_jax.pipeline import pipeline as api
 
     source = "truth" if truth else "vae" if vae else "generated"
-    pipeline = None if truth else face.load(model, lazy=True)
+    pipeline = None if truth else api.load(model, lazy=True)
     with bar("clip") as progress:
         result = report.evaluate_toyworld(
             pipeline,
@@ -162,11 +162,11 @@ def evaluate_abilities_command(
     """Whether each ABILITY (default: all) does what it is for, on toyworld's clips, whose truth is known."""
     _report()
     from sora_jax.evaluation.tasks import evaluate_abilities
-    from sora_jax.pipeline import pipeline as face
+    from sora_jax.pipeline import pipeline as api
 
     own = as_settings(fields)
     seed = own.pop("seed")
-    pipeline = face.load(model, lazy=True)
+    pipeline = api.load(model, lazy=True)
     pipeline.notify = functools.cache(pipeline.notify)  # a note holds for every clip: once is enough
 
     def show(label: str, videos: Sequence[Any]) -> None:

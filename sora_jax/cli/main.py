@@ -93,12 +93,12 @@ def generate(
     wanted = [(prompt, seed + i) for prompt in prompts for i in range(count)]
     paths = place_outputs(output, wanted)
 
-    from sora_jax.pipeline import pipeline as face
+    from sora_jax.pipeline import pipeline as api
 
     requests = [
-        face.Request(prompt, seed=number, **own, **as_shape(dict(fields))) for prompt, number in wanted
+        api.Request(prompt, seed=number, **own, **as_shape(dict(fields))) for prompt, number in wanted
     ]
-    pipeline = face.load(model, lazy=True)
+    pipeline = api.load(model, lazy=True)
     for request in requests:
         pipeline.check(request)
     with bar() as progress:
@@ -114,13 +114,13 @@ def generate(
 @common
 def models(folders: tuple[str, ...]) -> None:
     """List what can be loaded: bundled models, and models and training runs in each PATH (default: runs)."""
-    from sora_jax.pipeline import pipeline as face
+    from sora_jax.pipeline import pipeline as api
 
     folders = tuple(str(user_path(folder)) for folder in folders)
     for folder in folders:
         if not os.path.isdir(folder):
             raise UserError(f"There is no folder {folder}: check the name.")
-    entries = face.list_models(folders or ("runs",))
+    entries = api.list_models(folders or ("runs",))
     rows = [(entry.name, entry.kind, entry.summary) for entry in entries]
     click.echo(table(("model", "kind", "what it is"), rows) if rows else "There is no model here yet.")
 

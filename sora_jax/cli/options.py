@@ -220,9 +220,9 @@ def make(model: str, output: str, build: Callable[[Any, Any], Any]) -> None:
     check_output(path, VIDEO_SUFFIXES)
 
     from sora_jax.media.audio import keep_sound
-    from sora_jax.pipeline import pipeline as face
+    from sora_jax.pipeline import pipeline as api
 
-    pipeline = face.load(model, lazy=True)
+    pipeline = api.load(model, lazy=True)
     pipeline.notify = note
     with bar() as progress:
         job = build(pipeline, progress)

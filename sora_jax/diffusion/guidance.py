@@ -81,7 +81,8 @@ def zero_init_sigma(factor: jax.typing.ArrayLike) -> float:
     Near noise a model that is not trained to the end is further from the best velocity than 0 is, so those steps are
     skipped (Fan et al. 2025, section 4.2; two of 50 steps).
     """
-    return float(flow.shift(jnp.float32(1 - ZERO_INIT + 1e-4), factor))  # the σ at the share itself moves
+    # A little more than the share: the step that begins there is kept.
+    return float(flow.shift(jnp.float32(1 - ZERO_INIT + 1e-4), factor))
 
 
 def guided_clean(

@@ -86,7 +86,7 @@ def smooth(clip: np.ndarray, factor: int, fps: float) -> Sketch:
     return animate(frames, (T, *clip.shape[1:3]), fps)
 
 
-def blend(a: np.ndarray, b: np.ndarray, weight: np.ndarray, fps: float, strength: float = 0.6) -> Sketch:
+def blend(a: np.ndarray, b: np.ndarray, weight: np.ndarray, fps: float, strength: float) -> Sketch:
     """From one clip to another by the `weight` float[T] of the second; mixed frames are partially noised.
 
     Frames of one clip alone are conditioning; the more evenly two are mixed, the higher their strength, up to

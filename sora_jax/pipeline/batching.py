@@ -22,7 +22,7 @@ from sora_jax.diffusion.solvers import SOLVERS, State, solver_step
 from sora_jax.errors import UserError
 from sora_jax.tokens.packing import PackedBatch, Placement, Segment, check_fits, pack_batch
 
-PATIENCE = 16  # steps that smaller requests may overtake the first in line
+MAX_OVERTAKE_STEPS = 16  # steps that smaller requests may overtake the first in line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +189,7 @@ class Queue:
                     self._waiting.remove(queued)
                     self._active.append(queued)
                     queued.row = row
-                elif self._waited >= PATIENCE:
+                elif self._waited >= MAX_OVERTAKE_STEPS:
                     break
             if self._active:
                 self._repack()

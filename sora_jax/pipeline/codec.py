@@ -83,7 +83,7 @@ class Codec(Model):
             latents.append(latent)
         start = strength
         if self.bundle.dit is not None:
-            _, _, *sides = self.space_crops(self.cells(Y, X), blank=bool(strength.max() == 1))[0]
+            _, _, *sides = self.space_crops(self.cells(Y, X), from_noise=bool(strength.max() == 1))[0]
             tokens = math.prod(sides) // math.prod(self.dit.config.patch[1:])
             start = self.sigma(strength, tokens, sum(len(span.ends) for span in spans))
         return make_canvas(spans, latents, start, sketch.fps, self.vae.config.compression)

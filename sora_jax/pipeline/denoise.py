@@ -166,7 +166,7 @@ class _ActiveJob:
         self.config, self.base_tokens = model.dit.config, model.bundle.base_tokens
         patch = self.config.patch
         t, y, x = canvas.grid
-        self.crops = model.space_crops((y, x), blank=bool(canvas.init_sigma.max() == 1))
+        self.crops = model.space_crops((y, x), from_noise=bool(canvas.init_sigma.max() == 1))
         frame_tokens = math.prod(self.crops[0][2:]) // math.prod(patch[1:])
         most = model.max_latent_frames(frame_tokens)
         by = patch[0]

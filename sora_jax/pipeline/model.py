@@ -94,15 +94,15 @@ class Model:
         fit = limits.tokens // max(frame_tokens, 1) * by
         return min(fit, limits.latent_frames or fit)
 
-    def space_crops(self, cells: tuple[int, int], blank: bool) -> list[tuple[int, int, int, int]]:
+    def space_crops(self, cells: tuple[int, int], from_noise: bool) -> list[tuple[int, int, int, int]]:
         """Crops (top, left, height, width), in cells, of a frame of `cells` (y, x): each is a segment of its own.
 
         Args:
-          blank: whether some of the canvas is generated from noise alone. Then a frame is one segment, as its parts
-            would not know what the others show; else a frame larger than training's is cut.
+          from_noise: whether some of the canvas is generated from noise alone. Then a frame is one segment, as its
+            parts would not know what the others show; else a frame larger than training's is cut.
         """
         patch, most = self.dit.config.patch, self.bundle.limits.frame_tokens
-        if most and not blank and math.prod(cells) // math.prod(patch[1:]) > most:
+        if most and not from_noise and math.prod(cells) // math.prod(patch[1:]) > most:
             return crop_boxes(cells, patch, most)
         return [(0, 0, *cells)]
 
@@ -124,7 +124,6 @@ class Model:
         """What a video takes, to be checked against limits before it is made."""
         tokens, most = self.frame_tokens(*size), self.bundle.limits.frame_tokens
         at_once = self.max_latent_frames(tokens) or self.max_latent_frames(min(most or tokens, tokens)) or 1
-        passes = 1 + (settings.guidance != 1) + (settings.given_guidance != 1)
         return Work(
             frames,
             *size,
@@ -132,7 +131,7 @@ class Model:
             latent_frames=1 + -(-(frames - 1) // FRAMES_PER_LATENT),
             max_latent_frames=at_once,
             steps=settings.steps,
-            passes=passes * (2 if settings.solver == "heun" else 1),
+            passes=settings.as_guidance.passes() * (2 if settings.solver == "heun" else 1),
             parameters=self.parameters,
         )
 

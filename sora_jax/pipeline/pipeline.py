@@ -1,4 +1,4 @@
-"""The face: load a model and make videos with it.
+"""The public API: load a model and make videos with it.
 
 >>> import sora_jax
 >>> pipeline = sora_jax.load("toyworld")

@@ -64,10 +64,10 @@ def review(model: Model, job: Job) -> list[str]:
         doubt = f"The prompt names nothing that the model {model.name!r} draws: {_draws(knowledge)}."
     if doubt and settings.strict:
         raise UserError(doubt)
-    blank = bool(sketch.strength.max() == 1)
-    if blank and not model.holds((Y, X), T):
+    from_noise = bool(sketch.strength.max() == 1)
+    if from_noise and not model.holds((Y, X), T):
         raise UserError(too_large(model, (Y, X)))
-    return [*filter(None, [doubt]), *_unseen(model, job, blank)]
+    return [*filter(None, [doubt]), *_unseen(model, job, from_noise)]
 
 
 def check_captions(model: Model, captions: Captions | list[tuple[float, str]]) -> None:
@@ -152,14 +152,14 @@ def _draws(knowledge: Knowledge) -> str:
     return f"it draws {knowledge.domain}, for example {knowledge.example!r}"
 
 
-def _unseen(model: Model, job: Job, blank: bool) -> Iterator[str]:
+def _unseen(model: Model, job: Job, from_noise: bool) -> Iterator[str]:
     """What of a video's shape is beyond training's, in one sentence."""
     knows, sketch = model.bundle.knowledge, job.sketch
     T, Y, X, _ = sketch.frames.shape
     T = len(range(T)[job.keep])
     seconds, fps, short, ratio = T / sketch.fps, sketch.fps, min(Y, X), X / Y
     whole = model.bundle.limits.resolution or max(knows.resolutions, default=0)
-    largest = whole if blank else max(whole, *knows.resolutions, 0)
+    largest = whole if from_noise else max(whole, *knows.resolutions, 0)
     beyond, seen = [], []
     if knows.resolutions and not min(knows.resolutions) <= short <= largest:
         beyond.append(f"{short} pixels")

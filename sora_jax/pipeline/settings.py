@@ -76,7 +76,7 @@ class Settings:
         check_whole("seed", self.seed, 0, MOST_SEED)
         check_whole("steps", self.steps, 1, MOST_STEPS)
         for name in ("guidance", "given_guidance"):
-            # What is far too large ends in numbers that are none, and rows are shared.
+            # Huge scales overflow to NaN, and would spoil the other segments of a packed sequence.
             check_number(name, getattr(self, name), least=-MOST_GUIDANCE, most=MOST_GUIDANCE)
         if self.solver not in SOLVERS:
             raise UserError(f"There is no solver {shown(self.solver)}: choose one of {', '.join(SOLVERS)}.")

@@ -22,7 +22,7 @@ class WindowedCanvas:
 
     Args:
       canvas: conditioning latents, and the sigma that the others start from.
-      most, context: as `canvas.windows`'.
+      most, context: as `canvas.temporal_windows` takes them.
       patch: latent cells of a token.
       seed: of the noise.
 

@@ -28,7 +28,7 @@ from sora_jax.diffusion import flow
 from sora_jax.diffusion.guidance import Guidance
 from sora_jax.diffusion.solvers import SOLVERS, solver_step
 from sora_jax.errors import UserError
-from sora_jax.pipeline.batching import PATIENCE, BatchShape, Queue
+from sora_jax.pipeline.batching import MAX_OVERTAKE_STEPS, BatchShape, Queue
 from sora_jax.tokens.packing import unpack
 
 MODEL = make_dit()
@@ -108,8 +108,8 @@ def test_a_small_one_overtakes_a_large_one_only_for_a_while():
     while large not in queue.step():
         queue.add(**plain((1, 2, 4), 8))
         steps += 1
-        assert steps < PATIENCE + 40
-    assert steps >= PATIENCE  # smaller ones went before it
+        assert steps < MAX_OVERTAKE_STEPS + 40
+    assert steps >= MAX_OVERTAKE_STEPS  # smaller ones went before it
 
 
 def test_what_does_not_fit_a_row_is_refused():

@@ -310,7 +310,7 @@ SKETCHES = {
     "connected": abilities.connect(clip(5), clip(7, 1), 16, 8.0),
     "connected from a cross-fade": abilities.connect(clip(8), clip(2, 1), 15, 8.0, strength=0.8),
     "looped": abilities.loop(clip(9), 12, 5, 8.0),
-    "blended": abilities.blend(clip(23, 0, 16, 16), clip(23, 1, 16, 16), np.linspace(0, 1, 23), 8.0),
+    "blended": abilities.blend(clip(23, 0, 16, 16), clip(23, 1, 16, 16), np.linspace(0, 1, 23), 8.0, 0.6),
     "inpainted from the fourth frame on": abilities.inpaint(
         clip(18), np.arange(18 * 32 * 16).reshape(18, 32, 16) >= 3 * 32 * 16 + 200, 8.0
     ),
