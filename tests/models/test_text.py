@@ -397,7 +397,7 @@ def test_tensors_that_nothing_reads_are_named_but_for_other_tasks_heads(random_b
     scale = {"encoder.layer.0.output.dense.weight_scale": np.ones(1, np.float32)}
     safetensors.numpy.save_file(tensors | scale, file)
     with pytest.raises(
-        UserError, match="holds beside what config.json says 'encoder.layer.0.output.dense.weight_scale'"
+        UserError, match="holds more than config.json says, 'encoder.layer.0.output.dense.weight_scale'"
     ):
         load_text_encoder(directory=random_bert)
     again = {"bert.embeddings.LayerNorm.gamma": tensors["embeddings.LayerNorm.weight"]}
