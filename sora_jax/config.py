@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from sora_jax import values
 from sora_jax.errors import UserError, nearest
 
-# Keys that had another name before 0.2. Stored configurations are read with them, what people write is refused.
+# Keys that had another name before 2026-11-29. Stored configurations are read with them, what people write is refused.
 RENAMED = {
     "dit.hints": "dit.reference_frames",
     "limits.row_text": "limits.text_len",

@@ -12,7 +12,7 @@ import click
 
 import sora_jax
 from sora_jax.cli.terminal import progress_bar
-from sora_jax.evaluation.tasks import TRIALS, evaluate_abilities
+from sora_jax.evaluation.abilities import TRIALS, evaluate_abilities
 from sora_jax.media.contact_sheet import contact_sheet
 from sora_jax.media.video import Video
 

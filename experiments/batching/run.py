@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 import sora_jax
-from sora_jax.pipeline import abilities
+from sora_jax.pipeline import sketches
 from sora_jax.pipeline.denoise import denoise
 from sora_jax.pipeline.job import Job
 from sora_jax.pipeline.settings import Settings
@@ -94,7 +94,7 @@ def make(seconds: float, height: int, width: int, steps: int, number: int) -> Jo
     """A text-to-video job."""
     frames = 1 + 4 * round(seconds * 2)
     captions = ((0.0, PROMPTS[number % len(PROMPTS)]),)
-    sketch = abilities.blank((frames, height, width), 8.0)
+    sketch = sketches.blank((frames, height, width), 8.0)
     return Job(sketch, captions, Settings(seed=number, steps=steps))
 
 

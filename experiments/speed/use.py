@@ -1,10 +1,11 @@
-"""Encoding clips for training, and `upscale`: this build against another one, in turn. See README.md beside.
+"""Encoding clips for training, and `upscale`: this build against another one, in turn. See README.md.
 
     python experiments/speed/use.py encode --other path/to/another/checkout --video big_buck_bunny_000-400s_270p.mp4
     python experiments/speed/use.py upscale --other path/to/another/checkout --video big_buck_bunny_000-400s_270p.mp4
 
 Each run is a process of its own, so that its first compilations count. Times are wall and processor seconds; on a
-machine that others use as well the ratio of the latter says more.
+machine that others use as well the ratio of the latter says more. Each checkout runs its own copy of this file; one
+that has none needs that of its time (before the packages of 2026-11-29: git show 4dd6601:experiments/speed/use.py).
 """
 
 from __future__ import annotations
@@ -40,9 +41,7 @@ def encode(video: str, resolution: int, clips: int) -> dict[str, Any]:
     spec.loader.exec_module(module)
     config = module.get_config()
     own = {"source": video, "resolutions": (resolution,), "rates": (24.0,), "max_frames": 0, "cache": ""}
-    data = component(
-        DataConfig, dict(config.data) | own | {"durations": (0.0, 2.0, 2.0, 2.0, 2.0), "world": {}}, "data"
-    )
+    data = component(DataConfig, dict(config.data) | own | {"durations": (2.0,), "world": {}}, "data")
     latents = dict(config.latents) | {"clips": clips, "layouts": dict(config.latents.layouts)}
     vae, text = load_bundle("toyworld").vae, component(TextConfig, config.text, "text")
     with tempfile.TemporaryDirectory() as folder, Clock() as clock:
@@ -56,7 +55,6 @@ def upscale(video: str, start: float, seconds: float, small: int) -> dict[str, A
     import numpy as np
 
     from sora_jax.media.video import Video, read_video, resize
-    from sora_jax.pipeline import tasks
     from sora_jax.pipeline.pipeline import load
 
     film = read_video(video, start, math.ceil(seconds * 24))
@@ -65,7 +63,7 @@ def upscale(video: str, start: float, seconds: float, small: int) -> dict[str, A
     given = Video(np.stack([*resize(truth, Y // 2, X // 2).frames]), film.fps)
     studio = load("toyworld")
     with Clock() as clock:
-        (made,) = studio.make([tasks.upscale(studio, given, Y)])
+        (made,) = studio.make([studio.job("upscale", given, Y)])
     error = np.square(made.frames.astype(float) - truth.frames).mean()
     return clock.told() | {"psnr": 10 * math.log10(255**2 / error), "frames": len(made)}
 
@@ -110,7 +108,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for _ in range(options.rounds):
         for name, root in builds.items():
-            command = [sys.executable, __file__, *sys.argv[1:], "--alone"]
+            script = root / pathlib.Path(__file__).resolve().relative_to(ROOT)
+            command = [sys.executable, str(script), *sys.argv[1:], "--alone"]
             told = subprocess.run(
                 command,
                 env=os.environ | {"PYTHONPATH": str(root)},

@@ -34,7 +34,7 @@ FORMAT = 1
 RENAMED_PARAMETERS = {
     "hints_in.kernel": "reference_in.kernel",
     "hints_in.bias": "reference_in.bias",
-}  # before 0.2
+}  # before 2026-11-29
 LEAST_DEVIATION = 1e-3  # of a latent's channel, in the largest channel's
 Model = TypeVar("Model", VAE, DiT)
 

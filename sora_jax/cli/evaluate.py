@@ -161,7 +161,7 @@ def evaluate_abilities_command(
 ) -> None:
     """Whether each ABILITY (default: all) does what it is for, on toyworld's clips, whose truth is known."""
     _report()
-    from sora_jax.evaluation.tasks import evaluate_abilities
+    from sora_jax.evaluation.abilities import evaluate_abilities
     from sora_jax.pipeline import pipeline as api
 
     own = as_settings(fields)

@@ -36,7 +36,7 @@ from sora_jax.cli.plan import plan
 from sora_jax.cli.terminal import VIDEO_SUFFIXES, Number, place_outputs, table
 from sora_jax.errors import UserError, user_path
 from sora_jax.media.texts import read_text
-from sora_jax.pipeline.keywords import advice
+from sora_jax.pipeline.keywords import AS_OPTIONS, advice
 from sora_jax.pipeline.registry import TEXT_TO_VIDEO
 
 
@@ -53,8 +53,11 @@ class Group(click.Group):
 )
 @click.version_option(__version__, prog_name="sora-jax", message="%(prog)s %(version)s")
 @common
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Open video generation: any duration, resolution and aspect ratio."""
+    token = AS_OPTIONS.set(True)
+    context.call_on_close(lambda: AS_OPTIONS.reset(token))
 
 
 @cli.command()

@@ -13,7 +13,7 @@ import numpy as np
 from sora_jax.errors import UserError
 from sora_jax.pipeline.budget import frames_of
 from sora_jax.pipeline.checks import check_number, check_whole, is_number, shown
-from sora_jax.pipeline.keywords import called
+from sora_jax.pipeline.keywords import called, explicit_keywords
 from sora_jax.pipeline.settings import Settings
 from sora_jax.pipeline.shape import SHAPE_FIELDS, Shape
 from sora_jax.tokens.canvas import FRAMES_PER_LATENT, Sketch
@@ -43,6 +43,10 @@ class Job:
     finish: Callable[[np.ndarray], np.ndarray] | None = None
     notes: tuple[str, ...] = ()
     sound: Sound | None = None
+
+
+ability = explicit_keywords(Shape, Settings)
+"""A decorator for a function that builds a job: spells out its `**options`, fields of the shape and the settings."""
 
 
 def parse_options(options: Mapping[str, Any]) -> tuple[Shape, Settings]:

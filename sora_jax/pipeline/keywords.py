@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import functools
 import inspect
@@ -9,11 +10,10 @@ import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
-import click
-
 from sora_jax.errors import UserError, nearest
 
 Schema = TypeVar("Schema")
+AS_OPTIONS = contextvars.ContextVar("AS_OPTIONS", default=False)  # set by the command line
 # As other libraries call them, for keywords, options of the command line and keys of a storyboard: the first of ours
 # that is known there is meant. Keywords `frames` and `size` are taken under these names too.
 ALIASES = {
@@ -110,11 +110,7 @@ def accepts_aliases(schema: type[Schema]) -> type[Schema]:
 
 def called(name: str) -> str:
     """A keyword as its user knows it: `--name` while a command of ours runs."""
-    context = click.get_current_context(silent=True)
-    ours = (
-        context is not None and context.find_root().info_name == "sora-jax"
-    )  # not a program that imports us
-    return f"--{name.replace('_', '-')}" if ours else name
+    return f"--{name.replace('_', '-')}" if AS_OPTIONS.get() else name
 
 
 def check_conflicts(given: Mapping[str, Any]) -> None:

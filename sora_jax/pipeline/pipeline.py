@@ -25,7 +25,7 @@ from sora_jax.checkpoints.bundle import Bundle, bundled, find, load_bundle
 from sora_jax.errors import UserError
 from sora_jax.media.video import Video, VideoStream
 from sora_jax.models.text import TextEncoder
-from sora_jax.pipeline import abilities, tasks
+from sora_jax.pipeline import sketches, spatial_abilities, storyboard, temporal_abilities
 from sora_jax.pipeline.checks import MOST_SEED, check_whole
 from sora_jax.pipeline.codec import Codec, to_bytes
 from sora_jax.pipeline.denoise import iter_latents
@@ -37,6 +37,15 @@ from sora_jax.pipeline.review import review, review_batch
 from sora_jax.pipeline.settings import Progress
 
 MOST_COUNT = 1000  # videos of one request
+# The functions that build jobs, by ability.
+BUILDERS: dict[str, Callable[..., Job]] = {
+    name: next(
+        vars(module)[name]
+        for module in (temporal_abilities, spatial_abilities, storyboard)
+        if name in vars(module)
+    )
+    for name in ABILITIES
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,12 +164,12 @@ class Pipeline(Codec):
         """The job of an ability, by its name in `registry.ABILITIES`: `make` takes several, of any abilities.
 
         Raises:
-          UserError: there is no such ability; or as its function in `pipeline/tasks.py`.
+          UserError: there is no such ability; or as the function that builds it.
         """
         if ability not in ABILITIES:
             hint = advice(ability, ABILITIES) or f"choose from {', '.join(ABILITIES)}."
             raise UserError(f"There is no ability {ability!r}: {hint}")
-        build = getattr(tasks, ability)
+        build = BUILDERS[ability]
         if "progress" in inspect.signature(build).parameters:
             keywords["progress"] = progress
         return build(self, *arguments, **keywords)
@@ -178,7 +187,7 @@ class Pipeline(Codec):
     def reconstruct(self, video: Video) -> Video:
         """The video through the autoencoder and back; any size and number of frames."""
         frames = video.frames
-        sketch = abilities.Sketch(frames, np.zeros(frames.shape[:3], np.float32), video.fps)
+        sketch = sketches.Sketch(frames, np.zeros(frames.shape[:3], np.float32), video.fps)
         return Video(self.decode(self.encode(sketch), *frames.shape[:3]), video.fps)
 
     if TYPE_CHECKING:  # the abilities' methods are made of the registry
@@ -196,7 +205,7 @@ class Pipeline(Codec):
 
 def _method(ability: Ability) -> Callable[..., Video]:
     """The method of `Pipeline` that makes an ability's video, with its function's keywords and docstring."""
-    build = getattr(tasks, ability.name)
+    build = BUILDERS[ability.name]
     takes = inspect.signature(build)
     own = [parameter for name, parameter in takes.parameters.items() if name not in ("model", "progress")]
     positional = [parameter for parameter in own if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]

@@ -1,8 +1,8 @@
 """The registry of abilities: what each takes and what its command says.
 
-A new ability is one entry here with its function in `pipeline/tasks.py`, one test, and one section of
-docs/abilities.md. The command line, the methods of `Pipeline` and the tests read this table. It imports nothing, so
-that --help answers at once.
+A new ability is one entry here with its function in `temporal_abilities` or `spatial_abilities`, one test, and one
+section of docs/abilities.md. The command line, the methods of `Pipeline` and the tests read this table. It imports
+nothing, so that --help answers at once.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Ability:
     """An ability: its function, its command and what they take.
 
     Attributes:
-      name: of the command, of the function in `pipeline/tasks.py` that builds its job, and of its evaluation in
-        `evaluation.tasks.TRIALS`, where it has one.
+      name: of the command, of the function that builds its job (`pipeline.BUILDERS`), and of its evaluation in
+        `evaluation.abilities.TRIALS`, where it has one.
       help: of the command, in a sentence.
       params: besides those of `shape.Shape` and `settings.Settings`, which all abilities have.
       shape: what --help says of the result's shape by default, where that isn't the input's own.

@@ -6,7 +6,7 @@ import dataclasses
 
 from sora_jax.errors import UserError
 from sora_jax.media.video import frame_size
-from sora_jax.pipeline import abilities
+from sora_jax.pipeline import sketches
 from sora_jax.pipeline.budget import frames_of
 from sora_jax.pipeline.checks import check_text
 from sora_jax.pipeline.job import Job, captions_of
@@ -76,4 +76,4 @@ def text_to_video(model: Model, request: Request) -> Job:
     """
     shape, settings = request.shape(), request.settings()
     model.admit(shape[0], shape[1:], request.fps, settings, held=False)
-    return Job(abilities.blank(shape, request.fps), captions_of(request.prompt), settings)
+    return Job(sketches.blank(shape, request.fps), captions_of(request.prompt), settings)

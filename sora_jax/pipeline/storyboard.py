@@ -20,15 +20,23 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import yaml
 
 from sora_jax.errors import UserError, user_path
 from sora_jax.media.containers import Path
 from sora_jax.media.reader import MediaLike
 from sora_jax.media.texts import read_text
+from sora_jax.media.video import frame_size
+from sora_jax.pipeline import sketches
+from sora_jax.pipeline.budget import frames_of
 from sora_jax.pipeline.checks import check_number, is_number, shown
+from sora_jax.pipeline.inputs import AS_IT_IS, Part, read_input
+from sora_jax.pipeline.job import Job, ability, parse_options
 from sora_jax.pipeline.keywords import advice
-from sora_jax.pipeline.shape import check_shape
+from sora_jax.pipeline.model import Model
+from sora_jax.pipeline.shape import Shape, check_shape
+from sora_jax.tokens.canvas import Sketch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,3 +170,70 @@ def _known(path: pathlib.Path, what: str, parts: Mapping[str, Any], schema: type
         if not kind and name != "cards" and not isinstance(value, str):
             raise UserError(f"{path}: {what}'s {name} is {value!r}: give a text.")
     return values
+
+
+@ability
+def storyboard(model: Model, board: Storyboard | Path, **options: Any) -> Job:
+    """The video that a storyboard, or its YAML file, describes; see `storyboard.Storyboard`.
+
+    What is named of its shape replaces the storyboard's own.
+
+    Raises:
+      UserError: a picture or clip can't be read, or a clip lasts beyond the next card.
+    """
+    board = board if isinstance(board, Storyboard) else read_storyboard(board)
+    shape, settings = parse_options(options)
+    if shape != AS_IT_IS:
+        fps = shape.fps or board.fps
+        board = dataclasses.replace(
+            board,
+            duration=shape.count(fps) / fps if shape.frames else shape.duration or board.duration,
+            fps=fps,
+            resolution=shape.resolution or board.resolution,
+            aspect=board.aspect if shape.aspect is None else shape.aspect,
+            size=shape.size or (None if shape.sized else board.size),
+        )
+    size = frame_size(board.resolution, board.aspect) if board.size is None else board.size
+    T = frames_of(board.duration, board.fps)
+    new = frames_of(board.loop, board.fps) if board.loop else 0
+    given = any(card.image is not None or card.clip is not None for card in board.cards)
+    model.admit(T + new, size, board.fps, settings, held=given)
+    sketch = sketches.blank((T, *size), board.fps, writable=given)
+    notes: list[str] = []
+    ends = [*(card.at for card in board.cards[1:]), board.duration]
+    for number, (card, end) in enumerate(zip(board.cards, ends, strict=True), 1):
+        source = card.image if card.clip is None else card.clip
+        if source is None:
+            continue
+        seconds = 1e-6 if card.clip is None else None
+        part = Part(source, card.start, card.end)
+        media = read_input(model, part, Shape(fps=board.fps, size=size), seconds)
+        notes += media.notes
+        first = min(round(card.at * board.fps), T - 1)
+        last = first + len(media.video)
+        if last > round(end * board.fps):
+            raise UserError(
+                f"The clip of card {number} lasts {media.video.duration:g} s from {card.at:g} s on, beyond "
+                f"{end:g} s, where {'the next card begins' if number < len(board.cards) else 'the video ends'}: "
+                "give the card an end for its clip."
+            )
+        sketch.frames[first:last] = media.video.frames
+        sketch.strength[first:last] = 0
+    keep = slice(None)
+    if board.loop:
+        sketch, keep = _with_loop(sketch, new)
+    captions = tuple((card.at, card.text) for card in board.cards if card.text.strip())
+    return Job(sketch, captions, settings, keep, notes=tuple(notes))
+
+
+def _with_loop(sketch: Sketch, new: int) -> tuple[Sketch, slice]:
+    """The sketch and `new` frames that lead back to its first one, which must be conditioning."""
+    if not sketch.conditioning_frames[0]:
+        raise UserError(
+            "A storyboard that loops begins with a picture to come back to: give its first card, at 0 s, an image."
+        )
+    T = len(sketch.frames)
+    frames = np.concatenate([sketch.frames, np.repeat(sketch.frames[:1], new + 1, axis=0)])
+    strength = np.concatenate([sketch.strength, np.ones((new + 1, *sketch.strength.shape[1:]), np.float32)])
+    strength[-1] = 0
+    return Sketch(frames, strength, sketch.fps), slice(T + new)

@@ -12,7 +12,7 @@ from helpers.tiny_model import tiny_bundle
 from sora_jax.checkpoints.bundle import BUNDLED, Limits
 from sora_jax.checkpoints.knowledge import Knowledge, knowledge_of
 from sora_jax.errors import UserError
-from sora_jax.pipeline import tasks
+from sora_jax.pipeline import temporal_abilities
 from sora_jax.pipeline.pipeline import Pipeline, Request
 from sora_jax.pipeline.request import text_to_video
 from sora_jax.pipeline.review import review
@@ -131,7 +131,7 @@ def test_a_prompt_that_names_no_thing_is_noted_and_refused_if_strict(studio):
             studio.check(Request(prompt, size=(64, 64), strict=True))
     with pytest.raises(UserError, match="knows nothing of 'white'"):
         studio.check(Request("a white circle moves left", size=(64, 64), strict=True))
-    given = tasks.animate(
+    given = temporal_abilities.animate(
         studio, np.zeros((64, 64, 3), np.uint8), "moves left", duration=0.5, strict=True, steps=1
     )
     assert review(studio, given) == []  # the picture has the thing

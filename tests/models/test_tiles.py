@@ -18,7 +18,7 @@ from sora_jax.models import tiles as module
 from sora_jax.models.text import TextEncoder
 from sora_jax.models.tiles import Tiles, decode_stream, encode_stream, receptive_field
 from sora_jax.models.vae import VAE, VAEConfig
-from sora_jax.pipeline import abilities
+from sora_jax.pipeline import sketches
 from sora_jax.pipeline.codec import Codec, to_bytes
 from sora_jax.pipeline.pipeline import Pipeline
 
@@ -195,7 +195,7 @@ def decode_floats(engine: Codec, *arguments) -> np.ndarray:
 def test_a_canvas_is_decoded_frame_by_frame_across_seams(model, tmp_path):
     engine = Codec(Bundle("tiny", model))
     first, second = (noise(frames, 16, 16) for frames in (37, 18))
-    sketch = abilities.connect(first, second, 11, 8.0)
+    sketch = sketches.connect(first, second, 11, 8.0)
     canvas = engine.encode(sketch)
     generated = canvas.init_sigma.any((1, 2))
     shape = sketch.frames.shape[:3]

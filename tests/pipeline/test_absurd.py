@@ -14,7 +14,7 @@ from sora_jax.checkpoints.bundle import Limits
 from sora_jax.cli.main import main
 from sora_jax.errors import UserError
 from sora_jax.media.video import Video
-from sora_jax.pipeline import tasks
+from sora_jax.pipeline import temporal_abilities
 from sora_jax.pipeline.budget import Work, in_words
 from sora_jax.pipeline.pipeline import Pipeline, Request
 from sora_jax.pipeline.request import text_to_video
@@ -135,7 +135,9 @@ MANY = {
     "lengths": lambda s, n, **own: s.stream_batch(
         [Request("a ring", 40.0 + 40 * (i % 2), 32, **own) for i in range(n)]
     ),
-    "abilities": lambda s, n, **own: s.make([tasks.animate(s, CLIP, duration=60.0, fps=8, **own)] * n),
+    "abilities": lambda s, n, **own: s.make(
+        [temporal_abilities.animate(s, CLIP, duration=60.0, fps=8, **own)] * n
+    ),
 }
 
 

@@ -16,13 +16,13 @@ from sora_jax.diffusion.solvers import solver_step
 from sora_jax.errors import UserError
 from sora_jax.media.video import Video, VideoStream, read_video
 from sora_jax.models import tiles
-from sora_jax.pipeline import abilities, denoise, tasks
+from sora_jax.pipeline import denoise, sketches, temporal_abilities
 from sora_jax.pipeline import pipeline as face
 from sora_jax.pipeline.job import Job
 from sora_jax.pipeline.pipeline import Pipeline, Request
 from sora_jax.pipeline.request import text_to_video
 from sora_jax.pipeline.settings import Settings
-from sora_jax.pipeline.storyboard import Card, Storyboard
+from sora_jax.pipeline.storyboard import Card, Storyboard, storyboard
 from sora_jax.pipeline.windows import WindowedCanvas
 from sora_jax.tokens.canvas import temporal_windows
 from sora_jax.tokens.patches import unpatchify
@@ -64,10 +64,10 @@ def test_a_seed_has_one_noise_however_a_canvas_is_cut(monkeypatch, patch):
 
     monkeypatch.setattr(WindowedCanvas, "next_window", watched)
     clip = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
-    sketches = [abilities.blank((60, 32, 32), 8.0)]
+    made = [sketches.blank((60, 32, 32), 8.0)]
     if patch[0] == 1:
-        sketches.append(abilities.extend(clip, 60, 8.0, backward=True))
-    for sketch in sketches:
+        made.append(sketches.extend(clip, 60, 8.0, backward=True))
+    for sketch in made:
         drawn.clear()
         canvas = engine.encode(sketch)
         denoise.denoise(engine, [Job(sketch, (), dataclasses.replace(SETTINGS, seed=7))], [canvas])
@@ -80,8 +80,8 @@ def test_a_seed_has_one_noise_however_a_canvas_is_cut(monkeypatch, patch):
 
 
 def test_a_blank_canvas_is_the_encoded_blank_sketch(studio):
-    ours = studio.encode(abilities.blank((30, 20, 40), 8.0))
-    theirs = studio.encode(abilities.blank((30, 20, 40), 8.0, writable=True))
+    ours = studio.encode(sketches.blank((30, 20, 40), 8.0))
+    theirs = studio.encode(sketches.blank((30, 20, 40), 8.0, writable=True))
     for field in dataclasses.fields(ours):
         np.testing.assert_array_equal(getattr(ours, field.name), getattr(theirs, field.name))
     assert ours.latent.strides == (0, 0, 0, 0) and not ours.conditioning_frames.any()
@@ -99,7 +99,7 @@ def test_of_ten_thousand_seconds_the_first_frames_come_at_once(studio):
     tracemalloc.stop()
     np.testing.assert_array_equal(frames, short.frames[:20])
     assert len(stream) == 80_000
-    steps = 2 * len(temporal_windows(studio.encode(abilities.blank((80_000, 32, 32), 8.0)), 3, 1))
+    steps = 2 * len(temporal_windows(studio.encode(sketches.blank((80_000, 32, 32), 8.0)), 3, 1))
     assert reports[0] == (0, steps) and reports[-1][0] < 20
     assert peak < 20e6, "its frames take 246 MB"
 
@@ -122,9 +122,9 @@ def test_what_is_held_while_a_video_is_made_does_not_grow_with_it(studio, monkey
 def test_latents_are_ready_as_soon_as_no_later_window_changes_them(studio):
     clip = np.zeros((5, 32, 32, 3), np.uint8)  # two latent frames
     for sketch, ready in (
-        (abilities.blank((33, 32, 32), 8.0), [3, 5, 7, 9]),
-        (abilities.extend(clip, 16, 8.0), [4, 6]),
-        (abilities.extend(clip, 16, 8.0, backward=True), [0, 0, 7]),
+        (sketches.blank((33, 32, 32), 8.0), [3, 5, 7, 9]),
+        (sketches.extend(clip, 16, 8.0), [4, 6]),
+        (sketches.extend(clip, 16, 8.0, backward=True), [0, 0, 7]),
     ):
         canvas = studio.encode(sketch)
         windowed = WindowedCanvas(canvas, 3, 1, (1, 2, 2), 0)
@@ -156,8 +156,8 @@ def test_videos_too_large_to_be_held_together_are_made_one_after_another(studio,
 def test_a_canvas_that_is_given_whole_waits_for_no_other(studio, monkeypatch):
     monkeypatch.setattr(denoise, "MOST_HELD", 1)
     clip = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
-    given = abilities.Sketch(clip, np.zeros(clip.shape[:3], np.float32), 8.0)
-    jobs = [Job(sketch, (), SETTINGS) for sketch in (given, abilities.blank((9, 32, 32), 8.0))]
+    given = sketches.Sketch(clip, np.zeros(clip.shape[:3], np.float32), 8.0)
+    jobs = [Job(sketch, (), SETTINGS) for sketch in (given, sketches.blank((9, 32, 32), 8.0))]
     canvases = [studio.encode(job.sketch) for job in jobs]
     same, painted = denoise.denoise(studio, jobs, canvases)
     np.testing.assert_array_equal(same.latent, canvases[0].latent)
@@ -167,10 +167,10 @@ def test_a_canvas_that_is_given_whole_waits_for_no_other(studio, monkeypatch):
 def test_a_storyboard_of_words_holds_nothing_and_other_abilities_stream_what_is_painted_forward(studio):
     cards = (Card(0.0, "a ring"), Card(2.0, "a star"))
     board = Storyboard(cards, duration=4.0, fps=8.0, resolution=32, aspect=1.0)
-    assert tasks.storyboard(studio, board).sketch.blank
+    assert storyboard(studio, board).sketch.blank
     clip = Video(np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), np.uint8), 8.0)
     for backward in (False, True):
-        job = tasks.extend(studio, clip, 8.0, "a ring", backward=backward, steps=2, guidance=1.0)
+        job = temporal_abilities.extend(studio, clip, 8.0, "a ring", backward=backward, steps=2, guidance=1.0)
         reports: list[tuple[int, int]] = []
         (stream,) = studio.make_streams([job], lambda *at, reports=reports: reports.append(at))
         next(iter(stream))

@@ -10,32 +10,33 @@ import pytest
 
 from sora_jax.cli.main import cli
 from sora_jax.errors import UserError
-from sora_jax.evaluation.tasks import TRIALS
-from sora_jax.pipeline import tasks
-from sora_jax.pipeline.pipeline import Pipeline, load
+from sora_jax.evaluation.abilities import TRIALS
+from sora_jax.pipeline import spatial_abilities, temporal_abilities
+from sora_jax.pipeline.pipeline import BUILDERS, Pipeline, load
 from sora_jax.pipeline.registry import ABILITIES
 
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "abilities.md").read_text()
 
 
-def test_every_function_of_tasks_is_in_the_table():
+def test_every_function_of_abilities_is_in_the_table():
     functions = {
         name
-        for name, value in vars(tasks).items()
-        if inspect.isfunction(value) and value.__module__ == tasks.__name__ and not name.startswith("_")
+        for module in (temporal_abilities, spatial_abilities)
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
     }
-    assert functions == set(ABILITIES)
+    assert functions | {"storyboard"} == set(BUILDERS) == set(ABILITIES)
 
 
 @pytest.mark.parametrize("name", ABILITIES)
 def test_an_ability_takes_what_its_function_takes(name):
-    taken = dict(inspect.signature(getattr(tasks, name)).parameters)
+    taken = dict(inspect.signature(BUILDERS[name]).parameters)
     for param in ABILITIES[name].params:
         own = taken[param.name]
         assert param.required == (own.default is own.empty), param.name
         assert param.default in (None, own.default), param.name
     method = getattr(Pipeline, ABILITIES[name].method or name)
-    assert method.__doc__ == getattr(tasks, name).__doc__
+    assert method.__doc__ == BUILDERS[name].__doc__
     assert set(inspect.signature(method).parameters) == set(taken) - {"model"} | {"self", "progress"}
 
 

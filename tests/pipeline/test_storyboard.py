@@ -14,8 +14,7 @@ from sora_jax.checkpoints.bundle import Limits
 from sora_jax.errors import UserError
 from sora_jax.media.video import Video
 from sora_jax.pipeline.pipeline import Pipeline
-from sora_jax.pipeline.storyboard import Card, Storyboard, read_storyboard
-from sora_jax.pipeline.tasks import storyboard
+from sora_jax.pipeline.storyboard import Card, Storyboard, read_storyboard, storyboard
 
 WHOLE = """
 duration: 3

@@ -18,13 +18,12 @@ from sora_jax.checkpoints.bundle import Limits
 from sora_jax.diffusion.solvers import solver_step
 from sora_jax.errors import UserError
 from sora_jax.models.vae import VAE
-from sora_jax.pipeline import abilities
+from sora_jax.pipeline import sketches
 from sora_jax.pipeline.codec import SEAMS, Codec
 from sora_jax.pipeline.denoise import denoise
 from sora_jax.pipeline.job import Job
 from sora_jax.pipeline.settings import Settings
-from sora_jax.pipeline.storyboard import Card, Storyboard
-from sora_jax.pipeline.tasks import storyboard
+from sora_jax.pipeline.storyboard import Card, Storyboard, storyboard
 from sora_jax.tokens.canvas import (
     FRAMES_PER_LATENT,
     Canvas,
@@ -296,27 +295,27 @@ def board(engine: Codec) -> Job:
 
 PICTURES = {number: clip(1, number)[0] for number in (0, 4, 5, 9, 12)}
 SKETCHES = {
-    "text to video": abilities.blank((17, 32, 16), 8.0),
-    "an image comes alive": abilities.animate({0: PICTURES[0]}, (11, 32, 16), 8.0),
-    "an image is the last frame": abilities.animate({12: PICTURES[12]}, (13, 32, 16), 8.0),
-    "an image is in the middle": abilities.animate({9: PICTURES[9]}, (23, 32, 16), 8.0),
-    "several images": abilities.animate(PICTURES, (15, 32, 16), 8.0),
-    "extended": abilities.extend(clip(6), 20, 8.0),
-    "extended backward": abilities.extend(clip(7), 9, 8.0, backward=True),
-    "a gap is filled": abilities.fill(clip(18), gaps(18, *range(4, 15)), 8.0),
-    "gaps and an edge are filled": abilities.fill(clip(18), gaps(18, 0, 3, 4, 9, 10, 11, 12, 17), 8.0),
-    "smooth": abilities.smooth(clip(5), 3, 24.0),
-    "very smooth": abilities.smooth(clip(3), 6, 48.0),
-    "connected": abilities.connect(clip(5), clip(7, 1), 16, 8.0),
-    "connected from a cross-fade": abilities.connect(clip(8), clip(2, 1), 15, 8.0, strength=0.8),
-    "looped": abilities.loop(clip(9), 12, 5, 8.0),
-    "blended": abilities.blend(clip(23, 0, 16, 16), clip(23, 1, 16, 16), np.linspace(0, 1, 23), 8.0, 0.6),
-    "inpainted from the fourth frame on": abilities.inpaint(
+    "text to video": sketches.blank((17, 32, 16), 8.0),
+    "an image comes alive": sketches.animate({0: PICTURES[0]}, (11, 32, 16), 8.0),
+    "an image is the last frame": sketches.animate({12: PICTURES[12]}, (13, 32, 16), 8.0),
+    "an image is in the middle": sketches.animate({9: PICTURES[9]}, (23, 32, 16), 8.0),
+    "several images": sketches.animate(PICTURES, (15, 32, 16), 8.0),
+    "extended": sketches.extend(clip(6), 20, 8.0),
+    "extended backward": sketches.extend(clip(7), 9, 8.0, backward=True),
+    "a gap is filled": sketches.fill(clip(18), gaps(18, *range(4, 15)), 8.0),
+    "gaps and an edge are filled": sketches.fill(clip(18), gaps(18, 0, 3, 4, 9, 10, 11, 12, 17), 8.0),
+    "smooth": sketches.smooth(clip(5), 3, 24.0),
+    "very smooth": sketches.smooth(clip(3), 6, 48.0),
+    "connected": sketches.connect(clip(5), clip(7, 1), 16, 8.0),
+    "connected from a cross-fade": sketches.connect(clip(8), clip(2, 1), 15, 8.0, strength=0.8),
+    "looped": sketches.loop(clip(9), 12, 5, 8.0),
+    "blended": sketches.blend(clip(23, 0, 16, 16), clip(23, 1, 16, 16), np.linspace(0, 1, 23), 8.0, 0.6),
+    "inpainted from the fourth frame on": sketches.inpaint(
         clip(18), np.arange(18 * 32 * 16).reshape(18, 32, 16) >= 3 * 32 * 16 + 200, 8.0
     ),
-    "outpainted": abilities.outpaint(clip(17, height=16), (32, 16), 8.0),
-    "edited": abilities.edit(clip(18, height=12, width=31), 0.6, 8.0),
-    "all is given": abilities.edit(clip(7), 0.0, 8.0),
+    "outpainted": sketches.outpaint(clip(17, height=16), (32, 16), 8.0),
+    "edited": sketches.edit(clip(18, height=12, width=31), 0.6, 8.0),
+    "all is given": sketches.edit(clip(7), 0.0, 8.0),
 }
 SHORT, LONG = Limits(tokens=40, text=12, text_len=24), Limits(tokens=6, text=12, text_len=24)
 MANY = {"all is given": 0}
@@ -368,7 +367,7 @@ def test_what_is_given_is_the_autoencoders_own_reconstruction_of_it(ability, row
 
 
 def test_a_seam_is_taken_up_over_the_painted_frames_before_it(engine):
-    sketch = abilities.connect(
+    sketch = sketches.connect(
         clip(5), clip(7, 1), 11, 8.0
     )  # the last group shows the second clip's first frame too
     before = engine.encode(sketch)
@@ -449,7 +448,7 @@ def test_patches_of_two_latent_frames_fill_videos_of_any_length():
 
 
 def test_frames_of_which_no_two_fit_a_row_are_refused(narrow):
-    sketch = abilities.blank((5, 32, 64), 8.0)
+    sketch = sketches.blank((5, 32, 64), 8.0)
     with pytest.raises(UserError, match="Frames of 8 tokens are more than .* holds in a sequence of 6"):
         denoised(narrow, [Job(sketch)])
 

@@ -1,4 +1,4 @@
-"""The abilities: each function reads its inputs, makes the sketch and returns the job.
+"""Abilities that make new frames: each function reads its inputs, makes the sketch and returns the job.
 
 `registry.ABILITIES` has an entry for each, of which commands and the methods of `Pipeline` are made. Each takes the
 fields of `shape.Shape` and `settings.Settings` as keywords. What of the result's shape is not named is the input's
@@ -14,30 +14,25 @@ from typing import Any
 import numpy as np
 
 from sora_jax.errors import UserError
-from sora_jax.media.compositing import agree, crop, detailed, overrule, paste
-from sora_jax.media.containers import Path
+from sora_jax.media.compositing import overrule
 from sora_jax.media.reader import Media, MediaLike
-from sora_jax.media.video import Video, frame_size, resize
-from sora_jax.pipeline import abilities
-from sora_jax.pipeline.budget import check_pixels, frames_of
+from sora_jax.media.video import Video
+from sora_jax.pipeline import sketches
+from sora_jax.pipeline.budget import frames_of
 from sora_jax.pipeline.checks import check_number, check_switch, check_whole, shown
 from sora_jax.pipeline.inputs import (
-    AS_IT_IS,
     MediaInput,
     Part,
     as_part,
-    nearest_supported,
     output_size,
-    read_full_size,
     read_input,
     read_pair,
     sound_of,
 )
 from sora_jax.pipeline.job import (
     Job,
-    box_inside,
+    ability,
     captions_of,
-    check_box,
     check_one,
     check_pairs,
     new_frames,
@@ -49,19 +44,15 @@ from sora_jax.pipeline.model import Model
 from sora_jax.pipeline.request import Request, text_to_video
 from sora_jax.pipeline.settings import Progress, Settings
 from sora_jax.pipeline.shape import SHAPE_FIELDS, Shape
-from sora_jax.pipeline.storyboard import Storyboard, read_storyboard
-from sora_jax.tokens.canvas import FRAMES_PER_LATENT, Sketch
+from sora_jax.tokens.canvas import FRAMES_PER_LATENT
 
 CONTEXT = 1 + 2 * FRAMES_PER_LATENT  # frames of a clip that the transition back to it sees
 
 MOST_FACTOR = 1000  # of slow motion
-# Shares of the sampler's steps.
+# Share of the sampler's steps.
 BLEND_STRENGTH = 0.7
-UPSCALE_STRENGTH = 0.3
 # Between two conditioning clips the neighbours matter more than the prompt: no guidance unless it is asked for.
 BETWEEN: dict[str, Any] = {"guidance": 1.0}
-
-ability = explicit_keywords(Shape, Settings)
 
 
 @explicit_keywords(Request, leave_out=("duration", "fps", "frames"))
@@ -110,7 +101,7 @@ def animate(
         notes += media.notes
         taken[places[time] if isinstance(time, str) else round(time * fps)] = media.video.frames[0]
     assert size is not None
-    sketch = abilities.animate(taken, (T, *size), fps)
+    sketch = sketches.animate(taken, (T, *size), fps)
     return Job(sketch, captions_of(prompt), settings, notes=tuple(notes))
 
 
@@ -134,7 +125,7 @@ def extend(
     if new < 1:
         raise UserError(f"The video lasts {T / rate:g} s already: ask for a longer duration.")
     model.admit(T + new, media.video.size, rate, settings)
-    sketch = abilities.extend(media.video.frames, new, rate, backward)
+    sketch = sketches.extend(media.video.frames, new, rate, backward)
     sound = sound_of(video, at=new / rate if backward else 0.0)
     return Job(sketch, captions_of(prompt), settings, notes=media.notes, sound=sound)
 
@@ -180,7 +171,7 @@ def loop(
     new, note = transition_frames(new_frames(seconds, shape, len(frames), fps, 1.5), fps)
     repeated = min(len(frames), CONTEXT)
     model.admit(len(frames) + new + repeated, media.video.size, fps, settings)
-    sketch = abilities.loop(frames, new, repeated, fps, strength)
+    sketch = sketches.loop(frames, new, repeated, fps, strength)
     keep = slice(len(frames) + new)
     return Job(sketch, captions_of(prompt), settings, keep, notes=media.notes + note)
 
@@ -221,7 +212,7 @@ def fill(
             )
         mask[round(begin * rate) : max(round(end * rate), round(begin * rate) + 1)] = True
     model.admit(T, media.video.size, rate, settings)
-    sketch = abilities.fill(media.video.frames, mask, rate)
+    sketch = sketches.fill(media.video.frames, mask, rate)
     return Job(sketch, captions_of(prompt), settings, notes=media.notes, sound=sound_of(video))
 
 
@@ -271,9 +262,9 @@ def _with_frames_between(
     model.admit(1 + (len(frames) - 1) * factor, media.video.size, fps, settings)
 
     def keep_still(decoded: np.ndarray) -> np.ndarray:
-        return overrule(decoded, abilities.between(decoded[::factor], factor))
+        return overrule(decoded, sketches.between(decoded[::factor], factor))
 
-    sketch = abilities.smooth(frames, factor, fps)
+    sketch = sketches.smooth(frames, factor, fps)
     return Job(sketch, captions_of(prompt), settings, finish=keep_still, notes=media.notes)
 
 
@@ -300,7 +291,7 @@ def connect(
     fps, T = first.fps, len(first) + len(second)
     new, note = transition_frames(new_frames(seconds, shape, T, fps, 2.0), fps)
     model.admit(T + new, first.size, fps, settings)
-    sketch = abilities.connect(first.frames, second.frames, new, fps, strength)
+    sketch = sketches.connect(first.frames, second.frames, new, fps, strength)
     return Job(sketch, captions_of(prompt), settings, notes=notes + note)
 
 
@@ -323,214 +314,7 @@ def blend(
     if len(first) != len(second):
         notes += (f"Both videos are used as long as the shorter one lasts, {T / fps:g} s.",)
     points = ((0.0, 0.0), (max(T - 1, 1) / fps, 1.0)) if curve is None else check_pairs("curve", curve)
-    weight = abilities.curve(points, T, fps)
+    weight = sketches.curve(points, T, fps)
     model.admit(T, first.size, fps, settings)
-    sketch = abilities.blend(first.frames[:T], second.frames[:T], weight, fps, strength)
+    sketch = sketches.blend(first.frames[:T], second.frames[:T], weight, fps, strength)
     return Job(sketch, captions_of(prompt), settings, notes=notes)
-
-
-@ability
-def inpaint(
-    model: Model,
-    video: MediaInput,
-    prompt: str = "",
-    *,
-    box: tuple[int, int, int, int] | None = None,
-    mask: MediaInput | None = None,
-    strength: float = 1.0,
-    **options: Any,
-) -> Job:
-    """What is in `box` (left, top, width, height in the input's pixels), or where `mask` is light, is generated.
-
-    A mask is a picture or a video. Outside, the input's own pixels are kept.
-    """
-    shape, settings = parse_options(options)
-    check_number("strength", strength, least=0, most=1)
-    if (box is None) == (mask is None):
-        raise UserError(
-            f"The part to generate is named by {called('box')} or {called('mask')}: give one of the two."
-        )
-    if box is not None:
-        check_box(box)
-    media = read_input(model, video, shape)
-    frames = media.video.frames
-    T, Y, X, _ = frames.shape
-    model.admit(T, (Y, X), media.video.fps, settings)
-    inside = np.zeros((T, Y, X), bool)
-    if box is not None:
-        inside[:, *box_inside(box, media.source_size, (Y, X), cropped=shape.sized)] = True
-    else:
-        assert mask is not None
-        part = dataclasses.replace(as_part(mask), start=as_part(mask).start + as_part(video).start)
-        media_mask = read_input(model, part, Shape(fps=media.video.fps, size=(Y, X)), T / media.video.fps)
-        light = media_mask.video.frames.mean(-1) > 127
-        inside |= light[np.minimum(np.arange(T), len(light) - 1)]
-        if not inside.any():
-            raise UserError("The mask is black everywhere: the part to generate must be light in it.")
-    sketch = abilities.inpaint(frames, inside, media.video.fps, strength)
-    finish = paste(frames, inside)
-    return Job(sketch, captions_of(prompt), settings, finish=finish, notes=media.notes, sound=sound_of(video))
-
-
-@ability
-def outpaint(
-    model: Model, video: MediaInput, aspect: str | float | None = None, prompt: str = "", **options: Any
-) -> Job:
-    """The picture grows to another aspect ratio, or `size`; the input's own pixels stay in its middle."""
-    shape, settings = parse_options(options | {"aspect": aspect})
-    if aspect is None and shape.size is None:
-        raise UserError(
-            f"The larger frame's shape is missing: name it by {called('aspect')} (16:9) or {called('size')}."
-        )
-    Y, X = own = as_part(video).read(1e-6).video.size
-    ratio = np.divide(*(shape.size or frame_size(1000, aspect or 1))[::-1])
-    grown = lambda Y, X: (Y, 2 * round(Y * ratio / 2)) if ratio > X / Y else (2 * round(X / ratio / 2), X)
-    size = grown(Y, X)
-    if size[0] <= Y and size[1] <= X:
-        what = f"{shape.size[1]}×{shape.size[0]}" if shape.size else shown(aspect).strip("'")
-        raise UserError(f"The video has the aspect ratio {what} already: name another one.")
-    if shape.resolution is None and shape.size is None:
-        scale = min(1.0, *np.divide(nearest_supported(model, size), size))
-    else:
-        scale = min(np.divide(output_size(model, own, shape), size))
-    if scale != 1:
-        Y, X = (max(2 * int(side * scale / 2 + 1e-6), 2) for side in (Y, X))
-        size = shape.size or grown(Y, X)
-    media = read_input(model, video, dataclasses.replace(shape, resolution=None, aspect=None, size=(Y, X)))
-    model.admit(len(media.video), size, media.video.fps, settings)
-    sketch = abilities.outpaint(media.video.frames, size, media.video.fps)
-    finish = paste(sketch.frames, sketch.strength > 0)
-    return Job(sketch, captions_of(prompt), settings, finish=finish, notes=media.notes, sound=sound_of(video))
-
-
-@ability
-def edit(
-    model: Model,
-    video: MediaInput,
-    prompt: str,
-    strength: float = 0.7,
-    *,
-    motion: bool = False,
-    **options: Any,
-) -> Job:
-    """The video changed to match `prompt` (SDEdit), by a `strength` of 0 to 1; `motion` keeps motion, not looks."""
-    shape, settings = parse_options(options)
-    check_number("strength", strength, least=0, most=1)
-    check_switch("motion", motion)
-    if isinstance(prompt, str) and not prompt.strip():
-        raise UserError(
-            "The prompt is empty: say what is to be seen instead, for example 'a blue circle moves right'."
-        )
-    media = read_input(model, video, shape)
-    model.admit(len(media.video), media.video.size, media.video.fps, settings)
-    sketch = abilities.edit(media.video.frames, strength, media.video.fps, motion)
-    return Job(sketch, captions_of(prompt), settings, notes=media.notes, sound=sound_of(video))
-
-
-@ability
-def upscale(
-    model: Model,
-    video: MediaInput,
-    resolution: int | None = None,
-    prompt: str = "",
-    *,
-    strength: float = UPSCALE_STRENGTH,
-    **options: Any,
-) -> Job:
-    """The video at a higher resolution: scaled up, its edges generated from partial noise.
-
-    Scaled down again, the result gives the input.
-    """
-    shape, settings = parse_options(options | {"resolution": resolution})
-    check_number("strength", strength, least=0, most=1)
-    if resolution is None and shape.size is None:
-        raise UserError(
-            f"The higher resolution is missing: name it by {called('resolution')}, the short side in pixels, or "
-            f"{called('size')}."
-        )
-    small = as_part(video).read(1e-6, fps=shape.fps).video
-    size = shape.size_of(small.size)
-    if shape.size is None and shape.aspect is None:
-        high, wide = (2 * round(side * min(size) / min(small.size) / 2) for side in small.size)
-        size = high, wide
-    if min(size) <= min(small.size):
-        raise UserError(
-            f"The video's short side has {min(small.size)} pixels already: ask for more than that."
-        )
-    check_pixels(model.work(1, size, settings))
-    media = read_full_size(video, shape)
-    given = Video(crop(media.video.frames, size), media.video.fps)
-    model.admit(len(given), size, given.fps, settings)
-    larger = resize(given, *size).frames
-    edges = detailed(larger)
-    sketch = abilities.inpaint(larger, edges, media.video.fps, strength)
-    over = paste(larger, edges)
-    finish = lambda decoded: agree(over(decoded), given.frames)
-    return Job(sketch, captions_of(prompt), settings, finish=finish, notes=media.notes, sound=sound_of(video))
-
-
-@ability
-def storyboard(model: Model, board: Storyboard | Path, **options: Any) -> Job:
-    """The video that a storyboard, or its YAML file, describes; see `storyboard.Storyboard`.
-
-    What is named of its shape replaces the storyboard's own.
-
-    Raises:
-      UserError: a picture or clip can't be read, or a clip lasts beyond the next card.
-    """
-    board = board if isinstance(board, Storyboard) else read_storyboard(board)
-    shape, settings = parse_options(options)
-    if shape != AS_IT_IS:
-        fps = shape.fps or board.fps
-        board = dataclasses.replace(
-            board,
-            duration=shape.count(fps) / fps if shape.frames else shape.duration or board.duration,
-            fps=fps,
-            resolution=shape.resolution or board.resolution,
-            aspect=board.aspect if shape.aspect is None else shape.aspect,
-            size=shape.size or (None if shape.sized else board.size),
-        )
-    size = frame_size(board.resolution, board.aspect) if board.size is None else board.size
-    T = frames_of(board.duration, board.fps)
-    new = frames_of(board.loop, board.fps) if board.loop else 0
-    given = any(card.image is not None or card.clip is not None for card in board.cards)
-    model.admit(T + new, size, board.fps, settings, held=given)
-    sketch = abilities.blank((T, *size), board.fps, writable=given)
-    notes: list[str] = []
-    ends = [*(card.at for card in board.cards[1:]), board.duration]
-    for number, (card, end) in enumerate(zip(board.cards, ends, strict=True), 1):
-        source = card.image if card.clip is None else card.clip
-        if source is None:
-            continue
-        seconds = 1e-6 if card.clip is None else None
-        part = Part(source, card.start, card.end)
-        media = read_input(model, part, Shape(fps=board.fps, size=size), seconds)
-        notes += media.notes
-        first = min(round(card.at * board.fps), T - 1)
-        last = first + len(media.video)
-        if last > round(end * board.fps):
-            raise UserError(
-                f"The clip of card {number} lasts {media.video.duration:g} s from {card.at:g} s on, beyond "
-                f"{end:g} s, where {'the next card begins' if number < len(board.cards) else 'the video ends'}: "
-                "give the card an end for its clip."
-            )
-        sketch.frames[first:last] = media.video.frames
-        sketch.strength[first:last] = 0
-    keep = slice(None)
-    if board.loop:
-        sketch, keep = _with_loop(sketch, new)
-    captions = tuple((card.at, card.text) for card in board.cards if card.text.strip())
-    return Job(sketch, captions, settings, keep, notes=tuple(notes))
-
-
-def _with_loop(sketch: Sketch, new: int) -> tuple[Sketch, slice]:
-    """The sketch and `new` frames that lead back to its first one, which must be conditioning."""
-    if not sketch.conditioning_frames[0]:
-        raise UserError(
-            "A storyboard that loops begins with a picture to come back to: give its first card, at 0 s, an image."
-        )
-    T = len(sketch.frames)
-    frames = np.concatenate([sketch.frames, np.repeat(sketch.frames[:1], new + 1, axis=0)])
-    strength = np.concatenate([sketch.strength, np.ones((new + 1, *sketch.strength.shape[1:]), np.float32)])
-    strength[-1] = 0
-    return Sketch(frames, strength, sketch.fps), slice(T + new)
