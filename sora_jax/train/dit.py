@@ -1,4 +1,4 @@
-"""Learning the diffusion transformer: the velocity of packed runs, each at a noise level of its own."""
+"""Learning the diffusion transformer: the velocity of packed segments, each at a σ of its own."""
 
 from __future__ import annotations
 
@@ -151,23 +151,25 @@ class DiTObjective:
         keys = dict(zip(("sigma", "noise", "drop", "text"), jax.random.split(key, 4), strict=True))
         B, K = batch.patches.shape[0], self.pipeline.max_segments
         generated = (batch.segment_ids > 0) & ~batch.conditioning_mask
-        # A run's level is shifted by all that it holds, given tokens too: they are what its redundancy comes from.
+        # A segment's σ is shifted by all its tokens, conditioning too: its redundancy comes from them.
         lengths = jnp.sum(batch.segment_ids[:, :, None] == jnp.arange(K + 1), axis=1)
-        run_sigma = flow.draw_sigma(keys["sigma"], (B, K + 1), self.flow.mean, self.flow.deviation)
-        run_sigma = flow.shift(run_sigma, flow.shift_factor(lengths, self.flow.base_tokens))
-        sigma = jnp.minimum(gather_sigmas(run_sigma, batch.condition_segment_ids), batch.condition_init_sigma)
+        segment_sigma = flow.draw_sigma(keys["sigma"], (B, K + 1), self.flow.mean, self.flow.deviation)
+        segment_sigma = flow.shift(segment_sigma, flow.shift_factor(lengths, self.flow.base_tokens))
+        sigma = jnp.minimum(
+            gather_sigmas(segment_sigma, batch.condition_segment_ids), batch.condition_init_sigma
+        )
         kept = jax.random.bernoulli(keys["drop"], 1 - self.flow.text_dropout, (B, K + 1))
         text_segment_ids = jnp.where(
             jnp.take_along_axis(kept, batch.text_segment_ids, axis=1), batch.text_segment_ids, 0
         )
         blur = self.flow.text_noise * jax.random.normal(keys["text"], batch.text.shape)
-        level = gather_sigmas(sigma, batch.condition_ids)[..., None]
+        token_sigma = gather_sigmas(sigma, batch.condition_ids)[..., None]
         noise = jax.random.normal(keys["noise"], batch.patches.shape)
         seen = dataclasses.replace(batch, text=rms_norm(batch.text) + blur, text_segment_ids=text_segment_ids)
-        predicted = model(flow.interpolate(batch.patches, noise, level), seen, sigma)
+        predicted = model(flow.interpolate(batch.patches, noise, token_sigma), seen, sigma)
         error = jnp.mean(jnp.square(predicted - flow.velocity(batch.patches, noise)), axis=-1)
         count = jnp.maximum(jnp.sum(generated), 1)
-        clean_error = jnp.sum(error * jnp.square(level[..., 0]) * generated) / count
+        clean_error = jnp.sum(error * jnp.square(token_sigma[..., 0]) * generated) / count
         return jnp.sum(error * generated) / count, {"clean_error": clean_error}
 
     def shapes(self, batch_size: int) -> PackedBatch:
