@@ -62,22 +62,13 @@ def test_an_installed_wheel_generates_a_video(wheel, tmp_path):
     venv.create(tmp_path / "venv", with_pip=False)
     python = tmp_path / "venv" / "bin" / "python"
     [site] = (tmp_path / "venv").glob("lib/python*/site-packages")
-    run(
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        python,
-        "install",
-        "--no-deps",
-        "--no-index",
-        "--quiet",
-        wheel,
-    )
+    # Without the tests' PYTHONPATH: pip would find this checkout there and take sora_jax as installed.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    install = ("install", "--no-deps", "--no-index", "--quiet", wheel)
+    run(sys.executable, "-m", "pip", "--python", python, *install, env=environment)
     # After sora_jax: a checkout that is installed here stands behind it.
     (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     (tmp_path / "empty").mkdir()
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     options = {
         "cwd": tmp_path / "empty",
         "env": environment | {"HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"},
