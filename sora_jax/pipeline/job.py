@@ -39,7 +39,9 @@ class Job:
     sketch: Sketch
     captions: Captions = ()
     settings: Settings = dataclasses.field(default_factory=Settings)
-    keep: slice = slice(None)
+    keep: slice = dataclasses.field(
+        default_factory=lambda: slice(None)
+    )  # slices have no hash before Python 3.12
     finish: Callable[[np.ndarray], np.ndarray] | None = None
     notes: tuple[str, ...] = ()
     sound: Sound | None = None
