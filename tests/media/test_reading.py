@@ -131,6 +131,9 @@ def test_short_transport_streams_are_read(tmp_path, codec, count):
         V.read_video(tmp_path / "b.ts")
 
 
+@pytest.mark.skipif(
+    not hasattr(av.CodecContext, "coded_side_data"), reason="this PyAV has the matrix with frames alone"
+)
 def test_side_data_of_frames_is_never_listed(tmp_path, monkeypatch):
     class Frame:
         def __init__(self, frame):

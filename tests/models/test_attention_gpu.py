@@ -89,6 +89,9 @@ def test_spans_of_a_packed_row_are_as_short_as_can_be():
     np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 11), reason="JAX 0.10 recomputes the kernel, whatever the policy saves"
+)
 def test_the_backward_pass_keeps_the_result_and_does_not_compute_it_again():
     keep = jax.checkpoint_policies.save_only_these_names(CHECKPOINT)
     q, k, v, _ = tensors(16)
