@@ -42,7 +42,6 @@ WRONG = {
     "VAE.encode_chunk": lambda: shaped(vae().encode_chunk, (5, 16, 16, 3)),
     "VAE.decode_chunk": lambda: shaped(vae().decode_chunk, (2, 2, 2, 4)),
     "VAE.to_latent": lambda: shaped(vae().to_latent, (5, 16, 16, 3)),
-    "VAE.from_latent": lambda: shaped(vae().from_latent, (2, 2, 2, 4)),
     "DiT.__call__": lambda: make_dit()(BATCH.patches, BATCH, jnp.zeros(3)),
 }
 

@@ -25,7 +25,7 @@ from jax.sharding import AxisType, Mesh
 
 from sora_jax.distributed.mesh import MESH_AXES, parameter_shardings, sharding
 from sora_jax.models.dit import DiT, DiTConfig
-from sora_jax.planner.hlo import Collective, collectives, totals
+from sora_jax.planner.hlo import Collective, Program, totals
 from sora_jax.tokens.packing import PackedBatch
 
 SHARES = (0.5, 0.3, 0.15)  # of a row's slots, three runs; the rest is empty
@@ -80,7 +80,7 @@ def compare(config: DiTConfig, devices: Any, parts: int, shape: tuple[int, int],
         platform = devices[0].platform
         compiled = step.trace(*arguments).lower(lowering_platforms=(platform,)).compile()
     seconds = time.perf_counter() - begin
-    listed = collectives(compiled.as_text())
+    listed = Program(compiled.as_text()).collectives
     share = shape[0] * shape[1] // parts * config.width * jnp.dtype(config.dtype).itemsize
     result = {
         "way": config.sequence,

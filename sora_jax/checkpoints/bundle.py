@@ -31,10 +31,8 @@ from sora_jax.models.weights import read_weights, write_weights
 
 BUNDLED = pathlib.Path(__file__).parents[1] / "bundled"
 FORMAT = 1
-RENAMED_PARAMETERS = {
-    "hints_in.kernel": "reference_in.kernel",
-    "hints_in.bias": "reference_in.bias",
-}  # before 2026-11-29
+# Before 2026-11-29.
+RENAMED_PARAMETERS = {"hints_in.kernel": "reference_in.kernel", "hints_in.bias": "reference_in.bias"}
 LEAST_DEVIATION = 1e-3  # of a latent's channel, in the largest channel's
 Model = TypeVar("Model", VAE, DiT)
 

@@ -8,18 +8,7 @@ from typing import Any
 
 import click
 
-from sora_jax.cli.options import (
-    OUTPUT,
-    as_settings,
-    as_shape,
-    bar,
-    common,
-    make,
-    report_written,
-    settings,
-    shape,
-    writing,
-)
+from sora_jax.cli import options
 from sora_jax.cli.terminal import InputFile, ListOf, Number, Output, Pair, Place
 from sora_jax.pipeline.registry import ABILITIES, TEXT_TO_VIDEO, Ability, Param
 
@@ -43,7 +32,7 @@ def _command(ability: Ability) -> click.Command:
     videos = [param.name for param in ability.params if param.kind == "video"]
 
     def command(model: str, output: str | None, **fields: Any) -> None:
-        own = as_settings(fields) | as_shape(fields)
+        own = options.as_settings(fields) | options.as_shape(fields)
 
         def build(pipeline: Any, progress: Any) -> Any:
             from sora_jax.pipeline.inputs import Part
@@ -55,11 +44,17 @@ def _command(ability: Ability) -> click.Command:
             given = {name: value for name, value in fields.items() if value is not None}
             return pipeline.job(ability.name, progress=progress, **given, **own)
 
-        make(model, output or ability.output, build)
+        options.make(model, output or ability.output, build)
 
     parts = [option for name in videos for option in _part(name)]
     function: Any = command
-    shared = (common, settings, writing, OUTPUT, shape(*ability.leave_out, **ability.shape))
+    shared = (
+        options.common,
+        options.settings,
+        options.writing,
+        options.OUTPUT,
+        options.shape(*ability.leave_out, **ability.shape),
+    )
     for option in (*shared, *reversed([*map(_option, ability.params), *parts])):
         function = option(function)
     return click.command(ability.name, help=ability.help)(function)
@@ -98,24 +93,24 @@ def _part(video: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
 @click.command()
 @click.argument("prompt")
 @click.option("-n", "--count", type=click.IntRange(1, 1000), default=4, help="How many.")
-@shape(**TEXT_TO_VIDEO)
+@options.shape(**TEXT_TO_VIDEO)
 @click.option("-o", "--output", type=Output(".png"), default="variations.png", help="The contact sheet.")
-@writing
-@settings
-@common
+@options.writing
+@options.settings
+@options.common
 def variations(prompt: str, count: int, model: str, output: pathlib.Path, **fields: Any) -> None:
     """PROMPT under several seeds, as one contact sheet."""
     from sora_jax.errors import atomic_path
     from sora_jax.media.contact_sheet import contact_sheet
     from sora_jax.pipeline import pipeline as api
 
-    own = as_settings(fields) | as_shape(fields)
-    with bar() as progress:
+    own = options.as_settings(fields) | options.as_shape(fields)
+    with options.bar() as progress:
         videos = api.load(model, lazy=True).variations(prompt, count, progress, **own)
     labels = [f"seed {own['seed'] + i}" for i in range(count)]
     with atomic_path(output) as temporary:
         contact_sheet(videos, labels, 2).save(temporary)
-    report_written(output, videos[0], f", {count} seeds")
+    options.report_written(output, videos[0], f", {count} seeds")
 
 
 COMMANDS = [*map(_command, ABILITIES.values()), variations]

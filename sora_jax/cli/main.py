@@ -16,22 +16,11 @@ from typing import Any
 import click
 
 from sora_jax.backend import __version__, check_version
+from sora_jax.cli import options
 from sora_jax.cli.config import config_command
 from sora_jax.cli.edit import COMMANDS
 from sora_jax.cli.evaluate import evaluate
 from sora_jax.cli.info import info
-from sora_jax.cli.options import (
-    as_settings,
-    as_shape,
-    bar,
-    common,
-    note,
-    report_written,
-    save,
-    settings,
-    shape,
-    writing,
-)
 from sora_jax.cli.plan import plan
 from sora_jax.cli.terminal import VIDEO_SUFFIXES, Number, place_outputs, table
 from sora_jax.errors import UserError, user_path
@@ -52,7 +41,7 @@ class Group(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="sora-jax", message="%(prog)s %(version)s")
-@common
+@options.common
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Open video generation: any duration, resolution and aspect ratio."""
@@ -73,11 +62,11 @@ def cli(context: click.Context) -> None:
     metavar="SECONDS",
     help=f"Length, as long as you like.  [default: {TEXT_TO_VIDEO['duration']}]",
 )
-@shape("duration", **TEXT_TO_VIDEO)
+@options.shape("duration", **TEXT_TO_VIDEO)
 @click.option("-o", "--output", default="out.mp4", help=f"A file ({', '.join(VIDEO_SUFFIXES)}) or a folder.")
-@writing
-@settings
-@common
+@options.writing
+@options.settings
+@options.common
 def generate(
     prompts: tuple[str, ...], prompt_file: str | None, model: str, count: int, output: str, **fields: Any
 ) -> None:
@@ -90,8 +79,8 @@ def generate(
     if not prompts:
         raise click.UsageError("There is no prompt: say what is to be seen, in quotes.")
     if len(prompts) > 2 and not any(" " in prompt for prompt in prompts):
-        note("Each word is a prompt of its own here: put a prompt of several in quotes.")
-    own = as_settings(fields)
+        options.note("Each word is a prompt of its own here: put a prompt of several in quotes.")
+    own = options.as_settings(fields)
     seed = own.pop("seed")
     wanted = [(prompt, seed + i) for prompt in prompts for i in range(count)]
     paths = place_outputs(output, wanted)
@@ -99,22 +88,22 @@ def generate(
     from sora_jax.pipeline import pipeline as api
 
     requests = [
-        api.Request(prompt, seed=number, **own, **as_shape(dict(fields))) for prompt, number in wanted
+        api.Request(prompt, seed=number, **own, **options.as_shape(dict(fields))) for prompt, number in wanted
     ]
     pipeline = api.load(model, lazy=True)
     for request in requests:
         pipeline.check(request)
-    with bar() as progress:
+    with options.bar() as progress:
         videos = pipeline.stream_batch(requests, progress)
         for video, path in zip(videos, paths, strict=True):
-            save(video, path)
+            options.save(video, path)
     for video, path in zip(videos, paths, strict=True):
-        report_written(path, video)
+        options.report_written(path, video)
 
 
 @cli.command()
 @click.argument("folders", metavar="[PATH...]", nargs=-1)
-@common
+@options.common
 def models(folders: tuple[str, ...]) -> None:
     """List what can be loaded: bundled models, and models and training runs in each PATH (default: runs)."""
     from sora_jax.pipeline import pipeline as api

@@ -172,9 +172,8 @@ def _before_jax(devices: int) -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update(
-        "jax_enable_compilation_cache", False
-    )  # programs for other machines can't be read again
+    # Programs for other machines can't be read again.
+    jax.config.update("jax_enable_compilation_cache", False)
     if devices > 1:
         try:
             jax.config.update("jax_num_cpu_devices", devices)

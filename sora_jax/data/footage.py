@@ -281,10 +281,8 @@ class Footage:
             )
         if self.crop is not None:
             rate = max(self.rates or (self.max_fps,))
-            need, asked = (
-                self.crop[0] / rate,
-                f"{self.crop[0]} frames at {rate:g} a second (config.loss.crop)",
-            )
+            need = self.crop[0] / rate
+            asked = f"{self.crop[0]} frames at {rate:g} a second (config.loss.crop)"
         else:
             need = min(self._seconds())
             asked = f"{need:.3g} seconds (config.data.durations)"

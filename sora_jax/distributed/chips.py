@@ -174,9 +174,8 @@ def _nearest(kind: str, shape: str) -> str:
     fewer = [one for one in slices if chips(one) <= chips(shape)]
     more = [one for one in slices if chips(one) >= chips(shape)]
     # Of those with as many chips the first, which is nearest to a cube.
-    near = dict.fromkeys(
-        [*filter(None, (max(fewer, key=chips, default=""), min(more, key=chips, default="")))]
-    )
+    both = max(fewer, key=chips, default=""), min(more, key=chips, default="")
+    near = dict.fromkeys(filter(None, both))
     return f"the nearest {'are' if len(near) > 1 else 'is'} {' and '.join(f'{kind}:{one}' for one in near)}"
 
 

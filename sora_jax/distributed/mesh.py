@@ -121,31 +121,22 @@ def gather_kernel(kernel: jax.Array, shape: tuple[int, ...], letters: str) -> ja
     return constrain(kernel.reshape(shape), letters)
 
 
-def ulysses(
-    function: Callable[..., jax.Array],
-    q_bnhf: jax.Array,
-    k_bnhf: jax.Array,
-    v_bnhf: jax.Array,
-    ids_bn: jax.Array,
-) -> jax.Array:
+def ulysses(function: Callable[..., jax.Array], *given: jax.Array) -> jax.Array:
     """`function` of these under `shard_map`, each device with sequences and heads of its own; as it is without a mesh.
 
     For what the compiler can't partition (kernels), or partitions badly (loops over the contents of sequences). It must
     not mix sequences or heads. A batch that can't be split evenly is computed by every device.
 
+    Args:
+      given: what it takes: queries, keys and values [B,N,H,F], segment ids [B,N].
+
     Raises:
       UserError: tensor x sequence devices don't divide the heads.
     """
-    return _shard_attention(function, None, HEADS, (q_bnhf, k_bnhf, v_bnhf, ids_bn))
+    return _shard_attention(function, None, HEADS, given)
 
 
-def ring_parallel(
-    function: Callable[..., jax.Array],
-    q_bnhf: jax.Array,
-    k_bnhf: jax.Array,
-    v_bnhf: jax.Array,
-    ids_bn: jax.Array,
-) -> jax.Array:
+def ring_parallel(function: Callable[..., jax.Array], *given: jax.Array) -> jax.Array:
     """As `ulysses`, but each device has positions of its own, with some of the heads where `tensor` splits them.
 
     `function` communicates with the other devices along `sequence`.
@@ -153,7 +144,7 @@ def ring_parallel(
     Raises:
       UserError: `tensor` devices don't divide the heads.
     """
-    return _shard_attention(function, LETTER_AXES["N"], LETTER_AXES["H"], (q_bnhf, k_bnhf, v_bnhf, ids_bn))
+    return _shard_attention(function, LETTER_AXES["N"], LETTER_AXES["H"], given)
 
 
 def _shard_attention(

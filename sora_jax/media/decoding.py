@@ -131,15 +131,11 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
             raise UserError(f"{path} is a text, not a video: name a video or a picture.")
         films = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         brand, others = (container.metadata.get(key, "") for key in ("major_brand", "compatible_brands"))
-        if brand in (
-            "hevc",
-            "msf1",
-            "avis",
-        ):  # a sequence of pictures, before which stands one of them as a still
+        if brand in ("hevc", "msf1", "avis"):
+            # A sequence of pictures, before which stands one of them as a still.
             films.sort(key=lambda stream: stream.frames <= 1)
-        elif brand in ("heic", "heix") or (
-            brand == "mif1" and "hei" in others
-        ):  # FFmpeg gives one tile of many
+        elif brand in ("heic", "heix") or (brand == "mif1" and "hei" in others):
+            # FFmpeg gives one tile of many.
             raise UserError(f"{path} is a HEIC picture, which can't be read here: save it as JPEG or PNG.")
         if films and films[0].codec_context is None:  # FFmpeg has no such codec
             raise UserError(f"{path} is coded in a way that is not known here: save it as H.264 in an mp4.")
@@ -325,9 +321,8 @@ def pixels(frame: Any, name: str, axes: tuple[bool, bool, bool]) -> np.ndarray:
 
 
 def _frame_matrix(frame: Any) -> np.ndarray | None:
-    with contextlib.suppress(
-        ValueError
-    ):  # an older PyAV stumbles over kinds that it doesn't know, such as EXIF's
+    # An older PyAV stumbles over kinds that it doesn't know, such as EXIF's.
+    with contextlib.suppress(ValueError):
         data = frame.side_data.get(Type.DISPLAYMATRIX)
         return None if data is None else np.frombuffer(bytes(data), np.int32)
     return None

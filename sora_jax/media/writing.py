@@ -94,9 +94,8 @@ def write_container(
         context = stream.codec_context
         context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
         context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
-        if hasattr(
-            context, "chroma_sample_location"
-        ):  # WebM says so in its header; H.264 is so unless it says else
+        # WebM says so in its header; H.264 is so unless it says else.
+        if hasattr(context, "chroma_sample_location"):
             context.chroma_sample_location = reformatter.ChromaLocation.LEFT
         for index, array in enumerate(itertools.chain([first], rest)):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), "rgb24")

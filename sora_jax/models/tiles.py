@@ -1,9 +1,9 @@
 """Frames of any size through the autoencoder, as tiles, and clips of any length, as streams: in constant memory.
 
-The autoencoder's layers are 3×3×3 convolutions and norms of single cells, so they have a finite receptive field
-(`receptive_field`). A tile whose inner edges are that far from what is kept of it gives what the whole frame gives, up
-to rounding; most of the receptive field has little effect, so a smaller `halo` does too. Tiles at the frame's border
-end there, as the whole frame does.
+The autoencoder's layers are 3×3×3 convolutions and norms of single cells, so they have a finite receptive field (by
+default 5 latent cells in the encoder, 9 in the decoder). A tile whose inner edges are that far from what is kept of it
+gives what the whole frame gives, up to rounding; most of the receptive field has little effect, so a smaller `halo`
+does too. Tiles at the frame's border end there, as the whole frame does.
 
 All tiles of a frame have one size, so two compiled programs serve it, one for the first chunk of a stream and one
 for later ones. It is the size, of no more cells than `Tiles.size` squared, whose tiles overlap least in all: what
@@ -134,23 +134,6 @@ def _sides(tiles: Tiles, cells: int) -> list[int]:
 
 
 TILES = Tiles()
-
-
-def receptive_field(config: VAEConfig) -> tuple[int, int]:
-    """Radius in latent cells, along height or width, of the encoder's and of the decoder's receptive field.
-
-    Two convolutions a block reach one cell of their stage each; a cell of stage i has its strides' product of pixels.
-    """
-    pixels, reaches = [1, 1], [[0, 0], [0, 0]]
-    for i, stride in enumerate(config.strides):
-        for axis in (0, 1):
-            pixels[axis] *= stride[1 + axis]
-            for way, blocks in enumerate((config.encoder_blocks, config.decoder_blocks)):
-                reaches[way][axis] += 2 * blocks[i] * pixels[axis]
-    encoder, decoder = (
-        max(math.ceil(far / by) for far, by in zip(way, pixels, strict=True)) for way in reaches
-    )
-    return encoder, decoder
 
 
 def encode_stream(vae: VAE, frames: Iterable[np.ndarray], tiles: Tiles = TILES) -> Iterator[np.ndarray]:

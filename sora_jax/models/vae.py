@@ -36,7 +36,7 @@ class VAEConfig:
       channels: numbers a latent cell.
       encoder_widths, encoder_blocks: channels and residual blocks of each stage.
       decoder_widths, decoder_blocks: the same for the way back.
-      latent_mean, latent_std: per channel, measured after training; `to_latent` and `from_latent` use them.
+      latent_mean, latent_std: per channel, measured after training; `to_latent` uses them.
       dtype: of the arithmetic; parameters stay float32. Accelerators round the factors of float32 products, to
         bfloat16 (TPUs) or TF32 (GPUs), except the wavelet's.
     """
@@ -272,11 +272,6 @@ class VAE(nnx.Module):
         return (self.encode(clip_btyxc)[0] - jnp.array(self.config.latent_mean)) / jnp.array(
             self.config.latent_std
         )
-
-    def from_latent(self, latent_btyxc: Latent) -> Pixels:
-        """The inverse of `to_latent`: pixels in [-1, 1]."""
-        raw = latent_btyxc * jnp.array(self.config.latent_std) + jnp.array(self.config.latent_mean)
-        return jnp.clip(self.decode(raw), -1.0, 1.0)
 
     def _check_size(self, shape: tuple[int, ...], first: bool) -> None:
         time, height, width = self.config.compression

@@ -129,6 +129,5 @@ def _attention_bytes(job: Job) -> float:
     if job.config.objective != "dit":
         return 0.0
     _, attention, _, _ = _work(job)
-    return (
-        attention / 512
-    )  # a block of 512 queries reads each byte of keys and values once, 2 operations a byte
+    # A block of 512 queries reads each byte of keys and values once, 2 operations a byte.
+    return attention / 512

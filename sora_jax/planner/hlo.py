@@ -58,11 +58,6 @@ class Collective:
         return (2 if self.kind == "all-reduce" else 1) * self.bytes * (self.devices - 1) / self.devices
 
 
-def collectives(text: str) -> list[Collective]:
-    """The collectives of a compiled program's text."""
-    return Program(text).collectives
-
-
 def totals(found: Iterable[Collective]) -> dict[str, tuple[int, int]]:
     """Of each kind that occurs, how many a step runs and the bytes of their buffers."""
     sums = dict.fromkeys(COLLECTIVES, (0, 0))

@@ -65,9 +65,8 @@ def read(text: str) -> tuple[Computations, str]:
             if header := _HEADER.match(line):
                 current = computations.setdefault(header.group(2), {})
                 entry = header.group(2) if header.group(1) else entry
-        elif line == "}" or line.startswith(
-            "}, execution_thread="
-        ):  # attributes of kernels have lines that begin so
+        # Attributes of kernels have lines that begin with a bracket too.
+        elif line == "}" or line.startswith("}, execution_thread="):
             current = None
         elif " = " in line and (one := _instruction(line)):
             current[one.name] = one

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ class _Words:
     shapes: dict[str, Choices]
     colours: dict[str, Choices]
     sizes: dict[str, Choices]
-    directions: dict[str, Choices]
+    directions: Mapping[str, Choices]
     straight: Choices
     bounce: Choices  # followed by a direction
     rebound: Choices  # of a bounce, briefly
@@ -87,20 +87,16 @@ _TRAINING = _Words(
         "right": ("right", "to the right", "toward the right", "from left to right"),
         "up": ("up", "straight up", "skyward", "toward the sky"),
         "down": ("down", "straight down", "earthward", "toward the earth"),
-        "up-left": ("up and left", "up and to the left", "diagonally up and to the left", "left and up"),
-        "up-right": ("up and right", "up and to the right", "diagonally up and to the right", "right and up"),
-        "down-left": (
-            "down and left",
-            "down and to the left",
-            "diagonally down and to the left",
-            "left and down",
-        ),
-        "down-right": (
-            "down and right",
-            "down and to the right",
-            "diagonally down and to the right",
-            "right and down",
-        ),
+    }
+    | {
+        f"{up}-{left}": (
+            f"{up} and {left}",
+            f"{up} and to the {left}",
+            f"diagonally {up} and to the {left}",
+            f"{left} and {up}",
+        )
+        for up in ("up", "down")
+        for left in ("left", "right")
     },
     straight=("moves", "slides", "travels", "goes", "heads", "flies", "sails"),
     bounce=("bounces off the edges, starting", "bounces around, first moving"),
@@ -157,10 +153,11 @@ _PARAPHRASE = _Words(
         "right": ("rightwards", "towards the right side"),
         "up": ("upwards", "towards the top"),
         "down": ("downwards", "towards the bottom"),
-        "up-left": ("towards the upper left", "towards the top left corner"),
-        "up-right": ("towards the upper right", "towards the top right corner"),
-        "down-left": ("towards the lower left", "towards the bottom left corner"),
-        "down-right": ("towards the lower right", "towards the bottom right corner"),
+    }
+    | {
+        f"{up}-{left}": (f"towards the {upper} {left}", f"towards the {top} {left} corner")
+        for up, upper, top in (("up", "upper", "top"), ("down", "lower", "bottom"))
+        for left in ("left", "right")
     },
     straight=("drifts", "glides", "floats", "wanders"),
     bounce=("ricochets from the walls, initially", "rebounds from the borders, initially"),

@@ -9,32 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sora_jax.toyworld.scene import (
-    BACKGROUNDS,
-    CAMERAS,
-    COLOURS,
-    DIRECTIONS,
-    EXTENTS,
-    MOTIONS,
-    PILLARS,
-    SHAPES,
-    SIZES,
-    TEXTURES,
-    TONES,
-    Background,
-    Camera,
-    Occluder,
-    Scene,
-    Shot,
-    Thing,
-    WorldConfig,
-    check_split,
-    half_frame,
-    is_heldout,
-    position,
-    radius,
-    room,
-)
+from sora_jax.toyworld import scene as world
+from sora_jax.toyworld.scene import Background, Camera, Occluder, Scene, Shot, Thing, WorldConfig, check_split
 
 
 def sample_scene(
@@ -94,10 +70,10 @@ def _sample_shot(
     rng: np.random.Generator, start: float, length: float, aspect: float, config: WorldConfig, heldout: bool
 ) -> Shot:
     if length >= 0.75 and rng.random() < config.occluder:
-        background = _sample_background(rng, _pick(rng, BACKGROUNDS, config.backgrounds))
+        background = _sample_background(rng, _pick(rng, world.BACKGROUNDS, config.backgrounds))
         thing, occluder = _sample_passage(rng, length, aspect, heldout, background)
         return Shot(start, (thing,), background, Camera(), occluder)
-    kind = _pick(rng, CAMERAS, config.cameras) if length > 0 else "still"
+    kind = _pick(rng, world.CAMERAS, config.cameras) if length > 0 else "still"
     things: list[Thing] = []
     count = _pick(rng, (1, 2, 3), config.objects)
     for _ in range(count):
@@ -107,7 +83,7 @@ def _sample_shot(
         things.append(_place(rng, thing, things, length, aspect, config))
     # On a plain background a moving camera can't be distinguished from moving things.
     weights = config.backgrounds if kind == "still" else (0.0, 0.3, 0.7)
-    background = _sample_background(rng, _pick(rng, BACKGROUNDS, weights))
+    background = _sample_background(rng, _pick(rng, world.BACKGROUNDS, weights))
     return Shot(start, tuple(things), background, _sample_camera(rng, kind, things, length))
 
 
@@ -115,20 +91,20 @@ def _sample_kind(
     rng: np.random.Generator, config: WorldConfig, length: float, camera: str, heldout: bool, taken: set[str]
 ) -> Thing:
     """What a thing is and does, not yet where: redrawn until the split may show it."""
-    weights = dict(zip(MOTIONS, config.motions, strict=True))
+    weights = dict(zip(world.MOTIONS, config.motions, strict=True))
     if camera != "still":  # the frame's edges are walls only while the camera stands
         weights |= {"bounce": 0.0, "gravity": 0.0}
     if camera == "zoom":
         weights |= {"grow": 0.0, "shrink": 0.0}
-    motion = _pick(rng, MOTIONS, list(weights.values())) if length > 0 else "still"
-    sizes = dict(zip(SIZES, config.sizes, strict=True))
+    motion = _pick(rng, world.MOTIONS, list(weights.values())) if length > 0 else "still"
+    sizes = dict(zip(world.SIZES, config.sizes, strict=True))
     sizes |= {"grow": {"large": 0.0}, "shrink": {"small": 0.0}}.get(motion, {})
-    size = _pick(rng, list(SIZES), list(sizes.values()))
-    shapes = ("square", "triangle", "star") if motion == "spin" else SHAPES
+    size = _pick(rng, list(world.SIZES), list(sizes.values()))
+    shapes = ("square", "triangle", "star") if motion == "spin" else world.SHAPES
     while True:
-        direction = _pick(rng, list(DIRECTIONS)) if motion in ("straight", "bounce") else None
-        thing = Thing(_pick(rng, shapes), _pick(rng, list(COLOURS)), size, motion, direction)
-        if is_heldout(thing) == heldout and thing.colour not in taken:
+        direction = _pick(rng, list(world.DIRECTIONS)) if motion in ("straight", "bounce") else None
+        thing = Thing(_pick(rng, shapes), _pick(rng, list(world.COLOURS)), size, motion, direction)
+        if world.is_heldout(thing) == heldout and thing.colour not in taken:
             return thing
 
 
@@ -147,8 +123,10 @@ def _place(
         placed = _sample_path(rng, thing, length, aspect, config)
         score = 0.0
         for other in others:
-            apart = np.linalg.norm(position(placed, times, aspect) - position(other, times, aspect), axis=-1)
-            reach = [EXTENTS[t.shape][3] * radius(t, times) for t in (placed, other)]
+            apart = np.linalg.norm(
+                world.position(placed, times, aspect) - world.position(other, times, aspect), axis=-1
+            )
+            reach = [world.EXTENTS[t.shape][3] * world.radius(t, times) for t in (placed, other)]
             clearance = np.minimum(apart - reach[0] - reach[1], 0.0)
             score += 10 * clearance[0] + clearance.min()
         if score > best_score:
@@ -163,9 +141,9 @@ def _sample_path(
 ) -> Thing:
     """Where the thing starts and how it goes, so that the motion is plain to see within `length` seconds."""
     change = {"grow": rng.uniform(1.7, 2.2), "shrink": rng.uniform(0.5, 0.65)}.get(thing.motion, 1.0)
-    low, high = np.array(room(thing, aspect, max(change, 1.0))).T
+    low, high = np.array(world.room(thing, aspect, max(change, 1.0))).T
     start, velocity = rng.uniform(low, high), np.zeros(2)
-    unit = np.asarray(DIRECTIONS[thing.direction] if thing.direction else (0.0, 0.0))
+    unit = np.asarray(world.DIRECTIONS[thing.direction] if thing.direction else (0.0, 0.0))
     extra: dict[str, Any] = {}
     if thing.motion in ("grow", "shrink"):
         extra = {"growth": (change - 1) / length}
@@ -202,34 +180,34 @@ def _sample_passage(
     rng: np.random.Generator, length: float, aspect: float, heldout: bool, background: Background
 ) -> tuple[Thing, Occluder]:
     """A thing that passes behind a pillar wide enough to hide the whole of it, and comes out again."""
-    half_x = half_frame(aspect)[1]
+    half_x = world.half_frame(aspect)[1]
     size = "medium" if half_x > 0.75 and rng.random() < 0.5 else "small"
     while True:
         direction = _pick(rng, ("left", "right"))
-        thing = Thing(_pick(rng, SHAPES), _pick(rng, list(COLOURS)), size, "straight", direction)
-        if is_heldout(thing) == heldout:
+        thing = Thing(_pick(rng, world.SHAPES), _pick(rng, list(world.COLOURS)), size, "straight", direction)
+        if world.is_heldout(thing) == heldout:
             break
-    (low_y, high_y), (_, high_x) = room(thing, aspect)
+    (low_y, high_y), (_, high_x) = world.room(thing, aspect)
     side = half_x - high_x
     half_width = side + rng.uniform(0.02, 0.05)
     clear = half_width + side  # from the pillar's axis to a thing that has just come out
     slack = min(high_x - clear, 0.3)
     x = rng.uniform(-0.5, 0.5) * slack
     before, after = clear + rng.uniform(0.3, 0.5, 2) * slack
-    sign = DIRECTIONS[direction][1]
+    sign = world.DIRECTIONS[direction][1]
     start = (float(rng.uniform(low_y, high_y)), float(x - sign * before))
     thing = dataclasses.replace(thing, start=start, velocity=(0.0, float(sign * (before + after) / length)))
-    colour = max(PILLARS, key=lambda pillar: abs(sum(pillar) - sum(background.colours[0])))
+    colour = max(world.PILLARS, key=lambda pillar: abs(sum(pillar) - sum(background.colours[0])))
     return thing, Occluder(float(x), float(half_width), colour)
 
 
 def _sample_background(rng: np.random.Generator, kind: str) -> Background:
-    tone = _pick(rng, list(TONES))
-    first = np.array(TONES[tone])
+    tone = _pick(rng, list(world.TONES))
+    first = np.array(world.TONES[tone])
     contrast = {"plain": 0.0, "gradient": rng.uniform(45, 75), "textured": rng.uniform(18, 30)}[kind]
     second = np.round(first + (contrast if first.mean() < 128 else -contrast))
-    colours = (TONES[tone], (int(second[0]), int(second[1]), int(second[2])))
-    texture = _pick(rng, TEXTURES) if kind == "textured" else None
+    colours = (world.TONES[tone], (int(second[0]), int(second[1]), int(second[2])))
+    texture = _pick(rng, world.TEXTURES) if kind == "textured" else None
     return Background(kind, tone, texture, colours, rng.uniform(0, 2 * math.pi), rng.uniform(0.28, 0.45))
 
 
@@ -239,7 +217,7 @@ def _sample_camera(rng: np.random.Generator, kind: str, things: list[Thing], len
         # Slow compared to what moves, so that a thing's direction in the frame stays nearest to its own.
         speeds = [math.hypot(*thing.velocity) for thing in things if thing.motion == "straight"]
         speed = min([rng.uniform(0.25, 0.4) / length, 0.6, *(0.35 * speed for speed in speeds)])
-        velocity = np.array(DIRECTIONS[direction]) * speed
+        velocity = np.array(world.DIRECTIONS[direction]) * speed
         centre = -velocity * length / 2
         return Camera(kind, direction, _pair(centre), _pair(velocity))
     if kind == "zoom":

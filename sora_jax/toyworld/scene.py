@@ -294,10 +294,8 @@ def _fall(start: float, floor: float, gravity: float, t: np.ndarray) -> np.ndarr
 
 def is_heldout(thing: Thing) -> bool:
     """Whether the thing shows a combination that the training split never shows."""
-    return (thing.shape, thing.colour) in HELDOUT_SHAPES or (
-        thing.colour,
-        thing.direction,
-    ) in HELDOUT_DIRECTIONS
+    shape, direction = (thing.shape, thing.colour), (thing.colour, thing.direction)
+    return shape in HELDOUT_SHAPES or direction in HELDOUT_DIRECTIONS
 
 
 def check_split(split: str) -> int:

@@ -19,11 +19,8 @@ from sora_jax.toyworld.render import signed_distance
 
 _AREA = {"circle": math.pi, "square": 1.76**2, "triangle": 2.195, "star": 2.292, "ring": 2.679}  # of radius 1
 _FOLD = {"square": 4, "triangle": 3, "star": 5}  # symmetries under rotation
-_SPOKES = {
-    "square": 0.06,
-    "triangle": 0.07,
-    "star": 0.03,
-}  # symmetry that no circle has, however it is blurred
+# Symmetry that no circle has, however it is blurred.
+_SPOKES = {"square": 0.06, "triangle": 0.07, "star": 0.03}
 _HOLE = 0.72
 _SLACK = 0.14  # more error than in the frames that show it best, up to which a thing counts as measured
 
@@ -144,11 +141,8 @@ def _upright(shape: str, spokes: dict[str, np.ndarray]) -> bool:
 def _puzzle_out(windows: _Windows, area: np.ndarray) -> tuple[str, _Fit, float]:
     """The same for a thing that is never whole: every shape tries, upright and turned, where most is seen."""
     best = np.argsort(-area)[:6]
-    part, centre, start = (
-        windows.pick(best),
-        windows.centroid(),
-        np.full(len(best), math.sqrt(area.max() / 2.6)),
-    )
+    part, centre = windows.pick(best), windows.centroid()
+    start = np.full(len(best), math.sqrt(area.max() / 2.6))
     fits = {}
     for shape in world.SHAPES:
         turns = [turn / 3 * 2 * math.pi / _FOLD[shape] for turn in range(3)] if shape in _FOLD else [0.0]

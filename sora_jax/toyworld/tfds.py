@@ -3,13 +3,13 @@
 Importing this file registers the builder:
 
     import tensorflow_datasets as tfds
-    from sora_jax.data import toyworld_tfds
+    from sora_jax.toyworld import tfds as toyworld_tfds
 
     records = tfds.data_source("toyworld", split="validation", data_dir="data")
     clip = toyworld_tfds.decode(records[0])
 
 TFDS's own `Video` feature needs TensorFlow, so a clip is stored as the bytes of an mp4 in ArrayRecord, and `decode`
-turns a record back into a `Clip`. `TfdsClips` is such a data set as a source for the pipeline.
+turns a record back into a `Clip`.
 """
 
 from __future__ import annotations
@@ -140,22 +140,3 @@ def decode(record: Mapping[str, Any]) -> Clip:
 
 def _text(value: bytes | str) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
-
-
-class TfdsClips:
-    """A split of a built Toyworld as a source of clips (see `clip.Source`); builds it where it is missing.
-
-    Raises:
-      UserError: on reading, if a record's bytes are no video.
-    """
-
-    def __init__(self, split: str, data_dir: str, config: str | ToyworldConfig = "clips"):
-        self.records = tfds.data_source(
-            "toyworld", split=split, data_dir=data_dir, builder_kwargs={"config": config}
-        )
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> Clip:
-        return decode(self.records[index])

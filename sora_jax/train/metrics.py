@@ -139,12 +139,8 @@ class RunLog:
         """Args: `start` is the step that the run starts from, `steps` the one it goes to; `copies` see `mesh.Share`;
         `settings` is the run's configuration, for boards that keep it."""
         self._copies, self._parameters = copies, parameters
-        self.workdir, self._every, self._start, self._steps = (
-            pathlib.Path(workdir),
-            config.every,
-            start,
-            steps,
-        )
+        self.workdir = pathlib.Path(workdir)
+        self._every, self._start, self._steps = config.every, start, steps
         self._writer: MetricsWriter | None = None
         if jax.process_index() == 0:
             boards = open_boards(self.workdir, start, config.tensorboard, config.wandb, settings or {})

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sora_jax.config import COUNT, FROM_ZERO, SHARE, check_ranges
 from sora_jax.distributed.mesh import platform
 from sora_jax.errors import UserError
 
@@ -81,6 +82,8 @@ class OptimConfig:
     offload: bool = False
 
     def __post_init__(self) -> None:
+        from_0 = dict.fromkeys(("warmup", "weight_decay", "clip_norm"), FROM_ZERO)
+        check_ranges(self, "optim", steps=COUNT, accumulate=COUNT, final_lr_fraction=SHARE, **from_0)
         for field, allowed, words in (
             ("name", self.name in ("adamw", "muon"), "'adamw' or 'muon'"),
             (
@@ -94,17 +97,11 @@ class OptimConfig:
                 self.momentum_dtype in ("float32", "bfloat16"),
                 "'float32' or 'bfloat16'",
             ),
-            ("steps", self.steps >= 1, "at least 1"),
-            ("warmup", self.warmup >= 0, "at least 0"),
-            ("final_lr_fraction", 0 <= self.final_lr_fraction <= 1, "from 0 to 1"),
             ("b1", 0 <= self.b1 < 1, "from 0 to below 1"),
             ("b2", 0 <= self.b2 < 1, "from 0 to below 1"),
             ("eps", self.eps > 0, "more than 0"),
             ("momentum", 0 <= self.momentum < 1, "from 0 to below 1"),
-            ("weight_decay", self.weight_decay >= 0, "at least 0"),
-            ("clip_norm", self.clip_norm >= 0, "at least 0"),
             ("ema_decay", 0 <= self.ema_decay < 1, "from 0 to below 1"),
-            ("accumulate", self.accumulate >= 1, "at least 1"),
         ):
             if not allowed:
                 raise UserError(f"config.optim.{field}={getattr(self, field)!r} must be {words}.")

@@ -3,7 +3,7 @@
 
 import pytest
 
-from sora_jax.planner.hlo import Collective, collectives, totals
+from sora_jax.planner.hlo import Collective, Program, totals
 
 # As XLA writes programs for CPUs (trips told) and for TPUs (a bound compared with, starts, fusions, chains).
 HEAD = "HloModule jit_step, is_scheduled=true, replica_count=1, num_partitions=8\n"
@@ -94,7 +94,7 @@ ENTRY %main (p: bf16[8,16]) -> bf16[32,16] {{
 
 
 def test_loops_multiply_and_branches_count():
-    found = {one.kind: one for one in collectives(LOOPS)}
+    found = {one.kind: one for one in Program(LOOPS).collectives}
     assert found["collective-permute"] == Collective("collective-permute", 4 * 6 * 4, 2, 5 * 3)
     assert found["all-reduce"] == Collective("all-reduce", 8 * 4 + 6 * 2, 2, 5)
     assert found["all-to-all"] == Collective("all-to-all", 16, 2, 1)
@@ -102,7 +102,7 @@ def test_loops_multiply_and_branches_count():
 
 
 def test_what_tpus_run_beside_other_work_is_counted_once():
-    found = sorted(collectives(TPU), key=lambda one: (one.kind, one.bytes))
+    found = sorted(Program(TPU).collectives, key=lambda one: (one.kind, one.bytes))
     assert found == [
         Collective("all-gather", 16 * 4, 8, 1),
         Collective("all-gather", 32 * 16 * 2, 4, 1),

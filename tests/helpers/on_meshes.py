@@ -26,7 +26,7 @@ from helpers.tiny_batch import SEGMENTS, pack_segments, wave
 from sora_jax.distributed.mesh import MESH_AXES, MeshConfig, make_mesh, parameter_shardings, place_batch
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.models.vae import VAE, VAEConfig
-from sora_jax.planner.hlo import collectives
+from sora_jax.planner.hlo import Program
 
 CONFIG = dataclasses.replace(
     tiny_batch.CONFIG, width=48, heads=8, layers=2, reference_frames=True, attention="reference", remat="dots"
@@ -124,7 +124,7 @@ def compare(
 def describe(text: str) -> dict[str, Any]:
     """How often each kind of collective runs by the bytes of its buffer, and what rows are gathered whole."""
     counts: dict[str, Any] = collections.defaultdict(collections.Counter)
-    for one in collectives(text):
+    for one in Program(text).collectives:
         counts[one.kind][one.bytes] += one.times
     # A row's tokens, all of them and as wide as the model.
     whole = rf"\[\d+,{TOKENS},(?:\d+,)*(?:{CONFIG.width}|{CONFIG.mlp_ratio * CONFIG.width})\]\S* all-gather"

@@ -20,7 +20,6 @@ BOUNDARIES = {
             "VAE.encode_chunk",
             "VAE.decode_chunk",
             "VAE.to_latent",
-            "VAE.from_latent",
         ),
     ),
     "sora_jax.models.dit": ("DiT.__call__",),

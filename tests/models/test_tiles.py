@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import jax
@@ -16,7 +17,7 @@ from sora_jax.media.clip import Clip
 from sora_jax.media.video import Video, read_video, write_frames
 from sora_jax.models import tiles as module
 from sora_jax.models.text import TextEncoder
-from sora_jax.models.tiles import Tiles, decode_stream, encode_stream, receptive_field
+from sora_jax.models.tiles import Tiles, decode_stream, encode_stream
 from sora_jax.models.vae import VAE, VAEConfig
 from sora_jax.pipeline import sketches
 from sora_jax.pipeline.codec import Codec, to_bytes
@@ -32,6 +33,25 @@ CONFIG = VAEConfig(
     latent_std=(2.0, 0.5, 1.5),
 )
 RNG = np.random.default_rng(0)
+
+
+def receptive_field(config: VAEConfig) -> tuple[int, int]:
+    """Radius in latent cells, along height or width, of the encoder's and of the decoder's receptive field.
+
+    Two convolutions a block reach one cell of their stage each; a cell of stage i has its strides' product of pixels.
+    """
+    pixels, reaches = [1, 1], [[0, 0], [0, 0]]
+    for i, stride in enumerate(config.strides):
+        for axis in (0, 1):
+            pixels[axis] *= stride[1 + axis]
+            for way, blocks in enumerate((config.encoder_blocks, config.decoder_blocks)):
+                reaches[way][axis] += 2 * blocks[i] * pixels[axis]
+    encoder, decoder = (
+        max(math.ceil(far / by) for far, by in zip(way, pixels, strict=True)) for way in reaches
+    )
+    return encoder, decoder
+
+
 FULL = Tiles(size=9, halo=max(receptive_field(CONFIG)), blend=1, chunk=2)
 WHOLE = Tiles(size=1000, chunk=3)  # tests/models/test_vae.py holds streams against whole clips
 SIZES = [(12, 23), (30, 8)]  # in cells; the second is not cut across

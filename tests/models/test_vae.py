@@ -225,9 +225,6 @@ def test_the_transformers_latent_is_the_mean_at_unit_scale(model, latent):
     np.testing.assert_allclose(
         scaled, (latent - np.array(CONFIG.latent_mean)) / np.array(CONFIG.latent_std), atol=1e-5
     )
-    back = jax.jit(VAE.from_latent)(model, scaled)
-    np.testing.assert_allclose(back, np.clip(decode(model, latent)[0], -1, 1), atol=1e-5)
-    assert np.abs(jax.jit(VAE.from_latent)(model, 100 * scaled)).max() == 1.0
 
 
 def test_the_count_of_operations_is_the_compilers():

@@ -334,7 +334,7 @@ def test_source_says_what_is_wrong_with_its_shapes():
 
 def test_tfds_builds_and_reads_without_tensorflow(tmp_path):
     script = f"""
-import pickle, sys
+import sys
 import numpy as np
 import tensorflow_datasets as tfds
 from sora_jax.toyworld import render
@@ -352,8 +352,6 @@ for record in records:
     assert clip.timed[0] == truth.timed[0] and clip.video.fps == truth.video.fps
     error = np.abs(clip.video.frames.astype(int) - truth.video.frames).mean()
     assert error < 4, error
-clips = toyworld_tfds.TfdsClips("heldout", {str(tmp_path)!r}, config)
-assert len(pickle.loads(pickle.dumps(clips))) == 1 and clips[0].captions["short"]
 assert "tensorflow" not in sys.modules
 """
     result = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
