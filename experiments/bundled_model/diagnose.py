@@ -22,7 +22,7 @@ from sora_jax.diffusion import flow
 from sora_jax.evaluation.report import ONE_THING
 from sora_jax.models.dit import DiT
 from sora_jax.pipeline.pipeline import Pipeline
-from sora_jax.tokens.packing import PackedBatch, Segment, pack_segments
+from sora_jax.tokens.packing import PackedBatch, Segment, pack_batch
 from sora_jax.tokens.patches import coordinates, patchify
 from sora_jax.toyworld.render import render
 from sora_jax.toyworld.sampling import sample_scene
@@ -89,7 +89,7 @@ def errors_by_word(studio: Pipeline, thing: Thing, latent: np.ndarray, attribute
         [states] = studio.text.encode([prompt])
         everywhere, from_0 = np.ones(len(patches), np.float32), np.zeros(len(patches), np.float32)
         rows.append(Segment(patches, coords, everywhere, from_0, states, np.zeros(len(states), np.float32)))
-    batches = [pack_segments([run], len(patches), TEXT, 1)[0] for run in rows]
+    batches = [pack_batch([[run]], 1, len(patches), TEXT, 1)[0] for run in rows]
     batch = jax.tree.map(lambda *parts: jnp.concatenate(parts), *batches)
     return np.stack([np.asarray(_errors(studio.dit, batch, noise, sigma)) for sigma in SIGMAS], axis=1)
 

@@ -30,7 +30,7 @@ from sora_jax.data.encode import encode_sources
 from sora_jax.data.pipeline import SEGMENT_CONDITIONS, draw_segment
 from sora_jax.evaluation.report import evaluate_toyworld
 from sora_jax.pipeline.pipeline import Pipeline
-from sora_jax.tokens.packing import Segment, pack_segments
+from sora_jax.tokens.packing import Segment, first_fit_decreasing, pack_batch
 from sora_jax.train.dit import DiTObjective
 from sora_jax.train.loop import make_steps
 from sora_jax.train.optim import OptimConfig
@@ -164,7 +164,9 @@ def _loss(config: Any, held_out: Clips, slots: int) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         objective = DiTObjective(config, pathlib.Path(folder))
     runs = [held_out[i] for i in range(len(held_out))]
-    whole, _ = pack_segments(runs, slots, *ROOM, conditions=SEGMENT_CONDITIONS * ROOM[1])
+    conditions = SEGMENT_CONDITIONS * ROOM[1]
+    packed = [[runs[i] for i in row] for row in first_fit_decreasing(runs, slots, *ROOM, conditions)]
+    whole, _ = pack_batch(packed, len(packed), slots, ROOM[0], conditions)
     fixed = [
         jax.tree.map(lambda x, i=i: jax.numpy.asarray(x[i : i + 1]), whole) for i in range(len(whole.patches))
     ]

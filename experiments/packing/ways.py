@@ -9,7 +9,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from sora_jax.tokens.packing import PackedBatch, Segment, pack_segments, pack_stream
+from sora_jax.tokens.packing import PackedBatch, Segment, pack_batch, stream_sequences
 
 WAYS = ("padding", "buckets", "packing")
 OPEN = 64  # rows that packing fills at a time
@@ -37,9 +37,8 @@ def batches(
     """
     if way == "packing":
         stream = grain.MapDataset.source(_Runs(runs)).repeat().to_iter_dataset(grain.ReadOptions(0, 0))
-        yield from pack_stream(
-            stream, slots, *room, batch_size=1, num_bins=OPEN, segment_conditions=conditions
-        )
+        for row in stream_sequences(stream, slots, *room, num_bins=OPEN, segment_conditions=conditions):
+            yield pack_batch([row], 1, slots, room[0], room[1] * conditions)[0]
         return
     if longest > slots:
         raise ValueError(f"A run of {longest} tokens is longer than a step of {slots} slots.")
@@ -53,7 +52,7 @@ def batches(
         group = waiting[key]
         group.append(run)
         if len(group) == slots // length:
-            yield pack_segments(group, length, words, 1, slots // length, conditions=conditions)[0]
+            yield pack_batch([[run] for run in group], slots // length, length, words, conditions)[0]
             group.clear()
 
 

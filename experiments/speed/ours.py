@@ -19,7 +19,7 @@ from sora_jax.models import text
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.models.layers import fourier, rotary_angles
 from sora_jax.models.vae import VAE, VAEConfig
-from sora_jax.tokens.packing import PackedBatch, Segment, pack_segments
+from sora_jax.tokens.packing import PackedBatch, Segment, pack_batch
 from sora_jax.tokens.patches import coordinates
 
 WORDS = 16  # a run
@@ -210,7 +210,8 @@ def _row(lengths: tuple[int, ...], config: DiTConfig) -> PackedBatch:
         )
         for n in lengths
     ]
-    return pack_segments(runs, sum(lengths), WORDS * len(runs), len(runs), 1)[0]
+    runs.sort(key=lambda run: -len(run.patches))
+    return pack_batch([runs], 1, sum(lengths), WORDS * len(runs), len(runs))[0]
 
 
 def _told(batch: PackedBatch, config: DiTConfig) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class PipelineConfig:
       temporal_crop_prob: probability of a temporal crop.
       frame_tokens: frames of more tokens are cropped to at most this many, as the sampler's are; 0: none is.
       caption_weights: weights of the kinds of caption, among those a record has; empty: uniform.
-      num_packing_bins: sequences that a shard has open at a time, see `packing.pack_stream`.
+      num_packing_bins: sequences that a shard has open at a time, see `packing.stream_sequences`.
       threads: that read records, on this host.
       prefetch: batches that are made ahead.
     """

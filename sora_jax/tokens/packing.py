@@ -153,56 +153,10 @@ def active_caption_time(time: np.ndarray, text_time: np.ndarray) -> np.ndarray:
     return starts[np.maximum(which, 0)].astype(np.float32)
 
 
-def pack_segments(
-    segments: Sequence[Segment],
-    seq_len: int,
-    text_len: int,
-    max_segments: int,
-    batch_size: int | None = None,
-    conditions: int | None = None,
-) -> tuple[PackedBatch, list[Placement]]:
-    """Packs a finite list of segments into few sequences (first-fit decreasing), in NumPy.
-
-    Args:
-      segments: at least one; all with the same P and E.
-      seq_len: N, token positions per sequence.
-      text_len: M, text positions per sequence.
-      max_segments: K, the most segments a sequence may hold.
-      batch_size: pads with empty sequences to exactly this many, for a shape that is known beforehand.
-      conditions: S - 1, entries of a sequence's table; None is `max_segments`, one a segment.
-
-    Returns:
-      The batch and one placement per segment, in the order of `segments`, for `unpack`.
-
-    Raises:
-      UserError: there is no segment, one is longer than a sequence, or `batch_size` is too small.
-    """
-    if not segments:
-        raise UserError("There is nothing to pack: give at least one segment.")
-    conditions = max_segments if conditions is None else conditions
-    for segment in segments:
-        check_fits(segment, seq_len, text_len, conditions)
-    packed = first_fit_decreasing(segments, seq_len, text_len, max_segments, conditions)
-    if batch_size is not None and len(packed) > batch_size:
-        raise UserError(
-            f"{len(segments)} segments need {len(packed)} sequences, but the batch has {batch_size}: give more or "
-            "longer sequences."
-        )
-    batch, placements = pack_batch(
-        [[segments[i] for i in row] for row in packed],
-        batch_size or len(packed),
-        seq_len,
-        text_len,
-        conditions,
-    )
-    by_index = dict(zip((i for row in packed for i in row), placements, strict=True))
-    return batch, [by_index[i] for i in range(len(segments))]
-
-
 def first_fit_decreasing(
     segments: Sequence[Segment], seq_len: int, text_len: int, max_segments: int, conditions: int
 ) -> list[list[int]]:
-    """Which segments, by their index, `pack_segments` puts into one sequence each."""
+    """Which segments, by their index, go into one sequence each: few sequences, the longest segments first."""
     sizes = [(len(segment.patches), len(segment.text), segment.num_conditions) for segment in segments]
     order = sorted(
         range(len(segments)), key=lambda i: -max(sizes[i][0] / seq_len, sizes[i][1] / max(text_len, 1))
@@ -232,7 +186,9 @@ def pack_batch(
 
     Args:
       sequences: the segments of each sequence, which fit it; some may be empty, but not all.
-      batch_size, seq_len, text_len, conditions: as `pack_segments` takes them.
+      batch_size: B; sequences that are missing are empty.
+      seq_len, text_len: N and M, positions of a sequence.
+      conditions: S - 1, entries of a sequence's table.
     """
     like = next(segment for segments in sequences for segment in segments)
     columns = _empty_columns(like, batch_size, seq_len, text_len)
@@ -259,29 +215,6 @@ def unpack(array: Any, placements: Sequence[Placement]) -> list[np.ndarray]:
     return [array[place.row, place.start : place.start + place.length] for place in placements]
 
 
-def pack_stream(
-    segments: grain.IterDataset,
-    seq_len: int,
-    text_len: int,
-    max_segments: int,
-    batch_size: int,
-    num_bins: int = 16,
-    segment_conditions: int = 1,
-) -> grain.IterDataset:
-    """Packs a stream of `Segment`s into a stream of PackedBatch (NumPy).
-
-    `num_bins` sequences are open at a time (see `bins`); more of them waste fewer positions (experiments/packing), but
-    cost memory and, on resuming, the time to read their segments again. The iterator's state is exact. A finite stream
-    ends with empty sequences that complete its last batch. A segment may have `segment_conditions` conditions.
-    """
-    packed = stream_sequences(segments, seq_len, text_len, max_segments, num_bins, segment_conditions)
-
-    def collate(sequences: Sequence[Sequence[Segment]]) -> PackedBatch:
-        return pack_batch(sequences, batch_size, seq_len, text_len, max_segments * segment_conditions)[0]
-
-    return packed.batch(batch_size, batch_fn=collate)
-
-
 def stream_sequences(
     segments: grain.IterDataset,
     seq_len: int,
@@ -290,7 +223,12 @@ def stream_sequences(
     num_bins: int = 16,
     segment_conditions: int = 1,
 ) -> grain.IterDataset:
-    """Streams sequences, each as the list of the segments that it holds; arguments as those of `pack_stream`."""
+    """Streams sequences, each as the list of the segments that it holds.
+
+    `num_bins` sequences are open at a time (see `bins`); more of them waste fewer positions (experiments/packing), but
+    cost memory and, on resuming, the time to read their segments again. The iterator's state is exact. A segment may
+    have `segment_conditions` conditions.
+    """
 
     def size_of(segment: Segment) -> tuple[int, ...]:
         check_fits(segment, seq_len, text_len, segment_conditions)

@@ -13,6 +13,7 @@ import grain
 import jax
 import numpy as np
 import pytest
+from helpers.packed import pack_stream
 from helpers.records import SHAPES, Encoder, Numbers, records
 
 from sora_jax.data.latents import LatentCache, write_latents
@@ -27,7 +28,6 @@ from sora_jax.distributed.mesh import Share
 from sora_jax.errors import UserError
 from sora_jax.media.clip import Clip
 from sora_jax.media.video import Video
-from sora_jax.tokens.packing import pack_stream
 from sora_jax.train.stopping import terminations
 
 CONFIG = PipelineConfig(seq_len=64, text_len=40, batch_size=2, max_segments=8, num_packing_bins=8)

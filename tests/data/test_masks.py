@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.packed import pack_stream
 from helpers.tiny_model import TEXT, tiny_bundle
 from helpers.tiny_run import tiny_config
 from hypothesis import example, given
@@ -26,7 +27,7 @@ from sora_jax.media.clip import Clip
 from sora_jax.media.video import Video
 from sora_jax.models.text import load_text_encoder
 from sora_jax.tokens.canvas import Canvas, frames_shown, split_into_spans
-from sora_jax.tokens.packing import PackedBatch, pack_stream
+from sora_jax.tokens.packing import PackedBatch
 from sora_jax.tokens.patches import coordinates
 from sora_jax.train.dit import DiTObjective
 

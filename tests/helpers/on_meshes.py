@@ -22,7 +22,8 @@ import numpy as np
 from flax import nnx
 
 from helpers import tiny_batch
-from helpers.tiny_batch import SEGMENTS, pack_segments, wave
+from helpers.packed import pack_segments
+from helpers.tiny_batch import SEGMENTS, wave
 from sora_jax.distributed.mesh import MESH_AXES, MeshConfig, make_mesh, parameter_shardings, place_batch
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.models.vae import VAE, VAEConfig

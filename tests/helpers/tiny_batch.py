@@ -6,10 +6,11 @@ import jax
 import numpy as np
 from flax import nnx
 
+from helpers.packed import pack_segments
 from sora_jax.diffusion import flow
 from sora_jax.diffusion.guidance import METHODS, Guidance
 from sora_jax.models.dit import DiT, DiTConfig
-from sora_jax.tokens.packing import PackedBatch, Placement, Segment, pack_segments
+from sora_jax.tokens.packing import PackedBatch, Placement, Segment
 from sora_jax.tokens.patches import coordinates
 
 CONFIG = DiTConfig(

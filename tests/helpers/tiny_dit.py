@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from helpers.packed import pack_segments
 from helpers.tiny_batch import wave
 from sora_jax.models.dit import DiT, DiTConfig
-from sora_jax.tokens.packing import PackedBatch, Placement, Segment, pack_segments
+from sora_jax.tokens.packing import PackedBatch, Placement, Segment
 from sora_jax.tokens.patches import coordinates
 
 CONFIG = DiTConfig(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers.packed import pack_segments
 from helpers.tiny_batch import wave
 from helpers.tiny_dit import (
     BATCH,
@@ -28,7 +29,7 @@ from helpers.tiny_dit import (
 )
 
 from sora_jax.models.dit import DiT, _pool
-from sora_jax.tokens.packing import PackedBatch, pack_segments, unpack
+from sora_jax.tokens.packing import PackedBatch, unpack
 
 
 @pytest.fixture(

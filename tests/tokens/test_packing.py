@@ -7,6 +7,7 @@ import grain
 import jax
 import numpy as np
 import pytest
+from helpers.packed import pack_segments, pack_stream
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,8 +16,6 @@ from sora_jax.tokens.packing import (
     PackedBatch,
     Segment,
     active_caption_time,
-    pack_segments,
-    pack_stream,
     unpack,
 )
 
