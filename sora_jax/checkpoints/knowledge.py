@@ -164,12 +164,9 @@ def _stem(word: str) -> str:
     """A word without plural or inflection: "circles" and "circle", "moving" and "moves" are one."""
     word = SPELLINGS.get(word, word)
     for ending in ("ing", "ed", "es", "s"):
-        if (
-            len(word) - len(ending) >= 2
-            and word.endswith(ending)
-            and re.search("[aeiouy]", word[: -len(ending)])
-        ):
-            word = word[: -len(ending)]
+        rest = word.removesuffix(ending)
+        if rest != word and len(rest) >= 2 and re.search("[aeiouy]", rest):
+            word = rest
             break
     word = re.sub(r"(.)\1$", r"\1", word)
     return re.sub("(ie|i|y)$", "y", word) if word.endswith(("ie", "i", "y")) else word.removesuffix("e")

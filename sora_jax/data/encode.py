@@ -166,18 +166,14 @@ def make_encoder(
         rng = np.random.default_rng(zlib.crc32(clips[0].key.encode()))
         conditioning = draw_layout(rng, frames.shape[1], layouts or {"none": 1.0})
         spans = split_into_spans(conditioning)
-        parts = [
-            to_latent(frames[:, np.minimum(np.arange(s.begin, s.begin + s.frames), frames.shape[1] - 1)])
-            for s in spans
-        ]
-        latents = np.concatenate(parts, axis=1)
+        last = frames.shape[1] - 1
+        shown = [np.minimum(np.arange(span.begin, span.begin + span.frames), last) for span in spans]
+        latents = np.concatenate([to_latent(frames[:, places]) for places in shown], axis=1)
         ends = np.concatenate([span.ends for span in spans])
         layout = {
             "ends": ends,
             "first": np.concatenate([span.ends == span.begin for span in spans]),
-            "given": np.array(
-                [conditioning[shown].all() for shown in frames_shown(spans, len(conditioning))]
-            ),
+            "given": np.array([conditioning[of].all() for of in frames_shown(spans, len(conditioning))]),
         }
         captions = [_captions(clip) for clip in clips]
         words = [part for kinds in captions for parts in kinds.values() for _, part in parts]

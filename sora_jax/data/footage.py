@@ -114,13 +114,10 @@ class Footage:
             moving = [span for span in moving if self._caches(span, damage)]
         if not (moving or stills):
             raise self._too_little(found, spans)
-        for name, value in {
-            "_survey": found,
-            "_moving": Spans(moving),
-            "_all": Spans(moving + stills),
-            "_damage": damage,
-        }.items():
-            object.__setattr__(self, name, value)
+        object.__setattr__(self, "_survey", found)
+        object.__setattr__(self, "_moving", Spans(moving))
+        object.__setattr__(self, "_all", Spans(moving + stills))
+        object.__setattr__(self, "_damage", damage)
 
     def __len__(self) -> int:
         return self.clips
@@ -331,12 +328,8 @@ class Footage:
             frames = 1 + 4 * max(0, math.floor((seconds_drawn * fps + 1e-6 - 1) / 4))
         most = min(most, self.max_frames or most)
         frames = min(frames, 1 + (most - 1) // 4 * 4)
-        return Cut(
-            span,
-            span.first + int(rng.integers(span.frames - native_frames(frames, ratio) + 1)),
-            frames,
-            ratio,
-        )
+        first = span.first + int(rng.integers(span.frames - native_frames(frames, ratio) + 1))
+        return Cut(span, first, frames, ratio)
 
     def _make_clip(self, cut: Cut, rng: np.random.Generator) -> Clip:
         scaled, window, report = [], None, Report()

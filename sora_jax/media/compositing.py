@@ -108,11 +108,8 @@ def overrule(painted: np.ndarray, plain: np.ndarray, sure: float = 0.06, unsure:
         which on it is overruled.
     """
     difference = np.abs(painted - plain).max(-1) / 2
-    near = [
-        np.asarray(
-            PIL.Image.fromarray(own).filter(PIL.ImageFilter.MaxFilter(3)).filter(PIL.ImageFilter.BoxBlur(1))
-        )
-        for own in (np.clip(difference, 0, 1) * 255).astype(np.uint8)
-    ]
+    images = map(PIL.Image.fromarray, (np.clip(difference, 0, 1) * 255).astype(np.uint8))
+    wide = (image.filter(PIL.ImageFilter.MaxFilter(3)) for image in images)
+    near = [np.asarray(image.filter(PIL.ImageFilter.BoxBlur(1))) for image in wide]
     weight = np.clip((np.stack(near) / 255.0 - sure) / (unsure - sure), 0, 1)[..., None].astype(np.float32)
     return plain + weight * (painted - plain)

@@ -235,9 +235,8 @@ def _in_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, bool]:
         image = image.convert(mode)
         transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
         if mode == "RGB":  # what is sRGB already stays as it is
-            steps = np.stack(np.meshgrid(*[np.linspace(0, 255, 6).astype(np.uint8)] * 3), -1).reshape(
-                6, -1, 3
-            )
+            levels = np.linspace(0, 255, 6).astype(np.uint8)
+            steps = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(6, -1, 3)
             cube = Image.fromarray(steps)
             if np.abs(np.asarray(transform.apply(cube)).astype(int) - steps).max() <= 2:
                 return image, True

@@ -197,23 +197,15 @@ class VAE(nnx.Module):
         self.config = config
         factors = [math.prod(stride) for stride in config.strides]
         widths_in = [3, *config.encoder_widths[:-1]]
-        self.down = nnx.List(
-            [
-                Linear(f * i, o, rngs=rngs)
-                for f, i, o in zip(factors, widths_in, config.encoder_widths, strict=True)
-            ]
-        )
+        down = zip(factors, widths_in, config.encoder_widths, strict=True)
+        self.down = nnx.List([Linear(f * i, o, rngs=rngs) for f, i, o in down])
         self.encoder = _stages(config.encoder_widths, config.encoder_blocks, rngs)
         self.to_moments = Linear(config.encoder_widths[-1], 2 * config.channels, rngs=rngs)
         self.from_channels = Linear(config.channels, config.decoder_widths[-1], rngs=rngs)
         self.decoder = _stages(config.decoder_widths, config.decoder_blocks, rngs)
         widths_out = [3, *config.decoder_widths[:-1]]
-        self.up = nnx.List(
-            [
-                Linear(i, f * o, rngs=rngs)
-                for f, i, o in zip(factors, config.decoder_widths, widths_out, strict=True)
-            ]
-        )
+        up = zip(factors, config.decoder_widths, widths_out, strict=True)
+        self.up = nnx.List([Linear(i, f * o, rngs=rngs) for f, i, o in up])
 
     def encode(self, clip_btyxc: Pixels) -> tuple[Latent, Latent]:
         """Mean and log variance of the latent of a clip in [-1, 1] with 1 + 4k frames.
@@ -241,9 +233,8 @@ class VAE(nnx.Module):
         if cache is None:
             x = jnp.concatenate([jnp.repeat(x[:, :1], self.config.compression[0] - 1, axis=1), x], axis=1)
         conv_cache = ConvCache(cache)
-        for i, (stride, down, blocks) in enumerate(
-            zip(self.config.strides, self.down, self.encoder, strict=True)
-        ):
+        stages = zip(self.config.strides, self.down, self.encoder, strict=True)
+        for i, (stride, down, blocks) in enumerate(stages):
             x = space_to_depth(x, stride)
             x = down(haar(x) if i == 0 else x)
             for block in blocks:
@@ -269,9 +260,8 @@ class VAE(nnx.Module):
 
     def to_latent(self, clip_btyxc: Pixels) -> Latent:
         """The latent as the DiT sees it: the mean, each channel at mean 0 and deviation 1."""
-        return (self.encode(clip_btyxc)[0] - jnp.array(self.config.latent_mean)) / jnp.array(
-            self.config.latent_std
-        )
+        mean, std = jnp.array(self.config.latent_mean), jnp.array(self.config.latent_std)
+        return (self.encode(clip_btyxc)[0] - mean) / std
 
     def _check_size(self, shape: tuple[int, ...], first: bool) -> None:
         time, height, width = self.config.compression

@@ -18,21 +18,13 @@ from sora_jax.errors import UserError, atomic_path
 
 # By their names in a file; integers are no weights, but may be stored with them.
 _TYPES = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
     "BF16": ml_dtypes.bfloat16,
     "F8_E4M3": ml_dtypes.float8_e4m3fn,
     "F8_E5M2": ml_dtypes.float8_e5m2,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U64": np.uint64,
-    "U32": np.uint32,
-    "U16": np.uint16,
-    "U8": np.uint8,
     "BOOL": np.bool_,
+    **{f"F{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)},
+    **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
 }
 SAVED = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 

@@ -21,6 +21,7 @@ from sora_jax.planner.hlo_text import Computations, Instruction, read, size
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 # These move nothing by themselves.
+KERNELS = ("tpu_custom_call", "__gpu$xla.gpu.triton")
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"),
     *("after-all", "opt-barrier", "partition-id", "replica-id", "async-start", "async-update", "iota"),
@@ -169,20 +170,13 @@ class Program:
         found: collections.Counter[str] = collections.Counter()
         for name, _, one in self._every():
             target = re.search(r'custom_call_target="([^"]*)"', one.rest)
-            if (
-                one.opcode == "custom-call"
-                and target
-                and target.group(1) in ("tpu_custom_call", "__gpu$xla.gpu.triton")
-            ):
+            if one.opcode == "custom-call" and target and target.group(1) in KERNELS:
                 found[target.group(1)] += self.times[name]
         return dict(found)
 
     def _traffic(self, one: Instruction, where: dict[str, Instruction]) -> float:
-        if (
-            one.opcode in _FREE
-            or one.opcode.endswith("-done")
-            or one.opcode.removesuffix("-start") in COLLECTIVES
-        ):
+        is_collective = one.opcode.removesuffix("-start") in COLLECTIVES
+        if is_collective or one.opcode in _FREE or one.opcode.endswith("-done"):
             return 0.0
         if one.opcode == "custom-call" and "tpu_custom_call" not in one.rest:
             return 0.0

@@ -47,10 +47,7 @@ def name_motion(
 
 def name_direction(velocity: Sequence[float]) -> str:
     """The word of the grammar that is nearest to a velocity (y, x)."""
-    y, x = velocity
-    return max(
-        world.DIRECTIONS, key=lambda word: y * world.DIRECTIONS[word][0] + x * world.DIRECTIONS[word][1]
-    )
+    return max(world.DIRECTIONS, key=lambda word: np.dot(velocity, world.DIRECTIONS[word]))
 
 
 def _fit(path: np.ndarray, family: np.ndarray) -> tuple[float, float]:

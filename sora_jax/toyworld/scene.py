@@ -235,13 +235,8 @@ def position(thing: Thing, t: float | np.ndarray, aspect: float = 1.0) -> np.nda
     """Centre at `t` seconds into the shot: f64[..., 2] (y, x) in short sides, in the world (see `seen`)."""
     t = np.asarray(t, np.float64)
     if thing.motion == "bounce":
-        return np.stack(
-            [
-                _reflect(s + v * t, *bounds)
-                for s, v, bounds in zip(thing.start, thing.velocity, room(thing, aspect), strict=True)
-            ],
-            axis=-1,
-        )
+        axes = zip(thing.start, thing.velocity, room(thing, aspect), strict=True)
+        return np.stack([_reflect(s + v * t, *bounds) for s, v, bounds in axes], axis=-1)
     y = thing.start[0] + thing.velocity[0] * t
     if thing.motion == "gravity":
         y = _fall(thing.start[0], room(thing, aspect)[0][1], thing.gravity, t)

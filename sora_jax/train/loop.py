@@ -118,15 +118,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Object
         checkpoints.check_space(abstract.trees(), min(start + loop.checkpoint.every, loop.steps))
         if loop.log.sheet_every:
             try_sheet()
-        log = RunLog(
-            workdir,
-            loop.log,
-            start,
-            loop.steps,
-            parameter_count(abstract.params),
-            share.copies,
-            config.to_dict(),
-        )
+        size = parameter_count(abstract.params)
+        log = RunLog(workdir, loop.log, start, loop.steps, size, share.copies, config.to_dict())
         closing.enter_context(contextlib.closing(log))
         # What a host does for itself, such as encoding clips, happens outside of the mesh.
         data = iter(objective.data(config, share))
@@ -134,9 +127,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Object
         update = jax.jit(step_fn, donate_argnums=0, out_shardings=(placed, sharding(mesh, "")))
 
         if start:
-            templates = jax.tree.map(
-                lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, placed
-            )
+            templates = jax.tree.map(lambda leaf, kept: leaf.update(sharding=kept), abstract, placed)
             state = TrainState.of(checkpoints.restore(templates.trees(), data))
         else:
             with jax.set_mesh(mesh):
@@ -249,9 +240,8 @@ def flush_step(pending: Pending, objective: Objective, log: RunLog, stop_on_nan:
         host = f"_host{jax.process_index()}" if jax.process_count() > 1 else ""
         place = log.workdir / f"nan_batch_step{pending.step}{host}.npz"
         with atomic_path(place) as path:
-            np.savez(
-                path, **{name.replace("/", "."): leaf for name, leaf in named_leaves(pending.batch).items()}
-            )
+            leaves = named_leaves(pending.batch)
+            np.savez(path, **{name.replace("/", "."): leaf for name, leaf in leaves.items()})
         raise UserError(
             f"Training stopped at step {pending.step}: loss {metrics['loss']:g} and gradient norm "
             f"{metrics['grad_norm']:g} are not both finite; the batch is in {place}, the last good "

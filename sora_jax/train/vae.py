@@ -175,9 +175,8 @@ class VAEObjective:
         videos, labels = [], []
         for video, label in self.sheet_clips:
             clip = jnp.asarray(video.frames[None], jnp.float32) / 127.5 - 1.0
-            back = np.asarray(
-                jnp.clip(_reconstruct(model, clip)[0] * 127.5 + 127.5, 0, 255).round(), np.uint8
-            )
+            pixels = _reconstruct(model, clip)[0] * 127.5 + 127.5
+            back = np.asarray(jnp.clip(pixels, 0, 255).round(), np.uint8)
             psnr = 10 * np.log10(255.0**2 / np.mean(np.square(back.astype(np.float32) - video.frames)))
             videos += [video, Video(back, video.fps)]
             labels += [label, f"{psnr:.1f} dB"]
