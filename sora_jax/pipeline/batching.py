@@ -116,12 +116,6 @@ class Queue:
     def busy(self) -> bool:
         return bool(self._waiting or self._active)
 
-    @property
-    def utilization(self) -> float:
-        """The share of positions that hold tokens now."""
-        taken = sum(queued.size[0] for queued in self._active)
-        return taken / (self.batch_shape.batch_size * self.batch_shape.seq_len)
-
     def add(
         self,
         segment: Segment,

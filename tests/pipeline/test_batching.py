@@ -92,7 +92,6 @@ def test_positions_are_used_again_and_nothing_compiles_again():
     out = drain(queue)
     compiled = solver_step._cache_size()
     ids = [queue.add(**ask(0)) for _ in range(5)]  # more than fit at once
-    assert queue.utilization == 0
     out |= drain(queue)
     for request_id in ids:
         np.testing.assert_allclose(out[request_id], out[first], atol=1e-4)
