@@ -47,9 +47,8 @@ def _plural(kind: Any) -> str:
         inner = typing.get_args(kind)
         count = "" if inner[-1:] == (...,) else f"{len(inner)} "
         return f"groups of {count}{_plural(inner[0])}"
-    return {int: "whole numbers", float: "numbers", str: "texts", bool: "times true or false"}.get(
-        kind, "values"
-    )
+    words = {int: "whole numbers", float: "numbers", str: "texts", bool: "times true or false"}
+    return words.get(kind, "values")
 
 
 def is_union(kind: Any) -> bool:

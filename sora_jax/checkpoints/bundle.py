@@ -182,14 +182,9 @@ def measure_latents(vae: VAE, clips: Iterable[np.ndarray]) -> VAE:
             f"{deviation.max():.2g}): train it further, or measure it on clips that differ."
         )
     deviation = np.maximum(deviation, LEAST_DEVIATION * deviation.max())
-    return with_config(
-        vae,
-        dataclasses.replace(
-            vae.config,
-            latent_mean=tuple(np.round(everything.mean(0), 5).tolist()),
-            latent_std=tuple(float(f"{one:.6g}") for one in deviation),
-        ),
-    )
+    mean = tuple(np.round(everything.mean(0), 5).tolist())
+    std = tuple(float(f"{one:.6g}") for one in deviation)
+    return with_config(vae, dataclasses.replace(vae.config, latent_mean=mean, latent_std=std))
 
 
 def with_config(vae: VAE, config: VAEConfig) -> VAE:

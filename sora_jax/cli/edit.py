@@ -48,13 +48,8 @@ def _command(ability: Ability) -> click.Command:
 
     parts = [option for name in videos for option in _part(name)]
     function: Any = command
-    shared = (
-        options.common,
-        options.settings,
-        options.writing,
-        options.OUTPUT,
-        options.shape(*ability.leave_out, **ability.shape),
-    )
+    shape = options.shape(*ability.leave_out, **ability.shape)
+    shared = (options.common, options.settings, options.writing, options.OUTPUT, shape)
     for option in (*shared, *reversed([*map(_option, ability.params), *parts])):
         function = option(function)
     return click.command(ability.name, help=ability.help)(function)

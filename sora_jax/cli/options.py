@@ -9,16 +9,8 @@ from typing import Any
 
 import click
 
-from sora_jax.cli.terminal import (
-    EXISTED,
-    NO_CLOBBER,
-    VIDEO_SUFFIXES,
-    ListOf,
-    Number,
-    Size,
-    check_output,
-    progress_bar,
-)
+from sora_jax.cli import terminal
+from sora_jax.cli.terminal import ListOf, Number, Size
 from sora_jax.errors import UserError, user_path
 from sora_jax.pipeline.keywords import check_conflicts
 
@@ -33,7 +25,7 @@ MODEL = click.option(
 OUTPUT = click.option(
     "-o",
     "--output",
-    help=f"The file to write ({', '.join(VIDEO_SUFFIXES)}).  [default: out.mp4, of a picture out.png]",
+    help=f"The file to write ({', '.join(terminal.VIDEO_SUFFIXES)}).  [default: out.mp4, of a picture out.png]",
 )
 SHAPE = {
     "duration": click.option(
@@ -74,7 +66,7 @@ def writing(command: Callable[..., Any]) -> Callable[..., Any]:
     """Whether files are overwritten, and metadata written."""
 
     def keep(context: click.Context, _: click.Parameter, value: bool) -> None:
-        context.meta[NO_CLOBBER] = value
+        context.meta[terminal.NO_CLOBBER] = value
 
     def leave_out(context: click.Context, _: click.Parameter, value: bool) -> None:
         context.meta[METADATA] = not value
@@ -211,13 +203,13 @@ def check_overrides(overrides: Sequence[str]) -> None:
 
 def bar(unit: str = "step") -> contextlib.AbstractContextManager[Callable[[int, int], None]]:
     """The bar of the command that runs, where it isn't to be quiet."""
-    return progress_bar(not click.get_current_context().meta[QUIET], unit)
+    return terminal.progress_bar(not click.get_current_context().meta[QUIET], unit)
 
 
 def make(model: str, output: str, build: Callable[[Any, Any], Any]) -> None:
     """Makes the job that `build(pipeline, progress)` returns and writes the video."""
     path = user_path(output or "out.mp4")
-    check_output(path, VIDEO_SUFFIXES)
+    terminal.check_output(path, terminal.VIDEO_SUFFIXES)
 
     from sora_jax.media.audio import keep_sound
     from sora_jax.pipeline import pipeline as api
@@ -230,7 +222,7 @@ def make(model: str, output: str, build: Callable[[Any, Any], Any]) -> None:
         (video,) = pipeline.make_streams([job], progress)
         if not output and len(video) == 1:
             path = path.with_suffix(".png")
-            check_output(path)
+            terminal.check_output(path)
         save(video, path)
     try:
         heard = job.sound is not None and keep_sound(job.sound[0], path, *job.sound[1:])
@@ -261,5 +253,5 @@ def report_written(path: pathlib.Path, video: Any, more: str = "") -> None:
 
 def report_overwritten(path: pathlib.Path) -> None:
     """A note where a file of that name was there before."""
-    if path in click.get_current_context().meta.get(EXISTED, ()):
+    if path in click.get_current_context().meta.get(terminal.EXISTED, ()):
         note(f"{path} was there before and was overwritten.")

@@ -82,7 +82,7 @@ def compare(plans: Sequence[JobEstimate]) -> str:
                 plan.word,
             )
         )
-    head = (
+    head = [
         "config",
         "step",
         "chips",
@@ -94,7 +94,7 @@ def compare(plans: Sequence[JobEstimate]) -> str:
         "in all",
         "cost",
         "by",
-    )
+    ]
     return table(head, rows)
 
 

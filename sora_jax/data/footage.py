@@ -14,18 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from sora_jax.data.cuts import (
-    NATIVE,
-    OTHER_SPLIT,
-    Cut,
-    Span,
-    Spans,
-    crop_to_aspect,
-    most_frames,
-    native_frames,
-    rate_ratio,
-    split_films,
-)
+from sora_jax.data import cuts
+from sora_jax.data.cuts import NATIVE, Cut, Span, Spans
 from sora_jax.data.frame_cache import Unreadable, cached_frames
 from sora_jax.data.reading import Wanted, read_together
 from sora_jax.data.survey import Summary, Survey, count, few, survey, without_name
@@ -104,7 +94,7 @@ class Footage:
     def __post_init__(self) -> None:
         self._check()
         found = survey(self.path, self.damaged)
-        spans = list(split_films(found.films, self.split))
+        spans = list(cuts.split_films(found.films, self.split))
         moving = [span for span in spans if not span.film.picture and self._ratios(span)]
         stills = (
             [span for span in spans if span.film.picture] if self.crop is None or self.crop[0] == 1 else []
@@ -214,7 +204,7 @@ class Footage:
 
     def _notes(self) -> Iterator[str]:
         used = {span.film.path for span in self._all.spans}
-        other_spans = list(split_films(self._survey.films, OTHER_SPLIT[self.split]))
+        other_spans = list(cuts.split_films(self._survey.films, cuts.OTHER_SPLIT[self.split]))
         others = {span.film.path for span in other_spans}
         short = [film for film in self._survey.films if not film.picture and film.path not in used | others]
         stills = sum(film.picture for film in self._survey.films)
@@ -251,7 +241,7 @@ class Footage:
 
     def _check(self) -> None:
         demands = {
-            "split is train or validation": self.split in OTHER_SPLIT,
+            "split is train or validation": self.split in cuts.OTHER_SPLIT,
             "min_seconds is above 0 and not above max_seconds": 0 < self.min_seconds <= self.max_seconds,
             "durations are numbers of seconds, 0 or more": all(0 <= d < math.inf for d in self.durations),
             "max_fps and rates are above 0": all(0 < fps < math.inf for fps in (self.max_fps, *self.rates)),
@@ -293,13 +283,13 @@ class Footage:
     def _ratios(self, span: Span) -> list[float]:
         """Native frames to each of the clip's, for every rate at which a clip fits into the span."""
         if self.rates:
-            ratios = [rate_ratio(span.film.fps, rate) for rate in self.rates]
+            ratios = [cuts.rate_ratio(span.film.fps, rate) for rate in self.rates]
         else:
             ratios = [float(frame_step(span.film.fps, self.max_fps))]
         return [
             ratio
             for ratio in ratios
-            if self._shortest(span.film.fps / ratio) <= most_frames(span.frames, ratio)
+            if self._shortest(span.film.fps / ratio) <= cuts.most_frames(span.frames, ratio)
         ]
 
     def _shortest(self, fps: float) -> int:
@@ -316,7 +306,7 @@ class Footage:
             return Cut(span, span.first + int(rng.integers(span.frames)), 1, 1.0)
         ratios = self._ratios(span)
         ratio = ratios[rng.integers(len(ratios))]
-        fps, most = span.film.fps / ratio, most_frames(span.frames, ratio)
+        fps, most = span.film.fps / ratio, cuts.most_frames(span.frames, ratio)
         if self.crop is not None:
             frames = self.crop[0]
         elif self.durations:
@@ -328,7 +318,7 @@ class Footage:
             frames = 1 + 4 * max(0, math.floor((seconds_drawn * fps + 1e-6 - 1) / 4))
         most = min(most, self.max_frames or most)
         frames = min(frames, 1 + (most - 1) // 4 * 4)
-        first = span.first + int(rng.integers(span.frames - native_frames(frames, ratio) + 1))
+        first = span.first + int(rng.integers(span.frames - cuts.native_frames(frames, ratio) + 1))
         return Cut(span, first, frames, ratio)
 
     def _make_clip(self, cut: Cut, rng: np.random.Generator) -> Clip:
@@ -355,7 +345,7 @@ class Footage:
         self, rng: np.random.Generator, height: int, width: int
     ) -> tuple[int, int, tuple[float, float, float, float]]:
         """(height, width) of the clip, and the box (left, top, right, bottom) of the frame that it shows."""
-        high, wide = crop_to_aspect(height, width, self.aspects)
+        high, wide = cuts.crop_to_aspect(height, width, self.aspects)
         short = self._resolutions[rng.integers(len(self._resolutions))]
         scale = short / min(high, wide)
         if self.crop is None:

@@ -104,16 +104,10 @@ def make_pipeline(
     )
     own = own_shards(share, config.shards, config.batch_size)
     options = _read_options(_each(config.threads, own))
+    streams = {shard: segments[shard :: config.shards].to_iter_dataset(options) for shard in own}
+    limits = config.seq_len, config.text_len, config.max_segments, config.num_packing_bins
     sequences = {
-        shard: stream_sequences(
-            segments[shard :: config.shards].to_iter_dataset(options),
-            config.seq_len,
-            config.text_len,
-            config.max_segments,
-            config.num_packing_bins,
-            SEGMENT_CONDITIONS,
-        )
-        for shard in own
+        shard: stream_sequences(stream, *limits, SEGMENT_CONDITIONS) for shard, stream in streams.items()
     }
 
     def collate(sequences: list[list[Segment]]) -> PackedBatch:

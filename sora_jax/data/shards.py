@@ -75,12 +75,8 @@ class _Reading(grain.DatasetIterator):
         return [element for _, element in zip(range(self._config.each), parent)]
 
     def get_state(self) -> dict[str, Any]:
-        return {
-            "shards": {
-                str(number): parent.get_state()
-                for number, parent in zip(self._config.numbers, self._parents, strict=True)
-            }
-        }
+        parents = zip(self._config.numbers, self._parents, strict=True)
+        return {"shards": {str(number): parent.get_state() for number, parent in parents}}
 
     def set_state(self, state: dict[str, Any]) -> None:
         table = state["shards"]

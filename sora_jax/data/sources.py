@@ -82,12 +82,8 @@ class DataConfig:
         for resolution, aspect, seconds, fps in itertools.product(
             self.resolutions, self.aspects, self.durations, self.rates
         ):
-            height, width = (
-                math.ceil(side / multiple) * multiple
-                for side, multiple in zip(
-                    frame_size(resolution, "1:1" if aspect == NATIVE else aspect), self.grid[1:], strict=True
-                )
-            )
+            sides = frame_size(resolution, "1:1" if aspect == NATIVE else aspect)
+            height, width = (-(-side // by) * by for side, by in zip(sides, self.grid[1:], strict=True))
             groups = round(seconds * fps / self.grid[0])
             if self.max_frames:
                 groups = min(groups, (self.max_frames - 1) // self.grid[0])

@@ -175,10 +175,9 @@ def evaluate_toyworld(
     if clips < 1 or not durations or not aspects:
         raise UserError("At least one clip, one duration and one aspect ratio are needed.")
     progress, show = progress or _ignore, show or _ignore
+    sampler: dict[str, Any] = {"steps": steps, "guidance": guidance, "solver": solver} | settings
     requests = [
-        Request(
-            "?", duration, resolution, aspect, fps, steps=steps, guidance=guidance, solver=solver, **settings
-        )
+        Request("?", duration, resolution, aspect, fps, **sampler)
         for duration, aspect in itertools.product(durations, aspects)
     ]
     tasks = list(itertools.islice(_tasks(split, requests, seed), clips))
@@ -213,11 +212,7 @@ def evaluate_toyworld(
             "seed": seed,
             "source": source,
         }
-        | (
-            {"steps": steps, "guidance": guidance, "solver": solver} | settings
-            if source == "generated"
-            else {}
-        ),
+        | (sampler if source == "generated" else {}),
         "accuracy": _accuracy(rows, chance),
         "shapes": [
             {key: some[0][key] for key in ("frames", "height", "width")}

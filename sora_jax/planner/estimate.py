@@ -86,9 +86,8 @@ def clip_of(job: Job) -> ClipShape | None:
             "config.pipeline.seq_len at least as many, or the clip shorter or smaller."
         )
     decode = decoding_flops(vae, 1, frames, *pixels) * TILES.cost(*cells)
-    return ClipShape(
-        frames, height, width, tokens, min(config.text.max_tokens, config.pipeline.text_len), decode
-    )
+    words = min(config.text.max_tokens, config.pipeline.text_len)
+    return ClipShape(frames, height, width, tokens, words, decode)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,6 +283,5 @@ def estimate_job(
     target = target_of(job.config) if job.step == "sample" else None
     step = estimate(counts, job.topology, assumptions, target.steps if target else 1)
     price = chip.dollars if dollars is None else dollars
-    return dataclasses.replace(
-        result, estimate=step, bill=bill(job, counts, step, price, tokens, assumptions)
-    )
+    costs = bill(job, counts, step, price, tokens, assumptions)
+    return dataclasses.replace(result, estimate=step, bill=costs)

@@ -153,9 +153,8 @@ def estimate_memory(job: Job) -> Built:
     temporaries are gradients, two layers' gathered weights and one layer's widest arrays.
     """
     begun = time.perf_counter()
-    mesh = AbstractMesh(
-        tuple(job.mesh.values()), tuple(job.mesh), axis_types=(AxisType.Auto,) * len(job.mesh)
-    )
+    axis_types = (AxisType.Auto,) * len(job.mesh)
+    mesh = AbstractMesh(tuple(job.mesh.values()), tuple(job.mesh), axis_types=axis_types)
     with jax.sharding.use_abstract_mesh(mesh):
         _, parts = _trace(job, mesh)
     if job.config.objective == "dit":

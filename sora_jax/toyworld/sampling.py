@@ -123,9 +123,8 @@ def _place(
         placed = _sample_path(rng, thing, length, aspect, config)
         score = 0.0
         for other in others:
-            apart = np.linalg.norm(
-                world.position(placed, times, aspect) - world.position(other, times, aspect), axis=-1
-            )
+            between = world.position(placed, times, aspect) - world.position(other, times, aspect)
+            apart = np.linalg.norm(between, axis=-1)
             reach = [world.EXTENTS[t.shape][3] * world.radius(t, times) for t in (placed, other)]
             clearance = np.minimum(apart - reach[0] - reach[1], 0.0)
             score += 10 * clearance[0] + clearance.min()

@@ -97,16 +97,9 @@ class Toyworld(tfds.core.GeneratorBasedBuilder):
         source = render.Toyworld(config.world, split, config.seed, clips, config.shapes)
         for index in range(clips):
             clip = source[index]
-            yield (
-                index,
-                {
-                    "mp4": encode(clip.video, config.crf),
-                    "fps": clip.video.fps,
-                    **clip.captions,
-                    "timed": [{"start": start, "text": text} for start, text in clip.timed],
-                    "key": clip.key,
-                },
-            )
+            example = {"mp4": encode(clip.video, config.crf), "fps": clip.video.fps, "key": clip.key}
+            timed = [{"start": start, "text": text} for start, text in clip.timed]
+            yield index, example | clip.captions | {"timed": timed}
 
 
 def encode(video: Video, crf: int = 10) -> bytes:

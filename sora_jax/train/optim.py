@@ -36,6 +36,7 @@ Tree = TypeVar("Tree")
 # Of paths such as blocks/qkv/bias/value; the keys of a list are numbers, and an NNX parameter's last is `value`.
 _STACKED = re.compile(r"(^|/)(blocks|layers)/(?!\d+(/|$))")
 _VECTOR = re.compile(r"(bias|scale)(/value)?$")
+_SCHEDULES, _MOMENTUM_DTYPES = ("cosine", "linear", "constant"), ("float32", "bfloat16")
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _MUON_RMS = 0.2  # AdamW's usual root mean square of an update before the learning rate
 
@@ -86,17 +87,9 @@ class OptimConfig:
         check_ranges(self, "optim", steps=COUNT, accumulate=COUNT, final_lr_fraction=SHARE, **from_0)
         for field, allowed, words in (
             ("name", self.name in ("adamw", "muon"), "'adamw' or 'muon'"),
-            (
-                "schedule",
-                self.schedule in ("cosine", "linear", "constant"),
-                "'cosine', 'linear' or 'constant'",
-            ),
+            ("schedule", self.schedule in _SCHEDULES, "'cosine', 'linear' or 'constant'"),
             ("lr", self.lr > 0, "more than 0"),
-            (
-                "momentum_dtype",
-                self.momentum_dtype in ("float32", "bfloat16"),
-                "'float32' or 'bfloat16'",
-            ),
+            ("momentum_dtype", self.momentum_dtype in _MOMENTUM_DTYPES, "'float32' or 'bfloat16'"),
             ("b1", 0 <= self.b1 < 1, "from 0 to below 1"),
             ("b2", 0 <= self.b2 < 1, "from 0 to below 1"),
             ("eps", self.eps > 0, "more than 0"),

@@ -135,14 +135,8 @@ class VAEObjective:
     def _batches(
         self, sources: list[tuple[Source, float]], share: Share
     ) -> grain.IterDataset[dict[str, np.ndarray]]:
-        return clip_batches(
-            sources,
-            self.loss_config.batch_size,
-            self.loss_config.crop,
-            seed=self.data_config.seed,
-            shards=self.loss_config.shards,
-            share=share,
-        )
+        loss, seed = self.loss_config, self.data_config.seed
+        return clip_batches(sources, loss.batch_size, loss.crop, seed, loss.shards, share)
 
     def flops(self, batch: dict[str, np.ndarray]) -> float:
         return 3 * reconstruction_flops(self.vae, *batch["clip"].shape[:4])
