@@ -418,9 +418,8 @@ def _hash_encoder(config: TextConfig) -> TextEncoder:
 
 def _layer_norm(settings: Mapping[str, Any], rngs: nnx.Rngs) -> nnx.LayerNorm:
     # The fast variance, E[x²] − E[x]², loses digits to cancellation.
-    return nnx.LayerNorm(
-        settings["hidden_size"], epsilon=settings["layer_norm_eps"], use_fast_variance=False, rngs=rngs
-    )
+    width, epsilon = settings["hidden_size"], settings["layer_norm_eps"]
+    return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=False, rngs=rngs)
 
 
 def _padded(count: int, least: int) -> int:

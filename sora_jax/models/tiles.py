@@ -51,11 +51,8 @@ class Tiles:
     chunk: int = 4
 
     def __post_init__(self) -> None:
-        if (
-            min(self.halo, self.blend) < 0
-            or self.chunk < 1
-            or self.size - self.overlap < max(2 * self.blend, 1)
-        ):
+        too_small = self.size - self.overlap < max(2 * self.blend, 1)
+        if too_small or min(self.halo, self.blend) < 0 or self.chunk < 1:
             raise UserError(
                 f"Tiles of {self.size} latent cells with a halo of {self.halo} and {self.blend} to blend, in chunks "
                 f"of {self.chunk}, can't cover a frame: the size exceeds twice the halo by at least three times the "

@@ -81,11 +81,8 @@ class ConvCache:
 
     def extend(self, x: jax.Array, steps: int) -> jax.Array:
         """Puts the last `steps` inputs before x [B,T,Y,X,C], and caches x's own."""
-        before = (
-            jnp.zeros_like(x, shape=(x.shape[0], steps, *x.shape[2:]))
-            if self._old is None
-            else next(self._old)
-        )
+        shape = x.shape[0], steps, *x.shape[2:]
+        before = jnp.zeros_like(x, shape=shape) if self._old is None else next(self._old)
         x = jnp.concatenate([before, x], axis=1)
         self.new.append(x[:, -steps:])
         return x

@@ -116,12 +116,8 @@ def _work(job: Job) -> tuple[float, float, float, float]:
     passes = _passes(job, dit)
     once = forward_flops(dit, 0, attention_pairs)
     kernels = 1 if job.step == "sample" else 1 + (dit.remat == "none") + BACKWARD / FORWARD
-    return (
-        passes * forward_flops(dit, positions, 0),
-        kernels * once,
-        useful,
-        job.rows * float(segments * tokens),
-    )
+    products = passes * forward_flops(dit, positions, 0)
+    return products, kernels * once, useful, job.rows * float(segments * tokens)
 
 
 def _attention_bytes(job: Job) -> float:

@@ -149,9 +149,8 @@ def _star(y: np.ndarray, x: np.ndarray, r: np.ndarray) -> np.ndarray:
     outer, inner = 1.3, 0.6
     edge_y, edge_x = outer - inner * math.cos(step), inner * math.sin(step)
     length = math.hypot(edge_y, edge_x)
-    return (np.float32(edge_y / length) * x + np.float32(edge_x / length) * (y - outer * r)).astype(
-        np.float32
-    )
+    normal_x, normal_y = np.float32(edge_y / length), np.float32(edge_x / length)
+    return (normal_x * x + normal_y * (y - outer * r)).astype(np.float32)
 
 
 class Toyworld:

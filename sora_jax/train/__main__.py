@@ -143,8 +143,9 @@ def help_text(argv: Sequence[str]) -> str:
     changes, rest = split_overrides(argv)
     flags = _flags([word for word in rest if word not in ("--help", "-h")])
     command = _command()
+    flags_of_help = ["-h", "--help"]
     context = click.Context(
-        command, info_name=PROGRAM, max_content_width=100, help_option_names=["-h", "--help"]
+        command, info_name=PROGRAM, max_content_width=100, help_option_names=flags_of_help
     )
     text = f"{command.get_help(context)}\n\n"
     if flags["config"]:

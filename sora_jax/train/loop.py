@@ -201,9 +201,8 @@ def make_steps(objective: Objective, config: OptimConfig) -> tuple[Callable, Cal
     def step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(key, state.step + 1)
         optimizer = make_optimizer(config, state.params)
-        (loss, metrics), gradients = jax.value_and_grad(objective.loss, has_aux=True)(
-            state.params, batch, key
-        )
+        differentiate = jax.value_and_grad(objective.loss, has_aux=True)
+        (loss, metrics), gradients = differentiate(state.params, batch, key)
         opt_state = to_device(state.opt_state) if config.offload else state.opt_state
         updates, opt_state = optimizer.update(gradients, opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

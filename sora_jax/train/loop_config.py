@@ -60,6 +60,5 @@ def read_loop_config(config: ConfigDict) -> LoopConfig:
     )
     given = {name: config.get(name, {}) for name in sections}
     given["optim"] = dict(given["optim"]) | {"steps": given["optim"].get("steps") or loop.steps}
-    return dataclasses.replace(
-        loop, **{name: component(sections[name], given[name], name) for name in sections}
-    )
+    parts = {name: component(sections[name], given[name], name) for name in sections}
+    return dataclasses.replace(loop, **parts)

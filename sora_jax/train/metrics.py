@@ -221,9 +221,8 @@ class RunLog:
         if self._bar is not None:
             self._bar.set_postfix(shown)
         if self._bar is None or self._bar.disable:
-            self.say(
-                f"step {step}/{self._steps} " + " ".join(f"{name} {value}" for name, value in shown.items())
-            )
+            figures = " ".join(f"{name} {value}" for name, value in shown.items())
+            self.say(f"step {step}/{self._steps} {figures}")
         self._metrics, self._work, self._heldout_row, self._clock = [], [], {}, time.perf_counter()
 
     def _pace(self) -> dict[str, float]:
