@@ -35,7 +35,7 @@ RENAMED_PARAMETERS = {
     "hints_in.kernel": "reference_in.kernel",
     "hints_in.bias": "reference_in.bias",
 }  # before 2026-11-29
-LEAST_DEVIATION = 1e-3  # of a latent's channel, in the largest channel's
+MIN_DEVIATION = 1e-3  # of a latent's channel, in the largest channel's
 Model = TypeVar("Model", VAE, DiT)
 
 
@@ -183,7 +183,7 @@ def measure_latents(vae: VAE, clips: Iterable[np.ndarray]) -> VAE:
             f"The autoencoder codes {len(cells)} clips as the same numbers everywhere (largest deviation "
             f"{deviation.max():.2g}): train it further, or measure it on clips that differ."
         )
-    deviation = np.maximum(deviation, LEAST_DEVIATION * deviation.max())
+    deviation = np.maximum(deviation, MIN_DEVIATION * deviation.max())
     return with_config(
         vae,
         dataclasses.replace(

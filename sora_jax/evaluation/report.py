@@ -23,7 +23,7 @@ from sora_jax.errors import UserError
 from sora_jax.evaluation import metrics
 from sora_jax.media.video import Report, Video, frame_count, probe, resample, stream_frames
 from sora_jax.pipeline.pipeline import Pipeline, Request
-from sora_jax.pipeline.settings import MOST_FRAMES
+from sora_jax.pipeline.settings import MAX_FRAMES
 from sora_jax.toyworld import captions, oracle
 from sora_jax.toyworld import scene as world
 from sora_jax.toyworld.render import render
@@ -326,7 +326,7 @@ def _videos(
 ) -> Iterator[Video]:
     if source == "generated":
         # Each was checked by itself; that so many are made together is the evaluation's choice, not the user's.
-        requests = [dataclasses.replace(request, max_frames=MOST_FRAMES) for _, request in tasks]
+        requests = [dataclasses.replace(request, max_frames=MAX_FRAMES) for _, request in tasks]
         yield from _needed(pipeline).generate_batch(requests, progress)
         return
     for done, (scene, request) in enumerate(tasks):

@@ -10,13 +10,13 @@ from sora_jax.errors import UserError
 
 LIMIT_SECONDS = 600  # of video, at the highest frame rate that the model saw in training
 LIMIT_FPS = 24.0  # where that isn't known
-MOST_GIBIBYTES = 4  # of the frames of a video whose input is held in memory
-MOST_PIXELS = (MOST_GIBIBYTES << 30) // 3
+MAX_GIBIBYTES = 4  # of the frames of a video whose input is held in memory
+MAX_PIXELS = (MAX_GIBIBYTES << 30) // 3
 LONG = 600.0  # seconds of work from which an estimate is given
 # Operations of the transformer and decoded pixels a second, all losses included, by platform, and seconds that a step
 # takes at least: rough, for sentences only. Two cores, one H100, one v5p.
 SPEED = {"cpu": (4e10, 3e6), "gpu": (2e13, 3e8), "tpu": (5e13, 3e8)}
-LEAST_STEP = 2e-3
+MIN_STEP = 2e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Work:
         """An estimate: two operations a parameter and token, and the decoding, at `SPEED`."""
         operations, pixels = SPEED.get(platform, SPEED["cpu"])
         transformer = _as_float(2 * self.parameters * self.passes * self.tokens * self.steps) / operations
-        least = _as_float(self.windows * self.steps) * LEAST_STEP
+        least = _as_float(self.windows * self.steps) * MIN_STEP
         return max(transformer, least) + _as_float(self.frames * self.height * self.width) / pixels
 
     def __str__(self) -> str:
@@ -109,11 +109,11 @@ def summary(batch: Sequence[Work]) -> str:
 
 def check_pixels(work: Work) -> None:
     """Raises UserError where a video's frames don't fit into the memory that is set aside for them."""
-    if work.frames * work.height * work.width > MOST_PIXELS:
-        most = MOST_PIXELS // max(work.height * work.width, 1)
+    if work.frames * work.height * work.width > MAX_PIXELS:
+        most = MAX_PIXELS // max(work.height * work.width, 1)
         way = f"ask for at most {most:,} frames of that size" if most else "ask for a smaller size"
         raise UserError(
-            f"That is a video of {work}, which takes more than the {MOST_GIBIBYTES} GiB of memory that frames "
+            f"That is a video of {work}, which takes more than the {MAX_GIBIBYTES} GiB of memory that frames "
             f"may take: {way}, or for a lower resolution."
         )
 

@@ -7,7 +7,7 @@ from typing import Any
 from sora_jax.errors import UserError
 from sora_jax.values import holds
 
-MOST_SEED = 2**31 - 1
+MAX_SEED = 2**31 - 1
 
 
 def check_whole(name: str, value: Any, least: int, most: int | None = None) -> None:

@@ -34,7 +34,7 @@ MAX_SEGMENTS = 16  # in a packed sequence as long as training's
 # attention's backend: the reference's cost grows with the square of the sequence.
 LONGEST_SEQUENCE = {"cpu": 2, "gpu": 4, "tpu": 4, "reference": 1}
 MAX_CONDITIONS = 32  # pairs of initial sigma and active caption, over its segments
-MOST_HELD = 1 << 26  # bytes of latents; canvases that take more together are denoised one after another
+MAX_HELD = 1 << 26  # bytes of latents; canvases that take more together are denoised one after another
 
 
 def denoise(
@@ -56,7 +56,7 @@ def iter_latents(
 
     Each result is what its job gives alone, up to rounding. A step is taken when a latent is asked for that isn't
     there yet. Jobs are best read one after another: what is finished of others meanwhile is held, so those whose
-    latents take more than `MOST_HELD` bytes together wait for one another.
+    latents take more than `MAX_HELD` bytes together wait for one another.
 
     Args:
       canvases: of the jobs' sketches, `Codec.encode`.
@@ -106,7 +106,7 @@ def _groups(jobs: Sequence[_ActiveJob]) -> Iterator[list[_ActiveJob]]:
     held = 0
     for job in jobs:
         size = 4 * math.prod(job.windowed.canvas.latent.shape)
-        if group and held + size > MOST_HELD:
+        if group and held + size > MAX_HELD:
             yield group
             group, held = [], 0
         group.append(job)

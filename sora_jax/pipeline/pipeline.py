@@ -26,7 +26,7 @@ from sora_jax.errors import UserError
 from sora_jax.media.video import Video, VideoStream
 from sora_jax.models.text import TextEncoder
 from sora_jax.pipeline import sketches, spatial_abilities, storyboard, temporal_abilities
-from sora_jax.pipeline.checks import MOST_SEED, check_whole
+from sora_jax.pipeline.checks import MAX_SEED, check_whole
 from sora_jax.pipeline.codec import Codec, to_bytes
 from sora_jax.pipeline.denoise import iter_latents
 from sora_jax.pipeline.job import Job, metadata_of
@@ -36,7 +36,7 @@ from sora_jax.pipeline.request import Request, text_to_video
 from sora_jax.pipeline.review import review, review_batch
 from sora_jax.pipeline.settings import Progress
 
-MOST_COUNT = 1000  # videos of one request
+MAX_COUNT = 1000  # videos of one request
 # The functions that build jobs, by ability.
 BUILDERS: dict[str, Callable[..., Job]] = {
     name: next(
@@ -179,8 +179,8 @@ class Pipeline(Codec):
         self, prompt: str, count: int = 4, progress: Progress | None = None, *, seed: int = 0, **fields: Any
     ) -> list[Video]:
         """The same request under `count` seeds, from `seed` on."""
-        check_whole("count", count, 1, MOST_COUNT)
-        check_whole("seed", seed, 0, MOST_SEED)
+        check_whole("count", count, 1, MAX_COUNT)
+        check_whole("seed", seed, 0, MAX_SEED)
         requests = [Request(prompt, seed=seed + number, **fields) for number in range(count)]
         return self.generate_batch(requests, progress)
 

@@ -16,12 +16,12 @@ from sora_jax.pipeline.job import Captions, Job
 from sora_jax.pipeline.model import Model
 
 LETTERS_A_TOKEN = 4  # of English text, about
-MOST_LETTERS_A_TOKEN = 20
-USUAL_ASPECTS, MOST_USUAL = (
+MAX_LETTERS_A_TOKEN = 20
+USUAL_ASPECTS, MAX_USUAL = (
     ("9:16", "1:1", "16:9"),
     4.0,
 )  # where a model's card doesn't say; longer ones are strips
-MOST_NAMED = 8  # words in one note
+MAX_NAMED = 8  # words in one note
 
 
 def review_batch(model: Model, jobs: Sequence[Job]) -> list[str]:
@@ -75,7 +75,7 @@ def check_captions(model: Model, captions: Captions | list[tuple[float, str]]) -
     limits, in_all = model.bundle.limits, 0
     for _, prompt in captions:
         check_text("prompt", prompt)
-        if len(prompt) > MOST_LETTERS_A_TOKEN * limits.text:  # which would take long to tokenise
+        if len(prompt) > MAX_LETTERS_A_TOKEN * limits.text:  # which would take long to tokenise
             raise UserError(
                 f"The prompt has {len(prompt):,} letters, about {len(prompt) // LETTERS_A_TOKEN:,} tokens, and the "
                 f"model {model.name!r} reads {limits.text}: shorten it."
@@ -119,7 +119,7 @@ def _nearest_learned(model: Model, size: tuple[int, int]) -> tuple[str, int] | N
     """The aspect ratio and the resolution for a strip, whose shape is the fault; None where that is a usual one."""
     knows, (height, width) = model.bundle.knowledge, size
     aspects = knows.aspects or USUAL_ASPECTS
-    if _seen(width / height, aspects) if knows.aspects else max(size) <= MOST_USUAL * min(size):
+    if _seen(width / height, aspects) if knows.aspects else max(size) <= MAX_USUAL * min(size):
         return None
     aspect = min(aspects, key=lambda each: abs(math.log(_ratio(each) * height / width)))
     whole = model.bundle.limits.resolution
@@ -140,9 +140,9 @@ def _unknown(name: str, texts: list[tuple[float, str]], knowledge: Knowledge) ->
     words = list(dict.fromkeys(word for _, text in texts for word in knowledge.unknown_words(text)))
     if not words:
         return ""
-    named = [shown(word, 30) for word in words[:MOST_NAMED]]
-    if len(words) > MOST_NAMED:
-        listed = f"{', '.join(named)} and {len(words) - MOST_NAMED} more words"
+    named = [shown(word, 30) for word in words[:MAX_NAMED]]
+    if len(words) > MAX_NAMED:
+        listed = f"{', '.join(named)} and {len(words) - MAX_NAMED} more words"
     else:
         listed = " and ".join(filter(None, (", ".join(named[:-1]), named[-1])))
     return f"The model {name!r} knows nothing of {listed}: {_draws(knowledge)}."

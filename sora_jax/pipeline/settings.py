@@ -11,7 +11,7 @@ from sora_jax.diffusion.guidance import METHODS, Guidance
 from sora_jax.diffusion.solvers import SOLVERS
 from sora_jax.errors import UserError
 from sora_jax.pipeline.checks import (
-    MOST_SEED,
+    MAX_SEED,
     check_number,
     check_switch,
     check_text,
@@ -20,9 +20,9 @@ from sora_jax.pipeline.checks import (
     shown,
 )
 
-MOST_STEPS = 1000
-MOST_GUIDANCE = 100
-MOST_FRAMES = 10**9  # that `max_frames` may allow
+MAX_STEPS = 1000
+MAX_GUIDANCE = 100
+MAX_FRAMES = 10**9  # that `max_frames` may allow
 
 Progress: TypeAlias = Callable[[int, int], None]  # (steps done, steps in all)
 
@@ -73,11 +73,11 @@ class Settings:
 
     def check(self) -> None:
         """Raises UserError where a setting can't be used."""
-        check_whole("seed", self.seed, 0, MOST_SEED)
-        check_whole("steps", self.steps, 1, MOST_STEPS)
+        check_whole("seed", self.seed, 0, MAX_SEED)
+        check_whole("steps", self.steps, 1, MAX_STEPS)
         for name in ("guidance", "given_guidance"):
             # Huge scales overflow to NaN, and would spoil the other segments of a packed sequence.
-            check_number(name, getattr(self, name), least=-MOST_GUIDANCE, most=MOST_GUIDANCE)
+            check_number(name, getattr(self, name), least=-MAX_GUIDANCE, most=MAX_GUIDANCE)
         if self.solver not in SOLVERS:
             raise UserError(f"There is no solver {shown(self.solver)}: choose one of {', '.join(SOLVERS)}.")
         if self.guidance_method not in METHODS:
@@ -97,4 +97,4 @@ class Settings:
         check_text("negative", self.negative)
         check_switch("strict", self.strict)
         if self.max_frames is not None:
-            check_whole("max_frames", self.max_frames, 1, MOST_FRAMES)
+            check_whole("max_frames", self.max_frames, 1, MAX_FRAMES)

@@ -11,8 +11,8 @@ from sora_jax.pipeline.budget import frames_of
 from sora_jax.pipeline.checks import check_number, check_whole, shown
 from sora_jax.pipeline.keywords import check_conflicts
 
-MOST_SIDE = 1 << 20  # pixels
-MOST_FPS = 1000.0
+MAX_SIDE = 1 << 20  # pixels
+MAX_FPS = 1000.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,11 +90,11 @@ def check_shape(
     if duration is not None:
         check_number("duration", duration, above=0)
     if fps is not None:
-        check_number("fps", fps, above=0, most=MOST_FPS)
+        check_number("fps", fps, above=0, most=MAX_FPS)
     if frames is not None:
         check_whole("frames", frames, 1)
     if resolution is not None:
-        check_whole("resolution", resolution, 1, MOST_SIDE)
+        check_whole("resolution", resolution, 1, MAX_SIDE)
     if aspect is not None:
         check_aspect(aspect)
     if size is not None:
@@ -102,8 +102,8 @@ def check_shape(
             height, width = size
         except (TypeError, ValueError):
             raise UserError(f"size={shown(size)} can't be used: give (height, width) in pixels.") from None
-        check_whole("size's height", height, 1, MOST_SIDE)
-        check_whole("size's width", width, 1, MOST_SIDE)
+        check_whole("size's height", height, 1, MAX_SIDE)
+        check_whole("size's width", width, 1, MAX_SIDE)
 
 
 def check_aspect(aspect: str | float) -> None:

@@ -48,7 +48,7 @@ from sora_jax.tokens.canvas import FRAMES_PER_LATENT
 
 CONTEXT = 1 + 2 * FRAMES_PER_LATENT  # frames of a clip that the transition back to it sees
 
-MOST_FACTOR = 1000  # of slow motion
+MAX_FACTOR = 1000  # of slow motion
 # Share of the sampler's steps.
 BLEND_STRENGTH = 0.7
 # Between two conditioning clips the neighbours matter more than the prompt: no guidance unless it is asked for.
@@ -241,7 +241,7 @@ def smooth(model: Model, video: MediaInput, fps: float = 24.0, prompt: str = "",
 def slow(model: Model, video: MediaInput, factor: int = 2, prompt: str = "", **options: Any) -> Job:
     """The video in slow motion: `factor` times as long, with generated frames between its own."""
     shape, settings = parse_options(BETWEEN | options)
-    check_whole("factor", factor, 2, MOST_FACTOR)
+    check_whole("factor", factor, 2, MAX_FACTOR)
     if shape.long:  # of the result
         rate = shape.fps or as_part(video).read(1e-6).video.fps
         shape = dataclasses.replace(shape, frames=None, duration=shape.count(rate) / rate / factor)

@@ -9,7 +9,7 @@ import pytest
 from helpers.sampling import sample, tabulate
 from helpers.tiny_batch import (
     BATCH,
-    MOST_STEPS,
+    MAX_STEPS,
     NOISE,
     PLACES,
     SEGMENTS,
@@ -63,7 +63,7 @@ def fill_alone(i: int, solver: str, as_often: bool) -> np.ndarray:
     guidance.conditioning[:, 0] = (
         2.0 if as_often else 1.0
     )  # of conditioning tokens: weighs nothing, but asks for a third pass
-    sigmas = make_sigmas(batch, [own], [STEPS[i]], MOST_STEPS)
+    sigmas = make_sigmas(batch, [own], [STEPS[i]], MAX_STEPS)
     return unpack(sample(MODEL, batch, make_noise([own], [i]), sigmas, guidance, solver), [own])[0]
 
 

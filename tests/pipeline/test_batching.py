@@ -8,7 +8,7 @@ import pytest
 from helpers.sampling import sample, tabulate
 from helpers.tiny_batch import (
     CONFIG,
-    MOST_STEPS,
+    MAX_STEPS,
     SEGMENTS,
     SETTINGS,
     STEPS,
@@ -59,7 +59,7 @@ def plain(grid: tuple[int, int, int], steps: int) -> dict[str, Any]:
 def alone(i: int, solver: str) -> np.ndarray:
     batch, (own,) = pack([SEGMENTS[i]])
     guidance = tabulate([SETTINGS[i]], [own], batch.condition_segment_ids)
-    levels = make_sigmas(batch, [own], [STEPS[i]], MOST_STEPS)
+    levels = make_sigmas(batch, [own], [STEPS[i]], MAX_STEPS)
     negative = pack([with_words(SEGMENTS[i], i)])[0] if i == 0 else None
     noise = make_noise([own], [i])
     return unpack(sample(MODEL, batch, noise, levels, guidance, solver, negative), [own])[0]

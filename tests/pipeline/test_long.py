@@ -141,7 +141,7 @@ def test_videos_too_large_to_be_held_together_are_made_one_after_another(studio,
     requests = [Request("a ring", duration=4.0, seed=i, **FIELDS) for i in range(3)]
     together = [video.frames for video in studio.generate_batch(requests)]
     size = 4 * studio.encode(text_to_video(studio, requests[0]).sketch).latent.size
-    monkeypatch.setattr(denoise, "MOST_HELD", 2 * size - 1)
+    monkeypatch.setattr(denoise, "MAX_HELD", 2 * size - 1)
     reports: list[tuple[int, int]] = []
     streams, seen = studio.stream_batch(requests, lambda *at: reports.append(at)), []
     for stream, whole in zip(streams, together, strict=True):
@@ -154,7 +154,7 @@ def test_videos_too_large_to_be_held_together_are_made_one_after_another(studio,
 
 
 def test_a_canvas_that_is_given_whole_waits_for_no_other(studio, monkeypatch):
-    monkeypatch.setattr(denoise, "MOST_HELD", 1)
+    monkeypatch.setattr(denoise, "MAX_HELD", 1)
     clip = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
     given = sketches.Sketch(clip, np.zeros(clip.shape[:3], np.float32), 8.0)
     jobs = [Job(sketch, (), SETTINGS) for sketch in (given, sketches.blank((9, 32, 32), 8.0))]
