@@ -36,7 +36,7 @@ RENAMED_PARAMETERS = {
     "hints_in.bias": "reference_in.bias",
 }  # before 2026-11-29
 MIN_DEVIATION = 1e-3  # of a latent's channel, in the largest channel's
-Model = TypeVar("Model", VAE, DiT)
+Module = TypeVar("Module", VAE, DiT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +200,7 @@ def with_config(vae: VAE, config: VAEConfig) -> VAE:
     return restore_into(template, named_leaves(vae))
 
 
-def take_weights(fresh: Model, name: str, part: str) -> Model:
+def take_weights(fresh: Module, name: str, part: str) -> Module:
     """The weights of a stored model's "vae" or "dit" in place of `fresh`'s, to go on learning from them.
 
     A layer that the stored model lacks, of a field switched on since, stays as `fresh` has it.
@@ -257,7 +257,7 @@ def _save_weights(model: Any, path: pathlib.Path, dtype: str) -> None:
     write_weights({name.replace("/", "."): leaf for name, leaf in named_leaves(model).items()}, path, dtype)
 
 
-def _load_weights(build: Callable[[], Model], path: pathlib.Path) -> Model:
+def _load_weights(build: Callable[[], Module], path: pathlib.Path) -> Module:
     template = jax.eval_shape(build)
     wanted = {name.replace("/", "."): leaf for name, leaf in named_leaves(template).items()}
     tensors = {RENAMED_PARAMETERS.get(name, name): value for name, value in read_weights(path).items()}

@@ -24,7 +24,7 @@ import numpy as np
 from sora_jax.diffusion import flow
 from sora_jax.tokens.packing import PackedBatch
 
-Model = Callable[[jax.Array, PackedBatch, jax.Array], jax.Array]
+VelocityFn = Callable[[jax.Array, PackedBatch, jax.Array], jax.Array]
 """The velocity [B, N, P] of (patches [B, N, P], batch, σ [B, S]): `models.dit.DiT`, or any callable pytree."""
 
 METHODS = ("cfg", "zero", "apg")
@@ -86,7 +86,7 @@ def zero_init_sigma(factor: jax.typing.ArrayLike) -> float:
 
 
 def guided_clean(
-    model: Model,
+    model: VelocityFn,
     x_bnp: jax.Array,
     batch: PackedBatch,
     sigma_bs: jax.Array,

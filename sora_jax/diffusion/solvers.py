@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from sora_jax.diffusion import flow
-from sora_jax.diffusion.guidance import Guidance, Model, guided_clean
+from sora_jax.diffusion.guidance import Guidance, VelocityFn, guided_clean
 from sora_jax.tokens.packing import PackedBatch
 
 SOLVERS = ("euler", "heun", "dpm", "unipc")
@@ -37,7 +37,7 @@ class State(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("solver", "passes"))
 def solver_step(
-    model: Model,
+    model: VelocityFn,
     state: State,
     batch: PackedBatch,
     sigma_bs: jax.Array,

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.diffusion import flow
-from sora_jax.diffusion.guidance import Guidance, Model
+from sora_jax.diffusion.guidance import Guidance, VelocityFn
 from sora_jax.diffusion.solvers import SOLVERS, State, solver_step
 from sora_jax.errors import UserError
 from sora_jax.tokens.packing import PackedBatch, Placement, Segment, check_fits, pack_batch
@@ -95,7 +95,7 @@ class Queue:
         active requests, and the largest says how many those may be.
     """
 
-    def __init__(self, model: Model, batch_shapes: Sequence[BatchShape], solver: str = "euler") -> None:
+    def __init__(self, model: VelocityFn, batch_shapes: Sequence[BatchShape], solver: str = "euler") -> None:
         if solver not in SOLVERS:
             raise UserError(f"There is no solver {solver!r}: choose one of {', '.join(SOLVERS)}.")
         self.model, self.batch_shapes, self.solver = model, tuple(batch_shapes), solver
@@ -154,8 +154,8 @@ class Queue:
         return self._requests
 
     def step(self) -> dict[int, np.ndarray]:
-        """Admits what fits, takes one step of all, and returns what is finished: {request id: float32[n,P]}."""
-        self._admit()
+        """Schedules what fits, takes one step of all, and returns what is finished: {request id: float32[n,P]}."""
+        self._schedule()
         self.advanced = len(self._active)
         if not self._active:
             return {}
@@ -179,8 +179,8 @@ class Queue:
         self._changed = True
         return {queued.request_id: x[queued.positions] for queued in finished}
 
-    def _admit(self) -> None:
-        """Admits waiting requests in order; where the first doesn't fit, others may overtake it for a while."""
+    def _schedule(self) -> None:
+        """Schedules waiting segments in order; where the first doesn't fit, others may overtake it for a while."""
         first = self._waiting[0] if self._waiting else None
         if self._changed:
             for queued in list(self._waiting):

@@ -12,7 +12,7 @@ import numpy as np
 
 from sora_jax.diffusion import flow
 from sora_jax.models.tiles import TILES, decode_stream, encode_stream
-from sora_jax.pipeline.model import Model
+from sora_jax.pipeline.model import VideoModel
 from sora_jax.tokens.canvas import (
     FRAMES_PER_LATENT,
     Canvas,
@@ -27,7 +27,7 @@ SEAMS = (8, 3)  # video frames over which a seam between two spans is blended: o
 SHADE = 16  # pixels: what differs over larger places is a shade
 
 
-class Codec(Model):
+class Codec(VideoModel):
     """Encodes sketches and decodes canvases, of any shapes."""
 
     tiles = TILES  # how the autoencoder cuts frames

@@ -21,7 +21,7 @@ from sora_jax.models.attention.dispatch import choose
 from sora_jax.models.text import TextEncoder
 from sora_jax.pipeline.batching import BatchShape, Queue
 from sora_jax.pipeline.job import Captions, Job
-from sora_jax.pipeline.model import Model
+from sora_jax.pipeline.model import VideoModel
 from sora_jax.pipeline.settings import Progress
 from sora_jax.pipeline.windows import WindowedCanvas
 from sora_jax.tokens.canvas import Canvas, blend_crops, to_segment
@@ -38,7 +38,7 @@ MAX_HELD = 1 << 26  # bytes of latents; canvases that take more together are den
 
 
 def denoise(
-    model: Model, jobs: Sequence[Job], canvases: Sequence[Canvas], progress: Progress | None = None
+    model: VideoModel, jobs: Sequence[Job], canvases: Sequence[Canvas], progress: Progress | None = None
 ) -> list[Canvas]:
     """Denoises canvases whole: collects what `iter_latents` yields, and raises what it does."""
     return [
@@ -50,7 +50,7 @@ def denoise(
 
 
 def iter_latents(
-    model: Model, jobs: Sequence[Job], canvases: Sequence[Canvas], progress: Progress | None = None
+    model: VideoModel, jobs: Sequence[Job], canvases: Sequence[Canvas], progress: Progress | None = None
 ) -> list[Iterator[np.ndarray]]:
     """Denoises canvases, whose shapes may all differ, packed together.
 
@@ -87,7 +87,7 @@ def _drain(job: _ActiveJob, steps: Iterator[None]) -> Iterator[np.ndarray]:
         yield job.windowed.ready.popleft()
 
 
-def _take_steps(model: Model, jobs: Sequence[_ActiveJob], progress: Progress | None) -> Iterator[None]:
+def _take_steps(model: VideoModel, jobs: Sequence[_ActiveJob], progress: Progress | None) -> Iterator[None]:
     """Takes a step each time; what it finishes is `ready` then."""
     total, done = sum(job.segment_steps for job in jobs), 0
     if progress is not None:
@@ -114,7 +114,7 @@ def _groups(jobs: Sequence[_ActiveJob]) -> Iterator[list[_ActiveJob]]:
     yield group
 
 
-def _take_group_steps(model: Model, jobs: Sequence[_ActiveJob]) -> Iterator[int]:
+def _take_group_steps(model: VideoModel, jobs: Sequence[_ActiveJob]) -> Iterator[int]:
     """Takes a step of all jobs each time; yields how many segments it advanced."""
     # The longest first, so that none is left alone at the end.
     pending = {job: job.segments() for job in sorted(jobs, key=lambda job: -job.steps_left)}
@@ -133,7 +133,7 @@ def _take_group_steps(model: Model, jobs: Sequence[_ActiveJob]) -> Iterator[int]
         yield queue.advanced
 
 
-def _batch_shape(model: Model, segments: Sequence[Segment]) -> BatchShape:
+def _batch_shape(model: VideoModel, segments: Sequence[Segment]) -> BatchShape:
     """A sequence as long as training's, or longer where the segments need it, with room for their text.
 
     One for the whole batch: a smaller one for what is left at the end would be compiled in the middle.
@@ -155,7 +155,7 @@ class _ActiveJob:
 
     def __init__(
         self,
-        model: Model,
+        model: VideoModel,
         job: Job,
         canvas: Canvas,
         text: tuple[np.ndarray, np.ndarray],

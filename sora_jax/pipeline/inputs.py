@@ -17,7 +17,7 @@ from sora_jax.media.video import Video, frame_size
 from sora_jax.pipeline.budget import check_pixels
 from sora_jax.pipeline.checks import check_number
 from sora_jax.pipeline.job import Sound
-from sora_jax.pipeline.model import Model
+from sora_jax.pipeline.model import VideoModel
 from sora_jax.pipeline.settings import Settings
 from sora_jax.pipeline.shape import Shape
 
@@ -61,7 +61,7 @@ MediaInput: TypeAlias = MediaLike | Part
 
 
 def read_input(
-    model: Model, source: MediaInput, shape: Shape = AS_IT_IS, seconds: float | None = None
+    model: VideoModel, source: MediaInput, shape: Shape = AS_IT_IS, seconds: float | None = None
 ) -> Media:
     """Reads an input, in the shape that is asked for; what is not named is its own where the model can hold it.
 
@@ -105,7 +105,7 @@ def read_input(
     )
 
 
-def output_size(model: Model, own: tuple[int, int], shape: Shape) -> tuple[int, int]:
+def output_size(model: VideoModel, own: tuple[int, int], shape: Shape) -> tuple[int, int]:
     """(height, width) of what is made of an input of the size `own`: as asked for, else what the model can hold.
 
     Raises:
@@ -127,7 +127,7 @@ def read_full_size(source: MediaInput, shape: Shape) -> Media:
     return part.read(seconds, fps=shape.fps)
 
 
-def nearest_supported(model: Model, size: tuple[int, int]) -> tuple[int, int]:
+def nearest_supported(model: VideoModel, size: tuple[int, int]) -> tuple[int, int]:
     """(height, width) itself where the model holds such frames, else the nearest of that shape that it does."""
     short = most = min(size)
     if model.bundle.limits.resolution:
@@ -158,7 +158,7 @@ def sound_of(video: MediaInput, at: float = 0.0) -> Sound | None:
 
 
 def read_pair(
-    model: Model, a: MediaInput, b: MediaInput, shape: Shape = AS_IT_IS
+    model: VideoModel, a: MediaInput, b: MediaInput, shape: Shape = AS_IT_IS
 ) -> tuple[Video, Video, tuple[str, ...]]:
     """Both videos, the second at the first one's rate and size."""
     first = read_input(model, a, shape)

@@ -18,7 +18,7 @@ from sora_jax.pipeline.settings import Settings
 from sora_jax.tokens.canvas import FRAMES_PER_LATENT, check_temporal_stride, crop_boxes
 
 
-class Model:
+class VideoModel:
     """A bundle with its text encoder, and which shapes it can hold.
 
     Args:
@@ -139,7 +139,7 @@ class Model:
         """The most frames of a video, and of all videos of a batch together."""
         return settings.max_frames or round(LIMIT_SECONDS * (self.bundle.limits.fps or LIMIT_FPS))
 
-    def admit(
+    def check_limits(
         self, frames: int, size: tuple[int, int], fps: float, settings: Settings, held: bool = True
     ) -> None:
         """To be called before memory is taken for a video's frames.

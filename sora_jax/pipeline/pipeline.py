@@ -70,7 +70,7 @@ class Pipeline(Codec):
     steps in all).
 
     Args:
-      bundle: as `model.Model` takes it.
+      bundle: as `model.VideoModel` takes it.
       notify: called with a sentence where a result differs from what was asked for, or is beyond what the model saw
         in training.
     """

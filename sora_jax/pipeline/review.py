@@ -13,7 +13,7 @@ from sora_jax.media.video import frame_size
 from sora_jax.pipeline import budget
 from sora_jax.pipeline.checks import check_text, shown
 from sora_jax.pipeline.job import Captions, Job
-from sora_jax.pipeline.model import Model
+from sora_jax.pipeline.model import VideoModel
 
 LETTERS_A_TOKEN = 4  # of English text, about
 MAX_LETTERS_A_TOKEN = 20
@@ -24,7 +24,7 @@ USUAL_ASPECTS, MAX_USUAL = (
 MAX_NAMED = 8  # words in one note
 
 
-def review_batch(model: Model, jobs: Sequence[Job]) -> list[str]:
+def review_batch(model: VideoModel, jobs: Sequence[Job]) -> list[str]:
     """Notes on jobs that are made together, each once: their own, those of `review`, and whether they take long.
 
     Raises:
@@ -41,7 +41,7 @@ def review_batch(model: Model, jobs: Sequence[Job]) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
-def review(model: Model, job: Job) -> list[str]:
+def review(model: VideoModel, job: Job) -> list[str]:
     """Notes on what the model never saw in training.
 
     Raises:
@@ -70,7 +70,7 @@ def review(model: Model, job: Job) -> list[str]:
     return [*filter(None, [doubt]), *_unseen(model, job, from_noise)]
 
 
-def check_captions(model: Model, captions: Captions | list[tuple[float, str]]) -> None:
+def check_captions(model: VideoModel, captions: Captions | list[tuple[float, str]]) -> None:
     """Raises UserError where prompts are no text, or longer than the model reads."""
     limits, in_all = model.bundle.limits, 0
     for _, prompt in captions:
@@ -93,7 +93,7 @@ def check_captions(model: Model, captions: Captions | list[tuple[float, str]]) -
         )
 
 
-def too_large(model: Model, size: tuple[int, int]) -> str:
+def too_large(model: VideoModel, size: tuple[int, int]) -> str:
     """Why a frame of a size, (height, width), can't be generated, and what can."""
     limits, (height, width) = model.bundle.limits, size
     short, long = min(size), max(size)
@@ -115,7 +115,7 @@ def too_large(model: Model, size: tuple[int, int]) -> str:
     return f"{start}: the nearest that fits is a resolution of {fitting}."
 
 
-def _nearest_learned(model: Model, size: tuple[int, int]) -> tuple[str, int] | None:
+def _nearest_learned(model: VideoModel, size: tuple[int, int]) -> tuple[str, int] | None:
     """The aspect ratio and the resolution for a strip, whose shape is the fault; None where that is a usual one."""
     knows, (height, width) = model.bundle.knowledge, size
     aspects = knows.aspects or USUAL_ASPECTS
@@ -152,7 +152,7 @@ def _draws(knowledge: Knowledge) -> str:
     return f"it draws {knowledge.domain}, for example {knowledge.example!r}"
 
 
-def _unseen(model: Model, job: Job, from_noise: bool) -> Iterator[str]:
+def _unseen(model: VideoModel, job: Job, from_noise: bool) -> Iterator[str]:
     """What of a video's shape is beyond training's, in one sentence."""
     knows, sketch = model.bundle.knowledge, job.sketch
     T, Y, X, _ = sketch.frames.shape

@@ -31,7 +31,7 @@ from sora_jax.pipeline.job import (
     parse_options,
 )
 from sora_jax.pipeline.keywords import called
-from sora_jax.pipeline.model import Model
+from sora_jax.pipeline.model import VideoModel
 from sora_jax.pipeline.shape import Shape
 
 UPSCALE_STRENGTH = 0.3  # share of the sampler's steps
@@ -39,7 +39,7 @@ UPSCALE_STRENGTH = 0.3  # share of the sampler's steps
 
 @ability
 def inpaint(
-    model: Model,
+    model: VideoModel,
     video: MediaInput,
     prompt: str = "",
     *,
@@ -63,7 +63,7 @@ def inpaint(
     media = read_input(model, video, shape)
     frames = media.video.frames
     T, Y, X, _ = frames.shape
-    model.admit(T, (Y, X), media.video.fps, settings)
+    model.check_limits(T, (Y, X), media.video.fps, settings)
     inside = np.zeros((T, Y, X), bool)
     if box is not None:
         inside[:, *box_inside(box, media.source_size, (Y, X), cropped=shape.sized)] = True
@@ -82,7 +82,7 @@ def inpaint(
 
 @ability
 def outpaint(
-    model: Model, video: MediaInput, aspect: str | float | None = None, prompt: str = "", **options: Any
+    model: VideoModel, video: MediaInput, aspect: str | float | None = None, prompt: str = "", **options: Any
 ) -> Job:
     """The picture grows to another aspect ratio, or `size`; the input's own pixels stay in its middle."""
     shape, settings = parse_options(options | {"aspect": aspect})
@@ -105,7 +105,7 @@ def outpaint(
         Y, X = (max(2 * int(side * scale / 2 + 1e-6), 2) for side in (Y, X))
         size = shape.size or grown(Y, X)
     media = read_input(model, video, dataclasses.replace(shape, resolution=None, aspect=None, size=(Y, X)))
-    model.admit(len(media.video), size, media.video.fps, settings)
+    model.check_limits(len(media.video), size, media.video.fps, settings)
     sketch = sketches.outpaint(media.video.frames, size, media.video.fps)
     finish = paste(sketch.frames, sketch.strength > 0)
     return Job(sketch, captions_of(prompt), settings, finish=finish, notes=media.notes, sound=sound_of(video))
@@ -113,7 +113,7 @@ def outpaint(
 
 @ability
 def edit(
-    model: Model,
+    model: VideoModel,
     video: MediaInput,
     prompt: str,
     strength: float = 0.7,
@@ -130,14 +130,14 @@ def edit(
             "The prompt is empty: say what is to be seen instead, for example 'a blue circle moves right'."
         )
     media = read_input(model, video, shape)
-    model.admit(len(media.video), media.video.size, media.video.fps, settings)
+    model.check_limits(len(media.video), media.video.size, media.video.fps, settings)
     sketch = sketches.edit(media.video.frames, strength, media.video.fps, motion)
     return Job(sketch, captions_of(prompt), settings, notes=media.notes, sound=sound_of(video))
 
 
 @ability
 def upscale(
-    model: Model,
+    model: VideoModel,
     video: MediaInput,
     resolution: int | None = None,
     prompt: str = "",
@@ -168,7 +168,7 @@ def upscale(
     check_pixels(model.work(1, size, settings))
     media = read_full_size(video, shape)
     given = Video(crop(media.video.frames, size), media.video.fps)
-    model.admit(len(given), size, given.fps, settings)
+    model.check_limits(len(given), size, given.fps, settings)
     larger = resize(given, *size).frames
     edges = detailed(larger)
     sketch = sketches.inpaint(larger, edges, media.video.fps, strength)

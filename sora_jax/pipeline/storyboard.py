@@ -34,7 +34,7 @@ from sora_jax.pipeline.checks import check_number, is_number, shown
 from sora_jax.pipeline.inputs import AS_IT_IS, Part, read_input
 from sora_jax.pipeline.job import Job, ability, parse_options
 from sora_jax.pipeline.keywords import advice
-from sora_jax.pipeline.model import Model
+from sora_jax.pipeline.model import VideoModel
 from sora_jax.pipeline.shape import Shape, check_shape
 from sora_jax.tokens.canvas import Sketch
 
@@ -173,7 +173,7 @@ def _known(path: pathlib.Path, what: str, parts: Mapping[str, Any], schema: type
 
 
 @ability
-def storyboard(model: Model, board: Storyboard | Path, **options: Any) -> Job:
+def storyboard(model: VideoModel, board: Storyboard | Path, **options: Any) -> Job:
     """The video that a storyboard, or its YAML file, describes; see `storyboard.Storyboard`.
 
     What is named of its shape replaces the storyboard's own.
@@ -197,7 +197,7 @@ def storyboard(model: Model, board: Storyboard | Path, **options: Any) -> Job:
     T = frames_of(board.duration, board.fps)
     new = frames_of(board.loop, board.fps) if board.loop else 0
     given = any(card.image is not None or card.clip is not None for card in board.cards)
-    model.admit(T + new, size, board.fps, settings, held=given)
+    model.check_limits(T + new, size, board.fps, settings, held=given)
     sketch = sketches.blank((T, *size), board.fps, writable=given)
     notes: list[str] = []
     ends = [*(card.at for card in board.cards[1:]), board.duration]

@@ -40,7 +40,7 @@ from sora_jax.pipeline.job import (
     transition_frames,
 )
 from sora_jax.pipeline.keywords import called, explicit_keywords
-from sora_jax.pipeline.model import Model
+from sora_jax.pipeline.model import VideoModel
 from sora_jax.pipeline.request import Request, text_to_video
 from sora_jax.pipeline.settings import Progress, Settings
 from sora_jax.pipeline.shape import SHAPE_FIELDS, Shape
@@ -56,14 +56,14 @@ BETWEEN: dict[str, Any] = {"guidance": 1.0}
 
 
 @explicit_keywords(Request, leave_out=("duration", "fps", "frames"))
-def image(model: Model, prompt: str, **fields: Any) -> Job:
+def image(model: VideoModel, prompt: str, **fields: Any) -> Job:
     """A picture of `prompt`: a video of one frame."""
     return text_to_video(model, Request(prompt, frames=1, **fields))
 
 
 @ability
 def animate(
-    model: Model,
+    model: VideoModel,
     picture: MediaInput | Mapping[float, MediaInput],
     prompt: str = "",
     *,
@@ -96,7 +96,7 @@ def animate(
             check_number("at", time, least=0)
         if size is None:
             size = output_size(model, as_part(source).read(1e-6).video.size, shape)
-            model.admit(T, size, fps, settings)
+            model.check_limits(T, size, fps, settings)
         media = read_input(model, source, Shape(fps=fps, size=size), 1e-6)
         notes += media.notes
         taken[places[time] if isinstance(time, str) else round(time * fps)] = media.video.frames[0]
@@ -107,7 +107,7 @@ def animate(
 
 @ability
 def extend(
-    model: Model,
+    model: VideoModel,
     video: MediaInput,
     seconds: float | None = None,
     prompt: str = "",
@@ -124,7 +124,7 @@ def extend(
     new = shape.count(rate) - T if seconds is None else frames_of(seconds, rate)
     if new < 1:
         raise UserError(f"The video lasts {T / rate:g} s already: ask for a longer duration.")
-    model.admit(T + new, media.video.size, rate, settings)
+    model.check_limits(T + new, media.video.size, rate, settings)
     sketch = sketches.extend(media.video.frames, new, rate, backward)
     sound = sound_of(video, at=new / rate if backward else 0.0)
     return Job(sketch, captions_of(prompt), settings, notes=media.notes, sound=sound)
@@ -132,7 +132,7 @@ def extend(
 
 @ability
 def recut(
-    model: Model,
+    model: VideoModel,
     video: MediaLike,
     start: float,
     end: float,
@@ -146,7 +146,7 @@ def recut(
 
 @ability
 def loop(
-    model: Model,
+    model: VideoModel,
     video: MediaInput | None = None,
     prompt: str = "",
     seconds: float | None = None,
@@ -170,7 +170,7 @@ def loop(
     frames, fps = media.video.frames, media.video.fps
     new, note = transition_frames(new_frames(seconds, shape, len(frames), fps, 1.5), fps)
     repeated = min(len(frames), CONTEXT)
-    model.admit(len(frames) + new + repeated, media.video.size, fps, settings)
+    model.check_limits(len(frames) + new + repeated, media.video.size, fps, settings)
     sketch = sketches.loop(frames, new, repeated, fps, strength)
     keep = slice(len(frames) + new)
     return Job(sketch, captions_of(prompt), settings, keep, notes=media.notes + note)
@@ -198,7 +198,11 @@ def _first_clip(
 
 @ability
 def fill(
-    model: Model, video: MediaInput, missing: Sequence[tuple[float, float]], prompt: str = "", **options: Any
+    model: VideoModel,
+    video: MediaInput,
+    missing: Sequence[tuple[float, float]],
+    prompt: str = "",
+    **options: Any,
 ) -> Job:
     """Frames from one time to another, in seconds, are missing and generated."""
     shape, settings = parse_options(options)
@@ -211,13 +215,13 @@ def fill(
                 f"Nothing is missing from {begin:g} to {end:g} s: the video lasts from 0 to {T / rate:g} s."
             )
         mask[round(begin * rate) : max(round(end * rate), round(begin * rate) + 1)] = True
-    model.admit(T, media.video.size, rate, settings)
+    model.check_limits(T, media.video.size, rate, settings)
     sketch = sketches.fill(media.video.frames, mask, rate)
     return Job(sketch, captions_of(prompt), settings, notes=media.notes, sound=sound_of(video))
 
 
 @ability
-def smooth(model: Model, video: MediaInput, fps: float = 24.0, prompt: str = "", **options: Any) -> Job:
+def smooth(model: VideoModel, video: MediaInput, fps: float = 24.0, prompt: str = "", **options: Any) -> Job:
     """More frames a second: generated ones between the video's own."""
     shape, settings = parse_options(options | {"fps": fps})
     # A duration holds for the input too; a number of frames is the result's.
@@ -238,7 +242,7 @@ def smooth(model: Model, video: MediaInput, fps: float = 24.0, prompt: str = "",
 
 
 @ability
-def slow(model: Model, video: MediaInput, factor: int = 2, prompt: str = "", **options: Any) -> Job:
+def slow(model: VideoModel, video: MediaInput, factor: int = 2, prompt: str = "", **options: Any) -> Job:
     """The video in slow motion: `factor` times as long, with generated frames between its own."""
     shape, settings = parse_options(BETWEEN | options)
     check_whole("factor", factor, 2, MAX_FACTOR)
@@ -250,7 +254,7 @@ def slow(model: Model, video: MediaInput, factor: int = 2, prompt: str = "", **o
 
 
 def _with_frames_between(
-    model: Model, media: Media, factor: int, fps: float, prompt: str, settings: Settings
+    model: VideoModel, media: Media, factor: int, fps: float, prompt: str, settings: Settings
 ) -> Job:
     """`factor` − 1 new frames between each two of the video; `fps` is the result's.
 
@@ -259,7 +263,7 @@ def _with_frames_between(
     frames = media.video.frames
     if len(frames) < 2:
         raise UserError("A single frame has nothing between: give a video of two frames or more.")
-    model.admit(1 + (len(frames) - 1) * factor, media.video.size, fps, settings)
+    model.check_limits(1 + (len(frames) - 1) * factor, media.video.size, fps, settings)
 
     def keep_still(decoded: np.ndarray) -> np.ndarray:
         return overrule(decoded, sketches.between(decoded[::factor], factor))
@@ -270,7 +274,7 @@ def _with_frames_between(
 
 @ability
 def connect(
-    model: Model,
+    model: VideoModel,
     a: MediaInput,
     b: MediaInput,
     seconds: float | None = None,
@@ -290,14 +294,14 @@ def connect(
     first, second, notes = read_pair(model, a, b, shape.any_length())
     fps, T = first.fps, len(first) + len(second)
     new, note = transition_frames(new_frames(seconds, shape, T, fps, 2.0), fps)
-    model.admit(T + new, first.size, fps, settings)
+    model.check_limits(T + new, first.size, fps, settings)
     sketch = sketches.connect(first.frames, second.frames, new, fps, strength)
     return Job(sketch, captions_of(prompt), settings, notes=notes + note)
 
 
 @ability
 def blend(
-    model: Model,
+    model: VideoModel,
     a: MediaInput,
     b: MediaInput,
     curve: Sequence[tuple[float, float]] | None = None,
@@ -315,6 +319,6 @@ def blend(
         notes += (f"Both videos are used as long as the shorter one lasts, {T / fps:g} s.",)
     points = ((0.0, 0.0), (max(T - 1, 1) / fps, 1.0)) if curve is None else check_pairs("curve", curve)
     weight = sketches.curve(points, T, fps)
-    model.admit(T, first.size, fps, settings)
+    model.check_limits(T, first.size, fps, settings)
     sketch = sketches.blend(first.frames[:T], second.frames[:T], weight, fps, strength)
     return Job(sketch, captions_of(prompt), settings, notes=notes)
