@@ -59,7 +59,7 @@ def main(out: pathlib.Path | None, model: str, count: int, dtype: str, repeats: 
     studio = sora_jax.load(model)
     studio.dit.config = dataclasses.replace(studio.dit.config, dtype=dtype)
     jobs = [make(*shape, number) for number, shape in zip(range(count), itertools.cycle(SHAPES))]
-    canvases = [studio.encode(job.sketch) for job in jobs]
+    canvases = [studio.prepare_latents(job.sketch) for job in jobs]
     fill = lambda *which: denoise(studio, [jobs[i] for i in which], [canvases[i] for i in which])
     ways: dict[str, Callable[[], list[Canvas]]] = {
         "one after another": lambda: [canvas for i in range(count) for canvas in fill(i)],

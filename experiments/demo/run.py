@@ -167,11 +167,11 @@ def _denoised(workdir: pathlib.Path, picture: pathlib.Path, strength: float = 0.
 def _noised(studio: Pipeline, video: Video, strength: float) -> Video:
     """The clip as the sampler finds it: its latents at the sigma of `strength`, decoded."""
     shape = video.frames.shape[:3]
-    canvas = studio.encode(Sketch(video.frames, np.full(shape, strength, np.float32), video.fps))
+    canvas = studio.prepare_latents(Sketch(video.frames, np.full(shape, strength, np.float32), video.fps))
     sigma = canvas.init_sigma[..., None]
     noise = np.random.default_rng(0).standard_normal(canvas.latent.shape, np.float32)
     noised = dataclasses.replace(canvas, latent=flow.interpolate(canvas.latent, noise, sigma))
-    return Video(studio.decode(noised, *shape), video.fps)
+    return Video(studio.decode_latents(noised, *shape), video.fps)
 
 
 if __name__ == "__main__":

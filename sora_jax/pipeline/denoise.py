@@ -59,7 +59,7 @@ def iter_latents(
     latents take more than `MAX_HELD` bytes together wait for one another.
 
     Args:
-      canvases: of the jobs' sketches, `Codec.encode`.
+      canvases: of the jobs' sketches, `VaeProcessor.prepare_latents`.
       progress: called with (steps done, steps in all), before the first step too.
 
     Returns:

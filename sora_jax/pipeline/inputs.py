@@ -114,7 +114,7 @@ def output_size(model: VideoModel, own: tuple[int, int], shape: Shape) -> tuple[
     if shape.resolution is None and shape.size is None:
         return nearest_supported(model, shape.size_of(own))
     size = shape.size_of(own)
-    check_pixels(model.work(1, size, Settings()))
+    check_pixels(model.cost(1, size, Settings()))
     return size
 
 

@@ -13,7 +13,7 @@ from sora_jax.errors import UserError
 from sora_jax.models.dit import DiT
 from sora_jax.models.text import TextEncoder, load_text_encoder
 from sora_jax.models.vae import VAE
-from sora_jax.pipeline.budget import LIMIT_FPS, LIMIT_SECONDS, Work, check_frames, check_pixels
+from sora_jax.pipeline.budget import LIMIT_FPS, LIMIT_SECONDS, VideoCost, check_frames, check_pixels
 from sora_jax.pipeline.settings import Settings
 from sora_jax.tokens.canvas import FRAMES_PER_LATENT, check_temporal_stride, crop_boxes
 
@@ -120,11 +120,11 @@ class VideoModel:
         """Whether the model sees so many frames (or two latent ones) of a size, (height, width), at once."""
         return self.max_latent_frames(self.frame_tokens(*size)) >= min(frames, 2)
 
-    def work(self, frames: int, size: tuple[int, int], settings: Settings) -> Work:
+    def cost(self, frames: int, size: tuple[int, int], settings: Settings) -> VideoCost:
         """What a video takes, to be checked against limits before it is made."""
         tokens, most = self.frame_tokens(*size), self.bundle.limits.frame_tokens
         at_once = self.max_latent_frames(tokens) or self.max_latent_frames(min(most or tokens, tokens)) or 1
-        return Work(
+        return VideoCost(
             frames,
             *size,
             frame_tokens=tokens,
@@ -135,7 +135,7 @@ class VideoModel:
             parameters=self.parameters,
         )
 
-    def most_frames(self, settings: Settings) -> int:
+    def max_frames(self, settings: Settings) -> int:
         """The most frames of a video, and of all videos of a batch together."""
         return settings.max_frames or round(LIMIT_SECONDS * (self.bundle.limits.fps or LIMIT_FPS))
 
@@ -150,7 +150,7 @@ class VideoModel:
         Raises:
           UserError: the video has more frames than `Settings.max_frames`, or they don't fit.
         """
-        work = self.work(frames, size, settings)
-        check_frames(work, self.most_frames(settings), jax.default_backend(), fps)
+        cost = self.cost(frames, size, settings)
+        check_frames(cost, self.max_frames(settings), jax.default_backend(), fps)
         if held:
-            check_pixels(work)
+            check_pixels(cost)

@@ -27,7 +27,6 @@ from sora_jax.media.video import Video, VideoStream
 from sora_jax.models.text import TextEncoder
 from sora_jax.pipeline import sketches, spatial_abilities, storyboard, temporal_abilities
 from sora_jax.pipeline.checks import MAX_SEED, check_whole
-from sora_jax.pipeline.codec import Codec, to_bytes
 from sora_jax.pipeline.denoise import iter_latents
 from sora_jax.pipeline.job import Job, metadata_of
 from sora_jax.pipeline.keywords import advice, explicit_keywords
@@ -35,6 +34,7 @@ from sora_jax.pipeline.registry import ABILITIES, Ability
 from sora_jax.pipeline.request import Request, text_to_video
 from sora_jax.pipeline.review import review, review_batch
 from sora_jax.pipeline.settings import Progress
+from sora_jax.pipeline.vae_processor import VaeProcessor, to_bytes
 
 MAX_COUNT = 1000  # videos of one request
 # The functions that build jobs, by ability.
@@ -62,7 +62,7 @@ def _print_note(note: str) -> None:
     print(f"note: {note}", file=sys.stderr)
 
 
-class Pipeline(Codec):
+class Pipeline(VaeProcessor):
     """A model. One instance serves any number of requests, of any shapes.
 
     Every ability takes its inputs as files, `Video`s, pictures or arrays. All take the fields of `settings.Settings` as
@@ -101,7 +101,7 @@ class Pipeline(Codec):
         """
         for note in review_batch(self, jobs):
             self.notify(note)
-        canvases = [self.encode(job.sketch) for job in jobs]
+        canvases = [self.prepare_latents(job.sketch) for job in jobs]
         streams = []
         for job, canvas, latents in zip(
             jobs, canvases, iter_latents(self, jobs, canvases, progress), strict=True
@@ -188,7 +188,7 @@ class Pipeline(Codec):
         """The video through the autoencoder and back; any size and number of frames."""
         frames = video.frames
         sketch = sketches.Sketch(frames, np.zeros(frames.shape[:3], np.float32), video.fps)
-        return Video(self.decode(self.encode(sketch), *frames.shape[:3]), video.fps)
+        return Video(self.decode_latents(self.prepare_latents(sketch), *frames.shape[:3]), video.fps)
 
     if TYPE_CHECKING:  # the abilities' methods are made of the registry
 

@@ -30,10 +30,10 @@ def review_batch(model: VideoModel, jobs: Sequence[Job]) -> list[str]:
     Raises:
       UserError: as `review`; or they have more frames together than the largest `max_frames` among them.
     """
-    batch = [model.work(*_frames_of(job), job.settings) for job in jobs]
+    batch = [model.cost(*_frames_of(job), job.settings) for job in jobs]
     platform = jax.default_backend()
     if len(jobs) > 1:
-        budget.check_batch(batch, max(model.most_frames(job.settings) for job in jobs), platform)
+        budget.check_batch(batch, max(model.max_frames(job.settings) for job in jobs), platform)
     notes = [note for job in jobs for note in (*job.notes, *review(model, job))]
     if (seconds := budget.seconds(batch, platform)) > budget.LONG:
         what = "A video of" if len(batch) == 1 else "A batch of"

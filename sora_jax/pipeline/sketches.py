@@ -1,6 +1,6 @@
 """Every ability as a short pure function that makes a sketch: conditioning, generated and partially noised pixels.
 
-Clips are uint8[T,Y,X,3]. No function here knows a model; `Codec` encodes a sketch, and `denoise` generates the rest.
+Clips are uint8[T,Y,X,3]. No function here knows a model: `VaeProcessor` encodes a sketch, `denoise` generates the rest.
 """
 
 from __future__ import annotations

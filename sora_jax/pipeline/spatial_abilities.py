@@ -165,7 +165,7 @@ def upscale(
         raise UserError(
             f"The video's short side has {min(small.size)} pixels already: ask for more than that."
         )
-    check_pixels(model.work(1, size, settings))
+    check_pixels(model.cost(1, size, settings))
     media = read_full_size(video, shape)
     given = Video(crop(media.video.frames, size), media.video.fps)
     model.check_limits(len(given), size, given.fps, settings)

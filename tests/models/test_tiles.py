@@ -19,8 +19,8 @@ from sora_jax.models.text import TextEncoder
 from sora_jax.models.tiles import Tiles, decode_stream, encode_stream, receptive_field
 from sora_jax.models.vae import VAE, VAEConfig
 from sora_jax.pipeline import sketches
-from sora_jax.pipeline.codec import Codec, to_bytes
 from sora_jax.pipeline.pipeline import Pipeline
+from sora_jax.pipeline.vae_processor import VaeProcessor, to_bytes
 
 CONFIG = VAEConfig(
     channels=3,
@@ -188,21 +188,21 @@ def test_the_engine_reconstructs_large_frames_tile_by_tile(monkeypatch, model):
     assert done == [(1, 1, 64, 80, 3)] * 4 + [(1, 1, 8, 10, 3)] * 4
 
 
-def decode_floats(engine: Codec, *arguments) -> np.ndarray:
+def decode_floats(engine: VaeProcessor, *arguments) -> np.ndarray:
     return np.stack(list(engine.decode_frames(*arguments)))
 
 
 def test_a_canvas_is_decoded_frame_by_frame_across_seams(model, tmp_path):
-    engine = Codec(Bundle("tiny", model))
+    engine = VaeProcessor(Bundle("tiny", model))
     first, second = (noise(frames, 16, 16) for frames in (37, 18))
     sketch = sketches.connect(first, second, 11, 8.0)
-    canvas = engine.encode(sketch)
+    canvas = engine.prepare_latents(sketch)
     generated = canvas.init_sigma.any((1, 2))
     shape = sketch.frames.shape[:3]
     whole = decode_floats(engine, canvas, *shape, generated)
     assert len(whole) == len(sketch.frames)
     frames = [to_bytes(frame) for frame in engine.decode_frames(canvas, *shape)]
-    assert np.abs(np.stack(frames).astype(int) - engine.decode(canvas, *shape)).max() <= 1
+    assert np.abs(np.stack(frames).astype(int) - engine.decode_latents(canvas, *shape)).max() <= 1
     # Not byte by byte: what x264 writes may depend on how its threads meet.
     straight = read_video(write_frames(tmp_path / "straight.mp4", iter(frames), canvas.fps))
     held = read_video(Video(np.stack(frames), canvas.fps).save(tmp_path / "held.mp4"))

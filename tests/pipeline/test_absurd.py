@@ -15,7 +15,7 @@ from sora_jax.cli.main import main
 from sora_jax.errors import UserError
 from sora_jax.media.video import Video
 from sora_jax.pipeline import temporal_abilities
-from sora_jax.pipeline.budget import Work, in_words
+from sora_jax.pipeline.budget import VideoCost, in_words
 from sora_jax.pipeline.pipeline import Pipeline, Request
 from sora_jax.pipeline.request import text_to_video
 from sora_jax.pipeline.storyboard import Card, Storyboard
@@ -179,7 +179,7 @@ def test_what_a_batch_takes_is_estimated_once(studio, monkeypatch):
     monkeypatch.setattr(studio, "notify", notes.append)
     requests = [Request("a ring", 10.0, 32, seed=i) for i in range(50)]
     job = text_to_video(studio, requests[0])
-    one = studio.work(80, (32, 32), job.settings).seconds("cpu")
+    one = studio.cost(80, (32, 32), job.settings).seconds("cpu")
     monkeypatch.setattr("sora_jax.pipeline.budget.LONG", 10 * one)  # none of them alone takes so long
     with pytest.raises(AssertionError, match="work began"):
         studio.stream_batch(requests)
@@ -198,7 +198,7 @@ def test_what_takes_long_is_estimated(studio, monkeypatch):
 
 
 def test_windows_tokens_and_words():
-    work = Work(
+    cost = VideoCost(
         25,
         64,
         64,
@@ -209,9 +209,9 @@ def test_windows_tokens_and_words():
         passes=2,
         parameters=10**6,
     )
-    assert (work.windows, work.tokens) == (1, 7 * 64)
-    assert dataclasses.replace(work, latent_frames=15).windows == 3  # four new ones each
-    assert work.seconds("gpu") < work.seconds("cpu")
+    assert (cost.windows, cost.tokens) == (1, 7 * 64)
+    assert dataclasses.replace(cost, latent_frames=15).windows == 3  # four new ones each
+    assert cost.seconds("gpu") < cost.seconds("cpu")
     assert [in_words(s) for s in (0.1, 30, 120, 7200, 3e5, 1e9)] == [
         "about a second", "about 30 seconds", "about 2 minutes", "about 2 hours", "about 3 days", "about 32 years",
     ]  # fmt: skip

@@ -42,9 +42,9 @@ def test_streams_read_in_turn_equal_videos_made_whole(studio):
     streams = studio.stream_batch(requests)
     mixed = zip(*itertools.zip_longest(*streams), strict=True)
     jobs = [text_to_video(studio, request) for request in requests]
-    canvases = denoise.denoise(studio, jobs, [studio.encode(job.sketch) for job in jobs])
+    canvases = denoise.denoise(studio, jobs, [studio.prepare_latents(job.sketch) for job in jobs])
     for request, stream, frames, canvas in zip(requests, streams, mixed, canvases, strict=True):
-        whole = studio.decode(canvas, *request.shape())
+        whole = studio.decode_latents(canvas, *request.shape())
         assert len(whole) == len(stream) == round(8 * request.duration) and whole.std() > 1
         np.testing.assert_array_equal(np.stack([frame for frame in frames if frame is not None]), whole)
         assert stream.size == (32, 32) and stream.duration == request.duration
@@ -69,7 +69,7 @@ def test_a_seed_has_one_noise_however_a_canvas_is_cut(monkeypatch, patch):
         made.append(sketches.extend(clip, 60, 8.0, backward=True))
     for sketch in made:
         drawn.clear()
-        canvas = engine.encode(sketch)
+        canvas = engine.prepare_latents(sketch)
         denoise.denoise(engine, [Job(sketch, (), dataclasses.replace(SETTINGS, seed=7))], [canvas])
         (t, y, x, c), count = canvas.latent.shape, np.prod(patch)
         whole = np.random.default_rng(7).standard_normal((t * y * x // count, count * c)).astype(np.float32)
@@ -80,8 +80,8 @@ def test_a_seed_has_one_noise_however_a_canvas_is_cut(monkeypatch, patch):
 
 
 def test_a_blank_canvas_is_the_encoded_blank_sketch(studio):
-    ours = studio.encode(sketches.blank((30, 20, 40), 8.0))
-    theirs = studio.encode(sketches.blank((30, 20, 40), 8.0, writable=True))
+    ours = studio.prepare_latents(sketches.blank((30, 20, 40), 8.0))
+    theirs = studio.prepare_latents(sketches.blank((30, 20, 40), 8.0, writable=True))
     for field in dataclasses.fields(ours):
         np.testing.assert_array_equal(getattr(ours, field.name), getattr(theirs, field.name))
     assert ours.latent.strides == (0, 0, 0, 0) and not ours.conditioning_frames.any()
@@ -99,7 +99,7 @@ def test_of_ten_thousand_seconds_the_first_frames_come_at_once(studio):
     tracemalloc.stop()
     np.testing.assert_array_equal(frames, short.frames[:20])
     assert len(stream) == 80_000
-    steps = 2 * len(temporal_windows(studio.encode(sketches.blank((80_000, 32, 32), 8.0)), 3, 1))
+    steps = 2 * len(temporal_windows(studio.prepare_latents(sketches.blank((80_000, 32, 32), 8.0)), 3, 1))
     assert reports[0] == (0, steps) and reports[-1][0] < 20
     assert peak < 20e6, "its frames take 246 MB"
 
@@ -126,7 +126,7 @@ def test_latents_are_ready_as_soon_as_no_later_window_changes_them(studio):
         (sketches.extend(clip, 16, 8.0), [4, 6]),
         (sketches.extend(clip, 16, 8.0, backward=True), [0, 0, 7]),
     ):
-        canvas = studio.encode(sketch)
+        canvas = studio.prepare_latents(sketch)
         windowed = WindowedCanvas(canvas, 3, 1, (1, 2, 2), 0)
         for number in ready:
             _, noise = windowed.next_window()
@@ -140,7 +140,7 @@ def test_latents_are_ready_as_soon_as_no_later_window_changes_them(studio):
 def test_videos_too_large_to_be_held_together_are_made_one_after_another(studio, monkeypatch):
     requests = [Request("a ring", duration=4.0, seed=i, **FIELDS) for i in range(3)]
     together = [video.frames for video in studio.generate_batch(requests)]
-    size = 4 * studio.encode(text_to_video(studio, requests[0]).sketch).latent.size
+    size = 4 * studio.prepare_latents(text_to_video(studio, requests[0]).sketch).latent.size
     monkeypatch.setattr(denoise, "MAX_HELD", 2 * size - 1)
     reports: list[tuple[int, int]] = []
     streams, seen = studio.stream_batch(requests, lambda *at: reports.append(at)), []
@@ -158,7 +158,7 @@ def test_a_canvas_that_is_given_whole_waits_for_no_other(studio, monkeypatch):
     clip = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
     given = sketches.Sketch(clip, np.zeros(clip.shape[:3], np.float32), 8.0)
     jobs = [Job(sketch, (), SETTINGS) for sketch in (given, sketches.blank((9, 32, 32), 8.0))]
-    canvases = [studio.encode(job.sketch) for job in jobs]
+    canvases = [studio.prepare_latents(job.sketch) for job in jobs]
     same, painted = denoise.denoise(studio, jobs, canvases)
     np.testing.assert_array_equal(same.latent, canvases[0].latent)
     assert painted.latent.any((1, 2, 3)).all()

@@ -15,10 +15,10 @@ from helpers.tiny_model import tiny_bundle
 
 from sora_jax.checkpoints.bundle import Bundle, Limits
 from sora_jax.diffusion import flow
-from sora_jax.pipeline import codec, denoise
-from sora_jax.pipeline.codec import Codec
+from sora_jax.pipeline import denoise, vae_processor
 from sora_jax.pipeline.job import Job
 from sora_jax.pipeline.settings import Settings
+from sora_jax.pipeline.vae_processor import VaeProcessor
 from sora_jax.tokens.canvas import FRAMES_PER_LATENT, Sketch
 
 LIMITS = Limits(tokens=96, latent_frames=6, frame_tokens=24, text=12, text_len=24)
@@ -54,11 +54,11 @@ def first_requests(
         ]
 
     monkeypatch.setattr(denoise, "Queue", Queue)
-    monkeypatch.setattr(codec, "encode_stream", encode_stream)
-    model = Codec(bundle)
+    monkeypatch.setattr(vae_processor, "encode_stream", encode_stream)
+    model = VaeProcessor(bundle)
     job = Job(sketch, (), Settings(**{"steps": 4, "guidance": 1.0} | settings))
     with pytest.raises(StopAsyncIteration):
-        denoise.denoise(model, [job], [model.encode(sketch)])
+        denoise.denoise(model, [job], [model.prepare_latents(sketch)])
     return taken
 
 
@@ -89,7 +89,7 @@ def test_a_strength_is_that_share_of_the_way_of_the_segments_that_are_sampled(
     strength = np.full((frames, height, width), np.float32(0.3))
     sketch = Sketch(np.zeros((frames, height, width, 3), np.uint8), strength, 8.0)
     requests = first_requests(bundle, sketch, monkeypatch)
-    cells = Codec(bundle).cells(height, width)
+    cells = VaeProcessor(bundle).cells(height, width)
     assert (len(requests) > 1) == (math.prod(cells) // math.prod(patch[1:]) > LIMITS.frame_tokens)
     if patch == (1, 2, 2):
         assert (len(requests) > 1) == cut

@@ -19,11 +19,11 @@ from sora_jax.diffusion.solvers import solver_step
 from sora_jax.errors import UserError
 from sora_jax.models.vae import VAE
 from sora_jax.pipeline import sketches
-from sora_jax.pipeline.codec import SEAMS, Codec
 from sora_jax.pipeline.denoise import denoise
 from sora_jax.pipeline.job import Job
 from sora_jax.pipeline.settings import Settings
 from sora_jax.pipeline.storyboard import Card, Storyboard, storyboard
+from sora_jax.pipeline.vae_processor import SEAMS, VaeProcessor
 from sora_jax.tokens.canvas import (
     FRAMES_PER_LATENT,
     Canvas,
@@ -282,7 +282,7 @@ def gaps(frames: int, *missing: int) -> np.ndarray:
     return np.isin(np.arange(frames), missing)
 
 
-def board(engine: Codec) -> Job:
+def board(engine: VaeProcessor) -> Job:
     """Two cards with pictures and one with a clip, over words that change."""
     cards = (
         Card(0.0, "a red ring", image=clip(1, 1)[0]),
@@ -323,17 +323,17 @@ SETTINGS = Settings(steps=2, guidance=1.0)
 
 
 @pytest.fixture(scope="module")
-def engine() -> Codec:
-    return Codec(tiny_bundle(SHORT, absolute=True, pooled_text=True, reference_frames=True))
+def engine() -> VaeProcessor:
+    return VaeProcessor(tiny_bundle(SHORT, absolute=True, pooled_text=True, reference_frames=True))
 
 
 @pytest.fixture(scope="module")
-def narrow(engine) -> Codec:
+def narrow(engine) -> VaeProcessor:
     """The same model in rows of six tokens: three latent frames of 32×16 pixels."""
-    return Codec(dataclasses.replace(engine.bundle, limits=LONG))
+    return VaeProcessor(dataclasses.replace(engine.bundle, limits=LONG))
 
 
-def decode_floats(model: Codec, *arguments: Any, **keywords: Any) -> np.ndarray:
+def decode_floats(model: VaeProcessor, *arguments: Any, **keywords: Any) -> np.ndarray:
     return np.stack(list(model.decode_frames(*arguments, **keywords)))
 
 
@@ -349,7 +349,7 @@ def test_what_is_given_is_the_autoencoders_own_reconstruction_of_it(ability, row
     model = engine if rows == "one window" else narrow
     sketch = board(model).sketch if ability == "a storyboard" else SKETCHES[ability]
     shape = sketch.frames.shape[:3]
-    before = model.encode(sketch)
+    before = model.prepare_latents(sketch)
     (after,) = denoise(model, [Job(sketch, ((0.0, "a ring"),), SETTINGS)], [before])
     assert rows == "one window" or len(temporal_windows(before, 3, 1)) >= MANY.get(ability, 2)
     painted = decode_floats(model, after, *shape, generated=before.init_sigma.any((1, 2)))
@@ -358,7 +358,7 @@ def test_what_is_given_is_the_autoencoders_own_reconstruction_of_it(ability, row
     np.testing.assert_array_equal(after.latent[before.init_sigma == 0], before.latent[before.init_sigma == 0])
     for piece in pieces(sketch.conditioning_frames):
         alone = Sketch(sketch.frames[piece], sketch.strength[piece], sketch.fps)
-        own = decode_floats(model, model.encode(alone), len(alone.frames), *shape[1:])
+        own = decode_floats(model, model.prepare_latents(alone), len(alone.frames), *shape[1:])
         assert np.abs(painted[piece] - own).max() < 1e-4
         assert own.std() > 0.01
     changed = np.abs(after.latent - before.latent).max(-1) > 1e-3
@@ -370,7 +370,7 @@ def test_a_seam_is_taken_up_over_the_painted_frames_before_it(engine):
     sketch = sketches.connect(
         clip(5), clip(7, 1), 11, 8.0
     )  # the last group shows the second clip's first frame too
-    before = engine.encode(sketch)
+    before = engine.prepare_latents(sketch)
     (after,) = denoise(engine, [Job(sketch, (), SETTINGS)], [before])
     shape = sketch.frames.shape[:3]
     plain = decode_floats(engine, after, *shape)
@@ -388,7 +388,7 @@ def test_a_seam_is_taken_up_over_the_painted_frames_before_it(engine):
     assert np.abs(shade).max() > 1e-3 and np.abs(things).max() > 1e-3
 
 
-def jobs(model: Codec) -> list[Job]:
+def jobs(model: VaeProcessor) -> list[Job]:
     """One of every ability, at different shapes, settings and words."""
     out = []
     for number, sketch in enumerate([*SKETCHES.values(), board(model).sketch]):
@@ -398,8 +398,8 @@ def jobs(model: Codec) -> list[Job]:
     return out
 
 
-def denoised(model: Codec, jobs: list[Job], *progress: Any) -> list[Canvas]:
-    return denoise(model, jobs, [model.encode(job.sketch) for job in jobs], *progress)
+def denoised(model: VaeProcessor, jobs: list[Job], *progress: Any) -> list[Canvas]:
+    return denoise(model, jobs, [model.prepare_latents(job.sketch) for job in jobs], *progress)
 
 
 def test_a_batch_that_mixes_all_abilities_at_different_shapes_compiles_once(engine):
@@ -430,15 +430,15 @@ def test_the_results_of_a_batch_are_those_of_each_alone(rows, engine, narrow):
     for job, ours in zip(all_at_once, together, strict=True):
         (alone,) = denoised(model, [job])
         shape = int(ours.ends.max()) + 1, *(8 * side for side in ours.grid[1:])
-        videos = [model.decode(canvas, *shape).astype(int) for canvas in (ours, alone)]
+        videos = [model.decode_latents(canvas, *shape).astype(int) for canvas in (ours, alone)]
         assert np.abs(videos[0] - videos[1]).max() <= 1
         assert videos[0].std() > 1
 
 
 def test_patches_of_two_latent_frames_fill_videos_of_any_length():
-    model = Codec(tiny_bundle(Limits(tokens=4, text=12, text_len=24), patch=(2, 2, 2)))
+    model = VaeProcessor(tiny_bundle(Limits(tokens=4, text=12, text_len=24), patch=(2, 2, 2)))
     for sketch in (SKETCHES["text to video"], SKETCHES["an image comes alive"], SKETCHES["edited"]):
-        before = model.encode(sketch)
+        before = model.prepare_latents(sketch)
         assert len(before) % 2 == 0
         (after,) = denoise(model, [Job(sketch, (), SETTINGS)], [before])
         painted = decode_floats(model, after, *sketch.frames.shape[:3])
@@ -459,4 +459,4 @@ def test_an_autoencoder_of_other_groups_is_refused():
     config = dataclasses.replace(bundle.vae.config, strides=strides)
     vae = jax.eval_shape(lambda: VAE(config, rngs=nnx.Rngs(0)))
     with pytest.raises(UserError, match="show 2 video frames, and canvases need 4"):
-        Codec(dataclasses.replace(bundle, vae=vae))
+        VaeProcessor(dataclasses.replace(bundle, vae=vae))

@@ -27,12 +27,12 @@ SEAMS = (8, 3)  # video frames over which a seam between two spans is blended: o
 SHADE = 16  # pixels: what differs over larger places is a shade
 
 
-class Codec(VideoModel):
+class VaeProcessor(VideoModel):
     """Encodes sketches and decodes canvases, of any shapes."""
 
     tiles = TILES  # how the autoencoder cuts frames
 
-    def sigma(self, strength: np.ndarray, frame_tokens: int, latent_frames: int) -> np.ndarray:
+    def strength_to_sigma(self, strength: np.ndarray, frame_tokens: int, latent_frames: int) -> np.ndarray:
         """The sigma from which pixels of a strength (share of the solver's steps, 0…1) start.
 
         Args:
@@ -49,7 +49,7 @@ class Codec(VideoModel):
         sigmas = np.asarray(flow.shift(jnp.asarray(strength, jnp.float32), factor))
         return np.where(strength <= 0, 0.0, sigmas).astype(np.float32)
 
-    def encode(self, sketch: Sketch) -> Canvas:
+    def prepare_latents(self, sketch: Sketch) -> Canvas:
         """The canvas of a sketch, its conditioning encoded; frames are padded to whole cells at their edges."""
         T, Y, X, _ = sketch.frames.shape
         spans = split_into_spans(sketch.conditioning_frames)
@@ -85,10 +85,10 @@ class Codec(VideoModel):
         if self.bundle.dit is not None:
             _, _, *sides = self.space_crops(self.cells(Y, X), from_noise=bool(strength.max() == 1))[0]
             tokens = math.prod(sides) // math.prod(self.dit.config.patch[1:])
-            start = self.sigma(strength, tokens, sum(len(span.ends) for span in spans))
+            start = self.strength_to_sigma(strength, tokens, sum(len(span.ends) for span in spans))
         return make_canvas(spans, latents, start, sketch.fps, self.vae.config.compression)
 
-    def decode(self, canvas: Canvas, frames: int, height: int, width: int) -> np.ndarray:
+    def decode_latents(self, canvas: Canvas, frames: int, height: int, width: int) -> np.ndarray:
         """The first frames of a canvas, and the middle of each: uint8[T,Y,X,3]."""
         out = np.zeros((frames, height, width, 3), np.uint8)
         for place, frame in enumerate(self.decode_frames(canvas, frames, height, width)):
@@ -104,7 +104,7 @@ class Codec(VideoModel):
         generated: np.ndarray | None = None,
         latents: Iterable[np.ndarray] | None = None,
     ) -> Iterator[np.ndarray]:
-        """As `decode`, frame by frame, in memory that doesn't grow with duration.
+        """As `decode_latents`, frame by frame, in memory that doesn't grow with duration.
 
         Where spans overlap, the later one's frames are kept.
 
