@@ -1,7 +1,7 @@
-"""Denoising canvases: windows in time and space are packed together and sampled by one queue.
+"""Denoising canvases: windows in time and space are packed together and sampled by one batcher.
 
 A canvas may be longer than a packed sequence: it is denoised in windows that overlap in time, and what has been
-generated conditions the next. Windows of all canvases are in one queue, whose compiled step has the same shapes
+generated conditions the next. Windows of all canvases are in one batcher, whose compiled step has the same shapes
 throughout. Latents come out one by one, while later windows are still to be sampled (`pipeline/windows.py`).
 """
 
@@ -19,7 +19,7 @@ from sora_jax.diffusion.guidance import zero_init_sigma
 from sora_jax.errors import UserError
 from sora_jax.models.attention.dispatch import choose
 from sora_jax.models.text import TextEncoder
-from sora_jax.pipeline.batching import BatchShape, Queue
+from sora_jax.pipeline.batching import BatchShape, ContinuousBatcher
 from sora_jax.pipeline.job import Captions, Job
 from sora_jax.pipeline.model import VideoModel
 from sora_jax.pipeline.settings import Progress
@@ -119,18 +119,18 @@ def _take_group_steps(model: VideoModel, jobs: Sequence[_ActiveJob]) -> Iterator
     # The longest first, so that none is left alone at the end.
     pending = {job: job.segments() for job in sorted(jobs, key=lambda job: -job.steps_left)}
     segments = [segment for own in pending.values() for segment, _ in own.values()]
-    queue = Queue(model.dit, [_batch_shape(model, segments)], jobs[0].job.settings.solver)
+    batcher = ContinuousBatcher(model.dit, [_batch_shape(model, segments)], jobs[0].job.settings.solver)
     sampled: dict[int, tuple[_ActiveJob, int]] = {}
-    while pending or queue.busy:
+    while pending or batcher.busy:
         for job, own in pending.items():
-            sampled |= {job.add(queue, *segment): (job, crop) for crop, segment in own.items()}
+            sampled |= {job.add(batcher, *segment): (job, crop) for crop, segment in own.items()}
         pending = {}
-        for request_id, patches in queue.step().items():
-            job, crop = sampled.pop(request_id)
+        for uid, patches in batcher.step().items():
+            job, crop = sampled.pop(uid)
             # Windows follow one another: what is generated conditions the next.
             if job.put(crop, patches) and job.steps_left:
                 pending[job] = job.segments()
-        yield queue.advanced
+        yield batcher.advanced
 
 
 def _batch_shape(model: VideoModel, segments: Sequence[Segment]) -> BatchShape:
@@ -213,16 +213,16 @@ class _ActiveJob:
             if crop not in self.denoised
         }
 
-    def add(self, queue: Queue, segment: Segment, noise: np.ndarray) -> int:
-        """Adds one of its segments to the queue; returns the request's id."""
+    def add(self, batcher: ContinuousBatcher, segment: Segment, noise: np.ndarray) -> int:
+        """Adds one of its segments to the batcher; returns its uid."""
         guidance = self.job.settings.as_guidance
-        if not len(segment.text) and self.negative is None:  # no words to be guided by: one pass suffices
+        if not len(segment.text) and self.negative is None:  # no text to be guided by: one pass suffices
             guidance = dataclasses.replace(guidance, text=1.0)
         factor = flow.shift_factor(jnp.array(len(segment.patches)), self.base_tokens)
         sigmas = np.asarray(flow.schedule(self.steps, factor, float(segment.init_sigma.max())))
         if self.job.settings.guidance_method == "zero" and guidance.passes() > 1 and guidance.high == 1:
             guidance = dataclasses.replace(guidance, zero_init_sigma=zero_init_sigma(factor))
-        return queue.add(segment, noise, sigmas, guidance, self.negative)
+        return batcher.add(segment, noise, sigmas, guidance, self.negative)
 
     def put(self, crop: int, patches: np.ndarray) -> bool:
         """Takes a denoised crop of its window; true where that was the window's last."""

@@ -1,4 +1,4 @@
-"""The shortest loop around the solver's step, against which the queue of `pipeline/batching.py` is held."""
+"""The shortest loop around the solver's step, against which the batcher of `pipeline/batching.py` is held."""
 
 import dataclasses
 import itertools

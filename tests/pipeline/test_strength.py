@@ -36,7 +36,7 @@ def first_requests(
     """What is asked of the sampler first for a sketch; nothing is encoded, and no step is taken."""
     taken: list[SimpleNamespace] = []
 
-    class Queue(denoise.Queue):
+    class ContinuousBatcher(denoise.ContinuousBatcher):
         def add(self, segment, noise, sigmas, guidance, negative=None) -> int:
             taken.append(SimpleNamespace(segment=segment, sigmas=sigmas, guidance=guidance))
             return super().add(segment, noise, sigmas, guidance, negative)
@@ -53,7 +53,7 @@ def first_requests(
             )
         ]
 
-    monkeypatch.setattr(denoise, "Queue", Queue)
+    monkeypatch.setattr(denoise, "ContinuousBatcher", ContinuousBatcher)
     monkeypatch.setattr(vae_processor, "encode_stream", encode_stream)
     model = VaeProcessor(bundle)
     job = Job(sketch, (), Settings(**{"steps": 4, "guidance": 1.0} | settings))
