@@ -92,7 +92,7 @@ def guided_clean(
     sigma_bs: jax.Array,
     guidance: Guidance,
     passes: int,
-    negative: PackedBatch | None = None,
+    negative_batch: PackedBatch | None = None,
 ) -> jax.Array:
     """The guided x₀, [B, N, P]; all passes are one call of the model with `passes` times the batch.
 
@@ -101,9 +101,9 @@ def guided_clean(
       sigma_bs: their σ by entry.
       guidance: of tables.
       passes: of `Guidance.passes`, or more.
-      negative: the same batch with the negative prompts, see `without_caption`.
+      negative_batch: the same batch with the negative prompts, see `without_caption`.
     """
-    uncaptioned = without_caption(batch, negative)
+    uncaptioned = without_caption(batch, negative_batch)
     batches = (batch, uncaptioned, without_conditioning(uncaptioned))[:passes]
     all_batches = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *batches)
     repeat = lambda array: jnp.concatenate([array] * passes)
@@ -111,16 +111,16 @@ def guided_clean(
     return combine(velocities, x_bnp, batch, sigma_bs, guidance)
 
 
-def without_caption(batch: PackedBatch, negative: PackedBatch | None = None) -> PackedBatch:
-    """The batch without its captions, or with those of `negative`, in the same places, active from time 0."""
-    if negative is None:
+def without_caption(batch: PackedBatch, negative_batch: PackedBatch | None = None) -> PackedBatch:
+    """The batch without its captions, or with those of `negative_batch`, in the same places, active from time 0."""
+    if negative_batch is None:
         return dataclasses.replace(batch, text_segment_ids=jnp.zeros_like(batch.text_segment_ids))
     return dataclasses.replace(
         batch,
-        text=negative.text,
-        text_segment_ids=negative.text_segment_ids,
-        text_time=jnp.zeros_like(negative.text_time),
-        text_condition_ids=negative.text_condition_ids,
+        text=negative_batch.text,
+        text_segment_ids=negative_batch.text_segment_ids,
+        text_time=jnp.zeros_like(negative_batch.text_time),
+        text_condition_ids=negative_batch.text_condition_ids,
         # Active everywhere, unlike the clip's own captions.
         condition_caption_time=jnp.zeros_like(batch.condition_caption_time),
     )

@@ -43,7 +43,7 @@ def solver_step(
     sigma_bs: jax.Array,
     next_sigma_bs: jax.Array,
     guidance: Guidance,
-    negative: PackedBatch | None,
+    negative_batch: PackedBatch | None,
     solver: str,
     passes: int,
 ) -> State:
@@ -58,12 +58,12 @@ def solver_step(
       batch: of which `patches` aren't used.
       sigma_bs, next_sigma_bs: float[B,S].
       guidance: of tables float[B,S].
-      negative: the same batch with the negative prompts, see `guidance.without_caption`.
+      negative_batch: the same batch with the negative prompts, see `guidance.without_caption`.
       solver: a name of `SOLVERS`.
       passes: of `Guidance.passes`, or more.
     """
     per_token = lambda table: flow.gather_sigmas(table, batch.condition_ids)[..., None]
-    denoised = lambda x, sigmas: guided_clean(model, x, batch, sigmas, guidance, passes, negative)
+    denoised = lambda x, sigmas: guided_clean(model, x, batch, sigmas, guidance, passes, negative_batch)
     sigma, next_sigma, last_sigma = map(per_token, (sigma_bs, next_sigma_bs, state.last_sigma))
     active_bs = (next_sigma_bs < sigma_bs) & (sigma_bs <= guidance.zero_init_sigma)
     masked = lambda new: jnp.where(per_token(active_bs), new, state.x)
