@@ -22,7 +22,7 @@ def velocity(clean: jax.Array, noise: jax.Array) -> jax.Array:
     return noise - clean
 
 
-def denoise(x: jax.Array, velocity: jax.Array, sigma: jax.Array) -> jax.Array:
+def predict_x0(x: jax.Array, velocity: jax.Array, sigma: jax.Array) -> jax.Array:
     """The clean data that a velocity points to: x₀ = x_σ − σ v."""
     return x - sigma * velocity
 
@@ -62,7 +62,7 @@ def gather_sigmas(table_bs: Entries, ids_bn: ConditionIds) -> TokenEntries:
 
 
 def velocity_at(x: jax.Array, clean: jax.Array, sigma: jax.Array) -> jax.Array:
-    """The velocity that points to `clean`, (x_σ − x₀) / σ: undoes `denoise`; at σ = 0 a number without meaning."""
+    """The velocity that points to `clean`, (x_σ − x₀) / σ: undoes `predict_x0`; at σ = 0 a number without meaning."""
     return (x - clean) / jnp.maximum(sigma, 1e-8)
 
 

@@ -147,7 +147,7 @@ def combine(
     per_token = lambda table: flow.gather_sigmas(table, batch.condition_ids)[..., None]
     mean_weights, sigma = _segment_mean_weights(batch), per_token(sigma_bs)
     mean = lambda values: jnp.einsum("bsn,bn->bs", mean_weights, values.mean(-1), precision="highest")
-    clean = flow.denoise(x_bnp, velocities[0], sigma)
+    clean = flow.predict_x0(x_bnp, velocities[0], sigma)
     zero, apg = (guidance.method == METHODS.index(name) for name in ("zero", "apg"))
 
     def difference(stronger: jax.Array, weaker: jax.Array) -> jax.Array:
