@@ -86,7 +86,7 @@ def errors_by_word(studio: Pipeline, thing: Thing, latent: np.ndarray, attribute
         said = {name: getattr(thing, name) for name in WORDS} | {attribute: word}
         article = "an" if said["colour"][0] in "aeiou" else "a"
         prompt = f"{article} {said['colour']} {said['shape']} moves {said['direction'].replace('-', ' and ')}"
-        [states] = studio.text.encode([prompt])
+        [states] = studio.text_encoder.encode([prompt])
         everywhere, from_0 = np.ones(len(patches), np.float32), np.zeros(len(patches), np.float32)
         rows.append(Segment(patches, coords, everywhere, from_0, states, np.zeros(len(states), np.float32)))
     batches = [pack_segments([run], len(patches), TEXT, 1)[0] for run in rows]

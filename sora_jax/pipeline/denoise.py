@@ -70,8 +70,8 @@ def iter_latents(
     """
     if len({job.settings.solver for job in jobs}) > 1:
         raise UserError("A batch shares one solver: make these videos separately, or choose one solver.")
-    captions = _encode_captions(model.text, [job.captions for job in jobs])
-    negatives = _encode_captions(model.text, [((0.0, job.settings.negative),) for job in jobs])
+    captions = _encode_captions(model.text_encoder, [job.captions for job in jobs])
+    negatives = _encode_captions(model.text_encoder, [((0.0, job.settings.negative),) for job in jobs])
     active = [
         _ActiveJob(model, job, canvas, text, negative)
         for job, canvas, text, (negative, _) in zip(jobs, canvases, captions, negatives, strict=True)
@@ -158,11 +158,11 @@ class _ActiveJob:
         model: VideoModel,
         job: Job,
         canvas: Canvas,
-        text: tuple[np.ndarray, np.ndarray],
-        negative: np.ndarray,
+        text_states: tuple[np.ndarray, np.ndarray],
+        negative_text: np.ndarray,
     ) -> None:
-        self.job, self.text = job, text
-        self.negative = negative if len(negative) else None
+        self.job, self.text_states = job, text_states
+        self.negative_text = negative_text if len(negative_text) else None
         self.config, self.base_tokens = model.dit.config, model.bundle.base_tokens
         patch = self.config.patch
         t, y, x = canvas.grid
@@ -206,7 +206,7 @@ class _ActiveJob:
         patch, coords = self.config.patch, self.config.coords
         return {
             crop: (
-                to_segment(self._crop(part, crop), patch, *self.text, coords, key),
+                to_segment(self._crop(part, crop), patch, *self.text_states, coords, key),
                 patchify(noise[:, top : top + high, left : left + wide], patch),
             )
             for crop, (top, left, high, wide) in enumerate(self.crops)
@@ -216,13 +216,13 @@ class _ActiveJob:
     def add(self, batcher: ContinuousBatcher, segment: Segment, noise: np.ndarray) -> int:
         """Adds one of its segments to the batcher; returns its uid."""
         guidance = self.job.settings.as_guidance
-        if not len(segment.text) and self.negative is None:  # no text to be guided by: one pass suffices
+        if not len(segment.text) and self.negative_text is None:  # no text to be guided by: one pass suffices
             guidance = dataclasses.replace(guidance, text=1.0)
         factor = flow.shift_factor(jnp.array(len(segment.patches)), self.base_tokens)
         sigmas = np.asarray(flow.schedule(self.steps, factor, float(segment.init_sigma.max())))
         if self.job.settings.guidance_method == "zero" and guidance.passes() > 1 and guidance.high == 1:
             guidance = dataclasses.replace(guidance, zero_init_sigma=zero_init_sigma(factor))
-        return batcher.add(segment, noise, sigmas, guidance, self.negative)
+        return batcher.add(segment, noise, sigmas, guidance, self.negative_text)
 
     def put(self, crop: int, patches: np.ndarray) -> bool:
         """Takes a denoised crop of its window; true where that was the window's last."""

@@ -24,12 +24,14 @@ class VideoModel:
     Args:
       bundle: the model, or a function that loads it, called when it is first needed: what is wrong with a request is
         then found before.
-      text: its text encoder; None: the bundle's own.
+      text_encoder: None is the bundle's own.
     """
 
-    def __init__(self, bundle: Bundle | Callable[[], Bundle], text: TextEncoder | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle | Callable[[], Bundle], text_encoder: TextEncoder | None = None
+    ) -> None:
         self._load = bundle if callable(bundle) else lambda: bundle
-        self._text = text
+        self._text_encoder = text_encoder
         if not callable(bundle):
             check_temporal_stride(bundle.vae.config.compression[0])
 
@@ -66,11 +68,11 @@ class VideoModel:
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.dit))
 
     @property
-    def text(self) -> TextEncoder:
+    def text_encoder(self) -> TextEncoder:
         """The text encoder, loaded when first needed."""
-        if self._text is None:
-            self._text = load_text_encoder(self.bundle.text)
-        return self._text
+        if self._text_encoder is None:
+            self._text_encoder = load_text_encoder(self.bundle.text)
+        return self._text_encoder
 
     def cells(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the latent that holds frames of a size; they are cropped when decoded."""

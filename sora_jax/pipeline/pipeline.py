@@ -78,10 +78,10 @@ class Pipeline(VaeProcessor):
     def __init__(
         self,
         bundle: Bundle | Callable[[], Bundle],
-        text: TextEncoder | None = None,
+        text_encoder: TextEncoder | None = None,
         notify: Callable[[str], None] = _print_note,
     ) -> None:
-        super().__init__(bundle, text)
+        super().__init__(bundle, text_encoder)
         self.notify = notify
 
     def make(self, jobs: Sequence[Job], progress: Progress | None = None) -> list[Video]:

@@ -80,7 +80,7 @@ def check_captions(model: VideoModel, captions: Captions | list[tuple[float, str
                 f"The prompt has {len(prompt):,} letters, about {len(prompt) // LETTERS_A_TOKEN:,} tokens, and the "
                 f"model {model.name!r} reads {limits.text}: shorten it."
             )
-        count = model.text.count_tokens(prompt)
+        count = model.text_encoder.count_tokens(prompt)
         in_all += count
         if count > limits.text:
             raise UserError(

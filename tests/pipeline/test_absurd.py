@@ -245,9 +245,9 @@ PROMPTS = {
 )
 @pytest.mark.parametrize("name", PROMPTS)
 def test_a_prompt_of_100_000_letters_is_refused_wherever_it_is_given(studio, name, prompt, monkeypatch):
-    counted = studio.text.count_tokens
+    counted = studio.text_encoder.count_tokens
     monkeypatch.setattr(
-        studio.text, "count_tokens", lambda text: never() if len(text) > 1000 else counted(text)
+        studio.text_encoder, "count_tokens", lambda text: never() if len(text) > 1000 else counted(text)
     )
     with pytest.raises(
         UserError, match=r"100,000 letters, about 25,000 tokens, and the model 'tiny' reads 12"
