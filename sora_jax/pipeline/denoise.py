@@ -24,7 +24,7 @@ from sora_jax.pipeline.job import Captions, Job
 from sora_jax.pipeline.model import VideoModel
 from sora_jax.pipeline.settings import Progress
 from sora_jax.pipeline.windows import WindowedCanvas
-from sora_jax.tokens.canvas import Canvas, blend_crops, to_segment
+from sora_jax.tokens.canvas import Canvas, blend_tiles, to_segment
 from sora_jax.tokens.packing import Segment, first_fit_decreasing
 from sora_jax.tokens.patches import patchify, unpatchify
 
@@ -123,12 +123,12 @@ def _take_group_steps(model: VideoModel, jobs: Sequence[_ActiveJob]) -> Iterator
     sampled: dict[int, tuple[_ActiveJob, int]] = {}
     while pending or batcher.busy:
         for job, own in pending.items():
-            sampled |= {job.add(batcher, *segment): (job, crop) for crop, segment in own.items()}
+            sampled |= {job.add(batcher, *segment): (job, tile) for tile, segment in own.items()}
         pending = {}
         for uid, patches in batcher.step().items():
-            job, crop = sampled.pop(uid)
+            job, tile = sampled.pop(uid)
             # Windows follow one another: what is generated conditions the next.
-            if job.put(crop, patches) and job.steps_left:
+            if job.put(tile, patches) and job.steps_left:
                 pending[job] = job.segments()
         yield batcher.advanced
 
@@ -151,7 +151,7 @@ def _batch_shape(model: VideoModel, segments: Sequence[Segment]) -> BatchShape:
 
 
 class _ActiveJob:
-    """A job being denoised, as segments: one a window, or one a crop of its frame where that is too large."""
+    """A job being denoised, as segments: one a window, or one a tile of its frame where that is too large."""
 
     def __init__(
         self,
@@ -166,8 +166,8 @@ class _ActiveJob:
         self.config, self.base_tokens = model.dit.config, model.bundle.base_tokens
         patch = self.config.patch
         t, y, x = canvas.grid
-        self.crops = model.space_crops((y, x), from_noise=bool(canvas.init_sigma.max() == 1))
-        frame_tokens = math.prod(self.crops[0][2:]) // math.prod(patch[1:])
+        self.tiles = model.spatial_tiles((y, x), from_noise=bool(canvas.init_sigma.max() == 1))
+        frame_tokens = math.prod(self.tiles[0][2:]) // math.prod(patch[1:])
         most = model.max_latent_frames(frame_tokens)
         by = patch[0]
         if most < min(t, 2 * by):
@@ -181,7 +181,7 @@ class _ActiveJob:
         share = float(flow.unshift(jnp.array(canvas.init_sigma.max()), factor))
         self.steps = max(math.ceil(job.settings.steps * share - 1e-3), 1)
         self.windowed = WindowedCanvas(canvas, most, context, patch, job.settings.seed)
-        self.denoised: dict[int, np.ndarray] = {}  # by crop, of the next window
+        self.denoised: dict[int, np.ndarray] = {}  # by tile, of the next window
         self._skip()
 
     @property
@@ -196,21 +196,21 @@ class _ActiveJob:
         return self.steps * sum(
             bool(start[top : top + high, left : left + wide].any())
             for start in windows
-            for top, left, high, wide in self.crops
+            for top, left, high, wide in self.tiles
         )
 
     def segments(self) -> dict[int, tuple[Segment, np.ndarray]]:
-        """The segments of its next window and their noise float[n,P], by crop, but for those all of conditioning."""
+        """The segments of its next window and their noise float[n,P], by tile, but for those all of conditioning."""
         part, noise = self.windowed.next_window()
         key = " / ".join(prompt for _, prompt in self.job.captions)
         patch, coords = self.config.patch, self.config.coords
         return {
-            crop: (
-                to_segment(self._crop(part, crop), patch, *self.text_states, coords, key),
+            tile: (
+                to_segment(self._tile(part, tile), patch, *self.text_states, coords, key),
                 patchify(noise[:, top : top + high, left : left + wide], patch),
             )
-            for crop, (top, left, high, wide) in enumerate(self.crops)
-            if crop not in self.denoised
+            for tile, (top, left, high, wide) in enumerate(self.tiles)
+            if tile not in self.denoised
         }
 
     def add(self, batcher: ContinuousBatcher, segment: Segment, noise: np.ndarray) -> int:
@@ -224,33 +224,33 @@ class _ActiveJob:
             guidance = dataclasses.replace(guidance, zero_init_sigma=zero_init_sigma(factor))
         return batcher.add(segment, noise, sigmas, guidance, self.negative_text)
 
-    def put(self, crop: int, patches: np.ndarray) -> bool:
-        """Takes a denoised crop of its window; true where that was the window's last."""
+    def put(self, tile: int, patches: np.ndarray) -> bool:
+        """Takes a denoised tile of its window; true where that was the window's last."""
         seen, _ = self.windowed.windows[0]
-        _, _, high, wide = self.crops[crop]
-        self.denoised[crop] = unpatchify(patches, (seen.stop - seen.start, high, wide), self.config.patch)
+        _, _, high, wide = self.tiles[tile]
+        self.denoised[tile] = unpatchify(patches, (seen.stop - seen.start, high, wide), self.config.patch)
         if done := self._next():
             self._skip()
         return done
 
-    def _crop(self, part: Canvas, crop: int) -> Canvas:
-        return part if len(self.crops) == 1 else part.crop(*self.crops[crop])
+    def _tile(self, part: Canvas, tile: int) -> Canvas:
+        return part if len(self.tiles) == 1 else part.crop(*self.tiles[tile])
 
     def _skip(self) -> None:
-        """Takes conditioning as it is: crops of the next window with nothing to generate, and such windows."""
+        """Takes conditioning as it is: tiles of the next window with nothing to generate, and such windows."""
         while self.windowed.windows:
             part, _ = self.windowed.next_window()
-            shown = {crop: self._crop(part, crop) for crop in range(len(self.crops))}
-            self.denoised = {crop: own.latent for crop, own in shown.items() if not own.init_sigma.any()}
+            shown = {tile: self._tile(part, tile) for tile in range(len(self.tiles))}
+            self.denoised = {tile: own.latent for tile, own in shown.items() if not own.init_sigma.any()}
             if not self._next():
                 return
 
     def _next(self) -> bool:
         """Goes to the next window where this one is denoised."""
-        if len(self.denoised) < len(self.crops):
+        if len(self.denoised) < len(self.tiles):
             return False
-        latents = [self.denoised[crop] for crop in range(len(self.crops))]
-        self.windowed.put(blend_crops(latents, self.crops, self.windowed.canvas.grid[1:]))
+        latents = [self.denoised[tile] for tile in range(len(self.tiles))]
+        self.windowed.put(blend_tiles(latents, self.tiles, self.windowed.canvas.grid[1:]))
         self.denoised = {}
         return True
 

@@ -15,7 +15,7 @@ from sora_jax.models.text import TextEncoder, load_text_encoder
 from sora_jax.models.vae import VAE
 from sora_jax.pipeline.budget import LIMIT_FPS, LIMIT_SECONDS, VideoCost, check_frames, check_pixels
 from sora_jax.pipeline.settings import Settings
-from sora_jax.tokens.canvas import FRAMES_PER_LATENT, check_temporal_stride, crop_boxes
+from sora_jax.tokens.canvas import FRAMES_PER_LATENT, check_temporal_stride, tile_boxes
 
 
 class VideoModel:
@@ -96,8 +96,8 @@ class VideoModel:
         fit = limits.tokens // max(frame_tokens, 1) * by
         return min(fit, limits.latent_frames or fit)
 
-    def space_crops(self, cells: tuple[int, int], from_noise: bool) -> list[tuple[int, int, int, int]]:
-        """Crops (top, left, height, width), in cells, of a frame of `cells` (y, x): each is a segment of its own.
+    def spatial_tiles(self, cells: tuple[int, int], from_noise: bool) -> list[tuple[int, int, int, int]]:
+        """Tiles (top, left, height, width), in cells, of a frame of `cells` (y, x): each is a segment of its own.
 
         Args:
           from_noise: whether some of the canvas is generated from noise alone. Then a frame is one segment, as its
@@ -105,14 +105,14 @@ class VideoModel:
         """
         patch, most = self.dit.config.patch, self.bundle.limits.frame_tokens
         if most and not from_noise and math.prod(cells) // math.prod(patch[1:]) > most:
-            return crop_boxes(cells, patch, most)
+            return tile_boxes(cells, patch, most)
         return [(0, 0, *cells)]
 
     def segment_tokens(self, frame_tokens: int, latent_frames: int) -> int:
         """Tokens of the first segment of a canvas, by which its sigmas are shifted (`flow.shift_factor`).
 
         Args:
-          frame_tokens: of a latent frame, in one of the `space_crops`.
+          frame_tokens: of a latent frame, in one of the `spatial_tiles`.
           latent_frames: of the canvas.
         """
         frames = min(latent_frames, self.max_latent_frames(frame_tokens))

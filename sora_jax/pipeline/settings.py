@@ -39,7 +39,7 @@ class Settings:
       guidance_method: a name of `guidance.METHODS`; "zero" also leaves out the first 4% of the steps, at least one.
       guidance_interval: (lowest, highest) σ between which guidance acts.
       guidance_rescale: 0 to 1, how far the contrast that guidance adds is reduced, as in diffusers.
-      given_guidance: guidance scale of conditioning pictures and clips; 1 is none.
+      conditioning_guidance: guidance scale of conditioning pictures and clips; 1 is none.
       negative: the negative prompt.
       strict: refuse words that the model doesn't know; otherwise a note names them.
       max_frames: the most frames of a video, and of a batch together; None is what lasts ten minutes at the model's
@@ -56,7 +56,7 @@ class Settings:
     guidance_method: str = "cfg"
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     guidance_rescale: float = 0.0
-    given_guidance: float = 1.0
+    conditioning_guidance: float = 1.0
     negative: str = ""
     strict: bool = False
     max_frames: int | None = None
@@ -69,13 +69,13 @@ class Settings:
         """As the sampler takes it."""
         low, high = self.guidance_interval
         method = METHODS.index(self.guidance_method)
-        return Guidance(self.guidance, self.given_guidance, low, high, self.guidance_rescale, method)
+        return Guidance(self.guidance, self.conditioning_guidance, low, high, self.guidance_rescale, method)
 
     def check(self) -> None:
         """Raises UserError where a setting can't be used."""
         check_whole("seed", self.seed, 0, MAX_SEED)
         check_whole("steps", self.steps, 1, MAX_STEPS)
-        for name in ("guidance", "given_guidance"):
+        for name in ("guidance", "conditioning_guidance"):
             # Huge scales overflow to NaN, and would spoil the other segments of a packed sequence.
             check_number(name, getattr(self, name), least=-MAX_GUIDANCE, most=MAX_GUIDANCE)
         if self.solver not in SOLVERS:

@@ -37,7 +37,7 @@ class VaeProcessor(VideoModel):
 
         Args:
           strength: of the whole canvas.
-          frame_tokens: of a latent frame, in one of the `space_crops`. More than a crop holds
+          frame_tokens: of a latent frame, in one of the `spatial_tiles`. More than a tile holds
             count as those of a frame that is cut.
           latent_frames: of the canvas.
         """
@@ -83,7 +83,7 @@ class VaeProcessor(VideoModel):
             latents.append(latent)
         start = strength
         if self.bundle.dit is not None:
-            _, _, *sides = self.space_crops(self.cells(Y, X), from_noise=bool(strength.max() == 1))[0]
+            _, _, *sides = self.spatial_tiles(self.cells(Y, X), from_noise=bool(strength.max() == 1))[0]
             tokens = math.prod(sides) // math.prod(self.dit.config.patch[1:])
             start = self.strength_to_sigma(strength, tokens, sum(len(span.ends) for span in spans))
         return make_canvas(spans, latents, start, sketch.fps, self.vae.config.compression)

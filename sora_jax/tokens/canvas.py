@@ -255,8 +255,8 @@ def to_segment(
     )
 
 
-def crop_size(grid: Grid, patch: Grid, frame_tokens: int) -> tuple[int, int]:
-    """Height and width, in cells, of the crop of a frame that has at most `frame_tokens` tokens.
+def tile_size(grid: Grid, patch: Grid, frame_tokens: int) -> tuple[int, int]:
+    """Height and width, in cells, of a frame's tile that has at most `frame_tokens` tokens.
 
     The whole frame where that fits; else about square.
     """
@@ -272,9 +272,9 @@ def crop_size(grid: Grid, patch: Grid, frame_tokens: int) -> tuple[int, int]:
     return rows * patch[1], columns * patch[2]
 
 
-def crop_boxes(sides: tuple[int, int], patch: Grid, frame_tokens: int) -> list[tuple[int, int, int, int]]:
-    """Crops (top, left, height, width) in cells that cover a frame and overlap by a third or more."""
-    height, width = crop_size((1, *sides), patch, frame_tokens)
+def tile_boxes(sides: tuple[int, int], patch: Grid, frame_tokens: int) -> list[tuple[int, int, int, int]]:
+    """Tiles (top, left, height, width) in cells that cover a frame and overlap by a third or more."""
+    height, width = tile_size((1, *sides), patch, frame_tokens)
     axes = []
     for full, own, by in zip(sides, (height, width), patch[1:], strict=True):
         step = max(2 * own // (3 * by), 1) * by
@@ -283,10 +283,10 @@ def crop_boxes(sides: tuple[int, int], patch: Grid, frame_tokens: int) -> list[t
     return [(top, left, height, width) for top in axes[0] for left in axes[1]]
 
 
-def blend_crops(
+def blend_tiles(
     latents: Sequence[np.ndarray], boxes: Sequence[tuple[int, int, int, int]], sides: Sequence[int]
 ) -> np.ndarray:
-    """float32[t,y,x,c] of a frame of `sides` (y, x): crops are blended linearly where they overlap."""
+    """float32[t,y,x,c] of a frame of `sides` (y, x): tiles are blended linearly where they overlap."""
     total = np.zeros((len(latents[0]), *sides, latents[0].shape[3]), np.float32)
     weight = np.zeros((*sides, 1), np.float32)
     for latent, (top, left, height, width) in zip(latents, boxes, strict=True):

@@ -273,7 +273,7 @@ WRONG = {
     "seed": (-1, 1.5, "3", None, True, 2**31, float("nan"), 10**30, [1]),
     "steps": (0, -1, 1.0, "12", None, True, 10**9),
     "guidance": ("3", None, True, float("nan"), float("inf"), 101, [3]),
-    "given_guidance": ("3", None, float("nan"), False),
+    "conditioning_guidance": ("3", None, float("nan"), False),
     "guidance_rescale": (-0.1, 1.1, "0", None, True),
     "guidance_interval": (None, 0.5, (0.1,), (0.9, 0.1), ("0", "1"), (0, float("nan")), (False, True)),
     "guidance_method": ("magic", None, 3, ["cfg"]),

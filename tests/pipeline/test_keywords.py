@@ -145,9 +145,9 @@ def test_a_keyword_of_the_function_itself_is_not_doubled():
 
 
 def test_a_keyword_is_called_an_option_by_our_command_line_alone():
-    theirs = click.Command("theirs", callback=lambda: print(called("given_guidance")))
-    assert CliRunner().invoke(theirs, []).output == "given_guidance\n"
+    theirs = click.Command("theirs", callback=lambda: print(called("conditioning_guidance")))
+    assert CliRunner().invoke(theirs, []).output == "conditioning_guidance\n"
     with click.Context(cli) as context:
         context.invoke(cli.callback)
-        assert called("given_guidance") == "--given-guidance"
-    assert called("given_guidance") == "given_guidance"
+        assert called("conditioning_guidance") == "--conditioning-guidance"
+    assert called("conditioning_guidance") == "conditioning_guidance"

@@ -116,7 +116,7 @@ def test_what_is_partly_painted_from_nothing_is_seen_whole_and_means_the_same(mo
     [
         ({"guidance_method": "zero", "guidance": 3.0, "negative": "a ring"}, True),
         ({"guidance_method": "zero", "guidance": 3.0}, False),  # there are no words to be guided by
-        ({"guidance_method": "zero", "guidance": 1.0, "given_guidance": 2.0}, True),
+        ({"guidance_method": "zero", "guidance": 1.0, "conditioning_guidance": 2.0}, True),
         ({"guidance_method": "zero", "guidance": 1.0}, False),
         ({"guidance_method": "zero", "guidance": 3.0, "guidance_interval": (0.0, 0.9)}, False),
         ({"guidance": 3.0}, False),

@@ -29,13 +29,13 @@ from sora_jax.tokens.canvas import (
     Canvas,
     CausalSpan,
     Sketch,
-    blend_crops,
-    crop_boxes,
-    crop_size,
+    blend_tiles,
     frames_shown,
     make_canvas,
     split_into_spans,
     temporal_windows,
+    tile_boxes,
+    tile_size,
     to_segment,
 )
 from sora_jax.tokens.patches import coordinates, unpatchify
@@ -247,8 +247,8 @@ space = st.tuples(*[st.integers(1, 30)] * 2, *[st.integers(1, 3)] * 2, st.intege
 def test_windows_of_a_frame_cover_it_and_overlap(drawn):
     y, x, py, px, most = drawn
     sides, patch = (y * py, x * px), (1, py, px)
-    places = crop_boxes(sides, patch, most)
-    height, width = crop_size((1, *sides), patch, most)
+    places = tile_boxes(sides, patch, most)
+    height, width = tile_size((1, *sides), patch, most)
     assert (height // py) * (width // px) <= most or (height, width) == sides == (py, px)
     covered = np.zeros(sides, int)
     for top, left, *own in places:
@@ -266,9 +266,9 @@ def test_windows_of_a_frame_cover_it_and_overlap(drawn):
 def test_windows_cut_from_one_frame_blend_to_it_again(drawn, seed):
     y, x, py, px, most = drawn
     whole = np.random.default_rng(seed).standard_normal((2, y * py, x * px, 3)).astype(np.float32)
-    places = crop_boxes(whole.shape[1:3], (1, py, px), most)
+    places = tile_boxes(whole.shape[1:3], (1, py, px), most)
     cut = [whole[:, top : top + height, left : left + width] for top, left, height, width in places]
-    np.testing.assert_allclose(blend_crops(cut, places, whole.shape[1:3]), whole, atol=1e-5)
+    np.testing.assert_allclose(blend_tiles(cut, places, whole.shape[1:3]), whole, atol=1e-5)
 
 
 # With a model.
