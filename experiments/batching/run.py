@@ -94,7 +94,7 @@ def make(seconds: float, height: int, width: int, steps: int, number: int) -> Jo
     """A text-to-video job."""
     frames = 1 + 4 * round(seconds * 2)
     captions = ((0.0, PROMPTS[number % len(PROMPTS)]),)
-    sketch = sketches.blank((frames, height, width), 8.0)
+    sketch = sketches.all_noise((frames, height, width), 8.0)
     return Job(sketch, captions, Settings(seed=number, steps=steps))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from sora_jax.axes import ConditionIds, Entries, TokenEntries
+from sora_jax.axes import ConditionIds, PerCondition, PerToken
 
 
 def interpolate(clean: jax.Array, noise: jax.Array, sigma: jax.Array) -> jax.Array:
@@ -56,8 +56,8 @@ def schedule(steps: int, factor: jax.Array | float = 1.0, init_sigma: jax.Array 
     return sigmas.at[0].set(init_sigma)  # without the rounding of there and back
 
 
-def gather_sigmas(table_bs: Entries, ids_bn: ConditionIds) -> TokenEntries:
-    """The table's entry for each token, [B, S] and [B, N] → [B, N]."""
+def gather_sigmas(table_bs: PerCondition, ids_bn: ConditionIds) -> PerToken:
+    """The condition's value for each token, [B, S] and [B, N] → [B, N]."""
     return jnp.take_along_axis(table_bs, ids_bn, axis=1, mode="promise_in_bounds")
 
 

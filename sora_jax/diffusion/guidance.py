@@ -7,7 +7,7 @@ x₀ = x − σ v, where linear rules are the same as in the velocity:
     x₀ = full + (w_text − 1) (full − uncaptioned) + (w_conditioning − 1) (uncaptioned − unconditional)
 
 which is classifier-free guidance (Ho and Salimans 2022) and, with both weights, that of Brooks et al. 2023
-(equation 3): weights of 1 leave the full prediction exactly. Every setting is a table by entry of the batch's
+(equation 3): weights of 1 leave the full prediction exactly. Every setting is a table over the batch's
 conditions, so the segments of a batch may all differ; means are taken over the generated tokens of one segment.
 """
 
@@ -35,7 +35,7 @@ _TINY = 1e-12
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Guidance:
-    """Guidance of a segment. A field is one number, or a table float[B, S] by entry.
+    """Guidance of a segment. A field is one number, or a table float[B, S] over conditions.
 
     Attributes:
       text: classifier-free guidance scale; 1 is off.
@@ -98,7 +98,7 @@ def guided_clean(
 
     Args:
       x_bnp: noisy patches.
-      sigma_bs: their σ by entry.
+      sigma_bs: their σ by condition.
       guidance: of tables.
       passes: of `Guidance.passes`, or more.
       negative_batch: the same batch with the negative prompts, see `without_caption`.
@@ -175,7 +175,7 @@ def combine(
 
 
 def _segment_mean_weights(batch: PackedBatch) -> jax.Array:
-    """float[B, S, N]: 1/n at each of the n generated tokens of an entry's segment: a product is their mean."""
+    """float[B, S, N]: 1/n at each of the n generated tokens of a condition's segment: a product is their mean."""
     same_segment = batch.condition_segment_ids[:, :, None] == batch.segment_ids[:, None, :]
     owned = (same_segment & (batch.condition_ids > 0)[:, None, :]).astype(jnp.float32)
     return owned / jnp.maximum(owned.sum(-1, keepdims=True), 1.0)

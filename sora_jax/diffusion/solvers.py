@@ -25,7 +25,7 @@ class State(NamedTuple):
     Attributes:
       x: float[B,N,P], the tokens now.
       last_x, clean: float[B,N,P], the tokens before the last step, and the x₀ predicted from them.
-      last_sigma: float[B,S], the σ of `last_x`; that of an entry which the last step left as it was is its present σ,
+      last_sigma: float[B,S], the σ of `last_x`; that of a condition which the last step left alone is its present σ,
         not a higher one, so there is nothing to extrapolate from.
     """
 
@@ -47,10 +47,10 @@ def solver_step(
     solver: str,
     passes: int,
 ) -> State:
-    """One step of every entry from its σ to its next.
+    """One step of every condition from its σ to its next.
 
     Where they are equal, or σ is above `guidance.zero_init_sigma`, its tokens stay bit for bit: so conditioning tokens
-    (entry 0, whose σ is 0), partially noised ones that wait until their segment's σ has come down to theirs, and
+    (condition 0, whose σ is 0), partially noised ones that wait until their segment's σ has come down to theirs, and
     segments of fewer steps are all served by one step.
 
     Args:

@@ -76,4 +76,4 @@ def text_to_video(model: VideoModel, request: Request) -> Job:
     """
     shape, settings = request.shape(), request.settings()
     model.check_limits(shape[0], shape[1:], request.fps, settings, held=False)
-    return Job(sketches.blank(shape, request.fps), captions_of(request.prompt), settings)
+    return Job(sketches.all_noise(shape, request.fps), captions_of(request.prompt), settings)

@@ -57,7 +57,7 @@ def review(model: VideoModel, job: Job) -> list[str]:
     doubt = _unknown(model.name, texts, knowledge)
     if (
         not doubt
-        and sketch.blank
+        and sketch.all_noise
         and job.captions
         and not any(map(knowledge.names_a_thing, dict(job.captions).values()))
     ):

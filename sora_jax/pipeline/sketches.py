@@ -13,7 +13,7 @@ from sora_jax.errors import UserError
 from sora_jax.tokens.canvas import Sketch
 
 
-def blank(shape: tuple[int, int, int], fps: float, writable: bool = False) -> Sketch:
+def all_noise(shape: tuple[int, int, int], fps: float, writable: bool = False) -> Sketch:
     """Everything is generated: text to video; with one frame, text to image. `shape` is (T, Y, X).
 
     Unless it is to be `writable`, it holds one number for all of its pixels, for any length.
@@ -29,7 +29,7 @@ def animate(pictures: Mapping[int, np.ndarray], shape: tuple[int, int, int], fps
     Raises:
       UserError: a frame lies outside of the clip.
     """
-    sketch = blank(shape, fps, writable=True)
+    sketch = all_noise(shape, fps, writable=True)
     for number, picture in pictures.items():
         if not 0 <= number < shape[0]:
             raise UserError(
@@ -42,7 +42,7 @@ def animate(pictures: Mapping[int, np.ndarray], shape: tuple[int, int, int], fps
 
 def extend(clip: np.ndarray, new: int, fps: float, backward: bool = False) -> Sketch:
     """The clip is conditioning, `new` frames after it (or before it) are generated."""
-    empty = blank((new, *clip.shape[1:3]), fps)
+    empty = all_noise((new, *clip.shape[1:3]), fps)
     frames, strength = [clip, empty.frames], [np.zeros(clip.shape[:3], np.float32), empty.strength]
     order = slice(None, None, -1 if backward else 1)
     return Sketch(np.concatenate(frames[order]), np.concatenate(strength[order]), fps)

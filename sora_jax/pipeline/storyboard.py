@@ -198,7 +198,7 @@ def storyboard(model: VideoModel, board: Storyboard | Path, **options: Any) -> J
     new = frames_of(board.loop, board.fps) if board.loop else 0
     given = any(card.image is not None or card.clip is not None for card in board.cards)
     model.check_limits(T + new, size, board.fps, settings, held=given)
-    sketch = sketches.blank((T, *size), board.fps, writable=given)
+    sketch = sketches.all_noise((T, *size), board.fps, writable=given)
     notes: list[str] = []
     ends = [*(card.at for card in board.cards[1:]), board.duration]
     for number, (card, end) in enumerate(zip(board.cards, ends, strict=True), 1):

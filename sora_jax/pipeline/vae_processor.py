@@ -18,7 +18,7 @@ from sora_jax.tokens.canvas import (
     Canvas,
     CausalSpan,
     Sketch,
-    blank_canvas,
+    all_noise_canvas,
     make_canvas,
     split_into_spans,
 )
@@ -56,8 +56,8 @@ class VaeProcessor(VideoModel):
         if self.bundle.dit is not None and len(spans) == 1:  # whole patches in time too
             count, by = len(spans[0].ends), self.dit.config.patch[0]
             spans = [CausalSpan(0, 1 + FRAMES_PER_LATENT * (math.ceil(count / by) * by - 1))]
-        if sketch.blank:
-            return blank_canvas(spans[0], self.cells(Y, X), self.vae.config.channels, sketch.fps)
+        if sketch.all_noise:
+            return all_noise_canvas(spans[0], self.cells(Y, X), self.vae.config.channels, sketch.fps)
         sides = [
             side * by for side, by in zip(self.cells(Y, X), self.vae.config.compression[1:], strict=True)
         ]

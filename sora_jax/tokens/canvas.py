@@ -41,14 +41,14 @@ class Sketch:
     fps: float
 
     @property
-    def blank(self) -> bool:
-        """Whether everything is generated: `strength` is one broadcast 1, as `abilities.blank` makes it."""
+    def all_noise(self) -> bool:
+        """Whether everything is generated: `strength` is one broadcast 1, as `sketches.all_noise` makes it."""
         return not any(self.strength.strides) and bool(self.strength.flat[0] == 1)
 
     @property
     def conditioning_frames(self) -> np.ndarray:
         """bool[T]: frames of which every pixel is conditioning."""
-        return np.zeros(len(self.frames), bool) if self.blank else (self.strength == 0).all((1, 2))
+        return np.zeros(len(self.frames), bool) if self.all_noise else (self.strength == 0).all((1, 2))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +189,7 @@ def make_canvas(
     return Canvas(np.concatenate(latents).astype(np.float32), np.stack(groups), ends, first, fps)
 
 
-def blank_canvas(span: CausalSpan, cells: tuple[int, int], channels: int, fps: float) -> Canvas:
+def all_noise_canvas(span: CausalSpan, cells: tuple[int, int], channels: int, fps: float) -> Canvas:
     """A canvas of one span, each frame of so many cells (y, x), all to be generated: one number broadcast."""
     grid = (len(span.ends), *cells)
     latent, init_sigma = (

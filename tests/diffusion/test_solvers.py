@@ -81,11 +81,11 @@ def test_passes_that_only_neighbours_need_change_nothing(solver, filled):
 
 def test_tokens_wait_where_they_start(solver):
     """Segment 2 has sigmas 1 and 0.5: until it has come down to the lower one, tokens of that are as they were put."""
-    row, entry = next(zip(*np.nonzero(BATCH.condition_init_sigma == 0.5), strict=True))
-    resting = int(np.argmax(SIGMAS[:, row, entry] < 0.5)) - 1
+    row, condition = next(zip(*np.nonzero(BATCH.condition_init_sigma == 0.5), strict=True))
+    resting = int(np.argmax(SIGMAS[:, row, condition] < 0.5)) - 1
     assert resting >= 1
     early = np.asarray(sample(MODEL, BATCH, NOISE, SIGMAS[: resting + 1], GUIDANCE, solver))
-    waiting = (BATCH.condition_ids == entry) & (np.arange(len(BATCH.patches)) == row)[:, None]
+    waiting = (BATCH.condition_ids == condition) & (np.arange(len(BATCH.patches)) == row)[:, None]
     begun = np.asarray(sample(MODEL, BATCH, NOISE, SIGMAS[:1], GUIDANCE, solver))
     np.testing.assert_array_equal(early[waiting], begun[waiting])
     np.testing.assert_allclose(begun[waiting], (0.5 * BATCH.patches + 0.5 * NOISE)[waiting], rtol=1e-6)

@@ -64,7 +64,7 @@ def test_a_seed_has_one_noise_however_a_canvas_is_cut(monkeypatch, patch):
 
     monkeypatch.setattr(WindowedCanvas, "next_window", watched)
     clip = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
-    made = [sketches.blank((60, 32, 32), 8.0)]
+    made = [sketches.all_noise((60, 32, 32), 8.0)]
     if patch[0] == 1:
         made.append(sketches.extend(clip, 60, 8.0, backward=True))
     for sketch in made:
@@ -79,9 +79,9 @@ def test_a_seed_has_one_noise_however_a_canvas_is_cut(monkeypatch, patch):
             np.testing.assert_array_equal(noise, whole[number])
 
 
-def test_a_blank_canvas_is_the_encoded_blank_sketch(studio):
-    ours = studio.prepare_latents(sketches.blank((30, 20, 40), 8.0))
-    theirs = studio.prepare_latents(sketches.blank((30, 20, 40), 8.0, writable=True))
+def test_an_all_noise_canvas_is_the_encoded_all_noise_sketch(studio):
+    ours = studio.prepare_latents(sketches.all_noise((30, 20, 40), 8.0))
+    theirs = studio.prepare_latents(sketches.all_noise((30, 20, 40), 8.0, writable=True))
     for field in dataclasses.fields(ours):
         np.testing.assert_array_equal(getattr(ours, field.name), getattr(theirs, field.name))
     assert ours.latent.strides == (0, 0, 0, 0) and not ours.conditioning_frames.any()
@@ -99,7 +99,7 @@ def test_of_ten_thousand_seconds_the_first_frames_come_at_once(studio):
     tracemalloc.stop()
     np.testing.assert_array_equal(frames, short.frames[:20])
     assert len(stream) == 80_000
-    steps = 2 * len(temporal_windows(studio.prepare_latents(sketches.blank((80_000, 32, 32), 8.0)), 3, 1))
+    steps = 2 * len(temporal_windows(studio.prepare_latents(sketches.all_noise((80_000, 32, 32), 8.0)), 3, 1))
     assert reports[0] == (0, steps) and reports[-1][0] < 20
     assert peak < 20e6, "its frames take 246 MB"
 
@@ -122,7 +122,7 @@ def test_what_is_held_while_a_video_is_made_does_not_grow_with_it(studio, monkey
 def test_latents_are_ready_as_soon_as_no_later_window_changes_them(studio):
     clip = np.zeros((5, 32, 32, 3), np.uint8)  # two latent frames
     for sketch, ready in (
-        (sketches.blank((33, 32, 32), 8.0), [3, 5, 7, 9]),
+        (sketches.all_noise((33, 32, 32), 8.0), [3, 5, 7, 9]),
         (sketches.extend(clip, 16, 8.0), [4, 6]),
         (sketches.extend(clip, 16, 8.0, backward=True), [0, 0, 7]),
     ):
@@ -157,7 +157,7 @@ def test_a_canvas_that_is_given_whole_waits_for_no_other(studio, monkeypatch):
     monkeypatch.setattr(denoise, "MAX_HELD", 1)
     clip = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
     given = sketches.Sketch(clip, np.zeros(clip.shape[:3], np.float32), 8.0)
-    jobs = [Job(sketch, (), SETTINGS) for sketch in (given, sketches.blank((9, 32, 32), 8.0))]
+    jobs = [Job(sketch, (), SETTINGS) for sketch in (given, sketches.all_noise((9, 32, 32), 8.0))]
     canvases = [studio.prepare_latents(job.sketch) for job in jobs]
     same, painted = denoise.denoise(studio, jobs, canvases)
     np.testing.assert_array_equal(same.latent, canvases[0].latent)
@@ -167,7 +167,7 @@ def test_a_canvas_that_is_given_whole_waits_for_no_other(studio, monkeypatch):
 def test_a_storyboard_of_words_holds_nothing_and_other_abilities_stream_what_is_painted_forward(studio):
     cards = (Card(0.0, "a ring"), Card(2.0, "a star"))
     board = Storyboard(cards, duration=4.0, fps=8.0, resolution=32, aspect=1.0)
-    assert storyboard(studio, board).sketch.blank
+    assert storyboard(studio, board).sketch.all_noise
     clip = Video(np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), np.uint8), 8.0)
     for backward in (False, True):
         job = temporal_abilities.extend(studio, clip, 8.0, "a ring", backward=backward, steps=2, guidance=1.0)

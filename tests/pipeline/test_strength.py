@@ -124,7 +124,7 @@ def test_what_is_partly_painted_from_nothing_is_seen_whole_and_means_the_same(mo
 )
 def test_zero_init_belongs_to_cfg_zero_star_where_it_guides_near_noise(settings, leaves_out, monkeypatch):
     bundle = bundle_of((1, 2, 2))
-    blank = Sketch(np.zeros((9, 64, 64, 3), np.uint8), np.ones((9, 64, 64), np.float32), 8.0)
-    [request] = first_requests(bundle, blank, monkeypatch, **settings)
+    noise = Sketch(np.zeros((9, 64, 64, 3), np.uint8), np.ones((9, 64, 64), np.float32), 8.0)
+    [request] = first_requests(bundle, noise, monkeypatch, **settings)
     held = request.sigmas[:-1] > request.guidance.zero_init_sigma
     assert held.tolist() == [leaves_out, False, False, False]

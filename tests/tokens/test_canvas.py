@@ -295,7 +295,7 @@ def board(engine: VaeProcessor) -> Job:
 
 PICTURES = {number: clip(1, number)[0] for number in (0, 4, 5, 9, 12)}
 SKETCHES = {
-    "text to video": sketches.blank((17, 32, 16), 8.0),
+    "text to video": sketches.all_noise((17, 32, 16), 8.0),
     "an image comes alive": sketches.animate({0: PICTURES[0]}, (11, 32, 16), 8.0),
     "an image is the last frame": sketches.animate({12: PICTURES[12]}, (13, 32, 16), 8.0),
     "an image is in the middle": sketches.animate({9: PICTURES[9]}, (23, 32, 16), 8.0),
@@ -448,7 +448,7 @@ def test_patches_of_two_latent_frames_fill_videos_of_any_length():
 
 
 def test_frames_of_which_no_two_fit_a_row_are_refused(narrow):
-    sketch = sketches.blank((5, 32, 64), 8.0)
+    sketch = sketches.all_noise((5, 32, 64), 8.0)
     with pytest.raises(UserError, match="Frames of 8 tokens are more than .* holds in a sequence of 6"):
         denoised(narrow, [Job(sketch)])
 
