@@ -42,7 +42,7 @@ class Part:
     end: float | None = None
 
     def __post_init__(self) -> None:
-        check_number("start", self.start, least=0)
+        check_number("start", self.start, minimum=0)
         if self.end is not None:
             check_number("end", self.end, above=0)
         if self.end is not None and not self.end > self.start:
@@ -83,20 +83,20 @@ def read_input(
     if fps is None and (picture or slower):
         fps = limits.fps if slower else min(STILL_FPS, limits.fps or STILL_FPS)
     high, wide = size = output_size(model, own, shape)
-    scale = max(high / Y, wide / X) if shape.sized else min(high, wide) / min(own)
+    scale = max(high / Y, wide / X) if shape.has_size else min(high, wide) / min(own)
     short = round(min(own) * scale)
-    if shape.long:
+    if shape.has_duration:
         rate = first.video.fps if fps is None else fps
-        lasts = shape.count(rate) / rate
+        lasts = shape.num_frames(rate) / rate
         seconds = lasts if seconds is None else min(seconds, lasts)
     media = part.read(seconds, fps=fps, resolution=None if short == min(own) else short)
     notes = media.notes
-    if slower or (not shape.sized and short < min(own)):
+    if slower or (not shape.has_size and short < min(own)):
         high, wide = media.video.size
         notes += (
             f"{wide}×{high} at {media.video.fps:g} fps is the nearest that the model {model.name!r} holds.",
         )
-    if not shape.sized or media.video.size == size:
+    if not shape.has_size or media.video.size == size:
         return dataclasses.replace(media, notes=notes)
     if max(np.subtract(media.video.size, size)) > 3:
         notes += (f"{name_of(part.source)} was cropped to the shape of {size[1]}×{size[0]}.",)
@@ -112,8 +112,8 @@ def output_size(model: VideoModel, own: tuple[int, int], shape: Shape) -> tuple[
       UserError: a frame of that size doesn't fit into memory.
     """
     if shape.resolution is None and shape.size is None:
-        return nearest_supported(model, shape.size_of(own))
-    size = shape.size_of(own)
+        return nearest_supported(model, shape.resolve_size(own))
+    size = shape.resolve_size(own)
     check_pixels(model.cost(1, size, Settings()))
     return size
 
@@ -121,9 +121,9 @@ def output_size(model: VideoModel, own: tuple[int, int], shape: Shape) -> tuple[
 def read_full_size(source: MediaInput, shape: Shape) -> Media:
     """Reads an input at its own size, whether the model can hold it or not, at the shape's rate, up to its duration."""
     part, seconds = as_part(source), None
-    if shape.long:
+    if shape.has_duration:
         rate = shape.fps or part.read(1e-6).video.fps
-        seconds = shape.count(rate) / rate
+        seconds = shape.num_frames(rate) / rate
     return part.read(seconds, fps=shape.fps)
 
 

@@ -26,10 +26,10 @@ from sora_jax.errors import UserError
 from sora_jax.media.video import Video, VideoStream
 from sora_jax.models.text import TextEncoder
 from sora_jax.pipeline import sketches, spatial_abilities, storyboard, temporal_abilities
-from sora_jax.pipeline.checks import MAX_SEED, check_whole
+from sora_jax.pipeline.checks import MAX_SEED, check_int
 from sora_jax.pipeline.denoise import iter_latents
 from sora_jax.pipeline.job import Job, metadata_of
-from sora_jax.pipeline.keywords import advice, explicit_keywords
+from sora_jax.pipeline.keywords import explicit_keywords, suggestion
 from sora_jax.pipeline.registry import ABILITIES, Ability
 from sora_jax.pipeline.request import Request, text_to_video
 from sora_jax.pipeline.review import review, review_batch
@@ -167,7 +167,7 @@ class Pipeline(VaeProcessor):
           UserError: there is no such ability; or as the function that builds it.
         """
         if ability not in ABILITIES:
-            hint = advice(ability, ABILITIES) or f"choose from {', '.join(ABILITIES)}."
+            hint = suggestion(ability, ABILITIES) or f"choose from {', '.join(ABILITIES)}."
             raise UserError(f"There is no ability {ability!r}: {hint}")
         build = BUILDERS[ability]
         if "progress" in inspect.signature(build).parameters:
@@ -179,8 +179,8 @@ class Pipeline(VaeProcessor):
         self, prompt: str, count: int = 4, progress: Progress | None = None, *, seed: int = 0, **fields: Any
     ) -> list[Video]:
         """The same request under `count` seeds, from `seed` on."""
-        check_whole("count", count, 1, MAX_COUNT)
-        check_whole("seed", seed, 0, MAX_SEED)
+        check_int("count", count, 1, MAX_COUNT)
+        check_int("seed", seed, 0, MAX_SEED)
         requests = [Request(prompt, seed=seed + number, **fields) for number in range(count)]
         return self.generate_batch(requests, progress)
 

@@ -11,7 +11,7 @@ from sora_jax.checkpoints.knowledge import Knowledge
 from sora_jax.errors import UserError
 from sora_jax.media.video import frame_size
 from sora_jax.pipeline import budget
-from sora_jax.pipeline.checks import check_text, shown
+from sora_jax.pipeline.checks import check_text, short_repr
 from sora_jax.pipeline.job import Captions, Job
 from sora_jax.pipeline.model import VideoModel
 
@@ -20,7 +20,7 @@ MAX_LETTERS_A_TOKEN = 20
 USUAL_ASPECTS, MAX_USUAL = (
     ("9:16", "1:1", "16:9"),
     4.0,
-)  # where a model's card doesn't say; longer ones are strips
+)  # where a model's card doesn't say; longer ones are unusual
 MAX_NAMED = 8  # words in one note
 
 
@@ -54,20 +54,20 @@ def review(model: VideoModel, job: Job) -> list[str]:
     check_captions(model, job.captions)
     check_captions(model, texts[-1:])
     knowledge = model.bundle.knowledge
-    doubt = _unknown(model.name, texts, knowledge)
+    warning = _unknown(model.name, texts, knowledge)
     if (
-        not doubt
+        not warning
         and sketch.all_noise
         and job.captions
         and not any(map(knowledge.names_a_thing, dict(job.captions).values()))
     ):
-        doubt = f"The prompt names nothing that the model {model.name!r} draws: {_draws(knowledge)}."
-    if doubt and settings.strict:
-        raise UserError(doubt)
+        warning = f"The prompt names nothing that the model {model.name!r} draws: {_draws(knowledge)}."
+    if warning and settings.strict:
+        raise UserError(warning)
     from_noise = bool(sketch.strength.max() == 1)
     if from_noise and not model.holds((Y, X), T):
         raise UserError(too_large(model, (Y, X)))
-    return [*filter(None, [doubt]), *_unseen(model, job, from_noise)]
+    return [*filter(None, [warning]), *_unseen(model, job, from_noise)]
 
 
 def check_captions(model: VideoModel, captions: Captions | list[tuple[float, str]]) -> None:
@@ -116,7 +116,7 @@ def too_large(model: VideoModel, size: tuple[int, int]) -> str:
 
 
 def _nearest_learned(model: VideoModel, size: tuple[int, int]) -> tuple[str, int] | None:
-    """The aspect ratio and the resolution for a strip, whose shape is the fault; None where that is a usual one."""
+    """The aspect ratio and the resolution where its shape is the fault; None where that is a usual one."""
     knows, (height, width) = model.bundle.knowledge, size
     aspects = knows.aspects or USUAL_ASPECTS
     if _seen(width / height, aspects) if knows.aspects else max(size) <= MAX_USUAL * min(size):
@@ -140,7 +140,7 @@ def _unknown(name: str, texts: list[tuple[float, str]], knowledge: Knowledge) ->
     words = list(dict.fromkeys(word for _, text in texts for word in knowledge.unknown_words(text)))
     if not words:
         return ""
-    named = [shown(word, 30) for word in words[:MAX_NAMED]]
+    named = [short_repr(word, 30) for word in words[:MAX_NAMED]]
     if len(words) > MAX_NAMED:
         listed = f"{', '.join(named)} and {len(words) - MAX_NAMED} more words"
     else:

@@ -12,12 +12,12 @@ from sora_jax.diffusion.solvers import SOLVERS
 from sora_jax.errors import UserError
 from sora_jax.pipeline.checks import (
     MAX_SEED,
+    check_bool,
+    check_int,
     check_number,
-    check_switch,
     check_text,
-    check_whole,
     is_number,
-    shown,
+    short_repr,
 )
 
 MAX_STEPS = 1000
@@ -73,16 +73,18 @@ class Settings:
 
     def check(self) -> None:
         """Raises UserError where a setting can't be used."""
-        check_whole("seed", self.seed, 0, MAX_SEED)
-        check_whole("steps", self.steps, 1, MAX_STEPS)
+        check_int("seed", self.seed, 0, MAX_SEED)
+        check_int("steps", self.steps, 1, MAX_STEPS)
         for name in ("guidance", "conditioning_guidance"):
             # Huge scales overflow to NaN, and would spoil the other segments of a packed sequence.
-            check_number(name, getattr(self, name), least=-MAX_GUIDANCE, most=MAX_GUIDANCE)
+            check_number(name, getattr(self, name), minimum=-MAX_GUIDANCE, maximum=MAX_GUIDANCE)
         if self.solver not in SOLVERS:
-            raise UserError(f"There is no solver {shown(self.solver)}: choose one of {', '.join(SOLVERS)}.")
+            raise UserError(
+                f"There is no solver {short_repr(self.solver)}: choose one of {', '.join(SOLVERS)}."
+            )
         if self.guidance_method not in METHODS:
             raise UserError(
-                f"There is no guidance method {shown(self.guidance_method)}: choose one of {', '.join(METHODS)}."
+                f"There is no guidance method {short_repr(self.guidance_method)}: choose one of {', '.join(METHODS)}."
             )
         try:
             low, high = self.guidance_interval
@@ -90,11 +92,11 @@ class Settings:
             low = high = math.nan
         if not (is_number(low) and is_number(high) and 0 <= low <= high <= 1):
             raise UserError(
-                f"guidance_interval={shown(self.guidance_interval)} is no interval: give two numbers, "
+                f"guidance_interval={short_repr(self.guidance_interval)} is no interval: give two numbers, "
                 "0 ≤ lowest ≤ highest ≤ 1."
             )
-        check_number("guidance_rescale", self.guidance_rescale, least=0, most=1)
+        check_number("guidance_rescale", self.guidance_rescale, minimum=0, maximum=1)
         check_text("negative", self.negative)
-        check_switch("strict", self.strict)
+        check_bool("strict", self.strict)
         if self.max_frames is not None:
-            check_whole("max_frames", self.max_frames, 1, MAX_FRAMES)
+            check_int("max_frames", self.max_frames, 1, MAX_FRAMES)

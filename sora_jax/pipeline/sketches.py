@@ -51,12 +51,12 @@ def extend(clip: np.ndarray, new: int, fps: float, backward: bool = False) -> Sk
 def connect(a: np.ndarray, b: np.ndarray, new: int, fps: float, strength: float = 1.0) -> Sketch:
     """Both clips are conditioning; `new` frames between are generated, from a cross-fade if `strength` is below 1."""
     weight = np.arange(1, new + 1) / (new + 1)
-    between = mix(np.repeat(a[-1:], new, axis=0), np.repeat(b[:1], new, axis=0), weight)
+    transition = mix(np.repeat(a[-1:], new, axis=0), np.repeat(b[:1], new, axis=0), weight)
     strengths = [
         np.full((len(part), *a.shape[1:3]), value, np.float32)
-        for part, value in ((a, 0), (between, strength), (b, 0))
+        for part, value in ((a, 0), (transition, strength), (b, 0))
     ]
-    return Sketch(np.concatenate([a, between, b]), np.concatenate(strengths), fps)
+    return Sketch(np.concatenate([a, transition, b]), np.concatenate(strengths), fps)
 
 
 def loop(clip: np.ndarray, new: int, repeated: int, fps: float, strength: float = 1.0) -> Sketch:
@@ -131,7 +131,7 @@ def mix(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return np.round((1 - w) * a + w * b).astype(np.uint8)
 
 
-def between(frames: np.ndarray, factor: int) -> np.ndarray:
+def cross_fades(frames: np.ndarray, factor: int) -> np.ndarray:
     """`factor` − 1 cross-fades between each two frames [T,...], which stay themselves."""
     place = np.arange(1 + (len(frames) - 1) * factor) / factor
     before = np.minimum(place.astype(int), len(frames) - 1)

@@ -12,7 +12,7 @@ from sora_jax.media.compositing import agree, crop, detailed, paste
 from sora_jax.media.video import Video, frame_size, resize
 from sora_jax.pipeline import sketches
 from sora_jax.pipeline.budget import check_pixels
-from sora_jax.pipeline.checks import check_number, check_switch, shown
+from sora_jax.pipeline.checks import check_bool, check_number, short_repr
 from sora_jax.pipeline.inputs import (
     MediaInput,
     as_part,
@@ -30,7 +30,7 @@ from sora_jax.pipeline.job import (
     check_box,
     parse_options,
 )
-from sora_jax.pipeline.keywords import called
+from sora_jax.pipeline.keywords import option_name
 from sora_jax.pipeline.model import VideoModel
 from sora_jax.pipeline.shape import Shape
 
@@ -53,10 +53,10 @@ def inpaint(
     A mask is a picture or a video. Outside, the input's own pixels are kept.
     """
     shape, settings = parse_options(options)
-    check_number("strength", strength, least=0, most=1)
+    check_number("strength", strength, minimum=0, maximum=1)
     if (box is None) == (mask is None):
         raise UserError(
-            f"The part to generate is named by {called('box')} or {called('mask')}: give one of the two."
+            f"The part to generate is named by {option_name('box')} or {option_name('mask')}: give one of the two."
         )
     if box is not None:
         check_box(box)
@@ -66,7 +66,7 @@ def inpaint(
     model.check_limits(T, (Y, X), media.video.fps, settings)
     inside = np.zeros((T, Y, X), bool)
     if box is not None:
-        inside[:, *box_inside(box, media.source_size, (Y, X), cropped=shape.sized)] = True
+        inside[:, *box_inside(box, media.source_size, (Y, X), cropped=shape.has_size)] = True
     else:
         assert mask is not None
         part = dataclasses.replace(as_part(mask), start=as_part(mask).start + as_part(video).start)
@@ -88,14 +88,14 @@ def outpaint(
     shape, settings = parse_options(options | {"aspect": aspect})
     if aspect is None and shape.size is None:
         raise UserError(
-            f"The larger frame's shape is missing: name it by {called('aspect')} (16:9) or {called('size')}."
+            f"The larger frame's shape is missing: name it by {option_name('aspect')} (16:9) or {option_name('size')}."
         )
     Y, X = own = as_part(video).read(1e-6).video.size
     ratio = np.divide(*(shape.size or frame_size(1000, aspect or 1))[::-1])
     grown = lambda Y, X: (Y, 2 * round(Y * ratio / 2)) if ratio > X / Y else (2 * round(X / ratio / 2), X)
     size = grown(Y, X)
     if size[0] <= Y and size[1] <= X:
-        what = f"{shape.size[1]}×{shape.size[0]}" if shape.size else shown(aspect).strip("'")
+        what = f"{shape.size[1]}×{shape.size[0]}" if shape.size else short_repr(aspect).strip("'")
         raise UserError(f"The video has the aspect ratio {what} already: name another one.")
     if shape.resolution is None and shape.size is None:
         scale = min(1.0, *np.divide(nearest_supported(model, size), size))
@@ -123,8 +123,8 @@ def edit(
 ) -> Job:
     """The video changed to match `prompt` (SDEdit), by a `strength` of 0 to 1; `motion` keeps motion, not looks."""
     shape, settings = parse_options(options)
-    check_number("strength", strength, least=0, most=1)
-    check_switch("motion", motion)
+    check_number("strength", strength, minimum=0, maximum=1)
+    check_bool("motion", motion)
     if isinstance(prompt, str) and not prompt.strip():
         raise UserError(
             "The prompt is empty: say what is to be seen instead, for example 'a blue circle moves right'."
@@ -150,14 +150,14 @@ def upscale(
     Scaled down again, the result gives the input.
     """
     shape, settings = parse_options(options | {"resolution": resolution})
-    check_number("strength", strength, least=0, most=1)
+    check_number("strength", strength, minimum=0, maximum=1)
     if resolution is None and shape.size is None:
         raise UserError(
-            f"The higher resolution is missing: name it by {called('resolution')}, the short side in pixels, or "
-            f"{called('size')}."
+            f"The higher resolution is missing: name it by {option_name('resolution')}, the short side in pixels, or "
+            f"{option_name('size')}."
         )
     small = as_part(video).read(1e-6, fps=shape.fps).video
-    size = shape.size_of(small.size)
+    size = shape.resolve_size(small.size)
     if shape.size is None and shape.aspect is None:
         high, wide = (2 * round(side * min(size) / min(small.size) / 2) for side in small.size)
         size = high, wide

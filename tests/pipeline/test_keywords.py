@@ -12,7 +12,7 @@ from helpers.tiny_model import tiny_bundle
 
 from sora_jax.cli.main import cli
 from sora_jax.errors import UserError
-from sora_jax.pipeline.keywords import called, explicit_keywords, known_keywords
+from sora_jax.pipeline.keywords import explicit_keywords, known_keywords, option_name
 from sora_jax.pipeline.pipeline import BUILDERS, Pipeline, Request
 from sora_jax.pipeline.registry import ABILITIES
 from sora_jax.pipeline.settings import Settings
@@ -145,9 +145,9 @@ def test_a_keyword_of_the_function_itself_is_not_doubled():
 
 
 def test_a_keyword_is_called_an_option_by_our_command_line_alone():
-    theirs = click.Command("theirs", callback=lambda: print(called("conditioning_guidance")))
+    theirs = click.Command("theirs", callback=lambda: print(option_name("conditioning_guidance")))
     assert CliRunner().invoke(theirs, []).output == "conditioning_guidance\n"
     with click.Context(cli) as context:
         context.invoke(cli.callback)
-        assert called("conditioning_guidance") == "--conditioning-guidance"
-    assert called("conditioning_guidance") == "conditioning_guidance"
+        assert option_name("conditioning_guidance") == "--conditioning-guidance"
+    assert option_name("conditioning_guidance") == "conditioning_guidance"
