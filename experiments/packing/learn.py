@@ -168,12 +168,12 @@ def _loss(config: Any, held_out: Clips, slots: int) -> Any:
     fixed = [
         jax.tree.map(lambda x, i=i: jax.numpy.asarray(x[i : i + 1]), whole) for i in range(len(whole.patches))
     ]
-    painted = [int(np.count_nonzero((batch.segment_ids > 0) & ~batch.conditioning_mask)) for batch in fixed]
+    generated = [int(np.count_nonzero((batch.segment_ids > 0) & ~batch.conditioning_mask)) for batch in fixed]
     compiled = jax.jit(lambda model, batch, key: objective.loss(model, batch, key)[0])
     keys = jax.random.split(jax.random.key(1), len(fixed))
     return lambda model: float(
         np.average(
-            [compiled(model, batch, key) for batch, key in zip(fixed, keys, strict=True)], weights=painted
+            [compiled(model, batch, key) for batch, key in zip(fixed, keys, strict=True)], weights=generated
         )
     )
 

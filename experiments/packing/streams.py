@@ -96,7 +96,7 @@ class Stream:
 
 
 def make_run(shape: Shape, rng: np.random.Generator) -> Segment:
-    """A run of that shape; to be painted as a whole."""
+    """A run of that shape; to be generated as a whole."""
     noise = lambda *sides: rng.standard_normal(sides, np.float32)
     words = np.zeros(shape.words, np.float32)
     return Segment(

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from sora_jax.errors import UserError
-from sora_jax.media.compositing import cover
+from sora_jax.media.compositing import resize_and_crop
 from sora_jax.media.reader import Media, MediaLike, read_media
 from sora_jax.media.timing import frame_step
 from sora_jax.media.video import Video, frame_size
@@ -101,7 +101,7 @@ def read_input(
     if max(np.subtract(media.video.size, size)) > 3:
         notes += (f"{name_of(part.source)} was cropped to the shape of {size[1]}×{size[0]}.",)
     return dataclasses.replace(
-        media, video=Video(cover(media.video.frames, size), media.video.fps), notes=notes
+        media, video=Video(resize_and_crop(media.video.frames, size), media.video.fps), notes=notes
     )
 
 

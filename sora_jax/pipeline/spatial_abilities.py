@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sora_jax.errors import UserError
-from sora_jax.media.compositing import agree, crop, detailed, paste
+from sora_jax.media.compositing import back_project, center_crop, edge_mask, paste
 from sora_jax.media.video import Video, frame_size, resize
 from sora_jax.pipeline import sketches
 from sora_jax.pipeline.budget import check_pixels
@@ -167,11 +167,11 @@ def upscale(
         )
     check_pixels(model.cost(1, size, settings))
     media = read_full_size(video, shape)
-    given = Video(crop(media.video.frames, size), media.video.fps)
+    given = Video(center_crop(media.video.frames, size), media.video.fps)
     model.check_limits(len(given), size, given.fps, settings)
     larger = resize(given, *size).frames
-    edges = detailed(larger)
+    edges = edge_mask(larger)
     sketch = sketches.inpaint(larger, edges, media.video.fps, strength)
-    over = paste(larger, edges)
-    finish = lambda decoded: agree(over(decoded), given.frames)
+    composite = paste(larger, edges)
+    finish = lambda decoded: back_project(composite(decoded), given.frames)
     return Job(sketch, captions_of(prompt), settings, finish=finish, notes=media.notes, sound=sound_of(video))

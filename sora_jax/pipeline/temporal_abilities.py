@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sora_jax.errors import UserError
-from sora_jax.media.compositing import overrule
+from sora_jax.media.compositing import keep_static
 from sora_jax.media.reader import Media, MediaLike
 from sora_jax.media.video import Video
 from sora_jax.pipeline import sketches
@@ -266,7 +266,7 @@ def _interpolate(
     model.check_limits(1 + (len(frames) - 1) * factor, media.video.size, fps, settings)
 
     def keep_still(decoded: np.ndarray) -> np.ndarray:
-        return overrule(decoded, sketches.cross_fades(decoded[::factor], factor))
+        return keep_static(decoded, sketches.cross_fades(decoded[::factor], factor))
 
     sketch = sketches.smooth(frames, factor, fps)
     return Job(sketch, captions_of(prompt), settings, finish=keep_still, notes=media.notes)

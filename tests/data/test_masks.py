@@ -224,14 +224,14 @@ CONFIG = PipelineConfig(
 
 
 def test_a_record_means_to_give_what_its_streams_show_of_given_frames_alone(records):
-    """A group that runs over a given frame shows others too: it must be painted, as when a model is used."""
+    """A group that runs over a given frame shows others too: it must be generated, as when a model is used."""
     for index, record in enumerate(records):
         frames = len(Shots()[index].video.frames)
         begins = np.flatnonzero(record["first"])
         for j, end in enumerate(record["ends"]):
             assert end < frames
             if record["given"][j] and not record["first"][j]:
-                assert record["given"][begins[begins <= j][-1] : j].all(), "given after what is painted"
+                assert record["given"][begins[begins <= j][-1] : j].all(), "given after what is generated"
                 assert not any(end - 4 < record["ends"][k] <= end for k in begins[begins > j])
     several = [record for record in records if record["first"].sum() > 1]
     assert len(several) > 15 and all(record["given"].any() for record in several)
@@ -333,12 +333,14 @@ def test_given_tokens_and_empty_slots_have_no_part_in_the_loss(batch, tmp_path):
     recorder, loss, others = ask(batch, tmp_path, text_noise=0.0)
     patches, _, sigma = recorder.asked
     level = np.take_along_axis(np.asarray(sigma), batch.condition_ids, axis=1)[..., None]
-    painted = (batch.segment_ids > 0) & ~batch.conditioning_mask
+    generated = (batch.segment_ids > 0) & ~batch.conditioning_mask
     # x = (1 − σ) x₀ + σ ε tells the noise, and so the velocity that was to be found.
-    noise = (np.asarray(patches) - (1 - level) * batch.patches)[painted] / level[painted]
-    error = np.square(np.asarray(flow.velocity(batch.patches[painted], noise))).mean(-1)
+    noise = (np.asarray(patches) - (1 - level) * batch.patches)[generated] / level[generated]
+    error = np.square(np.asarray(flow.velocity(batch.patches[generated], noise))).mean(-1)
     assert loss == pytest.approx(error.mean(), rel=1e-3)
-    assert float(others["clean_error"]) == pytest.approx((error * level[painted][:, 0] ** 2).mean(), rel=1e-3)
+    assert float(others["clean_error"]) == pytest.approx(
+        (error * level[generated][:, 0] ** 2).mean(), rel=1e-3
+    )
 
 
 def test_words_are_dropped_by_run_and_keep_the_conditions_of_what_stays(batch, tmp_path):

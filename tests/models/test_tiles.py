@@ -210,7 +210,7 @@ def test_a_canvas_is_decoded_frame_by_frame_across_seams(model, tmp_path):
     assert np.abs(straight.frames.astype(int) - held.frames).mean() < 1
     short = decode_floats(engine, canvas, 20, *shape[1:], generated)
     np.testing.assert_array_equal(short, whole[:20])
-    # The painted group that ends with frame 48 shows the second clip's first: the eight before it are moved.
+    # The generated group that ends with frame 48 shows the second clip's first: the eight before it are moved.
     moved = np.abs(whole - decode_floats(engine, canvas, *shape)).max((1, 2, 3))
     np.testing.assert_array_equal(moved > 0, (np.arange(len(whole)) >= 40) & (np.arange(len(whole)) < 48))
 

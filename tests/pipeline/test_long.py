@@ -115,7 +115,7 @@ def test_what_is_held_while_a_video_is_made_does_not_grow_with_it(studio, monkey
         held = [made[-1].held for _ in studio.stream("a ring", duration=seconds, **FIELDS)]
         most[seconds] = max(held)
         assert held[-1] == 0
-    # Of a window's three latent frames: painted and noise; those that are read.
+    # Of a window's three latent frames: generated and noise; those that are read.
     assert most[8.0] == most[24.0] <= 8
 
 
@@ -159,9 +159,9 @@ def test_a_canvas_that_is_given_whole_waits_for_no_other(studio, monkeypatch):
     given = sketches.Sketch(clip, np.zeros(clip.shape[:3], np.float32), 8.0)
     jobs = [Job(sketch, (), SETTINGS) for sketch in (given, sketches.all_noise((9, 32, 32), 8.0))]
     canvases = [studio.prepare_latents(job.sketch) for job in jobs]
-    same, painted = denoise.denoise(studio, jobs, canvases)
+    same, generated = denoise.denoise(studio, jobs, canvases)
     np.testing.assert_array_equal(same.latent, canvases[0].latent)
-    assert painted.latent.any((1, 2, 3)).all()
+    assert generated.latent.any((1, 2, 3)).all()
 
 
 def test_a_storyboard_of_words_holds_nothing_and_other_abilities_stream_what_is_painted_forward(studio):
@@ -175,7 +175,7 @@ def test_a_storyboard_of_words_holds_nothing_and_other_abilities_stream_what_is_
         (stream,) = studio.make_streams([job], lambda *at, reports=reports: reports.append(at))
         next(iter(stream))
         done, in_all = reports[-1] if reports else (0, 1)
-        # What is painted backward is final when the beginning is there.
+        # What is generated backward is final when the beginning is there.
         assert done == in_all if backward else done < in_all / 2
         assert len(list(stream)) == 72
 

@@ -1,4 +1,4 @@
-"""The canvas: what is given stays as it was coded, whatever is painted around it, in however many windows."""
+"""The canvas: what is given stays as it was coded, whatever is generated around it, in however many windows."""
 
 from __future__ import annotations
 
@@ -352,18 +352,18 @@ def test_what_is_given_is_the_autoencoders_own_reconstruction_of_it(ability, row
     before = model.prepare_latents(sketch)
     (after,) = denoise(model, [Job(sketch, ((0.0, "a ring"),), SETTINGS)], [before])
     assert rows == "one window" or len(temporal_windows(before, 3, 1)) >= MANY.get(ability, 2)
-    painted = decode_floats(model, after, *shape, generated=before.init_sigma.any((1, 2)))
+    generated = decode_floats(model, after, *shape, generated=before.init_sigma.any((1, 2)))
     coded = decode_floats(model, before, *shape)
-    np.testing.assert_array_equal(painted[sketch.conditioning_frames], coded[sketch.conditioning_frames])
+    np.testing.assert_array_equal(generated[sketch.conditioning_frames], coded[sketch.conditioning_frames])
     np.testing.assert_array_equal(after.latent[before.init_sigma == 0], before.latent[before.init_sigma == 0])
     for piece in pieces(sketch.conditioning_frames):
         alone = Sketch(sketch.frames[piece], sketch.strength[piece], sketch.fps)
         own = decode_floats(model, model.prepare_latents(alone), len(alone.frames), *shape[1:])
-        assert np.abs(painted[piece] - own).max() < 1e-4
+        assert np.abs(generated[piece] - own).max() < 1e-4
         assert own.std() > 0.01
     changed = np.abs(after.latent - before.latent).max(-1) > 1e-3
     np.testing.assert_array_equal(changed, before.init_sigma > 0)
-    assert np.isfinite(painted).all()
+    assert np.isfinite(generated).all()
 
 
 def test_a_seam_is_taken_up_over_the_painted_frames_before_it(engine):
@@ -441,10 +441,12 @@ def test_patches_of_two_latent_frames_fill_videos_of_any_length():
         before = model.prepare_latents(sketch)
         assert len(before) % 2 == 0
         (after,) = denoise(model, [Job(sketch, (), SETTINGS)], [before])
-        painted = decode_floats(model, after, *sketch.frames.shape[:3])
+        generated = decode_floats(model, after, *sketch.frames.shape[:3])
         coded = decode_floats(model, before, *sketch.frames.shape[:3])
-        np.testing.assert_array_equal(painted[sketch.conditioning_frames], coded[sketch.conditioning_frames])
-        assert np.isfinite(painted).all() and (painted != coded).any()
+        np.testing.assert_array_equal(
+            generated[sketch.conditioning_frames], coded[sketch.conditioning_frames]
+        )
+        assert np.isfinite(generated).all() and (generated != coded).any()
 
 
 def test_frames_of_which_no_two_fit_a_row_are_refused(narrow):
