@@ -23,8 +23,8 @@ from sora_jax.tokens.canvas import (
     split_into_spans,
 )
 
-SEAMS = (8, 3)  # video frames over which a seam between two spans is blended: of shades, of things
-SHADE = 16  # pixels: what differs over larger places is a shade
+SEAM_FRAMES = (8, 3)  # over which a seam between two spans is blended: low, high spatial frequencies
+LOW_PASS = 16  # pixels: what differs over larger places is a low frequency
 
 
 class VaeProcessor(VideoModel):
@@ -111,7 +111,7 @@ class VaeProcessor(VideoModel):
         Args:
           generated: bool[t], latent frames that were generated. Where their span overlaps the next one's begin, it
             shows that frame too: the difference of the two is blended into the generated frames before the seam,
-            gradually where it is a shade, shortly before where something is in another place.
+            its low spatial frequencies over more frames than its high ones.
           latents: float32[y,x,c] each, in place of the canvas's own, read no sooner than they are decoded.
 
         Yields:
@@ -129,19 +129,19 @@ class VaeProcessor(VideoModel):
             if begin >= frames:
                 break
             coded = itertools.islice(rest, span.stop - span.start)
-            for clip in decode_stream(self.vae, coded, self.tiles):
-                clip = clip[: frames - place, top : top + height, left : left + width]
+            for chunk in decode_stream(self.vae, coded, self.tiles):
+                chunk = chunk[: frames - place, top : top + height, left : left + width]
                 if place == begin and len(over) and open_from < begin:
-                    _blend_seam(held[-(begin - open_from) :], clip[0] - over[0])
-                own, over = np.split(clip, [max(end - place, 0)])
-                place += len(clip)
-                ready = max(len(held) + len(own) - max(SEAMS), 0)
+                    _blend_seam(held[-(begin - open_from) :], chunk[0] - over[0])
+                own, over = np.split(chunk, [max(end - place, 0)])
+                place += len(chunk)
+                ready = max(len(held) + len(own) - max(SEAM_FRAMES), 0)
                 old = min(ready, len(held))
                 for frame in itertools.chain(held[:old], own[: ready - old]):
                     yield np.clip(frame, -1.0, 1.0)
                 held = np.concatenate([held[old:], own[ready - old :]])
                 over = over[:1].copy()
-                clip = own = frame = None  # they would keep the chunk while the next one is decoded
+                chunk = own = frame = None  # they would keep the chunk while the next one is decoded
                 if place >= frames or place > end:
                     break
             open_from = end
@@ -155,9 +155,9 @@ class VaeProcessor(VideoModel):
 def _blend_seam(before: np.ndarray, difference: np.ndarray) -> None:
     """Adds a growing share of `difference` [Y,X,3] to the last of the frames `before` [n,Y,X,3], in place."""
     Y, X, _ = difference.shape
-    coarse = jax.image.resize(difference, (max(Y // SHADE, 1), max(X // SHADE, 1), 3), "linear")
-    shade = np.asarray(jax.image.resize(coarse, difference.shape, "linear"))
-    for frames, part in zip(SEAMS, (shade, difference - shade), strict=True):
+    coarse = jax.image.resize(difference, (max(Y // LOW_PASS, 1), max(X // LOW_PASS, 1), 3), "linear")
+    low = np.asarray(jax.image.resize(coarse, difference.shape, "linear"))
+    for frames, part in zip(SEAM_FRAMES, (low, difference - low), strict=True):
         last = before[-frames:]
         rise = np.arange(1, len(last) + 1, dtype=np.float32) / (len(last) + 1)
         last += rise[:, None, None, None] * part

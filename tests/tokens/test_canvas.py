@@ -23,7 +23,7 @@ from sora_jax.pipeline.denoise import denoise
 from sora_jax.pipeline.job import Job
 from sora_jax.pipeline.settings import Settings
 from sora_jax.pipeline.storyboard import Card, Storyboard, storyboard
-from sora_jax.pipeline.vae_processor import SEAMS, VaeProcessor
+from sora_jax.pipeline.vae_processor import SEAM_FRAMES, VaeProcessor
 from sora_jax.tokens.canvas import (
     FRAMES_PER_LATENT,
     Canvas,
@@ -378,7 +378,7 @@ def test_a_seam_is_taken_up_over_the_painted_frames_before_it(engine):
     assert not moved[:8].any() and not moved[16:].any()
     inside = np.abs(plain[8:16] + moved[8:16]).max(0) < 0.999  # what is clipped aside
     long, short = (
-        moved[16 - frames][inside] for frames in SEAMS
+        moved[16 - frames][inside] for frames in SEAM_FRAMES
     )  # a shade from the first on, things from here
     shade = long * 9
     things = (short - shade * 6 / 9) * 4
