@@ -168,19 +168,19 @@ class _ActiveJob:
         t, y, x = canvas.grid
         self.tiles = model.spatial_tiles((y, x), from_noise=bool(canvas.init_sigma.max() == 1))
         frame_tokens = math.prod(self.tiles[0][2:]) // math.prod(patch[1:])
-        most = model.max_latent_frames(frame_tokens)
-        by = patch[0]
-        if most < min(t, 2 * by):
+        max_frames = model.max_latent_frames(frame_tokens)
+        pt = patch[0]
+        if max_frames < min(t, 2 * pt):
             raise UserError(
                 f"Frames of {frame_tokens} tokens are more than the model {model.name!r} holds in a sequence of "
                 f"{model.bundle.limits.tokens}: choose a lower resolution."
             )
-        context = max(most // by // 2, 1) * by
+        context = max(max_frames // pt // 2, 1) * pt
         # `steps` are those from pure noise: what starts at a lower sigma skips the first ones.
         factor = flow.shift_factor(jnp.array(model.segment_tokens(frame_tokens, t)), self.base_tokens)
         share = float(flow.unshift(jnp.array(canvas.init_sigma.max()), factor))
         self.steps = max(math.ceil(job.settings.steps * share - 1e-3), 1)
-        self.windowed = WindowedCanvas(canvas, most, context, patch, job.settings.seed)
+        self.windowed = WindowedCanvas(canvas, max_frames, context, patch, job.settings.seed)
         self.denoised: dict[int, np.ndarray] = {}  # by tile, of the next window
         self._skip()
 
@@ -192,7 +192,9 @@ class _ActiveJob:
     @property
     def segment_steps(self) -> int:
         """Steps of all segments that it still takes."""
-        windows = [self.windowed.canvas.init_sigma[new].any(0) for _, new in self.windowed.windows]
+        windows = [
+            self.windowed.canvas.init_sigma[generated].any(0) for _, generated in self.windowed.windows
+        ]
         return self.steps * sum(
             bool(start[top : top + high, left : left + wide].any())
             for start in windows
@@ -226,9 +228,9 @@ class _ActiveJob:
 
     def put(self, tile: int, patches: np.ndarray) -> bool:
         """Takes a denoised tile of its window; true where that was the window's last."""
-        seen, _ = self.windowed.windows[0]
+        window, _ = self.windowed.windows[0]
         _, _, high, wide = self.tiles[tile]
-        self.denoised[tile] = unpatchify(patches, (seen.stop - seen.start, high, wide), self.config.patch)
+        self.denoised[tile] = unpatchify(patches, (window.stop - window.start, high, wide), self.config.patch)
         if done := self._next():
             self._skip()
         return done

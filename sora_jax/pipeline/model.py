@@ -79,8 +79,8 @@ class VideoModel:
         patch = self.bundle.dit.config.patch if self.bundle.dit else (1, 1, 1)
         _, *space = self.vae.config.compression
         high, wide = (
-            math.ceil(side / (multiple := math.lcm(pixels * by, grid))) * multiple // pixels
-            for side, pixels, by, grid in zip(
+            math.ceil(side / (multiple := math.lcm(pixels * p, grid))) * multiple // pixels
+            for side, pixels, p, grid in zip(
                 (height, width), space, patch[1:], self.bundle.limits.grid, strict=True
             )
         )
@@ -92,8 +92,8 @@ class VideoModel:
 
     def max_latent_frames(self, frame_tokens: int) -> int:
         """The most latent frames, of so many tokens each, that the model sees at once; 0 if not even one."""
-        limits, by = self.bundle.limits, self.dit.config.patch[0]
-        fit = limits.tokens // max(frame_tokens, 1) * by
+        limits, pt = self.bundle.limits, self.dit.config.patch[0]
+        fit = limits.tokens // max(frame_tokens, 1) * pt
         return min(fit, limits.latent_frames or fit)
 
     def spatial_tiles(self, cells: tuple[int, int], from_noise: bool) -> list[tuple[int, int, int, int]]:
@@ -103,9 +103,9 @@ class VideoModel:
           from_noise: whether some of the canvas is generated from noise alone. Then a frame is one segment, as its
             parts would not know what the others show; else a frame larger than training's is cut.
         """
-        patch, most = self.dit.config.patch, self.bundle.limits.frame_tokens
-        if most and not from_noise and math.prod(cells) // math.prod(patch[1:]) > most:
-            return tile_boxes(cells, patch, most)
+        patch, max_tokens = self.dit.config.patch, self.bundle.limits.frame_tokens
+        if max_tokens and not from_noise and math.prod(cells) // math.prod(patch[1:]) > max_tokens:
+            return tile_boxes(cells, patch, max_tokens)
         return [(0, 0, *cells)]
 
     def segment_tokens(self, frame_tokens: int, latent_frames: int) -> int:
@@ -124,8 +124,10 @@ class VideoModel:
 
     def cost(self, frames: int, size: tuple[int, int], settings: Settings) -> VideoCost:
         """What a video takes, to be checked against limits before it is made."""
-        tokens, most = self.frame_tokens(*size), self.bundle.limits.frame_tokens
-        at_once = self.max_latent_frames(tokens) or self.max_latent_frames(min(most or tokens, tokens)) or 1
+        tokens, max_tokens = self.frame_tokens(*size), self.bundle.limits.frame_tokens
+        at_once = (
+            self.max_latent_frames(tokens) or self.max_latent_frames(min(max_tokens or tokens, tokens)) or 1
+        )
         return VideoCost(
             frames,
             *size,

@@ -41,9 +41,9 @@ class VaeProcessor(VideoModel):
             count as those of a frame that is cut.
           latent_frames: of the canvas.
         """
-        most = self.bundle.limits.frame_tokens
-        if most and strength.max() < 1:
-            frame_tokens = min(frame_tokens, most)
+        max_tokens = self.bundle.limits.frame_tokens
+        if max_tokens and strength.max() < 1:
+            frame_tokens = min(frame_tokens, max_tokens)
         tokens = self.segment_tokens(frame_tokens, latent_frames)
         factor = flow.shift_factor(jnp.array(tokens), self.bundle.base_tokens)
         sigmas = np.asarray(flow.shift(jnp.asarray(strength, jnp.float32), factor))
@@ -54,12 +54,13 @@ class VaeProcessor(VideoModel):
         T, Y, X, _ = sketch.frames.shape
         spans = split_into_spans(sketch.conditioning_frames)
         if self.bundle.dit is not None and len(spans) == 1:  # whole patches in time too
-            count, by = len(spans[0].ends), self.dit.config.patch[0]
-            spans = [CausalSpan(0, 1 + FRAMES_PER_LATENT * (math.ceil(count / by) * by - 1))]
+            count, pt = len(spans[0].ends), self.dit.config.patch[0]
+            spans = [CausalSpan(0, 1 + FRAMES_PER_LATENT * (math.ceil(count / pt) * pt - 1))]
         if sketch.all_noise:
             return all_noise_canvas(spans[0], self.cells(Y, X), self.vae.config.channels, sketch.fps)
         sides = [
-            side * by for side, by in zip(self.cells(Y, X), self.vae.config.compression[1:], strict=True)
+            cells * pixels
+            for cells, pixels in zip(self.cells(Y, X), self.vae.config.compression[1:], strict=True)
         ]
         padding = [
             ((full - have) // 2, full - have - (full - have) // 2)

@@ -299,39 +299,39 @@ def blend_tiles(
     return total / weight
 
 
-def temporal_windows(canvas: Canvas, most: int, context: int, by: int = 1) -> list[tuple[slice, slice]]:
-    """Cuts a canvas that is longer than `most` latent frames into windows that are generated one after another.
+def temporal_windows(canvas: Canvas, max_frames: int, context: int, pt: int = 1) -> list[tuple[slice, slice]]:
+    """Cuts a canvas that is longer than `max_frames` latent frames into windows that are generated one after another.
 
     Each is (window, new): the latent frames the model sees, and those of them that it generates; those generated
     before, or conditioning, are its context. From the first conditioning frame the windows advance to the end, then
     backward to the beginning.
 
     Args:
-      most: latent frames of a window.
+      max_frames: latent frames of a window.
       context: of those, how many are known already; the rest is new.
-      by: latent frames of a patch, whose multiples all of these are.
+      pt: latent frames of a patch, whose multiples all of these are.
     """
     if canvas.conditioning_frames.all():
         return []
-    if len(canvas) <= most:
+    if len(canvas) <= max_frames:
         return [(slice(0, len(canvas)), slice(0, len(canvas)))]
-    if not 0 < context < most:
+    if not 0 < context < max_frames:
         raise UserError(
-            f"A window of {most} latent frames can't have {context} of context: give at least one, and fewer "
+            f"A window of {max_frames} latent frames can't have {context} of context: give at least one, and fewer "
             "than the window has."
         )
-    known = canvas.conditioning_frames.reshape(-1, by).all(1)
-    most, context, last = most // by, context // by, len(known) - 1
+    known = canvas.conditioning_frames.reshape(-1, pt).all(1)
+    max_frames, context, last = max_frames // pt, context // pt, len(known) - 1
     start = int(known.argmax())
     out: list[tuple[slice, slice]] = []
     for step, todo in ((1, start + np.flatnonzero(~known[start:])), (-1, np.arange(start)[::-1])):
         while todo.size:
             # Context before the new frames, and as many frames after them as fit: conditioning frames ahead are seen.
             near = max(todo[0] - context, start) if step > 0 else min(todo[0] + context, last)
-            low, high = sorted((int(near), int(np.clip(near + step * (most - 1), 0, last))))
+            low, high = sorted((int(near), int(np.clip(near + step * (max_frames - 1), 0, last))))
             count = np.count_nonzero((low <= todo) & (todo <= high))
             new, todo = todo[:count], todo[count:]
             out.append(
-                (slice(low * by, (high + 1) * by), slice(int(new.min()) * by, (int(new.max()) + 1) * by))
+                (slice(low * pt, (high + 1) * pt), slice(int(new.min()) * pt, (int(new.max()) + 1) * pt))
             )
     return out

@@ -379,13 +379,13 @@ def test_a_seam_is_taken_up_over_the_painted_frames_before_it(engine):
     inside = np.abs(plain[8:16] + moved[8:16]).max(0) < 0.999  # what is clipped aside
     long, short = (
         moved[16 - frames][inside] for frames in SEAM_FRAMES
-    )  # a shade from the first on, things from here
-    shade = long * 9
-    things = (short - shade * 6 / 9) * 4
+    )  # low frequencies from the first on, high ones from here
+    low = long * 9
+    high = (short - low * 6 / 9) * 4
     for frame in range(8, 16):
-        wanted = shade * (frame - 7) / 9 + things * max(frame - 12, 0) / 4
+        wanted = low * (frame - 7) / 9 + high * max(frame - 12, 0) / 4
         np.testing.assert_allclose(moved[frame][inside], wanted, atol=1e-4)
-    assert np.abs(shade).max() > 1e-3 and np.abs(things).max() > 1e-3
+    assert np.abs(low).max() > 1e-3 and np.abs(high).max() > 1e-3
 
 
 def jobs(model: VaeProcessor) -> list[Job]:
