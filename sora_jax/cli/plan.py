@@ -151,7 +151,7 @@ def _plan(
     spec = programs.make_step_spec(config, step, topology)
     notify(f"{'compiling' if compiled else 'estimating'} {name} for {topology.name} ...")
     built = build(spec)
-    found = estimate.estimate_job(name, built, counted(built), price, tokens, assumed)
+    found = estimate.plan_step(name, built, counted(built), price, tokens, assumed)
     if built.fits or not search:
         return found
     change, other = find_fit(

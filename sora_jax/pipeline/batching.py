@@ -145,10 +145,8 @@ class ContinuousBatcher:
         largest = self.batch_shapes[-1]
         check_fits(segment, largest.seq_len, largest.text_len, largest.max_conditions)
         if negative_text is not None and len(negative_text) > largest.text_len:
-            raise UserError(
-                f"The negative prompt has {len(negative_text)} tokens, but a sequence holds "
-                f"{largest.text_len}: shorten it."
-            )
+            count = f"{len(negative_text)} tokens, but a sequence holds {largest.text_len}"
+            raise UserError(f"The negative prompt has {count}: shorten it.")
         self._last_uid += 1
         self._waiting.append(_BatchedSegment(self._last_uid, segment, noise, sigmas, guidance, negative_text))
         self._changed = True
@@ -221,9 +219,8 @@ class ContinuousBatcher:
         for member, placement in zip(self._active, placements, strict=True):
             before, ids_before = member.placement and member.positions, member.condition_ids
             member.placement = placement
-            member.condition_ids = np.flatnonzero(
-                batch.condition_segment_ids[member.row] == placement.segment_id
-            )
+            own = batch.condition_segment_ids[member.row] == placement.segment_id
+            member.condition_ids = np.flatnonzero(own)
             now, conditions = member.positions, (member.row, member.condition_ids)
             if before is None:
                 start, sigma = _initial_state(member, batch)

@@ -30,11 +30,8 @@ def check_number(
     low = number and ((above is not None and value <= above) or (minimum is not None and value < minimum))
     if not number or low or (maximum is not None and value > maximum):
         parts = [f"above {above:g}"] if above is not None else []
-        parts += (
-            [f"from {minimum:g} on" if maximum is None else f"from {minimum:g}"]
-            if minimum is not None
-            else []
-        )
+        onwards = " on" if maximum is None else ""
+        parts += [f"from {minimum:g}{onwards}"] if minimum is not None else []
         bounded = above is not None or minimum is not None
         parts += [f"{'to' if bounded else 'up to'} {maximum:g}"] if maximum is not None else []
         span = f" {' '.join(parts)}" if parts else ""

@@ -192,9 +192,7 @@ class _ActiveJob:
     @property
     def segment_steps(self) -> int:
         """Steps of all segments that it still takes."""
-        windows = [
-            self.windowed.canvas.init_sigma[generated].any(0) for _, generated in self.windowed.windows
-        ]
+        windows = [self.windowed.canvas.init_sigma[frames].any(0) for _, frames in self.windowed.windows]
         return self.steps * sum(
             bool(start[top : top + high, left : left + wide].any())
             for start in windows

@@ -39,9 +39,8 @@ class Job:
     sketch: Sketch
     captions: Captions = ()
     settings: Settings = dataclasses.field(default_factory=Settings)
-    keep: slice = dataclasses.field(
-        default_factory=lambda: slice(None)
-    )  # slices have no hash before Python 3.12
+    # Slices have no hash before Python 3.12.
+    keep: slice = dataclasses.field(default_factory=lambda: slice(None))
     finish: Callable[[np.ndarray], np.ndarray] | None = None
     notes: tuple[str, ...] = ()
     sound: Sound | None = None

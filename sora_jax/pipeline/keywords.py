@@ -24,7 +24,6 @@ ALIASES = {
     "cfg": ("guidance",),
     "true_cfg_scale": ("guidance",),
     "guidance_2": ("conditioning_guidance",),
-    "image_guidance_scale": ("conditioning_guidance",),
     "given_guidance": ("conditioning_guidance",),
     "negative_prompt": ("negative",),
     "generator": ("seed",),

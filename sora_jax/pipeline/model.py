@@ -27,9 +27,7 @@ class VideoModel:
       text_encoder: None is the bundle's own.
     """
 
-    def __init__(
-        self, bundle: Bundle | Callable[[], Bundle], text_encoder: TextEncoder | None = None
-    ) -> None:
+    def __init__(self, bundle: Bundle | Callable[[], Bundle], text_encoder: TextEncoder | None = None):
         self._load = bundle if callable(bundle) else lambda: bundle
         self._text_encoder = text_encoder
         if not callable(bundle):
@@ -125,9 +123,8 @@ class VideoModel:
     def cost(self, frames: int, size: tuple[int, int], settings: Settings) -> VideoCost:
         """What a video takes, to be checked against limits before it is made."""
         tokens, max_tokens = self.frame_tokens(*size), self.bundle.limits.frame_tokens
-        at_once = (
-            self.max_latent_frames(tokens) or self.max_latent_frames(min(max_tokens or tokens, tokens)) or 1
-        )
+        fits = self.max_latent_frames
+        at_once = fits(tokens) or fits(min(max_tokens or tokens, tokens)) or 1
         return VideoCost(
             frames,
             *size,

@@ -17,10 +17,8 @@ from sora_jax.pipeline.model import VideoModel
 
 LETTERS_A_TOKEN = 4  # of English text, about
 MAX_LETTERS_A_TOKEN = 20
-USUAL_ASPECTS, MAX_USUAL = (
-    ("9:16", "1:1", "16:9"),
-    4.0,
-)  # where a model's card doesn't say; longer ones are unusual
+# Where a model's card doesn't say.
+USUAL_ASPECTS, MAX_USUAL = ("9:16", "1:1", "16:9"), 4.0
 MAX_NAMED = 8  # words in one note
 
 

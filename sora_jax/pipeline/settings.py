@@ -78,14 +78,10 @@ class Settings:
         for name in ("guidance", "conditioning_guidance"):
             # Huge scales overflow to NaN, and would spoil the other segments of a packed sequence.
             check_number(name, getattr(self, name), minimum=-MAX_GUIDANCE, maximum=MAX_GUIDANCE)
-        if self.solver not in SOLVERS:
-            raise UserError(
-                f"There is no solver {short_repr(self.solver)}: choose one of {', '.join(SOLVERS)}."
-            )
-        if self.guidance_method not in METHODS:
-            raise UserError(
-                f"There is no guidance method {short_repr(self.guidance_method)}: choose one of {', '.join(METHODS)}."
-            )
+        for name, choices in (("solver", SOLVERS), ("guidance_method", METHODS)):
+            if (value := getattr(self, name)) not in choices:
+                what = f"{name.replace('_', ' ')} {short_repr(value)}"
+                raise UserError(f"There is no {what}: choose one of {', '.join(choices)}.")
         try:
             low, high = self.guidance_interval
         except (TypeError, ValueError):

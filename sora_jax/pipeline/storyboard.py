@@ -79,25 +79,18 @@ class Storyboard:
         except UserError as error:
             raise UserError(f"The storyboard's {error}") from None
         for number, card in enumerate(self.cards, 1):
+            where = f"Card {number} of the storyboard"
             for name, value in (("at", card.at), ("start", card.start)):
                 if not is_number(value):
-                    raise UserError(
-                        f"Card {number} of the storyboard has {name}={short_repr(value)}: give seconds."
-                    )
+                    raise UserError(f"{where} has {name}={short_repr(value)}: give seconds.")
             if not isinstance(card.text, str):
-                raise UserError(
-                    f"Card {number} of the storyboard has text={short_repr(card.text)}: give a text."
-                )
+                raise UserError(f"{where} has text={short_repr(card.text)}: give a text.")
             if not 0 <= card.at < self.duration:
-                raise UserError(
-                    f"Card {number} of the storyboard is at {card.at:g} s, outside of the video's {self.duration:g} s."
-                )
+                raise UserError(f"{where} is at {card.at:g} s, outside of the video's {self.duration:g} s.")
             if not card.text.strip() and card.image is None and card.clip is None:
-                raise UserError(f"Card {number} of the storyboard has neither text nor picture: give it one.")
+                raise UserError(f"{where} has neither text nor picture: give it one.")
             if card.image is not None and card.clip is not None:
-                raise UserError(
-                    f"Card {number} of the storyboard has a picture and a clip: give one of the two."
-                )
+                raise UserError(f"{where} has a picture and a clip: give one of the two.")
         for number, (card, after) in enumerate(zip(self.cards, self.cards[1:]), 1):
             if round(after.at * self.fps) <= round(card.at * self.fps):
                 raise UserError(

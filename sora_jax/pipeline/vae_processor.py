@@ -59,8 +59,7 @@ class VaeProcessor(VideoModel):
         if sketch.all_noise:
             return all_noise_canvas(spans[0], self.cells(Y, X), self.vae.config.channels, sketch.fps)
         sides = [
-            cells * pixels
-            for cells, pixels in zip(self.cells(Y, X), self.vae.config.compression[1:], strict=True)
+            n * pixels for n, pixels in zip(self.cells(Y, X), self.vae.config.compression[1:], strict=True)
         ]
         padding = [
             ((full - have) // 2, full - have - (full - have) // 2)

@@ -55,17 +55,15 @@ class WindowedCanvas:
         """The next window as far as it is generated, and its noise float32[t,y,x,c]."""
         window, _ = self.windows[0]
         self._draw(window.stop)
-        return self._part(window), np.stack(
-            [self._noise[number] for number in range(window.start, window.stop)]
-        )
+        return self._part(window), np.stack([self._noise[i] for i in range(window.start, window.stop)])
 
     def put(self, latent: np.ndarray) -> None:
         """Takes the next window denoised, float32[t,y,x,c]; conditioning, and what was generated before, stays."""
-        window, new_frames = self.windows.popleft()
-        part = self._part(new_frames)
-        fresh = latent[new_frames.start - window.start : new_frames.stop - window.start]
+        window, new = self.windows.popleft()
+        part = self._part(new)
+        fresh = latent[new.start - window.start : new.stop - window.start]
         generated = np.where(part.init_sigma[..., None] > 0, fresh, part.latent)
-        self._generated |= zip(range(new_frames.start, new_frames.stop), generated, strict=True)
+        self._generated |= zip(range(new.start, new.stop), generated, strict=True)
         self._release(self._final_until.popleft(), self._needed_from.popleft())
 
     def _part(self, frames: slice) -> Canvas:

@@ -267,7 +267,7 @@ class PlannedStep:
         return whole
 
 
-def estimate_job(
+def plan_step(
     name: str,
     built: Built,
     counts: Counts | None,
@@ -278,14 +278,11 @@ def estimate_job(
     """The estimate of a step from its compiled program, or from arithmetic."""
     spec, chip = built.spec, built.spec.topology.chip
     word = "compiler" if built.program or counts is None else "arithmetic"
-    result = PlannedStep(
-        name, spec, built.fits, built.memory, word, built.seconds, counts, clip=clip_of(spec)
-    )
+    plan = PlannedStep(name, spec, built.fits, built.memory, word, built.seconds, counts, clip=clip_of(spec))
     if counts is None or chip is None:
-        return result
+        return plan
     target = target_of(spec.config) if spec.step == "sample" else None
     step = estimate(counts, spec.topology, assumptions, target.steps if target else 1)
     price = chip.dollars if dollars is None else dollars
-    return dataclasses.replace(
-        result, estimate=step, bill=bill(spec, counts, step, price, tokens, assumptions)
-    )
+    cost = bill(spec, counts, step, price, tokens, assumptions)
+    return dataclasses.replace(plan, estimate=step, bill=cost)

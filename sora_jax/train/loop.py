@@ -258,9 +258,8 @@ def flush_step(pending: Pending, objective: Objective, log: RunLog, stop_on_nan:
             "checkpoint stays: start again with a lower learning rate (config.optim), or look at the batch."
         )
     real, positions = objective.tokens(pending.batch)
-    log.step(
-        pending.step, metrics, StepStats(real, positions, objective.flops(pending.batch), pending.waited)
-    )
+    stats = StepStats(real, positions, objective.flops(pending.batch), pending.waited)
+    log.step(pending.step, metrics, stats)
 
 
 def _advice(workdir: pathlib.Path) -> str:
