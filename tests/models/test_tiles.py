@@ -172,9 +172,9 @@ def test_frames_off_the_grid_are_refused(model):
 
 
 def test_the_engine_reconstructs_large_frames_tile_by_tile(monkeypatch, model):
-    studio = Pipeline(Bundle("tiny", model))
+    pipeline = Pipeline(Bundle("tiny", model))
     picture = Video(noise(1, 60, 170), 8.0)
-    whole = studio.reconstruct(picture).frames.astype(int)
+    whole = pipeline.reconstruct(picture).frames.astype(int)
     assert whole.std() > 5
     done: list[tuple[int, ...]] = []
     for name in ("_encode_chunk", "_decode_chunk"):
@@ -182,8 +182,8 @@ def test_the_engine_reconstructs_large_frames_tile_by_tile(monkeypatch, model):
         monkeypatch.setattr(
             module, name, lambda vae, tile, past, real=real: done.append(tile.shape) or real(vae, tile, past)
         )
-    studio.tiles = Tiles(9, max(receptive_field(CONFIG)), 0)
-    tiled = studio.reconstruct(picture).frames.astype(int)
+    pipeline.tiles = Tiles(9, max(receptive_field(CONFIG)), 0)
+    tiled = pipeline.reconstruct(picture).frames.astype(int)
     assert np.abs(tiled - whole).max() <= 1
     assert done == [(1, 1, 64, 80, 3)] * 4 + [(1, 1, 8, 10, 3)] * 4
 

@@ -1,4 +1,4 @@
-"""Keywords of the face: spelled out in signatures, known by other libraries' names, answered with the nearest."""
+"""Keywords of the public API: spelled out in signatures, known by other libraries' names, answered with the nearest."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_defaults_of_a_signature_are_those_that_hold():
 
 
 @pytest.fixture(scope="module")
-def studio() -> Pipeline:
+def pipeline() -> Pipeline:
     return Pipeline(tiny_bundle())
 
 
@@ -89,9 +89,9 @@ def studio() -> Pipeline:
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
-def test_an_unknown_keyword_is_answered_with_the_right_one(studio, given, words):
+def test_an_unknown_keyword_is_answered_with_the_right_one(pipeline, given, words):
     with pytest.raises(UserError) as error:
-        studio.generate("a ring", **given)
+        pipeline.generate("a ring", **given)
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
@@ -121,9 +121,9 @@ def test_a_request_takes_other_libraries_names_and_can_be_changed():
 
 
 @pytest.mark.parametrize("name", ["edit", "extend", "loop", "animate", "upscale", "storyboard"])
-def test_every_ability_answers_so(studio, name):
+def test_every_ability_answers_so(pipeline, name):
     with pytest.raises(UserError, match="did you mean guidance"):
-        getattr(studio, name)(guidence=2)
+        getattr(pipeline, name)(guidence=2)
 
 
 def test_other_libraries_names_of_the_shape_are_taken():
