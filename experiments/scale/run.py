@@ -117,7 +117,7 @@ def agreement() -> None:
 
 
 def exchanges() -> None:
-    """Strong scaling: 64 rows on more and more chips. Weak scaling: two rows a chip."""
+    """Strong scaling: 64 sequences on more and more chips. Weak scaling: two sequences a chip."""
     slices = {4: "v5e:2x2", 8: "v5e:2x4", 16: "v5e:4x4", 32: "v5e:4x8", 64: "v5e:8x8", 128: "v5e:8x16"}
     jobs = {}
     for chips, name in slices.items():

@@ -2,7 +2,7 @@
 
     python experiments/scale/step_time.py --config configs/ladder.py:S --topology h100:1 --json step_time.json
 
-Rows are full of clips, as the planner takes them to be; numbers are zeros, which cost the same. On a CPU it runs with
+Sequences are full of clips, as in the planner; numbers are zeros, which cost the same. On a CPU it runs with
 `--topology h100:1 --config.dit.size=Pico ...` too, to see that it goes: its ratio then says nothing.
 """
 
@@ -35,16 +35,16 @@ def full_batch(spec: programs.StepSpec) -> Any:
     if clip is None:
         return batch
     segments = np.arange(batch.segment_ids.shape[1]) // clip.tokens + 1
-    runs = max(batch.segment_ids.shape[1] // clip.tokens, 1)
-    ids = np.where(segments <= runs, segments, 0).astype(np.int32)
-    whole = lambda row: np.broadcast_to(row, (spec.rows, len(row))).copy()
+    segments_each = max(batch.segment_ids.shape[1] // clip.tokens, 1)
+    ids = np.where(segments <= segments_each, segments, 0).astype(np.int32)
+    whole = lambda ids: np.broadcast_to(ids, (spec.rows, len(ids))).copy()
     conditions = np.arange(batch.condition_segment_ids.shape[1], dtype=np.int32)
     return dataclasses.replace(
         batch,
         segment_ids=whole(ids),
         condition_ids=whole(ids),
         init_sigma=whole((ids > 0).astype(np.float32)),
-        condition_segment_ids=whole(np.where(conditions <= runs, conditions, 0)),
+        condition_segment_ids=whole(np.where(conditions <= segments_each, conditions, 0)),
         condition_init_sigma=whole((conditions > 0).astype(np.float32)),
     )
 

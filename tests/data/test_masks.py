@@ -242,13 +242,13 @@ def test_runs_of_every_kind_have_conditions_enough_and_the_words_of_their_shots(
     seen: Counter[int] = Counter()
     for seed in range(5):
         for index, record in enumerate(records):
-            run = draw_segment(record, np.random.default_rng((seed, index)), CONFIG)
-            assert 1 <= run.num_conditions <= SEGMENT_CONDITIONS
-            assert run.init_sigma.max() > 0 and len(run.patches) <= CONFIG.seq_len
-            shots = set(run.caption_time[run.init_sigma > 0])
-            assert shots <= set(run.text_time.tolist()), "words are found by their time, to the bit"
+            segment = draw_segment(record, np.random.default_rng((seed, index)), CONFIG)
+            assert 1 <= segment.num_conditions <= SEGMENT_CONDITIONS
+            assert segment.init_sigma.max() > 0 and len(segment.patches) <= CONFIG.seq_len
+            shots = set(segment.caption_time[segment.init_sigma > 0])
+            assert shots <= set(segment.text_time.tolist()), "words are found by their time, to the bit"
             seen[len(shots)] += 1
-            assert run.coords[:, 0].min() == 0
+            assert segment.coords[:, 0].min() == 0
     assert seen[1] > 100 and seen[2] > 20
 
 
@@ -257,9 +257,9 @@ def test_a_window_of_a_frame_keeps_its_coordinates(records):
     whole = coordinates((1, 4, 4), (1, 2, 2), 7.0)[:, 1:3].tolist()
     seen = set()
     for seed in range(60):
-        run = draw_segment(record, np.random.default_rng(seed), CONFIG)
-        assert np.ptp(run.coords[:, 4]) == 0 and run.coords[0, 4] == 0.5, "half a frame's height each"
-        seen |= {whole.index(place) for place in run.coords[:, 1:3].tolist()}
+        segment = draw_segment(record, np.random.default_rng(seed), CONFIG)
+        assert np.ptp(segment.coords[:, 4]) == 0 and segment.coords[0, 4] == 0.5, "half a frame's height each"
+        seen |= {whole.index(place) for place in segment.coords[:, 1:3].tolist()}
     assert seen == {0, 1, 2, 3}
 
 
@@ -291,10 +291,10 @@ class Recorder:
 
 @pytest.fixture(scope="module")
 def batch(records) -> PackedBatch:
-    runs = grain.MapDataset.source(records).random_map(
+    segments = grain.MapDataset.source(records).random_map(
         lambda record, rng: draw_segment(record, rng, CONFIG), seed=0
     )
-    stream = runs.to_iter_dataset(grain.ReadOptions(0, 0))
+    stream = segments.to_iter_dataset(grain.ReadOptions(0, 0))
     return next(iter(pack_stream(stream, 40, 24, 6, 8, 8, SEGMENT_CONDITIONS)))
 
 
@@ -322,7 +322,7 @@ def test_given_tokens_are_shown_clean_and_levels_are_where_training_begins(batch
             own = (ids == segment) & (batch.init_sigma > 0)[row]
             (drawn,) = {*np.maximum.reduceat(levels[row][own], [0])}
             free = levels[row][own & (batch.init_sigma[row] == 1)]
-            # One draw a run, which what starts lower holds where it is lower still.
+            # One draw a segment, which what starts lower holds where it is lower still.
             assert len(set(free.tolist())) <= 1
             top = free.max() if free.size else drawn
             np.testing.assert_array_equal(levels[row][own], np.minimum(top, batch.init_sigma[row][own]))

@@ -57,7 +57,7 @@ def test_what_is_not_generated_stays_bit_for_bit_and_the_rest_is_generated(fille
 
 
 def fill_alone(i: int, solver: str, as_often: bool) -> np.ndarray:
-    """Segment i in rows of its own, the model asked as often as for all of them, or as it needs."""
+    """Segment i in sequences of its own, the model asked as often as for all of them, or as it needs."""
     batch, (own,) = pack([SEGMENTS[i]])
     guidance = tabulate([SETTINGS[i]], [own], batch.condition_segment_ids)
     guidance.conditioning[:, 0] = (

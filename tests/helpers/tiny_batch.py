@@ -1,4 +1,4 @@
-"""A tiny transformer and a packed batch of every kind of run, for the tests of the sampler and of guidance."""
+"""A tiny transformer and a packed batch of every kind of segment, for the tests of the sampler and of guidance."""
 
 import dataclasses
 

@@ -51,9 +51,14 @@ def ask(i: int) -> dict[str, Any]:
 
 def plain(grid: tuple[int, int, int], steps: int) -> dict[str, Any]:
     """One to be generated from noise alone, without guidance."""
-    run = make_segment(7, grid, 1, (1.0,))
-    noise = wave(len(run.patches), CONFIG.patch_width)
-    return {"segment": run, "noise": noise, "sigmas": np.linspace(1, 0, steps + 1), "guidance": Guidance()}
+    segment = make_segment(7, grid, 1, (1.0,))
+    noise = wave(len(segment.patches), CONFIG.patch_width)
+    return {
+        "segment": segment,
+        "noise": noise,
+        "sigmas": np.linspace(1, 0, steps + 1),
+        "guidance": Guidance(),
+    }
 
 
 def alone(i: int, solver: str) -> np.ndarray:
@@ -77,7 +82,7 @@ def drain(batcher: ContinuousBatcher) -> dict[int, np.ndarray]:
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_segments_that_join_later_get_what_they_get_alone(solver):
     batcher, ids, out = ContinuousBatcher(MODEL, [SHAPE], solver), {}, {}
-    for i in (1, 3, 0, 2, 4):  # one more each step: most join rows where others are half way
+    for i in (1, 3, 0, 2, 4):  # one more each step: most join sequences where others are half way
         ids[i] = batcher.add(**ask(i))
         out |= batcher.step()
     out |= drain(batcher)

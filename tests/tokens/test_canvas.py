@@ -134,8 +134,8 @@ def test_a_window_is_a_run_whose_time_begins_at_its_earliest_frame():
     whole = make_canvas(streams, latents, np.ones((21, 32, 48), np.float32), 8.0, (4, 8, 8))
     assert whole.ends.tolist() == [0, 4, 8, 6, 10, 14, 18, 22, 20]
     part = whole.part(slice(2, 7)).crop(2, 2, 2, 4)
-    run = to_segment(part, (1, 2, 2), np.zeros((0, 6)), np.zeros(0))
-    coords = run.coords.reshape(5, 1, 2, 5)
+    segment = to_segment(part, (1, 2, 2), np.zeros((0, 6)), np.zeros(0))
+    coords = segment.coords.reshape(5, 1, 2, 5)
     np.testing.assert_allclose(coords[:, 0, 0, 0], (np.array([8, 6, 10, 14, 18]) - 6) / 8)
     np.testing.assert_allclose(coords[:, 0, 0, 3], np.array([4, 0, 4, 4, 4]) / 8)
     own = coordinates((5, 4, 6), (1, 2, 2), 8.0).reshape(5, 2, 3, 5)
@@ -150,34 +150,36 @@ WORDS = np.repeat([0.0, 1.0, 2.0, 4.0], 2).astype(np.float32)
 def test_words_that_hold_before_a_window_are_left_out_and_the_rest_told_in_its_time(dtype):
     canvas = make_plain(np.ones((10, 1, 1)), fps=7.0)  # at 0, 4/7, … 36/7 seconds
     text = np.arange(16.0).reshape(8, 2)
-    run = to_segment(canvas, (1, 1, 1), text, WORDS.astype(dtype))
-    np.testing.assert_array_equal(run.text_time, WORDS)
-    np.testing.assert_array_equal(run.caption_time, [0, 0, 1, 1, 2, 2, 2, 4, 4, 4])
+    segment = to_segment(canvas, (1, 1, 1), text, WORDS.astype(dtype))
+    np.testing.assert_array_equal(segment.text_time, WORDS)
+    np.testing.assert_array_equal(segment.caption_time, [0, 0, 1, 1, 2, 2, 2, 4, 4, 4])
 
-    run = to_segment(canvas.part(slice(3, 6)), (1, 1, 1), text, WORDS.astype(dtype))  # 12/7 … 20/7
-    np.testing.assert_array_equal(run.text, text[2:])
-    np.testing.assert_allclose(run.text_time, np.repeat([0, 2 - 12 / 7, 4 - 12 / 7], 2), rtol=1e-6)
-    assert run.caption_time.tolist() == run.text_time[[0, 2, 2]].tolist(), "found by their time: to the bit"
-    assert run.num_conditions == 2
+    segment = to_segment(canvas.part(slice(3, 6)), (1, 1, 1), text, WORDS.astype(dtype))  # 12/7 … 20/7
+    np.testing.assert_array_equal(segment.text, text[2:])
+    np.testing.assert_allclose(segment.text_time, np.repeat([0, 2 - 12 / 7, 4 - 12 / 7], 2), rtol=1e-6)
+    assert segment.caption_time.tolist() == segment.text_time[[0, 2, 2]].tolist(), (
+        "found by their time: to the bit"
+    )
+    assert segment.num_conditions == 2
 
 
 def test_two_cards_that_hold_at_a_windows_beginning_are_kept_apart():
     """A stream's last frame may lie behind the next one's first."""
     canvas = make_plain(np.ones((3, 1, 1)), ends=np.array([8, 6, 10]))
-    run = to_segment(canvas, (1, 1, 1), np.zeros((2, 3)), np.array([0.0, 0.9], np.float32))
-    np.testing.assert_allclose(run.text_time, [0, 0.15], atol=1e-6)
-    assert run.caption_time.tolist() == run.text_time[[1, 0, 1]].tolist()
+    segment = to_segment(canvas, (1, 1, 1), np.zeros((2, 3)), np.array([0.0, 0.9], np.float32))
+    np.testing.assert_allclose(segment.text_time, [0, 0.15], atol=1e-6)
+    assert segment.caption_time.tolist() == segment.text_time[[1, 0, 1]].tolist()
 
 
 @pytest.mark.parametrize("patch", [(1, 1, 1), (1, 2, 2), (2, 2, 3)])
 def test_a_run_of_patches_goes_back_into_its_canvas(patch):
     start = np.random.default_rng(0).random((4, 4, 6)).round(1)
     canvas = make_plain(start)
-    run = to_segment(canvas, patch, np.zeros((0, 6)), np.zeros(0))
-    np.testing.assert_array_equal(unpatchify(run.patches, canvas.grid, patch), canvas.latent)
+    segment = to_segment(canvas, patch, np.zeros((0, 6)), np.zeros(0))
+    np.testing.assert_array_equal(unpatchify(segment.patches, canvas.grid, patch), canvas.latent)
     t, y, x = (side // by for side, by in zip(canvas.grid, patch, strict=True))
     blocks = canvas.init_sigma.reshape(t, patch[0], y, patch[1], x, patch[2]).max((1, 3, 5))
-    np.testing.assert_array_equal(run.init_sigma, blocks.ravel())
+    np.testing.assert_array_equal(segment.init_sigma, blocks.ravel())
 
 
 def test_patches_of_several_frames_hold_no_clip_in_the_middle():
@@ -329,7 +331,7 @@ def engine() -> VaeProcessor:
 
 @pytest.fixture(scope="module")
 def narrow(engine) -> VaeProcessor:
-    """The same model in rows of six tokens: three latent frames of 32×16 pixels."""
+    """The same model in sequences of six tokens: three latent frames of 32×16 pixels."""
     return VaeProcessor(dataclasses.replace(engine.bundle, limits=LONG))
 
 
@@ -343,15 +345,15 @@ def pieces(fixed: np.ndarray) -> list[slice]:
     return [slice(begin, end) for begin, end in edges.reshape(-1, 2)]
 
 
-@pytest.mark.parametrize("rows", ["one window", "many windows"])
+@pytest.mark.parametrize("windows", ["one window", "many windows"])
 @pytest.mark.parametrize("ability", [*SKETCHES, "a storyboard"])
-def test_what_is_given_is_the_autoencoders_own_reconstruction_of_it(ability, rows, engine, narrow):
-    model = engine if rows == "one window" else narrow
+def test_what_is_given_is_the_autoencoders_own_reconstruction_of_it(ability, windows, engine, narrow):
+    model = engine if windows == "one window" else narrow
     sketch = board(model).sketch if ability == "a storyboard" else SKETCHES[ability]
     shape = sketch.frames.shape[:3]
     before = model.prepare_latents(sketch)
     (after,) = denoise(model, [Job(sketch, ((0.0, "a ring"),), SETTINGS)], [before])
-    assert rows == "one window" or len(temporal_windows(before, 3, 1)) >= MANY.get(ability, 2)
+    assert windows == "one window" or len(temporal_windows(before, 3, 1)) >= MANY.get(ability, 2)
     generated = decode_floats(model, after, *shape, generated=before.init_sigma.any((1, 2)))
     coded = decode_floats(model, before, *shape)
     np.testing.assert_array_equal(generated[sketch.conditioning_frames], coded[sketch.conditioning_frames])
@@ -420,9 +422,9 @@ def test_the_windows_of_a_long_video_compile_once(narrow):
     )  # with guidance or without
 
 
-@pytest.mark.parametrize("rows", ["one window", "many windows"])
-def test_the_results_of_a_batch_are_those_of_each_alone(rows, engine, narrow):
-    model = engine if rows == "one window" else narrow
+@pytest.mark.parametrize("windows", ["one window", "many windows"])
+def test_the_results_of_a_batch_are_those_of_each_alone(windows, engine, narrow):
+    model = engine if windows == "one window" else narrow
     all_at_once = jobs(model)
     reports: list[tuple[int, int]] = []
     together = denoised(model, all_at_once, lambda *at: reports.append(at))
