@@ -21,11 +21,11 @@ Coords = Float[Array, "B N 5"]
 SegmentIds = Int[Array, "B N"]
 """1…K; 0 = padding."""
 ConditionIds = Int[Array, "B N"]
-"""A token's entry in its sequence's table of S conditions."""
+"""A token's index into its sequence's conditioning table, of length S."""
 Sigma = Float[Array, "B S"]
-Entries = Shaped[Array, "B S"]
-"""Anything of which each condition has one."""
-TokenEntries = Shaped[Array, "B N"]
+PerCondition = Shaped[Array, "B S"]
+"""Anything of which each condition of a sequence has one."""
+PerToken = Shaped[Array, "B N"]
 Heads = Float[Array, "B N H F"]
 """Queries, keys, values."""
 

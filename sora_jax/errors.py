@@ -12,7 +12,7 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 
-TEMPORARY, MOST_SUFFIX = ".tmp-", 16  # of temporary files: what their names begin with, letters of a suffix
+TEMPORARY, MAX_SUFFIX = ".tmp-", 16  # of temporary files: what their names begin with, letters of a suffix
 
 
 class UserError(ValueError):
@@ -71,7 +71,7 @@ def check_names(folder: pathlib.Path, path: pathlib.Path) -> None:
 
 def short_suffix(path: pathlib.Path) -> str:
     """The suffix for a temporary file, whose name must not be longer than that of the file itself."""
-    return path.suffix if len(path.suffix) <= MOST_SUFFIX else ""
+    return path.suffix if len(path.suffix) <= MAX_SUFFIX else ""
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ def order() -> list[str]:
 
 
 def sources() -> dict[str, pathlib.Path]:
-    """Every file of the package by its name in the table; of the `__init__.py` only the package's face."""
+    """Every file of the package by its name in the table; of the `__init__.py` only the public API's."""
     paths = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")}
     return {name: path for name, path in paths.items() if not name.endswith("/__init__.py")}
 

@@ -26,7 +26,7 @@ HERE = pathlib.Path(__file__).parent
 @click.option("--only", default="", help="Some abilities: animate,extend.")
 def main(model: str, clips: int, steps: int, only: str) -> None:
     """Measures, and draws the first six clips of each ability."""
-    studio = sora_jax.load(model)
+    pipeline = sora_jax.load(model)
     out = HERE / "abilities.json"
     whole = json.loads(out.read_text()) if out.exists() else {"abilities": {}}
     for name in only.split(",") if only else TRIALS:
@@ -37,7 +37,7 @@ def main(model: str, clips: int, steps: int, only: str) -> None:
                 shown.append((label if number == len(videos) - 1 else "given, or the truth", video))
 
         with progress_bar(True, "clip") as progress:
-            result = evaluate_abilities(studio, [name], clips, progress=progress, show=show, steps=steps)
+            result = evaluate_abilities(pipeline, [name], clips, progress=progress, show=show, steps=steps)
         figures = result.pop("abilities")
         whole |= result
         whole["abilities"] |= figures

@@ -56,11 +56,11 @@ PROMPTS = (
 @click.option("--repeats", default=4, help="The best of so many is told.")
 def main(out: pathlib.Path | None, model: str, count: int, dtype: str, repeats: int) -> None:
     """Prints seconds, ratios and how far results differ; decoding is left out, for it is the same for all."""
-    studio = sora_jax.load(model)
-    studio.dit.config = dataclasses.replace(studio.dit.config, dtype=dtype)
+    pipeline = sora_jax.load(model)
+    pipeline.dit.config = dataclasses.replace(pipeline.dit.config, dtype=dtype)
     jobs = [make(*shape, number) for number, shape in zip(range(count), itertools.cycle(SHAPES))]
-    canvases = [studio.encode(job.sketch) for job in jobs]
-    fill = lambda *which: denoise(studio, [jobs[i] for i in which], [canvases[i] for i in which])
+    canvases = [pipeline.prepare_latents(job.sketch) for job in jobs]
+    fill = lambda *which: denoise(pipeline, [jobs[i] for i in which], [canvases[i] for i in which])
     ways: dict[str, Callable[[], list[Canvas]]] = {
         "one after another": lambda: [canvas for i in range(count) for canvas in fill(i)],
         "batches of equal shape": lambda: alike(fill, jobs),
@@ -94,7 +94,7 @@ def make(seconds: float, height: int, width: int, steps: int, number: int) -> Jo
     """A text-to-video job."""
     frames = 1 + 4 * round(seconds * 2)
     captions = ((0.0, PROMPTS[number % len(PROMPTS)]),)
-    sketch = sketches.blank((frames, height, width), 8.0)
+    sketch = sketches.all_noise((frames, height, width), 8.0)
     return Job(sketch, captions, Settings(seed=number, steps=steps))
 
 

@@ -40,12 +40,12 @@ TEXT = 24  # slots; prompts here are shorter
 @click.option("--plot", type=click.Path(), default=str(pathlib.Path(__file__).parent / "words.png"))
 def main(model: str, clips: int, plot: str) -> None:
     """Prints accuracy and gain by attribute and σ, and draws them."""
-    studio = sora_jax.load(model)
-    things, latents = true_clips(studio, clips)
+    pipeline = sora_jax.load(model)
+    things, latents = true_clips(pipeline, clips)
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     for attribute, words in WORDS.items():
         errors = np.stack(
-            [errors_by_word(studio, *clip, attribute) for clip in zip(things, latents, strict=True)]
+            [errors_by_word(pipeline, *clip, attribute) for clip in zip(things, latents, strict=True)]
         )
         right = np.array([words.index(getattr(thing, attribute)) for thing in things])
         own = np.take_along_axis(errors, right[:, None, None], axis=1)[:, 0]
@@ -63,7 +63,7 @@ def main(model: str, clips: int, plot: str) -> None:
     figure.savefig(plot, dpi=120)
 
 
-def true_clips(studio: Pipeline, count: int) -> tuple[list[Thing], list[np.ndarray]]:
+def true_clips(pipeline: Pipeline, count: int) -> tuple[list[Thing], list[np.ndarray]]:
     """Things that move straight, one a clip, and the clips' latents."""
     things: list[Thing] = []
     latents = []
@@ -71,13 +71,13 @@ def true_clips(studio: Pipeline, count: int) -> tuple[list[Thing], list[np.ndarr
     for index in range(count):
         scene = sample_scene(1, index, "validation", (FRAMES - 1) / FPS, 1.0, ONE_THING)
         things.append(scene.shots[0].things[0])
-        latents.append(np.asarray(encode(studio.vae, render(scene, FRAMES, SIDE, SIDE, FPS))))
+        latents.append(np.asarray(encode(pipeline.vae, render(scene, FRAMES, SIDE, SIDE, FPS))))
     return things, latents
 
 
-def errors_by_word(studio: Pipeline, thing: Thing, latent: np.ndarray, attribute: str) -> np.ndarray:
+def errors_by_word(pipeline: Pipeline, thing: Thing, latent: np.ndarray, attribute: str) -> np.ndarray:
     """Mean square error of the velocity under each word: [words, σ]."""
-    config = studio.dit.config
+    config = pipeline.dit.config
     patches = patchify(latent, config.patch)
     coords = coordinates(latent.shape[:3], config.patch, fps=FPS, mode=config.coords)
     noise = np.random.default_rng(0).standard_normal(patches.shape).astype(np.float32)
@@ -86,12 +86,12 @@ def errors_by_word(studio: Pipeline, thing: Thing, latent: np.ndarray, attribute
         said = {name: getattr(thing, name) for name in WORDS} | {attribute: word}
         article = "an" if said["colour"][0] in "aeiou" else "a"
         prompt = f"{article} {said['colour']} {said['shape']} moves {said['direction'].replace('-', ' and ')}"
-        [states] = studio.text.encode([prompt])
+        [states] = pipeline.text_encoder.encode([prompt])
         everywhere, from_0 = np.ones(len(patches), np.float32), np.zeros(len(patches), np.float32)
         rows.append(Segment(patches, coords, everywhere, from_0, states, np.zeros(len(states), np.float32)))
     batches = [pack_batch([[run]], 1, len(patches), TEXT, 1)[0] for run in rows]
     batch = jax.tree.map(lambda *parts: jnp.concatenate(parts), *batches)
-    return np.stack([np.asarray(_errors(studio.dit, batch, noise, sigma)) for sigma in SIGMAS], axis=1)
+    return np.stack([np.asarray(_errors(pipeline.dit, batch, noise, sigma)) for sigma in SIGMAS], axis=1)
 
 
 @jax.jit

@@ -159,11 +159,11 @@ def _reconstruction(model: str) -> None:
     from sora_jax.evaluation.metrics import psnr
     from sora_jax.toyworld.render import Toyworld
 
-    studio, figures = sora_jax.load(model), {}
+    pipeline, figures = sora_jax.load(model), {}
     for shape in ((17, 64, 64, 8.0), (1, 64, 64, 8.0), (17, 128, 128, 8.0)):
         source = Toyworld(split="validation", clips=64, shapes=(shape,))
         clips = [source[i].video for i in range(64)]
-        values = [float(psnr(studio.reconstruct(clip).frames, clip.frames)) for clip in clips]
+        values = [float(psnr(pipeline.reconstruct(clip).frames, clip.frames)) for clip in clips]
         figures["×".join(map(str, shape[:3]))] = {
             "psnr": round(sum(values) / len(values), 2),
             "clips": len(values),

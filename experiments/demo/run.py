@@ -82,13 +82,13 @@ def main(out: pathlib.Path, train: bool, model: str) -> None:
 
     click.echo(f"Drawing {len(PROMPTS)} prompts at {len(PROMPTS)} shapes, in one batch:")
     started = time.perf_counter()
-    studio = load(model)
+    pipeline = load(model)
     requests = [
         Request(prompt, duration=duration or 0.125, resolution=resolution, aspect=aspect, seed=seed)
         for seed, (prompt, duration, resolution, aspect) in enumerate(PROMPTS)
     ]
     with click.progressbar(length=100, label="denoising") as bar:
-        videos = studio.generate_batch(
+        videos = pipeline.generate_batch(
             requests, lambda done, steps: bar.update(100 * done // steps - bar.pos)
         )
     seconds = time.perf_counter() - started
@@ -152,26 +152,26 @@ def _plot_loss(metrics: pathlib.Path, picture: pathlib.Path) -> list[tuple[int, 
 
 def _denoised(workdir: pathlib.Path, picture: pathlib.Path, strength: float = 0.25) -> None:
     """A sheet of held-out clips, with noise, and denoised by the run's model."""
-    studio = load(str(workdir))
+    pipeline = load(str(workdir))
     world = Toyworld(WorldConfig(objects=(1.0, 0.0, 0.0)), split="validation")
     clips = [world[index] for index in range(3)]
     videos, labels = [], []
     for clip in clips:
         prompt = clip.captions["short"]
-        made = studio.edit(clip.video, prompt, strength, guidance=1.0, seed=0)
-        videos += [clip.video, _noised(studio, clip.video, strength), made]
+        made = pipeline.edit(clip.video, prompt, strength, guidance=1.0, seed=0)
+        videos += [clip.video, _noised(pipeline, clip.video, strength), made]
         labels += [f"held out: {prompt}", "with noise", "denoised"]
     contact_sheet(videos, labels, columns=3).save(picture)
 
 
-def _noised(studio: Pipeline, video: Video, strength: float) -> Video:
+def _noised(pipeline: Pipeline, video: Video, strength: float) -> Video:
     """The clip as the sampler finds it: its latents at the sigma of `strength`, decoded."""
     shape = video.frames.shape[:3]
-    canvas = studio.encode(Sketch(video.frames, np.full(shape, strength, np.float32), video.fps))
+    canvas = pipeline.prepare_latents(Sketch(video.frames, np.full(shape, strength, np.float32), video.fps))
     sigma = canvas.init_sigma[..., None]
     noise = np.random.default_rng(0).standard_normal(canvas.latent.shape, np.float32)
     noised = dataclasses.replace(canvas, latent=flow.interpolate(canvas.latent, noise, sigma))
-    return Video(studio.decode(noised, *shape), video.fps)
+    return Video(pipeline.decode_latents(noised, *shape), video.fps)
 
 
 if __name__ == "__main__":

@@ -103,14 +103,14 @@ def one_decode(seconds: float, height: int, width: int, tile: int) -> None:
         from sora_jax.checkpoints.bundle import load_bundle
         from sora_jax.media.video import write_frames
         from sora_jax.models.tiles import Tiles
-        from sora_jax.pipeline.codec import Codec, to_bytes
-        from sora_jax.tokens.canvas import CausalSpan, blank_canvas
+        from sora_jax.pipeline.vae_processor import VaeProcessor, to_bytes
+        from sora_jax.tokens.canvas import CausalSpan, all_noise_canvas
 
-        engine, fps = Codec(load_bundle()), 24.0
+        engine, fps = VaeProcessor(load_bundle()), 24.0
         engine.tiles = Tiles(tile)
         frames = round(seconds * fps)
         stream = CausalSpan(0, 1 + -(-(frames - 1) // 4) * 4)
-        canvas = blank_canvas(stream, engine.cells(height, width), CHANNELS, fps)
+        canvas = all_noise_canvas(stream, engine.cells(height, width), CHANNELS, fps)
         latents = (
             np.random.default_rng((0, i)).standard_normal((*canvas.grid[1:], CHANNELS), np.float32)
             for i in range(len(canvas))

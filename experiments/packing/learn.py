@@ -36,7 +36,7 @@ from sora_jax.train.loop import make_steps
 from sora_jax.train.optim import OptimConfig
 
 HELD_OUT = 128  # clips, the last of the cache
-ROOM = (256, 32)  # words and runs of a packed row
+ROOM = (256, 32)  # text tokens and segments of a packed sequence
 
 
 class Clips:
@@ -70,13 +70,13 @@ def main(out: pathlib.Path | None, one: str | None, latents: pathlib.Path | None
         if one:
             click.echo(json.dumps(learn(one, latents, **options)))
             return
-        told = [f"--{name}={value}" for name, value in options.items()]
+        arguments = [f"--{name}={value}" for name, value in options.items()]
         result: dict[str, Any] = {"jax": jax.__version__, **options, "ways": {}}
         click.echo(
             f"{'way':8} {'steps':>6} {'clips':>7} {'tokens':>9} {'compiled':>12} {'loss':>7}  accuracy, %"
         )
         for way in WAYS:
-            command = [sys.executable, __file__, f"--one={way}", f"--latents={latents}", *told]
+            command = [sys.executable, __file__, f"--one={way}", f"--latents={latents}", *arguments]
             environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": ""}
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
             if done.returncode:
@@ -163,19 +163,19 @@ def _loss(config: Any, held_out: Clips, slots: int) -> Any:
     config.flow.text_dropout = config.flow.text_noise = 0.0
     with tempfile.TemporaryDirectory() as folder:
         objective = DiTObjective(config, pathlib.Path(folder))
-    runs = [held_out[i] for i in range(len(held_out))]
+    segments = [held_out[i] for i in range(len(held_out))]
     conditions = SEGMENT_CONDITIONS * ROOM[1]
-    packed = [[runs[i] for i in row] for row in first_fit_decreasing(runs, slots, *ROOM, conditions)]
+    packed = [[segments[i] for i in row] for row in first_fit_decreasing(segments, slots, *ROOM, conditions)]
     whole, _ = pack_batch(packed, len(packed), slots, ROOM[0], conditions)
     fixed = [
         jax.tree.map(lambda x, i=i: jax.numpy.asarray(x[i : i + 1]), whole) for i in range(len(whole.patches))
     ]
-    painted = [int(np.count_nonzero((batch.segment_ids > 0) & ~batch.conditioning_mask)) for batch in fixed]
+    generated = [int(np.count_nonzero((batch.segment_ids > 0) & ~batch.conditioning_mask)) for batch in fixed]
     compiled = jax.jit(lambda model, batch, key: objective.loss(model, batch, key)[0])
     keys = jax.random.split(jax.random.key(1), len(fixed))
     return lambda model: float(
         np.average(
-            [compiled(model, batch, key) for batch, key in zip(fixed, keys, strict=True)], weights=painted
+            [compiled(model, batch, key) for batch, key in zip(fixed, keys, strict=True)], weights=generated
         )
     )
 

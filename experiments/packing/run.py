@@ -26,7 +26,7 @@ from typing import Any
 import click
 import jax
 import numpy as np
-from packers import PACKERS, Room
+from packers import PACKERS, Capacity
 from streams import ROOT, STREAMS, Stream
 from ways import WAYS, batches
 
@@ -37,11 +37,11 @@ HERE = pathlib.Path(__file__).parent
 SLOTS = 4096  # a step's, for every way
 AHEAD = 3000  # clips that are read before the clock starts, so that every way is past its beginning
 SAMPLE = 1000  # clips whose batches are measured
-# Room for words and runs in a packed row: enough that tokens are what fills it.
+# Text tokens and segments of a packed sequence: enough that tokens are what fills it.
 ROOMS = {"toyworld": (320, 32), "web": (256, 32), "hostile": (1024, 128)}
 # Buckets' latent frames: a clip is cut to the longest that it fills, as Open-Sora does. All of toyworld's are there.
 LENGTHS = (1, 3, 5, 7, 10, 14, 20, 31)
-# Padding as most codes run it, whose attention computes every pair of a padded row and masks what it doesn't want.
+# Padding as most codes run it, whose attention computes every pair of a padded sequence and masks what it doesn't want.
 ALL_PAIRS = "padding, all pairs"
 
 
@@ -51,7 +51,7 @@ ALL_PAIRS = "padding, all pairs"
 @click.option("--way", "chosen", multiple=True, type=click.Choice([ALL_PAIRS, *WAYS]), help="Default: all.")
 @click.option("--size", default="Ti", help="Of the transformer, see models/dit.py.")
 @click.option("--seconds", default=60.0, help="Of training steps, for each stream and way.")
-@click.option("--runs", default=4000, help="Runs that packers are compared on; 0: not.")
+@click.option("--segments", default=4000, help="Segments that packers are compared on; 0: not.")
 @click.option("--one", hidden=True, help="stream:way: measure that alone, and print it.")
 def main(
     out: pathlib.Path | None,
@@ -59,7 +59,7 @@ def main(
     chosen: tuple[str, ...],
     size: str,
     seconds: float,
-    runs: int,
+    segments: int,
     one: str | None,
 ) -> None:
     """Prints a table of packers and a table of ways to batch."""
@@ -73,7 +73,7 @@ def main(
         "jax": jax.__version__,
         "size": size,
         "slots": SLOTS,
-        "packers": compare_packers(names, runs) if runs else {},
+        "packers": compare_packers(names, segments) if segments else {},
         "ways": {},
     }
     click.echo(
@@ -98,19 +98,21 @@ def main(
         plot(result, out.with_suffix(".png"))
 
 
-def compare_packers(names: tuple[str, ...], runs: int) -> dict[str, dict[str, float]]:
-    """Share of slots filled by each packer, by number of open rows."""
+def compare_packers(names: tuple[str, ...], segments: int) -> dict[str, dict[str, float]]:
+    """Share of slots filled by each packer, by number of open sequences."""
     table: dict[str, dict[str, float]] = {}
     click.echo(f"{'share of slots filled, %':24}" + "".join(f"{name:>24}" for name in names))
-    for packer, lay in PACKERS.items():
+    for packer, pack in PACKERS.items():
         for window in (16, 64, 256):
             label, filled = f"{packer}, {window} rows", {}
             for name in names:
-                sizes = [(shape.tokens, shape.words) for shape in Stream(name).shapes(runs)]
+                sizes = [(shape.tokens, shape.text_tokens) for shape in Stream(name).shapes(segments)]
                 if sum(tokens for tokens, _ in sizes) < 3 * window * SLOTS:
                     continue  # too few to tell: what is open at the end would count
-                rows = list(lay(sizes, Room(SLOTS, *ROOMS[name]), window))[:-window]
-                filled[name] = sum(tokens for row in rows for tokens, _ in row) / (len(rows) * SLOTS)
+                sequences = list(pack(sizes, Capacity(SLOTS, *ROOMS[name]), window))[:-window]
+                filled[name] = sum(tokens for sequence in sequences for tokens, _ in sequence) / (
+                    len(sequences) * SLOTS
+                )
             table[label] = filled
             cells = (f"{filled[name]:24.1%}" if name in filled else f"{'–':>24}" for name in names)
             click.echo(f"{label:24}" + "".join(cells))
@@ -125,9 +127,9 @@ def measure(stream: str, way: str, size: str, seconds: float) -> dict[str, Any]:
     from sora_jax.train.optim import OptimConfig
 
     config = runpy.run_path(str(ROOT / "configs" / "toyworld_dit.py"))["get_config"](size)
-    runs = Stream(stream, LENGTHS if way == "buckets" else ())
+    segments = Stream(stream, LENGTHS if way == "buckets" else ())
     longest, words = (
-        max(sizes) for sizes in zip(*((s.tokens, s.words) for s in runs.shapes(4000)), strict=True)
+        max(sizes) for sizes in zip(*((s.tokens, s.text_tokens) for s in segments.shapes(4000)), strict=True)
     )
     config.pipeline.max_segments = 1 if way != "packing" else ROOMS[stream][1]
     batched = "padding" if way == ALL_PAIRS else way
@@ -138,9 +140,9 @@ def measure(stream: str, way: str, size: str, seconds: float) -> dict[str, Any]:
     state = jax.jit(init)(key)
     programs: dict[Any, Any] = {}
     spent = compiling = 0.0
-    useful = slots = steps = clips = told = 0
+    useful = slots = steps = clips = text = 0
     gflop = 0.0
-    read = Count(runs)
+    read = Count(segments)
     stream_of_batches = batches(read, batched, SLOTS, longest, words, ROOMS[stream])
     while batched != "padding" and read.count < AHEAD:
         next(stream_of_batches)
@@ -148,7 +150,7 @@ def measure(stream: str, way: str, size: str, seconds: float) -> dict[str, Any]:
         shape = batch.patches.shape
         useful += int(np.count_nonzero(batch.segment_ids))
         clips += int(np.count_nonzero(batch.condition_segment_ids))
-        told += int(np.count_nonzero(batch.text_segment_ids))
+        text += int(np.count_nonzero(batch.text_segment_ids))
         slots, steps = slots + batch.segment_ids.size + batch.text_segment_ids.size, steps + 1
         if way == ALL_PAIRS:
             batch = attend_all(batch)
@@ -166,7 +168,7 @@ def measure(stream: str, way: str, size: str, seconds: float) -> dict[str, Any]:
         if spent >= seconds:
             break
     return {
-        "real": (useful + told) / slots,
+        "real": (useful + text) / slots,
         "tokens_a_clip": useful / clips,
         "useful_a_second": useful / spent,
         "useful_a_gflop": useful / gflop,
@@ -179,7 +181,7 @@ def measure(stream: str, way: str, size: str, seconds: float) -> dict[str, Any]:
 
 
 def attend_all(batch: PackedBatch) -> PackedBatch:
-    """The batch with each row's empty slots as its one run's own; what is learned is nonsense, what it costs is not."""
+    """Empty slots become those of each sequence's one segment: what is learned is nonsense, what it costs is not."""
     one = lambda ids: np.ones_like(ids)
     return dataclasses.replace(
         batch, segment_ids=one(batch.segment_ids), text_segment_ids=one(batch.text_segment_ids)
@@ -187,9 +189,9 @@ def attend_all(batch: PackedBatch) -> PackedBatch:
 
 
 def operations(batch: PackedBatch, config: DiTConfig) -> float:
-    """Floating-point operations of a forward pass: linear layers at every slot, attention within runs."""
+    """Floating-point operations of a forward pass: linear layers at every slot, attention within segments."""
     ids = np.concatenate([batch.segment_ids, batch.text_segment_ids], axis=1)
-    pairs = sum(float(np.square(np.bincount(row)[1:], dtype=float).sum()) for row in ids)
+    pairs = sum(float(np.square(np.bincount(own)[1:], dtype=float).sum()) for own in ids)
     return forward_flops(config, ids.size, pairs)
 
 
@@ -209,15 +211,15 @@ def evenly(stream: Iterator[PackedBatch], read: Count, config: DiTConfig) -> Ite
 class Count:
     """A sequence that counts what is read of it."""
 
-    def __init__(self, runs: Sequence[Segment]) -> None:
-        self.runs, self.count = runs, 0
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self.segments, self.count = segments, 0
 
     def __len__(self) -> int:
-        return len(self.runs)
+        return len(self.segments)
 
     def __getitem__(self, index: int) -> Segment:
         self.count += 1
-        return self.runs[index]
+        return self.segments[index]
 
 
 def _apart(stream: str, way: str, size: str, seconds: float) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Streams of runs, told by their shapes: what a training set sends to a packer. The latents themselves are noise."""
+"""Streams of segments, given by their shapes: what a training set sends to a packer. The latents are noise."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Shape:
     t: int
     y: int
     x: int
-    words: int
+    text_tokens: int
 
     @property
     def tokens(self) -> int:
@@ -35,7 +35,7 @@ def toyworld(rng: np.random.Generator) -> Shape:
     """configs/toyworld_dit.py: images and clips of 1 to 3 seconds, four aspect ratios, two resolutions and rates."""
     frames, height, width, _ = _TOYWORLD[rng.integers(len(_TOYWORLD))]
     y, x = height // 8, width // 8
-    if y * x > 144:  # cut to a window, as the pipeline does
+    if y * x > 144:  # cropped, as the pipeline does
         y = x = 12
     return Shape(min(1 + (frames - 1) // 4, 4096 // (y * x)), y, x, int(rng.integers(9, 31)))
 
@@ -44,19 +44,19 @@ def web(rng: np.random.Generator) -> Shape:
     """Clips as they are cut from the web, with images among them.
 
     Durations: log-normal with a mean of 8.5 s and captions of 13 words on average, as Panda-70M reports (Chen et al.
-    2024, table 1); clips longer than a row of 4,096 tokens are cut to it. Ours, by assumption: a fifth images, three
+    2024, table 1); clips longer than a sequence of 4,096 tokens are cut to it. Assumed: a fifth images, three
     resolutions alike often, aspect ratios of 16:9 (70%), 9:16 (15%), 4:3 (10%), 1:1 (5%); two latent frames a second.
     """
     short = (4, 6, 8)[rng.integers(3)]
     ratio = (16 / 9, 9 / 16, 4 / 3, 1.0)[rng.choice(4, p=(0.7, 0.15, 0.1, 0.05))]
     y, x = (short, round(short * ratio)) if ratio >= 1 else (round(short / ratio), short)
     seconds = 0.0 if rng.random() < 0.2 else np.clip(rng.lognormal(np.log(8.5) - 0.32, 0.8), 1, 60)
-    words = int(np.clip(rng.normal(18, 6), 5, 48))
-    return Shape(min(1 + round(2 * seconds), 4096 // (y * x)), y, x, words)
+    text_tokens = int(np.clip(rng.normal(18, 6), 5, 48))
+    return Shape(min(1 + round(2 * seconds), 4096 // (y * x)), y, x, text_tokens)
 
 
 def hostile(rng: np.random.Generator) -> Shape:
-    """A few that nearly fill a row, among many tiny ones."""
+    """A few that nearly fill a sequence, among many tiny ones."""
     if rng.random() < 0.02:
         return Shape(31, 8, 16, 40)
     return Shape(1, 2, int(rng.integers(2, 17)), 8)
@@ -70,7 +70,7 @@ STREAMS: dict[str, Callable[[np.random.Generator], Shape]] = {
 
 
 class Stream:
-    """Runs of a stream's shapes, each the same whenever it is asked for.
+    """Segments of a stream's shapes, each the same whenever it is asked for.
 
     Args:
       lengths: cut each clip to the longest of these numbers of latent frames that it fills; empty: it stays whole.
@@ -92,20 +92,20 @@ class Stream:
         return [self.shape(index) for index in range(count)]
 
     def __getitem__(self, index: int) -> Segment:
-        return make_run(self.shape(index), np.random.default_rng((index, 1)))
+        return make_segment(self.shape(index), np.random.default_rng((index, 1)))
 
 
-def make_run(shape: Shape, rng: np.random.Generator) -> Segment:
-    """A run of that shape; to be painted as a whole."""
+def make_segment(shape: Shape, rng: np.random.Generator) -> Segment:
+    """A segment of that shape; to be generated as a whole."""
     noise = lambda *sides: rng.standard_normal(sides, np.float32)
-    words = np.zeros(shape.words, np.float32)
+    text_time = np.zeros(shape.text_tokens, np.float32)
     return Segment(
         patches=noise(shape.tokens, CHANNELS),
         coords=coordinates((shape.t, shape.y, shape.x), (1, 1, 1), fps=8.0),
         init_sigma=np.ones(shape.tokens, np.float32),
         caption_time=np.zeros(shape.tokens, np.float32),
-        text=noise(shape.words, TEXT_WIDTH),
-        text_time=words,
+        text=noise(shape.text_tokens, TEXT_WIDTH),
+        text_time=text_time,
     )
 
 

@@ -68,9 +68,9 @@ def measure(name: str, overrides: tuple[str, ...], devices: int) -> dict[str, fl
     from sora_jax.train.__main__ import parse
 
     config = parse(["--config", "configs/ladder.py:Ti", "--workdir", "none", *overrides])[0]
-    job = programs.make_job(config, "train", read_topology(f"cpu:{devices}"))
-    said = sum(programs.build(job).memory.values()) * devices
-    traced, _, _ = programs.trace(job)
+    spec = programs.make_step_spec(config, "train", read_topology(f"cpu:{devices}"))
+    said = sum(programs.build(spec).memory.values()) * devices
+    traced, _, _ = programs.trace(spec)
     compiled = traced.lower().compile()
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # what compiling held goes back first
@@ -85,7 +85,7 @@ def measure(name: str, overrides: tuple[str, ...], devices: int) -> dict[str, fl
     took = watch.most - before
     return {
         "case": name,
-        "mesh": job.mesh,
+        "mesh": spec.mesh,
         "said_mib": said / 2**20,
         "took_mib": took / 2**20,
         "ratio": said / took,

@@ -102,11 +102,11 @@ def agreement() -> None:
         if name in AUTOENCODERS:
             continue
         config = parse(["--config", f"{CONFIG}:{name}", "--workdir", "none"])[0]
-        job = programs.make_job(config, step, read_topology(one["topology"]))
+        spec = programs.make_step_spec(config, step, read_topology(one["topology"]))
         found, estimated, memory = (
             one["counts"],
-            counts.estimate_counts(job),
-            programs.estimate_memory(job).memory,
+            counts.estimate_counts(spec),
+            programs.estimate_memory(spec).memory,
         )
         sent = sum(found["network"].values()) / max(sum(estimated.network.values()), 1)
         print(
@@ -117,7 +117,7 @@ def agreement() -> None:
 
 
 def exchanges() -> None:
-    """Strong scaling: 64 rows on more and more chips. Weak scaling: two rows a chip."""
+    """Strong scaling: 64 sequences on more and more chips. Weak scaling: two sequences a chip."""
     slices = {4: "v5e:2x2", 8: "v5e:2x4", 16: "v5e:4x4", 32: "v5e:4x8", 64: "v5e:8x8", 128: "v5e:8x16"}
     jobs = {}
     for chips, name in slices.items():
@@ -180,15 +180,15 @@ def curves() -> None:
         for key, value in values.items():
             part, _, field = key.partition(".")
             config[part][field] = value
-        job = programs.make_job(config, step, read_topology(topology))
-        clip = estimate.clip_of(job)
+        spec = programs.make_step_spec(config, step, read_topology(topology))
+        clip = estimate.clip_of(spec)
         if "pipeline.seq_len" not in values:
             with config.unlocked():
                 config.pipeline.seq_len = -(-clip.tokens // 512) * 512
-            job = dataclasses.replace(job, config=config)
-        found = counts.estimate_counts(job)
-        guess = estimate.estimate(found, job.topology, assumed)
-        bill = estimate.bill(job, found, guess, job.topology.chip.dollars, 1e6 * clip.tokens, assumed)
+            spec = dataclasses.replace(spec, config=config)
+        found = counts.estimate_counts(spec)
+        guess = estimate.estimate(found, spec.topology, assumed)
+        bill = estimate.bill(spec, found, guess, spec.topology.chip.dollars, 1e6 * clip.tokens, assumed)
         return bill.dollars
 
     plt = _plots()
@@ -242,9 +242,9 @@ def curves() -> None:
     for name in slices:
         config = parse(["--config", f"{CONFIG}:14B", "--workdir", "none"])[0]
         config.pipeline.batch_size = 16 * read_topology(name).count // 512
-        job = programs.make_job(config, "train", read_topology(name))
-        found = counts.estimate_counts(job)
-        guess = estimate.estimate(found, job.topology, assumed)
+        spec = programs.make_step_spec(config, "train", read_topology(name))
+        found = counts.estimate_counts(spec)
+        guess = estimate.estimate(found, spec.topology, assumed)
         days.append(1e12 / guess.tokens_a_day)
     axes.plot(chips, days, "o-", label="14B, a million million tokens, rows with the chips")
     axes.set(xscale="log", yscale="log", xlabel="v5p chips", ylabel="days")

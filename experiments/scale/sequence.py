@@ -28,15 +28,15 @@ from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.planner.hlo import Collective, Program, totals
 from sora_jax.tokens.packing import PackedBatch
 
-SHARES = (0.5, 0.3, 0.15)  # of a row's slots, three runs; the rest is empty
-WORDS = 64
+SHARES = (0.5, 0.3, 0.15)  # of a sequence's slots, three segments; the rest is empty
+TEXT_LEN = 64
 
 
 @click.command()
 @click.option("--json", "out", type=click.Path(path_type=pathlib.Path), help="Where to write the figures.")
 @click.option("--topology", default="", help="Compile for these TPUs instead, such as v5e:2x4.")
 @click.option("--size", default="", help="Of the transformer; default: 256 wide, 2 layers, 8 heads.")
-@click.option("--slots", default=2048, help="Of a row, words and patches.")
+@click.option("--slots", default=2048, help="Of a sequence, text and patches.")
 @click.option("--rows", default=1)
 @click.option("--dtype", default="float32")
 def main(out: pathlib.Path | None, topology: str, size: str, slots: int, rows: int, dtype: str) -> None:
@@ -99,7 +99,7 @@ def compare(config: DiTConfig, devices: Any, parts: int, shape: tuple[int, int],
 def predict(config: DiTConfig, parts: int, share: int) -> dict[str, float]:
     """By hand, of what is as wide as the model: how many exchanges a step, and bytes that leave a device.
 
-    A share is a device's slots of all rows, as wide as the model. By heads: q, k, v and the result forward, their
+    A share is a device's slots of all sequences, as wide as the model. By heads: q, k, v and the result forward, their
     gradients backward. By the ring: k and v forward, and backward q and what came back, parts - 1 times each; the
     gradient of q parts times in float32 and home in its own type.
     """
@@ -123,10 +123,10 @@ def loss(model: DiT, batch: PackedBatch, target: jax.Array, sigma: jax.Array) ->
 
 
 def make_batch(config: DiTConfig, rows: int, slots: int) -> tuple[PackedBatch, np.ndarray, np.ndarray]:
-    """Rows of three runs and some empty slots, a target, and levels."""
+    """Sequences of three segments and some empty slots, a target, and levels."""
     rng = np.random.default_rng(0)
     normal = lambda *shape: rng.standard_normal((rows, *shape)).astype(np.float32)
-    patches = slots - WORDS
+    patches = slots - TEXT_LEN
 
     def ids(count: int) -> np.ndarray:
         lengths = [int(share * count) for share in SHARES]
@@ -140,10 +140,10 @@ def make_batch(config: DiTConfig, rows: int, slots: int) -> tuple[PackedBatch, n
         segment_ids=ids(patches),
         init_sigma=np.ones((rows, patches), np.float32),
         condition_ids=ids(patches),
-        text=normal(WORDS, config.text_width),
-        text_segment_ids=ids(WORDS),
-        text_time=np.zeros((rows, WORDS), np.float32),
-        text_condition_ids=ids(WORDS),
+        text=normal(TEXT_LEN, config.text_width),
+        text_segment_ids=ids(TEXT_LEN),
+        text_time=np.zeros((rows, TEXT_LEN), np.float32),
+        text_condition_ids=ids(TEXT_LEN),
         condition_segment_ids=table,
         condition_caption_time=np.zeros(table.shape, np.float32),
         condition_init_sigma=np.ones(table.shape, np.float32),

@@ -2,7 +2,7 @@
 
     python experiments/scale/step_time.py --config configs/ladder.py:S --topology h100:1 --json step_time.json
 
-Rows are full of clips, as the planner takes them to be; numbers are zeros, which cost the same. On a CPU it runs with
+Sequences are full of clips, as in the planner; numbers are zeros, which cost the same. On a CPU it runs with
 `--topology h100:1 --config.dit.size=Pico ...` too, to see that it goes: its ratio then says nothing.
 """
 
@@ -27,38 +27,38 @@ from sora_jax.train.loop import make_steps
 from sora_jax.train.loop_config import read_loop_config
 
 
-def full_batch(job: programs.Job) -> Any:
+def full_batch(spec: programs.StepSpec) -> Any:
     """Zeros, but for segments as long as the configuration's clips."""
-    objective = programs.objective_of(job.config)
-    batch = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), objective.shapes(job.rows))
-    clip = estimate.clip_of(job)
+    objective = programs.objective_of(spec.config)
+    batch = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), objective.shapes(spec.rows))
+    clip = estimate.clip_of(spec)
     if clip is None:
         return batch
     segments = np.arange(batch.segment_ids.shape[1]) // clip.tokens + 1
-    runs = max(batch.segment_ids.shape[1] // clip.tokens, 1)
-    ids = np.where(segments <= runs, segments, 0).astype(np.int32)
-    whole = lambda row: np.broadcast_to(row, (job.rows, len(row))).copy()
+    segments_each = max(batch.segment_ids.shape[1] // clip.tokens, 1)
+    ids = np.where(segments <= segments_each, segments, 0).astype(np.int32)
+    whole = lambda ids: np.broadcast_to(ids, (spec.rows, len(ids))).copy()
     conditions = np.arange(batch.condition_segment_ids.shape[1], dtype=np.int32)
     return dataclasses.replace(
         batch,
         segment_ids=whole(ids),
         condition_ids=whole(ids),
         init_sigma=whole((ids > 0).astype(np.float32)),
-        condition_segment_ids=whole(np.where(conditions <= runs, conditions, 0)),
+        condition_segment_ids=whole(np.where(conditions <= segments_each, conditions, 0)),
         condition_init_sigma=whole((conditions > 0).astype(np.float32)),
     )
 
 
-def measure(job: programs.Job, steps: int) -> float:
+def measure(spec: programs.StepSpec, steps: int) -> float:
     """Seconds of the median step."""
-    mesh = make_mesh(MeshConfig(**job.mesh))
-    objective = programs.objective_of(job.config)
-    init, step = make_steps(objective, read_loop_config(job.config).optim)
+    mesh = make_mesh(MeshConfig(**spec.mesh))
+    objective = programs.objective_of(spec.config)
+    init, step = make_steps(objective, read_loop_config(spec.config).optim)
     with jax.set_mesh(mesh):
         abstract = jax.eval_shape(init, jax.random.key(0))
         kept = parameter_shardings(mesh, abstract)
         state = jax.jit(init, out_shardings=kept)(jax.random.key(0))
-        batch = jax.device_put(full_batch(job), sharding(mesh, "B"))
+        batch = jax.device_put(full_batch(spec), sharding(mesh, "B"))
         update = jax.jit(step, donate_argnums=0, out_shardings=(kept, sharding(mesh, "")))
         took = []
         for _ in range(steps + 2):
@@ -79,13 +79,13 @@ def measure(job: programs.Job, steps: int) -> float:
 def main(
     path: str, topology: str, steps: int, json_path: pathlib.Path | None, overrides: tuple[str, ...]
 ) -> None:
-    job = programs.make_job(
+    spec = programs.make_step_spec(
         parse(["--config", path, "--workdir", "none", *overrides])[0], "train", read_topology(topology)
     )
-    found, chip = counts.estimate_counts(job), job.topology.chip
+    found, chip = counts.estimate_counts(spec), spec.topology.chip
     assert chip is not None
-    said = estimate.estimate(found, job.topology, estimate.Assumptions())
-    took = measure(job, steps)
+    said = estimate.estimate(found, spec.topology, estimate.Assumptions())
+    took = measure(spec, steps)
     row = {
         "config": path,
         "device": jax.devices()[0].device_kind,

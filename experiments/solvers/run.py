@@ -62,12 +62,12 @@ def solvers(model: str, clips: int, split: str, only: str) -> None:
     from sora_jax.diffusion.solvers import SOLVERS
 
     chosen = tuple(only.split(",")) if only else SOLVERS
-    studio = sora_jax.load(model)
+    pipeline = sora_jax.load(model)
     settings = {f"{name}, {steps}": {"solver": name, "steps": steps} for name in chosen for steps in STEPS}
-    rows = _measure(studio, HERE / "solvers.json", settings, clips, split)
+    rows = _measure(pipeline, HERE / "solvers.json", settings, clips, split)
     _plot_solvers(rows, HERE / "solvers.png")
     for name in chosen:
-        _sheet(studio, name)
+        _sheet(pipeline, name)
 
 
 @main.command()
@@ -89,7 +89,7 @@ def guidance(model: str, clips: int, split: str, solver: str) -> None:
 
 
 def _measure(
-    studio: Any, path: pathlib.Path, settings: dict[str, dict[str, Any]], clips: int, split: str
+    pipeline: Any, path: pathlib.Path, settings: dict[str, dict[str, Any]], clips: int, split: str
 ) -> dict[str, dict[str, Any]]:
     """A row for each of `settings`: shares that the oracle reads as told, and seconds a clip once compiled."""
     from sora_jax.evaluation.report import evaluate_toyworld
@@ -100,11 +100,11 @@ def _measure(
         if name in rows and (rows[name]["clips"], rows[name]["split"]) == (clips, split):
             continue
         warm = [Request("a red circle moves left", seed=seed, **own) for seed in range(min(clips, 32))]
-        studio.generate_batch(warm)  # compiles; as many as the evaluation takes at once
+        pipeline.generate_batch(warm)  # compiles; as many as the evaluation takes at once
         started = time.perf_counter()
-        studio.generate_batch(warm)
+        pipeline.generate_batch(warm)
         seconds = (time.perf_counter() - started) / len(warm)
-        figures = evaluate_toyworld(studio, split, clips, **own)
+        figures = evaluate_toyworld(pipeline, split, clips, **own)
         rows[name] = {
             "settings": own,
             "clips": clips,
@@ -164,7 +164,7 @@ def _plot_guidance(rows: dict[str, dict[str, Any]], path: pathlib.Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _sheet(studio: Any, solver: str) -> None:
+def _sheet(pipeline: Any, solver: str) -> None:
     """A few prompts at every number of steps, to look at: from the same noise, so what differs is the solver's."""
     from sora_jax.media.contact_sheet import contact_sheet
     from sora_jax.pipeline.pipeline import Request
@@ -175,7 +175,7 @@ def _sheet(studio: Any, solver: str) -> None:
         for seed, prompt in enumerate(SHEET_PROMPTS)
     ]
     labels = [f"{request.steps} steps: {request.prompt}" for request in requests]
-    videos = studio.generate_batch(requests)
+    videos = pipeline.generate_batch(requests)
     contact_sheet(videos, labels, columns=len(SHEET_PROMPTS), frames_per_video=4).save(HERE / f"{solver}.png")
 
 

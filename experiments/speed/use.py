@@ -61,9 +61,9 @@ def upscale(video: str, start: float, seconds: float, small: int) -> dict[str, A
     Y, X = (2 * small, 2 * round(small * film.size[1] / film.size[0] / 2) * 2)
     truth = resize(film, Y, X)
     given = Video(np.stack([*resize(truth, Y // 2, X // 2).frames]), film.fps)
-    studio = load("toyworld")
+    pipeline = load("toyworld")
     with Clock() as clock:
-        (made,) = studio.make([studio.job("upscale", given, Y)])
+        (made,) = pipeline.make([pipeline.job("upscale", given, Y)])
     error = np.square(made.frames.astype(float) - truth.frames).mean()
     return clock.told() | {"psnr": 10 * math.log10(255**2 / error), "frames": len(made)}
 

@@ -33,8 +33,8 @@ BUNDLED = pathlib.Path(__file__).parents[1] / "bundled"
 FORMAT = 1
 # Before 2026-11-29.
 RENAMED_PARAMETERS = {"hints_in.kernel": "reference_in.kernel", "hints_in.bias": "reference_in.bias"}
-LEAST_DEVIATION = 1e-3  # of a latent's channel, in the largest channel's
-Model = TypeVar("Model", VAE, DiT)
+MIN_DEVIATION = 1e-3  # of a latent's channel, in the largest channel's
+Module = TypeVar("Module", VAE, DiT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +181,7 @@ def measure_latents(vae: VAE, clips: Iterable[np.ndarray]) -> VAE:
             f"The autoencoder codes {len(cells)} clips as the same numbers everywhere (largest deviation "
             f"{deviation.max():.2g}): train it further, or measure it on clips that differ."
         )
-    deviation = np.maximum(deviation, LEAST_DEVIATION * deviation.max())
+    deviation = np.maximum(deviation, MIN_DEVIATION * deviation.max())
     mean = tuple(np.round(everything.mean(0), 5).tolist())
     std = tuple(float(f"{one:.6g}") for one in deviation)
     return with_config(vae, dataclasses.replace(vae.config, latent_mean=mean, latent_std=std))
@@ -193,7 +193,7 @@ def with_config(vae: VAE, config: VAEConfig) -> VAE:
     return restore_into(template, named_leaves(vae))
 
 
-def take_weights(fresh: Model, name: str, part: str) -> Model:
+def take_weights(fresh: Module, name: str, part: str) -> Module:
     """The weights of a stored model's "vae" or "dit" in place of `fresh`'s, to go on learning from them.
 
     A layer that the stored model lacks, of a field switched on since, stays as `fresh` has it.
@@ -250,7 +250,7 @@ def _save_weights(model: Any, path: pathlib.Path, dtype: str) -> None:
     write_weights({name.replace("/", "."): leaf for name, leaf in named_leaves(model).items()}, path, dtype)
 
 
-def _load_weights(build: Callable[[], Model], path: pathlib.Path) -> Model:
+def _load_weights(build: Callable[[], Module], path: pathlib.Path) -> Module:
     template = jax.eval_shape(build)
     wanted = {name.replace("/", "."): leaf for name, leaf in named_leaves(template).items()}
     tensors = {RENAMED_PARAMETERS.get(name, name): value for name, value in read_weights(path).items()}

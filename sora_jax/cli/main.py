@@ -25,7 +25,7 @@ from sora_jax.cli.plan import plan
 from sora_jax.cli.terminal import VIDEO_SUFFIXES, Number, place_outputs, table
 from sora_jax.errors import UserError, user_path
 from sora_jax.media.texts import read_text
-from sora_jax.pipeline.keywords import AS_OPTIONS, advice
+from sora_jax.pipeline.keywords import AS_OPTIONS, suggestion
 from sora_jax.pipeline.registry import TEXT_TO_VIDEO
 
 
@@ -173,7 +173,7 @@ def _unknown_option(error: click.NoSuchOption) -> str:
                 [long if long in parameter.opts else parameter.opts[-1], parameter.metavar or ""]
             ).strip()
     name = error.option_name.lstrip("-").replace("-", "_")
-    hint = advice(name, written, written)
+    hint = suggestion(name, written, written)
     return f"No such option {error.option_name!r}{': ' if hint else ''}{hint}"
 
 

@@ -104,7 +104,7 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--strict", is_flag=True, help="Refuse words that the model doesn't know."),
         click.option("--negative", default="", help="Negative prompt."),
         click.option(
-            "--given-guidance",
+            "--conditioning-guidance",
             type=Number(),
             default=1.0,
             help="Guidance scale of input pictures and clips (1 = off).",
@@ -169,8 +169,8 @@ def as_settings(fields: dict[str, Any]) -> dict[str, Any]:
     Raises:
       UserError: the interval is not two numbers.
     """
-    names = """seed steps guidance solver negative given_guidance guidance_rescale guidance_interval guidance_method
-        strict max_frames"""
+    names = """seed steps guidance solver negative conditioning_guidance guidance_rescale guidance_interval
+        guidance_method strict max_frames"""
     own = {name: value for name in names.split() if (value := fields.pop(name)) is not None}
     if len(own["guidance_interval"]) != 2:
         raise UserError(

@@ -146,16 +146,16 @@ def _plan(
     def counted(built: programs.Built) -> counts.Counts | None:
         if built.program:
             return counts.count(built)
-        return None if compiled else counts.estimate_counts(built.job)
+        return None if compiled else counts.estimate_counts(built.spec)
 
-    job = programs.make_job(config, step, topology)
+    spec = programs.make_step_spec(config, step, topology)
     notify(f"{'compiling' if compiled else 'estimating'} {name} for {topology.name} ...")
-    built = build(job)
-    found = estimate.estimate_job(name, built, counted(built), price, tokens, assumed)
+    built = build(spec)
+    found = estimate.plan_step(name, built, counted(built), price, tokens, assumed)
     if built.fits or not search:
         return found
     change, other = find_fit(
-        job,
+        spec,
         build,
         lambda change: notify(f"it doesn't fit; trying {change} ..."),
         guess=programs.estimate_memory,

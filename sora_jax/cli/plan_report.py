@@ -9,22 +9,22 @@ from typing import Any
 from sora_jax.cli.terminal import table
 from sora_jax.distributed.chips import GIB
 from sora_jax.errors import UserError, atomic_path
-from sora_jax.planner.estimate import DAY, Assumptions, JobEstimate
+from sora_jax.planner.estimate import DAY, Assumptions, PlannedStep
 
 KINDS = ("parameters", "average", "optimizer", "batch", "activations", "temporaries", "code")
 
 
-def report(plan: JobEstimate, assumed: Assumptions, dollars: float | None) -> str:
+def report(plan: PlannedStep, assumed: Assumptions, dollars: float | None) -> str:
     """One plan in full."""
-    job, counts, found, bill = plan.job, plan.counts, plan.estimate, plan.bill
-    sizes = " x ".join(f"{axis} {size}" for axis, size in job.mesh.items() if size > 1) or "unsharded"
-    chips, devices = job.topology.chips, job.topology.count
+    spec, counts, found, bill = plan.spec, plan.counts, plan.estimate, plan.bill
+    sizes = " x ".join(f"{axis} {size}" for axis, size in spec.mesh.items() if size > 1) or "unsharded"
+    chips, devices = spec.topology.chips, spec.topology.count
     several = devices > chips  # devices a chip
     where = (
-        f"{job.topology.name}, {chips} chip{'s' * (chips > 1)}{f' of {devices} devices' * several} ({sizes})"
+        f"{spec.topology.name}, {chips} chip{'s' * (chips > 1)}{f' of {devices} devices' * several} ({sizes})"
     )
     one = "device" if several else "chip"
-    lines = [f"{plan.name}: a {job.step} step of {job.rows} rows on {where}"]
+    lines = [f"{plan.name}: a {spec.step} step of {spec.rows} rows on {where}"]
     by = f"by the compiler, in {plan.compiling:.0f} s" if plan.word == "compiler" else "by arithmetic"
     room = f" of {plan.room / GIB:.1f}" if plan.room else ""
     total = sum(plan.memory.values()) / GIB
@@ -62,7 +62,7 @@ def report(plan: JobEstimate, assumed: Assumptions, dollars: float | None) -> st
     return "\n".join(lines)
 
 
-def compare(plans: Sequence[JobEstimate]) -> str:
+def compare(plans: Sequence[PlannedStep]) -> str:
     """Several plans as a table."""
     rows = []
     for plan in plans:
@@ -70,8 +70,8 @@ def compare(plans: Sequence[JobEstimate]) -> str:
         rows.append(
             (
                 plan.name,
-                plan.job.step,
-                plan.job.topology.name,
+                plan.spec.step,
+                plan.spec.topology.name,
                 f"{sum(plan.memory.values()) / GIB:.1f}" + ("" if plan.fits else " no"),
                 duration(found.seconds) if found else "",
                 f"{found.utilisation:.0%}" if found else "",
@@ -98,7 +98,7 @@ def compare(plans: Sequence[JobEstimate]) -> str:
     return table(head, rows)
 
 
-def picture(plans: Sequence[JobEstimate], path: pathlib.Path) -> None:
+def picture(plans: Sequence[PlannedStep], path: pathlib.Path) -> None:
     """Memory by kind, a bar a plan, with what a chip has.
 
     Raises:
@@ -109,7 +109,7 @@ def picture(plans: Sequence[JobEstimate], path: pathlib.Path) -> None:
     except ImportError as error:
         raise UserError("A picture needs matplotlib: pip install 'sora_jax[eval]'.") from error
     figure, axes = plt.subplots(figsize=(8, 1.2 + 0.55 * len(plans)), layout="constrained")
-    labels = [f"{plan.name}, {plan.job.step}\n{plan.job.topology.name}" for plan in plans]
+    labels = [f"{plan.name}, {plan.spec.step}\n{plan.spec.topology.name}" for plan in plans]
     left = [0.0] * len(plans)
     colours: Any = plt.colormaps["tab10"].colors
     for kind, colour in zip(KINDS, colours, strict=False):
@@ -127,8 +127,8 @@ def picture(plans: Sequence[JobEstimate], path: pathlib.Path) -> None:
     plt.close(figure)
 
 
-def _assumed(plan: JobEstimate, assumed: Assumptions, dollars: float | None) -> str:
-    chip = plan.job.topology.chip
+def _assumed(plan: PlannedStep, assumed: Assumptions, dollars: float | None) -> str:
+    chip = plan.spec.topology.chip
     assert chip is not None
     price = f"${dollars:.2f} as given" if dollars is not None else f"${chip.dollars:.2f}, {chip.price}"
     clip = plan.clip
@@ -137,7 +137,7 @@ def _assumed(plan: JobEstimate, assumed: Assumptions, dollars: float | None) -> 
         f"{clip.words} words each"
         if clip
         else "rows of one clip each"
-        if plan.job.config.objective == "dit"
+        if plan.spec.config.objective == "dit"
         else "no padding"
     )
     return (

@@ -18,7 +18,7 @@ NATIVE = "native"  # the aspect ratio that a file has
 BLOCK_SECONDS = 10.0
 BLOCKS_PER_HELD_OUT = 10
 HELD_OUT = 4
-LEAST_HELD_OUT_SECONDS = 1.0
+MIN_HELD_OUT_SECONDS = 1.0
 SAME_ASPECT = 0.01  # difference of logarithms: 480×270 and 854×480 are 16:9
 OTHER_SPLIT = {"train": "validation", "validation": "train"}
 
@@ -125,7 +125,7 @@ def split_films(films: Sequence[Film], split: str) -> Iterator[Span]:
         long = [
             (film, first, stop)
             for film, first, stop in blocks
-            if film.picture == picture and (stop - first) / film.fps >= LEAST_HELD_OUT_SECONDS - 1e-3
+            if film.picture == picture and (stop - first) / film.fps >= MIN_HELD_OUT_SECONDS - 1e-3
         ]
         held_out.update(long[HELD_OUT::BLOCKS_PER_HELD_OUT] or long[1:][-1:])
     for (film, held), group in itertools.groupby(blocks, key=lambda block: (block[0], block in held_out)):

@@ -57,8 +57,8 @@ class Footage:
       clips: the data set's length.
       seed: random seed.
       multiple: of which both sides are multiples.
-      crop: (frames, height, width) of every clip instead: a window at a random place of the frame, which is first
-        cropped and scaled as `aspects` and `resolution` say, or to more where the window needs it. Durations then have
+      crop: (frames, height, width) of every clip instead: a box at a random place of the frame, which is first
+        cropped and scaled as `aspects` and `resolution` say, or to more where the box needs it. Durations then have
         no effect.
       cache: a folder in which each file is decoded once, at the largest size that is needed, and from then on
         read as a memory map; empty: every clip is decoded from the keyframe before it.
@@ -143,8 +143,8 @@ class Footage:
         for index in indices:
             rng = self._rng(index)
             cut = self._draw_cut(rng)
-            window = functools.partial(self._draw_window, rng)
-            films.setdefault(cut.span.film.path, []).append(Wanted(index, cut, window))
+            crop_box = functools.partial(self._draw_crop_box, rng)
+            films.setdefault(cut.span.film.path, []).append(Wanted(index, cut, crop_box))
         for path in sorted(films):
             wanted = films[path]
             if self.cache or wanted[0].cut.span.film.picture:
@@ -322,10 +322,10 @@ class Footage:
         return Cut(span, first, frames, ratio)
 
     def _make_clip(self, cut: Cut, rng: np.random.Generator) -> Clip:
-        scaled, window, report = [], None, Report()
+        scaled, crop_box, report = [], None, Report()
         for frame in self._read(cut, report):
-            window = window or self._draw_window(rng, *frame.shape[:2])
-            scaled.append(resample(frame, *window))
+            crop_box = crop_box or self._draw_crop_box(rng, *frame.shape[:2])
+            scaled.append(resample(frame, *crop_box))
         if len(scaled) < cut.count:
             raise UserError("it is damaged or cut off.")
         if report.damage(cut.start, cut.start + (cut.count - 1) / cut.fps):
@@ -341,7 +341,7 @@ class Footage:
             f"{film.name}@{cut.start:.3f}s+{cut.count}",
         )
 
-    def _draw_window(
+    def _draw_crop_box(
         self, rng: np.random.Generator, height: int, width: int
     ) -> tuple[int, int, tuple[float, float, float, float]]:
         """(height, width) of the clip, and the box (left, top, right, bottom) of the frame that it shows."""

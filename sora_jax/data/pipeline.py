@@ -19,7 +19,7 @@ from sora_jax.data.shards import Sharded, own_shards
 from sora_jax.distributed.mesh import WHOLE, Share
 from sora_jax.errors import UserError
 from sora_jax.media.clip import Clip, Source
-from sora_jax.tokens.canvas import Canvas, crop_size, to_segment
+from sora_jax.tokens.canvas import Canvas, tile_size, to_segment
 from sora_jax.tokens.packing import PackedBatch, Segment, pack_batch, stream_sequences
 from sora_jax.tokens.patches import CoordinateMode, Grid
 
@@ -128,7 +128,7 @@ def draw_segment(
     init_sigma = np.broadcast_to(np.where(record["given"], 0.0, 1.0)[:, None, None], latent.shape[:3])
     whole = Canvas(latent, init_sigma.astype(np.float32), record["ends"], record["first"], record["fps"])
     if config.frame_tokens:
-        sides = crop_size(whole.grid, config.patch, config.frame_tokens)
+        sides = tile_size(whole.grid, config.patch, config.frame_tokens)
         steps = ((size - side) // by for size, side, by in zip(latent.shape[1:3], sides, config.patch[1:]))
         top, left = (int(rng.integers(count + 1)) * by for count, by in zip(steps, config.patch[1:]))
         whole = whole.crop(top, left, *sides)

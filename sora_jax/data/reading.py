@@ -13,7 +13,7 @@ from sora_jax.errors import UserError
 from sora_jax.media.timing import EvenSampler
 from sora_jax.media.video import Reader, Report, open_reader, resample
 
-Window = tuple[int, int, tuple[float, float, float, float]]
+CropBox = tuple[int, int, tuple[float, float, float, float]]
 """Height and width of a clip, and the box (left, top, right, bottom) of the frame that it shows."""
 
 # Seconds that no clip shows, from which on a jump to the keyframe before the next clip costs less than to go on.
@@ -26,16 +26,16 @@ class Wanted:
     Args:
       index: its number in the data set.
       cut: its position in a file.
-      window: from height and width of a frame, what of it is shown.
+      crop_box: from height and width of a frame, what of it is shown.
 
     Attributes:
       frames: uint8[Y,X,3] each, those that have come.
     """
 
-    def __init__(self, index: int, cut: Cut, window: Callable[[int, int], Window]) -> None:
+    def __init__(self, index: int, cut: Cut, crop_box: Callable[[int, int], CropBox]) -> None:
         self.index, self.cut, self.frames = index, cut, list[np.ndarray]()
-        self._draw = window
-        self._window: Window | None = None
+        self._draw = crop_box
+        self._crop_box: CropBox | None = None
         self._sampler: EvenSampler[_Frame] = EvenSampler(cut.fps, cut.span.film.fps, cut.start)
 
     @property
@@ -53,17 +53,17 @@ class Wanted:
     def _take(self, shown: Iterator[tuple[float, float, _Frame]]) -> None:
         for _, _, frame in shown:
             if not self.complete:
-                self._window = self._window or self._draw(*frame.pixels.shape[:2])
-                self.frames.append(frame.scaled(self._window))
+                self._crop_box = self._crop_box or self._draw(*frame.pixels.shape[:2])
+                self.frames.append(frame.scaled(self._crop_box))
 
 
 class _Frame:
-    """A decoded frame whose pixels are made when a clip shows it, once for all of the same window."""
+    """A decoded frame whose pixels are made when a clip shows it, once for all of the same crop box."""
 
     def __init__(self, reader: Reader, raw: Any) -> None:
         self._reader, self._raw = reader, raw
         self._pixels: np.ndarray | None = None
-        self._scaled: dict[Window, np.ndarray] = {}
+        self._scaled: dict[CropBox, np.ndarray] = {}
 
     @property
     def pixels(self) -> np.ndarray:
@@ -71,10 +71,10 @@ class _Frame:
             self._pixels, self._raw = self._reader.displayed(self._raw), None
         return self._pixels
 
-    def scaled(self, window: Window) -> np.ndarray:
-        if window not in self._scaled:
-            self._scaled[window] = resample(self.pixels, *window)
-        return self._scaled[window]
+    def scaled(self, crop_box: CropBox) -> np.ndarray:
+        if crop_box not in self._scaled:
+            self._scaled[crop_box] = resample(self.pixels, *crop_box)
+        return self._scaled[crop_box]
 
 
 def read_together(clips: Sequence[Wanted]) -> Iterator[tuple[Wanted, bool]]:

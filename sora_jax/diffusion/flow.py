@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from sora_jax.axes import ConditionIds, Entries, TokenEntries
+from sora_jax.axes import ConditionIds, PerCondition, PerToken
 
 
 def interpolate(clean: jax.Array, noise: jax.Array, sigma: jax.Array) -> jax.Array:
@@ -22,7 +22,7 @@ def velocity(clean: jax.Array, noise: jax.Array) -> jax.Array:
     return noise - clean
 
 
-def denoise(x: jax.Array, velocity: jax.Array, sigma: jax.Array) -> jax.Array:
+def predict_x0(x: jax.Array, velocity: jax.Array, sigma: jax.Array) -> jax.Array:
     """The clean data that a velocity points to: x₀ = x_σ − σ v."""
     return x - sigma * velocity
 
@@ -56,13 +56,13 @@ def schedule(steps: int, factor: jax.Array | float = 1.0, init_sigma: jax.Array 
     return sigmas.at[0].set(init_sigma)  # without the rounding of there and back
 
 
-def gather_sigmas(table_bs: Entries, ids_bn: ConditionIds) -> TokenEntries:
-    """The table's entry for each token, [B, S] and [B, N] → [B, N]."""
+def gather_sigmas(table_bs: PerCondition, ids_bn: ConditionIds) -> PerToken:
+    """The condition's value for each token, [B, S] and [B, N] → [B, N]."""
     return jnp.take_along_axis(table_bs, ids_bn, axis=1, mode="promise_in_bounds")
 
 
 def velocity_at(x: jax.Array, clean: jax.Array, sigma: jax.Array) -> jax.Array:
-    """The velocity that points to `clean`, (x_σ − x₀) / σ: undoes `denoise`; at σ = 0 a number without meaning."""
+    """The velocity that points to `clean`, (x_σ − x₀) / σ: undoes `predict_x0`; at σ = 0 a number without meaning."""
     return (x - clean) / jnp.maximum(sigma, 1e-8)
 
 

@@ -7,7 +7,7 @@ x₀ = x − σ v, where linear rules are the same as in the velocity:
     x₀ = full + (w_text − 1) (full − uncaptioned) + (w_conditioning − 1) (uncaptioned − unconditional)
 
 which is classifier-free guidance (Ho and Salimans 2022) and, with both weights, that of Brooks et al. 2023
-(equation 3): weights of 1 leave the full prediction exactly. Every setting is a table by entry of the batch's
+(equation 3): weights of 1 leave the full prediction exactly. Every setting is a table over the batch's
 conditions, so the segments of a batch may all differ; means are taken over the generated tokens of one segment.
 """
 
@@ -24,7 +24,7 @@ import numpy as np
 from sora_jax.diffusion import flow
 from sora_jax.tokens.packing import PackedBatch
 
-Model = Callable[[jax.Array, PackedBatch, jax.Array], jax.Array]
+VelocityFn = Callable[[jax.Array, PackedBatch, jax.Array], jax.Array]
 """The velocity [B, N, P] of (patches [B, N, P], batch, σ [B, S]): `models.dit.DiT`, or any callable pytree."""
 
 METHODS = ("cfg", "zero", "apg")
@@ -35,7 +35,7 @@ _TINY = 1e-12
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Guidance:
-    """Guidance of a segment. A field is one number, or a table float[B, S] by entry.
+    """Guidance of a segment. A field is one number, or a table float[B, S] over conditions.
 
     Attributes:
       text: classifier-free guidance scale; 1 is off.
@@ -86,24 +86,24 @@ def zero_init_sigma(factor: jax.typing.ArrayLike) -> float:
 
 
 def guided_clean(
-    model: Model,
+    model: VelocityFn,
     x_bnp: jax.Array,
     batch: PackedBatch,
     sigma_bs: jax.Array,
     guidance: Guidance,
     passes: int,
-    negative: PackedBatch | None = None,
+    negative_batch: PackedBatch | None = None,
 ) -> jax.Array:
     """The guided x₀, [B, N, P]; all passes are one call of the model with `passes` times the batch.
 
     Args:
       x_bnp: noisy patches.
-      sigma_bs: their σ by entry.
+      sigma_bs: their σ by condition.
       guidance: of tables.
       passes: of `Guidance.passes`, or more.
-      negative: the same batch with the negative prompts, see `without_caption`.
+      negative_batch: the same batch with the negative prompts, see `without_caption`.
     """
-    uncaptioned = without_caption(batch, negative)
+    uncaptioned = without_caption(batch, negative_batch)
     batches = (batch, uncaptioned, without_conditioning(uncaptioned))[:passes]
     all_batches = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *batches)
     repeat = lambda array: jnp.concatenate([array] * passes)
@@ -111,16 +111,16 @@ def guided_clean(
     return combine(velocities, x_bnp, batch, sigma_bs, guidance)
 
 
-def without_caption(batch: PackedBatch, negative: PackedBatch | None = None) -> PackedBatch:
-    """The batch without its captions, or with those of `negative`, in the same places, active from time 0."""
-    if negative is None:
+def without_caption(batch: PackedBatch, negative_batch: PackedBatch | None = None) -> PackedBatch:
+    """The batch without its captions, or with those of `negative_batch`, in the same places, active from time 0."""
+    if negative_batch is None:
         return dataclasses.replace(batch, text_segment_ids=jnp.zeros_like(batch.text_segment_ids))
     return dataclasses.replace(
         batch,
-        text=negative.text,
-        text_segment_ids=negative.text_segment_ids,
-        text_time=jnp.zeros_like(negative.text_time),
-        text_condition_ids=negative.text_condition_ids,
+        text=negative_batch.text,
+        text_segment_ids=negative_batch.text_segment_ids,
+        text_time=jnp.zeros_like(negative_batch.text_time),
+        text_condition_ids=negative_batch.text_condition_ids,
         # Active everywhere, unlike the clip's own captions.
         condition_caption_time=jnp.zeros_like(batch.condition_caption_time),
     )
@@ -147,7 +147,7 @@ def combine(
     per_token = lambda table: flow.gather_sigmas(table, batch.condition_ids)[..., None]
     mean_weights, sigma = _segment_mean_weights(batch), per_token(sigma_bs)
     mean = lambda values: jnp.einsum("bsn,bn->bs", mean_weights, values.mean(-1), precision="highest")
-    clean = flow.denoise(x_bnp, velocities[0], sigma)
+    clean = flow.predict_x0(x_bnp, velocities[0], sigma)
     zero, apg = (guidance.method == METHODS.index(name) for name in ("zero", "apg"))
 
     def difference(stronger: jax.Array, weaker: jax.Array) -> jax.Array:
@@ -175,7 +175,7 @@ def combine(
 
 
 def _segment_mean_weights(batch: PackedBatch) -> jax.Array:
-    """float[B, S, N]: 1/n at each of the n generated tokens of an entry's segment: a product is their mean."""
+    """float[B, S, N]: 1/n at each of the n generated tokens of a condition's segment: a product is their mean."""
     same_segment = batch.condition_segment_ids[:, :, None] == batch.segment_ids[:, None, :]
     owned = (same_segment & (batch.condition_ids > 0)[:, None, :]).astype(jnp.float32)
     return owned / jnp.maximum(owned.sum(-1, keepdims=True), 1.0)

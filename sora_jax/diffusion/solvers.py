@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from sora_jax.diffusion import flow
-from sora_jax.diffusion.guidance import Guidance, Model, guided_clean
+from sora_jax.diffusion.guidance import Guidance, VelocityFn, guided_clean
 from sora_jax.tokens.packing import PackedBatch
 
 SOLVERS = ("euler", "heun", "dpm", "unipc")
@@ -25,7 +25,7 @@ class State(NamedTuple):
     Attributes:
       x: float[B,N,P], the tokens now.
       last_x, clean: float[B,N,P], the tokens before the last step, and the x₀ predicted from them.
-      last_sigma: float[B,S], the σ of `last_x`; that of an entry which the last step left as it was is its present σ,
+      last_sigma: float[B,S], the σ of `last_x`; that of a condition which the last step left alone is its present σ,
         not a higher one, so there is nothing to extrapolate from.
     """
 
@@ -37,20 +37,20 @@ class State(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("solver", "passes"))
 def solver_step(
-    model: Model,
+    model: VelocityFn,
     state: State,
     batch: PackedBatch,
     sigma_bs: jax.Array,
     next_sigma_bs: jax.Array,
     guidance: Guidance,
-    negative: PackedBatch | None,
+    negative_batch: PackedBatch | None,
     solver: str,
     passes: int,
 ) -> State:
-    """One step of every entry from its σ to its next.
+    """One step of every condition from its σ to its next.
 
     Where they are equal, or σ is above `guidance.zero_init_sigma`, its tokens stay bit for bit: so conditioning tokens
-    (entry 0, whose σ is 0), partially noised ones that wait until their segment's σ has come down to theirs, and
+    (condition 0, whose σ is 0), partially noised ones that wait until their segment's σ has come down to theirs, and
     segments of fewer steps are all served by one step.
 
     Args:
@@ -58,12 +58,12 @@ def solver_step(
       batch: of which `patches` aren't used.
       sigma_bs, next_sigma_bs: float[B,S].
       guidance: of tables float[B,S].
-      negative: the same batch with the negative prompts, see `guidance.without_caption`.
+      negative_batch: the same batch with the negative prompts, see `guidance.without_caption`.
       solver: a name of `SOLVERS`.
       passes: of `Guidance.passes`, or more.
     """
     per_token = lambda table: flow.gather_sigmas(table, batch.condition_ids)[..., None]
-    denoised = lambda x, sigmas: guided_clean(model, x, batch, sigmas, guidance, passes, negative)
+    denoised = lambda x, sigmas: guided_clean(model, x, batch, sigmas, guidance, passes, negative_batch)
     sigma, next_sigma, last_sigma = map(per_token, (sigma_bs, next_sigma_bs, state.last_sigma))
     active_bs = (next_sigma_bs < sigma_bs) & (sigma_bs <= guidance.zero_init_sigma)
     masked = lambda new: jnp.where(per_token(active_bs), new, state.x)

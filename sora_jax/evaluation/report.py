@@ -23,7 +23,7 @@ from sora_jax.errors import UserError
 from sora_jax.evaluation import metrics
 from sora_jax.media.video import Report, Video, frame_count, probe, resample, stream_frames
 from sora_jax.pipeline.pipeline import Pipeline, Request
-from sora_jax.pipeline.settings import MOST_FRAMES
+from sora_jax.pipeline.settings import MAX_FRAMES
 from sora_jax.toyworld import captions, oracle
 from sora_jax.toyworld import scene as world
 from sora_jax.toyworld.render import render
@@ -180,14 +180,14 @@ def evaluate_toyworld(
         Request("?", duration, resolution, aspect, fps, **sampler)
         for duration, aspect in itertools.product(durations, aspects)
     ]
-    tasks = list(itertools.islice(_tasks(split, requests, seed), clips))
+    examples = list(itertools.islice(_examples(split, requests, seed), clips))
     if source == "generated":
-        for _, request in tasks:
+        for _, request in examples:
             _needed(pipeline).check(request)
     rows: list[dict[str, Any]] = []
     progress(0, clips)
     for first in range(0, clips, _BATCH):
-        part = tasks[first : first + _BATCH]
+        part = examples[first : first + _BATCH]
 
         def partly(done: int, in_all: int, first: int = first, size: int = len(part)) -> None:
             progress(first + size * done // max(in_all, 1), clips)
@@ -197,7 +197,7 @@ def evaluate_toyworld(
             wrong = [name for name, right in rows[-1]["right"].items() if not right and name != "all"]
             show(f"{request.prompt}: {'wrong ' + ', '.join(wrong) if wrong else 'all right'}", [video])
     progress(clips, clips)
-    chance = _chance(tasks)
+    chance = _chance(examples)
     per_shape = [rows[i :: len(requests)] for i in range(min(len(requests), clips))]
     return {
         "evaluation": "toyworld",
@@ -287,10 +287,10 @@ def _decibels(psnr: float | None) -> str:
     return "lossless" if psnr is None else f"{psnr:.2f} dB"
 
 
-Task = tuple[Scene, Request]
+EvalExample = tuple[Scene, Request]
 
 
-def _tasks(split: str, requests: Sequence[Request], seed: int) -> Iterator[Task]:
+def _examples(split: str, requests: Sequence[Request], seed: int) -> Iterator[EvalExample]:
     """Scenes of one thing, each with the request that asks for it."""
     number = 0
     for index in itertools.count():
@@ -317,15 +317,15 @@ def _needed(pipeline: Pipeline | None) -> Pipeline:
 
 
 def _videos(
-    pipeline: Pipeline | None, tasks: Sequence[Task], source: str, progress: Progress
+    pipeline: Pipeline | None, examples: Sequence[EvalExample], source: str, progress: Progress
 ) -> Iterator[Video]:
     if source == "generated":
         # Each was checked by itself; that so many are made together is the evaluation's choice, not the user's.
-        requests = [dataclasses.replace(request, max_frames=MOST_FRAMES) for _, request in tasks]
+        requests = [dataclasses.replace(request, max_frames=MAX_FRAMES) for _, request in examples]
         yield from _needed(pipeline).generate_batch(requests, progress)
         return
-    for done, (scene, request) in enumerate(tasks):
-        progress(done, len(tasks))
+    for done, (scene, request) in enumerate(examples):
+        progress(done, len(examples))
         video = Video(render(scene, *request.shape(), request.fps), request.fps)
         yield video if source == "truth" else _needed(pipeline).reconstruct(video)
 
@@ -351,12 +351,12 @@ def _asked(scene: Scene) -> tuple[str, ...]:
     return tuple(name for name in ATTRIBUTES if name != "direction" or scene.shots[0].things[0].direction)
 
 
-def _chance(tasks: Sequence[Task]) -> dict[str, float | None]:
+def _chance(examples: Sequence[EvalExample]) -> dict[str, float | None]:
     """How often a perfect clip of another of the prompts is right; None where every prompt asks the same."""
     earned: dict[str, list[bool]] = {}
-    for i, (scene, request) in enumerate(tasks):
-        for k in range(1, min(_OTHERS + 1, len(tasks))):
-            reading = _perfect_reading(tasks[(i + k) % len(tasks)][0], request)
+    for i, (scene, request) in enumerate(examples):
+        for k in range(1, min(_OTHERS + 1, len(examples))):
+            reading = _perfect_reading(examples[(i + k) % len(examples)][0], request)
             for name, right in oracle.score(reading, scene, _asked(scene)).items():
                 earned.setdefault(name, []).append(right)
     levels = {name: float(np.mean(right)) for name, right in earned.items()}

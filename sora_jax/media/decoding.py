@@ -52,7 +52,7 @@ WIDE = 1280
 FASTEST = 960
 
 # Of a slow file whose header lists no times, so many packets are looked at for how even they are.
-MOST_SCANNED = 10_000
+MAX_SCANNED = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +231,7 @@ def _times(container: Any, stream: Any, fps: float, to_the_end: bool) -> tuple[n
         begins = [entry.timestamp * tick for entry in index]
         times = np.sort(np.array(begins))
         return times, float(times[-1]) + 1 / fps, False
-    most = None if to_the_end else MOST_SCANNED
+    most = None if to_the_end else MAX_SCANNED
     spans, before, raw = [], 0.0, is_raw(container)
     for packet in itertools.islice(packets(container, stream), most):
         if packet.size:

@@ -21,7 +21,7 @@ from sora_jax.media.video import Reader, Report, Video, frame_count, frame_size,
 
 MediaLike: TypeAlias = Path | Video | np.ndarray | Image.Image
 # Frames in memory; a large picture size allows fewer than `most_frames`.
-MOST_BYTES = 4 << 30
+MAX_BYTES = 4 << 30
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -75,7 +75,7 @@ def read_media(
       resolution: the short side of the result in pixels, where the long side is the nearest even number. None
         keeps the source's size.
       most_frames: a source that gives more is refused, without decoding it where its header tells its duration.
-        Of large frames fewer than these are allowed (`MOST_BYTES`).
+        Of large frames fewer than these are allowed (`MAX_BYTES`).
 
     Raises:
       UserError: the source can't be read, ends before `start`, or is too long; or an argument makes no sense.
@@ -101,7 +101,7 @@ def read_media(
     source_size = array.shape[:2]
     height, width = _result_size(source_size, reader.stretch, resolution)
 
-    most = min(most_frames, MOST_BYTES // (3 * height * width))
+    most = min(most_frames, MAX_BYTES // (3 * height * width))
     wanted = min((known.seconds - first_second) * rate, math.inf if count is None else count)
 
     def refuse(length: str) -> NoReturn:

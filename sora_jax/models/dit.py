@@ -1,8 +1,8 @@
 """The diffusion transformer: one sequence of text and video tokens, a σ per token.
 
 Conditions are a table (see `packing.PackedBatch`): `sigma[b, 0]` is 0, that of conditioning tokens, and `sigma[b, s]`
-that of entry s, which belongs to a segment and its active caption. The modulation of adaLN-Zero (Peebles and Xie 2022)
-is computed once per entry and gathered by the tokens that have it.
+that of condition s, of a segment and its active caption. The modulation of adaLN-Zero (Peebles and Xie 2022)
+is computed once per condition and gathered by the tokens that have it.
 Layers are stacked along a leading axis and scanned, so compile time does not grow with depth.
 """
 
@@ -219,7 +219,7 @@ class DiT(nnx.Module):
         Args:
           patches_bnp: noisy latent patches.
           batch: everything else about the sequences; its own `patches` are not used.
-          sigma_bs: the σ of each condition; that of entry 0, of conditioning tokens, is 0.
+          sigma_bs: the σ of each condition; that of condition 0, of conditioning tokens, is 0.
 
         Raises:
           UserError: the mesh's `sequence` doesn't divide the positions, or its `tensor` and `sequence` the heads.

@@ -117,7 +117,7 @@ gather_positions.defvjp(_gather_positions_forward, _gather_positions_backward)
 
 @jax.custom_vjp
 def gather_conditions(table_bsd: jax.Array, index_bn: jax.Array) -> jax.Array:
-    """The table's entry for each token, [B,S,D] and [B,N] → [B,N,D].
+    """The condition's value for each token, [B,S,D] and [B,N] → [B,N,D].
 
     Its gradient is a product with a one-hot matrix: S is small, and a gather's own is a slow scatter. On TPUs the
     forward pass is such a product too: exact, as one term of each sum isn't 0, and less memory traffic

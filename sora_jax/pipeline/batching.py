@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.diffusion import flow
-from sora_jax.diffusion.guidance import Guidance, Model
+from sora_jax.diffusion.guidance import Guidance, VelocityFn
 from sora_jax.diffusion.solvers import SOLVERS, State, solver_step
 from sora_jax.errors import UserError
 from sora_jax.tokens.packing import PackedBatch, Placement, Segment, check_fits, pack_batch
 
-MAX_OVERTAKE_STEPS = 16  # steps that smaller requests may overtake the first in line
+MAX_OVERTAKE_STEPS = 16  # steps that smaller segments may overtake the first in line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,32 +48,32 @@ class BatchShape:
         """Of a sequence, as `packing.first_fit_decreasing` takes them: positions, text, segments, conditions."""
         return self.seq_len, self.text_len, self.max_segments, self.max_conditions
 
-    def holds(self, row: Sequence[_QueuedSegment]) -> bool:
+    def holds(self, row: Sequence[_BatchedSegment]) -> bool:
         """Whether they fit one of its sequences."""
-        sums = np.sum([queued.size for queued in row], axis=0)
+        sums = np.sum([member.size for member in row], axis=0)
         most = self.seq_len, self.text_len, self.text_len, self.max_conditions
         return len(row) <= self.max_segments and bool((sums <= most).all())
 
 
 @dataclasses.dataclass(eq=False)
-class _QueuedSegment:
+class _BatchedSegment:
     """A segment that waits or is being sampled: where it is packed, its conditions, and how far it has come."""
 
-    request_id: int
+    uid: int
     segment: Segment
     noise: np.ndarray
     sigmas: np.ndarray
     guidance: Guidance
-    negative: np.ndarray | None
+    negative_text: np.ndarray | None
     row: int = 0
     placement: Placement | None = None
-    entries: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, int))
+    condition_ids: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, int))
     step: int = 0
 
     @functools.cached_property
     def size(self) -> tuple[int, int, int, int]:
         """What it takes of a sequence: tokens, text tokens, negative text tokens, conditions."""
-        negative = 0 if self.negative is None else len(self.negative)
+        negative = 0 if self.negative_text is None else len(self.negative_text)
         return len(self.segment.patches), len(self.segment.text), negative, self.segment.num_conditions
 
     @property
@@ -83,19 +83,19 @@ class _QueuedSegment:
         return self.row, slice(self.placement.start, self.placement.start + self.placement.length)
 
 
-class Queue:
-    """Requests in, denoised latents out. `add` at any time; `step` until it isn't `busy`.
+class ContinuousBatcher:
+    """Segments in, denoised latents out. `add` at any time; `step` until it isn't `busy`.
 
-    Results are those of each request alone, up to rounding. One model evaluation a step serves all active requests.
-    What is compiled depends on the batch shape, the solver, and the most that any request so far has asked for: how
+    Results are those of each segment alone, up to rounding. One model evaluation a step serves all active segments.
+    What is compiled depends on the batch shape, the solver, and the most that any segment so far has asked for: how
     many passes its guidance takes, whether it has a negative prompt.
 
     Args:
       batch_shapes: from small to large, of one batch size: a step costs what the smallest one costs that holds all
-        active requests, and the largest says how many those may be.
+        active segments, and the largest says how many those may be.
     """
 
-    def __init__(self, model: Model, batch_shapes: Sequence[BatchShape], solver: str = "euler") -> None:
+    def __init__(self, model: VelocityFn, batch_shapes: Sequence[BatchShape], solver: str = "euler") -> None:
         if solver not in SOLVERS:
             raise UserError(f"There is no solver {solver!r}: choose one of {', '.join(SOLVERS)}.")
         self.model, self.batch_shapes, self.solver = model, tuple(batch_shapes), solver
@@ -103,11 +103,11 @@ class Queue:
         self.passes = 1
         self.advanced = 0  # segments that the last step advanced
         self._has_negatives = False
-        self._waiting: list[_QueuedSegment] = []
+        self._waiting: list[_BatchedSegment] = []
         self._waited = 0
-        self._changed = False  # since the last packing: requests came or left
-        self._active: list[_QueuedSegment] = []
-        self._requests = 0
+        self._changed = False  # since the last packing: segments came or left
+        self._active: list[_BatchedSegment] = []
+        self._last_uid = 0
         self._batch: tuple[PackedBatch, PackedBatch | None, Guidance] | None = None
         self._init_sigmas: np.ndarray | None = None
         self._state: State | None = None
@@ -122,67 +122,66 @@ class Queue:
         noise: np.ndarray,
         sigmas: np.ndarray,
         guidance: Guidance,
-        negative: np.ndarray | None = None,
+        negative_text: np.ndarray | None = None,
     ) -> int:
-        """Adds a segment to be sampled; returns the request's id.
+        """Adds a segment to be sampled; returns its uid.
 
         Args:
           segment: conditioning tokens, and the sigma from which each other one starts.
           noise: float[n,P], what σ = 1 looks like.
           sigmas: float[steps+1], falling to 0; tokens whose initial sigma is lower wait until it is reached.
           guidance: of numbers.
-          negative: float[m,E], text states of a negative prompt.
+          negative_text: float[m,E], text states of a negative prompt.
 
         Raises:
           UserError: it is larger than a sequence.
         """
         largest = self.batch_shapes[-1]
         check_fits(segment, largest.seq_len, largest.text_len, largest.max_conditions)
-        if negative is not None and len(negative) > largest.text_len:
-            raise UserError(
-                f"The negative prompt has {len(negative)} tokens, but a sequence holds {largest.text_len}: shorten it."
-            )
-        self._requests += 1
-        self._waiting.append(_QueuedSegment(self._requests, segment, noise, sigmas, guidance, negative))
+        if negative_text is not None and len(negative_text) > largest.text_len:
+            count = f"{len(negative_text)} tokens, but a sequence holds {largest.text_len}"
+            raise UserError(f"The negative prompt has {count}: shorten it.")
+        self._last_uid += 1
+        self._waiting.append(_BatchedSegment(self._last_uid, segment, noise, sigmas, guidance, negative_text))
         self._changed = True
-        return self._requests
+        return self._last_uid
 
     def step(self) -> dict[int, np.ndarray]:
-        """Admits what fits, takes one step of all, and returns what is finished: {request id: float32[n,P]}."""
-        self._admit()
+        """Schedules what fits, takes one step of all, and returns what is finished: {uid: float32[n,P]}."""
+        self._schedule()
         self.advanced = len(self._active)
         if not self._active:
             return {}
         assert self._batch is not None and self._init_sigmas is not None and self._state is not None
         sigma, next_sigma = np.zeros_like(self._init_sigmas), np.zeros_like(self._init_sigmas)
-        for queued in self._active:
-            start = self._init_sigmas[queued.row, queued.entries]
-            for table, step in ((sigma, queued.step), (next_sigma, queued.step + 1)):
-                table[queued.row, queued.entries] = np.minimum(queued.sigmas[step], start)
-            queued.step += 1
+        for member in self._active:
+            start = self._init_sigmas[member.row, member.condition_ids]
+            for table, step in ((sigma, member.step), (next_sigma, member.step + 1)):
+                table[member.row, member.condition_ids] = np.minimum(member.sigmas[step], start)
+            member.step += 1
         batch, negative, guidance = self._batch
         self._state = solver_step(
             self.model, self._state, batch, sigma, next_sigma, guidance, negative, self.solver, self.passes
         )
-        finished = [queued for queued in self._active if queued.step == len(queued.sigmas) - 1]
+        finished = [member for member in self._active if member.step == len(member.sigmas) - 1]
         if not finished:
             return {}
         x = np.asarray(self._state.x)
-        for queued in finished:
-            self._active.remove(queued)
+        for member in finished:
+            self._active.remove(member)
         self._changed = True
-        return {queued.request_id: x[queued.positions] for queued in finished}
+        return {member.uid: x[member.positions] for member in finished}
 
-    def _admit(self) -> None:
-        """Admits waiting requests in order; where the first doesn't fit, others may overtake it for a while."""
+    def _schedule(self) -> None:
+        """Schedules waiting segments in order; where the first doesn't fit, others may overtake it for a while."""
         first = self._waiting[0] if self._waiting else None
         if self._changed:
-            for queued in list(self._waiting):
-                row = self._find_row(queued)
+            for member in list(self._waiting):
+                row = self._find_row(member)
                 if row is not None:
-                    self._waiting.remove(queued)
-                    self._active.append(queued)
-                    queued.row = row
+                    self._waiting.remove(member)
+                    self._active.append(member)
+                    member.row = row
                 elif self._waited >= MAX_OVERTAKE_STEPS:
                     break
             if self._active:
@@ -190,44 +189,45 @@ class Queue:
             self._changed = False
         self._waited = self._waited + 1 if first is not None and first in self._waiting else 0
 
-    def _find_row(self, queued: _QueuedSegment) -> int | None:
+    def _find_row(self, member: _BatchedSegment) -> int | None:
         """The fullest sequence that has room."""
         rows = self._rows()
-        fitting = [i for i, row in enumerate(rows) if self.batch_shapes[-1].holds([*row, queued])]
+        fitting = [i for i, row in enumerate(rows) if self.batch_shapes[-1].holds([*row, member])]
         return max(fitting, key=lambda i: sum(one.size[0] for one in rows[i]), default=None)
 
-    def _rows(self) -> list[list[_QueuedSegment]]:
+    def _rows(self) -> list[list[_BatchedSegment]]:
         rows = range(self.batch_shapes[-1].batch_size)
-        return [[queued for queued in self._active if queued.row == row] for row in rows]
+        return [[member for member in self._active if member.row == row] for row in rows]
 
     def _repack(self) -> None:
-        """Packs all active requests into the smallest batch shape that holds them, and their state with them."""
+        """Packs all active segments into the smallest batch shape that holds them, and their state with them."""
         rows = self._rows()
         self.batch_shape = shape = next(shape for shape in self.batch_shapes if all(map(shape.holds, rows)))
-        segments = [[queued.segment for queued in row] for row in rows]
+        segments = [[member.segment for member in row] for row in rows]
         sizes = shape.batch_size, shape.seq_len, shape.text_len, shape.max_conditions
         batch, placements = pack_batch(segments, *sizes)
-        self._active.sort(key=lambda queued: queued.row)  # as they are packed
+        self._active.sort(key=lambda member: member.row)  # as they are packed
         old = None if self._state is None else State(*map(np.asarray, self._state))
         x, last_x, clean = (np.zeros(batch.patches.shape, np.float32) for _ in range(3))
         last_sigma = np.zeros(batch.condition_segment_ids.shape, np.float32)
-        for queued, placement in zip(self._active, placements, strict=True):
-            before, entries_before = queued.placement and queued.positions, queued.entries
-            queued.placement = placement
-            queued.entries = np.flatnonzero(batch.condition_segment_ids[queued.row] == placement.segment_id)
-            now, entries = queued.positions, (queued.row, queued.entries)
+        for member, placement in zip(self._active, placements, strict=True):
+            before, ids_before = member.placement and member.positions, member.condition_ids
+            member.placement = placement
+            own = batch.condition_segment_ids[member.row] == placement.segment_id
+            member.condition_ids = np.flatnonzero(own)
+            now, conditions = member.positions, (member.row, member.condition_ids)
             if before is None:
-                start, sigma = _initial_state(queued, batch)
+                start, sigma = _initial_state(member, batch)
                 x[now] = last_x[now] = clean[now] = start
-                last_sigma[entries] = sigma
+                last_sigma[conditions] = sigma
             else:
                 assert old is not None
                 x[now], last_x[now], clean[now] = old.x[before], old.last_x[before], old.clean[before]
-                last_sigma[entries] = old.last_sigma[queued.row, entries_before]
+                last_sigma[conditions] = old.last_sigma[member.row, ids_before]
         self._state = State(*map(jnp.asarray, (x, last_x, clean, last_sigma)))
         self._init_sigmas = batch.condition_init_sigma
-        self.passes = max([self.passes, *(queued.guidance.passes() for queued in self._active)])
-        self._has_negatives |= any(queued.size[2] for queued in self._active)
+        self.passes = max([self.passes, *(member.guidance.passes() for member in self._active)])
+        self._has_negatives |= any(member.size[2] for member in self._active)
         negative = self._pack_negatives(batch) if self._has_negatives and self.passes > 1 else None
         self._batch = jax.tree.map(jnp.asarray, (batch, negative, self._pack_guidance(batch)))
 
@@ -236,8 +236,8 @@ class Queue:
         tables = {}
         for field in dataclasses.fields(Guidance):
             table = np.full(batch.condition_segment_ids.shape, field.default, np.float32)
-            for queued in self._active:
-                table[queued.row, queued.entries] = getattr(queued.guidance, field.name)
+            for member in self._active:
+                table[member.row, member.condition_ids] = getattr(member.guidance, field.name)
             tables[field.name] = table
         return Guidance(**tables)
 
@@ -245,21 +245,21 @@ class Queue:
         """The same batch with the negative prompts for text."""
         text, ids = np.zeros_like(batch.text), np.zeros_like(batch.text_segment_ids)
         conditions, taken = np.zeros_like(ids), [0] * len(ids)
-        for queued in self._active:
-            assert queued.placement is not None
-            if queued.negative is None:
+        for member in self._active:
+            assert member.placement is not None
+            if member.negative_text is None:
                 continue
-            words = queued.row, slice(taken[queued.row], taken[queued.row] + len(queued.negative))
-            taken[queued.row] = words[1].stop
-            text[words], ids[words] = queued.negative, queued.placement.segment_id
-            conditions[words] = queued.entries[0] if len(queued.entries) else 0
+            place = member.row, slice(taken[member.row], taken[member.row] + len(member.negative_text))
+            taken[member.row] = place[1].stop
+            text[place], ids[place] = member.negative_text, member.placement.segment_id
+            conditions[place] = member.condition_ids[0] if len(member.condition_ids) else 0
         return dataclasses.replace(batch, text=text, text_segment_ids=ids, text_condition_ids=conditions)
 
 
-def _initial_state(queued: _QueuedSegment, batch: PackedBatch) -> tuple[np.ndarray, np.ndarray]:
-    """A segment's tokens before its first step, float[n,P], and the sigmas of its entries there."""
-    patches, ids = batch.patches[queued.positions], batch.condition_ids[queued.positions]
-    sigmas = np.minimum(queued.sigmas[0], batch.condition_init_sigma[queued.row])
+def _initial_state(member: _BatchedSegment, batch: PackedBatch) -> tuple[np.ndarray, np.ndarray]:
+    """A segment's tokens before its first step, float[n,P], and the sigmas of its conditions there."""
+    patches, ids = batch.patches[member.positions], batch.condition_ids[member.positions]
+    sigmas = np.minimum(member.sigmas[0], batch.condition_init_sigma[member.row])
     sigma = np.where(ids > 0, sigmas[ids], 0.0)[:, None].astype(np.float32)
-    noisy = np.asarray(flow.interpolate(patches, queued.noise, sigma))
-    return np.where(sigma > 0, noisy, patches), sigmas[queued.entries]
+    noisy = np.asarray(flow.interpolate(patches, member.noise, sigma))
+    return np.where(sigma > 0, noisy, patches), sigmas[member.condition_ids]

@@ -10,17 +10,17 @@ from sora_jax.errors import UserError
 
 LIMIT_SECONDS = 600  # of video, at the highest frame rate that the model saw in training
 LIMIT_FPS = 24.0  # where that isn't known
-MOST_GIBIBYTES = 4  # of the frames of a video whose input is held in memory
-MOST_PIXELS = (MOST_GIBIBYTES << 30) // 3
-LONG = 600.0  # seconds of work from which an estimate is given
+MAX_GIBIBYTES = 4  # of the frames of a video whose input is held in memory
+MAX_PIXELS = (MAX_GIBIBYTES << 30) // 3
+LONG = 600.0  # seconds of computing from which an estimate is given
 # Operations of the transformer and decoded pixels a second, all losses included, by platform, and seconds that a step
 # takes at least: rough, for sentences only. Two cores, one H100, one v5p.
 SPEED = {"cpu": (4e10, 3e6), "gpu": (2e13, 3e8), "tpu": (5e13, 3e8)}
-LEAST_STEP = 2e-3
+MIN_STEP = 2e-3
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class VideoCost:
     """What is to be made.
 
     Attributes:
@@ -61,7 +61,7 @@ class Work:
         """An estimate: two operations a parameter and token, and the decoding, at `SPEED`."""
         operations, pixels = SPEED.get(platform, SPEED["cpu"])
         transformer = _as_float(2 * self.parameters * self.passes * self.tokens * self.steps) / operations
-        least = _as_float(self.windows * self.steps) * LEAST_STEP
+        least = _as_float(self.windows * self.steps) * MIN_STEP
         return max(transformer, least) + _as_float(self.frames * self.height * self.width) / pixels
 
     def __str__(self) -> str:
@@ -72,19 +72,19 @@ class Work:
         return f"{size}, {_count(self.tokens)} tokens{windows}"
 
 
-def check_frames(work: Work, limit: int, platform: str, fps: float) -> None:
+def check_frames(cost: VideoCost, limit: int, platform: str, fps: float) -> None:
     """Raises UserError where a video has more frames than `limit`."""
-    if work.frames > limit:
+    if cost.frames > limit:
         raise UserError(
-            f"That is a video of {work}, which takes {in_words(work.seconds(platform))} by a rough estimate, and "
+            f"That is a video of {cost}, which takes {in_words(cost.seconds(platform))} by a rough estimate, and "
             f"{_limit(limit)}: ask for at most {limit / fps:.4g} s at {fps:g} fps, or raise the limit "
             "with --max-frames (in Python max_frames)."
         )
 
 
-def check_batch(batch: Sequence[Work], limit: int, platform: str) -> None:
+def check_batch(batch: Sequence[VideoCost], limit: int, platform: str) -> None:
     """Raises UserError where the videos of a batch have more than `limit` frames together."""
-    if (frames := sum(work.frames for work in batch)) > limit:
+    if (frames := sum(cost.frames for cost in batch)) > limit:
         fewer = max(limit * len(batch) // frames, 1)
         raise UserError(
             f"That is a batch of {summary(batch)}, which takes {in_words(seconds(batch, platform))} by a rough "
@@ -93,27 +93,27 @@ def check_batch(batch: Sequence[Work], limit: int, platform: str) -> None:
         )
 
 
-def seconds(batch: Sequence[Work], platform: str) -> float:
+def seconds(batch: Sequence[VideoCost], platform: str) -> float:
     """An estimate for all videos of a batch."""
-    return sum(work.seconds(platform) for work in batch)
+    return sum(cost.seconds(platform) for cost in batch)
 
 
-def summary(batch: Sequence[Work]) -> str:
+def summary(batch: Sequence[VideoCost]) -> str:
     """The videos of a batch and their frames: "3 videos with 90 frames together"; of a single one its own."""
     if len(batch) == 1:
         return str(batch[0])
     return (
-        f"{_plural(len(batch), 'video')} with {_plural(sum(work.frames for work in batch), 'frame')} together"
+        f"{_plural(len(batch), 'video')} with {_plural(sum(cost.frames for cost in batch), 'frame')} together"
     )
 
 
-def check_pixels(work: Work) -> None:
+def check_pixels(cost: VideoCost) -> None:
     """Raises UserError where a video's frames don't fit into the memory that is set aside for them."""
-    if work.frames * work.height * work.width > MOST_PIXELS:
-        most = MOST_PIXELS // max(work.height * work.width, 1)
+    if cost.frames * cost.height * cost.width > MAX_PIXELS:
+        most = MAX_PIXELS // max(cost.height * cost.width, 1)
         way = f"ask for at most {most:,} frames of that size" if most else "ask for a smaller size"
         raise UserError(
-            f"That is a video of {work}, which takes more than the {MOST_GIBIBYTES} GiB of memory that frames "
+            f"That is a video of {cost}, which takes more than the {MAX_GIBIBYTES} GiB of memory that frames "
             f"may take: {way}, or for a lower resolution."
         )
 

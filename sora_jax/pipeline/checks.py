@@ -7,14 +7,14 @@ from typing import Any
 from sora_jax.errors import UserError
 from sora_jax.values import holds
 
-MOST_SEED = 2**31 - 1
+MAX_SEED = 2**31 - 1
 
 
-def check_whole(name: str, value: Any, least: int, most: int | None = None) -> None:
-    """Raises UserError where `value` is not a whole number from `least` to `most`."""
-    if not holds(int, value) or value < least or (most is not None and value > most):
-        span = f"from {least} on" if most is None else f"from {least} to {most}"
-        raise UserError(f"{name}={shown(value)} can't be used: give a whole number {span}.")
+def check_int(name: str, value: Any, minimum: int, maximum: int | None = None) -> None:
+    """Raises UserError where `value` is not a whole number from `minimum` to `maximum`."""
+    if not holds(int, value) or value < minimum or (maximum is not None and value > maximum):
+        span = f"from {minimum} on" if maximum is None else f"from {minimum} to {maximum}"
+        raise UserError(f"{name}={short_repr(value)} can't be used: give a whole number {span}.")
 
 
 def check_number(
@@ -22,19 +22,20 @@ def check_number(
     value: Any,
     *,
     above: float | None = None,
-    least: float | None = None,
-    most: float | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
 ) -> None:
     """Raises UserError where `value` is not a finite number within these bounds."""
     number = is_number(value)
-    low = number and ((above is not None and value <= above) or (least is not None and value < least))
-    if not number or low or (most is not None and value > most):
+    low = number and ((above is not None and value <= above) or (minimum is not None and value < minimum))
+    if not number or low or (maximum is not None and value > maximum):
         parts = [f"above {above:g}"] if above is not None else []
-        parts += [f"from {least:g} on" if most is None else f"from {least:g}"] if least is not None else []
-        bounded = above is not None or least is not None
-        parts += [f"{'to' if bounded else 'up to'} {most:g}"] if most is not None else []
+        onwards = " on" if maximum is None else ""
+        parts += [f"from {minimum:g}{onwards}"] if minimum is not None else []
+        bounded = above is not None or minimum is not None
+        parts += [f"{'to' if bounded else 'up to'} {maximum:g}"] if maximum is not None else []
         span = f" {' '.join(parts)}" if parts else ""
-        raise UserError(f"{name}={shown(value)} can't be used: give a number{span}.")
+        raise UserError(f"{name}={short_repr(value)} can't be used: give a number{span}.")
 
 
 def is_number(value: Any) -> bool:
@@ -45,7 +46,7 @@ def is_number(value: Any) -> bool:
 def check_text(name: str, value: Any) -> None:
     """Raises UserError where `value` is not text that can be written as UTF-8."""
     if not isinstance(value, str):
-        raise UserError(f"{name}={shown(value)} can't be used: give a text.")
+        raise UserError(f"{name}={short_repr(value)} can't be used: give a text.")
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -54,16 +55,16 @@ def check_text(name: str, value: Any) -> None:
         ) from error
 
 
-def check_switch(name: str, value: Any) -> None:
+def check_bool(name: str, value: Any) -> None:
     """Raises UserError where `value` is neither True nor False."""
     if not holds(bool, value):
-        raise UserError(f"{name}={shown(value)} can't be used: give True or False.")
+        raise UserError(f"{name}={short_repr(value)} can't be used: give True or False.")
 
 
-def shown(value: Any, most: int = 40) -> str:
-    """`repr` of a value, shortened to `most` letters."""
+def short_repr(value: Any, maximum: int = 40) -> str:
+    """`repr` of a value, shortened to `maximum` letters."""
     try:
         text = repr(value)
     except ValueError:  # an int of more digits than Python writes
         text = f"a number of {value.bit_length()} bits"
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return text if len(text) <= maximum else text[: maximum - 1] + "…"

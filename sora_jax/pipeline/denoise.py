@@ -1,7 +1,7 @@
-"""Denoising canvases: windows in time and space are packed together and sampled by one queue.
+"""Denoising canvases: windows in time and space are packed together and sampled by one batcher.
 
 A canvas may be longer than a packed sequence: it is denoised in windows that overlap in time, and what has been
-generated conditions the next. Windows of all canvases are in one queue, whose compiled step has the same shapes
+generated conditions the next. Windows of all canvases are in one batcher, whose compiled step has the same shapes
 throughout. Latents come out one by one, while later windows are still to be sampled (`pipeline/windows.py`).
 """
 
@@ -19,12 +19,12 @@ from sora_jax.diffusion.guidance import zero_init_sigma
 from sora_jax.errors import UserError
 from sora_jax.models.attention.dispatch import choose
 from sora_jax.models.text import TextEncoder
-from sora_jax.pipeline.batching import BatchShape, Queue
+from sora_jax.pipeline.batching import BatchShape, ContinuousBatcher
 from sora_jax.pipeline.job import Captions, Job
-from sora_jax.pipeline.model import Model
+from sora_jax.pipeline.model import VideoModel
 from sora_jax.pipeline.settings import Progress
 from sora_jax.pipeline.windows import WindowedCanvas
-from sora_jax.tokens.canvas import Canvas, blend_crops, to_segment
+from sora_jax.tokens.canvas import Canvas, blend_tiles, to_segment
 from sora_jax.tokens.packing import Segment, first_fit_decreasing
 from sora_jax.tokens.patches import patchify, unpatchify
 
@@ -34,11 +34,11 @@ MAX_SEGMENTS = 16  # in a packed sequence as long as training's
 # attention's backend: the reference's cost grows with the square of the sequence.
 LONGEST_SEQUENCE = {"cpu": 2, "gpu": 4, "tpu": 4, "reference": 1}
 MAX_CONDITIONS = 32  # pairs of initial sigma and active caption, over its segments
-MOST_HELD = 1 << 26  # bytes of latents; canvases that take more together are denoised one after another
+MAX_HELD = 1 << 26  # bytes of latents; canvases that take more together are denoised one after another
 
 
 def denoise(
-    model: Model, jobs: Sequence[Job], canvases: Sequence[Canvas], progress: Progress | None = None
+    model: VideoModel, jobs: Sequence[Job], canvases: Sequence[Canvas], progress: Progress | None = None
 ) -> list[Canvas]:
     """Denoises canvases whole: collects what `iter_latents` yields, and raises what it does."""
     return [
@@ -50,16 +50,16 @@ def denoise(
 
 
 def iter_latents(
-    model: Model, jobs: Sequence[Job], canvases: Sequence[Canvas], progress: Progress | None = None
+    model: VideoModel, jobs: Sequence[Job], canvases: Sequence[Canvas], progress: Progress | None = None
 ) -> list[Iterator[np.ndarray]]:
     """Denoises canvases, whose shapes may all differ, packed together.
 
     Each result is what its job gives alone, up to rounding. A step is taken when a latent is asked for that isn't
     there yet. Jobs are best read one after another: what is finished of others meanwhile is held, so those whose
-    latents take more than `MOST_HELD` bytes together wait for one another.
+    latents take more than `MAX_HELD` bytes together wait for one another.
 
     Args:
-      canvases: of the jobs' sketches, `Codec.encode`.
+      canvases: of the jobs' sketches, `VaeProcessor.prepare_latents`.
       progress: called with (steps done, steps in all), before the first step too.
 
     Returns:
@@ -70,8 +70,8 @@ def iter_latents(
     """
     if len({job.settings.solver for job in jobs}) > 1:
         raise UserError("A batch shares one solver: make these videos separately, or choose one solver.")
-    captions = _encode_captions(model.text, [job.captions for job in jobs])
-    negatives = _encode_captions(model.text, [((0.0, job.settings.negative),) for job in jobs])
+    captions = _encode_captions(model.text_encoder, [job.captions for job in jobs])
+    negatives = _encode_captions(model.text_encoder, [((0.0, job.settings.negative),) for job in jobs])
     active = [
         _ActiveJob(model, job, canvas, text, negative)
         for job, canvas, text, (negative, _) in zip(jobs, canvases, captions, negatives, strict=True)
@@ -87,7 +87,7 @@ def _drain(job: _ActiveJob, steps: Iterator[None]) -> Iterator[np.ndarray]:
         yield job.windowed.ready.popleft()
 
 
-def _take_steps(model: Model, jobs: Sequence[_ActiveJob], progress: Progress | None) -> Iterator[None]:
+def _take_steps(model: VideoModel, jobs: Sequence[_ActiveJob], progress: Progress | None) -> Iterator[None]:
     """Takes a step each time; what it finishes is `ready` then."""
     total, done = sum(job.segment_steps for job in jobs), 0
     if progress is not None:
@@ -106,7 +106,7 @@ def _groups(jobs: Sequence[_ActiveJob]) -> Iterator[list[_ActiveJob]]:
     held = 0
     for job in jobs:
         size = 4 * math.prod(job.windowed.canvas.latent.shape)
-        if group and held + size > MOST_HELD:
+        if group and held + size > MAX_HELD:
             yield group
             group, held = [], 0
         group.append(job)
@@ -114,26 +114,26 @@ def _groups(jobs: Sequence[_ActiveJob]) -> Iterator[list[_ActiveJob]]:
     yield group
 
 
-def _take_group_steps(model: Model, jobs: Sequence[_ActiveJob]) -> Iterator[int]:
+def _take_group_steps(model: VideoModel, jobs: Sequence[_ActiveJob]) -> Iterator[int]:
     """Takes a step of all jobs each time; yields how many segments it advanced."""
     # The longest first, so that none is left alone at the end.
     pending = {job: job.segments() for job in sorted(jobs, key=lambda job: -job.steps_left)}
     segments = [segment for own in pending.values() for segment, _ in own.values()]
-    queue = Queue(model.dit, [_batch_shape(model, segments)], jobs[0].job.settings.solver)
+    batcher = ContinuousBatcher(model.dit, [_batch_shape(model, segments)], jobs[0].job.settings.solver)
     sampled: dict[int, tuple[_ActiveJob, int]] = {}
-    while pending or queue.busy:
+    while pending or batcher.busy:
         for job, own in pending.items():
-            sampled |= {job.add(queue, *segment): (job, crop) for crop, segment in own.items()}
+            sampled |= {job.add(batcher, *segment): (job, tile) for tile, segment in own.items()}
         pending = {}
-        for request_id, patches in queue.step().items():
-            job, crop = sampled.pop(request_id)
+        for uid, patches in batcher.step().items():
+            job, tile = sampled.pop(uid)
             # Windows follow one another: what is generated conditions the next.
-            if job.put(crop, patches) and job.steps_left:
+            if job.put(tile, patches) and job.steps_left:
                 pending[job] = job.segments()
-        yield queue.advanced
+        yield batcher.advanced
 
 
-def _batch_shape(model: Model, segments: Sequence[Segment]) -> BatchShape:
+def _batch_shape(model: VideoModel, segments: Sequence[Segment]) -> BatchShape:
     """A sequence as long as training's, or longer where the segments need it, with room for their text.
 
     One for the whole batch: a smaller one for what is left at the end would be compiled in the middle.
@@ -151,37 +151,37 @@ def _batch_shape(model: Model, segments: Sequence[Segment]) -> BatchShape:
 
 
 class _ActiveJob:
-    """A job being denoised, as segments: one a window, or one a crop of its frame where that is too large."""
+    """A job being denoised, as segments: one a window, or one a tile of its frame where that is too large."""
 
     def __init__(
         self,
-        model: Model,
+        model: VideoModel,
         job: Job,
         canvas: Canvas,
-        text: tuple[np.ndarray, np.ndarray],
-        negative: np.ndarray,
+        text_states: tuple[np.ndarray, np.ndarray],
+        negative_text: np.ndarray,
     ) -> None:
-        self.job, self.text = job, text
-        self.negative = negative if len(negative) else None
+        self.job, self.text_states = job, text_states
+        self.negative_text = negative_text if len(negative_text) else None
         self.config, self.base_tokens = model.dit.config, model.bundle.base_tokens
         patch = self.config.patch
         t, y, x = canvas.grid
-        self.crops = model.space_crops((y, x), from_noise=bool(canvas.init_sigma.max() == 1))
-        frame_tokens = math.prod(self.crops[0][2:]) // math.prod(patch[1:])
-        most = model.max_latent_frames(frame_tokens)
-        by = patch[0]
-        if most < min(t, 2 * by):
+        self.tiles = model.spatial_tiles((y, x), from_noise=bool(canvas.init_sigma.max() == 1))
+        frame_tokens = math.prod(self.tiles[0][2:]) // math.prod(patch[1:])
+        max_frames = model.max_latent_frames(frame_tokens)
+        pt = patch[0]
+        if max_frames < min(t, 2 * pt):
             raise UserError(
                 f"Frames of {frame_tokens} tokens are more than the model {model.name!r} holds in a sequence of "
                 f"{model.bundle.limits.tokens}: choose a lower resolution."
             )
-        context = max(most // by // 2, 1) * by
+        context = max(max_frames // pt // 2, 1) * pt
         # `steps` are those from pure noise: what starts at a lower sigma skips the first ones.
         factor = flow.shift_factor(jnp.array(model.segment_tokens(frame_tokens, t)), self.base_tokens)
         share = float(flow.unshift(jnp.array(canvas.init_sigma.max()), factor))
         self.steps = max(math.ceil(job.settings.steps * share - 1e-3), 1)
-        self.windowed = WindowedCanvas(canvas, most, context, patch, job.settings.seed)
-        self.denoised: dict[int, np.ndarray] = {}  # by crop, of the next window
+        self.windowed = WindowedCanvas(canvas, max_frames, context, patch, job.settings.seed)
+        self.denoised: dict[int, np.ndarray] = {}  # by tile, of the next window
         self._skip()
 
     @property
@@ -192,65 +192,65 @@ class _ActiveJob:
     @property
     def segment_steps(self) -> int:
         """Steps of all segments that it still takes."""
-        windows = [self.windowed.canvas.init_sigma[new].any(0) for _, new in self.windowed.windows]
+        windows = [self.windowed.canvas.init_sigma[frames].any(0) for _, frames in self.windowed.windows]
         return self.steps * sum(
             bool(start[top : top + high, left : left + wide].any())
             for start in windows
-            for top, left, high, wide in self.crops
+            for top, left, high, wide in self.tiles
         )
 
     def segments(self) -> dict[int, tuple[Segment, np.ndarray]]:
-        """The segments of its next window and their noise float[n,P], by crop, but for those all of conditioning."""
+        """The segments of its next window and their noise float[n,P], by tile, but for those all of conditioning."""
         part, noise = self.windowed.next_window()
         key = " / ".join(prompt for _, prompt in self.job.captions)
         patch, coords = self.config.patch, self.config.coords
         return {
-            crop: (
-                to_segment(self._crop(part, crop), patch, *self.text, coords, key),
+            tile: (
+                to_segment(self._tile(part, tile), patch, *self.text_states, coords, key),
                 patchify(noise[:, top : top + high, left : left + wide], patch),
             )
-            for crop, (top, left, high, wide) in enumerate(self.crops)
-            if crop not in self.denoised
+            for tile, (top, left, high, wide) in enumerate(self.tiles)
+            if tile not in self.denoised
         }
 
-    def add(self, queue: Queue, segment: Segment, noise: np.ndarray) -> int:
-        """Adds one of its segments to the queue; returns the request's id."""
+    def add(self, batcher: ContinuousBatcher, segment: Segment, noise: np.ndarray) -> int:
+        """Adds one of its segments to the batcher; returns its uid."""
         guidance = self.job.settings.as_guidance
-        if not len(segment.text) and self.negative is None:  # no words to be guided by: one pass suffices
+        if not len(segment.text) and self.negative_text is None:  # no text to be guided by: one pass suffices
             guidance = dataclasses.replace(guidance, text=1.0)
         factor = flow.shift_factor(jnp.array(len(segment.patches)), self.base_tokens)
         sigmas = np.asarray(flow.schedule(self.steps, factor, float(segment.init_sigma.max())))
         if self.job.settings.guidance_method == "zero" and guidance.passes() > 1 and guidance.high == 1:
             guidance = dataclasses.replace(guidance, zero_init_sigma=zero_init_sigma(factor))
-        return queue.add(segment, noise, sigmas, guidance, self.negative)
+        return batcher.add(segment, noise, sigmas, guidance, self.negative_text)
 
-    def put(self, crop: int, patches: np.ndarray) -> bool:
-        """Takes a denoised crop of its window; true where that was the window's last."""
-        seen, _ = self.windowed.windows[0]
-        _, _, high, wide = self.crops[crop]
-        self.denoised[crop] = unpatchify(patches, (seen.stop - seen.start, high, wide), self.config.patch)
+    def put(self, tile: int, patches: np.ndarray) -> bool:
+        """Takes a denoised tile of its window; true where that was the window's last."""
+        window, _ = self.windowed.windows[0]
+        _, _, high, wide = self.tiles[tile]
+        self.denoised[tile] = unpatchify(patches, (window.stop - window.start, high, wide), self.config.patch)
         if done := self._next():
             self._skip()
         return done
 
-    def _crop(self, part: Canvas, crop: int) -> Canvas:
-        return part if len(self.crops) == 1 else part.crop(*self.crops[crop])
+    def _tile(self, part: Canvas, tile: int) -> Canvas:
+        return part if len(self.tiles) == 1 else part.crop(*self.tiles[tile])
 
     def _skip(self) -> None:
-        """Takes conditioning as it is: crops of the next window with nothing to generate, and such windows."""
+        """Takes conditioning as it is: tiles of the next window with nothing to generate, and such windows."""
         while self.windowed.windows:
             part, _ = self.windowed.next_window()
-            shown = {crop: self._crop(part, crop) for crop in range(len(self.crops))}
-            self.denoised = {crop: own.latent for crop, own in shown.items() if not own.init_sigma.any()}
+            shown = {tile: self._tile(part, tile) for tile in range(len(self.tiles))}
+            self.denoised = {tile: own.latent for tile, own in shown.items() if not own.init_sigma.any()}
             if not self._next():
                 return
 
     def _next(self) -> bool:
         """Goes to the next window where this one is denoised."""
-        if len(self.denoised) < len(self.crops):
+        if len(self.denoised) < len(self.tiles):
             return False
-        latents = [self.denoised[crop] for crop in range(len(self.crops))]
-        self.windowed.put(blend_crops(latents, self.crops, self.windowed.canvas.grid[1:]))
+        latents = [self.denoised[tile] for tile in range(len(self.tiles))]
+        self.windowed.put(blend_tiles(latents, self.tiles, self.windowed.canvas.grid[1:]))
         self.denoised = {}
         return True
 

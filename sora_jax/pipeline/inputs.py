@@ -10,14 +10,14 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from sora_jax.errors import UserError
-from sora_jax.media.compositing import cover
+from sora_jax.media.compositing import resize_and_crop
 from sora_jax.media.reader import Media, MediaLike, read_media
 from sora_jax.media.timing import frame_step
 from sora_jax.media.video import Video, frame_size
 from sora_jax.pipeline.budget import check_pixels
 from sora_jax.pipeline.checks import check_number
 from sora_jax.pipeline.job import Sound
-from sora_jax.pipeline.model import Model
+from sora_jax.pipeline.model import VideoModel
 from sora_jax.pipeline.settings import Settings
 from sora_jax.pipeline.shape import Shape
 
@@ -42,7 +42,7 @@ class Part:
     end: float | None = None
 
     def __post_init__(self) -> None:
-        check_number("start", self.start, least=0)
+        check_number("start", self.start, minimum=0)
         if self.end is not None:
             check_number("end", self.end, above=0)
         if self.end is not None and not self.end > self.start:
@@ -61,7 +61,7 @@ MediaInput: TypeAlias = MediaLike | Part
 
 
 def read_input(
-    model: Model, source: MediaInput, shape: Shape = AS_IT_IS, seconds: float | None = None
+    model: VideoModel, source: MediaInput, shape: Shape = AS_IT_IS, seconds: float | None = None
 ) -> Media:
     """Reads an input, in the shape that is asked for; what is not named is its own where the model can hold it.
 
@@ -83,51 +83,51 @@ def read_input(
     if fps is None and (picture or slower):
         fps = limits.fps if slower else min(STILL_FPS, limits.fps or STILL_FPS)
     high, wide = size = output_size(model, own, shape)
-    scale = max(high / Y, wide / X) if shape.sized else min(high, wide) / min(own)
+    scale = max(high / Y, wide / X) if shape.has_size else min(high, wide) / min(own)
     short = round(min(own) * scale)
-    if shape.long:
+    if shape.has_duration:
         rate = first.video.fps if fps is None else fps
-        lasts = shape.count(rate) / rate
+        lasts = shape.num_frames(rate) / rate
         seconds = lasts if seconds is None else min(seconds, lasts)
     media = part.read(seconds, fps=fps, resolution=None if short == min(own) else short)
     notes = media.notes
-    if slower or (not shape.sized and short < min(own)):
+    if slower or (not shape.has_size and short < min(own)):
         high, wide = media.video.size
         notes += (
             f"{wide}×{high} at {media.video.fps:g} fps is the nearest that the model {model.name!r} holds.",
         )
-    if not shape.sized or media.video.size == size:
+    if not shape.has_size or media.video.size == size:
         return dataclasses.replace(media, notes=notes)
     if max(np.subtract(media.video.size, size)) > 3:
         notes += (f"{name_of(part.source)} was cropped to the shape of {size[1]}×{size[0]}.",)
     return dataclasses.replace(
-        media, video=Video(cover(media.video.frames, size), media.video.fps), notes=notes
+        media, video=Video(resize_and_crop(media.video.frames, size), media.video.fps), notes=notes
     )
 
 
-def output_size(model: Model, own: tuple[int, int], shape: Shape) -> tuple[int, int]:
+def output_size(model: VideoModel, own: tuple[int, int], shape: Shape) -> tuple[int, int]:
     """(height, width) of what is made of an input of the size `own`: as asked for, else what the model can hold.
 
     Raises:
       UserError: a frame of that size doesn't fit into memory.
     """
     if shape.resolution is None and shape.size is None:
-        return nearest_supported(model, shape.size_of(own))
-    size = shape.size_of(own)
-    check_pixels(model.work(1, size, Settings()))
+        return nearest_supported(model, shape.resolve_size(own))
+    size = shape.resolve_size(own)
+    check_pixels(model.cost(1, size, Settings()))
     return size
 
 
 def read_full_size(source: MediaInput, shape: Shape) -> Media:
     """Reads an input at its own size, whether the model can hold it or not, at the shape's rate, up to its duration."""
     part, seconds = as_part(source), None
-    if shape.long:
+    if shape.has_duration:
         rate = shape.fps or part.read(1e-6).video.fps
-        seconds = shape.count(rate) / rate
+        seconds = shape.num_frames(rate) / rate
     return part.read(seconds, fps=shape.fps)
 
 
-def nearest_supported(model: Model, size: tuple[int, int]) -> tuple[int, int]:
+def nearest_supported(model: VideoModel, size: tuple[int, int]) -> tuple[int, int]:
     """(height, width) itself where the model holds such frames, else the nearest of that shape that it does."""
     short = most = min(size)
     if model.bundle.limits.resolution:
@@ -158,7 +158,7 @@ def sound_of(video: MediaInput, at: float = 0.0) -> Sound | None:
 
 
 def read_pair(
-    model: Model, a: MediaInput, b: MediaInput, shape: Shape = AS_IT_IS
+    model: VideoModel, a: MediaInput, b: MediaInput, shape: Shape = AS_IT_IS
 ) -> tuple[Video, Video, tuple[str, ...]]:
     """Both videos, the second at the first one's rate and size."""
     first = read_input(model, a, shape)

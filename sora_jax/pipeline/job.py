@@ -12,8 +12,8 @@ import numpy as np
 
 from sora_jax.errors import UserError
 from sora_jax.pipeline.budget import frames_of
-from sora_jax.pipeline.checks import check_number, check_whole, is_number, shown
-from sora_jax.pipeline.keywords import called, explicit_keywords
+from sora_jax.pipeline.checks import check_int, check_number, is_number, short_repr
+from sora_jax.pipeline.keywords import explicit_keywords, option_name
 from sora_jax.pipeline.settings import Settings
 from sora_jax.pipeline.shape import SHAPE_FIELDS, Shape
 from sora_jax.tokens.canvas import FRAMES_PER_LATENT, Sketch
@@ -39,9 +39,8 @@ class Job:
     sketch: Sketch
     captions: Captions = ()
     settings: Settings = dataclasses.field(default_factory=Settings)
-    keep: slice = dataclasses.field(
-        default_factory=lambda: slice(None)
-    )  # slices have no hash before Python 3.12
+    # Slices have no hash before Python 3.12.
+    keep: slice = dataclasses.field(default_factory=lambda: slice(None))
     finish: Callable[[np.ndarray], np.ndarray] | None = None
     notes: tuple[str, ...] = ()
     sound: Sound | None = None
@@ -78,18 +77,18 @@ def check_one(seconds: float | None, shape: Shape) -> None:
     """Raises UserError where not exactly one of `seconds` and the shape's duration is named."""
     if seconds is not None:
         check_number("seconds", seconds, above=0)
-    if (seconds is None) != shape.long:
+    if (seconds is None) != shape.has_duration:
         raise UserError(
-            f"The length of the result is {'given twice' if shape.long else 'missing'}: give {called('seconds')} "
-            f"(of what is new) or {called('duration')} (of all)."
+            f"The length of the result is {'given twice' if shape.has_duration else 'missing'}: give "
+            f"{option_name('seconds')} (of what is new) or {option_name('duration')} (of all)."
         )
 
 
 def new_frames(seconds: float | None, shape: Shape, given: int, fps: float, default: float) -> int:
     """Frames to be generated besides `given` ones: those of `seconds`, or the rest of the shape's duration."""
-    if not shape.long:
+    if not shape.has_duration:
         return frames_of(default if seconds is None else seconds, fps)
-    if (new := shape.count(fps) - given) < 1:
+    if (new := shape.num_frames(fps) - given) < 1:
         raise UserError(f"The input lasts {given / fps:g} s already: ask for a longer duration.")
     return new
 
@@ -111,7 +110,7 @@ def check_pairs(name: str, values: Sequence[tuple[float, float]]) -> list[tuple[
     except (TypeError, ValueError):
         out = [(math.nan, math.nan)]
     if not all(is_number(a) and is_number(b) for a, b in out):
-        raise UserError(f"{name}={shown(values)} can't be used: give a list of pairs of numbers.")
+        raise UserError(f"{name}={short_repr(values)} can't be used: give a list of pairs of numbers.")
     return out
 
 
@@ -120,11 +119,11 @@ def check_box(box: Sequence[int]) -> None:
     try:
         count = len(box)
     except TypeError:
-        raise UserError(f"box={shown(box)} can't be used: give left, top, width and height.") from None
+        raise UserError(f"box={short_repr(box)} can't be used: give left, top, width and height.") from None
     if count != 4:
         raise UserError(f"The box is four numbers, left, top, width and height, not {count}.")
     for name, value in zip(("left", "top", "width", "height"), box, strict=True):
-        check_whole(f"box's {name}", value, -(2**31), 2**31)
+        check_int(f"box's {name}", value, -(2**31), 2**31)
 
 
 def box_inside(

@@ -23,7 +23,8 @@ ALIASES = {
     "cfg_scale": ("guidance",),
     "cfg": ("guidance",),
     "true_cfg_scale": ("guidance",),
-    "guidance_2": ("given_guidance",),
+    "guidance_2": ("conditioning_guidance",),
+    "given_guidance": ("conditioning_guidance",),
     "negative_prompt": ("negative",),
     "generator": ("seed",),
     "scheduler": ("solver",),
@@ -108,7 +109,7 @@ def accepts_aliases(schema: type[Schema]) -> type[Schema]:
     return schema
 
 
-def called(name: str) -> str:
+def option_name(name: str) -> str:
     """A keyword as its user knows it: `--name` while a command of ours runs."""
     return f"--{name.replace('_', '-')}" if AS_OPTIONS.get() else name
 
@@ -120,7 +121,8 @@ def check_conflicts(given: Mapping[str, Any]) -> None:
         raise UserError("duration and frames both set the video's length: give one of the two.")
     if "size" in named and named & {"resolution", "aspect"}:
         raise UserError(
-            f"{called('size')} sets the whole frame size: leave out {called('resolution')} and {called('aspect')}."
+            f"{option_name('size')} sets the whole frame size: leave out {option_name('resolution')} and "
+            f"{option_name('aspect')}."
         )
 
 
@@ -141,7 +143,7 @@ def known_keywords(function: str, keywords: dict[str, Any], known: Iterable[str]
         _rename(function, out, "width and height", "size", (out.pop("height"), out.pop("width")))
     for name in out:
         if name not in known:
-            hint = advice(name, known) or f"it takes {', '.join(known)}."
+            hint = suggestion(name, known) or f"it takes {', '.join(known)}."
             raise UserError(f"{function} has no keyword {name!r}: {hint}")
     return out
 
@@ -154,15 +156,15 @@ def _rename(function: str, keywords: dict[str, Any], theirs: str, ours: str, val
     keywords[ours] = value
 
 
-def advice(name: str, known: Collection[str], shown: Mapping[str, str] | None = None) -> str:
+def suggestion(name: str, known: Collection[str], spelling: Mapping[str, str] | None = None) -> str:
     """What an unknown name is called here, or the nearest of `known`, as the end of a sentence; empty without one.
 
     Args:
       name: as it was given.
       known: the names there are.
-      shown: how they are written, where not as they are.
+      spelling: how they are written, where not as they are.
     """
-    written = lambda ours: (shown or {}).get(ours, ours)
+    written = lambda ours: (spelling or {}).get(ours, ours)
     for ours in (name, *ALIASES.get(name, ())):
         if ours in known:
             return f"it is called {written(ours)} here."

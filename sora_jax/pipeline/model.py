@@ -13,23 +13,23 @@ from sora_jax.errors import UserError
 from sora_jax.models.dit import DiT
 from sora_jax.models.text import TextEncoder, load_text_encoder
 from sora_jax.models.vae import VAE
-from sora_jax.pipeline.budget import LIMIT_FPS, LIMIT_SECONDS, Work, check_frames, check_pixels
+from sora_jax.pipeline.budget import LIMIT_FPS, LIMIT_SECONDS, VideoCost, check_frames, check_pixels
 from sora_jax.pipeline.settings import Settings
-from sora_jax.tokens.canvas import FRAMES_PER_LATENT, check_temporal_stride, crop_boxes
+from sora_jax.tokens.canvas import FRAMES_PER_LATENT, check_temporal_stride, tile_boxes
 
 
-class Model:
+class VideoModel:
     """A bundle with its text encoder, and which shapes it can hold.
 
     Args:
       bundle: the model, or a function that loads it, called when it is first needed: what is wrong with a request is
         then found before.
-      text: its text encoder; None: the bundle's own.
+      text_encoder: None is the bundle's own.
     """
 
-    def __init__(self, bundle: Bundle | Callable[[], Bundle], text: TextEncoder | None = None) -> None:
+    def __init__(self, bundle: Bundle | Callable[[], Bundle], text_encoder: TextEncoder | None = None):
         self._load = bundle if callable(bundle) else lambda: bundle
-        self._text = text
+        self._text_encoder = text_encoder
         if not callable(bundle):
             check_temporal_stride(bundle.vae.config.compression[0])
 
@@ -66,19 +66,19 @@ class Model:
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.dit))
 
     @property
-    def text(self) -> TextEncoder:
+    def text_encoder(self) -> TextEncoder:
         """The text encoder, loaded when first needed."""
-        if self._text is None:
-            self._text = load_text_encoder(self.bundle.text)
-        return self._text
+        if self._text_encoder is None:
+            self._text_encoder = load_text_encoder(self.bundle.text)
+        return self._text_encoder
 
     def cells(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the latent that holds frames of a size; they are cropped when decoded."""
         patch = self.bundle.dit.config.patch if self.bundle.dit else (1, 1, 1)
         _, *space = self.vae.config.compression
         high, wide = (
-            math.ceil(side / (multiple := math.lcm(pixels * by, grid))) * multiple // pixels
-            for side, pixels, by, grid in zip(
+            math.ceil(side / (multiple := math.lcm(pixels * p, grid))) * multiple // pixels
+            for side, pixels, p, grid in zip(
                 (height, width), space, patch[1:], self.bundle.limits.grid, strict=True
             )
         )
@@ -90,27 +90,27 @@ class Model:
 
     def max_latent_frames(self, frame_tokens: int) -> int:
         """The most latent frames, of so many tokens each, that the model sees at once; 0 if not even one."""
-        limits, by = self.bundle.limits, self.dit.config.patch[0]
-        fit = limits.tokens // max(frame_tokens, 1) * by
+        limits, pt = self.bundle.limits, self.dit.config.patch[0]
+        fit = limits.tokens // max(frame_tokens, 1) * pt
         return min(fit, limits.latent_frames or fit)
 
-    def space_crops(self, cells: tuple[int, int], from_noise: bool) -> list[tuple[int, int, int, int]]:
-        """Crops (top, left, height, width), in cells, of a frame of `cells` (y, x): each is a segment of its own.
+    def spatial_tiles(self, cells: tuple[int, int], from_noise: bool) -> list[tuple[int, int, int, int]]:
+        """Tiles (top, left, height, width), in cells, of a frame of `cells` (y, x): each is a segment of its own.
 
         Args:
           from_noise: whether some of the canvas is generated from noise alone. Then a frame is one segment, as its
             parts would not know what the others show; else a frame larger than training's is cut.
         """
-        patch, most = self.dit.config.patch, self.bundle.limits.frame_tokens
-        if most and not from_noise and math.prod(cells) // math.prod(patch[1:]) > most:
-            return crop_boxes(cells, patch, most)
+        patch, max_tokens = self.dit.config.patch, self.bundle.limits.frame_tokens
+        if max_tokens and not from_noise and math.prod(cells) // math.prod(patch[1:]) > max_tokens:
+            return tile_boxes(cells, patch, max_tokens)
         return [(0, 0, *cells)]
 
     def segment_tokens(self, frame_tokens: int, latent_frames: int) -> int:
         """Tokens of the first segment of a canvas, by which its sigmas are shifted (`flow.shift_factor`).
 
         Args:
-          frame_tokens: of a latent frame, in one of the `space_crops`.
+          frame_tokens: of a latent frame, in one of the `spatial_tiles`.
           latent_frames: of the canvas.
         """
         frames = min(latent_frames, self.max_latent_frames(frame_tokens))
@@ -120,11 +120,12 @@ class Model:
         """Whether the model sees so many frames (or two latent ones) of a size, (height, width), at once."""
         return self.max_latent_frames(self.frame_tokens(*size)) >= min(frames, 2)
 
-    def work(self, frames: int, size: tuple[int, int], settings: Settings) -> Work:
+    def cost(self, frames: int, size: tuple[int, int], settings: Settings) -> VideoCost:
         """What a video takes, to be checked against limits before it is made."""
-        tokens, most = self.frame_tokens(*size), self.bundle.limits.frame_tokens
-        at_once = self.max_latent_frames(tokens) or self.max_latent_frames(min(most or tokens, tokens)) or 1
-        return Work(
+        tokens, max_tokens = self.frame_tokens(*size), self.bundle.limits.frame_tokens
+        fits = self.max_latent_frames
+        at_once = fits(tokens) or fits(min(max_tokens or tokens, tokens)) or 1
+        return VideoCost(
             frames,
             *size,
             frame_tokens=tokens,
@@ -135,11 +136,11 @@ class Model:
             parameters=self.parameters,
         )
 
-    def most_frames(self, settings: Settings) -> int:
+    def max_frames(self, settings: Settings) -> int:
         """The most frames of a video, and of all videos of a batch together."""
         return settings.max_frames or round(LIMIT_SECONDS * (self.bundle.limits.fps or LIMIT_FPS))
 
-    def admit(
+    def check_limits(
         self, frames: int, size: tuple[int, int], fps: float, settings: Settings, held: bool = True
     ) -> None:
         """To be called before memory is taken for a video's frames.
@@ -150,7 +151,7 @@ class Model:
         Raises:
           UserError: the video has more frames than `Settings.max_frames`, or they don't fit.
         """
-        work = self.work(frames, size, settings)
-        check_frames(work, self.most_frames(settings), jax.default_backend(), fps)
+        cost = self.cost(frames, size, settings)
+        check_frames(cost, self.max_frames(settings), jax.default_backend(), fps)
         if held:
-            check_pixels(work)
+            check_pixels(cost)

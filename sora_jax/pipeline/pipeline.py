@@ -26,17 +26,17 @@ from sora_jax.errors import UserError
 from sora_jax.media.video import Video, VideoStream
 from sora_jax.models.text import TextEncoder
 from sora_jax.pipeline import sketches, spatial_abilities, storyboard, temporal_abilities
-from sora_jax.pipeline.checks import MOST_SEED, check_whole
-from sora_jax.pipeline.codec import Codec, to_bytes
+from sora_jax.pipeline.checks import MAX_SEED, check_int
 from sora_jax.pipeline.denoise import iter_latents
 from sora_jax.pipeline.job import Job, metadata_of
-from sora_jax.pipeline.keywords import advice, explicit_keywords
+from sora_jax.pipeline.keywords import explicit_keywords, suggestion
 from sora_jax.pipeline.registry import ABILITIES, Ability
 from sora_jax.pipeline.request import Request, text_to_video
 from sora_jax.pipeline.review import review, review_batch
 from sora_jax.pipeline.settings import Progress
+from sora_jax.pipeline.vae_processor import VaeProcessor, to_bytes
 
-MOST_COUNT = 1000  # videos of one request
+MAX_COUNT = 1000  # videos of one request
 # The functions that build jobs, by ability.
 BUILDERS: dict[str, Callable[..., Job]] = {
     name: next(
@@ -62,7 +62,7 @@ def _print_note(note: str) -> None:
     print(f"note: {note}", file=sys.stderr)
 
 
-class Pipeline(Codec):
+class Pipeline(VaeProcessor):
     """A model. One instance serves any number of requests, of any shapes.
 
     Every ability takes its inputs as files, `Video`s, pictures or arrays. All take the fields of `settings.Settings` as
@@ -70,7 +70,7 @@ class Pipeline(Codec):
     steps in all).
 
     Args:
-      bundle: as `model.Model` takes it.
+      bundle: as `model.VideoModel` takes it.
       notify: called with a sentence where a result differs from what was asked for, or is beyond what the model saw
         in training.
     """
@@ -78,10 +78,10 @@ class Pipeline(Codec):
     def __init__(
         self,
         bundle: Bundle | Callable[[], Bundle],
-        text: TextEncoder | None = None,
+        text_encoder: TextEncoder | None = None,
         notify: Callable[[str], None] = _print_note,
     ) -> None:
-        super().__init__(bundle, text)
+        super().__init__(bundle, text_encoder)
         self.notify = notify
 
     def make(self, jobs: Sequence[Job], progress: Progress | None = None) -> list[Video]:
@@ -101,7 +101,7 @@ class Pipeline(Codec):
         """
         for note in review_batch(self, jobs):
             self.notify(note)
-        canvases = [self.encode(job.sketch) for job in jobs]
+        canvases = [self.prepare_latents(job.sketch) for job in jobs]
         streams = []
         for job, canvas, latents in zip(
             jobs, canvases, iter_latents(self, jobs, canvases, progress), strict=True
@@ -167,7 +167,7 @@ class Pipeline(Codec):
           UserError: there is no such ability; or as the function that builds it.
         """
         if ability not in ABILITIES:
-            hint = advice(ability, ABILITIES) or f"choose from {', '.join(ABILITIES)}."
+            hint = suggestion(ability, ABILITIES) or f"choose from {', '.join(ABILITIES)}."
             raise UserError(f"There is no ability {ability!r}: {hint}")
         build = BUILDERS[ability]
         if "progress" in inspect.signature(build).parameters:
@@ -179,8 +179,8 @@ class Pipeline(Codec):
         self, prompt: str, count: int = 4, progress: Progress | None = None, *, seed: int = 0, **fields: Any
     ) -> list[Video]:
         """The same request under `count` seeds, from `seed` on."""
-        check_whole("count", count, 1, MOST_COUNT)
-        check_whole("seed", seed, 0, MOST_SEED)
+        check_int("count", count, 1, MAX_COUNT)
+        check_int("seed", seed, 0, MAX_SEED)
         requests = [Request(prompt, seed=seed + number, **fields) for number in range(count)]
         return self.generate_batch(requests, progress)
 
@@ -188,7 +188,7 @@ class Pipeline(Codec):
         """The video through the autoencoder and back; any size and number of frames."""
         frames = video.frames
         sketch = sketches.Sketch(frames, np.zeros(frames.shape[:3], np.float32), video.fps)
-        return Video(self.decode(self.encode(sketch), *frames.shape[:3]), video.fps)
+        return Video(self.decode_latents(self.prepare_latents(sketch), *frames.shape[:3]), video.fps)
 
     if TYPE_CHECKING:  # the abilities' methods are made of the registry
 

@@ -11,7 +11,7 @@ from sora_jax.pipeline.budget import frames_of
 from sora_jax.pipeline.checks import check_text
 from sora_jax.pipeline.job import Job, captions_of
 from sora_jax.pipeline.keywords import accepts_aliases, check_conflicts
-from sora_jax.pipeline.model import Model
+from sora_jax.pipeline.model import VideoModel
 from sora_jax.pipeline.settings import Settings
 from sora_jax.pipeline.shape import check_shape
 
@@ -68,12 +68,12 @@ class Request(Settings):
         super().check()
 
 
-def text_to_video(model: Model, request: Request) -> Job:
+def text_to_video(model: VideoModel, request: Request) -> Job:
     """The job of a request: everything is generated.
 
     Raises:
       UserError: the video is larger or longer than what can be made.
     """
     shape, settings = request.shape(), request.settings()
-    model.admit(shape[0], shape[1:], request.fps, settings, held=False)
-    return Job(sketches.blank(shape, request.fps), captions_of(request.prompt), settings)
+    model.check_limits(shape[0], shape[1:], request.fps, settings, held=False)
+    return Job(sketches.all_noise(shape, request.fps), captions_of(request.prompt), settings)

@@ -11,29 +11,27 @@ from sora_jax.checkpoints.knowledge import Knowledge
 from sora_jax.errors import UserError
 from sora_jax.media.video import frame_size
 from sora_jax.pipeline import budget
-from sora_jax.pipeline.checks import check_text, shown
+from sora_jax.pipeline.checks import check_text, short_repr
 from sora_jax.pipeline.job import Captions, Job
-from sora_jax.pipeline.model import Model
+from sora_jax.pipeline.model import VideoModel
 
 LETTERS_A_TOKEN = 4  # of English text, about
-MOST_LETTERS_A_TOKEN = 20
-USUAL_ASPECTS, MOST_USUAL = (
-    ("9:16", "1:1", "16:9"),
-    4.0,
-)  # where a model's card doesn't say; longer ones are strips
-MOST_NAMED = 8  # words in one note
+MAX_LETTERS_A_TOKEN = 20
+# Where a model's card doesn't say.
+USUAL_ASPECTS, MAX_USUAL = ("9:16", "1:1", "16:9"), 4.0
+MAX_NAMED = 8  # words in one note
 
 
-def review_batch(model: Model, jobs: Sequence[Job]) -> list[str]:
+def review_batch(model: VideoModel, jobs: Sequence[Job]) -> list[str]:
     """Notes on jobs that are made together, each once: their own, those of `review`, and whether they take long.
 
     Raises:
       UserError: as `review`; or they have more frames together than the largest `max_frames` among them.
     """
-    batch = [model.work(*_frames_of(job), job.settings) for job in jobs]
+    batch = [model.cost(*_frames_of(job), job.settings) for job in jobs]
     platform = jax.default_backend()
     if len(jobs) > 1:
-        budget.check_batch(batch, max(model.most_frames(job.settings) for job in jobs), platform)
+        budget.check_batch(batch, max(model.max_frames(job.settings) for job in jobs), platform)
     notes = [note for job in jobs for note in (*job.notes, *review(model, job))]
     if (seconds := budget.seconds(batch, platform)) > budget.LONG:
         what = "A video of" if len(batch) == 1 else "A batch of"
@@ -41,7 +39,7 @@ def review_batch(model: Model, jobs: Sequence[Job]) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
-def review(model: Model, job: Job) -> list[str]:
+def review(model: VideoModel, job: Job) -> list[str]:
     """Notes on what the model never saw in training.
 
     Raises:
@@ -54,33 +52,33 @@ def review(model: Model, job: Job) -> list[str]:
     check_captions(model, job.captions)
     check_captions(model, texts[-1:])
     knowledge = model.bundle.knowledge
-    doubt = _unknown(model.name, texts, knowledge)
+    warning = _unknown(model.name, texts, knowledge)
     if (
-        not doubt
-        and sketch.blank
+        not warning
+        and sketch.all_noise
         and job.captions
         and not any(map(knowledge.names_a_thing, dict(job.captions).values()))
     ):
-        doubt = f"The prompt names nothing that the model {model.name!r} draws: {_draws(knowledge)}."
-    if doubt and settings.strict:
-        raise UserError(doubt)
+        warning = f"The prompt names nothing that the model {model.name!r} draws: {_draws(knowledge)}."
+    if warning and settings.strict:
+        raise UserError(warning)
     from_noise = bool(sketch.strength.max() == 1)
     if from_noise and not model.holds((Y, X), T):
         raise UserError(too_large(model, (Y, X)))
-    return [*filter(None, [doubt]), *_unseen(model, job, from_noise)]
+    return [*filter(None, [warning]), *_unseen(model, job, from_noise)]
 
 
-def check_captions(model: Model, captions: Captions | list[tuple[float, str]]) -> None:
+def check_captions(model: VideoModel, captions: Captions | list[tuple[float, str]]) -> None:
     """Raises UserError where prompts are no text, or longer than the model reads."""
     limits, in_all = model.bundle.limits, 0
     for _, prompt in captions:
         check_text("prompt", prompt)
-        if len(prompt) > MOST_LETTERS_A_TOKEN * limits.text:  # which would take long to tokenise
+        if len(prompt) > MAX_LETTERS_A_TOKEN * limits.text:  # which would take long to tokenise
             raise UserError(
                 f"The prompt has {len(prompt):,} letters, about {len(prompt) // LETTERS_A_TOKEN:,} tokens, and the "
                 f"model {model.name!r} reads {limits.text}: shorten it."
             )
-        count = model.text.count_tokens(prompt)
+        count = model.text_encoder.count_tokens(prompt)
         in_all += count
         if count > limits.text:
             raise UserError(
@@ -93,7 +91,7 @@ def check_captions(model: Model, captions: Captions | list[tuple[float, str]]) -
         )
 
 
-def too_large(model: Model, size: tuple[int, int]) -> str:
+def too_large(model: VideoModel, size: tuple[int, int]) -> str:
     """Why a frame of a size, (height, width), can't be generated, and what can."""
     limits, (height, width) = model.bundle.limits, size
     short, long = min(size), max(size)
@@ -115,11 +113,11 @@ def too_large(model: Model, size: tuple[int, int]) -> str:
     return f"{start}: the nearest that fits is a resolution of {fitting}."
 
 
-def _nearest_learned(model: Model, size: tuple[int, int]) -> tuple[str, int] | None:
-    """The aspect ratio and the resolution for a strip, whose shape is the fault; None where that is a usual one."""
+def _nearest_learned(model: VideoModel, size: tuple[int, int]) -> tuple[str, int] | None:
+    """The aspect ratio and the resolution where its shape is the fault; None where that is a usual one."""
     knows, (height, width) = model.bundle.knowledge, size
     aspects = knows.aspects or USUAL_ASPECTS
-    if _seen(width / height, aspects) if knows.aspects else max(size) <= MOST_USUAL * min(size):
+    if _seen(width / height, aspects) if knows.aspects else max(size) <= MAX_USUAL * min(size):
         return None
     aspect = min(aspects, key=lambda each: abs(math.log(_ratio(each) * height / width)))
     whole = model.bundle.limits.resolution
@@ -140,9 +138,9 @@ def _unknown(name: str, texts: list[tuple[float, str]], knowledge: Knowledge) ->
     words = list(dict.fromkeys(word for _, text in texts for word in knowledge.unknown_words(text)))
     if not words:
         return ""
-    named = [shown(word, 30) for word in words[:MOST_NAMED]]
-    if len(words) > MOST_NAMED:
-        listed = f"{', '.join(named)} and {len(words) - MOST_NAMED} more words"
+    named = [short_repr(word, 30) for word in words[:MAX_NAMED]]
+    if len(words) > MAX_NAMED:
+        listed = f"{', '.join(named)} and {len(words) - MAX_NAMED} more words"
     else:
         listed = " and ".join(filter(None, (", ".join(named[:-1]), named[-1])))
     return f"The model {name!r} knows nothing of {listed}: {_draws(knowledge)}."
@@ -152,7 +150,7 @@ def _draws(knowledge: Knowledge) -> str:
     return f"it draws {knowledge.domain}, for example {knowledge.example!r}"
 
 
-def _unseen(model: Model, job: Job, from_noise: bool) -> Iterator[str]:
+def _unseen(model: VideoModel, job: Job, from_noise: bool) -> Iterator[str]:
     """What of a video's shape is beyond training's, in one sentence."""
     knows, sketch = model.bundle.knowledge, job.sketch
     T, Y, X, _ = sketch.frames.shape

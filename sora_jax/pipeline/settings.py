@@ -11,18 +11,18 @@ from sora_jax.diffusion.guidance import METHODS, Guidance
 from sora_jax.diffusion.solvers import SOLVERS
 from sora_jax.errors import UserError
 from sora_jax.pipeline.checks import (
-    MOST_SEED,
+    MAX_SEED,
+    check_bool,
+    check_int,
     check_number,
-    check_switch,
     check_text,
-    check_whole,
     is_number,
-    shown,
+    short_repr,
 )
 
-MOST_STEPS = 1000
-MOST_GUIDANCE = 100
-MOST_FRAMES = 10**9  # that `max_frames` may allow
+MAX_STEPS = 1000
+MAX_GUIDANCE = 100
+MAX_FRAMES = 10**9  # that `max_frames` may allow
 
 Progress: TypeAlias = Callable[[int, int], None]  # (steps done, steps in all)
 
@@ -39,7 +39,7 @@ class Settings:
       guidance_method: a name of `guidance.METHODS`; "zero" also leaves out the first 4% of the steps, at least one.
       guidance_interval: (lowest, highest) σ between which guidance acts.
       guidance_rescale: 0 to 1, how far the contrast that guidance adds is reduced, as in diffusers.
-      given_guidance: guidance scale of conditioning pictures and clips; 1 is none.
+      conditioning_guidance: guidance scale of conditioning pictures and clips; 1 is none.
       negative: the negative prompt.
       strict: refuse words that the model doesn't know; otherwise a note names them.
       max_frames: the most frames of a video, and of a batch together; None is what lasts ten minutes at the model's
@@ -56,7 +56,7 @@ class Settings:
     guidance_method: str = "cfg"
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     guidance_rescale: float = 0.0
-    given_guidance: float = 1.0
+    conditioning_guidance: float = 1.0
     negative: str = ""
     strict: bool = False
     max_frames: int | None = None
@@ -69,32 +69,30 @@ class Settings:
         """As the sampler takes it."""
         low, high = self.guidance_interval
         method = METHODS.index(self.guidance_method)
-        return Guidance(self.guidance, self.given_guidance, low, high, self.guidance_rescale, method)
+        return Guidance(self.guidance, self.conditioning_guidance, low, high, self.guidance_rescale, method)
 
     def check(self) -> None:
         """Raises UserError where a setting can't be used."""
-        check_whole("seed", self.seed, 0, MOST_SEED)
-        check_whole("steps", self.steps, 1, MOST_STEPS)
-        for name in ("guidance", "given_guidance"):
+        check_int("seed", self.seed, 0, MAX_SEED)
+        check_int("steps", self.steps, 1, MAX_STEPS)
+        for name in ("guidance", "conditioning_guidance"):
             # Huge scales overflow to NaN, and would spoil the other segments of a packed sequence.
-            check_number(name, getattr(self, name), least=-MOST_GUIDANCE, most=MOST_GUIDANCE)
-        if self.solver not in SOLVERS:
-            raise UserError(f"There is no solver {shown(self.solver)}: choose one of {', '.join(SOLVERS)}.")
-        if self.guidance_method not in METHODS:
-            raise UserError(
-                f"There is no guidance method {shown(self.guidance_method)}: choose one of {', '.join(METHODS)}."
-            )
+            check_number(name, getattr(self, name), minimum=-MAX_GUIDANCE, maximum=MAX_GUIDANCE)
+        for name, choices in (("solver", SOLVERS), ("guidance_method", METHODS)):
+            if (value := getattr(self, name)) not in choices:
+                what = f"{name.replace('_', ' ')} {short_repr(value)}"
+                raise UserError(f"There is no {what}: choose one of {', '.join(choices)}.")
         try:
             low, high = self.guidance_interval
         except (TypeError, ValueError):
             low = high = math.nan
         if not (is_number(low) and is_number(high) and 0 <= low <= high <= 1):
             raise UserError(
-                f"guidance_interval={shown(self.guidance_interval)} is no interval: give two numbers, "
+                f"guidance_interval={short_repr(self.guidance_interval)} is no interval: give two numbers, "
                 "0 ≤ lowest ≤ highest ≤ 1."
             )
-        check_number("guidance_rescale", self.guidance_rescale, least=0, most=1)
+        check_number("guidance_rescale", self.guidance_rescale, minimum=0, maximum=1)
         check_text("negative", self.negative)
-        check_switch("strict", self.strict)
+        check_bool("strict", self.strict)
         if self.max_frames is not None:
-            check_whole("max_frames", self.max_frames, 1, MOST_FRAMES)
+            check_int("max_frames", self.max_frames, 1, MAX_FRAMES)

@@ -8,11 +8,11 @@ import math
 from sora_jax.errors import UserError
 from sora_jax.media.video import frame_size
 from sora_jax.pipeline.budget import frames_of
-from sora_jax.pipeline.checks import check_number, check_whole, shown
+from sora_jax.pipeline.checks import check_int, check_number, short_repr
 from sora_jax.pipeline.keywords import check_conflicts
 
-MOST_SIDE = 1 << 20  # pixels
-MOST_FPS = 1000.0
+MAX_SIDE = 1 << 20  # pixels
+MAX_FPS = 1000.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,32 +45,32 @@ class Shape:
         check_conflicts(vars(self))
 
     @property
-    def sized(self) -> bool:
+    def has_size(self) -> bool:
         """Whether the size of a frame is named."""
         return (self.resolution, self.aspect, self.size) != (None, None, None)
 
     @property
-    def long(self) -> bool:
+    def has_duration(self) -> bool:
         """Whether the duration is named."""
         return (self.duration, self.frames) != (None, None)
 
-    def count(self, fps: float) -> int:
+    def num_frames(self, fps: float) -> int:
         """The frames that it names, at a rate."""
         if self.frames is not None:
             return self.frames
         assert self.duration is not None
         return frames_of(self.duration, fps)
 
-    def size_of(self, own: tuple[int, int]) -> tuple[int, int]:
+    def resolve_size(self, own: tuple[int, int]) -> tuple[int, int]:
         """(height, width) of the result for an input of the size `own`."""
         if self.size is not None:
             return self.size
-        if not self.sized:
+        if not self.has_size:
             return own
         aspect = own[1] / own[0] if self.aspect is None else self.aspect
         return frame_size(min(own) if self.resolution is None else self.resolution, aspect)
 
-    def any_length(self) -> Shape:
+    def without_duration(self) -> Shape:
         """The same without its duration."""
         return dataclasses.replace(self, duration=None, frames=None)
 
@@ -90,32 +90,32 @@ def check_shape(
     if duration is not None:
         check_number("duration", duration, above=0)
     if fps is not None:
-        check_number("fps", fps, above=0, most=MOST_FPS)
+        check_number("fps", fps, above=0, maximum=MAX_FPS)
     if frames is not None:
-        check_whole("frames", frames, 1)
+        check_int("frames", frames, 1)
     if resolution is not None:
-        check_whole("resolution", resolution, 1, MOST_SIDE)
+        check_int("resolution", resolution, 1, MAX_SIDE)
     if aspect is not None:
         check_aspect(aspect)
     if size is not None:
         try:
             height, width = size
         except (TypeError, ValueError):
-            raise UserError(f"size={shown(size)} can't be used: give (height, width) in pixels.") from None
-        check_whole("size's height", height, 1, MOST_SIDE)
-        check_whole("size's width", width, 1, MOST_SIDE)
+            raise UserError(
+                f"size={short_repr(size)} can't be used: give (height, width) in pixels."
+            ) from None
+        check_int("size's height", height, 1, MAX_SIDE)
+        check_int("size's width", width, 1, MAX_SIDE)
 
 
 def check_aspect(aspect: str | float) -> None:
-    """Raises UserError where it is no aspect ratio, or a strip that no screen has."""
+    """Raises UserError where it is no aspect ratio, or one that no screen has."""
     if isinstance(aspect, bool) or not isinstance(aspect, (str, int, float)):
-        raise UserError(f"aspect={shown(aspect)} can't be used: write one like '16:9' or 1.78.")
+        raise UserError(f"aspect={short_repr(aspect)} can't be used: write one like '16:9' or 1.78.")
     if isinstance(aspect, str) and len(aspect) > 40:
-        raise UserError(f"aspect={shown(aspect)} can't be used: write one like '16:9' or 1.78.")
+        raise UserError(f"aspect={short_repr(aspect)} can't be used: write one like '16:9' or 1.78.")
     if not (isinstance(aspect, str) or math.isfinite(aspect)):
         raise UserError(f"aspect={aspect} can't be used: write one like '16:9' or 1.78.")
     high, wide = frame_size(1000, aspect)
     if max(high, wide) > 100_000:
-        raise UserError(
-            f"aspect={shown(aspect)} is a strip 100 times as long as wide: write one like '16:9'."
-        )
+        raise UserError(f"aspect={short_repr(aspect)} is 100 times as long as wide: write one like '16:9'.")

@@ -1,6 +1,6 @@
 """Every ability as a short pure function that makes a sketch: conditioning, generated and partially noised pixels.
 
-Clips are uint8[T,Y,X,3]. No function here knows a model; `Codec` encodes a sketch, and `denoise` generates the rest.
+Clips are uint8[T,Y,X,3]. No function here knows a model: `VaeProcessor` encodes a sketch, `denoise` generates the rest.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from sora_jax.errors import UserError
 from sora_jax.tokens.canvas import Sketch
 
 
-def blank(shape: tuple[int, int, int], fps: float, writable: bool = False) -> Sketch:
+def all_noise(shape: tuple[int, int, int], fps: float, writable: bool = False) -> Sketch:
     """Everything is generated: text to video; with one frame, text to image. `shape` is (T, Y, X).
 
     Unless it is to be `writable`, it holds one number for all of its pixels, for any length.
@@ -29,7 +29,7 @@ def animate(pictures: Mapping[int, np.ndarray], shape: tuple[int, int, int], fps
     Raises:
       UserError: a frame lies outside of the clip.
     """
-    sketch = blank(shape, fps, writable=True)
+    sketch = all_noise(shape, fps, writable=True)
     for number, picture in pictures.items():
         if not 0 <= number < shape[0]:
             raise UserError(
@@ -42,7 +42,7 @@ def animate(pictures: Mapping[int, np.ndarray], shape: tuple[int, int, int], fps
 
 def extend(clip: np.ndarray, new: int, fps: float, backward: bool = False) -> Sketch:
     """The clip is conditioning, `new` frames after it (or before it) are generated."""
-    empty = blank((new, *clip.shape[1:3]), fps)
+    empty = all_noise((new, *clip.shape[1:3]), fps)
     frames, strength = [clip, empty.frames], [np.zeros(clip.shape[:3], np.float32), empty.strength]
     order = slice(None, None, -1 if backward else 1)
     return Sketch(np.concatenate(frames[order]), np.concatenate(strength[order]), fps)
@@ -51,12 +51,12 @@ def extend(clip: np.ndarray, new: int, fps: float, backward: bool = False) -> Sk
 def connect(a: np.ndarray, b: np.ndarray, new: int, fps: float, strength: float = 1.0) -> Sketch:
     """Both clips are conditioning; `new` frames between are generated, from a cross-fade if `strength` is below 1."""
     weight = np.arange(1, new + 1) / (new + 1)
-    between = mix(np.repeat(a[-1:], new, axis=0), np.repeat(b[:1], new, axis=0), weight)
+    transition = mix(np.repeat(a[-1:], new, axis=0), np.repeat(b[:1], new, axis=0), weight)
     strengths = [
         np.full((len(part), *a.shape[1:3]), value, np.float32)
-        for part, value in ((a, 0), (between, strength), (b, 0))
+        for part, value in ((a, 0), (transition, strength), (b, 0))
     ]
-    return Sketch(np.concatenate([a, between, b]), np.concatenate(strengths), fps)
+    return Sketch(np.concatenate([a, transition, b]), np.concatenate(strengths), fps)
 
 
 def loop(clip: np.ndarray, new: int, repeated: int, fps: float, strength: float = 1.0) -> Sketch:
@@ -131,7 +131,7 @@ def mix(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return np.round((1 - w) * a + w * b).astype(np.uint8)
 
 
-def between(frames: np.ndarray, factor: int) -> np.ndarray:
+def cross_fades(frames: np.ndarray, factor: int) -> np.ndarray:
     """`factor` − 1 cross-fades between each two frames [T,...], which stay themselves."""
     place = np.arange(1 + (len(frames) - 1) * factor) / factor
     before = np.minimum(place.astype(int), len(frames) - 1)

@@ -30,11 +30,11 @@ from sora_jax.media.texts import read_text
 from sora_jax.media.video import frame_size
 from sora_jax.pipeline import sketches
 from sora_jax.pipeline.budget import frames_of
-from sora_jax.pipeline.checks import check_number, is_number, shown
+from sora_jax.pipeline.checks import check_number, is_number, short_repr
 from sora_jax.pipeline.inputs import AS_IT_IS, Part, read_input
 from sora_jax.pipeline.job import Job, ability, parse_options
-from sora_jax.pipeline.keywords import advice
-from sora_jax.pipeline.model import Model
+from sora_jax.pipeline.keywords import suggestion
+from sora_jax.pipeline.model import VideoModel
 from sora_jax.pipeline.shape import Shape, check_shape
 from sora_jax.tokens.canvas import Sketch
 
@@ -43,7 +43,7 @@ from sora_jax.tokens.canvas import Sketch
 class Card:
     """From `at` seconds on its text is the active caption; at that time its picture is shown, or its clip begins.
 
-    `start` and `end`, in seconds, say which part of the clip, or which frame of a film is the picture.
+    `start` and `end`, in seconds, say which part of the clip, or which frame of a video is the picture.
     """
 
     at: float = 0.0
@@ -75,27 +75,22 @@ class Storyboard:
             raise UserError("The storyboard has no cards: give at least one, with a time and a text.")
         try:
             check_shape(self.duration, None, self.fps, self.resolution, self.aspect, self.size)
-            check_number("loop", self.loop, least=0)
+            check_number("loop", self.loop, minimum=0)
         except UserError as error:
             raise UserError(f"The storyboard's {error}") from None
         for number, card in enumerate(self.cards, 1):
+            where = f"Card {number} of the storyboard"
             for name, value in (("at", card.at), ("start", card.start)):
                 if not is_number(value):
-                    raise UserError(
-                        f"Card {number} of the storyboard has {name}={shown(value)}: give seconds."
-                    )
+                    raise UserError(f"{where} has {name}={short_repr(value)}: give seconds.")
             if not isinstance(card.text, str):
-                raise UserError(f"Card {number} of the storyboard has text={shown(card.text)}: give a text.")
+                raise UserError(f"{where} has text={short_repr(card.text)}: give a text.")
             if not 0 <= card.at < self.duration:
-                raise UserError(
-                    f"Card {number} of the storyboard is at {card.at:g} s, outside of the video's {self.duration:g} s."
-                )
+                raise UserError(f"{where} is at {card.at:g} s, outside of the video's {self.duration:g} s.")
             if not card.text.strip() and card.image is None and card.clip is None:
-                raise UserError(f"Card {number} of the storyboard has neither text nor picture: give it one.")
+                raise UserError(f"{where} has neither text nor picture: give it one.")
             if card.image is not None and card.clip is not None:
-                raise UserError(
-                    f"Card {number} of the storyboard has a picture and a clip: give one of the two."
-                )
+                raise UserError(f"{where} has a picture and a clip: give one of the two.")
         for number, (card, after) in enumerate(zip(self.cards, self.cards[1:]), 1):
             if round(after.at * self.fps) <= round(card.at * self.fps):
                 raise UserError(
@@ -148,7 +143,9 @@ class _Loader(yaml.BaseLoader):
         for number, (key, _) in enumerate(node.value):
             if key.value in keys[:number]:
                 line = key.start_mark.line + 1
-                raise UserError(f"line {line}: {shown(key.value)} is a duplicate key: keep one of the two.")
+                raise UserError(
+                    f"line {line}: {short_repr(key.value)} is a duplicate key: keep one of the two."
+                )
         return super().construct_mapping(node, deep)
 
 
@@ -158,8 +155,8 @@ def _known(path: pathlib.Path, what: str, parts: Mapping[str, Any], schema: type
     values: dict[str, Any] = {}
     for name, value in parts.items():
         if name not in fields:
-            hint = advice(name, fields) or f"it may have {', '.join(fields)}."
-            raise UserError(f"{path}: {what} has no {shown(name)}: {hint}")
+            hint = suggestion(name, fields) or f"it may have {', '.join(fields)}."
+            raise UserError(f"{path}: {what} has no {short_repr(name)}: {hint}")
         if value == "":  # a key without a value
             continue
         kind: Any = {"float": float, "float | None": float, "int": int}.get(fields[name])
@@ -173,7 +170,7 @@ def _known(path: pathlib.Path, what: str, parts: Mapping[str, Any], schema: type
 
 
 @ability
-def storyboard(model: Model, board: Storyboard | Path, **options: Any) -> Job:
+def storyboard(model: VideoModel, board: Storyboard | Path, **options: Any) -> Job:
     """The video that a storyboard, or its YAML file, describes; see `storyboard.Storyboard`.
 
     What is named of its shape replaces the storyboard's own.
@@ -187,18 +184,18 @@ def storyboard(model: Model, board: Storyboard | Path, **options: Any) -> Job:
         fps = shape.fps or board.fps
         board = dataclasses.replace(
             board,
-            duration=shape.count(fps) / fps if shape.frames else shape.duration or board.duration,
+            duration=shape.num_frames(fps) / fps if shape.frames else shape.duration or board.duration,
             fps=fps,
             resolution=shape.resolution or board.resolution,
             aspect=board.aspect if shape.aspect is None else shape.aspect,
-            size=shape.size or (None if shape.sized else board.size),
+            size=shape.size or (None if shape.has_size else board.size),
         )
     size = frame_size(board.resolution, board.aspect) if board.size is None else board.size
     T = frames_of(board.duration, board.fps)
     new = frames_of(board.loop, board.fps) if board.loop else 0
     given = any(card.image is not None or card.clip is not None for card in board.cards)
-    model.admit(T + new, size, board.fps, settings, held=given)
-    sketch = sketches.blank((T, *size), board.fps, writable=given)
+    model.check_limits(T + new, size, board.fps, settings, held=given)
+    sketch = sketches.all_noise((T, *size), board.fps, writable=given)
     notes: list[str] = []
     ends = [*(card.at for card in board.cards[1:]), board.duration]
     for number, (card, end) in enumerate(zip(board.cards, ends, strict=True), 1):

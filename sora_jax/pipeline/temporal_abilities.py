@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from sora_jax.errors import UserError
-from sora_jax.media.compositing import overrule
+from sora_jax.media.compositing import keep_static
 from sora_jax.media.reader import Media, MediaLike
 from sora_jax.media.video import Video
 from sora_jax.pipeline import sketches
 from sora_jax.pipeline.budget import frames_of
-from sora_jax.pipeline.checks import check_number, check_switch, check_whole, shown
+from sora_jax.pipeline.checks import check_bool, check_int, check_number, short_repr
 from sora_jax.pipeline.inputs import (
     MediaInput,
     Part,
@@ -39,8 +39,8 @@ from sora_jax.pipeline.job import (
     parse_options,
     transition_frames,
 )
-from sora_jax.pipeline.keywords import called, explicit_keywords
-from sora_jax.pipeline.model import Model
+from sora_jax.pipeline.keywords import explicit_keywords, option_name
+from sora_jax.pipeline.model import VideoModel
 from sora_jax.pipeline.request import Request, text_to_video
 from sora_jax.pipeline.settings import Progress, Settings
 from sora_jax.pipeline.shape import SHAPE_FIELDS, Shape
@@ -48,22 +48,22 @@ from sora_jax.tokens.canvas import FRAMES_PER_LATENT
 
 CONTEXT = 1 + 2 * FRAMES_PER_LATENT  # frames of a clip that the transition back to it sees
 
-MOST_FACTOR = 1000  # of slow motion
+MAX_FACTOR = 1000  # of slow motion
 # Share of the sampler's steps.
 BLEND_STRENGTH = 0.7
 # Between two conditioning clips the neighbours matter more than the prompt: no guidance unless it is asked for.
-BETWEEN: dict[str, Any] = {"guidance": 1.0}
+NO_GUIDANCE: dict[str, Any] = {"guidance": 1.0}
 
 
 @explicit_keywords(Request, leave_out=("duration", "fps", "frames"))
-def image(model: Model, prompt: str, **fields: Any) -> Job:
+def image(model: VideoModel, prompt: str, **fields: Any) -> Job:
     """A picture of `prompt`: a video of one frame."""
     return text_to_video(model, Request(prompt, frames=1, **fields))
 
 
 @ability
 def animate(
-    model: Model,
+    model: VideoModel,
     picture: MediaInput | Mapping[float, MediaInput],
     prompt: str = "",
     *,
@@ -79,7 +79,7 @@ def animate(
     if duration is None and options.get("frames") is None:
         duration = 2.0
     shape, settings = parse_options(options | {"duration": duration, "fps": fps})
-    T = shape.count(fps)
+    T = shape.num_frames(fps)
     places = {"first": 0, "last": T - 1}
     pictures = picture if isinstance(picture, Mapping) else {at: picture}
     if not pictures:
@@ -90,13 +90,13 @@ def animate(
     for time, source in pictures.items():
         if isinstance(time, str) and time not in places:
             raise UserError(
-                f"A picture can't be placed at {shown(time)}: say first, last or a number of seconds."
+                f"A picture can't be placed at {short_repr(time)}: say first, last or a number of seconds."
             )
         if not isinstance(time, str):
-            check_number("at", time, least=0)
+            check_number("at", time, minimum=0)
         if size is None:
             size = output_size(model, as_part(source).read(1e-6).video.size, shape)
-            model.admit(T, size, fps, settings)
+            model.check_limits(T, size, fps, settings)
         media = read_input(model, source, Shape(fps=fps, size=size), 1e-6)
         notes += media.notes
         taken[places[time] if isinstance(time, str) else round(time * fps)] = media.video.frames[0]
@@ -107,7 +107,7 @@ def animate(
 
 @ability
 def extend(
-    model: Model,
+    model: VideoModel,
     video: MediaInput,
     seconds: float | None = None,
     prompt: str = "",
@@ -117,14 +117,14 @@ def extend(
 ) -> Job:
     """The video goes on for `seconds`, or until it lasts `duration`; backward, it begins that much earlier."""
     shape, settings = parse_options(options)
-    check_switch("backward", backward)
+    check_bool("backward", backward)
     check_one(seconds, shape)
-    media = read_input(model, video, shape.any_length())
+    media = read_input(model, video, shape.without_duration())
     rate, T = media.video.fps, len(media.video)
-    new = shape.count(rate) - T if seconds is None else frames_of(seconds, rate)
+    new = shape.num_frames(rate) - T if seconds is None else frames_of(seconds, rate)
     if new < 1:
         raise UserError(f"The video lasts {T / rate:g} s already: ask for a longer duration.")
-    model.admit(T + new, media.video.size, rate, settings)
+    model.check_limits(T + new, media.video.size, rate, settings)
     sketch = sketches.extend(media.video.frames, new, rate, backward)
     sound = sound_of(video, at=new / rate if backward else 0.0)
     return Job(sketch, captions_of(prompt), settings, notes=media.notes, sound=sound)
@@ -132,7 +132,7 @@ def extend(
 
 @ability
 def recut(
-    model: Model,
+    model: VideoModel,
     video: MediaLike,
     start: float,
     end: float,
@@ -146,7 +146,7 @@ def recut(
 
 @ability
 def loop(
-    model: Model,
+    model: VideoModel,
     video: MediaInput | None = None,
     prompt: str = "",
     seconds: float | None = None,
@@ -162,15 +162,15 @@ def loop(
     """
     if video is None:
         video, seconds, options = _first_clip(model, prompt, seconds, progress, options)
-    shape, settings = parse_options(BETWEEN | options)
-    check_number("strength", strength, least=0, most=1)
-    if seconds is not None or shape.long:
+    shape, settings = parse_options(NO_GUIDANCE | options)
+    check_number("strength", strength, minimum=0, maximum=1)
+    if seconds is not None or shape.has_duration:
         check_one(seconds, shape)
-    media = read_input(model, video, shape.any_length())
+    media = read_input(model, video, shape.without_duration())
     frames, fps = media.video.frames, media.video.fps
     new, note = transition_frames(new_frames(seconds, shape, len(frames), fps, 1.5), fps)
     repeated = min(len(frames), CONTEXT)
-    model.admit(len(frames) + new + repeated, media.video.size, fps, settings)
+    model.check_limits(len(frames) + new + repeated, media.video.size, fps, settings)
     sketch = sketches.loop(frames, new, repeated, fps, strength)
     keep = slice(len(frames) + new)
     return Job(sketch, captions_of(prompt), settings, keep, notes=media.notes + note)
@@ -181,12 +181,12 @@ def _first_clip(
 ) -> tuple[Video, float, dict[str, Any]]:
     """The video of a prompt that `loop` leads back to its beginning, made by a `Pipeline`; seconds; other options."""
     if not (isinstance(prompt, str) and prompt.strip()):
-        raise UserError(f"There is nothing to loop: name a video, or give a {called('prompt')}.")
+        raise UserError(f"There is nothing to loop: name a video, or give a {option_name('prompt')}.")
     shape, settings = parse_options(options)
     back = 1.5 if seconds is None else seconds
     check_number("seconds", back, above=0)
     fps = shape.fps or Request.fps
-    first = shape.count(fps) / fps - back if shape.long else 1.5
+    first = shape.num_frames(fps) / fps - back if shape.has_duration else 1.5
     if first <= 0:
         raise UserError(f"The way back takes {back:g} s, which leaves no video: ask for a longer duration.")
     size = {name: getattr(shape, name) for name in ("resolution", "aspect", "size")}
@@ -198,7 +198,11 @@ def _first_clip(
 
 @ability
 def fill(
-    model: Model, video: MediaInput, missing: Sequence[tuple[float, float]], prompt: str = "", **options: Any
+    model: VideoModel,
+    video: MediaInput,
+    missing: Sequence[tuple[float, float]],
+    prompt: str = "",
+    **options: Any,
 ) -> Job:
     """Frames from one time to another, in seconds, are missing and generated."""
     shape, settings = parse_options(options)
@@ -211,17 +215,17 @@ def fill(
                 f"Nothing is missing from {begin:g} to {end:g} s: the video lasts from 0 to {T / rate:g} s."
             )
         mask[round(begin * rate) : max(round(end * rate), round(begin * rate) + 1)] = True
-    model.admit(T, media.video.size, rate, settings)
+    model.check_limits(T, media.video.size, rate, settings)
     sketch = sketches.fill(media.video.frames, mask, rate)
     return Job(sketch, captions_of(prompt), settings, notes=media.notes, sound=sound_of(video))
 
 
 @ability
-def smooth(model: Model, video: MediaInput, fps: float = 24.0, prompt: str = "", **options: Any) -> Job:
+def smooth(model: VideoModel, video: MediaInput, fps: float = 24.0, prompt: str = "", **options: Any) -> Job:
     """More frames a second: generated ones between the video's own."""
     shape, settings = parse_options(options | {"fps": fps})
     # A duration holds for the input too; a number of frames is the result's.
-    wanted = shape.count(fps) if shape.frames else None
+    wanted = shape.num_frames(fps) if shape.frames else None
     if wanted is not None:
         shape = dataclasses.replace(shape, frames=None, duration=wanted / fps)
     media = read_input(model, video, dataclasses.replace(shape, fps=None))
@@ -233,24 +237,24 @@ def smooth(model: Model, video: MediaInput, fps: float = 24.0, prompt: str = "",
         notes.append(
             f"The video has {factor * rate:g} frames a second, {factor} times its {rate:g}, not {fps:g}."
         )
-    job = _with_frames_between(model, media, factor, factor * rate, prompt, settings)
+    job = _interpolate(model, media, factor, factor * rate, prompt, settings)
     return dataclasses.replace(job, notes=tuple(notes), sound=sound_of(video))
 
 
 @ability
-def slow(model: Model, video: MediaInput, factor: int = 2, prompt: str = "", **options: Any) -> Job:
+def slow(model: VideoModel, video: MediaInput, factor: int = 2, prompt: str = "", **options: Any) -> Job:
     """The video in slow motion: `factor` times as long, with generated frames between its own."""
-    shape, settings = parse_options(BETWEEN | options)
-    check_whole("factor", factor, 2, MOST_FACTOR)
-    if shape.long:  # of the result
+    shape, settings = parse_options(NO_GUIDANCE | options)
+    check_int("factor", factor, 2, MAX_FACTOR)
+    if shape.has_duration:  # of the result
         rate = shape.fps or as_part(video).read(1e-6).video.fps
-        shape = dataclasses.replace(shape, frames=None, duration=shape.count(rate) / rate / factor)
+        shape = dataclasses.replace(shape, frames=None, duration=shape.num_frames(rate) / rate / factor)
     media = read_input(model, video, shape)
-    return _with_frames_between(model, media, factor, media.video.fps, prompt, settings)
+    return _interpolate(model, media, factor, media.video.fps, prompt, settings)
 
 
-def _with_frames_between(
-    model: Model, media: Media, factor: int, fps: float, prompt: str, settings: Settings
+def _interpolate(
+    model: VideoModel, media: Media, factor: int, fps: float, prompt: str, settings: Settings
 ) -> Job:
     """`factor` − 1 new frames between each two of the video; `fps` is the result's.
 
@@ -259,10 +263,10 @@ def _with_frames_between(
     frames = media.video.frames
     if len(frames) < 2:
         raise UserError("A single frame has nothing between: give a video of two frames or more.")
-    model.admit(1 + (len(frames) - 1) * factor, media.video.size, fps, settings)
+    model.check_limits(1 + (len(frames) - 1) * factor, media.video.size, fps, settings)
 
     def keep_still(decoded: np.ndarray) -> np.ndarray:
-        return overrule(decoded, sketches.between(decoded[::factor], factor))
+        return keep_static(decoded, sketches.cross_fades(decoded[::factor], factor))
 
     sketch = sketches.smooth(frames, factor, fps)
     return Job(sketch, captions_of(prompt), settings, finish=keep_still, notes=media.notes)
@@ -270,7 +274,7 @@ def _with_frames_between(
 
 @ability
 def connect(
-    model: Model,
+    model: VideoModel,
     a: MediaInput,
     b: MediaInput,
     seconds: float | None = None,
@@ -283,21 +287,21 @@ def connect(
 
     The transition starts from a cross-fade where `strength` is below 1.
     """
-    shape, settings = parse_options(BETWEEN | options)
-    check_number("strength", strength, least=0, most=1)
-    if seconds is not None or shape.long:
+    shape, settings = parse_options(NO_GUIDANCE | options)
+    check_number("strength", strength, minimum=0, maximum=1)
+    if seconds is not None or shape.has_duration:
         check_one(seconds, shape)
-    first, second, notes = read_pair(model, a, b, shape.any_length())
+    first, second, notes = read_pair(model, a, b, shape.without_duration())
     fps, T = first.fps, len(first) + len(second)
     new, note = transition_frames(new_frames(seconds, shape, T, fps, 2.0), fps)
-    model.admit(T + new, first.size, fps, settings)
+    model.check_limits(T + new, first.size, fps, settings)
     sketch = sketches.connect(first.frames, second.frames, new, fps, strength)
     return Job(sketch, captions_of(prompt), settings, notes=notes + note)
 
 
 @ability
 def blend(
-    model: Model,
+    model: VideoModel,
     a: MediaInput,
     b: MediaInput,
     curve: Sequence[tuple[float, float]] | None = None,
@@ -308,13 +312,13 @@ def blend(
 ) -> Job:
     """Both videos at once; `curve` has (seconds, weight of the second), by default from 0 to 1 all along."""
     shape, settings = parse_options(options)
-    check_number("strength", strength, least=0, most=1)
+    check_number("strength", strength, minimum=0, maximum=1)
     first, second, notes = read_pair(model, a, b, shape)
     T, fps = min(len(first), len(second)), first.fps
     if len(first) != len(second):
         notes += (f"Both videos are used as long as the shorter one lasts, {T / fps:g} s.",)
     points = ((0.0, 0.0), (max(T - 1, 1) / fps, 1.0)) if curve is None else check_pairs("curve", curve)
     weight = sketches.curve(points, T, fps)
-    model.admit(T, first.size, fps, settings)
+    model.check_limits(T, first.size, fps, settings)
     sketch = sketches.blend(first.frames[:T], second.frames[:T], weight, fps, strength)
     return Job(sketch, captions_of(prompt), settings, notes=notes)

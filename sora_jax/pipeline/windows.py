@@ -22,7 +22,7 @@ class WindowedCanvas:
 
     Args:
       canvas: conditioning latents, and the sigma that the others start from.
-      most, context: as `canvas.temporal_windows` takes them.
+      max_frames, context: as `canvas.temporal_windows` takes them.
       patch: latent cells of a token.
       seed: of the noise.
 
@@ -31,12 +31,12 @@ class WindowedCanvas:
       ready: float32[y,x,c] each, finished latent frames in order of time that were not taken yet.
     """
 
-    def __init__(self, canvas: Canvas, most: int, context: int, patch: Grid, seed: int) -> None:
+    def __init__(self, canvas: Canvas, max_frames: int, context: int, patch: Grid, seed: int) -> None:
         self.canvas, self.patch = canvas, patch
-        self.windows = deque(temporal_windows(canvas, most, context, patch[0]))
+        self.windows = deque(temporal_windows(canvas, max_frames, context, patch[0]))
         self.ready: deque[np.ndarray] = deque()
         # Of each window the first latent frame that later ones see, and that they change.
-        self._seen, self._changed = (
+        self._needed_from, self._final_until = (
             deque(_least_after([window[i].start for window in self.windows], len(canvas))) for i in (0, 1)
         )
         self._generated: dict[int, np.ndarray] = {}  # by latent frame
@@ -53,18 +53,18 @@ class WindowedCanvas:
 
     def next_window(self) -> tuple[Canvas, np.ndarray]:
         """The next window as far as it is generated, and its noise float32[t,y,x,c]."""
-        seen, _ = self.windows[0]
-        self._draw(seen.stop)
-        return self._part(seen), np.stack([self._noise[number] for number in range(seen.start, seen.stop)])
+        window, _ = self.windows[0]
+        self._draw(window.stop)
+        return self._part(window), np.stack([self._noise[i] for i in range(window.start, window.stop)])
 
     def put(self, latent: np.ndarray) -> None:
         """Takes the next window denoised, float32[t,y,x,c]; conditioning, and what was generated before, stays."""
-        seen, new = self.windows.popleft()
+        window, new = self.windows.popleft()
         part = self._part(new)
-        fresh = latent[new.start - seen.start : new.stop - seen.start]
+        fresh = latent[new.start - window.start : new.stop - window.start]
         generated = np.where(part.init_sigma[..., None] > 0, fresh, part.latent)
         self._generated |= zip(range(new.start, new.stop), generated, strict=True)
-        self._release(self._changed.popleft(), self._seen.popleft())
+        self._release(self._final_until.popleft(), self._needed_from.popleft())
 
     def _part(self, frames: slice) -> Canvas:
         part = self.canvas.part(frames)
@@ -76,21 +76,21 @@ class WindowedCanvas:
 
     def _draw(self, until: int) -> None:
         """Noise in order of time, as one draw of all the canvas's patches: the cut into windows doesn't matter."""
-        (_, y, x, c), by = self.canvas.latent.shape, self.patch[0]
-        size, width = by * y * x // math.prod(self.patch), math.prod(self.patch) * c
+        (_, y, x, c), pt = self.canvas.latent.shape, self.patch[0]
+        size, width = pt * y * x // math.prod(self.patch), math.prod(self.patch) * c
         while self._drawn < until:
             draw = self._generator.standard_normal((size, width)).astype(np.float32)
-            frames = range(self._drawn, self._drawn + by)
-            self._noise |= zip(frames, unpatchify(draw, (by, y, x), self.patch), strict=True)
-            self._drawn += by
+            frames = range(self._drawn, self._drawn + pt)
+            self._noise |= zip(frames, unpatchify(draw, (pt, y, x), self.patch), strict=True)
+            self._drawn += pt
 
-    def _release(self, final: int, seen: int) -> None:
-        """Frames before `final` are ready; those before `seen` are needed no more."""
+    def _release(self, final: int, needed_from: int) -> None:
+        """Frames before `final` are ready; those before `needed_from` are needed no more."""
         for number in range(self._final, final):
             self.ready.append(self._generated.get(number, self.canvas.latent[number]))
         self._final = final
         for held in (self._generated, self._noise):
-            for number in [number for number in held if number < seen]:
+            for number in [number for number in held if number < needed_from]:
                 del held[number]
 
 

@@ -13,7 +13,7 @@ import jax
 from sora_jax.models.dit import DiTConfig, forward_flops
 from sora_jax.models.vae import reconstruction_flops
 from sora_jax.planner.estimate import Counts, clip_of
-from sora_jax.planner.programs import Built, Job, objective_of
+from sora_jax.planner.programs import Built, StepSpec, objective_of
 
 # Products of a block of logits with a block of keys or values: two forward, seven in the two backward kernels, which
 # recompute the logits.
@@ -26,40 +26,40 @@ TRAFFIC = 140
 def count(built: Built) -> Counts:
     """From the compiled program."""
     assert built.program is not None
-    job, program = built.job, built.program
+    spec, program = built.spec, built.program
     network: dict[str, float] = {}
     for one in program.collectives:
         network[one.kind] = network.get(one.kind, 0.0) + one.sent * one.times
-    _, attention, useful, tokens = _work(job)
+    _, attention, useful, tokens = _work(spec)
     return Counts(
         "compiler",
         program.flops,
         attention if program.kernels else 0.0,  # else it is among the products
         useful,
-        program.bytes + (_attention_bytes(job) if program.kernels else 0.0),
+        program.bytes + (_attention_bytes(spec) if program.kernels else 0.0),
         network,
         sum(one.times for one in program.collectives),
         tokens,
-        clips_of(job),
+        clips_of(spec),
     )
 
 
-def estimate_counts(job: Job) -> Counts:
+def estimate_counts(spec: StepSpec) -> Counts:
     """By arithmetic alone."""
-    objective = objective_of(job.config)
-    products, attention, useful, tokens = _work(job)
-    if job.config.objective != "dit":
+    objective = objective_of(spec.config)
+    products, attention, useful, tokens = _work(spec)
+    if spec.config.objective != "dit":
         model = jax.eval_shape(objective.init, jax.random.key(0))
         weights = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model))
-        shared = {"all-reduce": 2 * weights * (1 - 1 / job.topology.count)}
+        shared = {"all-reduce": 2 * weights * (1 - 1 / spec.topology.count)}
         traffic = products / 50 + 10 * weights  # convolutions at fifty operations a byte
         return Counts("arithmetic", products, 0.0, useful, traffic, shared, 0, tokens)
-    dit, sizes = objective.dit, job.mesh
-    passes = _passes(job, dit)
-    chips = job.topology.count
+    dit, sizes = objective.dit, spec.mesh
+    passes = _passes(spec, dit)
+    chips = spec.topology.count
     parameters = 18 * dit.width**2 * dit.layers  # a third of them computes modulations, once a condition
-    row = job.config.pipeline.seq_len + job.config.pipeline.text_len
-    own = job.rows * job.passes * row / (sizes["data"] * sizes["fsdp"] * sizes["sequence"])
+    row = spec.config.pipeline.seq_len + spec.config.pipeline.text_len
+    own = spec.rows * spec.passes * row / (sizes["data"] * sizes["fsdp"] * sizes["sequence"])
     kept = chips / sizes["data"]
     gathered = 2 * parameters / sizes["tensor"]
     traffic = passes * (gathered + TRAFFIC * own * dit.width * dit.layers)
@@ -72,58 +72,58 @@ def estimate_counts(job: Job) -> Counts:
         "all-to-all": 4 * directions * width / tensor * (1 - 1 / sequence),
         "all-reduce": 4 * directions * width * (1 - 1 / tensor),
     }
-    if job.step == "train":
+    if spec.step == "train":
         traffic += 40 * parameters / kept  # moments, averages and parameters, read and written
         # Over copies of the model a TPU's compiler sums gradients whole.
         kind, twice = ("all-reduce", 2) if sizes["data"] > 1 else ("reduce-scatter", 1)
         network[kind] = network.get(kind, 0.0) + twice * gathered * (1 - 1 / (kept * sizes["data"]))
     return Counts(
-        "arithmetic", products, attention, useful, traffic + _attention_bytes(job), network, 0, tokens
+        "arithmetic", products, attention, useful, traffic + _attention_bytes(spec), network, 0, tokens
     )
 
 
-def clips_of(job: Job) -> int:
+def clips_of(spec: StepSpec) -> int:
     """How many clips the batch of a step holds."""
-    clip = clip_of(job)
-    return job.rows * (job.config.pipeline.seq_len // clip.tokens if clip else 1)
+    clip = clip_of(spec)
+    return spec.rows * (spec.config.pipeline.seq_len // clip.tokens if clip else 1)
 
 
-def _passes(job: Job, dit: DiTConfig) -> int:
+def _passes(spec: StepSpec, dit: DiTConfig) -> int:
     """Products in forward passes: one of a sampler; three of training, four where the forward pass is recomputed."""
-    return 1 if job.step == "sample" else 3 + (dit.remat == "none")
+    return 1 if spec.step == "sample" else 3 + (dit.remat == "none")
 
 
-def _work(job: Job) -> tuple[float, float, float, float]:
+def _work(spec: StepSpec) -> tuple[float, float, float, float]:
     """Products and attention that are run, and useful operations, on a chip; tokens of the whole step."""
-    objective, chips = objective_of(job.config), job.topology.count
-    if job.config.objective == "vae":
+    objective, chips = objective_of(spec.config), spec.topology.count
+    if spec.config.objective == "vae":
         loss = objective.loss_config
         T, Y, X = loss.crop
-        cost = 3 * reconstruction_flops(objective.vae, job.rows, T, Y, X) / chips
+        cost = 3 * reconstruction_flops(objective.vae, spec.rows, T, Y, X) / chips
         time, height, width = objective.vae.compression
-        cells = job.rows * (1 + (T - 1) // time) * (Y // height) * (X // width)
+        cells = spec.rows * (1 + (T - 1) // time) * (Y // height) * (X // width)
         return cost, 0.0, cost, float(cells)
-    dit, row = objective.dit, job.config.pipeline
-    clip = clip_of(job)
+    dit, row = objective.dit, spec.config.pipeline
+    clip = clip_of(spec)
     segments = max(row.seq_len // clip.tokens, 1) if clip else 1
     tokens, words = (clip.tokens, clip.words) if clip else (row.seq_len, row.text_len)
     segment_tokens = tokens + min(words, row.text_len // segments)
-    rows = job.rows * job.passes / chips
-    factor = 3 if job.step == "train" else 1
+    rows = spec.rows * spec.passes / chips
+    factor = 3 if spec.step == "train" else 1
     attention_pairs = rows * segments * segment_tokens**2
     useful = factor * forward_flops(dit, rows * segments * segment_tokens, attention_pairs)
     positions = rows * (row.seq_len + row.text_len)
-    passes = _passes(job, dit)
+    passes = _passes(spec, dit)
     once = forward_flops(dit, 0, attention_pairs)
-    kernels = 1 if job.step == "sample" else 1 + (dit.remat == "none") + BACKWARD / FORWARD
+    kernels = 1 if spec.step == "sample" else 1 + (dit.remat == "none") + BACKWARD / FORWARD
     products = passes * forward_flops(dit, positions, 0)
-    return products, kernels * once, useful, job.rows * float(segments * tokens)
+    return products, kernels * once, useful, spec.rows * float(segments * tokens)
 
 
-def _attention_bytes(job: Job) -> float:
+def _attention_bytes(spec: StepSpec) -> float:
     """Of attention's kernels, which a program doesn't show: keys and values, read again for each block of queries."""
-    if job.config.objective != "dit":
+    if spec.config.objective != "dit":
         return 0.0
-    _, attention, _, _ = _work(job)
+    _, attention, _, _ = _work(spec)
     # A block of 512 queries reads each byte of keys and values once, 2 operations a byte.
     return attention / 512

@@ -12,7 +12,7 @@ from sora_jax.errors import UserError
 from sora_jax.media.video import frame_size
 from sora_jax.models.tiles import TILES
 from sora_jax.models.vae import VAEConfig, decoding_flops
-from sora_jax.planner.programs import Built, Job, objective_of, target_of
+from sora_jax.planner.programs import Built, StepSpec, objective_of, target_of
 from sora_jax.tokens.canvas import FRAMES_PER_LATENT
 
 DAY = 86_400
@@ -65,9 +65,9 @@ class ClipShape:
     decode: float
 
 
-def clip_of(job: Job) -> ClipShape | None:
+def clip_of(spec: StepSpec) -> ClipShape | None:
     """The clip of `config.video`; None where a configuration has none."""
-    config, video = job.config, target_of(job.config)
+    config, video = spec.config, target_of(spec.config)
     if video is None:
         return None
     dit, vae = objective_of(config).dit, component(VAEConfig, video.vae, "video.vae")
@@ -179,7 +179,7 @@ class Bill:
 
 
 def bill(
-    job: Job,
+    spec: StepSpec,
     counts: Counts,
     step: StepEstimate,
     dollars: float,
@@ -192,24 +192,24 @@ def bill(
       dollars: an hour of one chip.
       tokens: of training; None is `config.steps` steps.
     """
-    chip = job.topology.chip
+    chip = spec.topology.chip
     assert chip is not None
-    if job.step == "train":
-        total = tokens if tokens is not None else job.config.steps * counts.tokens
+    if spec.step == "train":
+        total = tokens if tokens is not None else spec.config.steps * counts.tokens
         seconds = total / counts.tokens * step.seconds
-        return Bill("training", seconds, seconds * job.topology.chips * dollars / 3600, total)
-    clip, target = clip_of(job), target_of(job.config)
+        return Bill("training", seconds, seconds * spec.topology.chips * dollars / 3600, total)
+    clip, target = clip_of(spec), target_of(spec.config)
     if clip is None or target is None:
         return None
     # Videos are generated in parallel; each is decoded by the devices that made it, tile by tile.
-    share = job.topology.count / counts.clips
+    share = spec.topology.count / counts.clips
     seconds = target.steps * step.seconds + clip.decode / share / (chip.flops * assumptions.products)
     return Bill("a video", seconds, seconds * share / chip.devices * dollars / 3600, clip.tokens)
 
 
 @dataclasses.dataclass(frozen=True)
-class JobEstimate:
-    """The estimate of one job; `as_dict` is machine-readable.
+class PlannedStep:
+    """The estimate of one step; `as_dict` is machine-readable.
 
     Attributes:
       name: of the configuration.
@@ -221,7 +221,7 @@ class JobEstimate:
     """
 
     name: str
-    job: Job
+    spec: StepSpec
     fits: bool
     memory: dict[str, float]
     word: str
@@ -233,25 +233,25 @@ class JobEstimate:
     change: str = ""
     changed: dict[str, float] = dataclasses.field(default_factory=dict)
 
-    def with_change(self, words: str, built: Built | None) -> JobEstimate:
+    def with_change(self, words: str, built: Built | None) -> PlannedStep:
         """This estimate, with the change that makes it fit."""
         return dataclasses.replace(self, change=words, changed=built.memory if built else {})
 
     @property
     def room(self) -> float | None:
         """Bytes that a chip has."""
-        return self.job.topology.chip.memory if self.job.topology.chip else None
+        return self.spec.topology.chip.memory if self.spec.topology.chip else None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and text."""
         whole: dict[str, Any] = {
             "config": self.name,
-            "step": self.job.step,
-            "topology": self.job.topology.name,
-            "chips": self.job.topology.chips,
-            "devices": self.job.topology.count,
-            "mesh": self.job.mesh,
-            "rows": self.job.rows,
+            "step": self.spec.step,
+            "topology": self.spec.topology.name,
+            "chips": self.spec.topology.chips,
+            "devices": self.spec.topology.count,
+            "mesh": self.spec.mesh,
+            "rows": self.spec.rows,
             "fits": self.fits,
             "memory_bytes": self.memory,
             "memory_room_bytes": self.room,
@@ -266,22 +266,22 @@ class JobEstimate:
         return whole
 
 
-def estimate_job(
+def plan_step(
     name: str,
     built: Built,
     counts: Counts | None,
     dollars: float | None,
     tokens: float | None,
     assumptions: Assumptions,
-) -> JobEstimate:
-    """The estimate of a job from its compiled program, or from arithmetic."""
-    job, chip = built.job, built.job.topology.chip
+) -> PlannedStep:
+    """The estimate of a step from its compiled program, or from arithmetic."""
+    spec, chip = built.spec, built.spec.topology.chip
     word = "compiler" if built.program or counts is None else "arithmetic"
-    result = JobEstimate(name, job, built.fits, built.memory, word, built.seconds, counts, clip=clip_of(job))
+    plan = PlannedStep(name, spec, built.fits, built.memory, word, built.seconds, counts, clip=clip_of(spec))
     if counts is None or chip is None:
-        return result
-    target = target_of(job.config) if job.step == "sample" else None
-    step = estimate(counts, job.topology, assumptions, target.steps if target else 1)
+        return plan
+    target = target_of(spec.config) if spec.step == "sample" else None
+    step = estimate(counts, spec.topology, assumptions, target.steps if target else 1)
     price = chip.dollars if dollars is None else dollars
-    costs = bill(job, counts, step, price, tokens, assumptions)
-    return dataclasses.replace(result, estimate=step, bill=costs)
+    costs = bill(spec, counts, step, price, tokens, assumptions)
+    return dataclasses.replace(plan, estimate=step, bill=costs)

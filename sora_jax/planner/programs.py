@@ -35,7 +35,7 @@ STEPS = ("train", "sample")
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class StepSpec:
     """A step and the chips to run it on.
 
     Attributes:
@@ -64,7 +64,7 @@ class Built:
     """A compiled program and its compiler's statistics.
 
     Attributes:
-      job: of which it is the program.
+      spec: the step whose program it is.
       seconds: that compiling took.
       memory: bytes on one chip by kind: "parameters", "average", "optimizer", "batch", "activations", "temporaries",
         "code". All but activations are the compiler's; those are what the backward pass saves of the forward one, by
@@ -73,7 +73,7 @@ class Built:
       program: its parsed text; None where it didn't fit.
     """
 
-    job: Job
+    spec: StepSpec
     seconds: float
     memory: dict[str, float]
     fits: bool
@@ -85,8 +85,8 @@ def objective_of(config: ConfigDict) -> Any:
     return make_objective(ConfigDict(config.to_dict() | {"init_from": ""}), "")
 
 
-def make_job(config: ConfigDict, step: str, topology: Topology) -> Job:
-    """The job of a configuration on a topology; -1 in config.mesh is the rest of its chips.
+def make_step_spec(config: ConfigDict, step: str, topology: Topology) -> StepSpec:
+    """A configuration's step on a topology; -1 in config.mesh is the rest of its chips.
 
     Raises:
       UserError: the mesh doesn't divide the chips, or there is no such program.
@@ -108,17 +108,17 @@ def make_job(config: ConfigDict, step: str, topology: Topology) -> Job:
             f"A batch of {rows} doesn't divide over data x fsdp = {parts} chips of {topology.name}: make {field} "
             "a multiple of it, or change config.mesh."
         )
-    return Job(config, step, topology, rows, sizes)
+    return StepSpec(config, step, topology, rows, sizes)
 
 
-def build(job: Job) -> Built:
-    """Compiles the job's program.
+def build(spec: StepSpec) -> Built:
+    """Compiles the step's program.
 
     Raises:
       UserError: libtpu or simulated devices are missing, heads that the mesh doesn't divide.
     """
     begun = time.perf_counter()
-    traced, parts, platform = trace(job)
+    traced, parts, platform = trace(spec)
     try:
         compiled = traced.lower(lowering_platforms=(platform,)).compile()
     except jax.errors.JaxRuntimeError as error:
@@ -127,7 +127,7 @@ def build(job: Job) -> Built:
             raise
         known = sum(parts.values()) - parts["activations"]
         parts["temporaries"] = max(used - known - parts["activations"], 0.0)
-        return Built(job, time.perf_counter() - begun, parts, False, None)
+        return Built(spec, time.perf_counter() - begun, parts, False, None)
     stats: Any = compiled.memory_analysis()
     kept = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
     parts["activations"] = min(parts["activations"], stats.temp_size_in_bytes)
@@ -135,39 +135,39 @@ def build(job: Job) -> Built:
     parts["temporaries"] += max(kept - sum(parts[name] for name in _KEPT), 0.0)
     parts["code"] = stats.generated_code_size_in_bytes
     # A TPU's compiler refuses what doesn't fit; simulated devices share this machine's memory.
-    fits = job.topology.is_tpu or sum(parts.values()) * job.topology.count <= host_memory()
+    fits = spec.topology.is_tpu or sum(parts.values()) * spec.topology.count <= host_memory()
     program = Program(compiled.as_text())
-    return Built(job, time.perf_counter() - begun, parts, fits, program)
+    return Built(spec, time.perf_counter() - begun, parts, fits, program)
 
 
-def trace(job: Job) -> tuple[Any, dict[str, float], str]:
-    """The job's program, traced for its mesh (`jax.stages.Traced`); its arguments' bytes by kind; its platform."""
-    mesh = make_mesh(MeshConfig(**job.mesh), _devices(job.topology))
+def trace(spec: StepSpec) -> tuple[Any, dict[str, float], str]:
+    """The step's program, traced for its mesh (`jax.stages.Traced`); its arguments' bytes by kind; its platform."""
+    mesh = make_mesh(MeshConfig(**spec.mesh), _devices(spec.topology))
     # Devices that aren't attached can't be set as those to run on; tracing needs no more than their shape.
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        return *_trace(job, mesh), mesh.devices.flat[0].platform
+        return *_trace(spec, mesh), mesh.devices.flat[0].platform
 
 
-def estimate_memory(job: Job) -> Built:
+def estimate_memory(spec: StepSpec) -> Built:
     """The same without a compiler: arguments are exact, activations are what the backward pass saves, and
     temporaries are gradients, two layers' gathered weights and one layer's widest arrays.
     """
     begun = time.perf_counter()
-    axis_types = (AxisType.Auto,) * len(job.mesh)
-    mesh = AbstractMesh(tuple(job.mesh.values()), tuple(job.mesh), axis_types=axis_types)
+    axis_types = (AxisType.Auto,) * len(spec.mesh)
+    mesh = AbstractMesh(tuple(spec.mesh.values()), tuple(spec.mesh), axis_types=axis_types)
     with jax.sharding.use_abstract_mesh(mesh):
-        _, parts = _trace(job, mesh)
-    if job.config.objective == "dit":
-        dit, sizes = objective_of(job.config).dit, job.mesh
-        positions = job.rows * (job.config.pipeline.seq_len + job.config.pipeline.text_len)
+        _, parts = _trace(spec, mesh)
+    if spec.config.objective == "dit":
+        dit, sizes = objective_of(spec.config).dit, spec.mesh
+        positions = spec.rows * (spec.config.pipeline.seq_len + spec.config.pipeline.text_len)
         own = positions / (sizes["data"] * sizes["fsdp"] * sizes["sequence"])
         widest = 2 * 2 * own * dit.mlp_ratio * dit.width / sizes["tensor"]
         parts["temporaries"] = 2 * 2 * 12 * dit.width**2 + widest + 4 * 4 * own * dit.width
-    if job.step == "train":
+    if spec.step == "train":
         parts["temporaries"] += parts["parameters"]
-    chip = job.topology.chip
+    chip = spec.topology.chip
     fits = chip is None or sum(parts.values()) <= chip.memory
-    return Built(job, time.perf_counter() - begun, parts, fits, None)
+    return Built(spec, time.perf_counter() - begun, parts, fits, None)
 
 
 def host_memory() -> float:
@@ -178,16 +178,16 @@ def host_memory() -> float:
 _KEPT = ("parameters", "average", "optimizer", "batch")
 
 
-def _trace(job: Job, mesh: Mesh | AbstractMesh) -> tuple[Any, dict[str, float]]:
+def _trace(spec: StepSpec, mesh: Mesh | AbstractMesh) -> tuple[Any, dict[str, float]]:
     """The traced program, and the bytes of its arguments on each chip."""
-    loop, objective = read_loop_config(job.config), objective_of(job.config)
-    batch = _placed(objective.shapes(job.rows), lambda leaf: sharding(mesh, "B"))
+    loop, objective = read_loop_config(spec.config), objective_of(spec.config)
+    batch = _placed(objective.shapes(spec.rows), lambda leaf: sharding(mesh, "B"))
     key = _placed(jax.eval_shape(lambda: jax.random.key(0)), lambda leaf: sharding(mesh, ""))
     keep = lambda leaf: parameter_sharding(mesh, leaf.shape)
     parts = dict.fromkeys((*_KEPT, "activations", "temporaries", "code"), 0.0)
     parts["batch"] = _bytes(batch)
-    if job.step == "sample":
-        return _trace_sampler(job, objective, batch, mesh, parts)
+    if spec.step == "sample":
+        return _trace_sampler(spec, objective, batch, mesh, parts)
 
     init, step = make_steps(objective, loop.optim)
     state = _placed(jax.eval_shape(init, key), keep)
@@ -199,7 +199,7 @@ def _trace(job: Job, mesh: Mesh | AbstractMesh) -> tuple[Any, dict[str, float]]:
         "parameters": _bytes(state.params),
         "average": _bytes(state.ema),
         "optimizer": 0.0 if loop.optim.offload else _bytes(state.opt_state),
-        "activations": _saved(objective, state.params, batch, key, job),
+        "activations": _saved(objective, state.params, batch, key, spec),
     }
     kept = jax.tree.map(lambda leaf: leaf.sharding, state)
     update = jax.jit(step, donate_argnums=0, out_shardings=(kept, sharding(mesh, "")))
@@ -207,7 +207,7 @@ def _trace(job: Job, mesh: Mesh | AbstractMesh) -> tuple[Any, dict[str, float]]:
 
 
 def _trace_sampler(
-    job: Job, objective: Any, batch: PackedBatch, mesh: Mesh | AbstractMesh, parts: dict[str, float]
+    spec: StepSpec, objective: Any, batch: PackedBatch, mesh: Mesh | AbstractMesh, parts: dict[str, float]
 ) -> tuple[Any, dict[str, float]]:
     model = jax.eval_shape(objective.init, jax.random.key(0))
     model = _placed(model, lambda leaf: parameter_sharding(mesh, leaf.shape))
@@ -217,12 +217,12 @@ def _trace_sampler(
     parts["parameters"] = _bytes(model)
     parts["batch"] += _bytes(state) + _bytes(guidance)
     traced = solver_step.trace(
-        model, state, batch, sigmas, sigmas, guidance, None, solver="euler", passes=job.passes
+        model, state, batch, sigmas, sigmas, guidance, None, solver="euler", passes=spec.passes
     )
     return traced, parts
 
 
-def _saved(objective: Any, params: Any, batch: Any, key: Any, job: Job) -> float:
+def _saved(objective: Any, params: Any, batch: Any, key: Any, spec: StepSpec) -> float:
     """Bytes on a chip of what the forward pass saves for the backward one, by shape."""
 
     def residuals(params: Any, batch: Any, key: Any) -> Any:
@@ -230,15 +230,15 @@ def _saved(objective: Any, params: Any, batch: Any, key: Any, job: Job) -> float
         return jax.tree.leaves(jax.vjp(loss, params, has_aux=True)[1])
 
     own = {leaf.shape for leaf in jax.tree.leaves(params)}
-    sizes = job.mesh
+    sizes = spec.mesh
     total = 0.0
     for leaf in jax.eval_shape(residuals, params, batch, key):
-        if leaf.shape in own or job.rows not in leaf.shape:
+        if leaf.shape in own or spec.rows not in leaf.shape:
             continue
         cut = sizes["data"] * sizes["fsdp"]
-        if job.config.objective == "dit":
+        if spec.config.objective == "dit":
             config = objective.dit
-            positions = job.config.pipeline.seq_len + job.config.pipeline.text_len
+            positions = spec.config.pipeline.seq_len + spec.config.pipeline.text_len
             of_heads = {config.heads, 3 * config.heads, config.mlp_ratio * config.width}
             cut *= sizes["sequence"] if positions in leaf.shape else 1
             cut *= sizes["tensor"] if of_heads & set(leaf.shape[2:]) else 1

@@ -1,4 +1,4 @@
-"""The smallest change that makes a job fit its chips, by trying changes from the cheapest to the most expensive."""
+"""The smallest change that makes a step fit its chips, by trying changes from the cheapest to the most expensive."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from ml_collections import ConfigDict
 
 from sora_jax.distributed.chips import Topology
 from sora_jax.errors import UserError
-from sora_jax.planner.programs import Built, Job, make_job
+from sora_jax.planner.programs import Built, StepSpec, make_step_spec
 
 REMAT = ("all", "dots", "none")
 FAR = 1.3  # times a chip's memory: arithmetic is 2 to 24% below the compiler (experiments/scale)
 Change = dict[str, Any]  # keys of a configuration, such as "dit.remat", and their values
 
 
-def changes(job: Job) -> Iterator[tuple[Change, Topology]]:
+def changes(spec: StepSpec) -> Iterator[tuple[Change, Topology]]:
     """Changes that need less memory a chip, mildest first.
 
     The first kinds compute the same step; then momentum is rounded, gradients are accumulated, and at last more chips
     are taken.
     """
-    config, mesh, here = job.config, job.mesh, job.topology
-    is_dit, learns = config.objective == "dit", job.step == "train"
+    config, mesh, here = spec.config, spec.mesh, spec.topology
+    is_dit, learns = config.objective == "dit", spec.step == "train"
     saving: Change = {}
     if is_dit and learns:
         for remat in REMAT[REMAT.index(config.dit.get("remat", "all")) + 1 :]:
@@ -42,13 +42,13 @@ def changes(job: Job) -> Iterator[tuple[Change, Topology]]:
         part = "pipeline" if is_dit else "loss"
         accumulated, shards = config.optim.get("accumulate", 1), config[part].get("shards", 1)
         for times in (2, 4, 8):
-            if job.rows % times == 0:
+            if spec.rows % times == 0:
                 # All counts of an optimizer are in batches, see `OptimConfig`.
                 parts = {"steps": config.steps * times, "optim.accumulate": accumulated * times}
                 parts |= {"optim.warmup": config.optim.get("warmup", 100) * times}
                 fewer = {
-                    f"{part}.batch_size": job.rows // times,
-                    f"{part}.shards": math.gcd(shards, job.rows // times),
+                    f"{part}.batch_size": spec.rows // times,
+                    f"{part}.shards": math.gcd(shards, spec.rows // times),
                 }
                 yield saving | fewer | parts, here
         if config.optim.get("momentum_dtype", "float32") == "float32":
@@ -76,30 +76,30 @@ def change(config: ConfigDict, values: Change) -> ConfigDict:
 
 
 def find_fit(
-    job: Job,
-    build: Callable[[Job], Built],
+    spec: StepSpec,
+    build: Callable[[StepSpec], Built],
     log: Callable[[str], None],
     most: int = 8,
-    guess: Callable[[Job], Built] | None = None,
+    guess: Callable[[StepSpec], Built] | None = None,
 ) -> tuple[str, Built | None]:
     """Tries changes until one fits.
 
     Args:
-      build: compiles a job, or estimates its memory.
+      build: compiles a step, or estimates its memory.
       log: called with each change that is tried.
       most: tries; impossible ones (a batch or heads that don't divide) don't count.
-      guess: estimates a job's memory where building takes long: changes that are far from fitting aren't tried.
+      guess: estimates a step's memory where building takes long: changes that are far from fitting aren't tried.
 
     Returns:
       The change, as flags, and what was built with it; "" and None where no try fitted.
     """
     tried = 0
-    for values, topology in changes(job):
+    for values, topology in changes(spec):
         flags = " ".join(f"--config.{key}={value}" for key, value in values.items())
-        if topology != job.topology:
+        if topology != spec.topology:
             flags += f" --topology {topology.name}"
         try:
-            other = make_job(change(job.config, values), job.step, topology)
+            other = make_step_spec(change(spec.config, values), spec.step, topology)
             if guess and topology.chip and sum(guess(other).memory.values()) > FAR * topology.chip.memory:
                 continue
             log(flags)

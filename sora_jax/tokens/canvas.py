@@ -41,14 +41,14 @@ class Sketch:
     fps: float
 
     @property
-    def blank(self) -> bool:
-        """Whether everything is generated: `strength` is one broadcast 1, as `abilities.blank` makes it."""
+    def all_noise(self) -> bool:
+        """Whether everything is generated: `strength` is one broadcast 1, as `sketches.all_noise` makes it."""
         return not any(self.strength.strides) and bool(self.strength.flat[0] == 1)
 
     @property
     def conditioning_frames(self) -> np.ndarray:
         """bool[T]: frames of which every pixel is conditioning."""
-        return np.zeros(len(self.frames), bool) if self.blank else (self.strength == 0).all((1, 2))
+        return np.zeros(len(self.frames), bool) if self.all_noise else (self.strength == 0).all((1, 2))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +189,7 @@ def make_canvas(
     return Canvas(np.concatenate(latents).astype(np.float32), np.stack(groups), ends, first, fps)
 
 
-def blank_canvas(span: CausalSpan, cells: tuple[int, int], channels: int, fps: float) -> Canvas:
+def all_noise_canvas(span: CausalSpan, cells: tuple[int, int], channels: int, fps: float) -> Canvas:
     """A canvas of one span, each frame of so many cells (y, x), all to be generated: one number broadcast."""
     grid = (len(span.ends), *cells)
     latent, init_sigma = (
@@ -255,8 +255,8 @@ def to_segment(
     )
 
 
-def crop_size(grid: Grid, patch: Grid, frame_tokens: int) -> tuple[int, int]:
-    """Height and width, in cells, of the crop of a frame that has at most `frame_tokens` tokens.
+def tile_size(grid: Grid, patch: Grid, frame_tokens: int) -> tuple[int, int]:
+    """Height and width, in cells, of a frame's tile that has at most `frame_tokens` tokens.
 
     The whole frame where that fits; else about square.
     """
@@ -272,9 +272,9 @@ def crop_size(grid: Grid, patch: Grid, frame_tokens: int) -> tuple[int, int]:
     return rows * patch[1], columns * patch[2]
 
 
-def crop_boxes(sides: tuple[int, int], patch: Grid, frame_tokens: int) -> list[tuple[int, int, int, int]]:
-    """Crops (top, left, height, width) in cells that cover a frame and overlap by a third or more."""
-    height, width = crop_size((1, *sides), patch, frame_tokens)
+def tile_boxes(sides: tuple[int, int], patch: Grid, frame_tokens: int) -> list[tuple[int, int, int, int]]:
+    """Tiles (top, left, height, width) in cells that cover a frame and overlap by a third or more."""
+    height, width = tile_size((1, *sides), patch, frame_tokens)
     axes = []
     for full, own, by in zip(sides, (height, width), patch[1:], strict=True):
         step = max(2 * own // (3 * by), 1) * by
@@ -283,10 +283,10 @@ def crop_boxes(sides: tuple[int, int], patch: Grid, frame_tokens: int) -> list[t
     return [(top, left, height, width) for top in axes[0] for left in axes[1]]
 
 
-def blend_crops(
+def blend_tiles(
     latents: Sequence[np.ndarray], boxes: Sequence[tuple[int, int, int, int]], sides: Sequence[int]
 ) -> np.ndarray:
-    """float32[t,y,x,c] of a frame of `sides` (y, x): crops are blended linearly where they overlap."""
+    """float32[t,y,x,c] of a frame of `sides` (y, x): tiles are blended linearly where they overlap."""
     total = np.zeros((len(latents[0]), *sides, latents[0].shape[3]), np.float32)
     weight = np.zeros((*sides, 1), np.float32)
     for latent, (top, left, height, width) in zip(latents, boxes, strict=True):
@@ -299,39 +299,39 @@ def blend_crops(
     return total / weight
 
 
-def temporal_windows(canvas: Canvas, most: int, context: int, by: int = 1) -> list[tuple[slice, slice]]:
-    """Cuts a canvas that is longer than `most` latent frames into windows that are generated one after another.
+def temporal_windows(canvas: Canvas, max_frames: int, context: int, pt: int = 1) -> list[tuple[slice, slice]]:
+    """Cuts a canvas that is longer than `max_frames` latent frames into windows that are generated one after another.
 
     Each is (window, new): the latent frames the model sees, and those of them that it generates; those generated
     before, or conditioning, are its context. From the first conditioning frame the windows advance to the end, then
     backward to the beginning.
 
     Args:
-      most: latent frames of a window.
+      max_frames: latent frames of a window.
       context: of those, how many are known already; the rest is new.
-      by: latent frames of a patch, whose multiples all of these are.
+      pt: latent frames of a patch, whose multiples all of these are.
     """
     if canvas.conditioning_frames.all():
         return []
-    if len(canvas) <= most:
+    if len(canvas) <= max_frames:
         return [(slice(0, len(canvas)), slice(0, len(canvas)))]
-    if not 0 < context < most:
+    if not 0 < context < max_frames:
         raise UserError(
-            f"A window of {most} latent frames can't have {context} of context: give at least one, and fewer "
+            f"A window of {max_frames} latent frames can't have {context} of context: give at least one, and fewer "
             "than the window has."
         )
-    known = canvas.conditioning_frames.reshape(-1, by).all(1)
-    most, context, last = most // by, context // by, len(known) - 1
+    known = canvas.conditioning_frames.reshape(-1, pt).all(1)
+    max_frames, context, last = max_frames // pt, context // pt, len(known) - 1
     start = int(known.argmax())
     out: list[tuple[slice, slice]] = []
     for step, todo in ((1, start + np.flatnonzero(~known[start:])), (-1, np.arange(start)[::-1])):
         while todo.size:
             # Context before the new frames, and as many frames after them as fit: conditioning frames ahead are seen.
             near = max(todo[0] - context, start) if step > 0 else min(todo[0] + context, last)
-            low, high = sorted((int(near), int(np.clip(near + step * (most - 1), 0, last))))
+            low, high = sorted((int(near), int(np.clip(near + step * (max_frames - 1), 0, last))))
             count = np.count_nonzero((low <= todo) & (todo <= high))
             new, todo = todo[:count], todo[count:]
             out.append(
-                (slice(low * by, (high + 1) * by), slice(int(new.min()) * by, (int(new.max()) + 1) * by))
+                (slice(low * pt, (high + 1) * pt), slice(int(new.min()) * pt, (int(new.max()) + 1) * pt))
             )
     return out

@@ -20,9 +20,9 @@ from sora_jax.tokens.bins import BestFit
 class PackedBatch:
     """B packed sequences of fixed length, each holding many segments. An array may be NumPy's or JAX's.
 
-    The tokens of a sequence share few conditions: a segment, its initial σ and the active caption. They are a table of
-    S entries, so that what depends on them alone is computed S times a sequence; entry 0 is that of conditioning
-    tokens.
+    The tokens of a sequence share few conditions: a segment, its initial σ and the active caption. They are in a
+    conditioning table of length S, so that what depends on them alone is computed S times a sequence; condition 0 is
+    that of conditioning tokens.
 
     Attributes:
       patches: float[B,N,P], clean latent patches.
@@ -31,12 +31,12 @@ class PackedBatch:
       segment_ids: int32[B,N], 1…K in order of position; 0 is padding.
       init_sigma: float[B,N], the σ a token starts from: 1 is generated from noise, 0 is conditioning (never noisy, no
         loss), in between it is partially noised.
-      condition_ids: int32[B,N], a token's entry of the table; 0 for conditioning tokens and padding.
+      condition_ids: int32[B,N], a token's index into the conditioning table; 0 for conditioning tokens and padding.
       text: float[B,M,E], states of the text encoder.
       text_segment_ids: int32[B,M], as above; a segment without a caption has no position here.
       text_time: float[B,M], seconds from which the caption of a text token is active; 0 is the whole clip.
-      text_condition_ids: int32[B,M], the entry whose σ a text token shares.
-      condition_segment_ids: int32[B,S], the segment an entry belongs to; 0 = unused.
+      text_condition_ids: int32[B,M], the condition whose σ a text token shares.
+      condition_segment_ids: int32[B,S], the segment a condition belongs to; 0 = unused.
       condition_caption_time: float[B,S], the `text_time` of the caption that is active there.
       condition_init_sigma: float[B,S], the σ it starts from.
       reference: float[B,N,2(P+1)], see `Segment`; None for a model that takes none.
@@ -70,7 +70,7 @@ class PackedBatch:
         """One of `jax.ShapeDtypeStruct`s: B, N, M, S - 1, P, E, and whether there is `reference`."""
         of = lambda dtype, *shape: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
         number, index = functools.partial(of, np.float32), functools.partial(of, np.int32)
-        entries = 1 + conditions
+        table_len = 1 + conditions
         return cls(
             patches=number(seq_len, patch_width),
             coords=number(seq_len, 5),
@@ -81,9 +81,9 @@ class PackedBatch:
             text_segment_ids=index(text_len),
             text_time=number(text_len),
             text_condition_ids=index(text_len),
-            condition_segment_ids=index(entries),
-            condition_caption_time=number(entries),
-            condition_init_sigma=number(entries),
+            condition_segment_ids=index(table_len),
+            condition_caption_time=number(table_len),
+            condition_init_sigma=number(table_len),
             reference=number(seq_len, 2 * (patch_width + 1)) if reference else None,
         )
 
@@ -125,7 +125,7 @@ class Segment:
 
     @property
     def num_conditions(self) -> int:
-        """How many entries of a sequence's table it needs."""
+        """How many rows of a sequence's conditioning table it needs."""
         noisy = self.init_sigma > 0
         return len(np.unique(np.stack([self.init_sigma, self.caption_time])[:, noisy], axis=1).T)
 
@@ -255,7 +255,7 @@ def check_fits(segment: Segment, seq_len: int, text_len: int, conditions: int = 
 
 
 def _with_conditions(columns: dict[str, np.ndarray], conditions: int) -> PackedBatch:
-    """The batch of `columns`, with its table: an entry for each initial σ and active caption of each segment."""
+    """The batch of `columns`, with its conditioning table: an initial σ and an active caption of a segment each."""
     segment_ids, init_sigma = columns["segment_ids"], columns["init_sigma"]
     time = columns.pop("caption_time")
     B = len(segment_ids)
@@ -265,17 +265,17 @@ def _with_conditions(columns: dict[str, np.ndarray], conditions: int) -> PackedB
     for row in range(B):
         noisy = (segment_ids[row] > 0) & (init_sigma[row] > 0)
         each = np.stack([segment_ids[row], -init_sigma[row], time[row]], axis=-1)[noisy]
-        entries, inverse = np.unique(each, axis=0, return_inverse=True)
-        used = slice(1, 1 + len(entries))
+        unique, inverse = np.unique(each, axis=0, return_inverse=True)
+        used = slice(1, 1 + len(unique))
         ids[row, noisy] = 1 + inverse.reshape(-1)
         segments[row, used], sigmas[row, used], times[row, used] = (
-            entries[:, 0],
-            -entries[:, 1],
-            entries[:, 2],
+            unique[:, 0],
+            -unique[:, 1],
+            unique[:, 2],
         )
         same_segment = columns["text_segment_ids"][row][:, None] == segments[row][None, 1:]
         own = same_segment & (columns["text_time"][row][:, None] == times[row][None, 1:])
-        # A caption that is active nowhere takes its segment's first entry; that of a conditioning segment takes 0.
+        # A caption that is active nowhere takes its segment's first condition; that of a conditioning segment takes 0.
         found = np.concatenate([own, same_segment], axis=1) & (np.tile(segments[row, 1:], 2) > 0)
         text_ids[row] = np.where(found.any(1), 1 + found.argmax(1) % conditions, 0)
     return PackedBatch(

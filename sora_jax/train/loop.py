@@ -41,7 +41,7 @@ from sora_jax.media.contact_sheet import contact_sheet
 from sora_jax.media.video import Video
 from sora_jax.train.heldout import HeldOut
 from sora_jax.train.loop_config import LoopConfig, read_loop_config
-from sora_jax.train.metrics import RunLog, Work, parameter_count
+from sora_jax.train.metrics import RunLog, StepStats, parameter_count
 from sora_jax.train.optim import OptimConfig, ema_update, make_optimizer, make_schedule
 from sora_jax.train.profile import Profiler
 from sora_jax.train.protocol import Objective
@@ -247,7 +247,8 @@ def flush_step(pending: Pending, objective: Objective, log: RunLog, stop_on_nan:
             "checkpoint stays: start again with a lower learning rate (config.optim), or look at the batch."
         )
     real, positions = objective.tokens(pending.batch)
-    log.step(pending.step, metrics, Work(real, positions, objective.flops(pending.batch), pending.waited))
+    stats = StepStats(real, positions, objective.flops(pending.batch), pending.waited)
+    log.step(pending.step, metrics, stats)
 
 
 def _advice(workdir: pathlib.Path) -> str:

@@ -111,7 +111,7 @@ class DataSummary(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class StepStats:
     """What this host did in a step: tokens, positions with padding, model FLOPs, seconds it waited for its data."""
 
     tokens: int
@@ -146,7 +146,7 @@ class RunLog:
             boards = open_boards(self.workdir, start, config.tensorboard, config.wandb, settings or {})
             self._writer = MetricsWriter(workdir, start, boards)
         self._metrics: list[dict[str, float]] = []
-        self._work: list[Work] = []
+        self._stats: list[StepStats] = []
         self._heldout: float | None = None
         self._heldout_row: dict[str, float] = {}
         self._data: Callable[[], DataSummary | None] = lambda: None
@@ -184,7 +184,7 @@ class RunLog:
         if (summary := self._data()) and any(summary.metrics().values()):
             self.say(f"data: {summary}")
 
-    def step(self, step: int, metrics: dict[str, float], work: Work) -> None:
+    def step(self, step: int, metrics: dict[str, float], stats: StepStats) -> None:
         """Counts a finished step; each `every` steps, at the end and with a held-out loss writes the means since the
         last line."""
         self._metrics.append(metrics)
@@ -194,7 +194,7 @@ class RunLog:
             # Its time is mostly compilation.
             self._clock = time.perf_counter()
         else:
-            self._work.append(work)
+            self._stats.append(stats)
         if step % self._every == 0 or step == self._steps or self._heldout_row:
             self._row(step)
 
@@ -223,20 +223,20 @@ class RunLog:
         if self._bar is None or self._bar.disable:
             figures = " ".join(f"{name} {value}" for name, value in shown.items())
             self.say(f"step {step}/{self._steps} {figures}")
-        self._metrics, self._work, self._heldout_row, self._clock = [], [], {}, time.perf_counter()
+        self._metrics, self._stats, self._heldout_row, self._clock = [], [], {}, time.perf_counter()
 
     def _pace(self) -> dict[str, float]:
-        if not self._work:
+        if not self._stats:
             return {}
         seconds = time.perf_counter() - self._clock
-        own = np.sum([dataclasses.astuple(work) for work in self._work], axis=0).tolist()
+        own = np.sum([dataclasses.astuple(stats) for stats in self._stats], axis=0).tolist()
         # Sequences that are on several hosts are counted by each; all wait for the one that waits longest.
         tokens, positions, flops, waited = np.array(all_gather_json(own)).T
         tokens, positions, flops = (
             float(counts.sum()) / self._copies for counts in (tokens, positions, flops)
         )
         return {
-            "steps_per_second": len(self._work) / seconds,
+            "steps_per_second": len(self._stats) / seconds,
             "tokens_per_second": tokens / seconds,
             "utilisation": flops / seconds / self._peak,
             "padding": 1 - tokens / max(positions, 1),

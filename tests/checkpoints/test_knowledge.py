@@ -95,7 +95,7 @@ def test_the_bundled_model_says_what_it_learned():
 
 
 @pytest.fixture
-def studio() -> Pipeline:
+def pipeline() -> Pipeline:
     bundle = dataclasses.replace(tiny_bundle(), card={"knows": dataclasses.asdict(TOYWORLD)})
     return Pipeline(bundle, notify=lambda note: said.append(note))
 
@@ -103,38 +103,38 @@ def studio() -> Pipeline:
 said: list[str] = []
 
 
-def noted(studio: Pipeline, **fields: object) -> str:
+def noted(pipeline: Pipeline, **fields: object) -> str:
     said.clear()
     length = {} if "frames" in fields else {"duration": 0.5}
     request = Request(**{"prompt": "a red circle", "size": (64, 64), "steps": 1} | length | fields)
-    studio.make_streams([text_to_video(studio, request)])  # nothing is made before it is read
+    pipeline.make_streams([text_to_video(pipeline, request)])  # nothing is made before it is read
     return " ".join(said)
 
 
-def test_a_note_names_unknown_words_and_what_the_model_draws(studio):
-    assert noted(studio) == ""
-    note = noted(studio, prompt="a white cat by a window")
+def test_a_note_names_unknown_words_and_what_the_model_draws(pipeline):
+    assert noted(pipeline) == ""
+    note = noted(pipeline, prompt="a white cat by a window")
     assert "knows nothing of 'white', 'cat' and 'window'" in note and "circles, squares" in note
     assert "for example 'a red circle moves left'." in note
-    assert "'blurry'" in noted(studio, negative="blurry")
+    assert "'blurry'" in noted(pipeline, negative="blurry")
     with pytest.raises(UserError, match="knows nothing of 'cat'"):
-        studio.check(Request("a cat", size=(64, 64), strict=True))
-    studio.check(Request("a red circle", size=(64, 64), strict=True))
+        pipeline.check(Request("a cat", size=(64, 64), strict=True))
+    pipeline.check(Request("a red circle", size=(64, 64), strict=True))
 
 
-def test_a_prompt_that_names_no_thing_is_noted_and_refused_if_strict(studio):
+def test_a_prompt_that_names_no_thing_is_noted_and_refused_if_strict(pipeline):
     for prompt in ("the moves of and behind", "red", "moves left", "a gradient of white background"):
-        assert f"names nothing that the model {studio.name!r} draws: it draws circles" in noted(
-            studio, prompt=prompt
+        assert f"names nothing that the model {pipeline.name!r} draws: it draws circles" in noted(
+            pipeline, prompt=prompt
         )
         with pytest.raises(UserError, match="names nothing"):
-            studio.check(Request(prompt, size=(64, 64), strict=True))
+            pipeline.check(Request(prompt, size=(64, 64), strict=True))
     with pytest.raises(UserError, match="knows nothing of 'white'"):
-        studio.check(Request("a white circle moves left", size=(64, 64), strict=True))
+        pipeline.check(Request("a white circle moves left", size=(64, 64), strict=True))
     given = temporal_abilities.animate(
-        studio, np.zeros((64, 64, 3), np.uint8), "moves left", duration=0.5, strict=True, steps=1
+        pipeline, np.zeros((64, 64, 3), np.uint8), "moves left", duration=0.5, strict=True, steps=1
     )
-    assert review(studio, given) == []  # the picture has the thing
+    assert review(pipeline, given) == []  # the picture has the thing
     assert Knowledge(vocabulary=("moves",)).names_a_thing("moves")
 
 
@@ -153,17 +153,17 @@ def test_a_prompt_that_names_no_thing_is_noted_and_refused_if_strict(studio):
     ],
     ids=str,
 )
-def test_what_training_never_showed_gets_a_note(studio, fields, words):
-    note = noted(studio, **fields)
+def test_what_training_never_showed_gets_a_note(pipeline, fields, words):
+    note = noted(pipeline, **fields)
     assert words in note if words else note == ""
 
 
 def test_a_refusal_names_what_gives_good_pictures_not_what_fits():
     bundle = tiny_bundle()
     limits = dataclasses.replace(bundle.limits, resolution=32)
-    studio = Pipeline(dataclasses.replace(bundle, limits=limits))
+    pipeline = Pipeline(dataclasses.replace(bundle, limits=limits))
     with pytest.raises(UserError, match="a resolution of 32, ask for that"):
-        studio.check(Request("a ring", resolution=256))
+        pipeline.check(Request("a ring", resolution=256))
 
 
 @pytest.mark.parametrize(
@@ -177,10 +177,12 @@ def test_a_refusal_names_what_gives_good_pictures_not_what_fits():
 )
 def test_for_a_strip_the_nearest_learned_shape_is_named(size, resolution, words):
     limits = Limits(tokens=400, latent_frames=4, frame_tokens=200, resolution=resolution)
-    studio = Pipeline(dataclasses.replace(tiny_bundle(limits), card={"knows": dataclasses.asdict(TOYWORLD)}))
+    pipeline = Pipeline(
+        dataclasses.replace(tiny_bundle(limits), card={"knows": dataclasses.asdict(TOYWORLD)})
+    )
     with pytest.raises(UserError) as error:
-        studio.check(Request("a ring", size=size))
+        pipeline.check(Request("a ring", size=size))
     assert str(error.value).endswith(words), error.value
     with pytest.raises(UserError) as error:
-        studio.outpaint(np.zeros((16, 16, 3), np.uint8), size=size)
+        pipeline.outpaint(np.zeros((16, 16, 3), np.uint8), size=size)
     assert str(error.value).endswith(words), error.value

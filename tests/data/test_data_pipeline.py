@@ -34,7 +34,7 @@ CONFIG = PipelineConfig(seq_len=64, text_len=40, batch_size=2, max_segments=8, n
 
 
 def share(host: int, hosts: int) -> Share:
-    """Host number `host` of `hosts` that have equal parts of the rows."""
+    """Host number `host` of `hosts` that have equal parts of the sequences."""
     return Share(tuple((part,) for part in range(hosts)), hosts, host)
 
 
@@ -44,7 +44,7 @@ def write(folder: pathlib.Path, count: int = 30, encode=None, source=None, **opt
 
 
 def numbers(batch) -> list[int]:
-    """Which clips a batch of `records` holds: the value of each run's first number."""
+    """Which clips a batch of `records` holds: the value of each segment's first number."""
     firsts = []
     for row, ids in zip(batch.patches, batch.segment_ids, strict=True):
         firsts += [int(row[ids == segment][0, 0]) for segment in range(1, ids.max() + 1)]
@@ -279,9 +279,11 @@ def test_a_stream_goes_on_with_another_number_of_hosts(before, after):
 
 def test_one_shard_is_one_packed_stream():
     data = records(30)
-    runs = grain.MapDataset.source(data).shuffle(seed=CONFIG.seed).repeat()
-    runs = runs.random_map(functools.partial(draw_segment, config=CONFIG), seed=CONFIG.seed).to_iter_dataset()
-    alone = iter(pack_stream(runs, 64, 40, 8, 2, CONFIG.num_packing_bins, SEGMENT_CONDITIONS))
+    segments = grain.MapDataset.source(data).shuffle(seed=CONFIG.seed).repeat()
+    segments = segments.random_map(
+        functools.partial(draw_segment, config=CONFIG), seed=CONFIG.seed
+    ).to_iter_dataset()
+    alone = iter(pack_stream(segments, 64, 40, 8, 2, CONFIG.num_packing_bins, SEGMENT_CONDITIONS))
     stream = iter(make_pipeline(CONFIG, data))
     for _ in range(5):
         assert_same(next(stream), next(alone))

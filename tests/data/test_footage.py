@@ -284,8 +284,8 @@ def test_of_a_few_short_files_the_last_is_held_out(tmp_path, count):
         source = Footage(str(tmp_path), split=split, resolution=16, clips=20)
         assert (held_out in str(source.summary())) == (split == "train")
         seen[split] = {clip.key.split("@")[0] for clip in clips_of(source)}
-        told = "1 video shorter than the shortest clip that is drawn, z.mp4"
-        assert (told in str(source.summary())) == (split == "train")
+        summary = "1 video shorter than the shortest clip that is drawn, z.mp4"
+        assert (summary in str(source.summary())) == (split == "train")
     assert seen == {
         "train": {f"{number}.mp4" for number in range(count - 1)},
         "validation": {f"{count - 1}.mp4"},
@@ -299,11 +299,11 @@ def test_a_file_of_more_than_a_block_gives_its_last_one(tmp_path):
         source = Footage(str(tmp_path), split=split, resolution=16, share_of_images=1, clips=60)
         places[split] = [float(clip.key.split("@")[1].split("s+")[0]) for clip in clips_of(source)]
     assert max(places["train"]) < 20 <= min(places["validation"])
-    told = str(Footage(str(tmp_path), resolution=16).summary())
-    assert "held out for validation: a.mp4 (20 to 31 seconds)." in told
+    summary = str(Footage(str(tmp_path), resolution=16).summary())
+    assert "held out for validation: a.mp4 (20 to 31 seconds)." in summary
     counting(4, 2, 16, 16).save(tmp_path / "a.mp4")
-    told = str(Footage(str(tmp_path), resolution=16).summary())
-    assert "held out for validation: nothing, as there is too little." in told
+    summary = str(Footage(str(tmp_path), resolution=16).summary())
+    assert "held out for validation: nothing, as there is too little." in summary
 
 
 def test_pictures_are_clips_of_one_frame(tmp_path):

@@ -225,14 +225,14 @@ CONFIG = PipelineConfig(
 
 
 def test_a_record_means_to_give_what_its_streams_show_of_given_frames_alone(records):
-    """A group that runs over a given frame shows others too: it must be painted, as when a model is used."""
+    """A group that runs over a given frame shows others too: it must be generated, as when a model is used."""
     for index, record in enumerate(records):
         frames = len(Shots()[index].video.frames)
         begins = np.flatnonzero(record["first"])
         for j, end in enumerate(record["ends"]):
             assert end < frames
             if record["given"][j] and not record["first"][j]:
-                assert record["given"][begins[begins <= j][-1] : j].all(), "given after what is painted"
+                assert record["given"][begins[begins <= j][-1] : j].all(), "given after what is generated"
                 assert not any(end - 4 < record["ends"][k] <= end for k in begins[begins > j])
     several = [record for record in records if record["first"].sum() > 1]
     assert len(several) > 15 and all(record["given"].any() for record in several)
@@ -243,13 +243,13 @@ def test_runs_of_every_kind_have_conditions_enough_and_the_words_of_their_shots(
     seen: Counter[int] = Counter()
     for seed in range(5):
         for index, record in enumerate(records):
-            run = draw_segment(record, np.random.default_rng((seed, index)), CONFIG)
-            assert 1 <= run.num_conditions <= SEGMENT_CONDITIONS
-            assert run.init_sigma.max() > 0 and len(run.patches) <= CONFIG.seq_len
-            shots = set(run.caption_time[run.init_sigma > 0])
-            assert shots <= set(run.text_time.tolist()), "words are found by their time, to the bit"
+            segment = draw_segment(record, np.random.default_rng((seed, index)), CONFIG)
+            assert 1 <= segment.num_conditions <= SEGMENT_CONDITIONS
+            assert segment.init_sigma.max() > 0 and len(segment.patches) <= CONFIG.seq_len
+            shots = set(segment.caption_time[segment.init_sigma > 0])
+            assert shots <= set(segment.text_time.tolist()), "words are found by their time, to the bit"
             seen[len(shots)] += 1
-            assert run.coords[:, 0].min() == 0
+            assert segment.coords[:, 0].min() == 0
     assert seen[1] > 100 and seen[2] > 20
 
 
@@ -258,9 +258,9 @@ def test_a_window_of_a_frame_keeps_its_coordinates(records):
     whole = coordinates((1, 4, 4), (1, 2, 2), 7.0)[:, 1:3].tolist()
     seen = set()
     for seed in range(60):
-        run = draw_segment(record, np.random.default_rng(seed), CONFIG)
-        assert np.ptp(run.coords[:, 4]) == 0 and run.coords[0, 4] == 0.5, "half a frame's height each"
-        seen |= {whole.index(place) for place in run.coords[:, 1:3].tolist()}
+        segment = draw_segment(record, np.random.default_rng(seed), CONFIG)
+        assert np.ptp(segment.coords[:, 4]) == 0 and segment.coords[0, 4] == 0.5, "half a frame's height each"
+        seen |= {whole.index(place) for place in segment.coords[:, 1:3].tolist()}
     assert seen == {0, 1, 2, 3}
 
 
@@ -292,10 +292,10 @@ class Recorder:
 
 @pytest.fixture(scope="module")
 def batch(records) -> PackedBatch:
-    runs = grain.MapDataset.source(records).random_map(
+    segments = grain.MapDataset.source(records).random_map(
         lambda record, rng: draw_segment(record, rng, CONFIG), seed=0
     )
-    stream = runs.to_iter_dataset(grain.ReadOptions(0, 0))
+    stream = segments.to_iter_dataset(grain.ReadOptions(0, 0))
     return next(iter(pack_stream(stream, 40, 24, 6, 8, 8, SEGMENT_CONDITIONS)))
 
 
@@ -323,7 +323,7 @@ def test_given_tokens_are_shown_clean_and_levels_are_where_training_begins(batch
             own = (ids == segment) & (batch.init_sigma > 0)[row]
             (drawn,) = {*np.maximum.reduceat(levels[row][own], [0])}
             free = levels[row][own & (batch.init_sigma[row] == 1)]
-            # One draw a run, which what starts lower holds where it is lower still.
+            # One draw a segment, which what starts lower holds where it is lower still.
             assert len(set(free.tolist())) <= 1
             top = free.max() if free.size else drawn
             np.testing.assert_array_equal(levels[row][own], np.minimum(top, batch.init_sigma[row][own]))
@@ -334,12 +334,14 @@ def test_given_tokens_and_empty_slots_have_no_part_in_the_loss(batch, tmp_path):
     recorder, loss, others = ask(batch, tmp_path, text_noise=0.0)
     patches, _, sigma = recorder.asked
     level = np.take_along_axis(np.asarray(sigma), batch.condition_ids, axis=1)[..., None]
-    painted = (batch.segment_ids > 0) & ~batch.conditioning_mask
+    generated = (batch.segment_ids > 0) & ~batch.conditioning_mask
     # x = (1 − σ) x₀ + σ ε tells the noise, and so the velocity that was to be found.
-    noise = (np.asarray(patches) - (1 - level) * batch.patches)[painted] / level[painted]
-    error = np.square(np.asarray(flow.velocity(batch.patches[painted], noise))).mean(-1)
+    noise = (np.asarray(patches) - (1 - level) * batch.patches)[generated] / level[generated]
+    error = np.square(np.asarray(flow.velocity(batch.patches[generated], noise))).mean(-1)
     assert loss == pytest.approx(error.mean(), rel=1e-3)
-    assert float(others["clean_error"]) == pytest.approx((error * level[painted][:, 0] ** 2).mean(), rel=1e-3)
+    assert float(others["clean_error"]) == pytest.approx(
+        (error * level[generated][:, 0] ** 2).mean(), rel=1e-3
+    )
 
 
 def test_words_are_dropped_by_run_and_keep_the_conditions_of_what_stays(batch, tmp_path):

@@ -124,10 +124,12 @@ def test_what_looks_otherwise_here_is_said_of_all_files_together(tmp_path, film)
             for _ in range(8):
                 container.mux(stream.encode(av.VideoFrame(32, 32, "yuv420p")))
             container.mux(stream.encode(None))
-    told = str(Footage(str(tmp_path), resolution=16, min_seconds=0.5).summary())
-    assert "note: each of a.mp4, b.mp4 has HDR colours, which look pale here: convert it to SDR first" in told
-    assert "note: c.mp4 has linear or logarithmic brightness" in told and "plain.mp4 has" not in told
-    assert ".." not in told
+    summary = str(Footage(str(tmp_path), resolution=16, min_seconds=0.5).summary())
+    assert (
+        "note: each of a.mp4, b.mp4 has HDR colours, which look pale here: convert it to SDR first" in summary
+    )
+    assert "note: c.mp4 has linear or logarithmic brightness" in summary and "plain.mp4 has" not in summary
+    assert ".." not in summary
 
 
 @pytest.fixture

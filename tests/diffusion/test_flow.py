@@ -32,7 +32,7 @@ def test_every_token_has_its_own_place_on_the_path():
 def test_the_velocity_is_the_paths_derivative_and_points_back_to_the_data(sigma):
     point, velocity = jax.jvp(lambda s: flow.interpolate(CLEAN, NOISE, s), (sigma,), (1.0,))
     np.testing.assert_allclose(flow.velocity(CLEAN, NOISE), velocity, atol=1e-6)
-    np.testing.assert_allclose(flow.denoise(point, velocity, sigma), CLEAN, atol=1e-6)
+    np.testing.assert_allclose(flow.predict_x0(point, velocity, sigma), CLEAN, atol=1e-6)
 
 
 @pytest.mark.parametrize("factor", [1.0, 3.0])

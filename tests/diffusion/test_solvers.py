@@ -9,7 +9,7 @@ import pytest
 from helpers.sampling import sample, tabulate
 from helpers.tiny_batch import (
     BATCH,
-    MOST_STEPS,
+    MAX_STEPS,
     NOISE,
     PLACES,
     SEGMENTS,
@@ -57,13 +57,13 @@ def test_what_is_not_generated_stays_bit_for_bit_and_the_rest_is_generated(fille
 
 
 def fill_alone(i: int, solver: str, as_often: bool) -> np.ndarray:
-    """Segment i in rows of its own, the model asked as often as for all of them, or as it needs."""
+    """Segment i in sequences of its own, the model asked as often as for all of them, or as it needs."""
     batch, (own,) = pack([SEGMENTS[i]])
     guidance = tabulate([SETTINGS[i]], [own], batch.condition_segment_ids)
     guidance.conditioning[:, 0] = (
         2.0 if as_often else 1.0
     )  # of conditioning tokens: weighs nothing, but asks for a third pass
-    sigmas = make_sigmas(batch, [own], [STEPS[i]], MOST_STEPS)
+    sigmas = make_sigmas(batch, [own], [STEPS[i]], MAX_STEPS)
     return unpack(sample(MODEL, batch, make_noise([own], [i]), sigmas, guidance, solver), [own])[0]
 
 
@@ -81,11 +81,11 @@ def test_passes_that_only_neighbours_need_change_nothing(solver, filled):
 
 def test_tokens_wait_where_they_start(solver):
     """Segment 2 has sigmas 1 and 0.5: until it has come down to the lower one, tokens of that are as they were put."""
-    row, entry = next(zip(*np.nonzero(BATCH.condition_init_sigma == 0.5), strict=True))
-    resting = int(np.argmax(SIGMAS[:, row, entry] < 0.5)) - 1
+    row, condition = next(zip(*np.nonzero(BATCH.condition_init_sigma == 0.5), strict=True))
+    resting = int(np.argmax(SIGMAS[:, row, condition] < 0.5)) - 1
     assert resting >= 1
     early = np.asarray(sample(MODEL, BATCH, NOISE, SIGMAS[: resting + 1], GUIDANCE, solver))
-    waiting = (BATCH.condition_ids == entry) & (np.arange(len(BATCH.patches)) == row)[:, None]
+    waiting = (BATCH.condition_ids == condition) & (np.arange(len(BATCH.patches)) == row)[:, None]
     begun = np.asarray(sample(MODEL, BATCH, NOISE, SIGMAS[:1], GUIDANCE, solver))
     np.testing.assert_array_equal(early[waiting], begun[waiting])
     np.testing.assert_allclose(begun[waiting], (0.5 * BATCH.patches + 0.5 * NOISE)[waiting], rtol=1e-6)

@@ -15,7 +15,7 @@ from sora_jax.toyworld.render import render
 
 
 class Painter:
-    """A model of known skill: paints the scenes of `_tasks`, every fourth of them in another's colour and place."""
+    """A model of known skill: paints the scenes of `_examples`, every fourth of them in another's colour and place."""
 
     name = "painter"
 
@@ -35,14 +35,14 @@ class Painter:
         return Video((video.frames.astype(int) + self.error).clip(0, 255).astype(np.uint8), video.fps)
 
 
-def _tasks(split="heldout", clips=8, seed=0, **fields):
-    tasks = report._tasks(split, [Request("?", **fields)], seed)
-    return [next(tasks) for _ in range(clips)]
+def _examples(split="heldout", clips=8, seed=0, **fields):
+    examples = report._examples(split, [Request("?", **fields)], seed)
+    return [next(examples) for _ in range(clips)]
 
 
 @pytest.mark.parametrize("split", world.SPLITS)
 def test_prompts_state_the_truth_of_one_thing_that_moves_straight(split):
-    for scene, request in _tasks(split, 40):
+    for scene, request in _examples(split, 40):
         (shot,) = scene.shots
         (thing,) = shot.things
         assert (thing.motion, shot.camera.kind, shot.occluder) == ("straight", "still", None)
@@ -68,9 +68,9 @@ def test_interval_is_wilsons():
 
 def test_a_perfect_painter_is_right_and_an_oblivious_one_is_at_chance():
     clips = 24
-    tasks = _tasks(clips=clips)
-    scenes = [scene for scene, _ in tasks]
-    asked = [(request.prompt, request.seed) for _, request in tasks]
+    examples = _examples(clips=clips)
+    scenes = [scene for scene, _ in examples]
+    asked = [(request.prompt, request.seed) for _, request in examples]
     perfect = Painter(dict(zip(asked, scenes)))
     result = report.evaluate_toyworld(perfect, clips=clips)
     for name, row in result["accuracy"].items():
@@ -124,8 +124,8 @@ def test_truth_through_the_autoencoder_and_progress_of_a_batch():
     painter, steps = Painter(), []
     result = report.evaluate_toyworld(painter, "validation", clips=2, source="vae")
     assert len(painter.pieces) == 2 and result["accuracy"]["colour"]["right"] == 2
-    tasks = _tasks("validation", 2)
-    painter = Painter({(request.prompt, request.seed): scene for scene, request in tasks})
+    examples = _examples("validation", 2)
+    painter = Painter({(request.prompt, request.seed): scene for scene, request in examples})
     report.evaluate_toyworld(painter, "validation", clips=2, progress=lambda *at: steps.append(at))
     assert steps == [(0, 2), (0, 2), (1, 2), (2, 2), (2, 2)]
 
@@ -224,7 +224,7 @@ def test_a_start_past_the_end_is_told(footage):
 
 
 def test_perfect_readings_are_what_the_oracle_reads():
-    for scene, request in _tasks(clips=3):
+    for scene, request in _examples(clips=3):
         video = Video(render(scene, *request.shape(), request.fps), request.fps)
         truth, read = report._perfect_reading(scene, request), oracle.read(video)
         names = ("shape", "colour", "size", "direction", "motion", "inside", "reappears")

@@ -1,4 +1,4 @@
-"""experiments/packing: three ways to batch the same stream, and packers that lay everything once."""
+"""experiments/packing: three ways to batch the same stream, and packers that pack everything once."""
 
 import importlib
 import itertools
@@ -22,18 +22,21 @@ def load(monkeypatch):
 @pytest.mark.parametrize("way", ["padding", "buckets", "packing"])
 def test_each_way_keeps_to_its_slots_and_to_the_stream(load, way):
     stream = load("streams").Stream("hostile")
-    longest, words = max(s.tokens for s in stream.shapes(400)), max(s.words for s in stream.shapes(400))
-    batches = load("ways").batches(stream, way, 4096, longest, words, (1024, 128))
+    longest, text_len = (
+        max(s.tokens for s in stream.shapes(400)),
+        max(s.text_tokens for s in stream.shapes(400)),
+    )
+    batches = load("ways").batches(stream, way, 4096, longest, text_len, (1024, 128))
     known = {stream[i].patches[0, 0]: stream.shape(i).tokens for i in range(3000)}
     seen = []
     for batch in itertools.islice(batches, 3):
-        rows, slots = batch.segment_ids.shape
-        assert rows * slots <= 4096
+        sequences, slots = batch.segment_ids.shape
+        assert sequences * slots <= 4096
         if way == "padding":
             assert slots == longest
         if way == "buckets":
             assert (batch.segment_ids == 1).all()
-        for row, segment in itertools.product(range(rows), range(1, batch.segment_ids.max() + 1)):
+        for row, segment in itertools.product(range(sequences), range(1, batch.segment_ids.max() + 1)):
             mine = batch.segment_ids[row] == segment
             if mine.any():
                 first = batch.patches[row, mine][0, 0]
@@ -46,7 +49,7 @@ def test_each_way_keeps_to_its_slots_and_to_the_stream(load, way):
 def test_packers_lay_every_run_once_and_no_row_too_full(load, packer):
     packers = load("packers")
     sizes = [(int(n), int(m)) for n, m in np.random.default_rng(0).integers(1, (101, 21), (300, 2))]
-    rows = list(packers.PACKERS[packer](iter(sizes), packers.Room(100, 30, 4), 5))
-    assert sorted(size for row in rows for size in row) == sorted(sizes)
-    for row in rows:
+    sequences = list(packers.PACKERS[packer](iter(sizes), packers.Capacity(100, 30, 4), 5))
+    assert sorted(size for sequence in sequences for size in sequence) == sorted(sizes)
+    for row in sequences:
         assert sum(n for n, _ in row) <= 100 and sum(m for _, m in row) <= 30 and len(row) <= 4

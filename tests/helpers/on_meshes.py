@@ -55,9 +55,9 @@ def make_model(config: DiTConfig) -> DiT:
 
 
 def make_batch() -> tuple[Any, Any, Any]:
-    """Eight rows of whatever kinds of runs there are, a target, and levels."""
-    runs = [dataclasses.replace(run, key=str(row)) for row in range(8) for run in SEGMENTS[1:4]]
-    batch, _ = pack_segments(runs, SLOTS, WORDS, 4, batch_size=8, conditions=8)
+    """Eight sequences of every kind of segment, a target, and levels."""
+    segments = [dataclasses.replace(segment, key=str(row)) for row in range(8) for segment in SEGMENTS[1:4]]
+    batch, _ = pack_segments(segments, SLOTS, WORDS, 4, batch_size=8, conditions=8)
     sigma = np.linspace(0.1, 0.9, batch.condition_segment_ids.size, dtype=np.float32).reshape(
         batch.condition_segment_ids.shape
     )

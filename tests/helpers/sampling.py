@@ -1,4 +1,4 @@
-"""The shortest loop around the solver's step, against which the queue of `pipeline/batching.py` is held."""
+"""The shortest loop around the solver's step, against which the batcher of `pipeline/batching.py` is held."""
 
 import dataclasses
 import itertools
@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.diffusion import flow
-from sora_jax.diffusion.guidance import Guidance, Model
+from sora_jax.diffusion.guidance import Guidance, VelocityFn
 from sora_jax.diffusion.solvers import State, solver_step
 from sora_jax.tokens.packing import PackedBatch, Placement
 
 
 def sample(
-    model: Model,
+    model: VelocityFn,
     batch: PackedBatch,
     noise_bnp: np.ndarray,
     sigmas: np.ndarray,

@@ -1,4 +1,4 @@
-"""A tiny transformer and a packed batch of every kind of run, for the tests of the sampler and of guidance."""
+"""A tiny transformer and a packed batch of every kind of segment, for the tests of the sampler and of guidance."""
 
 import dataclasses
 
@@ -80,7 +80,7 @@ SETTINGS = [
     Guidance(text=3.0, rescale=0.7, low=0.2, high=0.9),
 ]
 STEPS = [6, 4, 5, 6, 3]
-MOST_STEPS = max(STEPS)
+MAX_STEPS = max(STEPS)
 
 
 def pack(segments: list[Segment]) -> tuple[PackedBatch, list[Placement]]:
@@ -97,7 +97,7 @@ def make_noise(places: list[Placement], numbers: list[int]) -> np.ndarray:
 
 
 def make_sigmas(
-    batch: PackedBatch, places: list[Placement], each_steps: list[int], most: int = MOST_STEPS
+    batch: PackedBatch, places: list[Placement], each_steps: list[int], most: int = MAX_STEPS
 ) -> np.ndarray:
     """Levels [most + 1, B, S]: a segment's entries wait until its schedule comes down to where they start."""
     sigmas = np.zeros((most + 1, *batch.condition_segment_ids.shape), np.float32)

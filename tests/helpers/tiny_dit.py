@@ -1,4 +1,4 @@
-"""Five segments of every kind in a packed batch of two rows, and a transformer in which no parameter is zero."""
+"""Five segments of every kind in a packed batch of two sequences, and a transformer in which no parameter is zero."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

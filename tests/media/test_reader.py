@@ -333,7 +333,7 @@ def test_too_long_is_said_before_anything_is_decoded(tmp_path, monkeypatch):
     assert len(M.read_media(path, most_frames=50, start=6).video) == 50
     assert len(M.read_media(path, most_frames=50, fps=6.25).video) == 50
     # A large picture has fewer frames.
-    monkeypatch.setattr(M, "MOST_BYTES", 30 * 16 * 16 * 3)
+    monkeypatch.setattr(M, "MAX_BYTES", 30 * 16 * 16 * 3)
     with pytest.raises(UserError, match="30 of 16x16 pixels are the most"):
         M.read_media(path)
 

@@ -245,7 +245,7 @@ def test_blocks_of_long_rows_on_tpus_grow_and_give_the_same(monkeypatch):
             return [np.asarray(x)[ids > 0] for x in (out, *pull(d_out * (ids > 0)[..., None, None]))]
 
     plain = output_and_gradients(reference)
-    for name, bound in (("BLOCKS", (128,)), ("MOST_BLOCKS", 3), ("MOST_GRADIENT", 128)):
+    for name, bound in (("BLOCKS", (128,)), ("MAX_BLOCKS", 3), ("MAX_GRADIENT", 128)):
         monkeypatch.setattr(tpu, name, bound)
     asked = []
     watched = lambda ids, block, other=None: (

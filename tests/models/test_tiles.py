@@ -20,8 +20,8 @@ from sora_jax.models.text import TextEncoder
 from sora_jax.models.tiles import Tiles, decode_stream, encode_stream
 from sora_jax.models.vae import VAE, VAEConfig
 from sora_jax.pipeline import sketches
-from sora_jax.pipeline.codec import Codec, to_bytes
 from sora_jax.pipeline.pipeline import Pipeline
+from sora_jax.pipeline.vae_processor import VaeProcessor, to_bytes
 
 CONFIG = VAEConfig(
     channels=3,
@@ -192,9 +192,9 @@ def test_frames_off_the_grid_are_refused(model):
 
 
 def test_the_engine_reconstructs_large_frames_tile_by_tile(monkeypatch, model):
-    studio = Pipeline(Bundle("tiny", model))
+    pipeline = Pipeline(Bundle("tiny", model))
     picture = Video(noise(1, 60, 170), 8.0)
-    whole = studio.reconstruct(picture).frames.astype(int)
+    whole = pipeline.reconstruct(picture).frames.astype(int)
     assert whole.std() > 5
     done: list[tuple[int, ...]] = []
     for name in ("_encode_chunk", "_decode_chunk"):
@@ -202,27 +202,27 @@ def test_the_engine_reconstructs_large_frames_tile_by_tile(monkeypatch, model):
         monkeypatch.setattr(
             module, name, lambda vae, tile, past, real=real: done.append(tile.shape) or real(vae, tile, past)
         )
-    studio.tiles = Tiles(9, max(receptive_field(CONFIG)), 0)
-    tiled = studio.reconstruct(picture).frames.astype(int)
+    pipeline.tiles = Tiles(9, max(receptive_field(CONFIG)), 0)
+    tiled = pipeline.reconstruct(picture).frames.astype(int)
     assert np.abs(tiled - whole).max() <= 1
     assert done == [(1, 1, 64, 80, 3)] * 4 + [(1, 1, 8, 10, 3)] * 4
 
 
-def decode_floats(engine: Codec, *arguments) -> np.ndarray:
+def decode_floats(engine: VaeProcessor, *arguments) -> np.ndarray:
     return np.stack(list(engine.decode_frames(*arguments)))
 
 
 def test_a_canvas_is_decoded_frame_by_frame_across_seams(model, tmp_path):
-    engine = Codec(Bundle("tiny", model))
+    engine = VaeProcessor(Bundle("tiny", model))
     first, second = (noise(frames, 16, 16) for frames in (37, 18))
     sketch = sketches.connect(first, second, 11, 8.0)
-    canvas = engine.encode(sketch)
+    canvas = engine.prepare_latents(sketch)
     generated = canvas.init_sigma.any((1, 2))
     shape = sketch.frames.shape[:3]
     whole = decode_floats(engine, canvas, *shape, generated)
     assert len(whole) == len(sketch.frames)
     frames = [to_bytes(frame) for frame in engine.decode_frames(canvas, *shape)]
-    assert np.abs(np.stack(frames).astype(int) - engine.decode(canvas, *shape)).max() <= 1
+    assert np.abs(np.stack(frames).astype(int) - engine.decode_latents(canvas, *shape)).max() <= 1
     # Not byte by byte: what x264 writes may depend on how its threads meet.
     straight = read_video(write_frames(tmp_path / "straight.mp4", iter(frames), canvas.fps))
     held = read_video(Video(np.stack(frames), canvas.fps).save(tmp_path / "held.mp4"))
@@ -230,7 +230,7 @@ def test_a_canvas_is_decoded_frame_by_frame_across_seams(model, tmp_path):
     assert np.abs(straight.frames.astype(int) - held.frames).mean() < 1
     short = decode_floats(engine, canvas, 20, *shape[1:], generated)
     np.testing.assert_array_equal(short, whole[:20])
-    # The painted group that ends with frame 48 shows the second clip's first: the eight before it are moved.
+    # The generated group that ends with frame 48 shows the second clip's first: the eight before it are moved.
     moved = np.abs(whole - decode_floats(engine, canvas, *shape)).max((1, 2, 3))
     np.testing.assert_array_equal(moved > 0, (np.arange(len(whole)) >= 40) & (np.arange(len(whole)) < 48))
 

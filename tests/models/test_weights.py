@@ -148,7 +148,7 @@ def test_a_channel_that_collapsed_gets_a_deviation_to_divide_by(left, vae):
     measured = measure_latents(silent, CLIPS)
     others = np.array(measured.config.latent_std)[[0, 2]]
     assert others.min() > 1e-2
-    assert measured.config.latent_std[1] == pytest.approx(bundles.LEAST_DEVIATION * others.max(), rel=1e-4)
+    assert measured.config.latent_std[1] == pytest.approx(bundles.MIN_DEVIATION * others.max(), rel=1e-4)
     latent = np.asarray(measured.to_latent(CLIPS[0][None] / np.float32(127.5) - 1))
     assert np.isfinite(latent).all() and np.abs(latent[..., 1]).max() < 1e-2
     assert latent[..., [0, 2]].std() > 0.3

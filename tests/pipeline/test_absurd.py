@@ -15,7 +15,7 @@ from sora_jax.cli.main import main
 from sora_jax.errors import UserError
 from sora_jax.media.video import Video
 from sora_jax.pipeline import temporal_abilities
-from sora_jax.pipeline.budget import Work, in_words
+from sora_jax.pipeline.budget import VideoCost, in_words
 from sora_jax.pipeline.pipeline import Pipeline, Request
 from sora_jax.pipeline.request import text_to_video
 from sora_jax.pipeline.storyboard import Card, Storyboard
@@ -27,7 +27,7 @@ GIVEN = Storyboard((Card(0, "a ring", image=CLIP.frames[0]),), resolution=32)
 
 
 @pytest.fixture(scope="module")
-def studio() -> Pipeline:
+def pipeline() -> Pipeline:
     return Pipeline(tiny_bundle(LIMITS))
 
 
@@ -36,9 +36,9 @@ def never(*_):
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_made(studio, monkeypatch):
+def nothing_is_made(pipeline, monkeypatch):
     monkeypatch.setattr("sora_jax.pipeline.pipeline.iter_latents", never)
-    monkeypatch.setattr(studio, "encode", never)
+    monkeypatch.setattr(pipeline, "encode", never)
 
 
 LONG = {
@@ -69,10 +69,10 @@ LONG = {
     ("name", "seconds"),
     [*((name, 1e5) for name in LONG), ("generate", 1e9), ("extend", 1e300), ("loop", 1e300)],
 )
-def test_a_video_of_days_is_refused_with_its_cost_and_a_way_out(studio, name, seconds):
+def test_a_video_of_days_is_refused_with_its_cost_and_a_way_out(pipeline, name, seconds):
     tracemalloc.start()
     with pytest.raises(UserError) as error:
-        LONG[name](studio, seconds)
+        LONG[name](pipeline, seconds)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     message = str(error.value)
@@ -88,12 +88,12 @@ def test_a_video_of_days_is_refused_with_its_cost_and_a_way_out(studio, name, se
     assert "\n" not in message and len(message) < 400 and peak < 5e6
 
 
-def test_smooth_counts_the_frames_that_it_adds(studio):
+def test_smooth_counts_the_frames_that_it_adds(pipeline):
     clip = Video(np.zeros((100, 16, 16, 3), np.uint8), 2.0)
     with pytest.raises(UserError, match="49,501 frames of 16×16"):
-        studio.smooth(clip, 1000.0)
+        pipeline.smooth(clip, 1000.0)
     with pytest.raises(UserError, match="fps=1000000000.0 can't be used"):
-        studio.smooth(clip, 1e9)
+        pipeline.smooth(clip, 1e9)
 
 
 @pytest.mark.parametrize(
@@ -112,20 +112,20 @@ def test_smooth_counts_the_frames_that_it_adds(studio):
     ],
     ids=range(10),
 )
-def test_a_frame_that_fits_nowhere_is_refused_before_it_is_made(studio, ask):
+def test_a_frame_that_fits_nowhere_is_refused_before_it_is_made(pipeline, ask):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UserError, match="GiB of memory|in a segment of two or more"):
-        ask(studio)
+        ask(pipeline)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
 
 
-def test_max_frames_raises_the_limit_and_lowers_it(studio):
+def test_max_frames_raises_the_limit_and_lowers_it(pipeline):
     request = Request("a ring", duration=3000.0, resolution=32)
     with pytest.raises(UserError, match="at most 1800 s at 8 fps"):
-        studio.check(request)
-    studio.check(dataclasses.replace(request, max_frames=30_000))
+        pipeline.check(request)
+    pipeline.check(dataclasses.replace(request, max_frames=30_000))
     with pytest.raises(UserError, match="10 frames are the limit"):
-        studio.check(Request("a ring", duration=2.0, resolution=32, max_frames=10))
+        pipeline.check(Request("a ring", duration=2.0, resolution=32, max_frames=10))
 
 
 MANY = {
@@ -142,9 +142,9 @@ MANY = {
 
 
 @pytest.mark.parametrize("name", MANY)
-def test_a_batch_of_days_is_refused_with_its_cost_and_a_way_out(studio, name):
+def test_a_batch_of_days_is_refused_with_its_cost_and_a_way_out(pipeline, name):
     with pytest.raises(UserError) as error:
-        MANY[name](studio, 100)
+        MANY[name](pipeline, 100)
     message = str(error.value)
     for words in (
         "100 videos with 48,000 frames together",
@@ -157,11 +157,11 @@ def test_a_batch_of_days_is_refused_with_its_cost_and_a_way_out(studio, name):
     assert "\n" not in message and len(message) < 400
     for own in ({}, {"max_frames": 48_000}):  # what is within the limit begins
         with pytest.raises(AssertionError, match="work began"):
-            MANY[name](studio, 100 if own else 30, **own)
+            MANY[name](pipeline, 100 if own else 30, **own)
 
 
-def test_the_command_line_refuses_a_batch_of_days(studio, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("sora_jax.pipeline.pipeline.load", lambda name, lazy: studio)
+def test_the_command_line_refuses_a_batch_of_days(pipeline, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("sora_jax.pipeline.pipeline.load", lambda name, lazy: pipeline)
     out = str(tmp_path / "out.mp4")
     asked = ["generate", "a ring", "--count", "200", "-d", "500", "--resolution", "32", "-o", out]
     assert main(asked) == 2
@@ -169,36 +169,36 @@ def test_the_command_line_refuses_a_batch_of_days(studio, monkeypatch, tmp_path,
     assert not list(tmp_path.iterdir())
 
 
-def test_a_limit_of_one_frame_is_singular(studio):
+def test_a_limit_of_one_frame_is_singular(pipeline):
     with pytest.raises(UserError, match="1 frame is the limit"):
-        studio.check(Request("a ring", resolution=32, max_frames=1))
+        pipeline.check(Request("a ring", resolution=32, max_frames=1))
 
 
-def test_what_a_batch_takes_is_estimated_once(studio, monkeypatch):
+def test_what_a_batch_takes_is_estimated_once(pipeline, monkeypatch):
     notes: list[str] = []
-    monkeypatch.setattr(studio, "notify", notes.append)
+    monkeypatch.setattr(pipeline, "notify", notes.append)
     requests = [Request("a ring", 10.0, 32, seed=i) for i in range(50)]
-    job = text_to_video(studio, requests[0])
-    one = studio.work(80, (32, 32), job.settings).seconds("cpu")
+    job = text_to_video(pipeline, requests[0])
+    one = pipeline.cost(80, (32, 32), job.settings).seconds("cpu")
     monkeypatch.setattr("sora_jax.pipeline.budget.LONG", 10 * one)  # none of them alone takes so long
     with pytest.raises(AssertionError, match="work began"):
-        studio.stream_batch(requests)
+        pipeline.stream_batch(requests)
     assert len(notes) == 1 and "A batch of 50 videos with 4,000 frames together takes" in notes[0]
 
 
-def test_what_takes_long_is_estimated(studio, monkeypatch):
+def test_what_takes_long_is_estimated(pipeline, monkeypatch):
     notes: list[str] = []
-    monkeypatch.setattr(studio, "notify", notes.append)
+    monkeypatch.setattr(pipeline, "notify", notes.append)
     monkeypatch.setattr("sora_jax.pipeline.pipeline.iter_latents", lambda *_: [])
-    monkeypatch.setattr(studio, "encode", lambda sketch: None)
+    monkeypatch.setattr(pipeline, "encode", lambda sketch: None)
     request = Request("a ring", duration=1e7, resolution=32, max_frames=10**8)
     with pytest.raises(ValueError, match="zip"):  # nothing is filled here
-        studio.stream_batch([request])
+        pipeline.stream_batch([request])
     assert len(notes) == 1 and "80,000,000 frames" in notes[0] and "by a rough estimate" in notes[0]
 
 
 def test_windows_tokens_and_words():
-    work = Work(
+    cost = VideoCost(
         25,
         64,
         64,
@@ -209,9 +209,9 @@ def test_windows_tokens_and_words():
         passes=2,
         parameters=10**6,
     )
-    assert (work.windows, work.tokens) == (1, 7 * 64)
-    assert dataclasses.replace(work, latent_frames=15).windows == 3  # four new ones each
-    assert work.seconds("gpu") < work.seconds("cpu")
+    assert (cost.windows, cost.tokens) == (1, 7 * 64)
+    assert dataclasses.replace(cost, latent_frames=15).windows == 3  # four new ones each
+    assert cost.seconds("gpu") < cost.seconds("cpu")
     assert [in_words(s) for s in (0.1, 30, 120, 7200, 3e5, 1e9)] == [
         "about a second", "about 30 seconds", "about 2 minutes", "about 2 hours", "about 3 days", "about 32 years",
     ]  # fmt: skip
@@ -244,15 +244,15 @@ PROMPTS = {
     "prompt", [LONG_PROMPT, "a b " * 25_000, "🐈" * 100_000], ids=["a", "words", "signs"]
 )
 @pytest.mark.parametrize("name", PROMPTS)
-def test_a_prompt_of_100_000_letters_is_refused_wherever_it_is_given(studio, name, prompt, monkeypatch):
-    counted = studio.text.count_tokens
+def test_a_prompt_of_100_000_letters_is_refused_wherever_it_is_given(pipeline, name, prompt, monkeypatch):
+    counted = pipeline.text_encoder.count_tokens
     monkeypatch.setattr(
-        studio.text, "count_tokens", lambda text: never() if len(text) > 1000 else counted(text)
+        pipeline.text_encoder, "count_tokens", lambda text: never() if len(text) > 1000 else counted(text)
     )
     with pytest.raises(
         UserError, match=r"100,000 letters, about 25,000 tokens, and the model 'tiny' reads 12"
     ):
-        PROMPTS[name](studio, prompt)
+        PROMPTS[name](pipeline, prompt)
 
 
 @pytest.mark.parametrize(
@@ -263,9 +263,9 @@ def test_a_prompt_of_100_000_letters_is_refused_wherever_it_is_given(studio, nam
     ],
     ids=repr,
 )
-def test_a_prompt_that_is_no_text_is_refused(studio, name, prompt):
+def test_a_prompt_that_is_no_text_is_refused(pipeline, name, prompt):
     with pytest.raises(UserError) as error:
-        PROMPTS[name](studio, prompt)
+        PROMPTS[name](pipeline, prompt)
     assert str(error.value).count("\n") == 0
 
 
@@ -273,7 +273,7 @@ WRONG = {
     "seed": (-1, 1.5, "3", None, True, 2**31, float("nan"), 10**30, [1]),
     "steps": (0, -1, 1.0, "12", None, True, 10**9),
     "guidance": ("3", None, True, float("nan"), float("inf"), 101, [3]),
-    "given_guidance": ("3", None, float("nan"), False),
+    "conditioning_guidance": ("3", None, float("nan"), False),
     "guidance_rescale": (-0.1, 1.1, "0", None, True),
     "guidance_interval": (None, 0.5, (0.1,), (0.9, 0.1), ("0", "1"), (0, float("nan")), (False, True)),
     "guidance_method": ("magic", None, 3, ["cfg"]),
@@ -293,15 +293,15 @@ WRONG = {
 @pytest.mark.parametrize(
     ("name", "value"), [(name, value) for name, values in WRONG.items() for value in values], ids=str
 )
-def test_a_setting_of_the_wrong_kind_is_named_wherever_it_is_given(studio, name, value):
+def test_a_setting_of_the_wrong_kind_is_named_wherever_it_is_given(pipeline, name, value):
     if name not in ("duration", "frames", "fps", "resolution", "aspect", "size"):
-        abilities = (studio.generate, studio.image, studio.extend, studio.edit, studio.storyboard)
+        abilities = (pipeline.generate, pipeline.image, pipeline.extend, pipeline.edit, pipeline.storyboard)
     else:
-        abilities = (studio.generate, studio.edit, studio.storyboard)
+        abilities = (pipeline.generate, pipeline.edit, pipeline.storyboard)
     for ability in abilities:
-        if ability == studio.image and name in ("duration", "fps", "frames"):
+        if ability == pipeline.image and name in ("duration", "fps", "frames"):
             continue
-        given = {studio.extend: (CLIP, 1.0), studio.edit: (CLIP, "a ring"), studio.storyboard: (BOARD,)}
+        given = {pipeline.extend: (CLIP, 1.0), pipeline.edit: (CLIP, "a ring"), pipeline.storyboard: (BOARD,)}
         first = given.get(ability, ("a ring",))
         with pytest.raises(UserError) as error:
             ability(*first, **{name: value})
@@ -339,7 +339,7 @@ def test_a_setting_of_the_wrong_kind_is_named_wherever_it_is_given(studio, name,
     ],
     ids=range(23),
 )
-def test_an_abilitys_own_values_are_checked_too(studio, ask, words):
+def test_an_abilitys_own_values_are_checked_too(pipeline, ask, words):
     with pytest.raises(UserError) as error:
-        ask(studio)
+        ask(pipeline)
     assert words in str(error.value) and "\n" not in str(error.value), str(error.value)

@@ -1,4 +1,4 @@
-"""The queue: requests that join and leave between steps get what they would get alone, in one compiled step."""
+"""The batcher: segments that join and leave between steps get what they would get alone, in one compiled step."""
 
 import dataclasses
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 from helpers.sampling import sample, tabulate
 from helpers.tiny_batch import (
     CONFIG,
-    MOST_STEPS,
+    MAX_STEPS,
     SEGMENTS,
     SETTINGS,
     STEPS,
@@ -28,7 +28,7 @@ from sora_jax.diffusion import flow
 from sora_jax.diffusion.guidance import Guidance
 from sora_jax.diffusion.solvers import SOLVERS, solver_step
 from sora_jax.errors import UserError
-from sora_jax.pipeline.batching import MAX_OVERTAKE_STEPS, BatchShape, Queue
+from sora_jax.pipeline.batching import MAX_OVERTAKE_STEPS, BatchShape, ContinuousBatcher
 from sora_jax.tokens.packing import unpack
 
 MODEL = make_dit()
@@ -45,111 +45,116 @@ def ask(i: int) -> dict[str, Any]:
         "noise": noise,
         "sigmas": sigmas,
         "guidance": SETTINGS[i],
-        "negative": negative,
+        "negative_text": negative,
     }
 
 
 def plain(grid: tuple[int, int, int], steps: int) -> dict[str, Any]:
     """One to be generated from noise alone, without guidance."""
-    run = make_segment(7, grid, 1, (1.0,))
-    noise = wave(len(run.patches), CONFIG.patch_width)
-    return {"segment": run, "noise": noise, "sigmas": np.linspace(1, 0, steps + 1), "guidance": Guidance()}
+    segment = make_segment(7, grid, 1, (1.0,))
+    noise = wave(len(segment.patches), CONFIG.patch_width)
+    return {
+        "segment": segment,
+        "noise": noise,
+        "sigmas": np.linspace(1, 0, steps + 1),
+        "guidance": Guidance(),
+    }
 
 
 def alone(i: int, solver: str) -> np.ndarray:
     batch, (own,) = pack([SEGMENTS[i]])
     guidance = tabulate([SETTINGS[i]], [own], batch.condition_segment_ids)
-    levels = make_sigmas(batch, [own], [STEPS[i]], MOST_STEPS)
+    levels = make_sigmas(batch, [own], [STEPS[i]], MAX_STEPS)
     negative = pack([with_words(SEGMENTS[i], i)])[0] if i == 0 else None
     noise = make_noise([own], [i])
     return unpack(sample(MODEL, batch, noise, levels, guidance, solver, negative), [own])[0]
 
 
-def drain(queue: Queue) -> dict[int, np.ndarray]:
+def drain(batcher: ContinuousBatcher) -> dict[int, np.ndarray]:
     out = {}
     for _ in range(200):
-        out |= queue.step()
-        if not queue.busy:
+        out |= batcher.step()
+        if not batcher.busy:
             return out
-    raise AssertionError("the queue doesn't come to its end")
+    raise AssertionError("the batcher doesn't come to its end")
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_requests_that_join_later_get_what_they_get_alone(solver):
-    queue, ids, out = Queue(MODEL, [SHAPE], solver), {}, {}
-    for i in (1, 3, 0, 2, 4):  # one more each step: most join rows where others are half way
-        ids[i] = queue.add(**ask(i))
-        out |= queue.step()
-    out |= drain(queue)
+def test_segments_that_join_later_get_what_they_get_alone(solver):
+    batcher, ids, out = ContinuousBatcher(MODEL, [SHAPE], solver), {}, {}
+    for i in (1, 3, 0, 2, 4):  # one more each step: most join sequences where others are half way
+        ids[i] = batcher.add(**ask(i))
+        out |= batcher.step()
+    out |= drain(batcher)
     assert sorted(out) == sorted(ids.values())
-    for i, request_id in ids.items():
-        np.testing.assert_allclose(out[request_id], alone(i, solver), atol=1e-4, err_msg=f"run {i}")
+    for i, uid in ids.items():
+        np.testing.assert_allclose(out[uid], alone(i, solver), atol=1e-4, err_msg=f"segment {i}")
 
 
 def test_positions_are_used_again_and_nothing_compiles_again():
-    queue = Queue(MODEL, [SHAPE])
-    first = queue.add(**ask(0))
-    out = drain(queue)
+    batcher = ContinuousBatcher(MODEL, [SHAPE])
+    first = batcher.add(**ask(0))
+    out = drain(batcher)
     compiled = solver_step._cache_size()
-    ids = [queue.add(**ask(0)) for _ in range(5)]  # more than fit at once
-    out |= drain(queue)
-    for request_id in ids:
-        np.testing.assert_allclose(out[request_id], out[first], atol=1e-4)
+    ids = [batcher.add(**ask(0)) for _ in range(5)]  # more than fit at once
+    out |= drain(batcher)
+    for uid in ids:
+        np.testing.assert_allclose(out[uid], out[first], atol=1e-4)
     assert solver_step._cache_size() == compiled
 
 
 def test_a_small_one_overtakes_a_large_one_only_for_a_while():
-    queue = Queue(MODEL, [dataclasses.replace(SHAPE, batch_size=1)])
-    queue.add(**plain((1, 2, 4), 8))
-    queue.step()
-    large = queue.add(**plain((5, 4, 4), 2))  # a whole row
+    batcher = ContinuousBatcher(MODEL, [dataclasses.replace(SHAPE, batch_size=1)])
+    batcher.add(**plain((1, 2, 4), 8))
+    batcher.step()
+    large = batcher.add(**plain((5, 4, 4), 2))  # a whole sequence
     steps = 0
-    while large not in queue.step():
-        queue.add(**plain((1, 2, 4), 8))
+    while large not in batcher.step():
+        batcher.add(**plain((1, 2, 4), 8))
         steps += 1
         assert steps < MAX_OVERTAKE_STEPS + 40
     assert steps >= MAX_OVERTAKE_STEPS  # smaller ones went before it
 
 
 def test_what_does_not_fit_a_row_is_refused():
-    queue = Queue(MODEL, [SHAPE])
+    batcher = ContinuousBatcher(MODEL, [SHAPE])
     with pytest.raises(UserError, match="a sequence holds 20"):
-        queue.add(**plain((6, 4, 4), 2))
+        batcher.add(**plain((6, 4, 4), 2))
     with pytest.raises(UserError, match="negative prompt has 7 tokens"):
-        queue.add(**ask(1) | {"negative": wave(7, CONFIG.text_width)})
+        batcher.add(**ask(1) | {"negative_text": wave(7, CONFIG.text_width)})
     with pytest.raises(UserError, match="no solver 'magic'"):
-        Queue(MODEL, [SHAPE], "magic")
-    assert not queue.busy and queue.step() == {}
+        ContinuousBatcher(MODEL, [SHAPE], "magic")
+    assert not batcher.busy and batcher.step() == {}
 
 
-def test_what_a_request_left_behind_spoils_no_other():
+def test_what_a_segment_left_behind_spoils_no_other():
     shape = dataclasses.replace(SHAPE, batch_size=1)
     good = plain((1, 2, 4), 3)
-    fresh = Queue(MODEL, [shape])
-    request_id = fresh.add(**good)
-    expected = drain(fresh)[request_id]
-    queue = Queue(MODEL, [shape])
+    fresh = ContinuousBatcher(MODEL, [shape])
+    uid = fresh.add(**good)
+    expected = drain(fresh)[uid]
+    batcher = ContinuousBatcher(MODEL, [shape])
     bad = plain((5, 4, 4), 2)
-    spoiled = queue.add(**bad | {"noise": np.full_like(bad["noise"], np.nan)})
-    assert np.isnan(drain(queue)[spoiled]).all()
-    request_id = queue.add(**good)
-    np.testing.assert_allclose(drain(queue)[request_id], expected, atol=1e-5)
+    spoiled = batcher.add(**bad | {"noise": np.full_like(bad["noise"], np.nan)})
+    assert np.isnan(drain(batcher)[spoiled]).all()
+    uid = batcher.add(**good)
+    np.testing.assert_allclose(drain(batcher)[uid], expected, atol=1e-5)
 
 
-def test_the_smallest_batch_shape_that_holds_the_active_requests_is_taken():
+def test_the_smallest_batch_shape_that_holds_the_active_segments_is_taken():
     large = dataclasses.replace(SHAPE, batch_size=1)
     small = dataclasses.replace(large, seq_len=8, text_len=4)
-    queue = Queue(MODEL, [small, large])
+    batcher = ContinuousBatcher(MODEL, [small, large])
     expected = {i: alone(i, "euler") for i in (1, 3, 4)}
-    ids = {queue.add(**ask(3)): 3}  # 4 tokens, 6 steps
-    lengths, out = [], queue.step()
-    lengths.append(queue.batch_shape.seq_len)
-    ids |= {queue.add(**ask(i)): i for i in (4, 1)}  # 10 tokens more
+    ids = {batcher.add(**ask(3)): 3}  # 4 tokens, 6 steps
+    lengths, out = [], batcher.step()
+    lengths.append(batcher.batch_shape.seq_len)
+    ids |= {batcher.add(**ask(i)): i for i in (4, 1)}  # 10 tokens more
     compiled = solver_step._cache_size()
-    while queue.busy:
-        out |= queue.step()
-        lengths.append(queue.batch_shape.seq_len)
+    while batcher.busy:
+        out |= batcher.step()
+        lengths.append(batcher.batch_shape.seq_len)
     assert lengths[0] == 8 and N in lengths and lengths[-1] == 8  # it grew and shrank again
     assert solver_step._cache_size() <= compiled + 2
-    for request_id, i in ids.items():
-        np.testing.assert_allclose(out[request_id], expected[i], atol=1e-4, err_msg=f"run {i}")
+    for uid, i in ids.items():
+        np.testing.assert_allclose(out[uid], expected[i], atol=1e-4, err_msg=f"segment {i}")

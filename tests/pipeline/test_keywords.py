@@ -1,4 +1,4 @@
-"""Keywords of the face: spelled out in signatures, known by other libraries' names, answered with the nearest."""
+"""Keywords of the public API: spelled out in signatures, known by other libraries' names, answered with the nearest."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from helpers.tiny_model import tiny_bundle
 
 from sora_jax.cli.main import cli
 from sora_jax.errors import UserError
-from sora_jax.pipeline.keywords import called, explicit_keywords, known_keywords
+from sora_jax.pipeline.keywords import explicit_keywords, known_keywords, option_name
 from sora_jax.pipeline.pipeline import BUILDERS, Pipeline, Request
 from sora_jax.pipeline.registry import ABILITIES
 from sora_jax.pipeline.settings import Settings
@@ -62,7 +62,7 @@ def test_defaults_of_a_signature_are_those_that_hold():
 
 
 @pytest.fixture(scope="module")
-def studio() -> Pipeline:
+def pipeline() -> Pipeline:
     return Pipeline(tiny_bundle())
 
 
@@ -89,9 +89,9 @@ def studio() -> Pipeline:
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
-def test_an_unknown_keyword_is_answered_with_the_right_one(studio, given, words):
+def test_an_unknown_keyword_is_answered_with_the_right_one(pipeline, given, words):
     with pytest.raises(UserError) as error:
-        studio.generate("a ring", **given)
+        pipeline.generate("a ring", **given)
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
@@ -121,9 +121,9 @@ def test_a_request_takes_other_libraries_names_and_can_be_changed():
 
 
 @pytest.mark.parametrize("name", ["edit", "extend", "loop", "animate", "upscale", "storyboard"])
-def test_every_ability_answers_so(studio, name):
+def test_every_ability_answers_so(pipeline, name):
     with pytest.raises(UserError, match="did you mean guidance"):
-        getattr(studio, name)(guidence=2)
+        getattr(pipeline, name)(guidence=2)
 
 
 def test_other_libraries_names_of_the_shape_are_taken():
@@ -145,9 +145,9 @@ def test_a_keyword_of_the_function_itself_is_not_doubled():
 
 
 def test_a_keyword_is_called_an_option_by_our_command_line_alone():
-    theirs = click.Command("theirs", callback=lambda: print(called("given_guidance")))
-    assert CliRunner().invoke(theirs, []).output == "given_guidance\n"
+    theirs = click.Command("theirs", callback=lambda: print(option_name("conditioning_guidance")))
+    assert CliRunner().invoke(theirs, []).output == "conditioning_guidance\n"
     with click.Context(cli) as context:
         context.invoke(cli.callback)
-        assert called("given_guidance") == "--given-guidance"
-    assert called("given_guidance") == "given_guidance"
+        assert option_name("conditioning_guidance") == "--conditioning-guidance"
+    assert option_name("conditioning_guidance") == "conditioning_guidance"

@@ -17,7 +17,7 @@ from sora_jax.errors import UserError
 from sora_jax.media.video import Video, VideoStream, read_video
 from sora_jax.models import tiles
 from sora_jax.pipeline import denoise, sketches, temporal_abilities
-from sora_jax.pipeline import pipeline as face
+from sora_jax.pipeline import pipeline as module
 from sora_jax.pipeline.job import Job
 from sora_jax.pipeline.pipeline import Pipeline, Request
 from sora_jax.pipeline.request import text_to_video
@@ -32,19 +32,19 @@ FIELDS = {"resolution": 32, "steps": 2, "guidance": 1.0}
 
 
 @pytest.fixture(scope="module")
-def studio() -> Pipeline:
+def pipeline() -> Pipeline:
     """Sees three latent frames of four tokens at once."""
     return Pipeline(tiny_bundle(Limits(tokens=12, text=12, text_len=24)))
 
 
-def test_streams_read_in_turn_equal_videos_made_whole(studio):
+def test_streams_read_in_turn_equal_videos_made_whole(pipeline):
     requests = [Request("a ring", duration=3.0 + i, seed=i, **FIELDS) for i in range(3)]
-    streams = studio.stream_batch(requests)
+    streams = pipeline.stream_batch(requests)
     mixed = zip(*itertools.zip_longest(*streams), strict=True)
-    jobs = [text_to_video(studio, request) for request in requests]
-    canvases = denoise.denoise(studio, jobs, [studio.encode(job.sketch) for job in jobs])
+    jobs = [text_to_video(pipeline, request) for request in requests]
+    canvases = denoise.denoise(pipeline, jobs, [pipeline.prepare_latents(job.sketch) for job in jobs])
     for request, stream, frames, canvas in zip(requests, streams, mixed, canvases, strict=True):
-        whole = studio.decode(canvas, *request.shape())
+        whole = pipeline.decode_latents(canvas, *request.shape())
         assert len(whole) == len(stream) == round(8 * request.duration) and whole.std() > 1
         np.testing.assert_array_equal(np.stack([frame for frame in frames if frame is not None]), whole)
         assert stream.size == (32, 32) and stream.duration == request.duration
@@ -64,12 +64,12 @@ def test_a_seed_has_one_noise_however_a_canvas_is_cut(monkeypatch, patch):
 
     monkeypatch.setattr(WindowedCanvas, "next_window", watched)
     clip = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
-    made = [sketches.blank((60, 32, 32), 8.0)]
+    made = [sketches.all_noise((60, 32, 32), 8.0)]
     if patch[0] == 1:
         made.append(sketches.extend(clip, 60, 8.0, backward=True))
     for sketch in made:
         drawn.clear()
-        canvas = engine.encode(sketch)
+        canvas = engine.prepare_latents(sketch)
         denoise.denoise(engine, [Job(sketch, (), dataclasses.replace(SETTINGS, seed=7))], [canvas])
         (t, y, x, c), count = canvas.latent.shape, np.prod(patch)
         whole = np.random.default_rng(7).standard_normal((t * y * x // count, count * c)).astype(np.float32)
@@ -79,19 +79,19 @@ def test_a_seed_has_one_noise_however_a_canvas_is_cut(monkeypatch, patch):
             np.testing.assert_array_equal(noise, whole[number])
 
 
-def test_a_blank_canvas_is_the_encoded_blank_sketch(studio):
-    ours = studio.encode(sketches.blank((30, 20, 40), 8.0))
-    theirs = studio.encode(sketches.blank((30, 20, 40), 8.0, writable=True))
+def test_an_all_noise_canvas_is_the_encoded_all_noise_sketch(pipeline):
+    ours = pipeline.prepare_latents(sketches.all_noise((30, 20, 40), 8.0))
+    theirs = pipeline.prepare_latents(sketches.all_noise((30, 20, 40), 8.0, writable=True))
     for field in dataclasses.fields(ours):
         np.testing.assert_array_equal(getattr(ours, field.name), getattr(theirs, field.name))
     assert ours.latent.strides == (0, 0, 0, 0) and not ours.conditioning_frames.any()
 
 
-def test_of_ten_thousand_seconds_the_first_frames_come_at_once(studio):
+def test_of_ten_thousand_seconds_the_first_frames_come_at_once(pipeline):
     reports: list[tuple[int, int]] = []
-    short = studio.generate("a ring", duration=3.0, **FIELDS)
+    short = pipeline.generate("a ring", duration=3.0, **FIELDS)
     tracemalloc.start()
-    stream = studio.stream(
+    stream = pipeline.stream(
         "a ring", lambda *at: reports.append(at), duration=10_000.0, max_frames=80_000, **FIELDS
     )
     frames = np.stack(list(itertools.islice(stream, 20)))
@@ -99,12 +99,14 @@ def test_of_ten_thousand_seconds_the_first_frames_come_at_once(studio):
     tracemalloc.stop()
     np.testing.assert_array_equal(frames, short.frames[:20])
     assert len(stream) == 80_000
-    steps = 2 * len(temporal_windows(studio.encode(sketches.blank((80_000, 32, 32), 8.0)), 3, 1))
+    steps = 2 * len(
+        temporal_windows(pipeline.prepare_latents(sketches.all_noise((80_000, 32, 32), 8.0)), 3, 1)
+    )
     assert reports[0] == (0, steps) and reports[-1][0] < 20
     assert peak < 20e6, "its frames take 246 MB"
 
 
-def test_what_is_held_while_a_video_is_made_does_not_grow_with_it(studio, monkeypatch):
+def test_what_is_held_while_a_video_is_made_does_not_grow_with_it(pipeline, monkeypatch):
     made: list[WindowedCanvas] = []
     real = WindowedCanvas.__init__
     monkeypatch.setattr(
@@ -112,21 +114,21 @@ def test_what_is_held_while_a_video_is_made_does_not_grow_with_it(studio, monkey
     )
     most = {}
     for seconds in (8.0, 24.0):
-        held = [made[-1].held for _ in studio.stream("a ring", duration=seconds, **FIELDS)]
+        held = [made[-1].held for _ in pipeline.stream("a ring", duration=seconds, **FIELDS)]
         most[seconds] = max(held)
         assert held[-1] == 0
-    # Of a window's three latent frames: painted and noise; those that are read.
+    # Of a window's three latent frames: generated and noise; those that are read.
     assert most[8.0] == most[24.0] <= 8
 
 
-def test_latents_are_ready_as_soon_as_no_later_window_changes_them(studio):
+def test_latents_are_ready_as_soon_as_no_later_window_changes_them(pipeline):
     clip = np.zeros((5, 32, 32, 3), np.uint8)  # two latent frames
     for sketch, ready in (
-        (sketches.blank((33, 32, 32), 8.0), [3, 5, 7, 9]),
+        (sketches.all_noise((33, 32, 32), 8.0), [3, 5, 7, 9]),
         (sketches.extend(clip, 16, 8.0), [4, 6]),
         (sketches.extend(clip, 16, 8.0, backward=True), [0, 0, 7]),
     ):
-        canvas = studio.encode(sketch)
+        canvas = pipeline.prepare_latents(sketch)
         windowed = WindowedCanvas(canvas, 3, 1, (1, 2, 2), 0)
         for number in ready:
             _, noise = windowed.next_window()
@@ -137,13 +139,13 @@ def test_latents_are_ready_as_soon_as_no_later_window_changes_them(studio):
         np.testing.assert_array_equal(np.stack(windowed.ready)[given], canvas.latent[given])
 
 
-def test_videos_too_large_to_be_held_together_are_made_one_after_another(studio, monkeypatch):
+def test_videos_too_large_to_be_held_together_are_made_one_after_another(pipeline, monkeypatch):
     requests = [Request("a ring", duration=4.0, seed=i, **FIELDS) for i in range(3)]
-    together = [video.frames for video in studio.generate_batch(requests)]
-    size = 4 * studio.encode(text_to_video(studio, requests[0]).sketch).latent.size
-    monkeypatch.setattr(denoise, "MOST_HELD", 2 * size - 1)
+    together = [video.frames for video in pipeline.generate_batch(requests)]
+    size = 4 * pipeline.prepare_latents(text_to_video(pipeline, requests[0]).sketch).latent.size
+    monkeypatch.setattr(denoise, "MAX_HELD", 2 * size - 1)
     reports: list[tuple[int, int]] = []
-    streams, seen = studio.stream_batch(requests, lambda *at: reports.append(at)), []
+    streams, seen = pipeline.stream_batch(requests, lambda *at: reports.append(at)), []
     for stream, whole in zip(streams, together, strict=True):
         ours = stream.whole().frames
         assert np.abs(ours.astype(int) - whole).max() <= 1
@@ -153,37 +155,39 @@ def test_videos_too_large_to_be_held_together_are_made_one_after_another(studio,
     assert reports == sorted(reports) and reports[0][0] == 0
 
 
-def test_a_canvas_that_is_given_whole_waits_for_no_other(studio, monkeypatch):
-    monkeypatch.setattr(denoise, "MOST_HELD", 1)
+def test_a_canvas_that_is_given_whole_waits_for_no_other(pipeline, monkeypatch):
+    monkeypatch.setattr(denoise, "MAX_HELD", 1)
     clip = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
     given = sketches.Sketch(clip, np.zeros(clip.shape[:3], np.float32), 8.0)
-    jobs = [Job(sketch, (), SETTINGS) for sketch in (given, sketches.blank((9, 32, 32), 8.0))]
-    canvases = [studio.encode(job.sketch) for job in jobs]
-    same, painted = denoise.denoise(studio, jobs, canvases)
+    jobs = [Job(sketch, (), SETTINGS) for sketch in (given, sketches.all_noise((9, 32, 32), 8.0))]
+    canvases = [pipeline.prepare_latents(job.sketch) for job in jobs]
+    same, generated = denoise.denoise(pipeline, jobs, canvases)
     np.testing.assert_array_equal(same.latent, canvases[0].latent)
-    assert painted.latent.any((1, 2, 3)).all()
+    assert generated.latent.any((1, 2, 3)).all()
 
 
-def test_a_storyboard_of_words_holds_nothing_and_other_abilities_stream_what_is_painted_forward(studio):
+def test_a_storyboard_of_words_holds_nothing_and_other_abilities_stream_what_is_painted_forward(pipeline):
     cards = (Card(0.0, "a ring"), Card(2.0, "a star"))
     board = Storyboard(cards, duration=4.0, fps=8.0, resolution=32, aspect=1.0)
-    assert storyboard(studio, board).sketch.blank
+    assert storyboard(pipeline, board).sketch.all_noise
     clip = Video(np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), np.uint8), 8.0)
     for backward in (False, True):
-        job = temporal_abilities.extend(studio, clip, 8.0, "a ring", backward=backward, steps=2, guidance=1.0)
+        job = temporal_abilities.extend(
+            pipeline, clip, 8.0, "a ring", backward=backward, steps=2, guidance=1.0
+        )
         reports: list[tuple[int, int]] = []
-        (stream,) = studio.make_streams([job], lambda *at, reports=reports: reports.append(at))
+        (stream,) = pipeline.make_streams([job], lambda *at, reports=reports: reports.append(at))
         next(iter(stream))
         done, in_all = reports[-1] if reports else (0, 1)
-        # What is painted backward is final when the beginning is there.
+        # What is generated backward is final when the beginning is there.
         assert done == in_all if backward else done < in_all / 2
         assert len(list(stream)) == 72
 
 
-def test_a_long_video_compiles_one_step_and_two_programs_of_the_decoder(studio):
+def test_a_long_video_compiles_one_step_and_two_programs_of_the_decoder(pipeline):
     solver_step.clear_cache()
     tiles._decode_chunk.clear_cache()
-    stream = studio.stream("a ring", duration=9.0, **FIELDS)
+    stream = pipeline.stream("a ring", duration=9.0, **FIELDS)
     assert sum(1 for _ in stream) == 72
     assert solver_step._cache_size() == 1
     assert tiles._decode_chunk._cache_size() == 2, "the first latent frame, and chunks behind it"
@@ -206,7 +210,7 @@ def test_a_run_that_stops_leaves_the_old_file_and_no_half_one(monkeypatch, tmp_p
             raise fault
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(face, "load", lambda name, lazy: Stopped())
+    monkeypatch.setattr(module, "load", lambda name, lazy: Stopped())
     (tmp_path / "out.mp4").write_bytes(b"good")
     assert cli.main(["generate", "a ring", "--seconds", "25"]) == status
     assert len(made) == 150 and (tmp_path / "out.mp4").read_bytes() == b"good"

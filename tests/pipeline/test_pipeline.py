@@ -1,4 +1,4 @@
-"""The face: exact shapes, packed requests equal to solo ones, one compilation, clear refusals, whole files."""
+"""The public API: exact shapes, packed requests equal to solo ones, one compilation, clear refusals, whole files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sora_jax.pipeline.pipeline import Pipeline, Request, list_models, load
 
 
 @pytest.fixture(scope="module")
-def studio() -> Pipeline:
+def pipeline() -> Pipeline:
     return Pipeline(tiny_bundle())
 
 
@@ -34,8 +34,8 @@ REQUESTS = [
 ]
 
 
-def test_every_output_has_exactly_the_size_rate_and_frames_that_were_asked_for(studio):
-    videos = studio.generate_batch(REQUESTS)
+def test_every_output_has_exactly_the_size_rate_and_frames_that_were_asked_for(pipeline):
+    videos = pipeline.generate_batch(REQUESTS)
     assert [video.frames.shape for video in videos] == [
         (8, 32, 32, 3),
         (9, 30, 54, 3),
@@ -45,29 +45,29 @@ def test_every_output_has_exactly_the_size_rate_and_frames_that_were_asked_for(s
     assert [video.fps for video in videos] == [8, 6, 8, 8]
 
 
-def test_requests_packed_together_equal_each_alone(studio):
-    together = studio.generate_batch(REQUESTS)
+def test_requests_packed_together_equal_each_alone(pipeline):
+    together = pipeline.generate_batch(REQUESTS)
     for request, video in zip(REQUESTS, together, strict=True):
-        alone = studio.generate_batch([request])[0]
+        alone = pipeline.generate_batch([request])[0]
         difference = np.abs(video.frames.astype(int) - alone.frames.astype(int))
         assert difference.max() <= 1, request
         assert alone.frames.std() > 0
 
 
-def test_another_seed_prompt_or_guidance_gives_another_video(studio):
-    base = studio.generate_batch(REQUESTS[:1])[0].frames
+def test_another_seed_prompt_or_guidance_gives_another_video(pipeline):
+    base = pipeline.generate_batch(REQUESTS[:1])[0].frames
     for change in ({"seed": 9}, {"prompt": "a green square"}, {"guidance": 1.0}):
-        other = studio.generate_batch([dataclasses.replace(REQUESTS[0], **change)])[0].frames
+        other = pipeline.generate_batch([dataclasses.replace(REQUESTS[0], **change)])[0].frames
         assert (other != base).any(), change
 
 
-def test_one_compilation_serves_all_shapes_and_a_cheaper_one_what_is_not_guided(studio):
+def test_one_compilation_serves_all_shapes_and_a_cheaper_one_what_is_not_guided(pipeline):
     solver_step.clear_cache()
     for request in REQUESTS:
-        studio.generate_batch([dataclasses.replace(request, guidance=2.0 + request.seed)])
+        pipeline.generate_batch([dataclasses.replace(request, guidance=2.0 + request.seed)])
     assert solver_step._cache_size() == 1
     for request in REQUESTS:
-        studio.generate_batch([dataclasses.replace(request, guidance=1.0)])
+        pipeline.generate_batch([dataclasses.replace(request, guidance=1.0)])
     assert solver_step._cache_size() == 2
 
 
@@ -75,20 +75,20 @@ def test_solvers_of_second_order_take_the_same_road_with_smaller_steps_error():
     bundle = tiny_bundle()
     # Random weights turn the finest waves of σ into a road so rough that no solver has an order on it.
     bundle.dit.sigma_in.kernel[...] = 0.0
-    studio = Pipeline(bundle)
+    pipeline = Pipeline(bundle)
     fields = {"duration": 0.5, "resolution": 16, "seed": 5, "guidance": 2.0}
-    exact = studio.generate("a ring", steps=64, solver="heun", **fields).frames.astype(float)
+    exact = pipeline.generate("a ring", steps=64, solver="heun", **fields).frames.astype(float)
     errors = {
-        solver: np.abs(studio.generate("a ring", steps=6, solver=solver, **fields).frames - exact).mean()
+        solver: np.abs(pipeline.generate("a ring", steps=6, solver=solver, **fields).frames - exact).mean()
         for solver in SOLVERS
     }
     better = {solver: error / errors["euler"] for solver, error in errors.items() if solver != "euler"}
     assert len(better) == 3 and max(better.values()) < 0.5, errors
 
 
-def test_reconstruction_keeps_any_shape(studio):
+def test_reconstruction_keeps_any_shape(pipeline):
     clip = np.random.default_rng(0).integers(0, 255, (6, 21, 35, 3), np.uint8)
-    assert studio.reconstruct(Video(clip, 7.0)).frames.shape == clip.shape
+    assert pipeline.reconstruct(Video(clip, 7.0)).frames.shape == clip.shape
 
 
 @pytest.mark.parametrize(
@@ -108,42 +108,42 @@ def test_reconstruction_keeps_any_shape(studio):
         ({"guidance": float("nan")}, "guidance=nan can't be used"),
     ],
 )
-def test_what_the_model_cannot_do_is_refused_with_a_way_out(studio, fields, words):
+def test_what_the_model_cannot_do_is_refused_with_a_way_out(pipeline, fields, words):
     small = {"prompt": "a ring", "resolution": 16}
     with pytest.raises(UserError, match=words):
-        studio.generate_batch([Request(**(({"prompt": "a ring"} if "size" in fields else small) | fields))])
+        pipeline.generate_batch([Request(**(({"prompt": "a ring"} if "size" in fields else small) | fields))])
 
 
 @pytest.mark.parametrize("aspect", ["1:1", "16:9", "9:21"])
-def test_the_nearest_possible_that_a_refusal_names_is_possible_and_the_next_is_not(studio, aspect):
+def test_the_nearest_possible_that_a_refusal_names_is_possible_and_the_next_is_not(pipeline, aspect):
     request = Request("a ring", duration=1.0, resolution=96, aspect=aspect, steps=1, guidance=1.0)
     with pytest.raises(UserError) as error:
-        studio.check(request)
+        pipeline.check(request)
     side = int(str(error.value).split("a resolution of ")[1].rstrip("."))
     with pytest.raises(UserError):
-        studio.check(dataclasses.replace(request, resolution=side + 2))
+        pipeline.check(dataclasses.replace(request, resolution=side + 2))
     nearest = dataclasses.replace(request, resolution=side)
-    studio.check(nearest)
-    assert studio.generate_batch([nearest])[0].frames.shape == (*nearest.shape(), 3)
+    pipeline.check(nearest)
+    assert pipeline.generate_batch([nearest])[0].frames.shape == (*nearest.shape(), 3)
 
 
-def test_a_video_longer_than_the_model_sees_at_once_is_filled_in_windows(studio):
+def test_a_video_longer_than_the_model_sees_at_once_is_filled_in_windows(pipeline):
     """Rows hold ten latent frames of this size, 37 frames; what the first window paints, the next ones keep."""
     request = Request("a ring", duration=8.0, resolution=32, steps=2, seed=1)
     reports: list[tuple[int, int]] = []
-    video = studio.generate_batch([request], lambda *at: reports.append(at))[0]
+    video = pipeline.generate_batch([request], lambda *at: reports.append(at))[0]
     assert video.frames.shape == (64, 32, 32, 3)
     assert reports == [(i, 6) for i in range(7)]
     own = [frames.astype(float).std() for frames in np.split(video.frames, 8)]
     assert min(own) > 0.2 * max(own)
-    shorter = studio.generate_batch([dataclasses.replace(request, duration=37 / 8)])[0]
+    shorter = pipeline.generate_batch([dataclasses.replace(request, duration=37 / 8)])[0]
     np.testing.assert_array_equal(video.frames[:37], shorter.frames)
 
 
-def test_a_bundle_comes_back_as_it_was_stored(tmp_path, studio):
-    save_bundle(studio.bundle, tmp_path / "model", dtype="float32")
+def test_a_bundle_comes_back_as_it_was_stored(tmp_path, pipeline):
+    save_bundle(pipeline.bundle, tmp_path / "model", dtype="float32")
     video = load(tmp_path / "model").generate("a ring", duration=0.5, resolution=16, steps=2)
-    same = studio.generate("a ring", duration=0.5, resolution=16, steps=2)
+    same = pipeline.generate("a ring", duration=0.5, resolution=16, steps=2)
     np.testing.assert_array_equal(video.frames, same.frames)
     assert [entry.kind for entry in list_models([tmp_path])][-1] == "directory"
 
@@ -158,11 +158,11 @@ def test_models_are_listed_as_often_as_one_asks():
     assert done.returncode == 0, done.stderr
 
 
-def test_a_list_of_prompts_gives_a_list_of_videos_that_say_how_they_were_made(studio, tmp_path):
+def test_a_list_of_prompts_gives_a_list_of_videos_that_say_how_they_were_made(pipeline, tmp_path):
     fields = {"num_frames": 5, "width": 24, "height": 16, "steps": 2, "seed": 7}
-    videos = studio.generate(["a ring", "a star"], **fields)
+    videos = pipeline.generate(["a ring", "a star"], **fields)
     assert [video.size for video in videos] == [(16, 24)] * 2 and len(videos[0]) == 5
-    alone = studio.generate("a star", **fields)
+    alone = pipeline.generate("a star", **fields)
     assert alone.metadata == videos[1].metadata
     assert np.abs(alone.frames.astype(int) - videos[1].frames).max() <= 1
     made = alone.metadata
@@ -171,26 +171,26 @@ def test_a_list_of_prompts_gives_a_list_of_videos_that_say_how_they_were_made(st
     assert read_metadata(alone.save(tmp_path / "b.png")) == made
     assert read_metadata(alone.save(tmp_path / "c.mp4", metadata=None)) == {}
     assert read_metadata(alone.save(tmp_path / "d.mp4", metadata={"a": "b"})) == {"a": "b"}
-    loop = studio.loop(alone, steps=1)
+    loop = pipeline.loop(alone, steps=1)
     assert loop.metadata["prompt"] == "" and loop.metadata["guidance"] == "1.0"
 
 
-def test_training_goes_on_from_a_model_that_lacks_a_layer(tmp_path, studio):
-    save_bundle(studio.bundle, tmp_path / "model", dtype="float32")
-    config = dataclasses.replace(studio.dit.config, reference_frames=True)
+def test_training_goes_on_from_a_model_that_lacks_a_layer(tmp_path, pipeline):
+    save_bundle(pipeline.bundle, tmp_path / "model", dtype="float32")
+    config = dataclasses.replace(pipeline.dit.config, reference_frames=True)
     taken = take_weights(DiT(config, rngs=nnx.Rngs(7)), str(tmp_path / "model"), "dit")
     assert not np.asarray(taken.reference_in.kernel[...]).any()
-    np.testing.assert_array_equal(taken.blocks.qkv.kernel[...], studio.dit.blocks.qkv.kernel[...])
+    np.testing.assert_array_equal(taken.blocks.qkv.kernel[...], pipeline.dit.blocks.qkv.kernel[...])
     narrow = DiT(dataclasses.replace(config, mlp_ratio=3), rngs=nnx.Rngs(7))
     with pytest.raises(UserError, match="another architecture"):
         take_weights(narrow, str(tmp_path / "model"), "dit")
 
 
-def test_damaged_or_foreign_models_are_refused_in_a_sentence(tmp_path, studio):
+def test_damaged_or_foreign_models_are_refused_in_a_sentence(tmp_path, pipeline):
     with pytest.raises(UserError, match="no model 'nothing'"):
         load("nothing")
     folder = tmp_path / "model"
-    save_bundle(studio.bundle, folder)
+    save_bundle(pipeline.bundle, folder)
     weights = (folder / "dit.safetensors").read_bytes()
     (folder / "dit.safetensors").write_bytes(weights[: len(weights) // 2])
     with pytest.raises(UserError, match="cut short"):

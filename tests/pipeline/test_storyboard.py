@@ -37,7 +37,7 @@ cards:
 
 
 @pytest.fixture(scope="module")
-def studio() -> Pipeline:
+def pipeline() -> Pipeline:
     limits = Limits(tokens=36, latent_frames=4, frame_tokens=8, resolution=32, fps=24, text=12, text_len=24)
     return Pipeline(tiny_bundle(limits))
 
@@ -72,8 +72,8 @@ def test_a_file_is_read_as_it_is_written(folder):
     assert read_storyboard(written(folder, "cards: [{text: a ring}]")) == Storyboard((Card(0.0, "a ring"),))
 
 
-def test_pictures_and_clips_stand_at_their_times_and_the_rest_is_open(folder, studio):
-    job = storyboard(studio, read_storyboard(written(folder, WHOLE)), steps=2, seed=3)
+def test_pictures_and_clips_stand_at_their_times_and_the_rest_is_open(folder, pipeline):
+    job = storyboard(pipeline, read_storyboard(written(folder, WHOLE)), steps=2, seed=3)
     sketch = job.sketch
     assert sketch.frames.shape == (24 + 4 + 1, 32, 56, 3) and sketch.fps == 8
     assert np.flatnonzero(sketch.conditioning_frames).tolist() == [0, 16, 17, 18, 19, 28]
@@ -85,19 +85,19 @@ def test_pictures_and_clips_stand_at_their_times_and_the_rest_is_open(folder, st
     assert any("cropped" in note for note in job.notes)
 
 
-def test_without_pictures_all_is_open(studio):
+def test_without_pictures_all_is_open(pipeline):
     job = storyboard(
-        studio, Storyboard((Card(0, "a ring"), Card(1, "a star")), duration=2, fps=6, resolution=32)
+        pipeline, Storyboard((Card(0, "a ring"), Card(1, "a star")), duration=2, fps=6, resolution=32)
     )
     assert (job.sketch.strength == 1).all() and len(job.sketch.frames) == 12
     assert job.keep == slice(None) and job.notes == ()
 
 
-def test_a_storyboard_becomes_a_video(folder, studio, monkeypatch):
+def test_a_storyboard_becomes_a_video(folder, pipeline, monkeypatch):
     said = []
-    monkeypatch.setattr(studio, "notify", said.append)
+    monkeypatch.setattr(pipeline, "notify", said.append)
     board = dataclasses.replace(read_storyboard(written(folder, WHOLE)), aspect="3:2")
-    video = studio.storyboard(board, steps=2)
+    video = pipeline.storyboard(board, steps=2)
     assert video.frames.shape == (28, 32, 48, 3) and video.fps == 8
     assert len(said) == len(set(said))
 
@@ -142,10 +142,10 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_no_storyboard_is_refused_in_one_sentence(name, folder, studio):
+def test_what_is_no_storyboard_is_refused_in_one_sentence(name, folder, pipeline):
     text, words = BAD[name]
     with pytest.raises(UserError) as error:
-        storyboard(studio, written(folder, text))
+        storyboard(pipeline, written(folder, text))
     message = str(error.value)
     assert words in message and "\n" not in message and message.endswith((".", "?")), message
 

@@ -15,10 +15,10 @@ from helpers.tiny_model import tiny_bundle
 
 from sora_jax.checkpoints.bundle import Bundle, Limits
 from sora_jax.diffusion import flow
-from sora_jax.pipeline import codec, denoise
-from sora_jax.pipeline.codec import Codec
+from sora_jax.pipeline import denoise, vae_processor
 from sora_jax.pipeline.job import Job
 from sora_jax.pipeline.settings import Settings
+from sora_jax.pipeline.vae_processor import VaeProcessor
 from sora_jax.tokens.canvas import FRAMES_PER_LATENT, Sketch
 
 LIMITS = Limits(tokens=96, latent_frames=6, frame_tokens=24, text=12, text_len=24)
@@ -36,7 +36,7 @@ def first_requests(
     """What is asked of the sampler first for a sketch; nothing is encoded, and no step is taken."""
     taken: list[SimpleNamespace] = []
 
-    class Queue(denoise.Queue):
+    class ContinuousBatcher(denoise.ContinuousBatcher):
         def add(self, segment, noise, sigmas, guidance, negative=None) -> int:
             taken.append(SimpleNamespace(segment=segment, sigmas=sigmas, guidance=guidance))
             return super().add(segment, noise, sigmas, guidance, negative)
@@ -53,12 +53,12 @@ def first_requests(
             )
         ]
 
-    monkeypatch.setattr(denoise, "Queue", Queue)
-    monkeypatch.setattr(codec, "encode_stream", encode_stream)
-    model = Codec(bundle)
+    monkeypatch.setattr(denoise, "ContinuousBatcher", ContinuousBatcher)
+    monkeypatch.setattr(vae_processor, "encode_stream", encode_stream)
+    model = VaeProcessor(bundle)
     job = Job(sketch, (), Settings(**{"steps": 4, "guidance": 1.0} | settings))
     with pytest.raises(StopAsyncIteration):
-        denoise.denoise(model, [job], [model.encode(sketch)])
+        denoise.denoise(model, [job], [model.prepare_latents(sketch)])
     return taken
 
 
@@ -89,7 +89,7 @@ def test_a_strength_is_that_share_of_the_way_of_the_segments_that_are_sampled(
     strength = np.full((frames, height, width), np.float32(0.3))
     sketch = Sketch(np.zeros((frames, height, width, 3), np.uint8), strength, 8.0)
     requests = first_requests(bundle, sketch, monkeypatch)
-    cells = Codec(bundle).cells(height, width)
+    cells = VaeProcessor(bundle).cells(height, width)
     assert (len(requests) > 1) == (math.prod(cells) // math.prod(patch[1:]) > LIMITS.frame_tokens)
     if patch == (1, 2, 2):
         assert (len(requests) > 1) == cut
@@ -116,7 +116,7 @@ def test_what_is_partly_painted_from_nothing_is_seen_whole_and_means_the_same(mo
     [
         ({"guidance_method": "zero", "guidance": 3.0, "negative": "a ring"}, True),
         ({"guidance_method": "zero", "guidance": 3.0}, False),  # there are no words to be guided by
-        ({"guidance_method": "zero", "guidance": 1.0, "given_guidance": 2.0}, True),
+        ({"guidance_method": "zero", "guidance": 1.0, "conditioning_guidance": 2.0}, True),
         ({"guidance_method": "zero", "guidance": 1.0}, False),
         ({"guidance_method": "zero", "guidance": 3.0, "guidance_interval": (0.0, 0.9)}, False),
         ({"guidance": 3.0}, False),
@@ -124,7 +124,7 @@ def test_what_is_partly_painted_from_nothing_is_seen_whole_and_means_the_same(mo
 )
 def test_zero_init_belongs_to_cfg_zero_star_where_it_guides_near_noise(settings, leaves_out, monkeypatch):
     bundle = bundle_of((1, 2, 2))
-    blank = Sketch(np.zeros((9, 64, 64, 3), np.uint8), np.ones((9, 64, 64), np.float32), 8.0)
-    [request] = first_requests(bundle, blank, monkeypatch, **settings)
+    noise = Sketch(np.zeros((9, 64, 64, 3), np.uint8), np.ones((9, 64, 64), np.float32), 8.0)
+    [request] = first_requests(bundle, noise, monkeypatch, **settings)
     held = request.sigmas[:-1] > request.guidance.zero_init_sigma
     assert held.tolist() == [leaves_out, False, False, False]

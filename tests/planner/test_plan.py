@@ -1,5 +1,5 @@
 # ruff: noqa: E501 (lines of programs are as long as XLA makes them)
-"""The planner: programs read and counted, chips, the roofline, what makes a job fit, the command."""
+"""The planner: programs read and counted, chips, the roofline, what makes a spec fit, the command."""
 
 import dataclasses
 import importlib.util
@@ -177,14 +177,14 @@ def test_topologies_have_chips_and_chips_have_devices():
 
 
 def test_a_chip_of_two_devices_costs_once():
-    job = programs.make_job(rung("Ti"), "train", read_topology("tpu7x:2x2x1"))
-    assert math.prod(job.mesh.values()) == 8
+    spec = programs.make_step_spec(rung("Ti"), "train", read_topology("tpu7x:2x2x1"))
+    assert math.prod(spec.mesh.values()) == 8
     counts = Counts("compiler", 1153.5e12, 0.0, 1e12, 0.0, {}, 0, 1000.0)
     sure = estimate.Assumptions(1.0, 1.0, 1.0, 1.0, 0.0)
-    found = estimate.estimate(counts, job.topology, sure)
+    found = estimate.estimate(counts, spec.topology, sure)
     assert found.seconds == pytest.approx(1.0), "half a chip's peak for each device"
-    assert estimate.bill(job, counts, found, 36.0, 1e6, sure).dollars == pytest.approx(1000 * 4 * 36 / 3600)
-    sampler = dataclasses.replace(job, step="sample")
+    assert estimate.bill(spec, counts, found, 36.0, 1e6, sure).dollars == pytest.approx(1000 * 4 * 36 / 3600)
+    sampler = dataclasses.replace(spec, step="sample")
     one = estimate.bill(sampler, counts, found, 36.0, None, sure)
     assert one.dollars == pytest.approx(one.seconds * 4 * 36 / 3600)
 
@@ -198,18 +198,18 @@ def test_chips_and_slices_are_listed_without_a_configuration():
 
 @pytest.mark.parametrize("name", WHERE)
 def test_every_rung_of_the_ladder_fits_its_own_numbers(name):
-    job = programs.make_job(rung(name), "train", read_topology(WHERE[name]))
-    clip, row = clip_of(job), job.config.pipeline
+    spec = programs.make_step_spec(rung(name), "train", read_topology(WHERE[name]))
+    clip, row = clip_of(spec), spec.config.pipeline
     assert clip.tokens <= row.seq_len, "the longest clip is one run"
-    dit = programs.objective_of(job.config).dit
-    assert dit.heads % (job.mesh["tensor"] * job.mesh["sequence"]) == 0
-    assert (row.seq_len + row.text_len) % (128 * job.mesh["sequence"]) == 0
-    assert row.shards in (1, job.mesh["data"] * job.mesh["fsdp"]) and row.batch_size % row.shards == 0
-    kept = math.prod(job.mesh[axis] for axis in PARAM_AXES)
+    dit = programs.objective_of(spec.config).dit
+    assert dit.heads % (spec.mesh["tensor"] * spec.mesh["sequence"]) == 0
+    assert (row.seq_len + row.text_len) % (128 * spec.mesh["sequence"]) == 0
+    assert row.shards in (1, spec.mesh["data"] * spec.mesh["fsdp"]) and row.batch_size % row.shards == 0
+    kept = math.prod(spec.mesh[axis] for axis in PARAM_AXES)
     assert dit.width % (8 * kept) == 0 and dit.width >= 16 * kept, (
         "a share of a matrix is whole tiles, two or more"
     )
-    assert programs.make_job(rung(name), "sample", read_topology(WHERE[name])).passes == 2
+    assert programs.make_step_spec(rung(name), "sample", read_topology(WHERE[name])).passes == 2
 
 
 def test_arithmetic_agrees_with_the_compiler():
@@ -220,12 +220,12 @@ def test_arithmetic_agrees_with_the_compiler():
         "--config.pipeline.text_len=128", "--config.text.max_tokens=64",
     )  # fmt: skip
     config.video.resolution = 32
-    job = programs.make_job(config, "train", read_topology("cpu:1"))
-    built = programs.build(job)
-    estimated = programs.estimate_memory(job)
+    spec = programs.make_step_spec(config, "train", read_topology("cpu:1"))
+    built = programs.build(spec)
+    estimated = programs.estimate_memory(spec)
     for kind in ("parameters", "average", "optimizer", "batch"):
         assert built.memory[kind] == estimated.memory[kind] > 0
-    found, expected = count(built), estimate_counts(job)
+    found, expected = count(built), estimate_counts(spec)
     # Attention's products are among them here: they are no kernel's.
     assert found.attention == 0
     assert expected.products < found.products < 1.3 * (expected.products + expected.attention)
@@ -246,11 +246,11 @@ def test_the_roofline_by_hand():
     assert estimate.estimate(counts, many, sure).network == pytest.approx(6e8 / 50e9), "between machines"
     assert estimate.estimate(counts, many.of(8), sure).network == pytest.approx(6e8 / 450e9)
     assert estimate.estimate(counts, chip, sure, 50).tokens_a_day == pytest.approx(found.tokens_a_day / 50)
-    job = programs.make_job(rung("14B"), "train", read_topology("v5p:8x8x8"))
-    bill = estimate.bill(job, counts, found, 4.2, 1e6, sure)
+    spec = programs.make_step_spec(rung("14B"), "train", read_topology("v5p:8x8x8"))
+    bill = estimate.bill(spec, counts, found, 4.2, 1e6, sure)
     assert bill.seconds == pytest.approx(11.0) and bill.dollars == pytest.approx(11 * 512 * 4.2 / 3600)
     # Two clips a row: each video pays for half of it, and takes as long.
-    sampler = programs.make_job(rung("Ti"), "sample", read_topology("v5e:1x1"))
+    sampler = programs.make_step_spec(rung("Ti"), "sample", read_topology("v5e:1x1"))
     video = estimate.bill(sampler, counts, found, 3600.0, None, sure)
     two = estimate.bill(sampler, dataclasses.replace(counts, clips=2), found, 3600.0, None, sure)
     assert video.seconds == pytest.approx(50 * 0.011, rel=0.1)
@@ -260,7 +260,7 @@ def test_the_roofline_by_hand():
 
 
 def test_the_smallest_change_is_found_by_trying():
-    job = programs.make_job(rung("XL"), "train", read_topology("v6e:8x8"))
+    spec = programs.make_step_spec(rung("XL"), "train", read_topology("v6e:8x8"))
     tried = []
 
     def build(other):
@@ -268,23 +268,25 @@ def test_the_smallest_change_is_found_by_trying():
         fits = other.config.dit.remat == "none" and other.config.pipeline.batch_size == 64
         return programs.Built(other, 0.0, {"activations": GIB}, fits, None)
 
-    words, built = search.find_fit(job, build, lambda words: None, most=20)
+    words, built = search.find_fit(spec, build, lambda words: None, most=20)
     assert (
         built.fits and "--config.pipeline.batch_size=64" in words and "--config.optim.accumulate=2" in words
     )
     assert tried[0].config.dit.remat == "none" and tried[0].rows == 128, "the mildest first"
     never = lambda other: programs.Built(other, 0.0, {}, False, None)
-    assert search.find_fit(job, never, lambda words: None, most=3) == ("", None)
+    assert search.find_fit(spec, never, lambda words: None, most=3) == ("", None)
 
 
 @pytest.mark.parametrize("name", ["B", "14B", "vae-4x8x8"])
 def test_every_change_that_may_be_proposed_can_be_typed(name):
-    job = programs.make_job(rung(name), "train", read_topology("v5p:8x8x8" if name == "14B" else "v5e:4x8"))
-    for values, topology in search.changes(job):
+    spec = programs.make_step_spec(
+        rung(name), "train", read_topology("v5p:8x8x8" if name == "14B" else "v5e:4x8")
+    )
+    for values, topology in search.changes(spec):
         typed = rung(name, *(f"--config.{key}={value}" for key, value in values.items()))
         part = typed.pipeline if typed.objective == "dit" else typed.loss
         own_shards(Share(), part.get("shards", 1), part.batch_size)
-        assert typed.to_dict() == search.change(job.config, values).to_dict()
+        assert typed.to_dict() == search.change(spec.config, values).to_dict()
 
 
 def run(*arguments: str):
@@ -364,6 +366,6 @@ def test_without_libtpu_the_sentence_says_what_to_install(monkeypatch, capsys):
 
 
 def test_a_video_is_so_many_tokens():
-    clip = clip_of(programs.make_job(rung("14B"), "sample", read_topology("v5p:2x4x4")))
+    clip = clip_of(programs.make_step_spec(rung("14B"), "sample", read_topology("v5p:2x4x4")))
     assert (clip.frames, clip.height, clip.width) == (721, 1080, 1920)
     assert clip.tokens == 181 * math.ceil(1080 / 32) * 60

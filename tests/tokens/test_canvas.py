@@ -1,4 +1,4 @@
-"""The canvas: what is given stays as it was coded, whatever is painted around it, in however many windows."""
+"""The canvas: what is given stays as it was coded, whatever is generated around it, in however many windows."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from sora_jax.diffusion.solvers import solver_step
 from sora_jax.errors import UserError
 from sora_jax.models.vae import VAE
 from sora_jax.pipeline import sketches
-from sora_jax.pipeline.codec import SEAMS, Codec
 from sora_jax.pipeline.denoise import denoise
 from sora_jax.pipeline.job import Job
 from sora_jax.pipeline.settings import Settings
 from sora_jax.pipeline.storyboard import Card, Storyboard, storyboard
+from sora_jax.pipeline.vae_processor import SEAM_FRAMES, VaeProcessor
 from sora_jax.tokens.canvas import (
     FRAMES_PER_LATENT,
     Canvas,
     CausalSpan,
     Sketch,
-    blend_crops,
-    crop_boxes,
-    crop_size,
+    blend_tiles,
     frames_shown,
     make_canvas,
     split_into_spans,
     temporal_windows,
+    tile_boxes,
+    tile_size,
     to_segment,
 )
 from sora_jax.tokens.patches import coordinates, unpatchify
@@ -134,8 +134,8 @@ def test_a_window_is_a_run_whose_time_begins_at_its_earliest_frame():
     whole = make_canvas(streams, latents, np.ones((21, 32, 48), np.float32), 8.0, (4, 8, 8))
     assert whole.ends.tolist() == [0, 4, 8, 6, 10, 14, 18, 22, 20]
     part = whole.part(slice(2, 7)).crop(2, 2, 2, 4)
-    run = to_segment(part, (1, 2, 2), np.zeros((0, 6)), np.zeros(0))
-    coords = run.coords.reshape(5, 1, 2, 5)
+    segment = to_segment(part, (1, 2, 2), np.zeros((0, 6)), np.zeros(0))
+    coords = segment.coords.reshape(5, 1, 2, 5)
     np.testing.assert_allclose(coords[:, 0, 0, 0], (np.array([8, 6, 10, 14, 18]) - 6) / 8)
     np.testing.assert_allclose(coords[:, 0, 0, 3], np.array([4, 0, 4, 4, 4]) / 8)
     own = coordinates((5, 4, 6), (1, 2, 2), 8.0).reshape(5, 2, 3, 5)
@@ -150,34 +150,36 @@ WORDS = np.repeat([0.0, 1.0, 2.0, 4.0], 2).astype(np.float32)
 def test_words_that_hold_before_a_window_are_left_out_and_the_rest_told_in_its_time(dtype):
     canvas = make_plain(np.ones((10, 1, 1)), fps=7.0)  # at 0, 4/7, … 36/7 seconds
     text = np.arange(16.0).reshape(8, 2)
-    run = to_segment(canvas, (1, 1, 1), text, WORDS.astype(dtype))
-    np.testing.assert_array_equal(run.text_time, WORDS)
-    np.testing.assert_array_equal(run.caption_time, [0, 0, 1, 1, 2, 2, 2, 4, 4, 4])
+    segment = to_segment(canvas, (1, 1, 1), text, WORDS.astype(dtype))
+    np.testing.assert_array_equal(segment.text_time, WORDS)
+    np.testing.assert_array_equal(segment.caption_time, [0, 0, 1, 1, 2, 2, 2, 4, 4, 4])
 
-    run = to_segment(canvas.part(slice(3, 6)), (1, 1, 1), text, WORDS.astype(dtype))  # 12/7 … 20/7
-    np.testing.assert_array_equal(run.text, text[2:])
-    np.testing.assert_allclose(run.text_time, np.repeat([0, 2 - 12 / 7, 4 - 12 / 7], 2), rtol=1e-6)
-    assert run.caption_time.tolist() == run.text_time[[0, 2, 2]].tolist(), "found by their time: to the bit"
-    assert run.num_conditions == 2
+    segment = to_segment(canvas.part(slice(3, 6)), (1, 1, 1), text, WORDS.astype(dtype))  # 12/7 … 20/7
+    np.testing.assert_array_equal(segment.text, text[2:])
+    np.testing.assert_allclose(segment.text_time, np.repeat([0, 2 - 12 / 7, 4 - 12 / 7], 2), rtol=1e-6)
+    assert segment.caption_time.tolist() == segment.text_time[[0, 2, 2]].tolist(), (
+        "found by their time: to the bit"
+    )
+    assert segment.num_conditions == 2
 
 
 def test_two_cards_that_hold_at_a_windows_beginning_are_kept_apart():
     """A stream's last frame may lie behind the next one's first."""
     canvas = make_plain(np.ones((3, 1, 1)), ends=np.array([8, 6, 10]))
-    run = to_segment(canvas, (1, 1, 1), np.zeros((2, 3)), np.array([0.0, 0.9], np.float32))
-    np.testing.assert_allclose(run.text_time, [0, 0.15], atol=1e-6)
-    assert run.caption_time.tolist() == run.text_time[[1, 0, 1]].tolist()
+    segment = to_segment(canvas, (1, 1, 1), np.zeros((2, 3)), np.array([0.0, 0.9], np.float32))
+    np.testing.assert_allclose(segment.text_time, [0, 0.15], atol=1e-6)
+    assert segment.caption_time.tolist() == segment.text_time[[1, 0, 1]].tolist()
 
 
 @pytest.mark.parametrize("patch", [(1, 1, 1), (1, 2, 2), (2, 2, 3)])
 def test_a_run_of_patches_goes_back_into_its_canvas(patch):
     start = np.random.default_rng(0).random((4, 4, 6)).round(1)
     canvas = make_plain(start)
-    run = to_segment(canvas, patch, np.zeros((0, 6)), np.zeros(0))
-    np.testing.assert_array_equal(unpatchify(run.patches, canvas.grid, patch), canvas.latent)
+    segment = to_segment(canvas, patch, np.zeros((0, 6)), np.zeros(0))
+    np.testing.assert_array_equal(unpatchify(segment.patches, canvas.grid, patch), canvas.latent)
     t, y, x = (side // by for side, by in zip(canvas.grid, patch, strict=True))
     blocks = canvas.init_sigma.reshape(t, patch[0], y, patch[1], x, patch[2]).max((1, 3, 5))
-    np.testing.assert_array_equal(run.init_sigma, blocks.ravel())
+    np.testing.assert_array_equal(segment.init_sigma, blocks.ravel())
 
 
 def test_patches_of_several_frames_hold_no_clip_in_the_middle():
@@ -247,8 +249,8 @@ space = st.tuples(*[st.integers(1, 30)] * 2, *[st.integers(1, 3)] * 2, st.intege
 def test_windows_of_a_frame_cover_it_and_overlap(drawn):
     y, x, py, px, most = drawn
     sides, patch = (y * py, x * px), (1, py, px)
-    places = crop_boxes(sides, patch, most)
-    height, width = crop_size((1, *sides), patch, most)
+    places = tile_boxes(sides, patch, most)
+    height, width = tile_size((1, *sides), patch, most)
     assert (height // py) * (width // px) <= most or (height, width) == sides == (py, px)
     covered = np.zeros(sides, int)
     for top, left, *own in places:
@@ -266,9 +268,9 @@ def test_windows_of_a_frame_cover_it_and_overlap(drawn):
 def test_windows_cut_from_one_frame_blend_to_it_again(drawn, seed):
     y, x, py, px, most = drawn
     whole = np.random.default_rng(seed).standard_normal((2, y * py, x * px, 3)).astype(np.float32)
-    places = crop_boxes(whole.shape[1:3], (1, py, px), most)
+    places = tile_boxes(whole.shape[1:3], (1, py, px), most)
     cut = [whole[:, top : top + height, left : left + width] for top, left, height, width in places]
-    np.testing.assert_allclose(blend_crops(cut, places, whole.shape[1:3]), whole, atol=1e-5)
+    np.testing.assert_allclose(blend_tiles(cut, places, whole.shape[1:3]), whole, atol=1e-5)
 
 
 # With a model.
@@ -282,7 +284,7 @@ def gaps(frames: int, *missing: int) -> np.ndarray:
     return np.isin(np.arange(frames), missing)
 
 
-def board(engine: Codec) -> Job:
+def board(engine: VaeProcessor) -> Job:
     """Two cards with pictures and one with a clip, over words that change."""
     cards = (
         Card(0.0, "a red ring", image=clip(1, 1)[0]),
@@ -295,7 +297,7 @@ def board(engine: Codec) -> Job:
 
 PICTURES = {number: clip(1, number)[0] for number in (0, 4, 5, 9, 12)}
 SKETCHES = {
-    "text to video": sketches.blank((17, 32, 16), 8.0),
+    "text to video": sketches.all_noise((17, 32, 16), 8.0),
     "an image comes alive": sketches.animate({0: PICTURES[0]}, (11, 32, 16), 8.0),
     "an image is the last frame": sketches.animate({12: PICTURES[12]}, (13, 32, 16), 8.0),
     "an image is in the middle": sketches.animate({9: PICTURES[9]}, (23, 32, 16), 8.0),
@@ -323,17 +325,17 @@ SETTINGS = Settings(steps=2, guidance=1.0)
 
 
 @pytest.fixture(scope="module")
-def engine() -> Codec:
-    return Codec(tiny_bundle(SHORT, absolute=True, pooled_text=True, reference_frames=True))
+def engine() -> VaeProcessor:
+    return VaeProcessor(tiny_bundle(SHORT, absolute=True, pooled_text=True, reference_frames=True))
 
 
 @pytest.fixture(scope="module")
-def narrow(engine) -> Codec:
-    """The same model in rows of six tokens: three latent frames of 32×16 pixels."""
-    return Codec(dataclasses.replace(engine.bundle, limits=LONG))
+def narrow(engine) -> VaeProcessor:
+    """The same model in sequences of six tokens: three latent frames of 32×16 pixels."""
+    return VaeProcessor(dataclasses.replace(engine.bundle, limits=LONG))
 
 
-def decode_floats(model: Codec, *arguments: Any, **keywords: Any) -> np.ndarray:
+def decode_floats(model: VaeProcessor, *arguments: Any, **keywords: Any) -> np.ndarray:
     return np.stack(list(model.decode_frames(*arguments, **keywords)))
 
 
@@ -343,34 +345,34 @@ def pieces(fixed: np.ndarray) -> list[slice]:
     return [slice(begin, end) for begin, end in edges.reshape(-1, 2)]
 
 
-@pytest.mark.parametrize("rows", ["one window", "many windows"])
+@pytest.mark.parametrize("windows", ["one window", "many windows"])
 @pytest.mark.parametrize("ability", [*SKETCHES, "a storyboard"])
-def test_what_is_given_is_the_autoencoders_own_reconstruction_of_it(ability, rows, engine, narrow):
-    model = engine if rows == "one window" else narrow
+def test_what_is_given_is_the_autoencoders_own_reconstruction_of_it(ability, windows, engine, narrow):
+    model = engine if windows == "one window" else narrow
     sketch = board(model).sketch if ability == "a storyboard" else SKETCHES[ability]
     shape = sketch.frames.shape[:3]
-    before = model.encode(sketch)
+    before = model.prepare_latents(sketch)
     (after,) = denoise(model, [Job(sketch, ((0.0, "a ring"),), SETTINGS)], [before])
-    assert rows == "one window" or len(temporal_windows(before, 3, 1)) >= MANY.get(ability, 2)
-    painted = decode_floats(model, after, *shape, generated=before.init_sigma.any((1, 2)))
+    assert windows == "one window" or len(temporal_windows(before, 3, 1)) >= MANY.get(ability, 2)
+    generated = decode_floats(model, after, *shape, generated=before.init_sigma.any((1, 2)))
     coded = decode_floats(model, before, *shape)
-    np.testing.assert_array_equal(painted[sketch.conditioning_frames], coded[sketch.conditioning_frames])
+    np.testing.assert_array_equal(generated[sketch.conditioning_frames], coded[sketch.conditioning_frames])
     np.testing.assert_array_equal(after.latent[before.init_sigma == 0], before.latent[before.init_sigma == 0])
     for piece in pieces(sketch.conditioning_frames):
         alone = Sketch(sketch.frames[piece], sketch.strength[piece], sketch.fps)
-        own = decode_floats(model, model.encode(alone), len(alone.frames), *shape[1:])
-        assert np.abs(painted[piece] - own).max() < 1e-4
+        own = decode_floats(model, model.prepare_latents(alone), len(alone.frames), *shape[1:])
+        assert np.abs(generated[piece] - own).max() < 1e-4
         assert own.std() > 0.01
     changed = np.abs(after.latent - before.latent).max(-1) > 1e-3
     np.testing.assert_array_equal(changed, before.init_sigma > 0)
-    assert np.isfinite(painted).all()
+    assert np.isfinite(generated).all()
 
 
 def test_a_seam_is_taken_up_over_the_painted_frames_before_it(engine):
     sketch = sketches.connect(
         clip(5), clip(7, 1), 11, 8.0
     )  # the last group shows the second clip's first frame too
-    before = engine.encode(sketch)
+    before = engine.prepare_latents(sketch)
     (after,) = denoise(engine, [Job(sketch, (), SETTINGS)], [before])
     shape = sketch.frames.shape[:3]
     plain = decode_floats(engine, after, *shape)
@@ -378,17 +380,17 @@ def test_a_seam_is_taken_up_over_the_painted_frames_before_it(engine):
     assert not moved[:8].any() and not moved[16:].any()
     inside = np.abs(plain[8:16] + moved[8:16]).max(0) < 0.999  # what is clipped aside
     long, short = (
-        moved[16 - frames][inside] for frames in SEAMS
-    )  # a shade from the first on, things from here
-    shade = long * 9
-    things = (short - shade * 6 / 9) * 4
+        moved[16 - frames][inside] for frames in SEAM_FRAMES
+    )  # low frequencies from the first on, high ones from here
+    low = long * 9
+    high = (short - low * 6 / 9) * 4
     for frame in range(8, 16):
-        wanted = shade * (frame - 7) / 9 + things * max(frame - 12, 0) / 4
+        wanted = low * (frame - 7) / 9 + high * max(frame - 12, 0) / 4
         np.testing.assert_allclose(moved[frame][inside], wanted, atol=1e-4)
-    assert np.abs(shade).max() > 1e-3 and np.abs(things).max() > 1e-3
+    assert np.abs(low).max() > 1e-3 and np.abs(high).max() > 1e-3
 
 
-def jobs(model: Codec) -> list[Job]:
+def jobs(model: VaeProcessor) -> list[Job]:
     """One of every ability, at different shapes, settings and words."""
     out = []
     for number, sketch in enumerate([*SKETCHES.values(), board(model).sketch]):
@@ -398,8 +400,8 @@ def jobs(model: Codec) -> list[Job]:
     return out
 
 
-def denoised(model: Codec, jobs: list[Job], *progress: Any) -> list[Canvas]:
-    return denoise(model, jobs, [model.encode(job.sketch) for job in jobs], *progress)
+def denoised(model: VaeProcessor, jobs: list[Job], *progress: Any) -> list[Canvas]:
+    return denoise(model, jobs, [model.prepare_latents(job.sketch) for job in jobs], *progress)
 
 
 def test_a_batch_that_mixes_all_abilities_at_different_shapes_compiles_once(engine):
@@ -420,9 +422,9 @@ def test_the_windows_of_a_long_video_compile_once(narrow):
     )  # with guidance or without
 
 
-@pytest.mark.parametrize("rows", ["one window", "many windows"])
-def test_the_results_of_a_batch_are_those_of_each_alone(rows, engine, narrow):
-    model = engine if rows == "one window" else narrow
+@pytest.mark.parametrize("windows", ["one window", "many windows"])
+def test_the_results_of_a_batch_are_those_of_each_alone(windows, engine, narrow):
+    model = engine if windows == "one window" else narrow
     all_at_once = jobs(model)
     reports: list[tuple[int, int]] = []
     together = denoised(model, all_at_once, lambda *at: reports.append(at))
@@ -430,25 +432,27 @@ def test_the_results_of_a_batch_are_those_of_each_alone(rows, engine, narrow):
     for job, ours in zip(all_at_once, together, strict=True):
         (alone,) = denoised(model, [job])
         shape = int(ours.ends.max()) + 1, *(8 * side for side in ours.grid[1:])
-        videos = [model.decode(canvas, *shape).astype(int) for canvas in (ours, alone)]
+        videos = [model.decode_latents(canvas, *shape).astype(int) for canvas in (ours, alone)]
         assert np.abs(videos[0] - videos[1]).max() <= 1
         assert videos[0].std() > 1
 
 
 def test_patches_of_two_latent_frames_fill_videos_of_any_length():
-    model = Codec(tiny_bundle(Limits(tokens=4, text=12, text_len=24), patch=(2, 2, 2)))
+    model = VaeProcessor(tiny_bundle(Limits(tokens=4, text=12, text_len=24), patch=(2, 2, 2)))
     for sketch in (SKETCHES["text to video"], SKETCHES["an image comes alive"], SKETCHES["edited"]):
-        before = model.encode(sketch)
+        before = model.prepare_latents(sketch)
         assert len(before) % 2 == 0
         (after,) = denoise(model, [Job(sketch, (), SETTINGS)], [before])
-        painted = decode_floats(model, after, *sketch.frames.shape[:3])
+        generated = decode_floats(model, after, *sketch.frames.shape[:3])
         coded = decode_floats(model, before, *sketch.frames.shape[:3])
-        np.testing.assert_array_equal(painted[sketch.conditioning_frames], coded[sketch.conditioning_frames])
-        assert np.isfinite(painted).all() and (painted != coded).any()
+        np.testing.assert_array_equal(
+            generated[sketch.conditioning_frames], coded[sketch.conditioning_frames]
+        )
+        assert np.isfinite(generated).all() and (generated != coded).any()
 
 
 def test_frames_of_which_no_two_fit_a_row_are_refused(narrow):
-    sketch = sketches.blank((5, 32, 64), 8.0)
+    sketch = sketches.all_noise((5, 32, 64), 8.0)
     with pytest.raises(UserError, match="Frames of 8 tokens are more than .* holds in a sequence of 6"):
         denoised(narrow, [Job(sketch)])
 
@@ -459,4 +463,4 @@ def test_an_autoencoder_of_other_groups_is_refused():
     config = dataclasses.replace(bundle.vae.config, strides=strides)
     vae = jax.eval_shape(lambda: VAE(config, rngs=nnx.Rngs(0)))
     with pytest.raises(UserError, match="show 2 video frames, and canvases need 4"):
-        Codec(dataclasses.replace(bundle, vae=vae))
+        VaeProcessor(dataclasses.replace(bundle, vae=vae))

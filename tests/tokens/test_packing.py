@@ -21,7 +21,7 @@ from sora_jax.tokens.packing import (
 
 
 def make_segment(n: int, m: int, number: int = 0) -> Segment:
-    """Every value names the segment and the token, so that a swapped or torn run shows."""
+    """Every value names the segment and the token, so that a swapped or torn segment shows."""
     token, word = np.arange(n, dtype=np.float32), np.arange(m, dtype=np.float32)
     return Segment(
         patches=np.stack([np.full(n, number, np.float32), token], axis=1),

@@ -17,8 +17,8 @@ from sora_jax.axes import SegmentIds
 from sora_jax.models.attention.blocks import CHECKPOINT, overlapping_blocks
 
 BLOCKS = (512, 256, 128)  # tokens: the largest that pads no more than an eighth of a sequence is taken
-MOST_BLOCKS = 384  # per sequence; beyond, blocks grow: their map must fit a TPU's scalar memory
-MOST_GRADIENT = 1024  # queries: the kernel of their gradient holds all logits of a pair of blocks
+MAX_BLOCKS = 384  # per sequence; beyond, blocks grow: their map must fit a TPU's scalar memory
+MAX_GRADIENT = 1024  # queries: the kernel of their gradient holds all logits of a pair of blocks
 
 
 def splash(
@@ -35,13 +35,13 @@ def splash(
     """
     N, F = q_bnhf.shape[1], q_bnhf.shape[3]
     block = next((size for size in BLOCKS if -N % size <= N // 8), BLOCKS[-1])
-    while -(-N // block) > MOST_BLOCKS:
+    while -(-N // block) > MAX_BLOCKS:
         block *= 2
     padding = -N % block
     pad = lambda x: jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
     q, k, v = (pad(x).transpose(0, 2, 1, 3) for x in (q_bnhf / math.sqrt(F), k_bnhf, v_bnhf))
     ids = pad(segment_ids_bn)
-    of_gradient = min(block, MOST_GRADIENT)
+    of_gradient = min(block, MAX_GRADIENT)
     attend_one = functools.partial(_attend_sequence, blocks=(block, of_gradient), interpret=interpret)
     out = jax.vmap(attend_one)(
         q, k, v, ids, overlapping_blocks(ids, block), overlapping_blocks(ids, of_gradient, block)

@@ -12,54 +12,54 @@ import numpy as np
 
 from sora_jax.diffusion import flow
 from sora_jax.models.tiles import TILES, decode_stream, encode_stream
-from sora_jax.pipeline.model import Model
+from sora_jax.pipeline.model import VideoModel
 from sora_jax.tokens.canvas import (
     FRAMES_PER_LATENT,
     Canvas,
     CausalSpan,
     Sketch,
-    blank_canvas,
+    all_noise_canvas,
     make_canvas,
     split_into_spans,
 )
 
-SEAMS = (8, 3)  # video frames over which a seam between two spans is blended: of shades, of things
-SHADE = 16  # pixels: what differs over larger places is a shade
+SEAM_FRAMES = (8, 3)  # over which a seam between two spans is blended: low, high spatial frequencies
+LOW_PASS = 16  # pixels: what differs over larger places is a low frequency
 
 
-class Codec(Model):
+class VaeProcessor(VideoModel):
     """Encodes sketches and decodes canvases, of any shapes."""
 
     tiles = TILES  # how the autoencoder cuts frames
 
-    def sigma(self, strength: np.ndarray, frame_tokens: int, latent_frames: int) -> np.ndarray:
+    def strength_to_sigma(self, strength: np.ndarray, frame_tokens: int, latent_frames: int) -> np.ndarray:
         """The sigma from which pixels of a strength (share of the solver's steps, 0…1) start.
 
         Args:
           strength: of the whole canvas.
-          frame_tokens: of a latent frame, in one of the `space_crops`. More than a crop holds
+          frame_tokens: of a latent frame, in one of the `spatial_tiles`. More than a tile holds
             count as those of a frame that is cut.
           latent_frames: of the canvas.
         """
-        most = self.bundle.limits.frame_tokens
-        if most and strength.max() < 1:
-            frame_tokens = min(frame_tokens, most)
+        max_tokens = self.bundle.limits.frame_tokens
+        if max_tokens and strength.max() < 1:
+            frame_tokens = min(frame_tokens, max_tokens)
         tokens = self.segment_tokens(frame_tokens, latent_frames)
         factor = flow.shift_factor(jnp.array(tokens), self.bundle.base_tokens)
         sigmas = np.asarray(flow.shift(jnp.asarray(strength, jnp.float32), factor))
         return np.where(strength <= 0, 0.0, sigmas).astype(np.float32)
 
-    def encode(self, sketch: Sketch) -> Canvas:
+    def prepare_latents(self, sketch: Sketch) -> Canvas:
         """The canvas of a sketch, its conditioning encoded; frames are padded to whole cells at their edges."""
         T, Y, X, _ = sketch.frames.shape
         spans = split_into_spans(sketch.conditioning_frames)
         if self.bundle.dit is not None and len(spans) == 1:  # whole patches in time too
-            count, by = len(spans[0].ends), self.dit.config.patch[0]
-            spans = [CausalSpan(0, 1 + FRAMES_PER_LATENT * (math.ceil(count / by) * by - 1))]
-        if sketch.blank:
-            return blank_canvas(spans[0], self.cells(Y, X), self.vae.config.channels, sketch.fps)
+            count, pt = len(spans[0].ends), self.dit.config.patch[0]
+            spans = [CausalSpan(0, 1 + FRAMES_PER_LATENT * (math.ceil(count / pt) * pt - 1))]
+        if sketch.all_noise:
+            return all_noise_canvas(spans[0], self.cells(Y, X), self.vae.config.channels, sketch.fps)
         sides = [
-            side * by for side, by in zip(self.cells(Y, X), self.vae.config.compression[1:], strict=True)
+            n * pixels for n, pixels in zip(self.cells(Y, X), self.vae.config.compression[1:], strict=True)
         ]
         padding = [
             ((full - have) // 2, full - have - (full - have) // 2)
@@ -83,12 +83,12 @@ class Codec(Model):
             latents.append(latent)
         start = strength
         if self.bundle.dit is not None:
-            _, _, *sides = self.space_crops(self.cells(Y, X), from_noise=bool(strength.max() == 1))[0]
+            _, _, *sides = self.spatial_tiles(self.cells(Y, X), from_noise=bool(strength.max() == 1))[0]
             tokens = math.prod(sides) // math.prod(self.dit.config.patch[1:])
-            start = self.sigma(strength, tokens, sum(len(span.ends) for span in spans))
+            start = self.strength_to_sigma(strength, tokens, sum(len(span.ends) for span in spans))
         return make_canvas(spans, latents, start, sketch.fps, self.vae.config.compression)
 
-    def decode(self, canvas: Canvas, frames: int, height: int, width: int) -> np.ndarray:
+    def decode_latents(self, canvas: Canvas, frames: int, height: int, width: int) -> np.ndarray:
         """The first frames of a canvas, and the middle of each: uint8[T,Y,X,3]."""
         out = np.zeros((frames, height, width, 3), np.uint8)
         for place, frame in enumerate(self.decode_frames(canvas, frames, height, width)):
@@ -104,14 +104,14 @@ class Codec(Model):
         generated: np.ndarray | None = None,
         latents: Iterable[np.ndarray] | None = None,
     ) -> Iterator[np.ndarray]:
-        """As `decode`, frame by frame, in memory that doesn't grow with duration.
+        """As `decode_latents`, frame by frame, in memory that doesn't grow with duration.
 
         Where spans overlap, the later one's frames are kept.
 
         Args:
           generated: bool[t], latent frames that were generated. Where their span overlaps the next one's begin, it
             shows that frame too: the difference of the two is blended into the generated frames before the seam,
-            gradually where it is a shade, shortly before where something is in another place.
+            its low spatial frequencies over more frames than its high ones.
           latents: float32[y,x,c] each, in place of the canvas's own, read no sooner than they are decoded.
 
         Yields:
@@ -129,19 +129,19 @@ class Codec(Model):
             if begin >= frames:
                 break
             coded = itertools.islice(rest, span.stop - span.start)
-            for clip in decode_stream(self.vae, coded, self.tiles):
-                clip = clip[: frames - place, top : top + height, left : left + width]
+            for chunk in decode_stream(self.vae, coded, self.tiles):
+                chunk = chunk[: frames - place, top : top + height, left : left + width]
                 if place == begin and len(over) and open_from < begin:
-                    _blend_seam(held[-(begin - open_from) :], clip[0] - over[0])
-                own, over = np.split(clip, [max(end - place, 0)])
-                place += len(clip)
-                ready = max(len(held) + len(own) - max(SEAMS), 0)
+                    _blend_seam(held[-(begin - open_from) :], chunk[0] - over[0])
+                own, over = np.split(chunk, [max(end - place, 0)])
+                place += len(chunk)
+                ready = max(len(held) + len(own) - max(SEAM_FRAMES), 0)
                 old = min(ready, len(held))
                 for frame in itertools.chain(held[:old], own[: ready - old]):
                     yield np.clip(frame, -1.0, 1.0)
                 held = np.concatenate([held[old:], own[ready - old :]])
                 over = over[:1].copy()
-                clip = own = frame = None  # they would keep the chunk while the next one is decoded
+                chunk = own = frame = None  # they would keep the chunk while the next one is decoded
                 if place >= frames or place > end:
                     break
             open_from = end
@@ -155,9 +155,9 @@ class Codec(Model):
 def _blend_seam(before: np.ndarray, difference: np.ndarray) -> None:
     """Adds a growing share of `difference` [Y,X,3] to the last of the frames `before` [n,Y,X,3], in place."""
     Y, X, _ = difference.shape
-    coarse = jax.image.resize(difference, (max(Y // SHADE, 1), max(X // SHADE, 1), 3), "linear")
-    shade = np.asarray(jax.image.resize(coarse, difference.shape, "linear"))
-    for frames, part in zip(SEAMS, (shade, difference - shade), strict=True):
+    coarse = jax.image.resize(difference, (max(Y // LOW_PASS, 1), max(X // LOW_PASS, 1), 3), "linear")
+    low = np.asarray(jax.image.resize(coarse, difference.shape, "linear"))
+    for frames, part in zip(SEAM_FRAMES, (low, difference - low), strict=True):
         last = before[-frames:]
         rise = np.arange(1, len(last) + 1, dtype=np.float32) / (len(last) + 1)
         last += rise[:, None, None, None] * part
