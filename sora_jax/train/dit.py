@@ -153,6 +153,7 @@ class DiTObjective:
     def loss(self, model: DiT, batch: PackedBatch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Mean square of the velocity's error over the generated tokens."""
         keys = dict(zip(("sigma", "noise", "drop", "text"), jax.random.split(key, 4), strict=True))
+        seen = self.drop_captions(batch, keys["drop"])
         B, K = batch.patches.shape[0], self.pipeline.max_segments
         generated = (batch.segment_ids > 0) & ~batch.conditioning_mask
         # A segment's σ is shifted by all its tokens, conditioning too: its redundancy comes from them.
@@ -162,14 +163,10 @@ class DiTObjective:
         sigma = jnp.minimum(
             gather_sigmas(segment_sigma, batch.condition_segment_ids), batch.condition_init_sigma
         )
-        kept = jax.random.bernoulli(keys["drop"], 1 - self.flow.text_dropout, (B, K + 1))
-        text_segment_ids = jnp.where(
-            jnp.take_along_axis(kept, batch.text_segment_ids, axis=1), batch.text_segment_ids, 0
-        )
         blur = self.flow.text_noise * jax.random.normal(keys["text"], batch.text.shape)
         token_sigma = gather_sigmas(sigma, batch.condition_ids)[..., None]
         noise = jax.random.normal(keys["noise"], batch.patches.shape)
-        seen = dataclasses.replace(batch, text=rms_norm(batch.text) + blur, text_segment_ids=text_segment_ids)
+        seen = dataclasses.replace(seen, text=rms_norm(batch.text) + blur)
         noisy, target = (
             flow.interpolate(batch.patches, noise, token_sigma),
             flow.velocity(batch.patches, noise),
@@ -185,6 +182,14 @@ class DiTObjective:
             away = jnp.mean(jnp.square(predicted - other), axis=-1)
             loss -= self.flow.contrast * jnp.sum(away * generated) / count
         return loss, {"clean_error": clean_error}
+
+    def drop_captions(self, batch: PackedBatch, key: jax.Array) -> PackedBatch:
+        """The batch, in which a share of the segments lacks its caption."""
+        shape = len(batch.patches), self.pipeline.max_segments + 1
+        kept = jax.random.bernoulli(key, 1 - self.flow.text_dropout, shape)
+        ids = batch.text_segment_ids
+        ids = jnp.where(jnp.take_along_axis(kept, ids, axis=1), ids, 0)
+        return dataclasses.replace(batch, text_segment_ids=ids)
 
     def shapes(self, batch_size: int) -> PackedBatch:
         """Of a batch of so many packed sequences, as `loss` takes it."""
