@@ -354,7 +354,7 @@ def _draw_routes(
 
     Padding skips first.
     """
-    count = text_positions + _ROUND * math.ceil((1 - routing.share) * positions / _ROUND)
+    count = text_positions + min(_ROUND * math.ceil((1 - routing.share) * positions / _ROUND), positions)
     score = jax.random.uniform(routing.key, text_bn.shape)
     score = jnp.where(segment_ids_bn > 0, jnp.where(text_bn, -1.0, score), 2.0)
     kept = jnp.sort(jnp.argsort(score, axis=1)[:, :count], axis=1)
