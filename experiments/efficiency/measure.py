@@ -34,7 +34,7 @@ def heldout_loss(workdir: pathlib.Path, latents: pathlib.Path) -> dict[str, floa
 
 def images_read(workdir: pathlib.Path, clips: int) -> dict[str, float]:
     """Colour and shape of single images, 64 tokens each: what comes before motion."""
-    accuracy = evaluate_toyworld(Pipeline(load_bundle(workdir)), "validation", clips, durations=(0.0,))[
+    accuracy = evaluate_toyworld(Pipeline(load_bundle(workdir)), "validation", clips, durations=(0.1,))[
         "accuracy"
     ]
     return {f"image_{name}": round(accuracy[name]["share"], 4) for name in ("colour", "shape")}
