@@ -153,6 +153,18 @@ def load_bundle(name: str | os.PathLike[str] = "toyworld") -> Bundle:
     return Bundle(folder.name, vae, dit, text, limits, base_tokens, sampling, config.get("card", {}))
 
 
+def read_sampling(name: str | os.PathLike[str]) -> Sampling:
+    """How a stored model is sampled, without loading it; the default where it can't be read."""
+    try:
+        folder = find(name)
+        config = _read_json(folder / "config.json")
+        if "objective" in config:
+            config = _read_json(folder / "autoencoder" / "config.json")
+        return component(Sampling, config.get("sampling", {}), "sampling")
+    except UserError:
+        return Sampling()  # loading the model says what is wrong
+
+
 def find(name: str | os.PathLike[str]) -> pathlib.Path:
     """The folder of a bundled model, or `name` itself where it is a folder that holds a model.
 

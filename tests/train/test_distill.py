@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from helpers.tiny_run import tiny_config
 
-from sora_jax.checkpoints.bundle import Bundle, load_bundle, save_bundle
+from sora_jax.checkpoints.bundle import Bundle, Sampling, load_bundle, read_sampling, save_bundle
 from sora_jax.config import component
 from sora_jax.diffusion import flow
 from sora_jax.distributed.mesh import WHOLE
@@ -101,3 +101,25 @@ def test_a_run_gives_a_model_that_is_sampled_in_few_steps(config, tmp_path):
     assert (sampling.steps, sampling.guidance, sampling.distilled) == (4, 2.0, True)
     video = pipeline.generate("a red circle", duration=0.5, resolution=32)
     assert video.frames.shape == (4, 32, 32, 3)
+
+
+def test_a_distilled_model_has_its_own_defaults_and_says_what_it_cannot_follow(config, tmp_path):
+    """Steps and guidance are the model's where nothing is asked for, known before it is loaded."""
+    objective = objective_of(config, tmp_path)
+    student = DiT(objective.dit, rngs=nnx.Rngs(2))
+    save_bundle(objective.bundle("turbo", objective.vae, student), tmp_path / "turbo")
+    assert (read_sampling(tmp_path / "turbo"), read_sampling(config.distill.teacher)) == (
+        Sampling(4, 2.0, True),
+        Sampling(),
+    )
+    pipeline, notes = load(tmp_path / "turbo", lazy=True), []
+    pipeline.notify = notes.append
+    assert pipeline.defaults == {"steps": 4, "guidance": 1.0}
+    options = {"duration": 0.2, "resolution": 32}
+    plain, other = (
+        pipeline.generate("a red circle", **options, **more).frames
+        for more in ({}, {"guidance": 5.0, "solver": "heun"})
+    )
+    np.testing.assert_array_equal(plain, other)
+    assert len([note for note in notes if "is distilled" in note]) == 1
+    assert not np.array_equal(plain, pipeline.generate("a red circle", steps=1, **options).frames)
