@@ -1,6 +1,7 @@
 """Models as files: a folder with `config.json` and safetensors, or a training run's workdir; found by name.
 
-config.json       {"format": 1, "vae": {…}, "dit": {…}, "text": {…}, "limits": {…}, "base_tokens": …, "card": {…}}
+config.json       {"format": 1, "vae": {…}, "dit": {…}, "text": {…}, "limits": {…}, "base_tokens": …,
+                  "sampling": {…}, "card": {…}}
 vae.safetensors   weights, bfloat16 by default; named as the parameters are, "down.0.kernel"
 dit.safetensors   (absent in a folder that holds an autoencoder only)
 """
@@ -63,6 +64,21 @@ class Limits:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How a model is sampled where nothing else is asked for.
+
+    Attributes:
+      steps: of the solver.
+      guidance: classifier-free guidance scale.
+      distilled: whether the model is a flow map that has learned that guidance: it can't be given another.
+    """
+
+    steps: int = 12
+    guidance: float = 3.0
+    distilled: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Bundle:
     """A model, ready to use. `dit` is None where only an autoencoder was stored.
 
@@ -76,6 +92,7 @@ class Bundle:
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
     limits: Limits = dataclasses.field(default_factory=Limits)
     base_tokens: float = 64.0
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
     card: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
@@ -99,7 +116,7 @@ def save_bundle(bundle: Bundle, folder: str | os.PathLike[str], dtype: str = "bf
     if bundle.dit is not None:
         _save_weights(bundle.dit, folder / "dit.safetensors", dtype)
         parts["dit"] = dataclasses.asdict(bundle.dit.config)
-    for name in ("text", "limits"):
+    for name in ("text", "limits", "sampling"):
         parts[name] = dataclasses.asdict(getattr(bundle, name))
     parts["base_tokens"] = bundle.base_tokens
     with atomic_path(folder / "config.json") as temporary:
@@ -130,7 +147,20 @@ def load_bundle(name: str | os.PathLike[str] = "toyworld") -> Bundle:
     text = component(TextConfig, config.get("text", {}), "text")
     limits = component(Limits, config.get("limits", {}), "limits")
     base_tokens = config.get("base_tokens", Bundle.base_tokens)
-    return Bundle(folder.name, vae, dit, text, limits, base_tokens, config.get("card", {}))
+    sampling = component(Sampling, config.get("sampling", {}), "sampling")
+    return Bundle(folder.name, vae, dit, text, limits, base_tokens, sampling, config.get("card", {}))
+
+
+def read_sampling(name: str | os.PathLike[str]) -> Sampling:
+    """How a stored model is sampled, without loading it; the default where it can't be read."""
+    try:
+        folder = find(name)
+        config = _read_json(folder / "config.json")
+        if "objective" in config:
+            config = _read_json(folder / "autoencoder" / "config.json")
+        return component(Sampling, config.get("sampling", {}), "sampling")
+    except UserError:
+        return Sampling()  # loading the model says what is wrong
 
 
 def find(name: str | os.PathLike[str]) -> pathlib.Path:
@@ -230,7 +260,7 @@ def _load_run(folder: pathlib.Path, config: dict[str, Any]) -> Bundle:
         vae_config = component(VAEConfig, config["vae"], "vae")
         vae = load_params(folder, jax.eval_shape(lambda: VAE(vae_config, rngs=nnx.Rngs(0))))
         return Bundle(folder.name, vae, card={"run": str(folder)})
-    if config["objective"] != "dit":
+    if config["objective"] not in ("dit", "distill"):
         raise UserError(
             f"{folder} is a run of objective {config['objective']!r}, which is no model that can be loaded."
         )

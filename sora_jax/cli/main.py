@@ -7,6 +7,7 @@ fault.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import traceback
@@ -91,6 +92,8 @@ def generate(
         api.Request(prompt, seed=number, **own, **options.as_shape(dict(fields))) for prompt, number in wanted
     ]
     pipeline = api.load(model, lazy=True)
+    defaults = {name: value for name, value in pipeline.defaults.items() if name not in own}
+    requests = [dataclasses.replace(request, **defaults) for request in requests]
     for request in requests:
         pipeline.check(request)
     with options.bar() as progress:

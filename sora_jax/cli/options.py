@@ -136,7 +136,12 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
             type=Number(),
             help="Classifier-free guidance scale (1 = off).  [default: 3; between two clips 1]",
         ),
-        click.option("-s", "--steps", type=click.IntRange(1), default=12, help="Steps of the solver."),
+        click.option(
+            "-s",
+            "--steps",
+            type=click.IntRange(1),
+            help="Steps of the solver.  [default: 12; of a distilled model 4]",
+        ),
         MODEL,
     ):
         command = option(command)

@@ -24,8 +24,10 @@ import numpy as np
 from sora_jax.diffusion import flow
 from sora_jax.tokens.packing import PackedBatch
 
-VelocityFn = Callable[[jax.Array, PackedBatch, jax.Array], jax.Array]
-"""The velocity [B, N, P] of (patches [B, N, P], batch, σ [B, S]): `models.dit.DiT`, or any callable pytree."""
+VelocityFn = Callable[..., jax.Array]
+"""The velocity [B, N, P] of (patches [B, N, P], batch, σ [B, S]): `models.dit.DiT`, or any callable pytree.
+
+A flow map also takes the σ that a step goes to, [B, S]."""
 
 METHODS = ("cfg", "zero", "apg")
 ZERO_INIT = 0.04  # share of a schedule

@@ -1,7 +1,8 @@
 """Solvers: one compiled step of a packed batch, each segment at its own σ; the loop is `pipeline/batching.py`.
 
 "euler" evaluates the model once a step; "heun" twice, of second order; "dpm" once, of second order by the step before
-(DPM-Solver++(2M)); "unipc" is "dpm" with each step corrected by the evaluation of the next one.
+(DPM-Solver++(2M)); "unipc" is "dpm" with each step corrected by the evaluation of the next one. A flow map
+(`models.dit.DiTConfig.flow_map`) integrates by itself, its guidance learned: one evaluation a step.
 """
 
 from __future__ import annotations
@@ -17,6 +18,11 @@ from sora_jax.diffusion.guidance import Guidance, VelocityFn, guided_clean
 from sora_jax.tokens.packing import PackedBatch
 
 SOLVERS = ("euler", "heun", "dpm", "unipc")
+
+
+def is_flow_map(model: VelocityFn) -> bool:
+    """Whether a model gives the mean velocity over a step: then the step is the model's, whatever solver is named."""
+    return getattr(getattr(model, "config", None), "flow_map", False)
 
 
 class State(NamedTuple):
@@ -68,6 +74,11 @@ def solver_step(
     active_bs = (next_sigma_bs < sigma_bs) & (sigma_bs <= guidance.zero_init_sigma)
     masked = lambda new: jnp.where(per_token(active_bs), new, state.x)
 
+    if is_flow_map(model):
+        velocity = model(state.x, batch, sigma_bs, next_sigma_bs)
+        next_x = masked(flow.euler(state.x, velocity, sigma, next_sigma))
+        clean = flow.predict_x0(state.x, velocity, sigma)
+        return State(next_x, state.x, clean, jnp.where(active_bs, sigma_bs, next_sigma_bs))
     x, clean = state.x, denoised(state.x, sigma_bs)
     if solver == "unipc":
         x = flow.corrector(x, state.last_x, clean, state.clean, sigma, last_sigma)

@@ -137,8 +137,8 @@ def evaluate_toyworld(
     aspects: Sequence[str] = ("1:1",),
     resolution: int = 64,
     fps: float = 8.0,
-    steps: int = 12,
-    guidance: float = 3.0,
+    steps: int | None = None,
+    guidance: float | None = None,
     solver: str = "euler",
     seed: int = 0,
     source: str = "generated",
@@ -156,7 +156,7 @@ def evaluate_toyworld(
       pipeline: the model; None will do where `source` is "truth".
       split: of `scene.SPLITS`; "paraphrase" has words that training never had.
       clips: how many prompts; clip i has the seed `seed` + i.
-      durations, aspects, resolution, fps, steps, guidance, solver: as in `pipeline.Request`.
+      durations, aspects, resolution, fps, steps, guidance, solver: as in `pipeline.Request`; None: the model's own.
       source: "generated", "truth" (true clips: how much the oracle itself gets wrong), or "vae" (true clips
         through the autoencoder: how much is lost there).
       progress: called with (clips done, clips in all).
@@ -175,7 +175,8 @@ def evaluate_toyworld(
     if clips < 1 or not durations or not aspects:
         raise UserError("At least one clip, one duration and one aspect ratio are needed.")
     progress, show = progress or _ignore, show or _ignore
-    sampler: dict[str, Any] = {"steps": steps, "guidance": guidance, "solver": solver} | settings
+    asked = {name: value for name, value in (("steps", steps), ("guidance", guidance)) if value is not None}
+    sampler: dict[str, Any] = (pipeline.defaults if pipeline else {}) | asked | {"solver": solver} | settings
     requests = [
         Request("?", duration, resolution, aspect, fps, **sampler)
         for duration, aspect in itertools.product(durations, aspects)
@@ -212,7 +213,11 @@ def evaluate_toyworld(
             "seed": seed,
             "source": source,
         }
-        | (sampler if source == "generated" else {}),
+        | (
+            {name: getattr(requests[0], name) for name in ("steps", "guidance")} | sampler
+            if source == "generated"
+            else {}
+        ),
         "accuracy": _accuracy(rows, chance),
         "shapes": [
             {key: some[0][key] for key in ("frames", "height", "width")}

@@ -9,7 +9,9 @@ Layers are stacked along a leading axis and scanned, so compile time does not gr
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+import functools
+import math
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +49,7 @@ SIZES = {
 }
 
 POSITION_WIDTH = 32
+_ROUND = 32  # positions of a shortened sequence come in multiples of this, for attention's blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +81,10 @@ class DiTConfig:
       attention: a backend of `models.attention.dispatch`; see `choose` there.
       sequence: attention of sequences that are split over devices along `sequence`: "heads" (all-to-all, then a kernel)
         or "ring" (keys and values are exchanged); `attention.ring` says which when.
+      predict: what the last layer gives: the "velocity", or the "clean" patches, of which the velocity is computed
+        (Li and He 2025): data lie on fewer dimensions than noise does.
+      flow_map: whether it knows to which σ a step goes, and gives the mean velocity on the way there, so that few steps
+        do (flow maps, Boffi et al. 2024; learned by `train.distill`).
     """
 
     size: str = "Ti"
@@ -97,6 +104,8 @@ class DiTConfig:
     remat: Literal["all", "dots", "none"] = "all"
     attention: str = "auto"
     sequence: Literal["heads", "ring"] = "heads"
+    predict: Literal["velocity", "clean"] = "velocity"
+    flow_map: bool = False
 
     def __post_init__(self) -> None:
         if self.size:
@@ -124,6 +133,7 @@ class DiTConfig:
             ("attention", ("auto", *BACKENDS)),
             ("coords", ("fractional", "absolute")),
             ("sequence", ("heads", "ring")),
+            ("predict", ("velocity", "clean")),
         ):
             if getattr(self, name) not in choices:
                 raise UserError(
@@ -141,6 +151,21 @@ class DiTConfig:
         time, height, width = self.patch
         return time * height * width * self.channels
 
+
+class Routing(NamedTuple):
+    """Tokens that skip the layers between the first and the last, in training (TREAD, Krause et al. 2025).
+
+    Attributes:
+      key: draws which; text tokens never skip.
+      share: of the video positions, so that shapes are known.
+    """
+
+    key: jax.Array
+    share: float
+
+
+LEAST_SIGMA = 0.05
+"""Below it the velocity of a prediction of clean patches is no longer divided by σ but by this (Li and He 2025)."""
 
 POLICIES = {
     "all": None,
@@ -206,6 +231,8 @@ class DiT(nnx.Module):
             self.reference_in = Linear(2 * (config.patch_width + 1), D, 0.0, rngs=rngs)
         self.sigma_in = Linear(256, D, rngs=rngs)
         self.sigma_out = Linear(D, D, rngs=rngs)
+        if config.flow_map:
+            self.interval_in = Linear(256, D, 0.0, rngs=rngs)
         if config.pooled_text:
             self.pooled_in = Linear(config.text_width, D, rngs=rngs)
         keys = jax.random.split(rngs.params(), config.layers)
@@ -213,13 +240,22 @@ class DiT(nnx.Module):
         self.modulation = Linear(D, 2 * D, 0.0, rngs=rngs)
         self.patch_out = Linear(D, config.patch_width, 0.0, rngs=rngs)
 
-    def __call__(self, patches_bnp: Patches, batch: PackedBatch, sigma_bs: Sigma) -> Patches:
+    def __call__(
+        self,
+        patches_bnp: Patches,
+        batch: PackedBatch,
+        sigma_bs: Sigma,
+        next_sigma_bs: Sigma | None = None,
+        routing: Routing | None = None,
+    ) -> Patches:
         """Velocity of every token, float32 [B, N, P].
 
         Args:
           patches_bnp: noisy latent patches.
           batch: everything else about the sequences; its own `patches` are not used.
           sigma_bs: the σ of each condition; that of condition 0, of conditioning tokens, is 0.
+          next_sigma_bs: the σ that the step goes to, of each condition; for a flow map. None: the velocity at σ.
+          routing: tokens that skip layers; None: none does.
 
         Raises:
           UserError: the mesh's `sequence` doesn't divide the positions, or its `tensor` and `sequence` the heads.
@@ -253,25 +289,77 @@ class DiT(nnx.Module):
             x = jnp.where((order < M)[..., None], text, x)
         x = constrain(x.astype(jnp.float32), "BND")
         angles = rotary_angles(coords, config.width // config.heads, config.rope_periods)
-        condition = self._conditions(sigma_bs, text_states, batch)
+        condition = self._conditions(sigma_bs, next_sigma_bs, text_states, batch)
 
-        def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
-            return block(x, condition, index, angles, segment_ids, config), None
-
-        if config.remat != "all":
-            layer = jax.checkpoint(layer, policy=POLICIES[config.remat])
-        x, _ = jax.lax.scan(layer, x, self.blocks)
+        run = functools.partial(_run_layers, condition=condition, config=config)
+        if routing is None:
+            x = run(self.blocks, x, index, angles, segment_ids)
+        else:
+            layers = lambda start, stop: jax.tree.map(lambda leaf: leaf[start:stop], self.blocks)
+            kept, left = _draw_routes(routing, order < M, segment_ids, x.shape[1] - M, M)
+            x = run(layers(0, 1), x, index, angles, segment_ids)
+            through = run(
+                layers(1, -1),
+                gather_positions(x, kept, left),
+                *jax.tree.map(lambda array: _take(array, kept), (index, angles, segment_ids)),
+            )
+            x = jnp.where((left >= 0)[..., None], gather_positions(through, jnp.maximum(left, 0), kept), x)
+            x = run(layers(-1, None), x, index, angles, segment_ids)
         modulation = gather_conditions(self.modulation(condition, "highest"), index)
         shift, scale = jnp.split(modulation, 2, axis=-1)
         velocity = self.patch_out(rms_norm(x) * (1 + scale) + shift)
-        return constrain(gather_positions(velocity, inverse[:, M:], order - M), "BNP")
+        velocity = constrain(gather_positions(velocity, inverse[:, M:], order - M), "BNP")
+        if config.predict == "clean":
+            sigma = _take(sigma_bs, batch.condition_ids)[..., None]
+            velocity = (patches_bnp - velocity) / jnp.maximum(sigma, LEAST_SIGMA)
+        return velocity
 
-    def _conditions(self, sigma_bs: Sigma, text_bme: jax.Array, batch: PackedBatch) -> jax.Array:
+    def _conditions(
+        self, sigma_bs: Sigma, next_sigma_bs: Sigma | None, text_bme: jax.Array, batch: PackedBatch
+    ) -> jax.Array:
         """float32[B,S,D], of σ and captions; exact on accelerators too, as the table is small."""
-        condition = self.sigma_in(fourier(sigma_bs, 256, longest=4.0, shortest=2e-3), "highest")
+        features = functools.partial(fourier, width=256, longest=4.0, shortest=2e-3)
+        condition = self.sigma_in(features(sigma_bs), "highest")
+        if self.config.flow_map:
+            interval = sigma_bs - (sigma_bs if next_sigma_bs is None else next_sigma_bs)
+            condition = condition + self.interval_in(features(interval), "highest")
         if self.config.pooled_text:
             condition = condition + self.pooled_in(_pool(text_bme, batch), "highest")
         return jax.nn.silu(self.sigma_out(jax.nn.silu(condition), "highest"))
+
+
+def _run_layers(
+    blocks: Block,
+    x_bnd: jax.Array,
+    index_bn: jax.Array,
+    angles: tuple[jax.Array, jax.Array],
+    segment_ids_bn: SegmentIds,
+    condition: jax.Array,
+    config: DiTConfig,
+) -> jax.Array:
+    """Scans the stacked blocks."""
+
+    def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
+        return block(x, condition, index_bn, angles, segment_ids_bn, config), None
+
+    if config.remat != "all":
+        layer = jax.checkpoint(layer, policy=POLICIES[config.remat])
+    return jax.lax.scan(layer, x_bnd, blocks)[0]
+
+
+def _draw_routes(
+    routing: Routing, text_bn: jax.Array, segment_ids_bn: SegmentIds, positions: int, text_positions: int
+) -> tuple[jax.Array, jax.Array]:
+    """Which positions don't skip, int[B, R] in their order, and the place of each position there, or -1: int[B, N].
+
+    Padding skips first.
+    """
+    count = text_positions + min(_ROUND * math.ceil((1 - routing.share) * positions / _ROUND), positions)
+    score = jax.random.uniform(routing.key, text_bn.shape)
+    score = jnp.where(segment_ids_bn > 0, jnp.where(text_bn, -1.0, score), 2.0)
+    kept = jnp.sort(jnp.argsort(score, axis=1)[:, :count], axis=1)
+    rows = jnp.arange(len(kept))[:, None]
+    return kept, jnp.full(text_bn.shape, -1).at[rows, kept].set(jnp.arange(count))
 
 
 def _take(array: jax.Array, index_bn: jax.Array) -> jax.Array:

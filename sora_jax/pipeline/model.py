@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
-from sora_jax.checkpoints.bundle import Bundle
+from sora_jax.checkpoints.bundle import Bundle, Sampling
 from sora_jax.errors import UserError
 from sora_jax.models.dit import DiT
 from sora_jax.models.text import TextEncoder, load_text_encoder
@@ -25,11 +26,17 @@ class VideoModel:
       bundle: the model, or a function that loads it, called when it is first needed: what is wrong with a request is
         then found before.
       text_encoder: None is the bundle's own.
+      sampling: how it is sampled, where that is known before it is loaded; None: as the bundle says.
     """
 
-    def __init__(self, bundle: Bundle | Callable[[], Bundle], text_encoder: TextEncoder | None = None):
+    def __init__(
+        self,
+        bundle: Bundle | Callable[[], Bundle],
+        text_encoder: TextEncoder | None = None,
+        sampling: Sampling | None = None,
+    ):
         self._load = bundle if callable(bundle) else lambda: bundle
-        self._text_encoder = text_encoder
+        self._text_encoder, self._sampling = text_encoder, sampling
         if not callable(bundle):
             check_temporal_stride(bundle.vae.config.compression[0])
 
@@ -38,6 +45,17 @@ class VideoModel:
         bundle = self._load()
         check_temporal_stride(bundle.vae.config.compression[0])
         return bundle
+
+    @property
+    def sampling(self) -> Sampling:
+        return self._sampling or self.bundle.sampling
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Of the settings those that differ for this model where nothing is asked for."""
+        own = {"steps": self.sampling.steps, "guidance": self.sampling.guidance}
+        own |= {"guidance": 1.0} if self.sampling.distilled else {}
+        return {name: value for name, value in own.items() if value != getattr(Settings, name)}
 
     @property
     def name(self) -> str:

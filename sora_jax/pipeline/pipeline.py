@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from sora_jax.checkpoints.bundle import Bundle, bundled, find, load_bundle
+from sora_jax.checkpoints.bundle import Bundle, Sampling, bundled, find, load_bundle, read_sampling
 from sora_jax.errors import UserError
 from sora_jax.media.video import Video, VideoStream
 from sora_jax.models.text import TextEncoder
@@ -70,7 +70,7 @@ class Pipeline(VaeProcessor):
     steps in all).
 
     Args:
-      bundle: as `model.VideoModel` takes it.
+      bundle, sampling: as `model.VideoModel` takes them.
       notify: called with a sentence where a result differs from what was asked for, or is beyond what the model saw
         in training.
     """
@@ -80,8 +80,9 @@ class Pipeline(VaeProcessor):
         bundle: Bundle | Callable[[], Bundle],
         text_encoder: TextEncoder | None = None,
         notify: Callable[[str], None] = _print_note,
+        sampling: Sampling | None = None,
     ) -> None:
-        super().__init__(bundle, text_encoder)
+        super().__init__(bundle, text_encoder, sampling)
         self.notify = notify
 
     def make(self, jobs: Sequence[Job], progress: Progress | None = None) -> list[Video]:
@@ -133,7 +134,7 @@ class Pipeline(VaeProcessor):
         """
         several = isinstance(prompt, list | tuple)
         prompts: list[Any] = list(prompt) if several else [prompt]
-        videos = self.generate_batch([Request(each, **fields) for each in prompts], progress)
+        videos = self.generate_batch([Request(each, **self.defaults | fields) for each in prompts], progress)
         return videos if several else videos[0]
 
     def generate_batch(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Video]:
@@ -152,7 +153,7 @@ class Pipeline(VaeProcessor):
 
         >>> pipeline.stream("a red circle moves left", duration=60.0).save("long.mp4")
         """
-        return self.stream_batch([Request(prompt, **fields)], progress)[0]
+        return self.stream_batch([Request(prompt, **self.defaults | fields)], progress)[0]
 
     def stream_batch(
         self, requests: Sequence[Request], progress: Progress | None = None
@@ -172,7 +173,7 @@ class Pipeline(VaeProcessor):
         build = BUILDERS[ability]
         if "progress" in inspect.signature(build).parameters:
             keywords["progress"] = progress
-        return build(self, *arguments, **keywords)
+        return build(self, *arguments, **self.defaults | keywords)
 
     @explicit_keywords(Request)
     def variations(
@@ -181,6 +182,7 @@ class Pipeline(VaeProcessor):
         """The same request under `count` seeds, from `seed` on."""
         check_int("count", count, 1, MAX_COUNT)
         check_int("seed", seed, 0, MAX_SEED)
+        fields = self.defaults | fields
         requests = [Request(prompt, seed=seed + number, **fields) for number in range(count)]
         return self.generate_batch(requests, progress)
 
@@ -249,7 +251,8 @@ def load(name: str | os.PathLike[str] = "toyworld", *, lazy: bool = False) -> Pi
       UserError: there is no such model, or its files are damaged.
     """
     find(name)
-    return Pipeline(functools.partial(load_bundle, name) if lazy else load_bundle(name))
+    bundle = functools.partial(load_bundle, name) if lazy else load_bundle(name)
+    return Pipeline(bundle, sampling=read_sampling(name))
 
 
 def list_models(folders: Sequence[str | os.PathLike[str]] = ("runs",)) -> list[ModelEntry]:

@@ -14,6 +14,7 @@ from sora_jax.pipeline import budget
 from sora_jax.pipeline.checks import check_text, short_repr
 from sora_jax.pipeline.job import Captions, Job
 from sora_jax.pipeline.model import VideoModel
+from sora_jax.pipeline.settings import Settings
 
 LETTERS_A_TOKEN = 4  # of English text, about
 MAX_LETTERS_A_TOKEN = 20
@@ -65,7 +66,19 @@ def review(model: VideoModel, job: Job) -> list[str]:
     from_noise = bool(sketch.strength.max() == 1)
     if from_noise and not model.holds((Y, X), T):
         raise UserError(too_large(model, (Y, X)))
-    return [*filter(None, [warning]), *_unseen(model, job, from_noise)]
+    return [*filter(None, [_fixed(model, settings), warning]), *_unseen(model, job, from_noise)]
+
+
+def _fixed(model: VideoModel, settings: Settings) -> str | None:
+    """What of the settings a distilled model can't follow."""
+    learned = model.sampling.guidance
+    asked = settings.guidance not in (1.0, learned) or settings.negative or settings.solver != Settings.solver
+    if not (model.sampling.distilled and asked):
+        return None
+    return (
+        f"The model {model.name!r} is distilled: it has learned its steps and a guidance of {learned:g}, so another "
+        "guidance, a negative prompt or a solver have no effect."
+    )
 
 
 def check_captions(model: VideoModel, captions: Captions | list[tuple[float, str]]) -> None:

@@ -40,7 +40,7 @@ from sora_jax.distributed.hosts import barrier
 from sora_jax.distributed.mesh import Share, check_heads, check_sequence_split
 from sora_jax.errors import UserError
 from sora_jax.media.clip import Source
-from sora_jax.models.dit import DiT, DiTConfig, forward_flops
+from sora_jax.models.dit import DiT, DiTConfig, Routing, forward_flops
 from sora_jax.models.layers import rms_norm
 from sora_jax.models.text import TextConfig, TextEncoder, load_text_encoder
 from sora_jax.models.vae import VAE
@@ -60,6 +60,9 @@ class FlowConfig:
       text_dropout: share of runs that learn without their words, for classifier-free guidance.
       text_noise: deviation of noise on the words' states, in their own root mean square: near words, which training
         may never have seen, then mean nearly the same.
+      routing: share of tokens that skip the layers between the first and the last (`models.dit.Routing`).
+      contrast: λ of contrastive flow matching (Stoica et al. 2025): the velocity is also pushed away from that of
+        other tokens.
     """
 
     mean: float = 0.0
@@ -67,11 +70,12 @@ class FlowConfig:
     base_tokens: float = 64.0
     text_dropout: float = 0.1
     text_noise: float = 0.0
+    routing: float = 0.0
+    contrast: float = 0.0
 
     def __post_init__(self) -> None:
-        check_ranges(
-            self, "flow", deviation=FROM_ZERO, base_tokens=COUNT, text_dropout=SHARE, text_noise=FROM_ZERO
-        )
+        shares = dict.fromkeys(("text_dropout", "routing", "contrast"), SHARE)
+        check_ranges(self, "flow", deviation=FROM_ZERO, base_tokens=COUNT, text_noise=FROM_ZERO, **shares)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +153,7 @@ class DiTObjective:
     def loss(self, model: DiT, batch: PackedBatch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Mean square of the velocity's error over the generated tokens."""
         keys = dict(zip(("sigma", "noise", "drop", "text"), jax.random.split(key, 4), strict=True))
+        seen = self.drop_captions(batch, keys["drop"])
         B, K = batch.patches.shape[0], self.pipeline.max_segments
         generated = (batch.segment_ids > 0) & ~batch.conditioning_mask
         # A segment's σ is shifted by all its tokens, conditioning too: its redundancy comes from them.
@@ -158,19 +163,33 @@ class DiTObjective:
         sigma = jnp.minimum(
             gather_sigmas(segment_sigma, batch.condition_segment_ids), batch.condition_init_sigma
         )
-        kept = jax.random.bernoulli(keys["drop"], 1 - self.flow.text_dropout, (B, K + 1))
-        text_segment_ids = jnp.where(
-            jnp.take_along_axis(kept, batch.text_segment_ids, axis=1), batch.text_segment_ids, 0
-        )
         blur = self.flow.text_noise * jax.random.normal(keys["text"], batch.text.shape)
         token_sigma = gather_sigmas(sigma, batch.condition_ids)[..., None]
         noise = jax.random.normal(keys["noise"], batch.patches.shape)
-        seen = dataclasses.replace(batch, text=rms_norm(batch.text) + blur, text_segment_ids=text_segment_ids)
-        predicted = model(flow.interpolate(batch.patches, noise, token_sigma), seen, sigma)
-        error = jnp.mean(jnp.square(predicted - flow.velocity(batch.patches, noise)), axis=-1)
+        seen = dataclasses.replace(seen, text=rms_norm(batch.text) + blur)
+        noisy, target = (
+            flow.interpolate(batch.patches, noise, token_sigma),
+            flow.velocity(batch.patches, noise),
+        )
+        routing = Routing(jax.random.fold_in(key, 0), self.flow.routing) if self.flow.routing else None
+        predicted = model(noisy, seen, sigma, routing=routing)
+        error = jnp.mean(jnp.square(predicted - target), axis=-1)
         count = jnp.maximum(jnp.sum(generated), 1)
         clean_error = jnp.sum(error * jnp.square(token_sigma[..., 0]) * generated) / count
-        return jnp.sum(error * generated) / count, {"clean_error": clean_error}
+        loss = jnp.sum(error * generated) / count
+        if self.flow.contrast:  # half a sequence on there is mostly another segment
+            other = jnp.roll(target, target.shape[1] // 2, axis=1)
+            away = jnp.mean(jnp.square(predicted - other), axis=-1)
+            loss -= self.flow.contrast * jnp.sum(away * generated) / count
+        return loss, {"clean_error": clean_error}
+
+    def drop_captions(self, batch: PackedBatch, key: jax.Array) -> PackedBatch:
+        """The batch, in which a share of the segments lacks its caption."""
+        shape = len(batch.patches), self.pipeline.max_segments + 1
+        kept = jax.random.bernoulli(key, 1 - self.flow.text_dropout, shape)
+        ids = batch.text_segment_ids
+        ids = jnp.where(jnp.take_along_axis(kept, ids, axis=1), ids, 0)
+        return dataclasses.replace(batch, text_segment_ids=ids)
 
     def shapes(self, batch_size: int) -> PackedBatch:
         """Of a batch of so many packed sequences, as `loss` takes it."""

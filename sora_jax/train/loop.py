@@ -125,6 +125,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Object
         data = iter(objective.data(config, share))
         heldout = prepare_heldout(objective, mesh, share, root, loop, start, log)
         update = jax.jit(step_fn, donate_argnums=0, out_shardings=(placed, sharding(mesh, "")))
+        frozen = place_frozen(objective, mesh)
 
         if start:
             templates = jax.tree.map(lambda leaf, kept: leaf.update(sharding=kept), abstract, placed)
@@ -150,7 +151,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Object
                 guard = jax.transfer_guard("disallow" if step > start else "allow")
                 stop_asked = any_host_stopping(mesh, stop)
                 with jax.set_mesh(mesh), guard:
-                    state, metrics = update(state, batch, root)
+                    state, metrics = update(state, batch, root, *frozen)
                 step += 1
                 profiler.after(step, metrics)
                 if update._cache_size() > compiled:
@@ -187,7 +188,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Object
 
 
 def make_steps(objective: Objective, config: OptimConfig) -> tuple[Callable, Callable]:
-    """Training as pure functions: `init(key) -> TrainState`, `step(state, batch, key) -> (state, metrics)`.
+    """Training as pure functions: `init(key) -> TrainState`, `step(state, batch, key, *frozen) -> (state, metrics)`.
 
     `key` is the root: every draw folds the step in, so no key is ever saved.
     """
@@ -198,11 +199,13 @@ def make_steps(objective: Objective, config: OptimConfig) -> tuple[Callable, Cal
         ema = jax.tree.map(lambda p: jnp.array(p, jnp.float32), params) if config.ema_decay else None
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema)
 
-    def step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(
+        state: TrainState, batch: Any, key: jax.Array, *frozen: Any
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(key, state.step + 1)
         optimizer = make_optimizer(config, state.params)
         differentiate = jax.value_and_grad(objective.loss, has_aux=True)
-        (loss, metrics), gradients = differentiate(state.params, batch, key)
+        (loss, metrics), gradients = differentiate(state.params, batch, key, *frozen)
         opt_state = to_device(state.opt_state) if config.offload else state.opt_state
         updates, opt_state = optimizer.update(gradients, opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -215,6 +218,15 @@ def make_steps(objective: Objective, config: OptimConfig) -> tuple[Callable, Cal
         return TrainState(state.step + 1, params, opt_state, ema), metrics | own
 
     return init, step
+
+
+def place_frozen(objective: Objective, mesh: Mesh) -> tuple[Any, ...]:
+    """What the loss takes besides and nothing changes, on its devices: at most one tree, as an argument of the step.
+
+    A constant in the step would be written into its program.
+    """
+    frozen = getattr(objective, "frozen", None)
+    return () if frozen is None else (jax.device_put(frozen, parameter_shardings(mesh, frozen)),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,7 +277,7 @@ def prepare_heldout(
     if not every or start // every == loop.steps // every:
         return None
     if batches := objective.heldout_data(share, loop.log.heldout_batches):
-        return HeldOut(objective, mesh, batches, root)
+        return HeldOut(objective, mesh, batches, root, place_frozen(objective, mesh))
     log.say("no held-out loss: the data have no validation split, or too little for one")
     return None
 

@@ -155,6 +155,7 @@ class RunLog:
     def begin(self, data: Callable[[], DataSummary | None]) -> None:
         """Says what is trained, and from where; `data()` is asked for each line of metrics, and at the end."""
         self._data, self._peak, self._clock = data, peak_flops(), time.perf_counter()
+        self._processor = time.process_time()
         self._bar = tqdm(
             total=self._steps,
             initial=self._start,
@@ -198,10 +199,11 @@ class RunLog:
         if step % self._every == 0 or step == self._steps or self._heldout_row:
             self._row(step)
 
-    def heldout(self, loss: float, seconds: float) -> None:
+    def heldout(self, loss: float, seconds: float, processor_seconds: float) -> None:
         """Notes the held-out loss of the step that `step` comes to next, and leaves its seconds out of the pace."""
         self._heldout, self._heldout_row = loss, {"heldout_loss": loss}
         self._clock += seconds
+        self._processor += processor_seconds
 
     def _row(self, step: int) -> None:
         means = {name: float(np.mean([m[name] for m in self._metrics])) for name in self._metrics[-1]}
@@ -209,7 +211,9 @@ class RunLog:
         if self._writer is not None:
             summary = self._data()
             data = dict(summary.metrics()) if summary else {}
-            self._writer.write(step, means | self._heldout_row | pace | data)
+            # User and system time of this host's process since the last line, compilation included.
+            spent = {"processor_seconds": time.process_time() - self._processor}
+            self._writer.write(step, means | self._heldout_row | pace | spent | data)
         shown = {"loss": f"{means['loss']:.4f}"}
         if self._heldout is not None:
             shown["heldout_loss"] = f"{self._heldout:.4f}"
@@ -223,7 +227,8 @@ class RunLog:
         if self._bar is None or self._bar.disable:
             figures = " ".join(f"{name} {value}" for name, value in shown.items())
             self.say(f"step {step}/{self._steps} {figures}")
-        self._metrics, self._stats, self._heldout_row, self._clock = [], [], {}, time.perf_counter()
+        self._metrics, self._stats, self._heldout_row = [], [], {}
+        self._clock, self._processor = time.perf_counter(), time.process_time()
 
     def _pace(self) -> dict[str, float]:
         if not self._stats:

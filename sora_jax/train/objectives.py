@@ -16,13 +16,18 @@ from ml_collections import ConfigDict
 from sora_jax import config as configurations
 from sora_jax.config import component, sections_of
 from sora_jax.errors import UserError, nearest
+from sora_jax.train.distill import DistillObjective, DistillRun
 from sora_jax.train.dit import DiTObjective, DiTRun, Sheets
 from sora_jax.train.loop_config import LoopConfig, read_loop_config
 from sora_jax.train.protocol import Objective
 from sora_jax.train.vae import VAEObjective, VAERun
 
-OBJECTIVES: dict[str, Callable[..., Objective]] = {"dit": DiTObjective, "vae": VAEObjective}
-RUNS: dict[str, type[LoopConfig]] = {"dit": DiTRun, "vae": VAERun}
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "dit": DiTObjective,
+    "vae": VAEObjective,
+    "distill": DistillObjective,
+}
+RUNS: dict[str, type[LoopConfig]] = {"dit": DiTRun, "vae": VAERun, "distill": DistillRun}
 
 # What a finished run is good for: commands, in which WORKDIR stands for its folder and DATA for the flag that names its
 # data, where these aren't toyworld alone. Toyworld's oracle reads nothing else.
@@ -89,11 +94,11 @@ def make_objective(
         )
     config = complete(config)
     check_run(config)
-    for name in ("patch", "coords") if config.objective == "dit" else ():
+    for name in ("patch", "coords") if config.objective != "vae" else ():
         if (own := config.pipeline.get(name)) not in (None, config.dit[name]):
             raise UserError(
                 f"config.pipeline.{name} is {own} and config.dit.{name} is {config.dit[name]}: they are one setting, "
                 f"so set config.dit.{name} alone."
             )
-    options = {"sheets": sheets} if config.objective == "dit" else {}
+    options = {"sheets": sheets} if config.objective != "vae" else {}
     return OBJECTIVES[config.objective](config, pathlib.Path(workdir), **options)

@@ -27,8 +27,13 @@ class Objective(Protocol):
     def init(self, key: jax.Array) -> Any:
         """A fresh model."""
 
-    def loss(self, model: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The loss, a scalar, and further scalars for the log; every random draw is of `key`."""
+    def loss(
+        self, model: Any, batch: Any, key: jax.Array, *frozen: Any
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The loss, a scalar, and further scalars for the log; every random draw is of `key`.
+
+        An objective that has an attribute `frozen`, a tree of arrays that nothing changes, is given that too.
+        """
 
     def data(self, config: ConfigDict, share: Share) -> grain.IterDataset:
         """Batches of NumPy arrays, checkpointable: of the global batch the part that `share` says is this host's."""

@@ -13,7 +13,7 @@ from sora_jax.media.video import Video, VideoStream
 class FakePipeline:
     """Answers as `pipeline.Pipeline` does, without a network; `before` is called when the sampling begins."""
 
-    name = "fake"
+    name, defaults = "fake", {}
 
     def __init__(self):
         self.requests, self.before = [], lambda: None

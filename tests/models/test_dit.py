@@ -28,7 +28,7 @@ from helpers.tiny_dit import (
     unrolled,
 )
 
-from sora_jax.models.dit import DiT, _pool
+from sora_jax.models.dit import DiT, Routing, _draw_routes, _pool
 from sora_jax.tokens.packing import PackedBatch, unpack
 
 
@@ -298,3 +298,46 @@ def test_bfloat16_is_near_float32_and_the_velocity_is_float32(model, outputs):
     for ours, theirs in zip(unpack(half, PLACES), outputs, strict=True):
         close(ours, theirs, 0.1)
         assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.999
+
+
+def test_a_model_of_clean_patches_has_the_velocity_that_points_to_them(model, outputs):
+    clean = dataclasses.replace(model.config, predict="clean")
+    other = jax.tree.unflatten(jax.tree.structure(make_dit(clean)), jax.tree.leaves(model))
+    sigma = np.take_along_axis(TABLE, BATCH.condition_ids, axis=1)[..., None]
+    raw, velocity = forward(model, BATCH, TABLE), forward(other, BATCH, TABLE)
+    # Below LEAST_SIGMA the division ends.
+    np.testing.assert_allclose(velocity, (BATCH.patches - raw) / np.maximum(sigma, 0.05), atol=1e-4)
+
+
+def test_a_flow_map_begins_as_its_velocity_and_depends_on_where_its_own_segments_step_goes():
+    model = make_dit(dataclasses.replace(CONFIG, flow_map=True))
+    step = jax.jit(lambda model, next_sigma: model(BATCH.patches, BATCH, TABLE, next_sigma))
+    fresh = DiT(model.config, rngs=nnx.Rngs(0))
+    assert not np.any(fresh.interval_in.kernel[...])
+    there = TABLE.copy()
+    place = PLACES[1]
+    there[place.row, BATCH.condition_segment_ids[place.row] == place.segment_id] = 0.0
+    pairs = zip(unpack(step(model, TABLE), PLACES), unpack(step(model, there), PLACES), strict=True)
+    changed = [bool(np.abs(one - other).max() > 1e-3) for one, other in pairs]
+    assert changed == [i == 1 for i in range(len(PLACES))]
+
+
+def test_tokens_that_skip_layers_are_drawn_so_that_text_stays_and_padding_goes_first():
+    segment_ids = jnp.array([[1, 1, 1, 1, 2, 2, 2, 0, 0] + [3] * 87])
+    text = jnp.array([[True, False, False, False, True, False, False, False, False] + [False] * 87])
+    kept, place = _draw_routes(Routing(jax.random.key(0), 0.5), text, segment_ids, 94, 2)
+    assert kept.shape == (1, 2 + 64)  # 47 of 94, rounded up to a multiple of 32
+    kept, place = np.asarray(kept[0]), np.asarray(place[0])
+    assert (np.diff(kept) > 0).all() and {0, 4} <= set(kept) and not {7, 8} & set(kept)
+    assert (place[kept] == np.arange(66)).all() and (np.delete(place, kept) == -1).all()
+
+
+def test_routing_by_which_no_token_skips_changes_nothing():
+    model = make_dit(dataclasses.replace(CONFIG, layers=3))
+    routed = jax.jit(
+        lambda model, share: model(BATCH.patches, BATCH, TABLE, routing=Routing(jax.random.key(1), share)),
+        static_argnums=1,
+    )
+    whole = unpack(forward(model, BATCH, TABLE), PLACES)
+    for ours, theirs in zip(unpack(routed(model, 0.0), PLACES), whole, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)

@@ -1,0 +1,44 @@
+"""Distils a transformer into a flow map of 1 to 4 steps, its guidance included ("Turbo").
+
+    sora-jax train --config distill --workdir runs/turbo
+    sora-jax generate "a red circle moves left" --model runs/turbo
+
+The argument is the teacher: a bundled model, a folder that holds one, or a run's workdir (`--config distill:runs/dit`);
+the student has its architecture, autoencoder and text encoder. Clips are those of configs/toyworld_dit.py, or
+`--config.data.source`'s.
+
+Expected (experiments/turbo/README.md).
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from sora_jax.checkpoints.bundle import load_bundle
+from sora_jax.train.config_files import load
+
+
+def get_config(teacher: str = "toyworld") -> ConfigDict:
+    config, bundle = ConfigDict(load("toyworld_dit")), load_bundle(teacher)
+    dit = dataclasses.asdict(bundle.dit.config) | {"flow_map": True, "remat": "dots"}
+    if dit["size"]:
+        dit |= dict.fromkeys(("width", "layers", "heads"), 0)  # those of the size
+    config.update(
+        {
+            "objective": "distill",
+            "steps": 6_000,
+            "autoencoder": teacher,
+            "distill": {"teacher": teacher, "guidance": bundle.sampling.guidance},
+            "text": dataclasses.asdict(bundle.text),
+            "flow": {"base_tokens": bundle.base_tokens, "text_noise": 0.0},
+            # Half of a batch's sequences learn short steps, half long ones.
+            "pipeline": {
+                "seq_len": bundle.limits.tokens,
+                "text_len": bundle.limits.text_len,
+                "batch_size": 2,
+            },
+            "optim": {"lr": 3e-4},
+        }
+    )
+    config.dit = ConfigDict(dit)
+    return config

@@ -1,0 +1,68 @@
+"""What is tried: each lever is one or more stages of training, each a few fields over configs/toyworld_dit.py."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+IMAGES: dict[str, Any] = {
+    "data.durations": (0.0,),
+    "latents.layouts": {"none": 1.0},
+    "latents.clips": 24_000,
+    "pipeline.canvases": {"none": 0.85, "box": 0.15},
+    "pipeline.text_len": 256,  # nine images of 64 tokens a sequence, each with its caption
+}
+COARSE: dict[str, Any] = {  # four cells a token: as many clips a sequence four times as short
+    "dit.patch": (1, 2, 2),
+    "pipeline.seq_len": 640,
+    "pipeline.text_len": 384,
+    "pipeline.frame_tokens": 36,
+    "flow.base_tokens": 8.0,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A part of a run.
+
+    Attributes:
+      share: of the run's processor time.
+      changes: fields of the configuration.
+      repatch: whether the weights of the stage before are cut into smaller patches first.
+    """
+
+    share: float = 1.0
+    changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    repatch: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Lever:
+    """A way to train, and what was expected of it before it was run (experiments/LOG.md has the outcome)."""
+
+    prediction: str
+    stages: tuple[Stage, ...]
+
+
+def _one(prediction: str, **changes: Any) -> Lever:
+    return Lever(
+        prediction, (Stage(1.0, {name.replace("__", "."): value for name, value in changes.items()}),)
+    )
+
+
+LEVERS = {
+    "baseline": Lever("today's recipe", (Stage(),)),
+    "lr2e-3": _one("faster: 6e-4 was chosen to go on from a trained model", optim__lr=2e-3),
+    "lr5e-3": _one("too much, or as 2e-3", optim__lr=5e-3),
+    "clean": _one("as the baseline: 16 numbers a token are few", dit__predict="clean"),
+    "routing": _one("1.3 times the steps, each worth as much: better", flow__routing=0.5),
+    "contrast": _one("little at 0.05", flow__contrast=0.05),
+    "images": Lever(
+        "colour and shape in half of the time: a clip's frames repeat one shape",
+        (Stage(0.5, IMAGES), Stage(0.5)),
+    ),
+    "coarse": Lever(
+        "better in loss early: four times as many clips a second",
+        (Stage(0.5, COARSE), Stage(0.5, repatch=True)),
+    ),
+}

@@ -1,0 +1,40 @@
+"""What a trained transformer knows: held-out loss, the same clips and noise for all, and shapes of single images."""
+
+from __future__ import annotations
+
+import pathlib
+import runpy
+
+import jax
+import numpy as np
+
+from sora_jax.checkpoints.bundle import load_bundle
+from sora_jax.distributed.mesh import WHOLE
+from sora_jax.evaluation.report import evaluate_toyworld
+from sora_jax.pipeline.pipeline import Pipeline
+from sora_jax.train.dit import DiTObjective
+
+BATCHES = 24
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def heldout_loss(workdir: pathlib.Path, latents: pathlib.Path) -> dict[str, float]:
+    """The baseline's loss on its held-out clips, without dropped captions; the velocity's, whatever was learned."""
+    config = runpy.run_path(str(ROOT / "configs" / "toyworld_dit.py"))["get_config"]()
+    config.latents.folder = str(latents)
+    config.log.sheet_every = 0
+    config.flow.text_dropout = config.flow.text_noise = 0.0
+    bundle = load_bundle(workdir)
+    objective = DiTObjective(config, latents.parent / "heldout")
+    loss = jax.jit(objective.loss)
+    batches = objective.heldout_data(WHOLE, BATCHES)
+    losses = [loss(bundle.dit, batch, jax.random.key(index))[0] for index, batch in enumerate(batches)]
+    return {"heldout_loss": round(float(np.mean(jax.device_get(losses))), 5)}
+
+
+def images_read(workdir: pathlib.Path, clips: int) -> dict[str, float]:
+    """Colour and shape of single images, 64 tokens each: what comes before motion."""
+    accuracy = evaluate_toyworld(Pipeline(load_bundle(workdir)), "validation", clips, durations=(0.1,))[
+        "accuracy"
+    ]
+    return {f"image_{name}": round(accuracy[name]["share"], 4) for name in ("colour", "shape")}
