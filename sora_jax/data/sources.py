@@ -231,3 +231,22 @@ def _make_source(config: DataConfig, name: str, crop: tuple[int, int, int] | Non
         cache=config.cache,
         damaged=config.damaged,
     )
+
+
+def heldout_sources(
+    config: DataConfig, clips: int, crop: tuple[int, int, int] | None = None
+) -> list[tuple[Source, float]]:
+    """Of the data sets of `config` the parts that training doesn't see, with their weights; some have none.
+
+    Args:
+      clips: the length of each.
+      crop: as `make_sources`.
+    """
+    if config.split != "train":
+        return []
+    sources, names = make_sheet_sources(config, clips, crop), read_mixture(config.source)
+    return [
+        (source, weight)
+        for (source, held_out), (_, weight) in zip(sources, names, strict=True)
+        if held_out and weight > 0
+    ]

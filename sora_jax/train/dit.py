@@ -32,7 +32,7 @@ from sora_jax.data.encode import LatentsConfig, encode_sources
 from sora_jax.data.footage import Footage
 from sora_jax.data.pipeline import SEGMENT_CONDITIONS, PipelineConfig, make_pipeline
 from sora_jax.data.shards import own_shards
-from sora_jax.data.sources import DataConfig, announce, make_sources, summarise
+from sora_jax.data.sources import DataConfig, announce, heldout_sources, make_sources, summarise
 from sora_jax.data.survey import Summaries
 from sora_jax.diffusion import flow
 from sora_jax.diffusion.flow import gather_sigmas
@@ -45,7 +45,6 @@ from sora_jax.models.layers import rms_norm
 from sora_jax.models.text import TextConfig, TextEncoder, load_text_encoder
 from sora_jax.models.vae import VAE
 from sora_jax.tokens.packing import PackedBatch
-from sora_jax.train.heldout import heldout_sources
 from sora_jax.train.loop_config import LoopConfig
 from sora_jax.train.target import TargetConfig
 

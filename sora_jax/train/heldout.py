@@ -10,9 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from sora_jax.data.sources import DataConfig, make_sheet_sources, read_mixture
 from sora_jax.distributed.mesh import place_batch, sharding
-from sora_jax.media.clip import Source
 from sora_jax.train.protocol import Objective
 
 _FOLD = 2**32 - 1  # of the root key: no step is ever folded in that high
@@ -57,22 +55,3 @@ class HeldOut:
                 losses.append(self._loss(model, batch, self._root, np.int32(index), *self._frozen))
         loss = float(np.mean(jax.device_get(losses)))
         return loss, time.perf_counter() - before, time.process_time() - processor_before
-
-
-def heldout_sources(
-    config: DataConfig, clips: int, crop: tuple[int, int, int] | None = None
-) -> list[tuple[Source, float]]:
-    """Of the data sets of `config` the parts that training doesn't see, with their weights; some have none.
-
-    Args:
-      clips: the length of each.
-      crop: as `make_sources`.
-    """
-    if config.split != "train":
-        return []
-    sources, names = make_sheet_sources(config, clips, crop), read_mixture(config.source)
-    return [
-        (source, weight)
-        for (source, held_out), (_, weight) in zip(sources, names, strict=True)
-        if held_out and weight > 0
-    ]

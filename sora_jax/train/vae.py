@@ -19,14 +19,20 @@ from ml_collections import ConfigDict
 from sora_jax.checkpoints.bundle import take_weights
 from sora_jax.config import COUNT, FROM_ZERO, check_ranges, component
 from sora_jax.data.pipeline import clip_batches
-from sora_jax.data.sources import DataConfig, announce, make_sheet_sources, make_sources, summarise
+from sora_jax.data.sources import (
+    DataConfig,
+    announce,
+    heldout_sources,
+    make_sheet_sources,
+    make_sources,
+    summarise,
+)
 from sora_jax.data.survey import Summaries
 from sora_jax.distributed.mesh import Share
 from sora_jax.media.clip import Source
 from sora_jax.media.contact_sheet import contact_sheet
 from sora_jax.media.video import Video
 from sora_jax.models.vae import VAE, VAEConfig, reconstruction_flops
-from sora_jax.train.heldout import heldout_sources
 from sora_jax.train.loop_config import LoopConfig
 
 SHEET_CLIPS = 4  # of each data set
