@@ -18,7 +18,7 @@ from sora_jax.data.footage import Footage
 from sora_jax.data.latents import LatentCache, Record, earlier_cache, write_latents
 from sora_jax.data.masks import LAYOUTS, draw_layout
 from sora_jax.data.sources import DataConfig, make_sources, natural_clips
-from sora_jax.media.clip import Clip, Source
+from sora_jax.media.clip import Clip, ClipSource
 from sora_jax.media.digests import array_digest, value_digest
 from sora_jax.models.text import TextConfig, TextEncoder, load_text_encoder, text_digest
 from sora_jax.models.tiles import TILES, encode_stream
@@ -73,7 +73,7 @@ def encode_sources(
     vae: VAE,
     text: TextConfig,
     folder: str | os.PathLike[str],
-    sources: Sequence[tuple[Source, float]] | None = None,
+    sources: Sequence[tuple[ClipSource, float]] | None = None,
 ) -> Chain:
     """Encodes up to `config.clips` clips of the data sets, in shares by weight, or opens what was encoded before.
 
@@ -124,7 +124,7 @@ def _with_captions(before: LatentCache, source: Footage, text: TextEncoder) -> C
 
 
 def _identify(
-    config: LatentsConfig, data: DataConfig, source: Source, vae: VAE, text: TextConfig
+    config: LatentsConfig, data: DataConfig, source: ClipSource, vae: VAE, text: TextConfig
 ) -> dict[str, str]:
     """What records depend on, by content: paths of files and weights have no effect."""
     settings = {

@@ -18,7 +18,7 @@ from sora_jax.data.footage import EmptySplit, Footage
 from sora_jax.data.survey import Summaries
 from sora_jax.distributed.hosts import assert_equal_across_hosts
 from sora_jax.errors import UserError
-from sora_jax.media.clip import Source
+from sora_jax.media.clip import ClipSource
 from sora_jax.media.video import frame_size
 from sora_jax.toyworld.render import Toyworld
 from sora_jax.toyworld.scene import WorldConfig, check_split
@@ -95,7 +95,9 @@ class DataConfig:
         return tuple(shapes)
 
 
-def make_sources(config: DataConfig, crop: tuple[int, int, int] | None = None) -> list[tuple[Source, float]]:
+def make_sources(
+    config: DataConfig, crop: tuple[int, int, int] | None = None
+) -> list[tuple[ClipSource, float]]:
     """The data sets that `config.source` names, with their weights.
 
     Args:
@@ -109,7 +111,7 @@ def make_sources(config: DataConfig, crop: tuple[int, int, int] | None = None) -
 
 def make_sheet_sources(
     config: DataConfig, clips: int, crop: tuple[int, int, int] | None = None
-) -> list[tuple[Source, bool]]:
+) -> list[tuple[ClipSource, bool]]:
     """The data sets from which sheets of samples are drawn, and whether their clips are held out of training.
 
     Footage of which nothing is held out, because there is too little, gives clips of training.
@@ -121,7 +123,7 @@ def make_sheet_sources(
     Raises:
       UserError: as `make_sources`.
     """
-    sources: list[tuple[Source, bool]] = []
+    sources: list[tuple[ClipSource, bool]] = []
     for name, _ in read_mixture(config.source):
         try:
             held_out = dataclasses.replace(config, split="validation", clips=clips)
@@ -163,13 +165,13 @@ def read_mixture(source: str) -> list[tuple[str, float]]:
     return mixture
 
 
-def summarise(sources: Sequence[tuple[Source, float]]) -> Summaries | None:
+def summarise(sources: Sequence[tuple[ClipSource, float]]) -> Summaries | None:
     """What there is in the sources that are files, and what of it could not be read until now; None where none is."""
     parts = tuple(source.summary() for source, _ in sources if isinstance(source, Footage))
     return Summaries(parts) if parts else None
 
 
-def announce(sources: Sequence[tuple[Source, float]]) -> None:
+def announce(sources: Sequence[tuple[ClipSource, float]]) -> None:
     """Says on the first host's stderr what the files are that are trained on. All hosts must call it together.
 
     Raises:
@@ -183,7 +185,7 @@ def announce(sources: Sequence[tuple[Source, float]]) -> None:
         print(f"data: {summary}", file=sys.stderr, flush=True)
 
 
-def natural_clips(sources: Sequence[tuple[Source, float]], most: int) -> int:
+def natural_clips(sources: Sequence[tuple[ClipSource, float]], most: int) -> int:
     """How many clips of a mixture are worth encoding: as many as show nearly all of the footage in it.
 
     Args:
@@ -216,7 +218,7 @@ def _read_name(item: str) -> tuple[str, float] | None:
     return None
 
 
-def _make_source(config: DataConfig, name: str, crop: tuple[int, int, int] | None) -> Source:
+def _make_source(config: DataConfig, name: str, crop: tuple[int, int, int] | None) -> ClipSource:
     if name == TOYWORLD:
         world = component(WorldConfig, config.world, "data.world")
         return Toyworld(world, config.split, config.seed, config.clips, config.shapes())

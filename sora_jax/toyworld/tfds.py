@@ -143,7 +143,7 @@ def _text(value: bytes | str) -> str:
 
 
 class TfdsClips:
-    """A split of a built Toyworld as a source of clips (see `clip.Source`); builds it where it is missing.
+    """A split of a built Toyworld as a source of clips (see `clip.ClipSource`); builds it where it is missing.
 
     Raises:
       UserError: on reading, if a record's bytes are no video.

@@ -39,7 +39,7 @@ from sora_jax.diffusion.flow import gather_sigmas
 from sora_jax.distributed.hosts import barrier
 from sora_jax.distributed.mesh import Share, check_heads, check_sequence_split
 from sora_jax.errors import UserError
-from sora_jax.media.clip import Source
+from sora_jax.media.clip import ClipSource
 from sora_jax.models.dit import DiT, DiTConfig, forward_flops
 from sora_jax.models.layers import rms_norm
 from sora_jax.models.text import TextConfig, TextEncoder, load_text_encoder
@@ -237,7 +237,7 @@ class DiTObjective:
         return pathlib.Path(self.latents.folder) if self.latents.folder else self.workdir / "latents"
 
     @functools.cached_property
-    def sources(self) -> list[tuple[Source, float]]:
+    def sources(self) -> list[tuple[ClipSource, float]]:
         return make_sources(self.data_config)
 
     @functools.cached_property

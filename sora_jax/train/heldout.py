@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from sora_jax.data.sources import DataConfig, make_sheet_sources, read_mixture
 from sora_jax.distributed.mesh import place_batch, sharding
-from sora_jax.media.clip import Source
+from sora_jax.media.clip import ClipSource
 from sora_jax.train.protocol import Objective
 
 _FOLD = 2**32 - 1  # of the root key: no step is ever folded in that high
@@ -49,7 +49,7 @@ class HeldOut:
 
 def heldout_sources(
     config: DataConfig, clips: int, crop: tuple[int, int, int] | None = None
-) -> list[tuple[Source, float]]:
+) -> list[tuple[ClipSource, float]]:
     """Of the data sets of `config` the parts that training doesn't see, with their weights; some have none.
 
     Args:
