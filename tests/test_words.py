@@ -10,7 +10,10 @@ import click
 from sora_jax.cli.main import cli
 
 ROOT = pathlib.Path(__file__).parents[1]
-BANNED = re.compile(r"\b(reckon(s|ed|ing)?|anew|aloud|in\s+vain|laid|somebody|whoever)\b", re.IGNORECASE)
+BANNED = re.compile(
+    r"\b(reckon(s|ed|ing)?|anew|aloud|in\s+vain|laid|somebody|whoever|studio|overrul(e|es|ed)|painted)\b",
+    re.IGNORECASE,
+)
 
 
 def written() -> Iterator[tuple[str, str]]:

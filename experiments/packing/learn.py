@@ -110,7 +110,9 @@ def learn(
     with tempfile.TemporaryDirectory() as folder:
         objective = DiTObjective(config, pathlib.Path(folder))
         vae = objective.vae
-    records = encode_sources(objective.latents, objective.data_config, vae, objective.text, latents)
+    records = encode_sources(
+        objective.latents, objective.data_config, vae, objective.text, latents, objective.sources
+    )
     train = Clips(records, objective.pipeline, 0, len(records) - HELD_OUT)
     held_out = Clips(records, objective.pipeline, len(train), len(records))
     longest = max(len(part[i].patches) for part in (train, held_out) for i in range(len(part)))

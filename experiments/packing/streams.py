@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from sora_jax.config import component
-from sora_jax.data.sources import DataConfig
+from sora_jax.data.data_config import DataConfig
 from sora_jax.tokens.packing import Segment
 from sora_jax.tokens.patches import coordinates
 

@@ -31,8 +31,9 @@ def encode(video: str, resolution: int, clips: int) -> dict[str, Any]:
 
     from sora_jax.checkpoints.bundle import load_bundle
     from sora_jax.config import component
+    from sora_jax.data.data_config import DataConfig
     from sora_jax.data.encode import LatentsConfig, encode_sources
-    from sora_jax.data.sources import DataConfig
+    from sora_jax.data.sources import make_sources
     from sora_jax.models.text import TextConfig
 
     spec = importlib.util.spec_from_file_location("config", ROOT / "configs" / "toyworld_dit.py")
@@ -45,7 +46,9 @@ def encode(video: str, resolution: int, clips: int) -> dict[str, Any]:
     latents = dict(config.latents) | {"clips": clips, "layouts": dict(config.latents.layouts)}
     vae, text = load_bundle("toyworld").vae, component(TextConfig, config.text, "text")
     with tempfile.TemporaryDirectory() as folder, Clock() as clock:
-        records = encode_sources(component(LatentsConfig, latents, "latents"), data, vae, text, folder)
+        records = encode_sources(
+            component(LatentsConfig, latents, "latents"), data, vae, text, folder, make_sources(data)
+        )
         count, frames = len(records), sum(4 * len(records[i]["latent"]) - 3 for i in range(len(records)))
     return clock.told() | {"clips": count, "latent frames as frames": frames}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import pathlib
 import sys
@@ -14,11 +15,11 @@ import numpy as np
 from tqdm import tqdm
 
 from sora_jax.config import COUNT, check_ranges
+from sora_jax.data.data_config import DataConfig
 from sora_jax.data.footage import Footage
 from sora_jax.data.latents import LatentCache, Record, earlier_cache, write_latents
 from sora_jax.data.masks import LAYOUTS, draw_layout
-from sora_jax.data.sources import DataConfig, make_sources, natural_clips
-from sora_jax.media.clip import Clip, Source
+from sora_jax.media.clip import Clip, ClipSource
 from sora_jax.media.digests import array_digest, value_digest
 from sora_jax.models.text import TextConfig, TextEncoder, load_text_encoder, text_digest
 from sora_jax.models.tiles import TILES, encode_stream
@@ -73,17 +74,16 @@ def encode_sources(
     vae: VAE,
     text: TextConfig,
     folder: str | os.PathLike[str],
-    sources: Sequence[tuple[Source, float]] | None = None,
+    sources: Sequence[tuple[ClipSource, float]],
 ) -> Chain:
     """Encodes up to `config.clips` clips of the data sets, in shares by weight, or opens what was encoded before.
 
     Args:
-      sources: what `data` names, where it has been opened already.
+      sources: what `data` names, with their weights (`sources.make_sources`).
 
     Raises:
       UserError: a data set or the text encoder is missing, or the folder holds latents of something else.
     """
-    sources = make_sources(data) if sources is None else sources
     total, wanted = sum(weight for _, weight in sources), natural_clips(sources, config.clips)
     encoder = load_text_encoder(text)
     encode = make_encoder(vae, encoder, config.layouts)
@@ -112,6 +112,21 @@ def encode_sources(
     return Chain(caches)
 
 
+def natural_clips(sources: Sequence[tuple[ClipSource, float]], most: int) -> int:
+    """How many clips of a mixture are worth encoding: as many as show nearly all of the footage in it.
+
+    Args:
+      most: never more than that; so many where there is no footage, since toyworld never ends.
+    """
+    total = sum(weight for _, weight in sources)
+    wanted = [
+        source.natural_clips * total / weight
+        for source, weight in sources
+        if isinstance(source, Footage) and weight > 0
+    ]
+    return min(most, math.ceil(max(wanted, default=most)))
+
+
 def _with_captions(before: LatentCache, source: Footage, text: TextEncoder) -> Callable[[int], Record]:
     """The records of a cache of the same pixels, with the present captions of the files."""
 
@@ -124,7 +139,7 @@ def _with_captions(before: LatentCache, source: Footage, text: TextEncoder) -> C
 
 
 def _identify(
-    config: LatentsConfig, data: DataConfig, source: Source, vae: VAE, text: TextConfig
+    config: LatentsConfig, data: DataConfig, source: ClipSource, vae: VAE, text: TextConfig
 ) -> dict[str, str]:
     """What records depend on, by content: paths of files and weights have no effect."""
     settings = {

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from sora_jax.distributed.hosts import assert_equal_across_hosts, barrier
 from sora_jax.errors import UserError, as_user_error, atomic_path
-from sora_jax.media.clip import Clip, Source, read_clips
+from sora_jax.media.clip import Clip, ClipSource, read_clips
 
 Item = TypeVar("Item")
 Record = dict[str, Any]
@@ -95,7 +95,7 @@ class LatentCache:
 
 
 def write_latents(
-    source: Source,
+    source: ClipSource,
     encode: Callable[[list[Clip]], list[Record]],
     folder: str | os.PathLike[str],
     fingerprint: str,
@@ -253,7 +253,7 @@ def _finish(
 
 
 def _encode(
-    source: Source,
+    source: ClipSource,
     encode: Callable[[list[Clip]], list[Record]],
     indices: range,
     batch: int,

@@ -18,7 +18,7 @@ from sora_jax.data.masks import CANVASES, draw_canvas
 from sora_jax.data.shards import Sharded, own_shards
 from sora_jax.distributed.mesh import WHOLE, Share
 from sora_jax.errors import UserError
-from sora_jax.media.clip import Clip, Source
+from sora_jax.media.clip import Clip, ClipSource
 from sora_jax.tokens.canvas import Canvas, tile_size, to_segment
 from sora_jax.tokens.packing import PackedBatch, Segment, pack_batch, stream_sequences
 from sora_jax.tokens.patches import CoordinateMode, Grid
@@ -144,7 +144,7 @@ def draw_segment(
 
 
 def clip_batches(
-    sources: Source | Sequence[tuple[Source, float]],
+    sources: ClipSource | Sequence[tuple[ClipSource, float]],
     batch_size: int,
     shape: tuple[int, int, int],
     seed: int = 0,

@@ -26,7 +26,7 @@ class Clip:
     key: str
 
 
-class Source(Protocol):
+class ClipSource(Protocol):
     """A random-access data set: deterministic in (configuration, index), cheap to construct, picklable."""
 
     def __len__(self) -> int: ...
@@ -34,7 +34,7 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Clip: ...
 
 
-def read_clips(source: Source, indices: Iterable[int]) -> Iterator[tuple[int, Clip]]:
+def read_clips(source: ClipSource, indices: Iterable[int]) -> Iterator[tuple[int, Clip]]:
     """Each index with its clip, in the order that costs the source least: its own `read`, or as they come."""
     if hasattr(source, "read"):
         yield from source.read(indices)

@@ -22,14 +22,7 @@ from sora_jax.pipeline.inputs import (
     read_input,
     sound_of,
 )
-from sora_jax.pipeline.job import (
-    Job,
-    ability,
-    box_inside,
-    captions_of,
-    check_box,
-    parse_options,
-)
+from sora_jax.pipeline.job import Job, ability, box_inside, captions_of, check_box, parse_options
 from sora_jax.pipeline.keywords import option_name
 from sora_jax.pipeline.model import VideoModel
 from sora_jax.pipeline.shape import Shape

@@ -154,7 +154,7 @@ def _star(y: np.ndarray, x: np.ndarray, r: np.ndarray) -> np.ndarray:
 
 
 class Toyworld:
-    """A source of captioned clips (see `clip.Source`), rendered when they are asked for.
+    """A source of captioned clips (see `clip.ClipSource`), rendered when they are asked for.
 
     Args:
       config: how often what is drawn.

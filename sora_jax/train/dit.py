@@ -28,18 +28,19 @@ from sora_jax.checkpoints.bundle import (
     take_weights,
 )
 from sora_jax.config import ABSENT, COUNT, FROM_ZERO, SHARE, check_ranges, component
+from sora_jax.data.data_config import DataConfig
 from sora_jax.data.encode import LatentsConfig, encode_sources
 from sora_jax.data.footage import Footage
 from sora_jax.data.pipeline import SEGMENT_CONDITIONS, PipelineConfig, make_pipeline
 from sora_jax.data.shards import own_shards
-from sora_jax.data.sources import DataConfig, announce, heldout_sources, make_sources, summarise
+from sora_jax.data.sources import announce, heldout_sources, make_sources, summarise
 from sora_jax.data.survey import Summaries
 from sora_jax.diffusion import flow
 from sora_jax.diffusion.flow import gather_sigmas
 from sora_jax.distributed.hosts import barrier
 from sora_jax.distributed.mesh import Share, check_heads, check_sequence_split
 from sora_jax.errors import UserError
-from sora_jax.media.clip import Source
+from sora_jax.media.clip import ClipSource
 from sora_jax.models.dit import DiT, DiTConfig, Routing, forward_flops
 from sora_jax.models.layers import rms_norm
 from sora_jax.models.text import TextConfig, TextEncoder, load_text_encoder
@@ -255,7 +256,7 @@ class DiTObjective:
         return pathlib.Path(self.latents.folder) if self.latents.folder else self.workdir / "latents"
 
     @functools.cached_property
-    def sources(self) -> list[tuple[Source, float]]:
+    def sources(self) -> list[tuple[ClipSource, float]]:
         return make_sources(self.data_config)
 
     @functools.cached_property

@@ -18,18 +18,12 @@ from ml_collections import ConfigDict
 
 from sora_jax.checkpoints.bundle import take_weights
 from sora_jax.config import COUNT, FROM_ZERO, check_ranges, component
+from sora_jax.data.data_config import DataConfig
 from sora_jax.data.pipeline import clip_batches
-from sora_jax.data.sources import (
-    DataConfig,
-    announce,
-    heldout_sources,
-    make_sheet_sources,
-    make_sources,
-    summarise,
-)
+from sora_jax.data.sources import announce, heldout_sources, make_sheet_sources, make_sources, summarise
 from sora_jax.data.survey import Summaries
 from sora_jax.distributed.mesh import Share
-from sora_jax.media.clip import Source
+from sora_jax.media.clip import ClipSource
 from sora_jax.media.contact_sheet import contact_sheet
 from sora_jax.media.video import Video
 from sora_jax.models.vae import VAE, VAEConfig, reconstruction_flops
@@ -115,7 +109,7 @@ class VAEObjective:
         return {"clip": jax.ShapeDtypeStruct((batch_size, *self.loss_config.crop, 3), np.uint8)}
 
     @functools.cached_property
-    def sources(self) -> list[tuple[Source, float]]:
+    def sources(self) -> list[tuple[ClipSource, float]]:
         return make_sources(self.data_config, crop=self.loss_config.crop)
 
     def check(self) -> None:
@@ -139,7 +133,7 @@ class VAEObjective:
         return list(itertools.islice(self._batches(sources, share), batches)) if sources else []
 
     def _batches(
-        self, sources: list[tuple[Source, float]], share: Share
+        self, sources: list[tuple[ClipSource, float]], share: Share
     ) -> grain.IterDataset[dict[str, np.ndarray]]:
         loss, seed = self.loss_config, self.data_config.seed
         return clip_batches(sources, loss.batch_size, loss.crop, seed, loss.shards, share)

@@ -11,11 +11,12 @@ import pytest
 from flax import nnx
 
 from sora_jax.data import encode as encoding
+from sora_jax.data.data_config import DataConfig
 from sora_jax.data.encode import LatentsConfig, encode_sources
 from sora_jax.data.footage import Footage
 from sora_jax.data.frame_cache import cached_frames
 from sora_jax.data.latents import earlier_cache
-from sora_jax.data.sources import DataConfig
+from sora_jax.data.sources import make_sources
 from sora_jax.media.digests import array_digest, file_digest, value_digest
 from sora_jax.media.video import Video
 from sora_jax.models import text as text_module
@@ -164,34 +165,34 @@ def test_decoded_frames_are_those_of_the_file_as_it_is_now(films, tmp_path):
 def test_an_edited_caption_encodes_text_alone(films, tmp_path, capsys, monkeypatch):
     vae, folder = autoencoder(), tmp_path / "latents"
     data = dataclasses.replace(DATA, source=str(films))
-    first = encode_sources(LATENTS, data, vae, TEXT, folder)
+    first = encode_sources(LATENTS, data, vae, TEXT, folder, make_sources(data))
     (films / "a.txt").write_text("another film")
-    fresh = encode_sources(LATENTS, data, vae, TEXT, tmp_path / "fresh")
+    fresh = encode_sources(LATENTS, data, vae, TEXT, tmp_path / "fresh", make_sources(data))
     capsys.readouterr()
     monkeypatch.setattr(Footage, "read", lambda *args: pytest.fail("pixels were read"))
-    edited = encode_sources(LATENTS, data, vae, TEXT, folder)
+    edited = encode_sources(LATENTS, data, vae, TEXT, folder, make_sources(data))
     assert f"captions. The latents in {folder} are kept, only text is encoded" in capsys.readouterr().err
     for new, wanted in zip(edited, fresh, strict=True):
         jax.tree.map(np.testing.assert_array_equal, new, wanted)
-    wider = encode_sources(LATENTS, data, vae, TextConfig(kind="hash", width=12), folder)
+    wider = encode_sources(LATENTS, data, vae, TextConfig(kind="hash", width=12), folder, make_sources(data))
     assert {record["captions"]["short"]["text"].shape[1] for record in wider} == {12}
     assert {cache.folder for cache in (*first.caches, *edited.caches, *wider.caches)} == {*folder.iterdir()}
     monkeypatch.undo()
     save(films / "b.mp4", 90)
-    encode_sources(LATENTS, data, vae, TEXT, folder)
+    encode_sources(LATENTS, data, vae, TEXT, folder, make_sources(data))
     assert "as these changed: files. 6 clips are encoded again" in capsys.readouterr().err
 
 
 def test_what_changed_is_said_and_latents_are_encoded_again(films, tmp_path, capsys):
     vae, folder = autoencoder(), tmp_path / "latents"
     data = dataclasses.replace(DATA, source=str(films))
-    first = encode_sources(LATENTS, data, vae, TEXT, folder)
-    again = encode_sources(LATENTS, data, vae, TEXT, folder)
+    first = encode_sources(LATENTS, data, vae, TEXT, folder, make_sources(data))
+    again = encode_sources(LATENTS, data, vae, TEXT, folder, make_sources(data))
     assert "can't be used" not in capsys.readouterr().err
     assert [cache.folder for cache in again.caches] == [first.caches[0].folder]
     (films / "a.txt").write_text("film c")
     (films / "b.txt").write_text("film c")
-    edited = encode_sources(LATENTS, data, vae, TEXT, folder)
+    edited = encode_sources(LATENTS, data, vae, TEXT, folder, make_sources(data))
     assert "these changed: captions." in capsys.readouterr().err
     for old, new in zip(first, edited, strict=True):
         np.testing.assert_array_equal(old["latent"], new["latent"])

@@ -284,8 +284,8 @@ def test_of_a_few_short_files_the_last_is_held_out(tmp_path, count):
         source = Footage(str(tmp_path), split=split, resolution=16, clips=20)
         assert (held_out in str(source.summary())) == (split == "train")
         seen[split] = {clip.key.split("@")[0] for clip in clips_of(source)}
-        summary = "1 video shorter than the shortest clip that is drawn, z.mp4"
-        assert (summary in str(source.summary())) == (split == "train")
+        note = "1 video shorter than the shortest clip that is drawn, z.mp4"
+        assert (note in str(source.summary())) == (split == "train")
     assert seen == {
         "train": {f"{number}.mp4" for number in range(count - 1)},
         "validation": {f"{count - 1}.mp4"},

@@ -5,16 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+from sora_jax.data.data_config import DataConfig
+from sora_jax.data.encode import natural_clips
 from sora_jax.data.footage import Footage
-from sora_jax.data.sources import (
-    DataConfig,
-    announce,
-    make_sheet_sources,
-    make_sources,
-    natural_clips,
-    read_mixture,
-    summarise,
-)
+from sora_jax.data.sources import announce, make_sheet_sources, make_sources, read_mixture, summarise
 from sora_jax.errors import UserError
 from sora_jax.media.video import Video
 

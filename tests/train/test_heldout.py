@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from helpers.fake_objective import LineObjective, get_config
 
-from sora_jax.data.sources import DataConfig, heldout_sources
+from sora_jax.data.data_config import DataConfig
+from sora_jax.data.sources import heldout_sources
 from sora_jax.distributed.mesh import WHOLE
 from sora_jax.errors import UserError
 from sora_jax.train.loop import train

@@ -119,6 +119,8 @@ def test_as_many_clips_are_encoded_as_the_footage_gives(folder, tmp_path, monkey
     asked = []
     monkeypatch.setattr(encode, "write_latents", lambda *args, **kwargs: asked.append(args) or [])
     settings = encode.LatentsConfig(clips=24_000)
-    encode.encode_sources(settings, objective.data_config, objective.vae, TextConfig(kind="hash"), tmp_path)
+    encode.encode_sources(
+        settings, objective.data_config, objective.vae, TextConfig(kind="hash"), tmp_path, objective.sources
+    )
     [(source, *_, clips, _)] = asked
     assert clips == source.natural_clips == 8 * 6
