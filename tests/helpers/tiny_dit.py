@@ -32,7 +32,7 @@ SHAPES = [((3, 4, 4), 3, 4), ((1, 4, 4), 4, 0), ((1, 4, 6), 0, 0), ((2, 2, 2), 2
 SIGMAS = (0.9, 0.2, 0.55, 0.4, 0.7)
 
 
-def make_runs() -> list[Segment]:
+def make_segments() -> list[Segment]:
     segments = []
     for i, (grid, words, given) in enumerate(SHAPES):
         coords = coordinates(grid, CONFIG.patch, fps=8.0)
@@ -84,7 +84,7 @@ def pulled_sum(
 
 
 forward, forward_backward = jax.jit(velocity), jax.jit(pulled_sum)
-SEGMENTS = make_runs()
+SEGMENTS = make_segments()
 BATCH, PLACES = pack_segments(SEGMENTS, N, M, K)
 TABLE = sigma_table(SIGMAS, PLACES, BATCH)
 

@@ -38,7 +38,7 @@ def never(*_):
 @pytest.fixture(autouse=True)
 def nothing_is_made(pipeline, monkeypatch):
     monkeypatch.setattr("sora_jax.pipeline.pipeline.iter_latents", never)
-    monkeypatch.setattr(pipeline, "encode", never)
+    monkeypatch.setattr(pipeline, "prepare_latents", never)
 
 
 LONG = {
@@ -190,7 +190,7 @@ def test_what_takes_long_is_estimated(pipeline, monkeypatch):
     notes: list[str] = []
     monkeypatch.setattr(pipeline, "notify", notes.append)
     monkeypatch.setattr("sora_jax.pipeline.pipeline.iter_latents", lambda *_: [])
-    monkeypatch.setattr(pipeline, "encode", lambda sketch: None)
+    monkeypatch.setattr(pipeline, "prepare_latents", lambda sketch: None)
     request = Request("a ring", duration=1e7, resolution=32, max_frames=10**8)
     with pytest.raises(ValueError, match="zip"):  # nothing is filled here
         pipeline.stream_batch([request])
