@@ -82,7 +82,7 @@ class Reading:
     size: tuple[int, int]
 
 
-def read(video: Video) -> Reading:
+def read(video: Video, shapes_by: str = "likelihood") -> Reading:
     """Reads a clip back; 64 pixels of short side are enough."""
     if min(video.size) > _FINE:
         video = resize(video, *(round(side * 0.75 * _FINE / min(video.size)) for side in video.size))
@@ -92,7 +92,7 @@ def read(video: Video) -> Reading:
     ends = [*starts[1:], len(video)]
     found = regions.find_regions(pixels)
     things = [
-        _describe(shapes.measure(thing, pixels), times[first:last], first, video.size, number)
+        _describe(shapes.measure(thing, pixels, shapes_by), times[first:last], first, video.size, number)
         for number, (first, last) in enumerate(zip(starts, ends, strict=True))
         for thing in regions.follow(found, first, last, min(video.size))
     ]

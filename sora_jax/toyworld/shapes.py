@@ -14,6 +14,7 @@ import math
 import numpy as np
 
 from sora_jax.toyworld import scene as world
+from sora_jax.toyworld import silhouettes
 from sora_jax.toyworld.regions import COLOURS, Pixels, Region
 from sora_jax.toyworld.render import signed_distance
 
@@ -57,14 +58,14 @@ class Track:
     confidence: float
 
 
-def measure(thing: list[Region], pixels: Pixels) -> Track:
+def measure(thing: list[Region], pixels: Pixels, reading: str = "likelihood") -> Track:
     """Shape, centres, radii and angles of the thing that the regions, one a frame, belong to."""
     frames = np.array([region.frame for region in thing])
     area = np.array([region.area for region in thing])
     clear = np.array([region.clear for region in thing])
     windows = _Windows.around(thing, pixels)
     whole = clear & (area > 0.3 * np.median(area[clear])) if clear.any() else clear
-    shape, fit, good = _recognise(windows, whole) if whole.any() else _puzzle_out(windows, area)
+    shape, fit, good = _recognise(windows, whole, reading) if whole.any() else _puzzle_out(windows, area)
     sure = fit.error < good + _SLACK
     angle = fit.angle
     if shape in _FOLD:
@@ -101,22 +102,20 @@ def measure(thing: list[Region], pixels: Pixels) -> Track:
     )
 
 
-def _recognise(windows: _Windows, whole: np.ndarray) -> tuple[str, _Fit, float]:
+def _recognise(windows: _Windows, whole: np.ndarray, reading: str) -> tuple[str, _Fit, float]:
     """The shape of a thing that is `whole` bool[n] in some frames, its fit in these, and the usual error."""
     mass = windows.seen.sum((1, 2))
     big = whole & (mass >= 0.85 * np.quantile(mass[whole], 0.8))
-    centre = windows.centroid()
-    fits = {}
-    for shape in world.SHAPES:
-        radius = np.sqrt(np.maximum(mass, 1) / _AREA[shape])
-        angle = windows.angle(shape, radius)
-        error = np.minimum(windows.error(shape, centre, radius, angle), 1.0)
-        fits[shape] = _Fit(centre, radius, angle, error)
-    shape = min(fits, key=lambda name: fits[name].error[big].mean())
     spokes, hole = windows.pick(big).symmetries()
-    if shape != "ring":
-        shape = _unblur(shape, spokes, hole)
-    fit = fits[shape]
+    if reading == "nearest":
+        fits = {name: windows.match(name) for name in world.SHAPES}
+        shape = min(fits, key=lambda name: fits[name].error[big].mean())
+        if shape != "ring":
+            shape = _unblur(shape, spokes, hole)
+    else:
+        likely = silhouettes.log_likelihoods(windows.pick(big).polar())
+        shape = max(likely, key=lambda name: likely[name])
+    fit = windows.match(shape)
     if shape in _FOLD and _upright(shape, spokes):
         fit.angle[:] = 0.0
     good = float(fit.error[big].mean())
@@ -243,6 +242,17 @@ class _Windows:
         steps = np.arange(self.seen.shape[1]) + 0.5
         y, x = ((self.seen.sum(axis) @ steps) / mass for axis in (2, 1))
         return np.stack([y, x], -1) + self.origin
+
+    def polar(self) -> np.ndarray:
+        """What `silhouettes` compares: f64[n, rings, angles]."""
+        return silhouettes.polar(self.seen, self.centroid() - self.origin)
+
+    def match(self, shape: str) -> _Fit:
+        """The shape where area, centroid and moments put it."""
+        centre = self.centroid()
+        radius = np.sqrt(np.maximum(self.seen.sum((1, 2)), 1) / _AREA[shape])
+        angle = self.angle(shape, radius)
+        return _Fit(centre, radius, angle, np.minimum(self.error(shape, centre, radius, angle), 1.0))
 
     def _offsets(self, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         steps = np.arange(self.seen.shape[1], dtype=np.float32) + 0.5
