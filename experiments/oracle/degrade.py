@@ -34,7 +34,7 @@ Edge = Callable[[np.ndarray, int], np.ndarray]  # (angles, frame) -> distances, 
 
 def scenes(each: int, seed: int = 0) -> list[Scene]:
     """`each` validation scenes of every shape in every size, as `sora-jax evaluate toyworld` draws them."""
-    left = {pair: each for pair in itertools.product(world.SHAPES, world.SIZES)}
+    left = dict.fromkeys(itertools.product(world.SHAPES, world.SIZES), each)
     out = []
     for index in itertools.count():
         if not any(left.values()):
@@ -44,6 +44,7 @@ def scenes(each: int, seed: int = 0) -> list[Scene]:
         if left[thing.shape, thing.size]:
             left[thing.shape, thing.size] -= 1
             out.append(scene)
+    return None
 
 
 def unit(shape: str) -> float:
@@ -64,7 +65,7 @@ def filled(shape: str, share: float) -> Edge:
 
 
 def wobbly(shape: str, amount: float, seed: int) -> Edge:
-    """An outline that differs from frame to frame by waves of 2 to 7 a turn, of `amount` together (standard deviation)."""
+    """An outline that differs from frame to frame by waves of 2 to 7 a turn, `amount` in standard deviation."""
 
     def edge(angle: np.ndarray, frame: int) -> np.ndarray:
         rng = np.random.default_rng((seed, frame))

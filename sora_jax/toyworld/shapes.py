@@ -1,8 +1,9 @@
-"""From regions to shapes: which template covers a thing, and where it is, how large and how turned.
+"""From regions to shapes: what a thing is, and where it is, how large and how turned.
 
-A thing that is seen whole needs no search: its area, its centroid and its moments give radius, centre and angle
-for each shape in turn, and the shape whose template then leaves least unexplained is the one. Only what is cut
-off by the frame or by another thing is fitted, to the pixels that could show it.
+A thing that is seen whole needs no search: `silhouettes` says which shape it most likely is, and its area, its
+centroid and its moments give radius, centre and angle. Only what is cut off by the frame or by another thing is
+fitted, with every shape, to the pixels that could show it; there the shape that leaves least unexplained is the one.
+The older reading, "nearest", decides so everywhere.
 """
 
 from __future__ import annotations
@@ -59,7 +60,11 @@ class Track:
 
 
 def measure(thing: list[Region], pixels: Pixels, reading: str = "likelihood") -> Track:
-    """Shape, centres, radii and angles of the thing that the regions, one a frame, belong to."""
+    """Shape, centres, radii and angles of the thing that the regions, one a frame, belong to.
+
+    Args:
+      reading: of the shape, of `oracle.SHAPE_READINGS`.
+    """
     frames = np.array([region.frame for region in thing])
     area = np.array([region.area for region in thing])
     clear = np.array([region.clear for region in thing])
