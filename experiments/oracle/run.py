@@ -1,7 +1,7 @@
 """What the oracle reads of degraded shapes and of the bundled model's clips, by both readings. See README.md beside.
 
 python experiments/oracle/run.py calibrate    # calibration.json, shapes.png
-python experiments/oracle/run.py model        # model.json
+python experiments/oracle/run.py model        # model.json; --frames FILE.npz keeps the clips
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 import degrade
+import numpy as np
 from PIL import Image, ImageDraw
 
 import sora_jax
@@ -88,12 +89,20 @@ def calibrate(each: int) -> None:
 
 @main.command()
 @click.option("--clips", default=256)
-def model(clips: int) -> None:
+@click.option("--frames", default="", help="An .npz file that keeps the clips, made where it isn't there.")
+def model(clips: int, frames: str) -> None:
     """The bundled model's validation clips, made once and read by both."""
-    videos: list[Video] = []
-    out = evaluate_toyworld(
-        sora_jax.load("toyworld"), "validation", clips, show=lambda _, made: videos.append(made[0])
-    )
+    kept = pathlib.Path(frames) if frames else None
+    if kept is not None and kept.exists():
+        with np.load(kept) as file:
+            out, videos = json.loads(str(file["json"])), [Video(made, degrade.FPS) for made in file["frames"]]
+    else:
+        videos = []
+        out = evaluate_toyworld(
+            sora_jax.load("toyworld"), "validation", clips, show=lambda _, made: videos.append(made[0])
+        )
+        if kept is not None:
+            np.savez(kept, frames=np.stack([video.frames for video in videos]), json=json.dumps(out))
     reads = [(row["truth"]["shape"], _read(video)) for row, video in zip(out["clips"], videos, strict=True)]
     rows = [row | {"shape": shape} for row, (_, shape) in zip(out["clips"], reads, strict=True)]
     figures = {

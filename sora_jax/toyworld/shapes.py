@@ -70,7 +70,9 @@ def measure(thing: list[Region], pixels: Pixels, reading: str = "likelihood") ->
     clear = np.array([region.clear for region in thing])
     windows = _Windows.around(thing, pixels)
     whole = clear & (area > 0.3 * np.median(area[clear])) if clear.any() else clear
-    shape, fit, good = _recognise(windows, whole, reading) if whole.any() else _puzzle_out(windows, area)
+    shape, fit, good = (
+        _recognise(windows, whole, frames, reading) if whole.any() else _puzzle_out(windows, area)
+    )
     sure = fit.error < good + _SLACK
     angle = fit.angle
     if shape in _FOLD:
@@ -107,7 +109,9 @@ def measure(thing: list[Region], pixels: Pixels, reading: str = "likelihood") ->
     )
 
 
-def _recognise(windows: _Windows, whole: np.ndarray, reading: str) -> tuple[str, _Fit, float]:
+def _recognise(
+    windows: _Windows, whole: np.ndarray, frames: np.ndarray, reading: str
+) -> tuple[str, _Fit, float]:
     """The shape of a thing that is `whole` bool[n] in some frames, its fit in these, and the usual error."""
     mass = windows.seen.sum((1, 2))
     big = whole & (mass >= 0.85 * np.quantile(mass[whole], 0.8))
@@ -118,7 +122,7 @@ def _recognise(windows: _Windows, whole: np.ndarray, reading: str) -> tuple[str,
         if shape != "ring":
             shape = _unblur(shape, spokes, hole)
     else:
-        likely = silhouettes.log_likelihoods(windows.pick(big).polar())
+        likely = silhouettes.log_likelihoods(windows.pick(big).polar(), frames[big])
         shape = max(likely, key=lambda name: likely[name])
     fit = windows.match(shape)
     if shape in _FOLD and _upright(shape, spokes):

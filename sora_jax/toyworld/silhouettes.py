@@ -35,6 +35,7 @@ _FILLED = (0.3, 0.6)  # of a star's notches
 _CLOSED = (0.0, 0.3, 0.6)  # of a ring's hole
 _BLURS = (0.08, 0.18, 0.28, 0.38)  # standard deviations, in radii of the disc of the same area
 _REACH, _RINGS, _ANGLES = 1.9, 19, 60  # of polar pictures; all symmetries divide the number of angles
+_PACES = np.arange(-25, 26) / 5  # of turning: angles of a polar picture a frame, 30 degrees at most
 _FINE = 12.0  # pixels that a template's unit has
 
 
@@ -81,28 +82,33 @@ def polar(seen: np.ndarray, centre: np.ndarray) -> np.ndarray:
     return ndimage.map_coordinates(np.clip(seen, 0, 1), (frame, y, x), order=1, mode="constant")
 
 
-def log_likelihoods(pictures: np.ndarray, noise: float = 1e-4, turned: float = 6.0) -> dict[str, float]:
-    """Of each shape, up to a constant all have in common.
+def log_likelihoods(
+    pictures: np.ndarray, frames: np.ndarray, noise: float = 1e-4, turned: float = 1.5
+) -> dict[str, float]:
+    """Of each shape, up to a constant all have in common: upright, or, if it has corners, turning at an even pace.
 
     Args:
       pictures: f64[n, rings, angles] of one thing in n frames, from `polar`.
-      noise: mean square that templates and pictures differ by, where both show the same.
-      turned: what it costs to be seen at another angle in each frame, rather than upright.
+      frames: i[n], their numbers.
+      noise: mean square by which templates and the mean picture differ where both show the same, twice.
+      turned: by how much worse what is left counts where the shape is other than upright.
     """
-    templates = _templates()
     weight = _distances()[:, None] / (_distances().sum() * _ANGLES)
+    square = (pictures**2 * weight).sum((1, 2)).mean()
     waves = np.fft.rfft(pictures * weight, axis=-1)
-    square = (pictures**2 * weight).sum((1, 2))
+    # The mean picture, each frame first turned back: by nothing, and at every pace.
+    back = np.exp(2j * np.pi / _ANGLES * frames[:, None, None] * _PACES[:, None] * np.arange(waves.shape[-1]))
+    mean = np.einsum("frk,fpk->prk", waves, back, optimize=True) / len(frames)
     out = {}
-    for shape, bank in templates.items():
-        alike = np.einsum("fra,vra->fv", pictures * weight, bank)
-        turns = np.fft.irfft(
-            np.einsum("frk,vrk->fvk", waves, np.fft.rfft(bank, axis=-1).conj()), _ANGLES
-        ).max(-1)
-        own = (bank**2 * weight).sum((1, 2))
-        upright, turning = ((square[:, None] - 2 * a + own).mean(0) for a in (alike, turns))
-        score = np.concatenate([-upright / noise, -turning / noise - turned])
-        out[shape] = float(special.logsumexp(score) - math.log(len(bank)))
+    for shape, bank in _templates().items():
+        own = square + (bank**2 * weight).sum((1, 2))
+        alike = np.einsum("ra,vra->v", pictures.mean(0) * weight, bank)
+        scores = [-(own - 2 * alike) / noise]
+        if shape in _CORNERS:
+            cross = np.einsum("prk,vrk->pvk", mean, np.fft.rfft(bank, axis=-1).conj(), optimize=True)
+            alike = np.fft.irfft(cross, _ANGLES).max((0, 2))
+            scores.append(-turned * (own - 2 * alike) / noise)
+        out[shape] = float(special.logsumexp(np.concatenate(scores)) - math.log(len(bank)))
     return out
 
 
