@@ -28,6 +28,7 @@ from sora_jax.toyworld.sampling import sample_scene
 from sora_jax.toyworld.scene import Scene, Shot, Thing
 
 ATTRIBUTES = ("count", "colour", "shape", "size", "direction", "motion", "inside", "reappears", "cuts")
+SHAPE_READINGS = ("likelihood", "nearest")
 CAPTIONED = ("colour", "shape", "direction")  # what "all" asks for: all three, of every thing
 
 _HIDDEN, _SHOWN = 0.4, 0.6  # shares of a thing's area that is seen
@@ -82,8 +83,19 @@ class Reading:
     size: tuple[int, int]
 
 
-def read(video: Video) -> Reading:
-    """Reads a clip back; 64 pixels of short side are enough."""
+def read(video: Video, shapes_by: str = "likelihood") -> Reading:
+    """Reads a clip back; 64 pixels of short side are enough.
+
+    Args:
+      shapes_by: how shapes are told, of `SHAPE_READINGS`: "likelihood" compares what is seen with degraded templates
+        of every shape (`silhouettes`); "nearest" takes the nearest perfect template, as all figures from before
+        2026-11-29 do.
+
+    Raises:
+      UserError: there is no such reading.
+    """
+    if shapes_by not in SHAPE_READINGS:
+        raise UserError(f"Shapes are not read by {shapes_by!r}: choose one of {', '.join(SHAPE_READINGS)}.")
     if min(video.size) > _FINE:
         video = resize(video, *(round(side * 0.75 * _FINE / min(video.size)) for side in video.size))
     times = np.arange(len(video)) / video.fps
@@ -92,7 +104,7 @@ def read(video: Video) -> Reading:
     ends = [*starts[1:], len(video)]
     found = regions.find_regions(pixels)
     things = [
-        _describe(shapes.measure(thing, pixels), times[first:last], first, video.size, number)
+        _describe(shapes.measure(thing, pixels, shapes_by), times[first:last], first, video.size, number)
         for number, (first, last) in enumerate(zip(starts, ends, strict=True))
         for thing in regions.follow(found, first, last, min(video.size))
     ]
@@ -130,7 +142,7 @@ def score(reading: Reading, scene: Scene, attributes: Sequence[str] = ATTRIBUTES
         if "count" in right:
             right["count"] &= len(read_here) == len(truths)
         # In a clip full of fragments one of them is always right: what was asked for must be what one sees most of.
-        read_here = sorted(read_here, key=_prominence, reverse=True)[: len(truths)]
+        read_here = sorted(read_here, key=prominence, reverse=True)[: len(truths)]
         agree = np.array([[_agree(t, truth) for t in read_here] for truth in truths]).reshape(
             len(truths), len(read_here), len(ATTRIBUTES)
         )
@@ -231,8 +243,8 @@ def _middle(thing: ReadThing, reading: Reading) -> float:
     return float(np.median([t for t, *_ in thing.track] or reading.shots[thing.shot]))
 
 
-def _prominence(thing: ReadThing) -> float:
-    """Area times frames."""
+def prominence(thing: ReadThing) -> float:
+    """Area times frames, by which `score` ranks things."""
     return sum(radius**2 for *_, radius in thing.track)
 
 

@@ -1,8 +1,9 @@
-"""From regions to shapes: which template covers a thing, and where it is, how large and how turned.
+"""From regions to shapes: what a thing is, and where it is, how large and how turned.
 
-A thing that is seen whole needs no search: its area, its centroid and its moments give radius, centre and angle
-for each shape in turn, and the shape whose template then leaves least unexplained is the one. Only what is cut
-off by the frame or by another thing is fitted, to the pixels that could show it.
+A thing that is seen whole needs no search: `silhouettes` says which shape it most likely is, and its area, its
+centroid and its moments give radius, centre and angle. Only what is cut off by the frame or by another thing is
+fitted, with every shape, to the pixels that could show it; there the shape that leaves least unexplained is the one.
+The older reading, "nearest", decides so everywhere.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import math
 import numpy as np
 
 from sora_jax.toyworld import scene as world
+from sora_jax.toyworld import silhouettes
 from sora_jax.toyworld.regions import COLOURS, Pixels, Region
 from sora_jax.toyworld.render import signed_distance
 
@@ -54,14 +56,20 @@ class Track:
     confidence: float
 
 
-def measure(thing: list[Region], pixels: Pixels) -> Track:
-    """Shape, centres, radii and angles of the thing that the regions, one a frame, belong to."""
+def measure(thing: list[Region], pixels: Pixels, reading: str = "likelihood") -> Track:
+    """Shape, centres, radii and angles of the thing that the regions, one a frame, belong to.
+
+    Args:
+      reading: of the shape, of `oracle.SHAPE_READINGS`.
+    """
     frames = np.array([region.frame for region in thing])
     area = np.array([region.area for region in thing])
     clear = np.array([region.clear for region in thing])
     windows = _Windows.around(thing, pixels)
     whole = clear & (area > 0.3 * np.median(area[clear])) if clear.any() else clear
-    shape, fit, good = _recognise(windows, whole) if whole.any() else _puzzle_out(windows, area)
+    shape, fit, good = (
+        _recognise(windows, whole, frames, reading) if whole.any() else _puzzle_out(windows, area)
+    )
     sure = fit.error < good + _SLACK
     angle = fit.angle
     if shape in _FOLD:
@@ -98,22 +106,22 @@ def measure(thing: list[Region], pixels: Pixels) -> Track:
     )
 
 
-def _recognise(windows: _Windows, whole: np.ndarray) -> tuple[str, _Fit, float]:
+def _recognise(
+    windows: _Windows, whole: np.ndarray, frames: np.ndarray, reading: str
+) -> tuple[str, _Fit, float]:
     """The shape of a thing that is `whole` bool[n] in some frames, its fit in these, and the usual error."""
     mass = windows.seen.sum((1, 2))
     big = whole & (mass >= 0.85 * np.quantile(mass[whole], 0.8))
-    centre = windows.centroid()
-    fits = {}
-    for shape in world.SHAPES:
-        radius = np.sqrt(np.maximum(mass, 1) / _AREA[shape])
-        angle = windows.angle(shape, radius)
-        error = np.minimum(windows.error(shape, centre, radius, angle), 1.0)
-        fits[shape] = _Fit(centre, radius, angle, error)
-    shape = min(fits, key=lambda name: fits[name].error[big].mean())
     spokes, hole = windows.pick(big).symmetries()
-    if shape != "ring":
-        shape = _unblur(shape, spokes, hole)
-    fit = fits[shape]
+    if reading == "nearest":
+        fits = {name: windows.match(name) for name in world.SHAPES}
+        shape = min(fits, key=lambda name: fits[name].error[big].mean())
+        if shape != "ring":
+            shape = _unblur(shape, spokes, hole)
+    else:
+        likely = silhouettes.log_likelihoods(windows.pick(big).polar(), frames[big])
+        shape = max(likely, key=lambda name: likely[name])
+    fit = windows.match(shape)
     if shape in _FOLD and _upright(shape, spokes):
         fit.angle[:] = 0.0
     good = float(fit.error[big].mean())
@@ -237,6 +245,17 @@ class _Windows:
         steps = np.arange(self.seen.shape[1]) + 0.5
         y, x = ((self.seen.sum(axis) @ steps) / mass for axis in (2, 1))
         return np.stack([y, x], -1) + self.origin
+
+    def polar(self) -> np.ndarray:
+        """What `silhouettes` compares: f64[n, rings, angles]."""
+        return silhouettes.polar(self.seen, self.centroid() - self.origin)
+
+    def match(self, shape: str) -> _Fit:
+        """The shape where area, centroid and moments put it."""
+        centre = self.centroid()
+        radius = np.sqrt(np.maximum(self.seen.sum((1, 2)), 1) / _AREA[shape])
+        angle = self.angle(shape, radius)
+        return _Fit(centre, radius, angle, np.minimum(self.error(shape, centre, radius, angle), 1.0))
 
     def _offsets(self, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         steps = np.arange(self.seen.shape[1], dtype=np.float32) + 0.5
