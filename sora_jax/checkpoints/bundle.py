@@ -2,7 +2,8 @@
 
 config.json       {"format": 1, "vae": {…}, "dit": {…}, "text": {…}, "limits": {…}, "base_tokens": …,
                   "sampling": {…}, "card": {…}}
-vae.safetensors   weights, bfloat16 by default; named as the parameters are, "down.0.kernel"
+vae.safetensors   weights, bfloat16 by default; named as the parameters are, "down.0.kernel"; absent where "vae" is the
+                  name of a bundled model that has the same autoencoder
 dit.safetensors   (absent in a folder that holds an autoencoder only)
 """
 
@@ -101,18 +102,22 @@ class Bundle:
         return component(Knowledge, self.card.get("knows", {}), "card.knows")
 
 
-def save_bundle(bundle: Bundle, folder: str | os.PathLike[str], dtype: str = "bfloat16") -> None:
+def save_bundle(
+    bundle: Bundle, folder: str | os.PathLike[str], dtype: str = "bfloat16", vae_of: str = ""
+) -> None:
     """Writes a bundle's folder, `config.json` last, each file whole or not at all.
 
     Args:
       dtype: of the weights, a name of `weights.SAVED`.
+      vae_of: a bundled model that has the same autoencoder, which is then not written again.
 
     Raises:
       UserError: there is no such type, or it doesn't hold some weight.
     """
     folder = user_path(folder)
-    parts: dict[str, Any] = {"format": FORMAT, "vae": dataclasses.asdict(bundle.vae.config)}
-    _save_weights(bundle.vae, folder / "vae.safetensors", dtype)
+    parts: dict[str, Any] = {"format": FORMAT, "vae": vae_of or dataclasses.asdict(bundle.vae.config)}
+    if not vae_of:
+        _save_weights(bundle.vae, folder / "vae.safetensors", dtype)
     if bundle.dit is not None:
         _save_weights(bundle.dit, folder / "dit.safetensors", dtype)
         parts["dit"] = dataclasses.asdict(bundle.dit.config)
@@ -137,8 +142,11 @@ def load_bundle(name: str | os.PathLike[str] = "toyworld") -> Bundle:
         raise UserError(
             f"{folder}/config.json is of format {config.get('format')!r}, and this version reads {FORMAT}."
         )
-    vae_config = component(VAEConfig, config["vae"], "vae")
-    vae = _load_weights(lambda: VAE(vae_config, rngs=nnx.Rngs(0)), folder / "vae.safetensors")
+    if isinstance(config["vae"], str):
+        vae = load_bundle(config["vae"]).vae
+    else:
+        vae_config = component(VAEConfig, config["vae"], "vae")
+        vae = _load_weights(lambda: VAE(vae_config, rngs=nnx.Rngs(0)), folder / "vae.safetensors")
     dit = None
     if "dit" in config:
         values = {k: v for k, v in config["dit"].items() if not (config["dit"]["size"] and k in _DERIVED)}

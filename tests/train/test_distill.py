@@ -123,3 +123,14 @@ def test_a_distilled_model_has_its_own_defaults_and_says_what_it_cannot_follow(c
     np.testing.assert_array_equal(plain, other)
     assert len([note for note in notes if "is distilled" in note]) == 1
     assert not np.array_equal(plain, pipeline.generate("a red circle", steps=1, **options).frames)
+
+
+def test_a_bundle_may_name_the_model_whose_autoencoder_it_has(config, tmp_path):
+    objective = objective_of(config, tmp_path)
+    shared = load_bundle("toyworld").vae
+    save_bundle(objective.bundle("turbo", shared), tmp_path / "turbo", vae_of="toyworld")
+    assert not list((tmp_path / "turbo").glob("vae*"))
+    again = load_bundle(tmp_path / "turbo")
+    assert again.vae.config == shared.config and again.sampling.distilled
+    for one, other in zip(jax.tree.leaves(again.vae), jax.tree.leaves(shared), strict=True):
+        np.testing.assert_array_equal(one, other)
