@@ -70,7 +70,7 @@ class Pipeline(VaeProcessor):
     steps in all).
 
     Args:
-      bundle, sampling: as `model.VideoModel` takes them.
+      bundle, text_encoder, sampling: as `model.VideoModel` takes them.
       notify: called with a sentence where a result differs from what was asked for, or is beyond what the model saw
         in training.
     """
