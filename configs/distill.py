@@ -7,7 +7,8 @@ The argument is the teacher: a bundled model, a folder that holds one, or a run'
 the student has its architecture, autoencoder and text encoder. Clips are those of configs/toyworld_dit.py, or
 `--config.data.source`'s.
 
-Expected (experiments/turbo/README.md).
+Expected (experiments/turbo/README.md): after 1,700 steps (26 minutes of processor time on two CPU cores) 62% of the
+validation prompts right in colour, shape and direction at 4 steps, 56% at 2, where the teacher has 68% at 12.
 """
 
 import dataclasses

@@ -24,6 +24,7 @@ import click
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parents[1]
 FOOTAGE = ROOT.parent / "shared" / "footage"
+SUMMARY = "Toyworld at 64 pixels, 8 to 24 fps: coloured shapes that move as told; fills in what is missing."
 
 
 @click.group()
@@ -56,15 +57,18 @@ def dit(overrides: tuple[str, ...]) -> None:
 @click.option("--run", default="runs/dit", help="Workdir of the transformer's run.")
 @click.option("--name", default="toyworld")
 @click.option("--history", default="", help="What the weights learned from before this run, in a sentence.")
-def export(run: str, name: str, history: str) -> None:
+@click.option("--vae-of", default="", help="A bundled model whose autoencoder this one has.")
+def export(run: str, name: str, history: str, vae_of: str) -> None:
     """Writes the run's averaged weights, configuration and card into the package."""
     from sora_jax.checkpoints.bundle import BUNDLED, load_bundle, save_bundle
     from sora_jax.train.metrics import read_metrics
 
     bundle = load_bundle(run)
     metrics = read_metrics(run)
+    config = json.loads((pathlib.Path(run) / "config.json").read_text())
+    config["latents"]["folder"] = ""  # of this machine
     card = {
-        "summary": "Toyworld at 64 pixels, 8 to 24 fps: coloured shapes that move as told; fills in what is missing.",
+        "summary": SUMMARY + (f" In {bundle.sampling.steps} steps." if bundle.sampling.distilled else ""),
         "licence": "Apache-2.0",
         "data": "toyworld (this package); the autoencoder also on Big Buck Bunny, "
         "© 2008 Blender Foundation, www.bigbuckbunny.org, CC BY 3.0",
@@ -77,9 +81,9 @@ def export(run: str, name: str, history: str) -> None:
         "steps": metrics[-1]["step"],
         "history": history or "trained from nothing",
         "loss": round(sum(row["loss"] for row in metrics[-20:]) / len(metrics[-20:]), 4),
-        "config": json.loads((pathlib.Path(run) / "config.json").read_text()),
+        "config": config,
     }
-    save_bundle(dataclasses.replace(bundle, name=name, card=card), BUNDLED / name)
+    save_bundle(dataclasses.replace(bundle, name=name, card=card), BUNDLED / name, vae_of=vae_of)
     size = sum(file.stat().st_size for file in (BUNDLED / name).iterdir()) / 1e6
     click.echo(f"{BUNDLED / name}: {size:.1f} MB")
 
