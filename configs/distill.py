@@ -3,8 +3,9 @@
     sora-jax train --config distill --workdir runs/turbo
     sora-jax generate "a red circle moves left" --model runs/turbo
 
-The argument is the teacher: a bundled model, a folder that holds one, or a run's workdir (`--config distill:runs/dit`);
-the student has its architecture, autoencoder and text encoder. Clips are those of configs/toyworld_dit.py, or
+The argument is the teacher, after a colon: a bundled model, a folder that holds one, or a run's workdir; the student
+has its architecture, autoencoder and text encoder. `--config distill:debug` goes through all that a run does and
+learns nothing. Clips are those of configs/toyworld_dit.py, or
 `--config.data.source`'s.
 
 Expected (experiments/turbo/README.md): after 1,700 steps (26 minutes of processor time on two CPU cores) 62% of the
@@ -20,6 +21,8 @@ from sora_jax.train.config_files import load
 
 
 def get_config(teacher: str = "toyworld") -> ConfigDict:
+    debug = teacher == "debug"
+    teacher = "toyworld" if debug else teacher
     config, bundle = ConfigDict(load("toyworld_dit")), load_bundle(teacher)
     dit = dataclasses.asdict(bundle.dit.config) | {"flow_map": True, "remat": "dots"}
     if dit["size"]:
@@ -42,4 +45,9 @@ def get_config(teacher: str = "toyworld") -> ConfigDict:
         }
     )
     config.dit = ConfigDict(dit)
+    if debug:
+        small = load("toyworld_dit:debug")
+        config.update(
+            {name: small[name] for name in ("steps", "data", "latents", "pipeline", "optim", "log")}
+        )
     return config

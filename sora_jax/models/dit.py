@@ -289,7 +289,7 @@ class DiT(nnx.Module):
             x = jnp.where((order < M)[..., None], text, x)
         x = constrain(x.astype(jnp.float32), "BND")
         angles = rotary_angles(coords, config.width // config.heads, config.rope_periods)
-        condition = self._conditions(sigma_bs, next_sigma_bs, text_states, batch)
+        condition = self._conditions(sigma_bs, text_states, batch, next_sigma_bs)
 
         run = functools.partial(_run_layers, condition=condition, config=config)
         if routing is None:
@@ -315,7 +315,7 @@ class DiT(nnx.Module):
         return velocity
 
     def _conditions(
-        self, sigma_bs: Sigma, next_sigma_bs: Sigma | None, text_bme: jax.Array, batch: PackedBatch
+        self, sigma_bs: Sigma, text_bme: jax.Array, batch: PackedBatch, next_sigma_bs: Sigma | None = None
     ) -> jax.Array:
         """float32[B,S,D], of σ and captions; exact on accelerators too, as the table is small."""
         features = functools.partial(fourier, width=256, longest=4.0, shortest=2e-3)

@@ -10,6 +10,7 @@ batch. Short steps take the teacher's guided velocity; a longer step takes what 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -73,10 +74,18 @@ class DistillObjective(DiTObjective):
     def __init__(self, config: ConfigDict, workdir: pathlib.Path, sheets: MakeSheets | None = None) -> None:
         self.distill = component(DistillConfig, config.distill, "distill")
         super().__init__(config, workdir, sheets)
-        self.teacher = load_bundle(self.distill.teacher)
-        self._check_teacher(config)
 
-    def _check_teacher(self, config: ConfigDict) -> None:
+    @functools.cached_property
+    def teacher(self) -> Bundle:
+        with jax.ensure_compile_time_eval():  # a model is built under jit; files are read outside of it
+            return load_bundle(self.distill.teacher)
+
+    def check(self) -> None:
+        """As the transformer's; also raises UserError where the teacher doesn't fit."""
+        self._check_teacher()
+        super().check()
+
+    def _check_teacher(self) -> None:
         name, teacher = self.distill.teacher, self.teacher.dit
         if teacher is None:
             raise UserError(f"config.distill.teacher: the model {name!r} has no transformer.")
@@ -97,9 +106,9 @@ class DistillObjective(DiTObjective):
                 f"config.flow.base_tokens={self.flow.base_tokens:g} is not the teacher's: set "
                 f"{self.teacher.base_tokens:g}."
             )
-        if config.pipeline.batch_size % 2:
+        if self.pipeline.batch_size % 2:
             raise UserError(
-                f"config.pipeline.batch_size={config.pipeline.batch_size} must be even: half of a batch learns short "
+                f"config.pipeline.batch_size={self.pipeline.batch_size} must be even: half of a batch learns short "
                 "steps, half long ones."
             )
 
@@ -110,6 +119,7 @@ class DistillObjective(DiTObjective):
         return self.teacher.dit
 
     def init(self, key: jax.Array) -> DiT:
+        self._check_teacher()
         return take_weights(super().init(key), self.init_from or self.distill.teacher, "dit")
 
     def loss(

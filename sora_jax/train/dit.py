@@ -171,8 +171,9 @@ class DiTObjective:
             flow.interpolate(batch.patches, noise, token_sigma),
             flow.velocity(batch.patches, noise),
         )
-        routing = Routing(jax.random.fold_in(key, 0), self.flow.routing) if self.flow.routing else None
-        predicted = model(noisy, seen, sigma, routing=routing)
+        share = self.flow.routing
+        routing = {"routing": Routing(jax.random.fold_in(key, 0), share)} if share else {}
+        predicted = model(noisy, seen, sigma, **routing)
         error = jnp.mean(jnp.square(predicted - target), axis=-1)
         count = jnp.maximum(jnp.sum(generated), 1)
         clean_error = jnp.sum(error * jnp.square(token_sigma[..., 0]) * generated) / count

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import tracemalloc
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -198,6 +199,8 @@ def test_a_run_that_stops_leaves_the_old_file_and_no_half_one(monkeypatch, tmp_p
     made = []
 
     class Stopped:
+        defaults: ClassVar = {}
+
         def stream_batch(self, requests, progress):
             return [VideoStream(self.frames(), 200, (32, 32), 8.0)]
 

@@ -89,7 +89,9 @@ def test_what_does_not_fit_is_refused_with_a_sentence(config, tmp_path, changes,
         {k: str(teacher.parent / "vae") if v == "VAE" else v for k, v in changes.items()}
     )
     with pytest.raises(UserError, match=words):
-        objective_of(config, tmp_path)
+        objective_of(config, tmp_path).check()
+    with pytest.raises(UserError, match=words):
+        objective_of(config, tmp_path).init(jax.random.key(0))
 
 
 def test_a_run_gives_a_model_that_is_sampled_in_few_steps(config, tmp_path):
