@@ -94,6 +94,7 @@ def test_what_does_not_fit_is_refused_with_a_sentence(config, tmp_path, changes,
         objective_of(config, tmp_path).init(jax.random.key(0))
 
 
+@pytest.mark.slow  # test_debug runs the same parts at their defaults
 def test_a_run_gives_a_model_that_is_sampled_in_few_steps(config, tmp_path):
     config = config.copy_and_resolve_references()
     config.log.update(heldout_every=4, heldout_batches=2, sheet_every=4)
