@@ -32,6 +32,14 @@ def heldout_loss(workdir: pathlib.Path, latents: pathlib.Path) -> dict[str, floa
     return {"heldout_loss": round(float(np.mean(jax.device_get(losses))), 5)}
 
 
+def clips_read(workdir: pathlib.Path, clips: int) -> dict[str, float]:
+    """What the oracle reads of clips of two seconds, by attribute."""
+    accuracy = evaluate_toyworld(Pipeline(load_bundle(workdir)), "validation", clips)["accuracy"]
+    return {
+        name: round(accuracy[name]["share"], 4) for name in ("colour", "shape", "direction", "size", "all")
+    }
+
+
 def images_read(workdir: pathlib.Path, clips: int) -> dict[str, float]:
     """Colour and shape of single images, 64 tokens each: what comes before motion."""
     accuracy = evaluate_toyworld(Pipeline(load_bundle(workdir)), "validation", clips, durations=(0.1,))[

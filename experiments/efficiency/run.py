@@ -91,32 +91,16 @@ def seconds_a_step(stage: Stage) -> float:
 @click.option("--clips", default=128)
 def measure(lever: str, budget: float, seed: int, clips: int) -> None:
     """Adds a line to results.jsonl: the held-out loss of the baseline's clips, and what the oracle reads."""
-    from measure import heldout_loss, images_read
+    from measure import clips_read, heldout_loss, images_read
 
     folder = run_folder(lever, budget, seed)
     stages = sorted(path for path in folder.iterdir() if path.name.isdigit())
     rows = [json.loads(line) for path in stages for line in (path / "metrics.jsonl").read_text().splitlines()]
     spent = sum(row["processor_seconds"] for row in rows)
-    out = folder / "accuracy.json"
-    command = [sys.executable, "-m", "sora_jax.cli.main", "evaluate", "toyworld", "--model", str(stages[-1])]
-    options = [
-        "--split",
-        "validation",
-        "--clips",
-        str(clips),
-        "--json",
-        str(out),
-        "--sheet",
-        str(folder / "sheet.png"),
-    ]
-    subprocess.run([*command, *options], check=True)
-    accuracy = json.loads(out.read_text())["accuracy"]
     result = {"lever": lever, "budget": budget, "seed": seed, "processor_seconds": round(spent, 1)}
     result |= {"steps": [json.loads((path / "config.json").read_text())["steps"] for path in stages]}
     result |= {"clips": clips} | heldout_loss(stages[-1], RUNS / "latents") | images_read(stages[-1], clips)
-    result |= {
-        name: round(accuracy[name]["share"], 4) for name in ("colour", "shape", "direction", "size", "all")
-    }
+    result |= clips_read(stages[-1], clips)
     with RESULTS.open("a") as file:
         file.write(json.dumps(result) + "\n")
     click.echo(json.dumps(result))

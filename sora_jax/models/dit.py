@@ -164,7 +164,7 @@ class Routing(NamedTuple):
     share: float
 
 
-LEAST_SIGMA = 0.05
+MIN_SIGMA = 0.05
 """Below it the velocity of a prediction of clean patches is no longer divided by σ but by this (Li and He 2025)."""
 
 POLICIES = {
@@ -311,7 +311,7 @@ class DiT(nnx.Module):
         velocity = constrain(gather_positions(velocity, inverse[:, M:], order - M), "BNP")
         if config.predict == "clean":
             sigma = _take(sigma_bs, batch.condition_ids)[..., None]
-            velocity = (patches_bnp - velocity) / jnp.maximum(sigma, LEAST_SIGMA)
+            velocity = (patches_bnp - velocity) / jnp.maximum(sigma, MIN_SIGMA)
         return velocity
 
     def _conditions(

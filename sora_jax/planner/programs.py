@@ -92,6 +92,11 @@ def make_step_spec(config: ConfigDict, step: str, topology: Topology) -> StepSpe
       UserError: the mesh doesn't divide the chips, or there is no such program.
     """
     loop = read_loop_config(config)
+    if loop.objective == "distill":
+        raise UserError(
+            "Distillation can't be planned: plan the training of its teacher's architecture, of which a step takes "
+            "about three fifths as much."
+        )
     if step == "sample" and loop.objective != "dit":
         raise UserError("An autoencoder has no sampler: plan its training, or a transformer's --step sample.")
     shape = loop.mesh

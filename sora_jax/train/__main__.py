@@ -234,7 +234,7 @@ def _onward(config: ConfigDict, workdir: pathlib.Path, step: int, argv: Sequence
         return f"to go on: {PROGRAM} {shlex.join(argv)}"
     from sora_jax.train.objectives import NEXT
 
-    toyworld = config.objective == "dit" and config.data.source.startswith("toyworld")
+    toyworld = config.objective in ("dit", "distill") and config.data.source.startswith("toyworld")
     lines = NEXT["dit on toyworld"] if toyworld else NEXT.get(config.objective, ())
     if not lines:
         return ""

@@ -52,7 +52,7 @@ class DistillConfig:
     from_noise: float = 0.25
 
     def __post_init__(self) -> None:
-        check_ranges(self, "distill", guidance=COUNT, shortest=SHARE, from_noise=SHARE)
+        check_ranges(self, "distill", guidance=COUNT, shortest=(1e-3, 1), from_noise=SHARE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,11 +134,11 @@ class DistillObjective(DiTObjective):
         begin, end = self._draw_steps(sigma_key, is_short[:, None], (B, K + 1))
         lengths = jnp.sum(batch.segment_ids[:, :, None] == jnp.arange(K + 1), axis=1)
         factor = flow.shift_factor(lengths, self.flow.base_tokens)
-        # Of entries: tokens of a lower initial σ wait until their segment's σ has come down to it.
-        entries = lambda share: jnp.minimum(
+        # Tokens of a lower initial σ wait until their segment's σ has come down to it.
+        by_condition = lambda share: jnp.minimum(
             gather_sigmas(flow.shift(share, factor), batch.condition_segment_ids), batch.condition_init_sigma
         )
-        sigma, middle, next_sigma = entries(begin), entries((begin + end) / 2), entries(end)
+        sigma, middle, next_sigma = by_condition(begin), by_condition((begin + end) / 2), by_condition(end)
         token = lambda table: gather_sigmas(table, batch.condition_ids)[..., None]
         noise = jax.random.normal(noise_key, batch.patches.shape)
         x = flow.interpolate(batch.patches, noise, token(sigma))
@@ -172,6 +172,10 @@ class DistillObjective(DiTObjective):
         passes = Guidance(self.distill.guidance).passes()
         clean = guided_clean(teacher, x, batch, sigma, guidance, passes)
         return flow.velocity_at(x, clean, gather_sigmas(sigma, batch.condition_ids)[..., None])
+
+    def flops(self, batch: PackedBatch) -> float:
+        """Of the student's forward and backward pass, half a batch of the teacher's passes and of two steps."""
+        return super().flops(batch) * (3 + Guidance(self.distill.guidance).passes() / 2 + 1) / 3
 
     def bundle(self, name: str, vae: VAE, dit: DiT | None = None) -> Bundle:
         sampling = Sampling(steps=4, guidance=self.distill.guidance, distilled=True)

@@ -139,6 +139,11 @@ class DiTObjective:
         self.latents = component(LatentsConfig, config.latents, "latents")
         own = {"patch": self.dit.patch, "coords": self.dit.coords}
         self.pipeline = component(PipelineConfig, dict(config.pipeline) | own, "pipeline")
+        if self.flow.routing and self.dit.layers < 3:
+            raise UserError(
+                f"config.flow.routing={self.flow.routing:g} has no layers to skip between the first and the last of "
+                f"{self.dit.layers}: set 0, or more layers."
+            )
         self.autoencoder = config.autoencoder
         self.sheets = sheets(self) if sheets and config.get("log", {}).get("sheet_every", 0) else None
         self._vae: VAE | None = None
@@ -167,10 +172,8 @@ class DiTObjective:
         token_sigma = gather_sigmas(sigma, batch.condition_ids)[..., None]
         noise = jax.random.normal(keys["noise"], batch.patches.shape)
         seen = dataclasses.replace(seen, text=rms_norm(batch.text) + blur)
-        noisy, target = (
-            flow.interpolate(batch.patches, noise, token_sigma),
-            flow.velocity(batch.patches, noise),
-        )
+        noisy = flow.interpolate(batch.patches, noise, token_sigma)
+        target = flow.velocity(batch.patches, noise)
         share = self.flow.routing
         routing = {"routing": Routing(jax.random.fold_in(key, 0), share)} if share else {}
         predicted = model(noisy, seen, sigma, **routing)

@@ -37,6 +37,7 @@ NEXT = {
         'sora-jax generate "a red circle moves left" --model WORKDIR',
         "sora-jax evaluate toyworld --model WORKDIR",
     ),
+    "distill": ('sora-jax generate "WORDS OF YOUR CAPTIONS" --model WORKDIR',),
     "vae": (
         "sora-jax evaluate vae FILE --model WORKDIR",
         "sora-jax train --config toyworld_dit --workdir runs/dit --config.autoencoder=WORKDIR DATA",

@@ -305,7 +305,7 @@ def test_a_model_of_clean_patches_has_the_velocity_that_points_to_them(model, ou
     other = jax.tree.unflatten(jax.tree.structure(make_dit(clean)), jax.tree.leaves(model))
     sigma = np.take_along_axis(TABLE, BATCH.condition_ids, axis=1)[..., None]
     raw, velocity = forward(model, BATCH, TABLE), forward(other, BATCH, TABLE)
-    # Below LEAST_SIGMA the division ends.
+    # Below MIN_SIGMA the division ends.
     np.testing.assert_allclose(velocity, (BATCH.patches - raw) / np.maximum(sigma, 0.05), atol=1e-4)
 
 

@@ -369,3 +369,9 @@ def test_a_video_is_so_many_tokens():
     clip = clip_of(programs.make_step_spec(rung("14B"), "sample", read_topology("v5p:2x4x4")))
     assert (clip.frames, clip.height, clip.width) == (721, 1080, 1920)
     assert clip.tokens == 181 * math.ceil(1080 / 32) * 60
+
+
+def test_distillation_is_answered_with_what_can_be_planned():
+    config, _, _ = parse(["--config=distill", "--workdir=runs/turbo"])
+    with pytest.raises(UserError, match="plan the training of its teacher's architecture"):
+        programs.make_step_spec(config, "train", read_topology("v5e:1x1"))

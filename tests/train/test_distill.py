@@ -80,6 +80,8 @@ def test_steps_are_drawn_inside_the_schedule_short_ones_for_the_teacher(config, 
         ({"pipeline.batch_size": 3}, "must be even"),
         ({"distill.teacher": "VAE"}, "has no transformer"),
         ({"distill.guidance": 0.5}, "config.distill.guidance=0.5"),
+        ({"distill.shortest": 0.0}, "config.distill.shortest=0.0"),
+        ({"flow.routing": 0.5}, "has no layers to skip"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_a_sentence(config, tmp_path, changes, words):
