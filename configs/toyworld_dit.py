@@ -6,10 +6,11 @@ The argument is a size of `sora_jax.models.dit.SIZES`: `--config toyworld_dit:S`
 toyworld_dit:debug` goes through all that a run does, from encoding clips to a sheet of samples, in half a minute on two
 cores, and learns nothing. Other footage is one field away: `--config.data.source=path/to/videos`.
 
-Expected (experiments/bundled_model/README.md): the bundled model's last run had these settings and went on from 3,650
-steps of an earlier model: loss 0.42 to 0.365 in 84 minutes on two CPU cores without an accelerator (4,800 tokens a
-second), then 58.6% of the validation prompts right in colour, shape and direction at once (256 clips, guidance 3, 12
-Euler steps). From random weights this configuration hasn't been run as a whole.
+Expected (experiments/bundled_model/README.md): the bundled model's last run had these settings, but for the canvases
+"context" and "anchor", which are newer, and went on from 3,650 steps of an earlier model: loss 0.42 to 0.365 in 84
+minutes on two CPU cores without an accelerator (4,800 tokens a second), then 58.6% of the validation prompts right in
+colour, shape and direction at once (256 clips, guidance 3, 12 Euler steps). From random weights this configuration
+hasn't been run as a whole.
 """
 
 from ml_collections import ConfigDict
@@ -87,14 +88,17 @@ def get_config(size: str = "Nano") -> ConfigDict:
                 "shards": 1,
                 "max_segments": 16,
                 "num_packing_bins": 512,
-                # What else is given, drawn again each time a clip is read.
+                # What else is given, drawn again each time a clip is read. "context" and "anchor" are as later windows
+                # of long clips, whose context is partially noised.
                 "canvases": {
-                    "none": 0.6,
-                    "first": 0.12,
-                    "begin": 0.1,
+                    "none": 0.5,
+                    "first": 0.1,
+                    "begin": 0.08,
                     "box": 0.08,
                     "margins": 0.05,
                     "levels": 0.05,
+                    "context": 0.1,
+                    "anchor": 0.04,
                 },
                 "temporal_crop_prob": 0.15,
                 "frame_tokens": 144,  # larger frames (128 px) are cropped to 12x12 tokens

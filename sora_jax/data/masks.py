@@ -89,7 +89,9 @@ def draw_canvas(
 
     The conditioning frames of its layout stay. Of a clip of one span, by a kind drawn from `weights`, conditioning is
     "none"; the "first" latent frame; some at the "begin"; all but a "box", or but the "margins" around it; or none,
-    and some frames are partially noised ("levels").
+    and some frames are partially noised ("levels"). Two kinds are as later windows of a long clip: "context", which
+    begins in the middle of a span with frames at one low σ (diffusion forcing, Chen et al. 2024), and "anchor", such
+    a window after the clip's first frame, which is conditioning; frames between them may be missing.
 
     Args:
       rng: the draw.
@@ -111,7 +113,9 @@ def draw_canvas(
         return canvas
     kind = _draw(rng, weights, _CANVASES, "pipeline.canvases") if weights else "none"
     init_sigma = np.ones_like(canvas.init_sigma)
-    _CANVASES[kind](rng, init_sigma)
+    seen = _CANVASES[kind](rng, init_sigma)
+    if seen is not None:
+        canvas, init_sigma = canvas.part(seen), init_sigma[seen]
     return dataclasses.replace(
         canvas, init_sigma=init_sigma if init_sigma.any() else np.ones_like(init_sigma)
     )
@@ -139,6 +143,28 @@ def _levels(rng: Rng, init_sigma: np.ndarray) -> None:
     init_sigma[begin : last + 1] = np.float32(rng.uniform(0.05, 0.95))
 
 
+def _context(rng: Rng, init_sigma: np.ndarray) -> np.ndarray:
+    """Leaves the first frame out: a later window doesn't begin with the one that shows a single video frame."""
+    begin = min(1, max(len(init_sigma) - 2, 0))
+    _noise_context(rng, init_sigma[begin:])
+    return np.arange(begin, len(init_sigma))
+
+
+def _anchor(rng: Rng, init_sigma: np.ndarray) -> np.ndarray:
+    if len(init_sigma) < 3:
+        return _context(rng, init_sigma)
+    begin = int(rng.integers(1, len(init_sigma) - 1))
+    init_sigma[0] = 0
+    _noise_context(rng, init_sigma[begin:])
+    return np.append(0, np.arange(begin, len(init_sigma)))
+
+
+def _noise_context(rng: Rng, init_sigma: np.ndarray) -> None:
+    """Some frames at the begin, less than all, at one σ up to 0.5; one time in four they are conditioning."""
+    level = np.float32(rng.uniform(0.05, 0.5)) if rng.random() < 0.75 else 0
+    init_sigma[: rng.integers(min(1, len(init_sigma) - 1), len(init_sigma))] = level
+
+
 def _rectangle(rng: Rng, init_sigma: np.ndarray) -> np.ndarray:
     """bool[y,x], true inside; it reaches a side of the frame as often as not, and has one cell at least."""
     inside = np.ones(init_sigma.shape[1:], bool)
@@ -151,13 +177,16 @@ def _rectangle(rng: Rng, init_sigma: np.ndarray) -> np.ndarray:
     return inside
 
 
-_CANVASES: dict[str, Callable[[Rng, np.ndarray], None]] = {
+# Each changes `init_sigma` in place, and gives the latent frames that stay where they aren't all.
+_CANVASES: dict[str, Callable[[Rng, np.ndarray], np.ndarray | None]] = {
     "none": lambda rng, init_sigma: None,
     "first": _first,
     "begin": _begin,
     "box": _box,
     "margins": _margins,
     "levels": _levels,
+    "context": _context,
+    "anchor": _anchor,
 }
 CANVASES = tuple(_CANVASES)
 

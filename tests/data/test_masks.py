@@ -32,7 +32,7 @@ from sora_jax.tokens.patches import coordinates
 from sora_jax.train.dit import DiTObjective
 
 LAYOUTS = ("none", "last", "ends", "even", "scattered", "middle")
-CANVASES = ("none", "first", "begin", "box", "margins", "levels")
+CANVASES = ("none", "first", "begin", "box", "margins", "levels", "context", "anchor")
 
 
 # Layouts.
@@ -123,16 +123,47 @@ def test_something_is_always_painted_and_latents_stay_what_they_are(t, y, x, kin
     drawn = draw_canvas(np.random.default_rng(seed), whole, {kind: 1.0}, 0.5, 4)
     assert drawn.init_sigma.max() > 0 and drawn.init_sigma.min() >= 0 and drawn.init_sigma.dtype == np.float32
     assert len(drawn) <= 4 and drawn.frame == (y, x) and drawn.fps == 8.0
-    begin = int(drawn.ends[0]) // 4
-    np.testing.assert_array_equal(drawn.latent, whole.latent[begin : begin + len(drawn)])
-    np.testing.assert_array_equal(drawn.ends, whole.ends[begin : begin + len(drawn)])
-    assert drawn.first.tolist() == [begin + i == 0 for i in range(len(drawn))]
+    stay = drawn.ends // 4
+    np.testing.assert_array_equal(drawn.latent, whole.latent[stay])
+    np.testing.assert_array_equal(drawn.ends, whole.ends[stay])
+    assert drawn.first.tolist() == (stay == 0).tolist()
+    assert (np.diff(stay)[kind == "anchor" :] == 1).all(), "frames are missing after an anchor alone"
     if kind == "levels":
         levels = np.unique(drawn.init_sigma[drawn.init_sigma < 1])
         assert len(levels) == 1 and 0 < levels[0] < 1 and drawn.init_sigma.min() > 0
         assert (drawn.init_sigma == drawn.init_sigma[:, :1, :1]).all(), "whole frames have a level"
     if kind == "first" and len(drawn) > 1:
         assert not drawn.init_sigma[0].any() and drawn.init_sigma[1:].all()
+
+
+@pytest.mark.parametrize("kind", ["context", "anchor"])
+@pytest.mark.parametrize("t", [1, 2, 3, 7])
+def test_a_later_window_is_context_at_one_low_level_and_then_what_is_generated(kind, t):
+    """As the sampler makes them: begun in the middle of a span, or after the clip's first frame as an anchor."""
+    drawn = [draw_canvas(np.random.default_rng(seed), plain(t), {kind: 1.0}, 0.0, 9) for seed in range(400)]
+    anchored = kind == "anchor" and t > 2
+    levels, lengths, gaps = [], Counter(), Counter()
+    for canvas in drawn:
+        if anchored:
+            assert canvas.first[0] and not canvas.init_sigma[0].any()
+            gaps[int(canvas.ends[1]) // 4 - 1] += 1
+        window = canvas.part(slice(int(anchored), None))
+        assert window.ends[-1] == 4 * (t - 1) and window.first.any() == (t < 3)
+        assert (window.init_sigma == window.init_sigma[:, :1, :1]).all(), "whole frames have a level"
+        level = window.init_sigma[0, 0, 0]
+        levels.append(float(level))
+        context = np.count_nonzero(window.init_sigma[:, 0, 0] < 1)
+        assert (window.init_sigma[:context] == level).all() and (window.init_sigma[context:] == 1).all()
+        lengths[context] += 1
+    if t == 1:
+        assert set(levels) == {1.0}, "a picture has no context"
+        return
+    noised = [level for level in levels if level]
+    assert (
+        len(noised) == pytest.approx(300, abs=40) and 0.05 <= min(noised) < 0.1 and 0.45 < max(noised) <= 0.5
+    )
+    assert set(lengths) == set(range(1, max(t - 1, 2)))
+    assert set(gaps) == (set(range(t - 2)) if anchored else set())
 
 
 def test_boxes_and_margins_are_rectangles_each_the_others_opposite():
