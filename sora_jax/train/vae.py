@@ -23,6 +23,7 @@ from sora_jax.data.pipeline import clip_batches
 from sora_jax.data.sources import announce, heldout_sources, make_sheet_sources, make_sources, summarise
 from sora_jax.data.survey import Summaries
 from sora_jax.distributed.mesh import Share
+from sora_jax.errors import UserError
 from sora_jax.media.clip import ClipSource
 from sora_jax.media.contact_sheet import contact_sheet
 from sora_jax.media.video import Video
@@ -42,6 +43,11 @@ class VAELossConfig:
       crop: (frames, height, width) of each.
       absolute, squared: weights of |error| and error², pixels in [-1, 1]: edges, and PSNR.
       kl: weight of the Kullback-Leibler divergence from the unit normal, mean over latent numbers, in nats.
+      equivariance: weight of the same loss for clips half as large, decoded from the latent averaged over 2×2 cells:
+        asks for latents without high frequencies of their own, which a diffusion transformer learns sooner
+        (Skorokhodov et al. 2025, section 3.3; Kouzelis et al. 2025).
+      latent_noise: largest standard deviation of noise that the decoder gets on a latent; each clip draws its own
+        from zero to it, so that small errors of a transformer are forgiven.
     """
 
     batch_size: int = 8
@@ -50,10 +56,16 @@ class VAELossConfig:
     absolute: float = 1.0
     squared: float = 4.0
     kl: float = 1e-4
+    equivariance: float = 0.0
+    latent_noise: float = 0.0
 
     def __post_init__(self) -> None:
-        weights = dict.fromkeys(("absolute", "squared", "kl"), FROM_ZERO)
+        weights = dict.fromkeys(("absolute", "squared", "kl", "equivariance", "latent_noise"), FROM_ZERO)
         check_ranges(self, "loss", batch_size=COUNT, shards=COUNT, crop=COUNT, **weights)
+
+    def of_error(self, error: jax.Array) -> jax.Array:
+        """The reconstruction's loss, of decoded minus true pixels."""
+        return self.absolute * jnp.mean(jnp.abs(error)) + self.squared * jnp.mean(jnp.square(error))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +96,13 @@ class VAEObjective:
         self.vae = component(VAEConfig, config.vae, "vae")
         self.loss_config = component(VAELossConfig, config.loss, "loss")
         self.data_config = component(DataConfig, config.data, "data")
+        _, cell_height, cell_width = self.vae.compression
+        _, height, width = self.loss_config.crop
+        if self.loss_config.equivariance and (height % (2 * cell_height) or width % (2 * cell_width)):
+            raise UserError(
+                "loss.equivariance halves crops of an even number of latent cells: make the height and width of "
+                f"loss.crop={self.loss_config.crop} multiples of {2 * cell_height} and {2 * cell_width}."
+            )
         self.sheets = bool(config.get("log", {}).get("sheet_every", 0))
 
     def init(self, key: jax.Array) -> VAE:
@@ -98,11 +117,21 @@ class VAEObjective:
         clip = batch["clip"].astype(jnp.float32) / 127.5 - 1.0
         mean, logvar = model.encode(clip)
         latent = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
-        error = model.decode(latent) - clip
-        absolute, squared = jnp.mean(jnp.abs(error)), jnp.mean(jnp.square(error))
+        decoded = latent
+        if weights.latent_noise:
+            level_key, noise_key = jax.random.split(jax.random.fold_in(key, 1))
+            level = jax.random.uniform(level_key, (len(clip), 1, 1, 1, 1), maxval=weights.latent_noise)
+            decoded = latent + level * jax.random.normal(noise_key, latent.shape)
+        error = model.decode(decoded) - clip
         kl = 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar)
-        metrics = {"psnr": 10 * jnp.log10(4.0 / squared), "kl": kl, "absolute": absolute}
-        return weights.absolute * absolute + weights.squared * squared + weights.kl * kl, metrics
+        metrics = {"psnr": 10 * jnp.log10(4.0 / jnp.mean(jnp.square(error))), "kl": kl}
+        metrics["absolute"] = jnp.mean(jnp.abs(error))
+        loss = weights.of_error(error) + weights.kl * kl
+        if weights.equivariance:
+            small_error = model.decode(_halve(latent)) - _halve(clip)
+            metrics["psnr_half"] = 10 * jnp.log10(4.0 / jnp.mean(jnp.square(small_error)))
+            loss += weights.equivariance * weights.of_error(small_error)
+        return loss, metrics
 
     def shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Of a batch of so many clips, as `loss` takes it."""
@@ -175,6 +204,12 @@ class VAEObjective:
             videos += [video, Video(back, video.fps)]
             labels += [label, f"{psnr:.1f} dB"]
         return contact_sheet(videos, labels, columns=2)
+
+
+def _halve(x_btyxc: jax.Array) -> jax.Array:
+    """Means over 2×2 places."""
+    B, T, Y, X, C = x_btyxc.shape
+    return x_btyxc.reshape(B, T, Y // 2, 2, X // 2, 2, C).mean((3, 5))
 
 
 @jax.jit
