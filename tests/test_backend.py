@@ -114,3 +114,43 @@ def test_a_slow_compile_raises_no_alarm_and_a_real_error_is_told(tmp_path):
     assert "The operation took" not in quiet.stderr and "slow_operation" not in quiet.stderr
     for done in (loud, quiet):
         assert done.stdout == "compiled\n" and "RESOURCE_EXHAUSTED" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "restarts"),
+    [
+        ({}, True),
+        ({"program": "/somewhere/sora_jax/train/__main__.py"}, True),
+        ({"program": "/somewhere/pytest/__main__.py"}, False),
+        ({"tunables": "glibc.malloc.hugetlb=0"}, False),
+        ({"pages": "[always] madvise never"}, False),
+        ({"library": "musl"}, False),
+    ],
+)
+def test_training_starts_again_where_huge_pages_are_given_to_who_asks(
+    monkeypatch, tmp_path, changes, restarts
+):
+    settings = {
+        "program": "/bin/sora-jax",
+        "tunables": None,
+        "pages": "always [madvise] never",
+        "library": "glibc",
+    }
+    settings |= changes
+    pages = tmp_path / "enabled"
+    pages.write_text(settings["pages"] + "\n")
+    calls = []
+    monkeypatch.setattr(backend, "HUGE_PAGES", pages)
+    monkeypatch.setattr(backend.platform, "libc_ver", lambda: (settings["library"], "2.36"))
+    monkeypatch.setattr(backend.os, "execve", lambda *call: calls.append(call))
+    monkeypatch.setattr(sys, "argv", [settings["program"], "train"])
+    monkeypatch.setattr(sys, "orig_argv", ["python", settings["program"], "train"])
+    monkeypatch.delenv(backend.TUNABLES, raising=False)
+    if settings["tunables"]:
+        monkeypatch.setenv(backend.TUNABLES, settings["tunables"])
+    backend.restart_with_huge_pages()
+    assert bool(calls) == restarts
+    if restarts:
+        program, arguments, environment = calls[0]
+        assert [program, *arguments] == [sys.executable, sys.executable, settings["program"], "train"]
+        assert environment[backend.TUNABLES] == "glibc.malloc.hugetlb=1"

@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from sora_jax.backend import __version__, check_version
+from sora_jax.backend import __version__, check_version, restart_with_huge_pages
 from sora_jax.cli import options
 from sora_jax.cli.config import config_command
 from sora_jax.cli.edit import COMMANDS
@@ -127,6 +127,7 @@ def models(folders: tuple[str, ...]) -> None:
 @click.pass_context
 def train(context: click.Context, arguments: tuple[str, ...]) -> None:
     """Train: --config toyworld_dit --workdir runs/x [--config.key=value ...]."""
+    restart_with_huge_pages()
     from sora_jax.train.__main__ import main as train_main
 
     context.exit(train_main(list(arguments) or ["--help"]))

@@ -19,7 +19,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from sora_jax import config as configurations
-from sora_jax.backend import __version__, check_version
+from sora_jax.backend import __version__, check_version, restart_with_huge_pages
 from sora_jax.distributed.hosts import Hosts, fail, join, leave, wait_for_loss_report
 from sora_jax.errors import UserError, nearest, user_path
 from sora_jax.train import config_files, listing
@@ -261,4 +261,5 @@ def _sentence(text: str) -> str:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()
     sys.exit(main())
