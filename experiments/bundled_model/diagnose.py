@@ -63,15 +63,15 @@ def main(model: str, clips: int, plot: str) -> None:
     figure.savefig(plot, dpi=120)
 
 
-def true_clips(pipeline: Pipeline, count: int) -> tuple[list[Thing], list[np.ndarray]]:
+def true_clips(pipeline: Pipeline, count: int, frames: int = FRAMES) -> tuple[list[Thing], list[np.ndarray]]:
     """Things that move straight, one a clip, and the clips' latents."""
     things: list[Thing] = []
     latents = []
     encode = jax.jit(lambda vae, clip: vae.to_latent(clip.astype(jnp.float32)[None] / 127.5 - 1.0)[0])
     for index in range(count):
-        scene = sample_scene(1, index, "validation", (FRAMES - 1) / FPS, 1.0, ONE_THING)
+        scene = sample_scene(1, index, "validation", (frames - 1) / FPS, 1.0, ONE_THING)
         things.append(scene.shots[0].things[0])
-        latents.append(np.asarray(encode(pipeline.vae, render(scene, FRAMES, SIDE, SIDE, FPS))))
+        latents.append(np.asarray(encode(pipeline.vae, render(scene, frames, SIDE, SIDE, FPS))))
     return things, latents
 
 
@@ -85,7 +85,9 @@ def errors_by_word(pipeline: Pipeline, thing: Thing, latent: np.ndarray, attribu
     for word in WORDS[attribute]:
         said = {name: getattr(thing, name) for name in WORDS} | {attribute: word}
         article = "an" if said["colour"][0] in "aeiou" else "a"
-        prompt = f"{article} {said['colour']} {said['shape']} moves {said['direction'].replace('-', ' and ')}"
+        prompt = f"{article} {said['colour']} {said['shape']}"
+        if latent.shape[0] > 1:  # a picture has no direction
+            prompt += f" moves {said['direction'].replace('-', ' and ')}"
         [states] = pipeline.text_encoder.encode([prompt])
         everywhere, from_0 = np.ones(len(patches), np.float32), np.zeros(len(patches), np.float32)
         rows.append(Segment(patches, coords, everywhere, from_0, states, np.zeros(len(states), np.float32)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import runpy
+import sys
 
 import jax
 import numpy as np
@@ -46,3 +47,28 @@ def images_read(workdir: pathlib.Path, clips: int) -> dict[str, float]:
         "accuracy"
     ]
     return {f"image_{name}": round(accuracy[name]["share"], 4) for name in ("colour", "shape")}
+
+
+def shape_words(workdir: pathlib.Path, images: int) -> dict[str, float]:
+    """What the word for the shape is worth in pictures: seen long before the oracle sees shapes that are drawn.
+
+    Returns:
+      the share of pictures whose true shape is the word of least error at σ = 0.8 and 0.5, and the error it saves
+      there against the mean over all words (`experiments/bundled_model/diagnose.py`).
+    """
+    sys.path.insert(0, str(ROOT / "experiments" / "bundled_model"))
+    import diagnose
+
+    pipeline = Pipeline(load_bundle(workdir))
+    things, latents = diagnose.true_clips(pipeline, images, 1)
+    errors = np.stack(
+        [diagnose.errors_by_word(pipeline, *one, "shape") for one in zip(things, latents, strict=True)]
+    )
+    right = np.array([diagnose.WORDS["shape"].index(thing.shape) for thing in things])
+    result = {}
+    for sigma in (0.8, 0.5):
+        at = errors[:, :, diagnose.SIGMAS.index(sigma)]
+        gain = at.mean(1) - at[np.arange(len(at)), right]
+        result[f"shape word at {sigma:g}"] = round(float(np.mean(at.argmin(1) == right)), 3)
+        result[f"shape gain at {sigma:g}"] = round(float(gain.mean()), 5)
+    return result
