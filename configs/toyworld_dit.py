@@ -52,7 +52,8 @@ def get_config(size: str = "Nano") -> ConfigDict:
                 # Of these lists a clip draws one value each: what is repeated comes more often.
                 "resolutions": (64, 64, 64, 64, 64, 64, 64, 128),
                 "aspects": ("1:1", "1:1", "16:9", "9:16", "4:3"),
-                "durations": (0.0, 1.0, 2.0, 2.0, 3.0),
+                # Mostly pictures, a third of the tokens: what a shape is they teach at a fifth of a clip's cost.
+                "durations": (*[0.0] * 12, 1.0, 2.0, 2.0, 3.0),
                 "rates": (8.0, 8.0, 8.0, 8.0, 24.0),
                 "max_frames": 25,
                 "cache": "",
@@ -83,8 +84,8 @@ def get_config(size: str = "Nano") -> ConfigDict:
             },
             "pipeline": {
                 "seq_len": 640,  # the longest clip: 7 latent frames of 8x8 tokens or more
-                "text_len": 96,
-                "batch_size": 2,
+                "text_len": 192,
+                "batch_size": 4,
                 "shards": 1,
                 "max_segments": 16,
                 "num_packing_bins": 512,
@@ -106,7 +107,7 @@ def get_config(size: str = "Nano") -> ConfigDict:
             },
             "optim": {
                 "name": "muon",
-                "lr": 6e-4,
+                "lr": 2e-3,
                 "warmup": 100,
                 "schedule": "linear",
                 "final_lr_fraction": 0.02,

@@ -233,10 +233,11 @@ def _items(text: str, nested: bool) -> list[str]:
 def _split(text: str) -> list[str]:
     if not text:
         return []
-    items, start, depth, quote = [], 0, 0, ""
+    items, start, depth, quote, escaped = [], 0, 0, "", False
     for place, sign in enumerate(text):
         if quote:
-            quote = "" if sign == quote and text[place - 1] != "\\" else quote
+            quote = "" if sign == quote and not escaped else quote
+            escaped = sign == "\\" and not escaped
         elif sign in "\"'":
             quote = sign
         elif sign in _OPEN:

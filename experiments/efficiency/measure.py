@@ -8,6 +8,7 @@ import sys
 
 import jax
 import numpy as np
+from levers import BASELINE
 
 from sora_jax.checkpoints.bundle import load_bundle
 from sora_jax.distributed.mesh import WHOLE
@@ -22,6 +23,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 def heldout_loss(workdir: pathlib.Path, latents: pathlib.Path) -> dict[str, float]:
     """The baseline's loss on its held-out clips, without dropped captions; the velocity's, whatever was learned."""
     config = runpy.run_path(str(ROOT / "configs" / "toyworld_dit.py"))["get_config"]()
+    for name, value in BASELINE.items():
+        section, key = name.split(".")
+        config[section][key] = value
     config.latents.folder = str(latents)
     config.log.sheet_every = 0
     config.flow.text_dropout = config.flow.text_noise = 0.0

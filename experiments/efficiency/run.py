@@ -17,7 +17,7 @@ import sys
 from typing import Any
 
 import click
-from levers import LEVERS, Stage
+from levers import BASELINE, LEVERS, Stage
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -57,7 +57,7 @@ def fit(workdir: pathlib.Path, changes: dict[str, Any], steps: int) -> None:
     fixed = {"steps": steps, "optim.warmup": min(100, steps // 4), "latents.folder": str(RUNS / "latents")}
     fixed |= {"latents.clips": 12_000, "log.sheet_every": 0, "log.heldout_every": 0}
     fixed |= {"checkpoint.every": every, "checkpoint.keep": 1}
-    fields = [f"--config.{name}={value}" for name, value in (fixed | changes).items()]
+    fields = [f"--config.{name}={value}" for name, value in (BASELINE | fixed | changes).items()]
     config = str(ROOT / "configs" / "toyworld_dit.py")
     command = [sys.executable, "-m", "sora_jax.train", "--config", config, "--workdir", str(workdir), *fields]
     subprocess.run(command, check=True)
