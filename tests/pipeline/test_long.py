@@ -24,7 +24,7 @@ from sora_jax.pipeline.pipeline import Pipeline, Request
 from sora_jax.pipeline.request import text_to_video
 from sora_jax.pipeline.settings import Settings
 from sora_jax.pipeline.storyboard import Card, Storyboard, storyboard
-from sora_jax.pipeline.windows import WindowedCanvas
+from sora_jax.pipeline.windows import Context, WindowedCanvas
 from sora_jax.tokens.canvas import temporal_windows
 from sora_jax.tokens.patches import unpatchify
 
@@ -130,7 +130,7 @@ def test_latents_are_ready_as_soon_as_no_later_window_changes_them(pipeline):
         (sketches.extend(clip, 16, 8.0, backward=True), [0, 0, 7]),
     ):
         canvas = pipeline.prepare_latents(sketch)
-        windowed = WindowedCanvas(canvas, 3, 1, (1, 2, 2), 0)
+        windowed = WindowedCanvas(canvas, 3, Context(1), (1, 2, 2), 0)
         for number in ready:
             _, noise = windowed.next_window()
             windowed.put(noise)
