@@ -129,7 +129,9 @@ def read(video: Any, thing: Any) -> list[dict[str, Any]]:
 @main.command()
 def table() -> None:
     """What was measured, a line a row."""
-    click.echo("| run | clips | right at 2.5 s | 10 | 20 | 30 | 40 | 50 | 60 | one thing at 60 | drift at 60 |")
+    click.echo(
+        "| run | clips | right at 2.5 s | 10 | 20 | 30 | 40 | 50 | 60 | one thing at 60 | drift at 60 |"
+    )
     click.echo("|---|---|---|---|---|---|---|---|---|---|---|")
     for name, row in _rows().items():
         click.echo(_line(name, row))
@@ -151,7 +153,9 @@ def sheet(clips: tuple[pathlib.Path, ...], output: str, most: int) -> None:
             times = [0, round(2.5 * FPS), *range(5 * FPS - 1, len(frames), 5 * FPS)]
             videos.append(Video(frames[times], 1))
             labels.append(f"{path.stem}: {shown[number][0]}")
-    drawn = contact_sheet(videos, labels, max(len(clips), 1), frames_per_video=99, frame_height=56, text_size=11)
+    drawn = contact_sheet(
+        videos, labels, max(len(clips), 1), frames_per_video=99, frame_height=56, text_size=11
+    )
     drawn.quantize(128).save(output, optimize=True)
 
 

@@ -4,8 +4,8 @@ Latent frames are ready as soon as no later window changes them, and are forgott
 them: the memory for a canvas that is denoised from its beginning on doesn't grow with its length.
 
 What a window gets wrong is given to the next, and adds up. Against that the context of later windows may be shown
-partially noised, so that the model repairs it (diffusion forcing, Chen et al. 2024); what has been generated stays as it
-is. And an early frame, the anchor, may be shown with it.
+partially noised, so that the model repairs it (diffusion forcing, Chen et al. 2024); what has been generated stays as
+it is. And an early frame, the anchor, may be shown with it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import numpy as np
 
 from sora_jax.tokens.canvas import FRAMES_PER_LATENT, Canvas, join, temporal_windows
 from sora_jax.tokens.patches import Grid, unpatchify
-
 
 # Latent frames from the anchor to a window's context, as the model is told: longer gaps are never trained.
 MAX_ANCHOR_GAP = 4

@@ -140,6 +140,42 @@ def test_latents_are_ready_as_soon_as_no_later_window_changes_them(pipeline):
         np.testing.assert_array_equal(np.stack(windowed.ready)[given], canvas.latent[given])
 
 
+def test_noise_on_the_context_and_an_anchor_are_for_generated_frames_of_later_windows(pipeline):
+    """Conditioning stays as it was given, and what is generated once stays."""
+    clip = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)  # two latent frames
+    for sketch, windows in (
+        # Of each window sigmas, and the latent frame that is its anchor.
+        (sketches.all_noise((21, 32, 32), 8.0), [("111", None), ("021", 0), ("021", 0), ("021", 0)]),
+        (sketches.extend(clip, 12, 8.0), [("001", 0), ("021", 1), ("021", 1)]),
+        (sketches.extend(clip, 12, 8.0, backward=True), [("110", None), ("112", None)]),
+    ):
+        canvas = pipeline.prepare_latents(sketch)
+        windowed = WindowedCanvas(canvas, 3, Context(1, noise=0.25, anchor=True), (1, 2, 2), 0)
+        finished: dict[int, np.ndarray] = {}
+        for sigmas, anchor in windows:
+            (window, new), fresh = windowed.windows[0], windowed.fresh
+            part, noise = windowed.next_window()
+            assert windowed.anchors[0] == anchor
+            numbers = [*([] if anchor is None else [anchor]), *range(window.start, window.stop)]
+            assert numbers[fresh] == list(range(new.start, new.stop)) and len(part) == len(noise) == 3
+            wanted = [{"0": 0.0, "1": 1.0, "2": 0.25}[sigma] for sigma in sigmas]
+            np.testing.assert_array_equal(part.init_sigma.max((1, 2)), wanted)
+            for place, number in enumerate(numbers):
+                if number in finished:
+                    np.testing.assert_array_equal(part.latent[place], finished[number])
+            # All of it comes back changed, the context too.
+            windowed.put(noise + 1)
+            finished |= {
+                number: noise[place] + 1
+                for place, number in enumerate(numbers)
+                if number in range(new.start, new.stop)
+            }
+        assert not windowed.windows
+        for number, latent in enumerate(windowed.ready):
+            given = canvas.conditioning_frames[number]
+            np.testing.assert_array_equal(latent, canvas.latent[number] if given else finished[number])
+
+
 def test_videos_too_large_to_be_held_together_are_made_one_after_another(pipeline, monkeypatch):
     requests = [Request("a ring", duration=4.0, seed=i, **FIELDS) for i in range(3)]
     together = [video.frames for video in pipeline.generate_batch(requests)]
