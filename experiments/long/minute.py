@@ -41,16 +41,25 @@ def main() -> None:
 @click.option("--clips", default=8)
 @click.option("--seconds", default=60, help="Of a clip, tens of them.")
 @click.option("--set", "settings", multiple=True, help="A setting of the sampler: name=value.")
+@click.option("--gap", type=int, help="In place of `windows.MAX_ANCHOR_GAP`.")
 @click.option("--name", default="", help="Of the row; else model and settings.")
 @click.option("--keep", type=click.Path(path_type=pathlib.Path), help="Folder for the clips.")
 def measure(
-    model: str, clips: int, seconds: int, settings: tuple[str, ...], name: str, keep: pathlib.Path | None
+    model: str,
+    clips: int,
+    seconds: int,
+    settings: tuple[str, ...],
+    gap: int | None,
+    name: str,
+    keep: pathlib.Path | None,
 ) -> None:
     """Generates clips and has the oracle read the first 2.5 s and the last 2.5 of every ten."""
     import sora_jax
+    from sora_jax.pipeline import windows
     from sora_jax.pipeline.pipeline import Request
 
     given = {key: _value(text) for key, _, text in (each.partition("=") for each in settings)}
+    windows.MAX_ANCHOR_GAP = windows.MAX_ANCHOR_GAP if gap is None else gap
     name = name or " ".join([pathlib.Path(model).name, *settings])
     pipeline, scenes = sora_jax.load(model), prompts(clips)
     requests = [
@@ -59,7 +68,7 @@ def measure(
     ]
     begin, used = time.perf_counter(), time.process_time()
     videos = pipeline.generate_batch(requests)
-    row = {"model": model, "settings": given, "clips": clips, "seconds": seconds}
+    row = {"model": model, "settings": given, "gap": windows.MAX_ANCHOR_GAP, "clips": clips, "seconds": seconds}
     row |= {"wall": round(time.perf_counter() - begin), "processor": round(time.process_time() - used)}
     row |= {"date": datetime.date.today().isoformat(), "commit": _commit()}
     row |= {"machine": f"{os.cpu_count()} cores, {platform.machine()}, other work beside"}

@@ -154,6 +154,7 @@ class VideoModel:
             steps=settings.steps,
             passes=settings.as_guidance.passes() * (2 if settings.solver == "heun" else 1),
             parameters=self.parameters,
+            anchor=settings.anchor,
         )
 
     def max_frames(self, settings: Settings) -> int:
