@@ -2,6 +2,7 @@
 
 python experiments/long/minute.py measure --clips 8                              # as the model's own defaults are
 python experiments/long/minute.py measure --clips 8 --set context_noise=0.2 --set anchor=True
+python experiments/long/minute.py table
 python experiments/long/minute.py plot
 
 `measure` adds a row to minute.json under its --name; clips stay in --keep, a folder outside of the repository, for
@@ -68,7 +69,13 @@ def measure(
     ]
     begin, used = time.perf_counter(), time.process_time()
     videos = pipeline.generate_batch(requests)
-    row = {"model": model, "settings": given, "gap": windows.MAX_ANCHOR_GAP, "clips": clips, "seconds": seconds}
+    row = {
+        "model": model,
+        "settings": given,
+        "gap": windows.MAX_ANCHOR_GAP,
+        "clips": clips,
+        "seconds": seconds,
+    }
     row |= {"wall": round(time.perf_counter() - begin), "processor": round(time.process_time() - used)}
     row |= {"date": datetime.date.today().isoformat(), "commit": _commit()}
     row |= {"machine": f"{os.cpu_count()} cores, {platform.machine()}, other work beside"}
@@ -166,6 +173,32 @@ def sheet(clips: tuple[pathlib.Path, ...], output: str, most: int) -> None:
         videos, labels, max(len(clips), 1), frames_per_video=99, frame_height=56, text_size=11
     )
     drawn.quantize(128).save(output, optimize=True)
+
+
+@main.command()
+@click.option("--rows", default="", help="Names, with commas between; all by default.")
+def plot(rows: str) -> None:
+    """minute.png: what is kept, and the drift, by seconds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
+    titles = {
+        "right": "right shape and colour, % of clips",
+        "one": "one thing alone, % of clips",
+        "drift": "drift of the ground, median, levels of 256",
+    }
+    measured = _rows()
+    for name in rows.split(",") if rows else measured:
+        found = figures(measured[name])
+        for panel, (key, title) in zip(panels, titles.items(), strict=True):
+            scale = 1 if key == "drift" else 100
+            panel.plot(found["until"], [scale * value for value in found[key]], marker=".", label=name)
+            panel.set(title=title, xlabel="seconds", ylim=(0, None if key == "drift" else 102))
+    panels[0].legend(fontsize=8)
+    figure.savefig(HERE / "minute.png", dpi=80)
 
 
 def _line(name: str, row: dict[str, Any]) -> str:

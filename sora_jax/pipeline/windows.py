@@ -20,8 +20,9 @@ import numpy as np
 from sora_jax.tokens.canvas import FRAMES_PER_LATENT, Canvas, join, temporal_windows
 from sora_jax.tokens.patches import Grid, unpatchify
 
-# Latent frames from the anchor to a window's context, as the model is told: longer gaps are never trained.
-MAX_ANCHOR_GAP = 4
+# Latent frames from the anchor to the context's first, as the model is told: as if one followed the other. Told that
+# seconds are between, the bundled model paints a cut to another ground (experiments/long).
+MAX_ANCHOR_GAP = 1
 
 
 @dataclasses.dataclass(frozen=True)
