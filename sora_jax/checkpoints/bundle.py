@@ -71,15 +71,15 @@ class Sampling:
     Attributes:
       steps: of the solver.
       guidance: classifier-free guidance scale.
-      context_noise, anchor: what later windows of a long video see of earlier ones, see `pipeline.settings.Settings`.
       distilled: whether the model is a flow map that has learned that guidance: it can't be given another.
+      context_noise, anchor: what later windows of a long video see of earlier ones, see `pipeline.settings.Settings`.
     """
 
     steps: int = 12
     guidance: float = 3.0
+    distilled: bool = False
     context_noise: float = 0.0
     anchor: bool = False
-    distilled: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
