@@ -145,10 +145,8 @@ def read(video: Any, thing: Any) -> list[dict[str, Any]]:
 @main.command()
 def table() -> None:
     """What was measured, a line a row."""
-    click.echo(
-        "| run | clips | right at 2.5 s | 10 | 20 | 30 | 40 | 50 | 60 | one thing at 60 | drift at 60 |"
-    )
-    click.echo("|---|---|---|---|---|---|---|---|---|---|---|")
+    click.echo("| run | clips | at, s | right | right, and nothing else | as at 2.5 s | drift |")
+    click.echo("|---|---|---|---|---|---|---|")
     for name, row in _rows().items():
         click.echo(_line(name, row))
 
@@ -187,7 +185,7 @@ def plot(rows: str) -> None:
     figure, panels = pyplot.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
     titles = {
         "right": "right shape and colour, % of clips",
-        "one": "one thing alone, % of clips",
+        "alone": "… and nothing else, % of clips",
         "drift": "drift of the ground, median, levels of 256",
     }
     measured = _rows()
@@ -202,13 +200,15 @@ def plot(rows: str) -> None:
 
 
 def _line(name: str, row: dict[str, Any]) -> str:
-    right, one, drift = (figures(row)[key] for key in ("right", "one", "drift"))
-    shares = " | ".join(f"{100 * share:.0f}%" for share in right)
-    return f"| {name} | {row['clips']} | {shares} | {100 * one[-1]:.0f}% | {drift[-1]:.1f} |"
+    found = figures(row)
+    at = [found["until"].index(until) for until in (2.5, 10, 30, 60) if until in found["until"]]
+    shares = [", ".join(f"{100 * found[key][i]:.0f}%" for i in at) for key in ("right", "alone", "kept")]
+    seconds, drift = (", ".join(f"{found[key][i]:.3g}" for i in at) for key in ("until", "drift"))
+    return f"| {name} | {row['clips']} | {seconds} | {' | '.join(shares)} | {drift} |"
 
 
 def figures(row: dict[str, Any]) -> dict[str, list[float]]:
-    """Of each stretch: shares with the right thing, shares with one thing, the median drift."""
+    """Of each stretch: shares with the right thing, with it alone, with the first stretch's; the median drift."""
     by_stretch = list(zip(*row["read"], strict=True))
     share = lambda holds: [sum(map(holds, reads)) / len(reads) for reads in by_stretch]
     return {
@@ -216,7 +216,12 @@ def figures(row: dict[str, Any]) -> dict[str, list[float]]:
         "right": share(lambda read: read["shape"] and read["colour"]),
         "shape": share(lambda read: read["shape"]),
         "colour": share(lambda read: read["colour"]),
+        "alone": share(lambda read: read["shape"] and read["colour"] and read["things"] == 1),
         "one": share(lambda read: read["things"] == 1),
+        "kept": [
+            sum(own[number]["seen"] == own[0]["seen"] for own in row["read"]) / len(row["read"])
+            for number in range(len(by_stretch))
+        ],
         "drift": [float(np.median([read["drift"] for read in reads])) for reads in by_stretch],
     }
 
