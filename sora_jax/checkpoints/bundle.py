@@ -72,11 +72,14 @@ class Sampling:
       steps: of the solver.
       guidance: classifier-free guidance scale.
       distilled: whether the model is a flow map that has learned that guidance: it can't be given another.
+      context_noise, anchor: what later windows of a long video see of earlier ones, see `pipeline.settings.Settings`.
     """
 
     steps: int = 12
     guidance: float = 3.0
     distilled: bool = False
+    context_noise: float = 0.0
+    anchor: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -102,6 +102,17 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
             help="The most frames, of all videos together.  [default: ten minutes' at the model's highest rate]",
         ),
         click.option("--strict", is_flag=True, help="Refuse words that the model doesn't know."),
+        click.option(
+            "--anchor/--no-anchor",
+            default=None,
+            help="Show later windows of a long video an early frame too.  [default: the model's own]",
+        ),
+        click.option(
+            "--context-noise",
+            type=click.FloatRange(0, 0.99),
+            help="Noise level (sigma) at which a window of a long video sees those before it, so that it repairs "
+            "what they got wrong (0 = off).  [default: the model's own]",
+        ),
         click.option("--negative", default="", help="Negative prompt."),
         click.option(
             "--conditioning-guidance",
@@ -175,7 +186,7 @@ def as_settings(fields: dict[str, Any]) -> dict[str, Any]:
       UserError: the interval is not two numbers.
     """
     names = """seed steps guidance solver negative conditioning_guidance guidance_rescale guidance_interval
-        guidance_method strict max_frames"""
+        guidance_method context_noise anchor strict max_frames"""
     own = {name: value for name in names.split() if (value := fields.pop(name)) is not None}
     if len(own["guidance_interval"]) != 2:
         raise UserError(

@@ -32,6 +32,7 @@ class VideoCost:
       steps: of the solver.
       passes: of the model, a step.
       parameters: of the transformer.
+      anchor: whether later windows see an early frame too, in place of a new one.
     """
 
     frames: int
@@ -43,13 +44,14 @@ class VideoCost:
     steps: int
     passes: int
     parameters: int
+    anchor: bool = False
 
     @property
     def windows(self) -> int:
-        """In time; half of each is conditioning, generated before."""
+        """In time; half of each is conditioning, generated before, and one frame more of those that have an anchor."""
         if self.latent_frames <= self.max_latent_frames:
             return 1
-        new = max(self.max_latent_frames - max(self.max_latent_frames // 2, 1), 1)
+        new = max(self.max_latent_frames - max(self.max_latent_frames // 2, 1) - self.anchor, 1)
         return 1 + -(-(self.latent_frames - self.max_latent_frames) // new)
 
     @property

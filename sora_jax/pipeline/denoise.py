@@ -23,7 +23,7 @@ from sora_jax.pipeline.batching import BatchShape, ContinuousBatcher
 from sora_jax.pipeline.job import Captions, Job
 from sora_jax.pipeline.model import VideoModel
 from sora_jax.pipeline.settings import Progress
-from sora_jax.pipeline.windows import WindowedCanvas
+from sora_jax.pipeline.windows import Context, WindowedCanvas
 from sora_jax.tokens.canvas import Canvas, blend_tiles, to_segment
 from sora_jax.tokens.packing import Segment, first_fit_decreasing
 from sora_jax.tokens.patches import patchify, unpatchify
@@ -175,7 +175,9 @@ class _ActiveJob:
                 f"Frames of {frame_tokens} tokens are more than the model {model.name!r} holds in a sequence of "
                 f"{model.bundle.limits.tokens}: choose a lower resolution."
             )
-        context = max(max_frames // pt // 2, 1) * pt
+        shots = tuple(start for start, _ in job.captions) or (0.0,)
+        own = job.settings
+        context = Context(max(max_frames // pt // 2, 1) * pt, own.context_noise, own.anchor, shots)
         # `steps` are those from pure noise: what starts at a lower sigma skips the first ones.
         factor = flow.shift_factor(jnp.array(model.segment_tokens(frame_tokens, t)), self.base_tokens)
         share = float(flow.unshift(jnp.array(canvas.init_sigma.max()), factor))
@@ -226,9 +228,9 @@ class _ActiveJob:
 
     def put(self, tile: int, patches: np.ndarray) -> bool:
         """Takes a denoised tile of its window; true where that was the window's last."""
-        window, _ = self.windowed.windows[0]
         _, _, high, wide = self.tiles[tile]
-        self.denoised[tile] = unpatchify(patches, (window.stop - window.start, high, wide), self.config.patch)
+        frames = len(patches) * math.prod(self.config.patch) // (high * wide)
+        self.denoised[tile] = unpatchify(patches, (frames, high, wide), self.config.patch)
         if done := self._next():
             self._skip()
         return done
@@ -241,7 +243,8 @@ class _ActiveJob:
         while self.windowed.windows:
             part, _ = self.windowed.next_window()
             shown = {tile: self._tile(part, tile) for tile in range(len(self.tiles))}
-            self.denoised = {tile: own.latent for tile, own in shown.items() if not own.init_sigma.any()}
+            given = lambda own: not own.init_sigma[self.windowed.fresh].any()
+            self.denoised = {tile: own.latent for tile, own in shown.items() if given(own)}
             if not self._next():
                 return
 

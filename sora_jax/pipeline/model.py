@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -53,7 +54,8 @@ class VideoModel:
     @property
     def defaults(self) -> dict[str, Any]:
         """Of the settings those that differ for this model where nothing is asked for."""
-        own = {"steps": self.sampling.steps, "guidance": self.sampling.guidance}
+        names = [field.name for field in dataclasses.fields(Settings)]
+        own = {name: value for name, value in vars(self.sampling).items() if name in names}
         own |= {"guidance": 1.0} if self.sampling.distilled else {}
         return {name: value for name, value in own.items() if value != getattr(Settings, name)}
 
@@ -152,6 +154,7 @@ class VideoModel:
             steps=settings.steps,
             passes=settings.as_guidance.passes() * (2 if settings.solver == "heun" else 1),
             parameters=self.parameters,
+            anchor=settings.anchor,
         )
 
     def max_frames(self, settings: Settings) -> int:

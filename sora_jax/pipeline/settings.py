@@ -22,6 +22,7 @@ from sora_jax.pipeline.checks import (
 
 MAX_STEPS = 1000
 MAX_GUIDANCE = 100
+MAX_CONTEXT_NOISE = 0.99
 MAX_FRAMES = 10**9  # that `max_frames` may allow
 
 Progress: TypeAlias = Callable[[int, int], None]  # (steps done, steps in all)
@@ -40,6 +41,10 @@ class Settings:
       guidance_interval: (lowest, highest) σ between which guidance acts.
       guidance_rescale: 0 to 1, how far the contrast that guidance adds is reduced, as in diffusers.
       conditioning_guidance: guidance scale of conditioning pictures and clips; 1 is none.
+      context_noise: of a video longer than the model sees at once, which is made window after window: the σ, from 0 to
+        below 1, at which a window is shown what was generated before it, so that the model repairs what it got wrong
+        (diffusion forcing); 0 shows it as it is.
+      anchor: whether later windows also see an early frame: the latest that was given, or the shot's first.
       negative: the negative prompt.
       strict: refuse words that the model doesn't know; otherwise a note names them.
       max_frames: the most frames of a video, and of a batch together; None is what lasts ten minutes at the model's
@@ -57,6 +62,8 @@ class Settings:
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     guidance_rescale: float = 0.0
     conditioning_guidance: float = 1.0
+    context_noise: float = 0.0
+    anchor: bool = False
     negative: str = ""
     strict: bool = False
     max_frames: int | None = None
@@ -92,6 +99,8 @@ class Settings:
                 "0 ≤ lowest ≤ highest ≤ 1."
             )
         check_number("guidance_rescale", self.guidance_rescale, minimum=0, maximum=1)
+        check_number("context_noise", self.context_noise, minimum=0, maximum=MAX_CONTEXT_NOISE)
+        check_bool("anchor", self.anchor)
         check_text("negative", self.negative)
         check_bool("strict", self.strict)
         if self.max_frames is not None:

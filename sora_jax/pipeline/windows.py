@@ -2,6 +2,10 @@
 
 Latent frames are ready as soon as no later window changes them, and are forgotten as soon as no later window sees
 them: the memory for a canvas that is denoised from its beginning on doesn't grow with its length.
+
+What a window gets wrong is given to the next, and adds up. Against that the context of later windows may be shown
+partially noised, so that the model repairs it (diffusion forcing, Chen et al. 2024); what has been generated stays as
+it is. And an early frame, the anchor, may be shown with it.
 """
 
 from __future__ import annotations
@@ -9,12 +13,33 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from sora_jax.tokens.canvas import Canvas, temporal_windows
+from sora_jax.tokens.canvas import FRAMES_PER_LATENT, Canvas, join, temporal_windows
 from sora_jax.tokens.patches import Grid, unpatchify
+
+# Latent frames from the anchor to the context's first, as the model is told: as if one followed the other. Told that
+# seconds are between, the bundled model paints a cut to another ground (experiments/long).
+MAX_ANCHOR_GAP = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What later windows are shown of earlier ones.
+
+    Attributes:
+      frames: latent frames that are known already; the rest of a window is new.
+      noise: the σ, 0…1, that those generated before start from; their result is discarded. 0: they are conditioning.
+      anchor: whether one frame from before is shown too, see `WindowedCanvas.anchors`.
+      shots: seconds from which captions hold, in order; an anchor is of the shot that the window begins in.
+    """
+
+    frames: int
+    noise: float = 0.0
+    anchor: bool = False
+    shots: tuple[float, ...] = (0.0,)
 
 
 class WindowedCanvas:
@@ -22,7 +47,8 @@ class WindowedCanvas:
 
     Args:
       canvas: conditioning latents, and the sigma that the others start from.
-      max_frames, context: as `canvas.temporal_windows` takes them.
+      max_frames: latent frames of a window.
+      context: what later windows see of earlier ones.
       patch: latent cells of a token.
       seed: of the noise.
 
@@ -31,14 +57,22 @@ class WindowedCanvas:
       ready: float32[y,x,c] each, finished latent frames in order of time that were not taken yet.
     """
 
-    def __init__(self, canvas: Canvas, max_frames: int, context: int, patch: Grid, seed: int) -> None:
-        self.canvas, self.patch = canvas, patch
-        self.windows = deque(temporal_windows(canvas, max_frames, context, patch[0]))
+    def __init__(self, canvas: Canvas, max_frames: int, context: Context, patch: Grid, seed: int) -> None:
+        self.canvas, self.patch, self.context = canvas, patch, context
+        anchor = context.anchor and context.frames < max_frames - patch[0]  # where there is room for it
+        self.windows = deque(temporal_windows(canvas, max_frames, context.frames, patch[0], anchor))
+        self.anchors = deque(self._find_anchors() if anchor else [None] * len(self.windows))
         self.ready: deque[np.ndarray] = deque()
         # Of each window the first latent frame that later ones see, and that they change.
         self._needed_from, self._final_until = (
             deque(_least_after([window[i].start for window in self.windows], len(canvas))) for i in (0, 1)
         )
+        # Of each anchor how many windows are left after the last that sees it.
+        self._anchor_until = {
+            anchor: len(self.anchors) - 1 - number
+            for number, anchor in enumerate(self.anchors)
+            if anchor is not None
+        }
         self._generated: dict[int, np.ndarray] = {}  # by latent frame
         self._noise: dict[int, np.ndarray] = {}  # by latent frame, as far as it is drawn
         self._drawn = self._final = 0
@@ -51,25 +85,60 @@ class WindowedCanvas:
         """Latent frames, of noise too, that take memory besides the canvas's own."""
         return len(self._generated) + len(self._noise) + len(self.ready)
 
+    @property
+    def fresh(self) -> slice:
+        """Those frames of `next_window` that are new."""
+        (window, new), anchor = self.windows[0], self.anchors[0]
+        before = window.start - (0 if anchor is None else self.patch[0])
+        return slice(new.start - before, new.stop - before)
+
     def next_window(self) -> tuple[Canvas, np.ndarray]:
-        """The next window as far as it is generated, and its noise float32[t,y,x,c]."""
-        window, _ = self.windows[0]
+        """The next window as far as it is generated, its anchor first, and its noise float32[t,y,x,c]."""
+        (window, _), anchor = self.windows[0], self.anchors[0]
         self._draw(window.stop)
-        return self._part(window), np.stack([self._noise[i] for i in range(window.start, window.stop)])
+        numbers = range(window.start, window.stop)
+        part, noise = self._part(numbers), np.stack([self._noise[i] for i in numbers])
+        for place, number in enumerate(numbers):
+            if self.context.noise and number in self._generated:
+                part.init_sigma[place] = np.minimum(self.context.noise, self.canvas.init_sigma[number])
+        if anchor is None:
+            return part, noise
+        first = self._part(range(anchor, anchor + self.patch[0]))
+        gap = int(part.ends[0] - first.ends[-1])
+        first = dataclasses.replace(first, ends=first.ends + max(gap - MAX_ANCHOR_GAP * FRAMES_PER_LATENT, 0))
+        return join(first, part), np.concatenate([np.zeros_like(first.latent), noise])
 
     def put(self, latent: np.ndarray) -> None:
         """Takes the next window denoised, float32[t,y,x,c]; conditioning, and what was generated before, stays."""
-        window, new = self.windows.popleft()
-        part = self._part(new)
-        fresh = latent[new.start - window.start : new.stop - window.start]
+        fresh = latent[self.fresh]
+        _, new = self.windows.popleft()
+        self.anchors.popleft()
+        part = self._part(range(new.start, new.stop))
         generated = np.where(part.init_sigma[..., None] > 0, fresh, part.latent)
         self._generated |= zip(range(new.start, new.stop), generated, strict=True)
         self._release(self._final_until.popleft(), self._needed_from.popleft())
 
-    def _part(self, frames: slice) -> Canvas:
-        part = self.canvas.part(frames)
+    def _find_anchors(self) -> Iterator[int | None]:
+        """Of each window the first latent frame of its anchor, if it has one.
+
+        That is the latest patch of frames before the window that is conditioning whole, else the first; of the shot
+        that the window's new frames begin in. Windows that are generated backward have none.
+        """
+        pt, shots = self.patch[0], np.unique(self.context.shots)
+        time = self.canvas.ends.reshape(-1, pt).mean(1) / self.canvas.fps
+        begins = [int(np.argmax(time >= shot - 1e-3)) for shot in shots]
+        known = self.canvas.conditioning_frames.reshape(-1, pt).all(1)
+        latest = np.maximum.accumulate(np.where(known, np.arange(len(known)), -1))
+        for window, new in self.windows:
+            begin = begins[max(int(np.searchsorted(begins, new.start // pt, side="right")) - 1, 0)]
+            before = window.start // pt - 1
+            has = new.start > window.start and begin <= before
+            yield int(max(latest[before], begin)) * pt if has else None
+
+    def _part(self, numbers: range) -> Canvas:
+        part = self.canvas.part(slice(numbers.start, numbers.stop))
         latent, start = part.latent.copy(), part.init_sigma.copy()
-        for place, number in enumerate(range(frames.start, frames.stop)):
+        for place, number in enumerate(numbers):
             if number in self._generated:
                 latent[place], start[place] = self._generated[number], 0
         return dataclasses.replace(part, latent=latent, init_sigma=start)
@@ -91,7 +160,9 @@ class WindowedCanvas:
         self._final = final
         for held in (self._generated, self._noise):
             for number in [number for number in held if number < needed_from]:
-                del held[number]
+                until = self._anchor_until.get(number - number % self.patch[0], len(self.windows))
+                if held is self._noise or until >= len(self.windows):
+                    del held[number]
 
 
 def _least_after(numbers: Sequence[int], end: int) -> list[int]:

@@ -189,6 +189,15 @@ def make_canvas(
     return Canvas(np.concatenate(latents).astype(np.float32), np.stack(groups), ends, first, fps)
 
 
+def join(before: Canvas, after: Canvas) -> Canvas:
+    """Two parts of one canvas as one."""
+    own = {
+        name: np.concatenate([getattr(before, name), getattr(after, name)])
+        for name in ("latent", "init_sigma", "ends", "first")
+    }
+    return dataclasses.replace(after, **own)
+
+
 def all_noise_canvas(span: CausalSpan, cells: tuple[int, int], channels: int, fps: float) -> Canvas:
     """A canvas of one span, each frame of so many cells (y, x), all to be generated: one number broadcast."""
     grid = (len(span.ends), *cells)
@@ -299,7 +308,9 @@ def blend_tiles(
     return total / weight
 
 
-def temporal_windows(canvas: Canvas, max_frames: int, context: int, pt: int = 1) -> list[tuple[slice, slice]]:
+def temporal_windows(
+    canvas: Canvas, max_frames: int, context: int, pt: int = 1, anchor: bool = False
+) -> list[tuple[slice, slice]]:
     """Cuts a canvas that is longer than `max_frames` latent frames into windows that are generated one after another.
 
     Each is (window, new): the latent frames the model sees, and those of them that it generates; those generated
@@ -310,6 +321,7 @@ def temporal_windows(canvas: Canvas, max_frames: int, context: int, pt: int = 1)
       max_frames: latent frames of a window.
       context: of those, how many are known already; the rest is new.
       pt: latent frames of a patch, whose multiples all of these are.
+      anchor: leave room in later windows forward for one more patch of frames, from before the window.
     """
     if canvas.conditioning_frames.all():
         return []
@@ -328,7 +340,8 @@ def temporal_windows(canvas: Canvas, max_frames: int, context: int, pt: int = 1)
         while todo.size:
             # Context before the new frames, and as many frames after them as fit: conditioning frames ahead are seen.
             near = max(todo[0] - context, start) if step > 0 else min(todo[0] + context, last)
-            low, high = sorted((int(near), int(np.clip(near + step * (max_frames - 1), 0, last))))
+            room = max_frames - (anchor and step > 0 and near > 0)
+            low, high = sorted((int(near), int(np.clip(near + step * (room - 1), 0, last))))
             count = np.count_nonzero((low <= todo) & (todo <= high))
             new, todo = todo[:count], todo[count:]
             out.append(

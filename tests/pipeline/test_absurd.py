@@ -211,6 +211,7 @@ def test_windows_tokens_and_words():
     )
     assert (cost.windows, cost.tokens) == (1, 7 * 64)
     assert dataclasses.replace(cost, latent_frames=15).windows == 3  # four new ones each
+    assert dataclasses.replace(cost, latent_frames=15, anchor=True).windows == 4  # three
     assert cost.seconds("gpu") < cost.seconds("cpu")
     assert [in_words(s) for s in (0.1, 30, 120, 7200, 3e5, 1e9)] == [
         "about a second", "about 30 seconds", "about 2 minutes", "about 2 hours", "about 3 days", "about 32 years",
@@ -274,6 +275,8 @@ WRONG = {
     "steps": (0, -1, 1.0, "12", None, True, 10**9),
     "guidance": ("3", None, True, float("nan"), float("inf"), 101, [3]),
     "conditioning_guidance": ("3", None, float("nan"), False),
+    "context_noise": (-0.1, 1, 1.5, "0.2", None, True, float("nan")),
+    "anchor": (None, 1, "yes"),
     "guidance_rescale": (-0.1, 1.1, "0", None, True),
     "guidance_interval": (None, 0.5, (0.1,), (0.9, 0.1), ("0", "1"), (0, float("nan")), (False, True)),
     "guidance_method": ("magic", None, 3, ["cfg"]),

@@ -24,7 +24,7 @@ from sora_jax.pipeline.pipeline import Pipeline, Request
 from sora_jax.pipeline.request import text_to_video
 from sora_jax.pipeline.settings import Settings
 from sora_jax.pipeline.storyboard import Card, Storyboard, storyboard
-from sora_jax.pipeline.windows import WindowedCanvas
+from sora_jax.pipeline.windows import MAX_ANCHOR_GAP, Context, WindowedCanvas
 from sora_jax.tokens.canvas import temporal_windows
 from sora_jax.tokens.patches import unpatchify
 
@@ -39,7 +39,8 @@ def pipeline() -> Pipeline:
 
 
 def test_streams_read_in_turn_equal_videos_made_whole(pipeline):
-    requests = [Request("a ring", duration=3.0 + i, seed=i, **FIELDS) for i in range(3)]
+    later = ({}, {"context_noise": 0.25}, {"context_noise": 0.25, "anchor": True})
+    requests = [Request("a ring", duration=3.0 + i, seed=i, **FIELDS, **own) for i, own in enumerate(later)]
     streams = pipeline.stream_batch(requests)
     mixed = zip(*itertools.zip_longest(*streams), strict=True)
     jobs = [text_to_video(pipeline, request) for request in requests]
@@ -130,7 +131,7 @@ def test_latents_are_ready_as_soon_as_no_later_window_changes_them(pipeline):
         (sketches.extend(clip, 16, 8.0, backward=True), [0, 0, 7]),
     ):
         canvas = pipeline.prepare_latents(sketch)
-        windowed = WindowedCanvas(canvas, 3, 1, (1, 2, 2), 0)
+        windowed = WindowedCanvas(canvas, 3, Context(1), (1, 2, 2), 0)
         for number in ready:
             _, noise = windowed.next_window()
             windowed.put(noise)
@@ -138,6 +139,72 @@ def test_latents_are_ready_as_soon_as_no_later_window_changes_them(pipeline):
         assert not windowed.windows and len(canvas) == ready[-1]
         given = canvas.init_sigma == 0
         np.testing.assert_array_equal(np.stack(windowed.ready)[given], canvas.latent[given])
+
+
+def test_noise_on_the_context_and_an_anchor_are_for_generated_frames_of_later_windows(pipeline):
+    """Conditioning stays as it was given, and what is generated once stays."""
+    clip = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)  # two latent frames
+    for sketch, windows in (
+        # Of each window sigmas, and the latent frame that is its anchor.
+        (sketches.all_noise((21, 32, 32), 8.0), [("111", None), ("021", 0), ("021", 0), ("021", 0)]),
+        (sketches.extend(clip, 12, 8.0), [("001", 0), ("021", 1), ("021", 1)]),
+        (sketches.extend(clip, 12, 8.0, backward=True), [("110", None), ("112", None)]),
+    ):
+        canvas = pipeline.prepare_latents(sketch)
+        windowed = WindowedCanvas(canvas, 3, Context(1, noise=0.25, anchor=True), (1, 2, 2), 0)
+        finished: dict[int, np.ndarray] = {}
+        for sigmas, anchor in windows:
+            (window, new), fresh = windowed.windows[0], windowed.fresh
+            part, noise = windowed.next_window()
+            assert windowed.anchors[0] == anchor
+            numbers = [*([] if anchor is None else [anchor]), *range(window.start, window.stop)]
+            assert numbers[fresh] == list(range(new.start, new.stop)) and len(part) == len(noise) == 3
+            wanted = [{"0": 0.0, "1": 1.0, "2": 0.25}[sigma] for sigma in sigmas]
+            np.testing.assert_array_equal(part.init_sigma.max((1, 2)), wanted)
+            for place, number in enumerate(numbers):
+                if number in finished:
+                    np.testing.assert_array_equal(part.latent[place], finished[number])
+            # All of it comes back changed, the context too.
+            windowed.put(noise + 1)
+            finished |= {
+                number: noise[place] + 1
+                for place, number in enumerate(numbers)
+                if number in range(new.start, new.stop)
+            }
+        assert not windowed.windows
+        for number, latent in enumerate(windowed.ready):
+            given = canvas.conditioning_frames[number]
+            np.testing.assert_array_equal(latent, canvas.latent[number] if given else finished[number])
+
+
+@pytest.mark.parametrize("own", [{"context_noise": 0.25}, {"anchor": True}], ids=str)
+def test_how_later_windows_see_earlier_ones_changes_later_windows_alone(pipeline, own):
+    plain, other = (pipeline.generate("a ring", duration=3.0, **FIELDS, **more).frames for more in ({}, own))
+    np.testing.assert_array_equal(plain[:9], other[:9])  # three latent frames
+    assert (plain[9:] != other[9:]).mean() > 0.5
+
+
+def test_an_anchor_is_of_the_shot_and_never_further_away_than_in_training(pipeline):
+    """Latent frames are half a second apart, and the second shot begins with the tenth."""
+    canvas = pipeline.prepare_latents(sketches.all_noise((81, 32, 32), 8.0))
+    windowed = WindowedCanvas(canvas, 4, Context(1, anchor=True, shots=(0.0, 5.0)), (1, 2, 2), 0)
+    held, found = [], {}
+    while windowed.windows:
+        new, anchor = windowed.windows[0][1], windowed.anchors[0]
+        found[new.start] = anchor
+        part, noise = windowed.next_window()
+        # Where a shot has just begun there is none, and its place is left out; the last has one new frame.
+        assert len(part) == (3 if new.start in (10, 20) else 4) and part.first.any() == (new.start < 10)
+        gaps = np.diff(part.ends)
+        if anchor is not None:
+            assert gaps[0] == 4 * min(new.start - 1 - anchor, MAX_ANCHOR_GAP)
+            gaps = gaps[1:]
+        assert (gaps == 4).all()
+        windowed.put(noise)
+        held.append(windowed.held - len(windowed.ready))
+    # Its own first frame is not there before the window that begins with it.
+    assert found == {0: None, 4: 0, 6: 0, 8: 0, 10: None, 12: 10, 14: 10, 16: 10, 18: 10, 20: 10}
+    assert held[-1] == 0 and max(held) <= 4, "an anchor is forgotten with its shot"
 
 
 def test_videos_too_large_to_be_held_together_are_made_one_after_another(pipeline, monkeypatch):
