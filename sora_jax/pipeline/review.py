@@ -63,10 +63,9 @@ def review(model: VideoModel, job: Job) -> list[str]:
         warning = f"The prompt names nothing that the model {model.name!r} draws: {_draws(knowledge)}."
     if warning and settings.strict:
         raise UserError(warning)
-    from_noise = bool(sketch.strength.max() == 1)
-    if from_noise and not model.holds((Y, X), T):
+    if sketch.from_noise and not model.holds((Y, X), T):
         raise UserError(too_large(model, (Y, X)))
-    return [*filter(None, [_fixed(model, settings), warning]), *_unseen(model, job, from_noise)]
+    return [*filter(None, [_fixed(model, settings), warning]), *_unseen(model, job, sketch.from_noise)]
 
 
 def _fixed(model: VideoModel, settings: Settings) -> str | None:

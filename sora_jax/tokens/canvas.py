@@ -46,6 +46,11 @@ class Sketch:
         return not any(self.strength.strides) and bool(self.strength.flat[0] == 1)
 
     @property
+    def from_noise(self) -> bool:
+        """Whether any pixel is generated from noise alone; known without a look at each where all of them are."""
+        return self.all_noise or bool(self.strength.max() == 1)
+
+    @property
     def conditioning_frames(self) -> np.ndarray:
         """bool[T]: frames of which every pixel is conditioning."""
         return np.zeros(len(self.frames), bool) if self.all_noise else (self.strength == 0).all((1, 2))
