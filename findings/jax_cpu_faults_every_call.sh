@@ -2,7 +2,7 @@
 # jax 0.12.0.1 on Linux CPUs: temporary memory above 32 MiB goes back to the kernel after each call of a compiled program
 # and comes again, zeroed page by page, at the next: warming up changes nothing, nor do malloc's own thresholds, which
 # end there. A program with a temporary of 64 MiB meets 16,400 page faults a call, as many with MALLOC_MMAP_THRESHOLD_
-# and MALLOC_TRIM_THRESHOLD_ at 1 GiB, and some 150 with GLIBC_TUNABLES=glibc.malloc.hugetlb=1 where transparent huge
+# and MALLOC_TRIM_THRESHOLD_ at 1 GiB, and a few hundred with GLIBC_TUNABLES=glibc.malloc.hugetlb=1 where transparent huge
 # pages are "madvise" or "always". A transformer's training step was 1.12 times as fast for it. The tunable is read
 # before a process begins: setting it from Python is too late.
 set -euo pipefail

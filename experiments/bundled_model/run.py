@@ -58,7 +58,8 @@ def dit(overrides: tuple[str, ...]) -> None:
 @click.option("--name", default="toyworld")
 @click.option("--history", default="", help="What the weights learned from before this run, in a sentence.")
 @click.option("--vae-of", default="", help="A bundled model whose autoencoder this one has.")
-def export(run: str, name: str, history: str, vae_of: str) -> None:
+@click.option("--defaults-of", default="", help="A bundled model whose limits and sampling defaults it takes.")
+def export(run: str, name: str, history: str, vae_of: str, defaults_of: str) -> None:
     """Writes the run's averaged weights, configuration and card into the package."""
     from sora_jax.checkpoints.bundle import BUNDLED, load_bundle, save_bundle
     from sora_jax.train.metrics import read_metrics
@@ -83,7 +84,11 @@ def export(run: str, name: str, history: str, vae_of: str) -> None:
         "loss": round(sum(row["loss"] for row in metrics[-20:]) / len(metrics[-20:]), 4),
         "config": config,
     }
-    save_bundle(dataclasses.replace(bundle, name=name, card=card), BUNDLED / name, vae_of=vae_of)
+    bundle = dataclasses.replace(bundle, name=name, card=card)
+    if defaults_of:
+        other = load_bundle(defaults_of)
+        bundle = dataclasses.replace(bundle, limits=other.limits, sampling=other.sampling)
+    save_bundle(bundle, BUNDLED / name, vae_of=vae_of)
     size = sum(file.stat().st_size for file in (BUNDLED / name).iterdir()) / 1e6
     click.echo(f"{BUNDLED / name}: {size:.1f} MB")
 
