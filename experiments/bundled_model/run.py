@@ -58,7 +58,9 @@ def dit(overrides: tuple[str, ...]) -> None:
 @click.option("--name", default="toyworld")
 @click.option("--history", default="", help="What the weights learned from before this run, in a sentence.")
 @click.option("--vae-of", default="", help="A bundled model whose autoencoder this one has.")
-@click.option("--defaults-of", default="", help="A bundled model whose limits and sampling defaults it takes.")
+@click.option(
+    "--defaults-of", default="", help="A bundled model whose limits and sampling defaults it takes."
+)
 def export(run: str, name: str, history: str, vae_of: str, defaults_of: str) -> None:
     """Writes the run's averaged weights, configuration and card into the package."""
     from sora_jax.checkpoints.bundle import BUNDLED, load_bundle, save_bundle
