@@ -242,8 +242,7 @@ def take_weights(fresh: Module, name: str, part: str) -> Module:
     Raises:
       UserError: there is no such model, it has no such part, or that is of another architecture.
     """
-    with jax.ensure_compile_time_eval():  # training builds its model under jit; files are read outside of it
-        stored = getattr(load_bundle(name), part)
+    stored = getattr(load_bundle(name), part)
     if stored is None:
         raise UserError(f"config.init_from: the model {name!r} has no {part}.")
     ours, theirs = named_leaves(fresh), named_leaves(stored)
@@ -302,10 +301,11 @@ def _load_weights(build: Callable[[], Module], path: pathlib.Path) -> Module:
             f"{path} is of another architecture than its config.json: {name!r} is {there or 'absent'} in the file "
             f"and {here or 'absent'} in the configuration{others}."
         )
-    arrays = {
-        name: jnp.asarray(tensors[key].astype(np.float32))
-        for name, key in zip(named_leaves(template), wanted)
-    }
+    with jax.ensure_compile_time_eval():  # training builds its model under jit; files are read outside of it
+        arrays = {
+            name: jnp.asarray(tensors[key].astype(np.float32))
+            for name, key in zip(named_leaves(template), wanted)
+        }
     return restore_into(template, arrays)
 
 

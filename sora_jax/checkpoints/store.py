@@ -329,13 +329,15 @@ def _load(folder: pathlib.Path, name: str, template: Any) -> Any:
         )
         for key, leaf in wanted.items()
     }
-    with _reading(folder):
+    # Training builds its model under jit; files are read outside of it.
+    with _reading(folder), jax.ensure_compile_time_eval():
         leaves = ocp.load_checkpointables(folder, {name: abstract})[name]
         sums = ocp.load_checkpointables(folder, {"checksums": None})["checksums"][name]
         changed = [key for key, total in checksums(leaves).items() if total != sums[key]]
         if changed:
             raise OSError(f"{name} {changed[0]!r} is not what was saved")
-    return restore_into(template, {key: leaves[key].astype(leaf.dtype) for key, leaf in wanted.items()})
+        arrays = {key: leaves[key].astype(leaf.dtype) for key, leaf in wanted.items()}
+    return restore_into(template, arrays)
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

@@ -77,8 +77,7 @@ class DistillObjective(DiTObjective):
 
     @functools.cached_property
     def teacher(self) -> Bundle:
-        with jax.ensure_compile_time_eval():  # a model is built under jit; files are read outside of it
-            return load_bundle(self.distill.teacher)
+        return load_bundle(self.distill.teacher)
 
     def check(self) -> None:
         """As the transformer's; also raises UserError where the teacher doesn't fit."""
