@@ -65,7 +65,7 @@ def prepare() -> None:
 def restart_with_huge_pages() -> None:
     """Starts a training command again, in the same process, so that memory comes in pages of 2 MiB.
 
-    XLA's CPU backend asks for a step's memory anew each time, and the kernel hands it out in pages of 4 KiB, zeroing
+    XLA's CPU backend allocates a step's memory each time, and the kernel hands it out in pages of 4 KiB, zeroing
     each: a tenth to a fifth of a training step (experiments/speed). glibc asks for larger ones where `GLIBC_TUNABLES`
     says so before a process begins. Does nothing where that is set, where Linux gives no huge pages to programs
     that ask, with another C library, and where Python was started by something else than this package's commands.

@@ -63,13 +63,15 @@ def dit(overrides: tuple[str, ...]) -> None:
 )
 def export(run: str, name: str, history: str, vae_of: str, defaults_of: str) -> None:
     """Writes the run's averaged weights, configuration and card into the package."""
-    from sora_jax.checkpoints.bundle import BUNDLED, load_bundle, save_bundle
+    from sora_jax.checkpoints.bundle import BUNDLED, bundled, load_bundle, save_bundle
     from sora_jax.train.metrics import read_metrics
 
     bundle = load_bundle(run)
     metrics = read_metrics(run)
     config = json.loads((pathlib.Path(run) / "config.json").read_text())
     config["latents"]["folder"] = ""  # of this machine
+    if config["init_from"] not in bundled():
+        config["init_from"] = ""  # likewise; `history` says it
     card = {
         "summary": SUMMARY + (f" In {bundle.sampling.steps} steps." if bundle.sampling.distilled else ""),
         "licence": "Apache-2.0",

@@ -109,8 +109,8 @@ def test_a_sheet_asks_for_what_a_row_holds(folder, tmp_path, capsys):
 
 def test_captions_that_a_row_has_no_room_for_are_refused(folder, tmp_path):
     config = tiny_config(tmp_path, 2)
-    config.text.max_tokens = 128
-    with pytest.raises(UserError, match="128 tokens .* room for 96"):
+    config.text.max_tokens = 256
+    with pytest.raises(UserError, match="256 tokens .* room for 192"):
         make_objective(config, tmp_path / "run", ClipSheets).check()
 
 
