@@ -208,9 +208,8 @@ def measure_latents(vae: VAE, clips: Iterable[np.ndarray]) -> VAE:
     Raises:
       UserError: there is no clip, or no channel differs from cell to cell: the autoencoder codes nothing.
     """
-    encode = jax.jit(lambda vae, clip: vae.encode(clip)[0])
     cells = [
-        np.asarray(encode(vae, clip[None] / np.float32(127.5) - 1)).reshape(-1, vae.config.channels)
+        np.asarray(_encode(vae, clip[None] / np.float32(127.5) - 1)).reshape(-1, vae.config.channels)
         for clip in clips
     ]
     if not cells:
@@ -226,6 +225,11 @@ def measure_latents(vae: VAE, clips: Iterable[np.ndarray]) -> VAE:
     mean = tuple(np.round(everything.mean(0), 5).tolist())
     std = tuple(float(f"{one:.6g}") for one in deviation)
     return with_config(vae, dataclasses.replace(vae.config, latent_mean=mean, latent_std=std))
+
+
+@jax.jit
+def _encode(vae: VAE, clips: jax.Array) -> jax.Array:
+    return vae.encode(clips)[0]
 
 
 def with_config(vae: VAE, config: VAEConfig) -> VAE:

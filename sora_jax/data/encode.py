@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -169,11 +170,10 @@ def make_encoder(
     Frames of more than a tile are encoded clip by clip, in memory that doesn't grow with them (`tiles`).
     """
     check_temporal_stride(vae.config.compression[0])
-    whole = jax.jit(lambda vae, clip: vae.to_latent(clip.astype(np.float32) / 127.5 - 1.0))
 
     def to_latent(clips: np.ndarray) -> np.ndarray:
         if TILES.fit(vae.config, *clips.shape[2:4]):
-            return np.asarray(whole(vae, clips))
+            return np.asarray(_to_latent(vae, clips))
         return np.stack([np.concatenate(list(encode_stream(vae, clip))) for clip in clips])
 
     def encode(clips: list[Clip]) -> list[Record]:
@@ -208,6 +208,12 @@ def make_encoder(
         ]
 
     return encode
+
+
+@jax.jit
+def _to_latent(vae: VAE, clips: jax.Array) -> jax.Array:
+    """uint8[B,T,Y,X,3] as normalised latents."""
+    return vae.to_latent(clips.astype(jnp.float32) / 127.5 - 1.0)
 
 
 def _captions(clip: Clip) -> dict[str, list[tuple[float, str]]]:

@@ -315,12 +315,16 @@ def _bert_encoder(config: TextConfig, directory: pathlib.Path) -> TextEncoder:
     # The file may carry settings that truncate and pad silently.
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    forward = jax.jit(lambda model, ids_bm, mask_bm: model(ids_bm, mask_bm))
 
     def states(ids_bm: np.ndarray, mask_bm: np.ndarray) -> np.ndarray:
-        return np.asarray(forward(model, ids_bm, mask_bm))
+        return np.asarray(_states(model, ids_bm, mask_bm))
 
     return TextEncoder(config, width, lambda caption: tokenizer.encode(caption).ids, states)
+
+
+@jax.jit
+def _states(model: Bert, ids_bm: jax.Array, mask_bm: jax.Array) -> jax.Array:
+    return model(ids_bm, mask_bm)
 
 
 def load_bert(directory: str | os.PathLike[str]) -> Bert:

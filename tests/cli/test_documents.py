@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import re
 import shlex
@@ -9,6 +10,7 @@ import shlex
 import pytest
 
 from sora_jax.cli.main import main
+from sora_jax.pipeline import pipeline
 
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "abilities.md").read_text()
 
@@ -19,6 +21,7 @@ def blocks(language: str) -> list[str]:
 
 def test_every_command_of_the_page_on_abilities_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pipeline, "load", functools.cache(pipeline.load))  # for all commands once
     (board,) = (block for block in blocks("yaml") if "cards:" in block)
     pathlib.Path("board.yaml").write_text(board)
     lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("sora-jax ")]

@@ -21,17 +21,18 @@ BITS = {"bfloat16": 7, "tf32": 10}  # of the mantissa; both have float32's expon
 PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
+@functools.cache
 def rounded(function: Callable[..., Any], to: str) -> Callable[..., Any]:
     """`function`, compiled, with the operands of its products rounded to "bfloat16" or "tf32" (or not, "float32").
 
-    A product of precision "highest" is exact. One of "high" is three products of bfloat16 on TPUs, and of TF32 on
-    GPUs: it is rounded to TF32.
+    Asked for again, it is what was compiled before. A product of precision "highest" is exact. One of "high" is three
+    products of bfloat16 on TPUs, and of TF32 on GPUs: it is rounded to TF32.
     """
 
-    @functools.wraps(function)
+    @jax.jit
     def run(*args: Any) -> Any:
         closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-        program = jax.jit(core.jaxpr_as_fun(closed if to == "float32" else _rewrite(closed, BITS[to])))
+        program = core.jaxpr_as_fun(closed if to == "float32" else _rewrite(closed, BITS[to]))
         return jax.tree.unflatten(jax.tree.structure(shapes), program(*jax.tree.leaves(args)))
 
     return run

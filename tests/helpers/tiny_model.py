@@ -14,13 +14,20 @@ from sora_jax.models.vae import VAE, VAEConfig
 
 TEXT = TextConfig(kind="hash", width=16, max_tokens=12)
 
-
+# An autoencoder with few blocks: it is compiled for every shape of clip.
+TINY_VAE: dict[str, Any] = {
+    "channels": 4,
+    "encoder_widths": (8, 8, 8),
+    "encoder_blocks": (0, 0, 1),
+    "decoder_widths": (8, 8, 8),
+    "decoder_blocks": (0, 0, 1),
+}
 SHORT = Limits(tokens=40, text=12, text_len=24)
 
 
 def tiny_bundle(limits: Limits = SHORT, **dit: Any) -> Bundle:
     """A bundle whose `DiTConfig` is tiny but for `dit`; a token spans 16×16 pixels."""
-    vae = VAE(VAEConfig(channels=4, encoder_widths=(8, 8, 8), decoder_widths=(8, 8, 8)), rngs=nnx.Rngs(0))
+    vae = VAE(VAEConfig(**TINY_VAE), rngs=nnx.Rngs(0))
     own = {"size": "", "width": 32, "layers": 2, "heads": 2, "channels": 4, "text_width": 16}
     model = DiT(DiTConfig(**own | {"dtype": "float32"} | dit), rngs=nnx.Rngs(1))
     # A fresh DiT answers 0 to everything (adaLN-Zero): give every parameter something to say.

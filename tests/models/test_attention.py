@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable
 from functools import lru_cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from sora_jax.errors import UserError
 from sora_jax.models.attention import tpu
 from sora_jax.models.attention.blocks import overlapping_blocks
-from sora_jax.models.attention.cpu import SIZES, block_ranges, blocked, make_blocks
+from sora_jax.models.attention.cpu import SIZES, Blocks, block_ranges, blocked, make_blocks
 from sora_jax.models.attention.dispatch import BACKENDS, attend, reference
 from sora_jax.models.attention.gpu import BlockSizes, KernelBlocks, flash
 from sora_jax.models.attention.ring import ring
@@ -41,7 +42,12 @@ def tensors(seed: int = 0) -> tuple[np.ndarray, ...]:
     return tuple(np.random.default_rng(seed).normal(size=(4, B, N, H, F)).astype(np.float32))
 
 
-cut = jax.jit(make_blocks, static_argnums=1)
+@partial(jax.jit, static_argnums=1)
+def cut(ids: jax.Array, sizes: tuple[int, ...]) -> tuple[tuple[Blocks, ...], dict[tuple[int, int], Any]]:
+    """The blocks of each size, and for sets a and b of them which of b's each of a's visits."""
+    block_sets = make_blocks(ids, sizes)
+    pairs = np.ndindex(len(block_sets), len(block_sets))
+    return block_sets, {(a, b): block_ranges(block_sets[a], block_sets[b]) for a, b in pairs}
 
 
 @lru_cache
@@ -125,7 +131,7 @@ def test_what_lies_in_other_slots_does_not_matter(backend):
 def test_bfloat16_keeps_its_dtype_and_its_three_digits(backend):
     ids = np.tile(np.repeat([1, 2, 0], [7, 5, 4]), (B, 1)).astype(np.int32)
     q, k, v, _ = (jnp.asarray(x, jnp.bfloat16) for x in tensors())
-    out = KERNELS[backend](q, k, v, ids)
+    out = jax.jit(KERNELS[backend])(q, k, v, ids)
     assert out.dtype == jnp.bfloat16
     exact = attend(*(x.astype(jnp.float32) for x in (q, k, v)), ids, "reference")
     filled = np.s_[:, :12]  # what padding holds is a kernel's own affair
@@ -151,7 +157,9 @@ def test_auto_is_what_suits_this_machine():
     q, k, v, _ = tensors()
     ids = np.ones((B, N), np.int32)
     best = jax.default_backend() if jax.default_backend() in BACKENDS else "reference"
-    np.testing.assert_array_equal(attend(q, k, v, ids), attend(q, k, v, ids, best))
+    np.testing.assert_array_equal(
+        *(jax.jit(partial(attend, backend=name))(q, k, v, ids) for name in ("auto", best))
+    )
 
 
 def test_an_unknown_backend_is_refused_and_the_known_ones_are_named():
@@ -194,18 +202,17 @@ def test_a_packed_row_leaves_out_all_that_can_be_left_out():
 def test_every_slot_is_one_block_s_and_every_pair_of_a_segment_is_visited(ids, sizes):
     """Torn segments too: there is room for all the blocks that there can be."""
     rows = np.array(ids, np.int32).reshape(2, 40)
-    block_sets = cut(jnp.asarray(rows), sizes)
+    block_sets, ranges = jax.device_get(cut(rows, sizes))
     owned = []
-    for blocks in jax.tree.map(np.asarray, block_sets):
+    for blocks in block_sets:
         assert (blocks.stop - blocks.start <= blocks.size).all()
         own = zip(blocks.start[: blocks.count], blocks.stop[: blocks.count], strict=True)
-        owned.append([set(start + np.flatnonzero(blocks.segments[start:stop] >= 0)) for start, stop in own])
+        owned.append([start + np.flatnonzero(blocks.segments[start:stop] >= 0) for start, stop in own])
     assert sorted(slot for kind in owned for block in kind for slot in block) == [*np.flatnonzero(rows)]
-    of = {slot: (slot // 40, rows.flat[slot]) for slot in range(80)}
-    for a, b in np.ndindex(len(block_sets), len(block_sets)):
-        first, last = block_ranges(block_sets[a], block_sets[b])
-        for i, j in np.ndindex(len(owned[a]), len(owned[b])):
-            together = {of[slot] for slot in owned[a][i]} & {of[slot] for slot in owned[b][j]}
+    of = [[{(slot // 40, rows.flat[slot]) for slot in block} for block in kind] for kind in owned]
+    for (a, b), (first, last) in ranges.items():
+        for i, j in np.ndindex(len(of[a]), len(of[b])):
+            together = of[a][i] & of[b][j]
             if block_sets[a].whole or block_sets[b].whole:
                 assert not together or (a, i) == (b, j)
             else:
@@ -216,13 +223,13 @@ def test_a_segment_is_visited_as_if_it_had_the_row_alone():
     """Blocks begin where segments do: three segments of 489 tokens take three pairs, in a grid of 512 seven."""
 
     def pairs(*lengths: int) -> dict[tuple[int, int], int]:
-        ids = np.repeat(np.arange(len(lengths), dtype=np.int32) + 1, lengths)[None]
-        block_sets = cut(jnp.asarray(ids), SIZES)
+        ids = np.repeat(np.arange(len(lengths), dtype=np.int32) + 1, lengths)
+        # Rows of one length, so that they are one program.
+        block_sets, ranges = jax.device_get(cut(np.pad(ids, (0, 1664 - len(ids)))[None], SIZES))
         found = {(own.size, own.size): int(own.count) for own in block_sets if own.whole}
-        torn = [blocks for blocks in block_sets if not blocks.whole]
-        for own in torn:
-            for others in torn:
-                first, last = block_ranges(own, others)
+        for (a, b), (first, last) in ranges.items():
+            own, others = block_sets[a], block_sets[b]
+            if not (own.whole or others.whole):
                 found[own.size, others.size] = int((last - first)[: int(own.count)].sum())
         return {sizes: count for sizes, count in found.items() if count}
 
@@ -240,9 +247,13 @@ def test_blocks_of_long_rows_on_tpus_grow_and_give_the_same(monkeypatch):
     ids = np.repeat([1, 2, 0, 3], [300, 90, 10, 300])[None].astype(np.int32)
 
     def output_and_gradients(attention):
-        with jax.default_matmul_precision("highest"):
-            out, pull = jax.vjp(lambda q, k, v: attention(q, k, v, ids), q, k, v)
-            return [np.asarray(x)[ids > 0] for x in (out, *pull(d_out * (ids > 0)[..., None, None]))]
+        @jax.jit
+        def pulled(q, k, v, d_out):
+            with jax.default_matmul_precision("highest"):
+                out, pull = jax.vjp(lambda q, k, v: attention(q, k, v, ids), q, k, v)
+                return out, *pull(d_out)
+
+        return [np.asarray(x)[ids > 0] for x in pulled(q, k, v, d_out * (ids > 0)[..., None, None])]
 
     plain = output_and_gradients(reference)
     for name, bound in (("BLOCKS", (128,)), ("MAX_BLOCKS", 3), ("MAX_GRADIENT", 128)):

@@ -64,15 +64,15 @@ def test_the_batch_has_what_this_file_is_about():
 
 @pytest.mark.parametrize("i", range(len(SEGMENTS)))
 def test_packed_equals_alone(model, i):
-    """A segment among others gives the same velocity and gradients as in a row of its own."""
+    """A segment among others gives the same velocity and gradients as in a row of its own (and an empty one)."""
     place, weights = PLACES[i], np.zeros((2, N, CONFIG.patch_width), np.float32)
     weights[place.row, place.start : place.start + place.length] = wave(
         place.length, CONFIG.patch_width, pitch=3
     )
     packed, (in_parameters, in_patches) = forward_backward(model, BATCH, TABLE, weights)
 
-    batch, (own,) = pack_segments([SEGMENTS[i]], N, M, K)
-    own_weights = np.zeros((1, N, CONFIG.patch_width), np.float32)
+    batch, (own,) = pack_segments([SEGMENTS[i]], N, M, K, batch_size=2)  # of the packed batch's shape
+    own_weights = np.zeros((2, N, CONFIG.patch_width), np.float32)
     own_weights[0, : own.length] = wave(own.length, CONFIG.patch_width, pitch=3)
     table = sigma_table([SIGMAS[i]], [own], batch)
     alone, (alone_in_parameters, alone_in_patches) = forward_backward(model, batch, table, own_weights)
@@ -312,8 +312,8 @@ def test_a_model_of_clean_patches_has_the_velocity_that_points_to_them(model, ou
 def test_a_flow_map_begins_as_its_velocity_and_depends_on_where_its_own_segments_step_goes():
     model = make_dit(dataclasses.replace(CONFIG, flow_map=True))
     step = jax.jit(lambda model, next_sigma: model(BATCH.patches, BATCH, TABLE, next_sigma))
-    fresh = DiT(model.config, rngs=nnx.Rngs(0))
-    assert not np.any(fresh.interval_in.kernel[...])
+    fresh = jax.jit(lambda: DiT(model.config, rngs=nnx.Rngs(0)).interval_in.kernel[...])()
+    assert not np.any(fresh)
     there = TABLE.copy()
     place = PLACES[1]
     there[place.row, BATCH.condition_segment_ids[place.row] == place.segment_id] = 0.0

@@ -38,6 +38,16 @@ def pipeline() -> Pipeline:
     return Pipeline(tiny_bundle(Limits(tokens=12, text=12, text_len=24)))
 
 
+# First, since it drops what was compiled.
+def test_a_long_video_compiles_one_step_and_two_programs_of_the_decoder(pipeline):
+    solver_step.clear_cache()
+    tiles._decode_chunk.clear_cache()
+    stream = pipeline.stream("a ring", duration=9.0, **FIELDS)
+    assert sum(1 for _ in stream) == 72
+    assert solver_step._cache_size() == 1
+    assert tiles._decode_chunk._cache_size() == 2, "the first latent frame, and chunks behind it"
+
+
 def test_streams_read_in_turn_equal_videos_made_whole(pipeline):
     later = ({}, {"context_noise": 0.25}, {"context_noise": 0.25, "anchor": True})
     requests = [Request("a ring", duration=3.0 + i, seed=i, **FIELDS, **own) for i, own in enumerate(later)]
@@ -250,15 +260,6 @@ def test_a_storyboard_of_words_holds_nothing_and_other_abilities_stream_what_is_
         # What is generated backward is final when the beginning is there.
         assert done == in_all if backward else done < in_all / 2
         assert len(list(stream)) == 72
-
-
-def test_a_long_video_compiles_one_step_and_two_programs_of_the_decoder(pipeline):
-    solver_step.clear_cache()
-    tiles._decode_chunk.clear_cache()
-    stream = pipeline.stream("a ring", duration=9.0, **FIELDS)
-    assert sum(1 for _ in stream) == 72
-    assert solver_step._cache_size() == 1
-    assert tiles._decode_chunk._cache_size() == 2, "the first latent frame, and chunks behind it"
 
 
 @pytest.mark.parametrize(("fault", "status"), [(KeyboardInterrupt(), 130), (UserError("It rains."), 2)])

@@ -34,6 +34,17 @@ REQUESTS = [
 ]
 
 
+# First, since it drops what was compiled.
+def test_one_compilation_serves_all_shapes_and_a_cheaper_one_what_is_not_guided(pipeline):
+    solver_step.clear_cache()
+    for request in REQUESTS:
+        pipeline.generate_batch([dataclasses.replace(request, guidance=2.0 + request.seed)])
+    assert solver_step._cache_size() == 1
+    for request in REQUESTS:
+        pipeline.generate_batch([dataclasses.replace(request, guidance=1.0)])
+    assert solver_step._cache_size() == 2
+
+
 def test_every_output_has_exactly_the_size_rate_and_frames_that_were_asked_for(pipeline):
     videos = pipeline.generate_batch(REQUESTS)
     assert [video.frames.shape for video in videos] == [
@@ -59,16 +70,6 @@ def test_another_seed_prompt_or_guidance_gives_another_video(pipeline):
     for change in ({"seed": 9}, {"prompt": "a green square"}, {"guidance": 1.0}):
         other = pipeline.generate_batch([dataclasses.replace(REQUESTS[0], **change)])[0].frames
         assert (other != base).any(), change
-
-
-def test_one_compilation_serves_all_shapes_and_a_cheaper_one_what_is_not_guided(pipeline):
-    solver_step.clear_cache()
-    for request in REQUESTS:
-        pipeline.generate_batch([dataclasses.replace(request, guidance=2.0 + request.seed)])
-    assert solver_step._cache_size() == 1
-    for request in REQUESTS:
-        pipeline.generate_batch([dataclasses.replace(request, guidance=1.0)])
-    assert solver_step._cache_size() == 2
 
 
 def test_solvers_of_second_order_take_the_same_road_with_smaller_steps_error():

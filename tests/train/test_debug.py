@@ -6,29 +6,34 @@ import json
 import pathlib
 
 import pytest
-from flax import nnx
+from helpers.tiny_model import TINY_VAE, tiny_bundle
 
-from sora_jax.checkpoints.bundle import Bundle, save_bundle
-from sora_jax.models.vae import VAE, VAEConfig
+from sora_jax.checkpoints.bundle import save_bundle
 from sora_jax.train import __main__ as command
 from sora_jax.train.config_files import shipped
 
 
 @pytest.fixture(scope="module")
-def autoencoder(tmp_path_factory) -> list[str]:
-    """Flags that put a tiny one in the place of the bundled one, and plain attention: both compile faster."""
-    shape = VAEConfig(
-        channels=4, encoder_widths=(8, 8, 8), decoder_widths=(8, 8, 8), decoder_blocks=(0, 1, 1)
-    )
-    folder = tmp_path_factory.mktemp("autoencoder")
-    save_bundle(Bundle("vae", VAE(shape, rngs=nnx.Rngs(0))), folder)
-    return [f"--config.autoencoder={folder}", "--config.dit.channels=4", "--config.dit.attention=reference"]
+def tiny(tmp_path_factory) -> pathlib.Path:
+    """A folder of bundled models, whose "toyworld" compiles faster."""
+    folder = tmp_path_factory.mktemp("bundled")
+    bundle = tiny_bundle(absolute=True, pooled_text=True, reference_frames=True)
+    save_bundle(bundle, folder / "toyworld", dtype="float32")
+    return folder
+
+
+# What fits the tiny model, and for two of the three transformers plain attention, which compiles faster.
+FLAGS = {
+    "toyworld_dit": [f"--config.dit.channels={TINY_VAE['channels']}"],
+    "ladder": [f"--config.dit.channels={TINY_VAE['channels']}", "--config.dit.attention=reference"],
+    "distill": ["--config.dit.attention=reference"],
+}
 
 
 @pytest.mark.parametrize("name", shipped())
-def test_a_debug_run_has_all_parts_of_a_run(name, tmp_path, autoencoder, capsys):
-    # A student has its teacher's parts.
-    flags = {"toyworld_vae": [], "distill": autoencoder[-1:]}.get(name, autoencoder)
+def test_a_debug_run_has_all_parts_of_a_run(name, tmp_path, tiny, capsys, monkeypatch):
+    monkeypatch.setattr("sora_jax.checkpoints.bundle.BUNDLED", tiny)
+    flags = FLAGS.get(name, [])
     assert command.main([f"--config={name}:debug", f"--workdir={tmp_path}", *flags]) == 0
     assert "done: 10 steps" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "sheets").iterdir()] == ["step_0000010.png"]

@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers.tiny_run import tiny_config
+from ml_collections import ConfigDict
 
 from sora_jax.checkpoints.bundle import Bundle, Sampling, load_bundle, read_sampling, save_bundle
+from sora_jax.checkpoints.store import named_leaves
 from sora_jax.config import component
 from sora_jax.diffusion import flow
 from sora_jax.distributed.mesh import WHOLE
 from sora_jax.errors import UserError
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.pipeline.pipeline import load
+from sora_jax.train import config_files
 from sora_jax.train.__main__ import run
 from sora_jax.train.distill import DistillObjective
 from sora_jax.train.objectives import complete, make_objective
@@ -96,7 +99,15 @@ def test_what_does_not_fit_is_refused_with_a_sentence(config, tmp_path, changes,
         objective_of(config, tmp_path).init(jax.random.key(0))
 
 
-@pytest.mark.slow  # test_debug runs the same parts at their defaults
+@pytest.mark.parametrize("name", ["distill", "distill:debug"])
+def test_the_shipped_configuration_fits_the_bundled_teacher(name, tmp_path):
+    objective = objective_of(ConfigDict(config_files.load(name)), tmp_path)
+    student = jax.eval_shape(objective.init, jax.random.key(0))
+    shapes = lambda model: {name: leaf.shape for name, leaf in named_leaves(model).items()}
+    assert shapes(objective.teacher.dit).items() < shapes(student).items()
+
+
+@pytest.mark.slow  # test_debug runs the same parts
 def test_a_run_gives_a_model_that_is_sampled_in_few_steps(config, tmp_path):
     config = config.copy_and_resolve_references()
     config.log.update(heldout_every=4, heldout_batches=2, sheet_every=4)

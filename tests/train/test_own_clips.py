@@ -7,6 +7,7 @@ import pathlib
 
 import pytest
 from helpers.film_files import pictures, write
+from helpers.tiny_model import TINY_VAE
 from helpers.tiny_run import tiny_config
 from ml_collections import ConfigDict
 
@@ -32,12 +33,11 @@ def folder(tmp_path) -> pathlib.Path:
 
 
 def vae_config(folder: pathlib.Path, **data) -> ConfigDict:
-    widths = {"encoder_widths": (8, 8, 8), "decoder_widths": (8, 8, 8), "decoder_blocks": (0, 1, 1)}
     return ConfigDict(
         {
             "objective": "vae",
             "steps": 2,
-            "vae": {"channels": 4} | widths,
+            "vae": TINY_VAE,
             "loss": {"batch_size": 2, "crop": (5, 16, 16)},
             "data": {"source": str(folder), "resolutions": (32,), "rates": (4.0, 8.0)} | data,
             "optim": {"lr": 1e-3},
