@@ -117,19 +117,18 @@ class VAEObjective:
         clip = batch["clip"].astype(jnp.float32) / 127.5 - 1.0
         mean, logvar = model.encode(clip)
         latent = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
-        decoded = latent
+        noisy = latent
         if weights.latent_noise:
             level_key, noise_key = jax.random.split(jax.random.fold_in(key, 1))
             level = jax.random.uniform(level_key, (len(clip), 1, 1, 1, 1), maxval=weights.latent_noise)
-            decoded = latent + level * jax.random.normal(noise_key, latent.shape)
-        error = model.decode(decoded) - clip
+            noisy = latent + level * jax.random.normal(noise_key, latent.shape)
+        error = model.decode(noisy) - clip
         kl = 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar)
-        metrics = {"psnr": 10 * jnp.log10(4.0 / jnp.mean(jnp.square(error))), "kl": kl}
-        metrics["absolute"] = jnp.mean(jnp.abs(error))
         loss = weights.of_error(error) + weights.kl * kl
+        metrics = {"psnr": _psnr(error), "kl": kl, "absolute": jnp.mean(jnp.abs(error))}
         if weights.equivariance:
             small_error = model.decode(_halve(latent)) - _halve(clip)
-            metrics["psnr_half"] = 10 * jnp.log10(4.0 / jnp.mean(jnp.square(small_error)))
+            metrics["psnr_half"] = _psnr(small_error)
             loss += weights.equivariance * weights.of_error(small_error)
         return loss, metrics
 
@@ -204,6 +203,11 @@ class VAEObjective:
             videos += [video, Video(back, video.fps)]
             labels += [label, f"{psnr:.1f} dB"]
         return contact_sheet(videos, labels, columns=2)
+
+
+def _psnr(error: jax.Array) -> jax.Array:
+    """In dB, of pixels in [-1, 1]."""
+    return 10 * jnp.log10(4.0 / jnp.mean(jnp.square(error)))
 
 
 def _halve(x_btyxc: jax.Array) -> jax.Array:
