@@ -3,7 +3,7 @@
 # and comes again, zeroed page by page, at the next: warming up changes nothing, nor do malloc's own thresholds, which
 # end there. A program with a temporary of 64 MiB meets 16,400 page faults a call, as many with MALLOC_MMAP_THRESHOLD_
 # and MALLOC_TRIM_THRESHOLD_ at 1 GiB, and a few hundred with GLIBC_TUNABLES=glibc.malloc.hugetlb=1 where transparent huge
-# pages are "madvise" or "always". A transformer's training step was 1.12 times as fast for it. The tunable is read
+# pages are "madvise". A transformer's training step was 1.12 times as fast for it. The tunable is read
 # before a process begins: setting it from Python is too late.
 set -euo pipefail
 for name in python3.13 python3.12 "$HOME"/.pyenv/versions/3.1[23].*/bin/python; do
@@ -34,9 +34,9 @@ default=$(run A=)
 kept=$(run MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1073741824)
 huge=$(run GLIBC_TUNABLES=glibc.malloc.hugetlb=1)
 echo "page faults a call: $default by default, $kept with malloc's thresholds raised, $huge in huge pages"
-pages=$(cat /sys/kernel/mm/transparent_hugepage/enabled 2>/dev/null || echo "[never]")
-[ "$default" -gt 16000 ] && [ "$kept" -gt 16000 ] || { echo "this has changed"; exit 1; }
-case $pages in
+case $(cat /sys/kernel/mm/transparent_hugepage/enabled 2>/dev/null || echo "[never]") in
+  *"[always]"*) echo "huge pages come unasked here: there is nothing to see"; exit 0 ;;
   *"[never]"*) echo "huge pages are off here: the last figure says nothing" ;;
   *) [ "$huge" -lt $((default / 10)) ] || { echo "this has changed"; exit 1; } ;;
 esac
+[ "$default" -gt 16000 ] && [ "$kept" -gt 16000 ] || { echo "this has changed"; exit 1; }

@@ -1,4 +1,4 @@
-"""What an autoencoder's latents are like to a transformer that makes errors: see README.md, "Latents".
+"""What an autoencoder's latents are like to a transformer that makes errors: see README.md, "Pictures".
 
     python experiments/efficiency/latents.py toyworld runs/vae
 
@@ -12,12 +12,12 @@ import json
 
 import click
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.checkpoints.bundle import load_bundle, measure_latents
 from sora_jax.evaluation.metrics import psnr
 from sora_jax.media.video import Video
+from sora_jax.models.tiles import decode_stream
 from sora_jax.models.vae import VAE
 from sora_jax.toyworld import oracle
 from sora_jax.toyworld.render import render
@@ -41,14 +41,9 @@ def main(models: tuple[str, ...], clips: int) -> None:
         click.echo(json.dumps({"model": name} | measure(vae, scenes, np.stack(true))))
 
 
-def decode_latent(vae: VAE, latent: jax.Array) -> jax.Array:
-    return vae.decode(latent * jnp.array(vae.config.latent_std) + jnp.array(vae.config.latent_mean))
-
-
 def measure(vae: VAE, scenes: list[Scene], true: np.ndarray) -> dict[str, float]:
     """PSNR in dB, the share of shapes read right at each level of noise, and how rough latents are."""
     encode = jax.jit(lambda vae, clip: vae.to_latent(clip / 127.5 - 1.0))
-    decode = jax.jit(lambda vae, latent: decode_latent(vae, latent))
     latents = [np.asarray(encode(vae, clip[None].astype(np.float32))) for clip in true]
     B, t, y, x, c = (everything := np.concatenate(latents)).shape
     cells = everything.reshape(B, t, y // 2, 2, x // 2, 2, c)
@@ -58,8 +53,8 @@ def measure(vae: VAE, scenes: list[Scene], true: np.ndarray) -> dict[str, float]
         right, errors = [], []
         for number, (scene, latent) in enumerate(zip(scenes, latents, strict=True)):
             noise = level * np.random.default_rng(number).standard_normal(latent.shape, np.float32)
-            pixels = np.asarray(decode(vae, jnp.asarray(latent + noise)))[0] * 127.5 + 127.5
-            frames = np.clip(np.round(pixels), 0, 255).astype(np.uint8)
+            pixels = np.concatenate(list(decode_stream(vae, (latent + noise)[0]))) * 127.5 + 127.5
+            frames = np.round(pixels).astype(np.uint8)
             errors.append(10 ** (-float(psnr(frames, true[number])) / 10))
             right.append(oracle.score(oracle.read(Video(frames, FPS)), scene, ("shape",))["shape"])
         result |= {

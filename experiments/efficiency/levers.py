@@ -10,6 +10,14 @@ BASELINE: dict[str, Any] = {
     "data.durations": (0.0, 1.0, 2.0, 2.0, 3.0),
     "pipeline.batch_size": 2,
     "pipeline.text_len": 96,
+    "pipeline.canvases": {
+        "none": 0.6,
+        "first": 0.12,
+        "begin": 0.1,
+        "box": 0.08,
+        "margins": 0.05,
+        "levels": 0.05,
+    },
     "optim.lr": 6e-4,
 }
 IMAGES: dict[str, Any] = {

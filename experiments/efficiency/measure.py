@@ -45,7 +45,7 @@ def clips_read(workdir: pathlib.Path, clips: int) -> dict[str, float]:
     }
 
 
-def images_read(workdir: pathlib.Path, clips: int) -> dict[str, float]:
+def images_read(workdir: str | pathlib.Path, clips: int) -> dict[str, float]:
     """Colour and shape of single images, 64 tokens each: what comes before motion."""
     accuracy = evaluate_toyworld(Pipeline(load_bundle(workdir)), "validation", clips, durations=(0.1,))[
         "accuracy"
@@ -53,7 +53,7 @@ def images_read(workdir: pathlib.Path, clips: int) -> dict[str, float]:
     return {f"image_{name}": round(accuracy[name]["share"], 4) for name in ("colour", "shape")}
 
 
-def shape_words(workdir: pathlib.Path, images: int) -> dict[str, float]:
+def shape_words(workdir: str | pathlib.Path, images: int) -> dict[str, float]:
     """What the word for the shape is worth in pictures: seen long before the oracle sees shapes that are drawn.
 
     Returns:

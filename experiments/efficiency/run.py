@@ -2,7 +2,7 @@
 
     python experiments/efficiency/run.py train baseline --budget 900    # seconds of processor time, user and system
     python experiments/efficiency/run.py measure baseline --budget 900
-    python experiments/efficiency/run.py table
+    python experiments/efficiency/run.py pictures toyworld runs/dit
 
 Runs live in runs/efficiency and go on where they were stopped. Steps are counted so that a run takes its budget: each
 stage's seconds a step are measured first and kept in costs.json. All read the same latents.
@@ -104,6 +104,17 @@ def measure(lever: str, budget: float, seed: int, clips: int) -> None:
     with RESULTS.open("a") as file:
         file.write(json.dumps(result) + "\n")
     click.echo(json.dumps(result))
+
+
+@main.command()
+@click.argument("models", nargs=-1, required=True)
+@click.option("--count", default=128)
+def pictures(models: tuple[str, ...], count: int) -> None:
+    """What MODELS (bundled ones, or workdirs) know of pictures: what the shape's word is worth, and drawn shapes."""
+    from measure import images_read, shape_words
+
+    for name in models:
+        click.echo(json.dumps({"model": name} | shape_words(name, count) | images_read(name, count)))
 
 
 if __name__ == "__main__":
