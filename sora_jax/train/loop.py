@@ -42,7 +42,7 @@ from sora_jax.media.video import Video
 from sora_jax.train.heldout import HeldOut
 from sora_jax.train.loop_config import LoopConfig, read_loop_config
 from sora_jax.train.metrics import RunLog, StepStats, parameter_count
-from sora_jax.train.optim import OptimConfig, ema_update, make_optimizer, make_schedule
+from sora_jax.train.optim import OptimConfig, ema_update, make_optimizer, make_schedule, without_frozen
 from sora_jax.train.profile import Profiler
 from sora_jax.train.protocol import Objective
 from sora_jax.train.stopping import any_host_stopping, stop_signals
@@ -206,6 +206,7 @@ def make_steps(objective: Objective, config: OptimConfig) -> tuple[Callable, Cal
         optimizer = make_optimizer(config, state.params)
         differentiate = jax.value_and_grad(objective.loss, has_aux=True)
         (loss, metrics), gradients = differentiate(state.params, batch, key, *frozen)
+        gradients = without_frozen(config, gradients)
         opt_state = to_device(state.opt_state) if config.offload else state.opt_state
         updates, opt_state = optimizer.update(gradients, opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

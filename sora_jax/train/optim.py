@@ -60,6 +60,8 @@ class OptimConfig:
       clip_norm: the gradient's largest global norm; 0: no clipping.
       ema_decay: of the average of the parameters (`ema_update`); 0: none is kept.
       accumulate: batches whose mean gradient makes one update.
+      trainable: regular expression, searched in each parameter's path (`decoder/1/0/first/kernel`): what it isn't
+        found in stays as it is, without gradient, decay or state; empty: all parameters learn.
       offload: keeps the optimizer's state in the host's memory between updates. It comes to the devices for each,
         and goes back: that costs time, and buys room where parameters and activations leave too little. A CPU's
         devices have no memory of their own, so there it changes nothing.
@@ -80,6 +82,7 @@ class OptimConfig:
     clip_norm: float = 1.0
     ema_decay: float = 0.999
     accumulate: int = 1
+    trainable: str = ""
     offload: bool = False
 
     def __post_init__(self) -> None:
@@ -98,6 +101,13 @@ class OptimConfig:
         ):
             if not allowed:
                 raise UserError(f"config.optim.{field}={getattr(self, field)!r} must be {words}.")
+        try:
+            re.compile(self.trainable)
+        except re.error as error:
+            raise UserError(
+                f"config.optim.trainable={self.trainable!r} is no regular expression ({error}): write part of a "
+                "parameter's path, such as '^(decoder|up)/'."
+            ) from None
 
 
 def make_schedule(config: OptimConfig) -> Callable[[jax.typing.ArrayLike], jax.Array]:
@@ -126,14 +136,21 @@ def make_optimizer(config: OptimConfig, params: Any) -> optax.GradientTransforma
       params: the parameters' pytree (an NNX module will do); read for names and shapes alone.
 
     Raises:
-      UserError: `config.name` is `"muon"` and `params` has no hidden matrix.
+      UserError: `config.name` is `"muon"` and what is trained has no hidden matrix; or nothing is trained.
     """
+    learns = trainable(config, params)
+    if not any(jax.tree.leaves(learns)):
+        raise UserError(
+            f"config.optim.trainable={config.trainable!r} is found in no parameter's path, of which the first is "
+            f"'{_path(jax.tree_util.tree_leaves_with_path(params)[0][0])}': nothing would be learned."
+        )
     adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=config.momentum_dtype)
     direction = adam
     if config.name == "muon":
-        if "muon" not in jax.tree.leaves(update_rules(params)):
+        rules = zip(jax.tree.leaves(update_rules(params)), jax.tree.leaves(learns), strict=True)
+        if ("muon", True) not in rules:
             raise UserError(
-                "The optimizer is 'muon' and the model has no hidden matrices (stacked ones below 'blocks' or "
+                "The optimizer is 'muon' and what is trained has no hidden matrices (stacked ones below 'blocks' or "
                 "'layers', or convolution kernels): choose 'adamw'."
             )
         muon = optax.chain(
@@ -152,9 +169,26 @@ def make_optimizer(config: OptimConfig, params: Any) -> optax.GradientTransforma
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
         optax.scale_by_learning_rate(lambda update: schedule(update * config.accumulate + last)),
     )
+    if config.trainable:
+        rule = lambda tree: jax.tree.map(lambda on: "train" if on else "freeze", trainable(config, tree))
+        chain = optax.partition({"train": chain, "freeze": optax.set_to_zero()}, rule)
     if config.accumulate > 1:
         return optax.MultiSteps(chain, config.accumulate).gradient_transformation()
     return chain
+
+
+def trainable(config: OptimConfig, params: Tree) -> Tree:
+    """For each parameter whether it learns (`OptimConfig.trainable`)."""
+    pattern = re.compile(config.trainable)
+    return jax.tree.map_with_path(lambda path, _: bool(pattern.search(_path(path))), params)
+
+
+def without_frozen(config: OptimConfig, gradients: Tree) -> Tree:
+    """The gradients, 0 where nothing is learned, so that a compiler leaves out what they would have taken."""
+    if not config.trainable:
+        return gradients
+    learns = trainable(config, gradients)
+    return jax.tree.map(lambda on, x: x if on else jnp.zeros_like(x), learns, gradients)
 
 
 def decayed(params: Tree) -> Tree:
@@ -189,13 +223,18 @@ def ema_update(ema: Tree, params: Tree, decay: float, step: jax.typing.ArrayLike
     return jax.tree.map(lambda e, p: (e + rate * (p.astype(jnp.float32) - e)).astype(e.dtype), ema, params)
 
 
+def _path(path: jax.tree_util.KeyPath) -> str:
+    """As "blocks/qkv/bias/value"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
 def _stack_axes(path: jax.tree_util.KeyPath) -> int:
     """1 if the parameter at `path` leads with an L axis, else 0."""
-    return int(bool(_STACKED.search(jax.tree_util.keystr(path, simple=True, separator="/"))))
+    return int(bool(_STACKED.search(_path(path))))
 
 
 def _is_matrix(path: jax.tree_util.KeyPath, x: jax.Array) -> bool:
-    vector = _VECTOR.search(jax.tree_util.keystr(path, simple=True, separator="/"))
+    vector = _VECTOR.search(_path(path))
     return not vector and x.ndim - _stack_axes(path) >= 2
 
 

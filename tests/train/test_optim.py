@@ -23,6 +23,7 @@ from sora_jax.train.optim import (
     make_schedule,
     orthogonalise,
     update_rules,
+    without_frozen,
 )
 
 PLAIN = OptimConfig(lr=0.1, warmup=0, schedule="constant", weight_decay=0, clip_norm=0)
@@ -323,3 +324,55 @@ def test_wrong_settings_are_refused(wrong):
     (field,) = wrong
     with pytest.raises(UserError, match=f"config.optim.{field}=.* must be"):
         OptimConfig(**wrong)
+
+
+def test_what_is_not_trainable_stays(model):
+    """The rest moves as it does without the field; the frozen part has no state, and its gradient isn't needed."""
+    gradients = jax.tree.map(jnp.ones_like, model)
+    everything = dataclasses.replace(PLAIN, name="muon", weight_decay=0.5)
+    part = dataclasses.replace(everything, trainable="^(blocks|patch_in/kernel)")
+    updates = []
+    for config in (everything, part):
+        optimizer = make_optimizer(config, model)
+        update, state = optimizer.update(without_frozen(config, gradients), optimizer.init(model), model)
+        updates.append(by_name(update))
+        kept = [x.size for x in jax.tree.leaves(state) if x.shape == (3, 3, 3, 2, 3)]
+        assert len(kept) == (config is everything)
+    for name, update in updates[1].items():
+        if name.startswith(("blocks", "patch_in/kernel")):
+            np.testing.assert_array_equal(update, updates[0][name], err_msg=name)
+            assert np.any(update)
+        else:
+            assert not np.any(update), name
+
+
+def test_a_frozen_part_costs_no_backward_pass(model):
+    """Its gradient is left out of the compiled program."""
+
+    def gradients(config, model, x):
+        loss = lambda model: jnp.sum(
+            jnp.square((x @ model.patch_in.kernel[...]) @ model.blocks.qkv.kernel[0])
+        )
+        return without_frozen(config, jax.grad(loss)(model))
+
+    flops = [
+        jax.jit(functools.partial(gradients, dataclasses.replace(PLAIN, trainable=pattern)))
+        .lower(model, jnp.ones((256, 3)))
+        .compile()
+        .cost_analysis()["flops"]
+        for pattern in ("", "^blocks")
+    ]
+    assert flops[1] < 0.7 * flops[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"trainable": "decoder("}, "no regular expression"),
+        ({"trainable": "decoder"}, "nothing would be learned"),
+        ({"trainable": "^patch_in", "name": "muon"}, "no hidden matrices"),
+    ],
+)
+def test_a_choice_that_trains_nothing_is_refused(model, changes, words):
+    with pytest.raises(UserError, match=words):
+        make_optimizer(dataclasses.replace(PLAIN, **changes), model)
