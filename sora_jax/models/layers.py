@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -36,10 +37,28 @@ class Linear(nnx.Module):
         self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (width_in, width)))
         self.bias = nnx.Param(jnp.zeros(width))
 
-    def __call__(self, x: jax.Array, precision: str | None = None) -> jax.Array:
-        """`precision` "highest" keeps a float32 product exact on accelerators too; for small tables."""
+    def __call__(
+        self,
+        x: jax.Array,
+        precision: str | None = None,
+        before: Callable[[jax.Array], jax.Array] | None = None,
+        after: Callable[[jax.Array], jax.Array] | None = None,
+    ) -> jax.Array:
+        """Projects the last axis.
+
+        Args:
+          x: [..., width_in].
+          precision: "highest" keeps a float32 product exact on accelerators too; for small tables.
+          before, after: linear maps of the last axis that x and the result pass. They are applied to the parameters
+            instead, in float32, so they cost no pass over the data; `before` must be symmetric.
+        """
+        kernel, bias = self.kernel[...], self.bias[...]
+        if before is not None:
+            kernel = before(kernel.mT).mT
+        if after is not None:
+            kernel, bias = after(kernel), after(bias)
         # Gathered from its shards in x's type: half the bytes in bfloat16.
-        kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype).reshape(self.out)
+        kernel, bias = kernel.astype(x.dtype), bias.astype(x.dtype).reshape(self.out)
         kernel = gather_kernel(kernel, (-1, *self.out), self.letters)
         return jnp.tensordot(x, kernel, 1, precision=precision) + constrain(bias, self.letters[1:])
 

@@ -123,8 +123,11 @@ class Bert(nnx.Module):
 
     def __call__(self, ids_bm: jax.Array, mask_bm: jax.Array) -> jax.Array:
         """Maps token ids i[B,M] and their mask bool[B,M] (false = padding) to the last states f[B,M,E]."""
-        positions = jnp.arange(ids_bm.shape[1])
-        x_bme = self.words(ids_bm) + self.positions(positions) + self.token_types.embedding[0]
+        # Not by calling nnx.Embed: its results keep the type it was made with, whatever its table was cast to.
+        words, positions, token_types = (
+            table.embedding[...] for table in (self.words, self.positions, self.token_types)
+        )
+        x_bme = words[ids_bm] + positions[: ids_bm.shape[1]] + token_types[0]
         # Accelerators round the factors of f32 products by default; these states should not depend on it.
         with jax.default_matmul_precision("highest"):
             return jax.lax.scan(lambda x, layer: (layer(x, mask_bm), None), self.norm(x_bme), self.layers)[0]

@@ -110,7 +110,7 @@ def haar(x: jax.Array) -> jax.Array:
     h2 = jnp.array([[1.0, 1.0], [1.0, -1.0]], x.dtype) / math.sqrt(2.0)
     h8 = jnp.kron(jnp.kron(h2, h2), h2)
     cubes = x.reshape(*x.shape[:-1], 8, x.shape[-1] // 8)
-    # Exact in float32: pixels pass the wavelet twice.
+    # Exact in float32: it is part of the parameters of the projections beside it.
     return jnp.einsum("...ic,ij->...jc", cubes, h8, precision="highest").reshape(x.shape)
 
 
@@ -233,7 +233,7 @@ class VAE(nnx.Module):
         stages = zip(self.config.strides, self.down, self.encoder, strict=True)
         for i, (stride, down, blocks) in enumerate(stages):
             x = space_to_depth(x, stride)
-            x = down(haar(x) if i == 0 else x)
+            x = down(x, before=haar if i == 0 else None)
             for block in blocks:
                 x = block(x, conv_cache)
         mean, logvar = jnp.split(self.to_moments(x).astype(jnp.float32), 2, axis=-1)
@@ -249,8 +249,7 @@ class VAE(nnx.Module):
         for i, (stride, up, blocks) in reversed(list(enumerate(stages))):
             for block in blocks:
                 x = block(x, conv_cache)
-            x = up(x)
-            x = depth_to_space(haar(x) if i == 0 else x, stride)
+            x = depth_to_space(up(x, after=haar if i == 0 else None), stride)
         if cache is None:
             x = x[:, self.config.compression[0] - 1 :]
         return x.astype(jnp.float32), tuple(conv_cache.new)

@@ -4,8 +4,10 @@ import importlib.util
 import json
 import math
 import pathlib
+import re
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -218,6 +220,17 @@ def test_padding_changes_nothing(random_bert):
     unpadded = model(ids_m[None], np.ones((1, 5), bool))
     padded = model(np.pad(ids_m, (0, 7), constant_values=9)[None], (np.arange(12) < 5)[None])
     np.testing.assert_allclose(padded[:, :5], unpadded, atol=1e-5)
+
+
+def test_a_model_in_bfloat16_computes_in_bfloat16(random_bert):
+    """nnx.Embed's results keep the type it was made with, which would turn every product after it into float32."""
+    model = jax.tree.map(lambda x: x.astype(jnp.bfloat16), text.load_bert(random_bert))
+    ids, mask = np.ones((1, 5), np.int32), np.ones((1, 5), bool)
+    assert model(ids, mask).dtype == jnp.bfloat16
+    program = str(jax.make_jaxpr(lambda m: m(ids, mask))(model))
+    products = re.findall(r"(\w+)\[[\d,]*\] = dot_general", program)
+    assert products.count("bf16") == 7, products  # all but attention's logits, which JAX keeps in float32
+    assert products.count("f32") == 1
 
 
 def test_few_shapes_are_compiled():

@@ -11,6 +11,7 @@ from flax import nnx
 from sora_jax.backend import ONEDNN
 from sora_jax.errors import UserError
 from sora_jax.models import vae
+from sora_jax.models.layers import Linear
 from sora_jax.models.vae import VAE, VAEConfig
 
 CONFIG = VAEConfig(
@@ -145,6 +146,17 @@ def test_the_wavelet_of_a_still_flat_cube_is_one_coefficient_a_colour():
     coefficients = np.asarray(vae.haar(vae.space_to_depth(cube, (2, 2, 2)))).reshape(8, 3)
     np.testing.assert_allclose(coefficients[0], np.sqrt(8) * np.array([0.1, 0.2, 0.3]), rtol=1e-5)
     np.testing.assert_allclose(coefficients[1:], 0, atol=1e-6)
+
+
+def test_the_wavelet_within_projections_is_the_wavelet_of_pixels(rng=RNG):
+    """`Linear`'s `before` and `after` against the maps where they stand."""
+    linear = Linear(24, 24, rngs=nnx.Rngs(0))
+    linear.bias[...] = jnp.asarray(rng.normal(size=24), jnp.float32)
+    x = jnp.asarray(rng.normal(size=(2, 3, 24)), jnp.float32)
+    np.testing.assert_allclose(linear(x, before=vae.haar), linear(vae.haar(x)), atol=1e-5)
+    np.testing.assert_allclose(linear(x, after=vae.haar), vae.haar(linear(x)), atol=1e-5)
+    both = linear(x, before=vae.haar, after=vae.haar)
+    assert np.abs(both - linear(x)).max() > 0.1
 
 
 def _sum_over_taps(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
