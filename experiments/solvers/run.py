@@ -2,6 +2,7 @@
 
     python experiments/solvers/run.py solvers      # solvers.json, solvers.png, a sheet for each solver
     python experiments/solvers/run.py guidance     # guidance.json, guidance.png
+    python experiments/solvers/run.py autoguidance runs/weak    # autoguidance.json; a run that learned less leads away
 
 Each goes on where it was stopped: a row that is in its JSON file is not measured again.
 """
@@ -86,6 +87,34 @@ def guidance(model: str, clips: int, split: str, solver: str) -> None:
     }
     rows = _measure(sora_jax.load(model), HERE / "guidance.json", settings, clips, split)
     _plot_guidance(rows, HERE / "guidance.png")
+
+
+@main.command()
+@click.argument("weak", nargs=-1, required=True)
+@model_option
+@clips_option
+@split_option
+def autoguidance(weak: tuple[str, ...], model: str, clips: int, split: str) -> None:
+    """Guidance away from WEAK, runs of the same latents that learned less, with captions and without."""
+    import sora_jax
+    from autoguided import with_weak
+    from sora_jax.checkpoints.bundle import load_bundle
+    from sora_jax.pipeline.pipeline import Pipeline
+
+    strong, steps = sora_jax.load(model).bundle, GUIDANCE_STEPS[0]
+    _measure(Pipeline(strong), HERE / "autoguidance.json", {"cfg 3": {"steps": steps}}, clips, split)
+    for name in weak:
+        for captioned in (True, False):
+            pipeline = Pipeline(with_weak(strong, load_bundle(name), captioned))
+            kind = "captions" if captioned else "no captions"
+            settings = {
+                f"away from {pathlib.Path(name).name}, {kind}, {weight:g}": {
+                    "guidance": weight,
+                    "steps": steps,
+                }
+                for weight in (1.5, 2.0, 3.0)
+            }
+            _measure(pipeline, HERE / "autoguidance.json", settings, clips, split)
 
 
 def _measure(
