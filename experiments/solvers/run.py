@@ -96,8 +96,9 @@ def guidance(model: str, clips: int, split: str, solver: str) -> None:
 @split_option
 def autoguidance(weak: tuple[str, ...], model: str, clips: int, split: str) -> None:
     """Guidance away from WEAK, runs of the same latents that learned less, with captions and without."""
-    import sora_jax
     from autoguided import with_weak
+
+    import sora_jax
     from sora_jax.checkpoints.bundle import load_bundle
     from sora_jax.pipeline.pipeline import Pipeline
 
