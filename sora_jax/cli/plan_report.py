@@ -24,7 +24,7 @@ def report(plan: PlannedStep, assumed: Assumptions, dollars: float | None) -> st
         f"{spec.topology.name}, {chips} chip{'s' * (chips > 1)}{f' of {devices} devices' * several} ({sizes})"
     )
     one = "device" if several else "chip"
-    lines = [f"{plan.name}: a {spec.step} step of {spec.rows} rows on {where}"]
+    lines = [f"{plan.name}: a {spec.step} step of {spec.batch_size} sequences on {where}"]
     by = f"by the compiler, in {plan.compiling:.0f} s" if plan.word == "compiler" else "by arithmetic"
     room = f" of {plan.room / GIB:.1f}" if plan.room else ""
     total = sum(plan.memory.values()) / GIB
@@ -133,10 +133,10 @@ def _assumed(plan: PlannedStep, assumed: Assumptions, dollars: float | None) -> 
     price = f"${dollars:.2f} as given" if dollars is not None else f"${chip.dollars:.2f}, {chip.price}"
     clip = plan.clip
     full = (
-        f"rows full of clips of {clip.frames} frames of {clip.width}x{clip.height}, {clip.tokens:,} tokens and "
+        f"sequences full of clips of {clip.frames} frames of {clip.width}x{clip.height}, {clip.tokens:,} tokens and "
         f"{clip.words} words each"
         if clip
-        else "rows of one clip each"
+        else "sequences of one clip each"
         if plan.spec.config.objective == "dit"
         else "no padding"
     )

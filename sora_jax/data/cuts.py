@@ -24,7 +24,7 @@ OTHER_SPLIT = {"train": "validation", "validation": "train"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Film:
+class SourceFile:
     """A video or picture that was opened and could be decoded at its start and its end.
 
     Attributes:
@@ -57,7 +57,7 @@ class Film:
 class Span:
     """A run of frames of one file that belongs wholly to one split: native frames first ... stop - 1."""
 
-    film: Film
+    source_file: SourceFile
     first: int
     stop: int
 
@@ -67,15 +67,15 @@ class Span:
 
     @property
     def seconds(self) -> float:
-        return self.frames / self.film.fps
+        return self.frames / self.source_file.fps
 
     @property
     def name(self) -> str:
         """The file's, with the seconds where it is only a part of the file."""
-        if self.frames >= self.film.frames:
-            return self.film.name
-        first, stop = self.first / self.film.fps, self.stop / self.film.fps
-        return f"{self.film.name} ({first:.0f} to {stop:.0f} seconds)"
+        if self.frames >= self.source_file.frames:
+            return self.source_file.name
+        first, stop = self.first / self.source_file.fps, self.stop / self.source_file.fps
+        return f"{self.source_file.name} ({first:.0f} to {stop:.0f} seconds)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,11 +90,11 @@ class Cut:
     @property
     def start(self) -> float:
         """In seconds from the file's first frame."""
-        return self.first / self.span.film.fps
+        return self.first / self.span.source_file.fps
 
     @property
     def fps(self) -> float:
-        return self.span.film.fps / self.ratio
+        return self.span.source_file.fps / self.ratio
 
 
 class Spans:
@@ -113,25 +113,30 @@ class Spans:
         return self.spans[min(place, len(self.spans) - 1)]
 
 
-def split_films(films: Sequence[Film], split: str) -> Iterator[Span]:
+def split_films(source_files: Sequence[SourceFile], split: str) -> Iterator[Span]:
     """The runs of blocks that belong to `split`; blocks are numbered through all files, pictures by themselves.
 
     Every tenth block is held out, from the fifth on; of fewer than five the last one, and of one none. Blocks of less
     than a second are all for training, and aren't counted.
     """
-    blocks = [(film, first, stop) for film in films for first, stop in _blocks(film)]
+    blocks = [
+        (source_file, first, stop) for source_file in source_files for first, stop in _blocks(source_file)
+    ]
     held_out = set()
     for picture in (False, True):
         long = [
-            (film, first, stop)
-            for film, first, stop in blocks
-            if film.picture == picture and (stop - first) / film.fps >= MIN_HELD_OUT_SECONDS - 1e-3
+            (source_file, first, stop)
+            for source_file, first, stop in blocks
+            if source_file.picture == picture
+            and (stop - first) / source_file.fps >= MIN_HELD_OUT_SECONDS - 1e-3
         ]
         held_out.update(long[HELD_OUT::BLOCKS_PER_HELD_OUT] or long[1:][-1:])
-    for (film, held), group in itertools.groupby(blocks, key=lambda block: (block[0], block in held_out)):
+    for (source_file, held), group in itertools.groupby(
+        blocks, key=lambda block: (block[0], block in held_out)
+    ):
         if held == (split == "validation"):
             run = list(group)
-            yield Span(film, run[0][1], run[-1][2])
+            yield Span(source_file, run[0][1], run[-1][2])
 
 
 def rate_ratio(native: float, rate: float) -> float:
@@ -159,10 +164,12 @@ def _as_number(aspect: str) -> float:
     return float(across) / float(down or 1)
 
 
-def _blocks(film: Film) -> Iterator[tuple[int, int]]:
+def _blocks(source_file: SourceFile) -> Iterator[tuple[int, int]]:
     """Native frames at which a file's blocks begin and end; a rest of less than half a block joins the one before."""
-    blocks = max(1, math.floor(film.seconds / BLOCK_SECONDS + 0.5))
-    bounds = [round(block * BLOCK_SECONDS * film.fps) for block in range(blocks)] + [film.frames]
+    blocks = max(1, math.floor(source_file.seconds / BLOCK_SECONDS + 0.5))
+    bounds = [round(block * BLOCK_SECONDS * source_file.fps) for block in range(blocks)] + [
+        source_file.frames
+    ]
     return itertools.pairwise(bounds)
 
 

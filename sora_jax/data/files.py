@@ -9,13 +9,13 @@ import pathlib
 from sora_jax.errors import UserError, user_path
 from sora_jax.media.texts import read_text
 
-FILMS = (
+VIDEOS = (
     *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".m2v", ".vob", ".ts"),
     *(".mts", ".m2ts", ".wmv", ".flv", ".ogv", ".mxf", ".y4m", ".gif", ".apng"),
 )
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif")
 CAPTION = ".txt"
-# Texts about a folder and not about a film, which are ignored.
+# Texts about a folder and not about a file, which are ignored.
 DOCUMENTS = (".md", ".rst")
 DOCUMENT_TITLES = ("readme", "license", "licence", "notice", "copying")
 
@@ -69,14 +69,14 @@ def find_files(path: str | os.PathLike[str]) -> Found:
         raise UserError(f"There is no folder or file {path}: check the name.")
     closed: dict[pathlib.Path, str] = {}
     every = sorted(file for file in _list(root, set(), closed) if not _is_document(file))
-    films = [file for file in every if _suffix(file) in FILMS]
-    titles = {_title(film) for film in films}
+    videos = [file for file in every if _suffix(file) in VIDEOS]
+    titles = {_title(source_file) for source_file in videos}
     pictures = [file for file in every if _suffix(file) in PICTURES]
     posters = [picture for picture in pictures if _title(picture) in titles]
-    files = sorted({*films, *pictures} - {*posters})
+    files = sorted({*videos, *pictures} - {*posters})
     if not files:
         raise UserError(
-            f"{path} holds no video or picture: put files there that end in {', '.join(FILMS + PICTURES)}"
+            f"{path} holds no video or picture: put files there that end in {', '.join(VIDEOS + PICTURES)}"
             + "".join(f"; {folder} {reason}" for folder, reason in closed.items())
             + "."
         )
@@ -84,7 +84,7 @@ def find_files(path: str | os.PathLike[str]) -> Found:
     captions = _pair(files, texts)
     others: dict[str, int] = {}
     for file in every:
-        if _suffix(file) not in (*FILMS, *PICTURES, CAPTION):
+        if _suffix(file) not in (*VIDEOS, *PICTURES, CAPTION):
             others[_suffix(file) or "no suffix"] = others.get(_suffix(file) or "no suffix", 0) + 1
     alone = sorted({*texts} - {*captions.values()})
     return Found(tuple(files), captions, tuple(posters), tuple(alone), others, closed)

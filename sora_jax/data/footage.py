@@ -94,10 +94,12 @@ class Footage:
     def __post_init__(self) -> None:
         self._check()
         found = survey(self.path, self.damaged)
-        spans = list(cuts.split_films(found.films, self.split))
-        moving = [span for span in spans if not span.film.picture and self._ratios(span)]
+        spans = list(cuts.split_films(found.source_files, self.split))
+        moving = [span for span in spans if not span.source_file.picture and self._ratios(span)]
         stills = (
-            [span for span in spans if span.film.picture] if self.crop is None or self.crop[0] == 1 else []
+            [span for span in spans if span.source_file.picture]
+            if self.crop is None or self.crop[0] == 1
+            else []
         )
         damage = Damage()
         if self.cache:
@@ -121,33 +123,33 @@ class Footage:
             try:
                 return self._make_clip(cut, rng)
             except (UserError, OSError) as error:
-                film = cut.span.film
-                reason = f"near {cut.start:.1f} seconds: {without_name(error, film.path)}"
+                source_file = cut.span.source_file
+                reason = f"near {cut.start:.1f} seconds: {without_name(error, source_file.path)}"
                 if self.damaged == "refuse":
                     raise UserError(
-                        f"{film.path} can't be read {reason}; fix or remove it, or set "
+                        f"{source_file.path} can't be read {reason}; fix or remove it, or set "
                         "config.data.damaged='skip' to train on others in its place."
                     ) from error
-                self._damage.add(film.path, reason)
+                self._damage.add(source_file.path, reason)
         raise UserError(
-            f"{ATTEMPTS} clips of {self.path} in a row could not be read, the last one of {film.path} {reason}. Is "
-            "the disk still there?"
+            f"{ATTEMPTS} clips of {self.path} in a row could not be read, the last one of "
+            f"{source_file.path} {reason}. Is the disk still there?"
         )
 
     def read(self, indices: Iterable[int]) -> Iterator[tuple[int, Clip]]:
-        """Each index with its clip, film by film and in order of time, so that no frame is decoded twice.
+        """Each index with its clip, file by file and in order of time, so that no frame is decoded twice.
 
         Clips are those that `[index]` gives. What can't be read so, because of damage, is read in that way.
         """
-        films: dict[str, list[Wanted]] = {}
+        source_files: dict[str, list[Wanted]] = {}
         for index in indices:
             rng = self._rng(index)
             cut = self._draw_cut(rng)
             crop_box = functools.partial(self._draw_crop_box, rng)
-            films.setdefault(cut.span.film.path, []).append(Wanted(index, cut, crop_box))
-        for path in sorted(films):
-            wanted = films[path]
-            if self.cache or wanted[0].cut.span.film.picture:
+            source_files.setdefault(cut.span.source_file.path, []).append(Wanted(index, cut, crop_box))
+        for path in sorted(source_files):
+            wanted = source_files[path]
+            if self.cache or wanted[0].cut.span.source_file.picture:
                 yield from ((clip.index, self[clip.index]) for clip in wanted)
                 continue
             for clip, whole in read_together(wanted):
@@ -165,15 +167,19 @@ class Footage:
 
     def contents(self) -> dict[str, str]:
         """What names the files' contents, read whole, and that of their captions."""
-        films = self._survey.films
+        source_files = self._survey.source_files
         return {
-            "files": value_digest([(film.name, file_digest(film.path)) for film in films]),
-            "captions": value_digest([(film.name, film.caption) for film in films]),
+            "files": value_digest(
+                [(source_file.name, file_digest(source_file.path)) for source_file in source_files]
+            ),
+            "captions": value_digest(
+                [(source_file.name, source_file.caption) for source_file in source_files]
+            ),
         }
 
     def captions(self) -> list[str]:
         """The captions of all files, those of both splits."""
-        return [film.caption for film in self._survey.films]
+        return [source_file.caption for source_file in self._survey.source_files]
 
     def caption(self, key: str) -> str:
         """The caption of the file from which the clip of a `Clip.key` was cut."""
@@ -181,19 +187,21 @@ class Footage:
 
     @functools.cached_property
     def _captions(self) -> dict[str, str]:
-        return {film.name: film.caption for film in self._survey.films}
+        return {source_file.name: source_file.caption for source_file in self._survey.source_files}
 
     def summary(self) -> Summary:
         """What there is, and what of it could not be read until now."""
-        films = self._survey.films
-        videos = [film for film in films if not film.picture]
-        shapes = collections.Counter(f"{film.width}×{film.height}" for film in films)
-        rates = collections.Counter(f"{film.fps:.4g} fps" for film in videos)
+        source_files = self._survey.source_files
+        videos = [source_file for source_file in source_files if not source_file.picture]
+        shapes = collections.Counter(
+            f"{source_file.width}×{source_file.height}" for source_file in source_files
+        )
+        rates = collections.Counter(f"{source_file.fps:.4g} fps" for source_file in videos)
         return Summary(
             self.path,
             len(videos),
-            len(films) - len(videos),
-            sum(film.seconds for film in videos),
+            len(source_files) - len(videos),
+            sum(source_file.seconds for source_file in videos),
             self._survey.captions,
             dict(shapes.most_common()),
             dict(rates.most_common()),
@@ -203,11 +211,15 @@ class Footage:
         )
 
     def _notes(self) -> Iterator[str]:
-        used = {span.film.path for span in self._all.spans}
-        other_spans = list(cuts.split_films(self._survey.films, cuts.OTHER_SPLIT[self.split]))
-        others = {span.film.path for span in other_spans}
-        short = [film for film in self._survey.films if not film.picture and film.path not in used | others]
-        stills = sum(film.picture for film in self._survey.films)
+        used = {span.source_file.path for span in self._all.spans}
+        other_spans = list(cuts.split_films(self._survey.source_files, cuts.OTHER_SPLIT[self.split]))
+        others = {span.source_file.path for span in other_spans}
+        short = [
+            source_file
+            for source_file in self._survey.source_files
+            if not source_file.picture and source_file.path not in used | others
+        ]
+        stills = sum(source_file.picture for source_file in self._survey.source_files)
         if self.split == "train":
             held_out = few([span.name for span in other_spans])
             yield f"held out for validation: {held_out or 'nothing, as there is too little'}"
@@ -217,7 +229,10 @@ class Footage:
             yield f"pictures are left out: clips have {self.crop[0]} frames"
         elif stills and not self._share_of_images and self._moving.spans:
             yield "pictures are left out: config.data.durations has no 0, which stands for an image"
-        small = sum(min(film.height, film.width) < min(self._resolutions) for film in self._survey.films)
+        small = sum(
+            min(source_file.height, source_file.width) < min(self._resolutions)
+            for source_file in self._survey.source_files
+        )
         if small:
             yield f"{count(small, 'file')} smaller than {min(self._resolutions)} pixels, which are enlarged"
 
@@ -273,7 +288,7 @@ class Footage:
         else:
             need = min(self._seconds())
             asked = f"{need:.3g} seconds (config.data.durations)"
-        longest = max((span.seconds for span in spans if not span.film.picture), default=0.0)
+        longest = max((span.seconds for span in spans if not span.source_file.picture), default=0.0)
         of_split = "" if self.split == "train" else " of what is held out for validation"
         return EmptySplit(
             f"{self.path} is too short: a clip takes {asked}, and the longest video{of_split} has {longest:.3g} "
@@ -283,13 +298,13 @@ class Footage:
     def _ratios(self, span: Span) -> list[float]:
         """Native frames to each of the clip's, for every rate at which a clip fits into the span."""
         if self.rates:
-            ratios = [cuts.rate_ratio(span.film.fps, rate) for rate in self.rates]
+            ratios = [cuts.rate_ratio(span.source_file.fps, rate) for rate in self.rates]
         else:
-            ratios = [float(frame_step(span.film.fps, self.max_fps))]
+            ratios = [float(frame_step(span.source_file.fps, self.max_fps))]
         return [
             ratio
             for ratio in ratios
-            if self._shortest(span.film.fps / ratio) <= cuts.most_frames(span.frames, ratio)
+            if self._shortest(span.source_file.fps / ratio) <= cuts.most_frames(span.frames, ratio)
         ]
 
     def _shortest(self, fps: float) -> int:
@@ -306,7 +321,7 @@ class Footage:
             return Cut(span, span.first + int(rng.integers(span.frames)), 1, 1.0)
         ratios = self._ratios(span)
         ratio = ratios[rng.integers(len(ratios))]
-        fps, most = span.film.fps / ratio, cuts.most_frames(span.frames, ratio)
+        fps, most = span.source_file.fps / ratio, cuts.most_frames(span.frames, ratio)
         if self.crop is not None:
             frames = self.crop[0]
         elif self.durations:
@@ -333,12 +348,12 @@ class Footage:
         return self._as_clip(cut, scaled)
 
     def _as_clip(self, cut: Cut, frames: Sequence[np.ndarray]) -> Clip:
-        film = cut.span.film
+        source_file = cut.span.source_file
         return Clip(
             Video(np.stack(frames), cut.fps),
-            {"short": film.caption},
-            ((0.0, film.caption),) if film.caption else (),
-            f"{film.name}@{cut.start:.3f}s+{cut.count}",
+            {"short": source_file.caption},
+            ((0.0, source_file.caption),) if source_file.caption else (),
+            f"{source_file.name}@{cut.start:.3f}s+{cut.count}",
         )
 
     def _draw_crop_box(
@@ -364,12 +379,12 @@ class Footage:
         return y, x, (left, top, min(left + x / scale, width), min(top + y / scale, height))
 
     def _read(self, cut: Cut, report: Report) -> Iterator[np.ndarray]:
-        film = cut.span.film
-        if self.cache and not film.picture:
+        source_file = cut.span.source_file
+        if self.cache and not source_file.picture:
             frames = self._cached(cut.span)
             numbers = cut.first + np.floor(np.arange(cut.count) * cut.ratio + 1e-6).astype(int)
             return iter(frames[numbers[numbers < len(frames)]])
-        shown = stream_frames(film.path, cut.start, cut.fps, report, nearest=False)
+        shown = stream_frames(source_file.path, cut.start, cut.fps, report, nearest=False)
         return (frame for _, frame in itertools.islice(shown, cut.count))
 
     def _caches(self, span: Span, damage: Damage) -> bool:
@@ -379,13 +394,13 @@ class Footage:
         except Unreadable as error:
             if self.damaged == "refuse":
                 raise
-            damage.add(span.film.path, without_name(error, span.film.path), clips=0)
+            damage.add(span.source_file.path, without_name(error, span.source_file.path), clips=0)
             return False
         return True
 
     def _cached(self, span: Span) -> np.ndarray:
         need = max(*self._resolutions, *(self.crop[1:] if self.crop else (0,)))
-        return cached_frames(self.cache, span.film.path, span.film.fps, need)
+        return cached_frames(self.cache, span.source_file.path, span.source_file.fps, need)
 
 
 class Damage:

@@ -1,4 +1,4 @@
-"""Clips of one film read together, in order of time: what they share is decoded and scaled once."""
+"""Clips of one file read together, in order of time: what they share is decoded and scaled once."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ class Wanted:
         self.index, self.cut, self.frames = index, cut, list[np.ndarray]()
         self._draw = crop_box
         self._crop_box: CropBox | None = None
-        self._sampler: EvenSampler[_Frame] = EvenSampler(cut.fps, cut.span.film.fps, cut.start)
+        self._sampler: EvenSampler[_Frame] = EvenSampler(cut.fps, cut.span.source_file.fps, cut.start)
 
     @property
     def complete(self) -> bool:
         return len(self.frames) == self.cut.count
 
     def push(self, begin: float, end: float, frame: _Frame) -> None:
-        """Takes the next moment of the film."""
+        """Takes the next moment of the file."""
         self._take(self._sampler.push(begin, end, frame))
 
     def finish(self) -> None:
-        """Takes what is left on show when the film has ended."""
+        """Takes what is left on show when the file has ended."""
         self._take(self._sampler.rest())
 
     def _take(self, shown: Iterator[tuple[float, float, _Frame]]) -> None:
@@ -78,7 +78,7 @@ class _Frame:
 
 
 def read_together(clips: Sequence[Wanted]) -> Iterator[tuple[Wanted, bool]]:
-    """The clips of one film, each as soon as it is whole, and whether it is: all its frames came undamaged.
+    """The clips of one file, each as soon as it is whole, and whether it is: all its frames came undamaged.
 
     What is held are the frames of the clips that have begun, scaled, and one frame as it was decoded.
     """
@@ -94,9 +94,9 @@ def read_together(clips: Sequence[Wanted]) -> Iterator[tuple[Wanted, bool]]:
 
 
 def _read_on(waiting: collections.deque[Wanted], begun: list[Wanted]) -> Iterator[tuple[Wanted, bool]]:
-    """Reads from the first clip that waits to the film's end, or to where it is better to jump."""
+    """Reads from the first clip that waits to the file's end, or to where it is better to jump."""
     report = Report()
-    reader = open_reader(waiting[0].cut.span.film.path, waiting[0].cut.start, report)
+    reader = open_reader(waiting[0].cut.span.source_file.path, waiting[0].cut.start, report)
     grace, before = reader.header.grace, None
     for begin, end, raw in reader.watched():
         moment = begin, end, _Frame(reader, raw)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import av
 from tqdm import tqdm
 
-from sora_jax.data.cuts import Film
+from sora_jax.data.cuts import SourceFile
 from sora_jax.data.files import Found, find_files, read_caption
 from sora_jax.errors import UserError
 from sora_jax.media.decoding import is_raw, opened, packets
@@ -33,14 +33,14 @@ class Survey:
 
     Attributes:
       path: the folder or file.
-      films: what can be learned from, in order of their names.
+      source_files: what can be learned from, in order of their names.
       skipped: files, captions and folders that can't be read, each with the reason.
-      captions: how many of the films have a caption with words in it.
+      captions: how many of the files have a caption with words in it.
       notes: what else should be known: pictures left out, captions without a video, files of other kinds.
     """
 
     path: str
-    films: tuple[Film, ...]
+    source_files: tuple[SourceFile, ...]
     skipped: Mapping[str, str]
     captions: int
     notes: tuple[str, ...] = ()
@@ -131,7 +131,7 @@ def survey(path: str, damaged: str = "skip") -> Survey:
     """
     if damaged not in POLICIES:
         raise UserError(f"config.data.damaged={damaged!r} is unknown: say {' or '.join(POLICIES)}.")
-    found, films, captions = find_files(path), [], 0
+    found, source_files, captions = find_files(path), [], 0
     skipped = {str(folder): reason for folder, reason in found.closed.items()}
     with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
         looks = pool.map(_look, found.files)
@@ -148,18 +148,20 @@ def survey(path: str, damaged: str = "skip") -> Survey:
                     skipped[str(found.captions[file])] = without_name(error, found.captions[file])
             captions += bool(caption)
             name = file.relative_to(path).as_posix() if os.path.isdir(path) else file.name
-            films.append(dataclasses.replace(look, name=name, caption=caption))
+            source_files.append(dataclasses.replace(look, name=name, caption=caption))
     if skipped and damaged == "refuse":
         raise UserError(
             f"{count(len(skipped), 'file')} at {path} can't be read: {listed(skipped)}; fix or remove them, or set "
             "config.data.damaged='skip' to train without them."
         )
-    if not films:
+    if not source_files:
         raise UserError(f"{path} holds no video that can be read: {listed(skipped)}.")
-    return Survey(str(path), tuple(films), skipped, captions, (*_notes(found), *_remarks(films)))
+    return Survey(
+        str(path), tuple(source_files), skipped, captions, (*_notes(found), *_remarks(source_files))
+    )
 
 
-def inspect(file: str | os.PathLike[str]) -> Film:
+def inspect(file: str | os.PathLike[str]) -> SourceFile:
     """What a video or picture is, found by opening it and decoding its first frame and its end.
 
     Raises:
@@ -171,7 +173,7 @@ def inspect(file: str | os.PathLike[str]) -> Film:
     for _ in stream_frames(file):
         break
     if header.still:
-        return Film(str(file), "", 1.0, 1.0, height, width, picture=True, remarks=report.notes)
+        return SourceFile(str(file), "", 1.0, 1.0, height, width, picture=True, remarks=report.notes)
     seconds = header.seconds
     if moving_picture(file) is None:  # else Pillow has read it whole
         has_duration, end = _find_end(file, seconds)
@@ -182,7 +184,7 @@ def inspect(file: str | os.PathLike[str]) -> Film:
                     "written; copy it again."
                 )
             seconds = end
-    return Film(str(file), "", header.fps, seconds, height, width, remarks=report.notes)
+    return SourceFile(str(file), "", header.fps, seconds, height, width, remarks=report.notes)
 
 
 def listed(reasons: Mapping[str, str], most: int = _NAMED) -> str:
@@ -196,8 +198,8 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _look(file: pathlib.Path) -> Film | str:
-    """The film, or why it can't be used."""
+def _look(file: pathlib.Path) -> SourceFile | str:
+    """The file, or why it can't be used."""
     try:
         stat = file.stat()
     except OSError as error:
@@ -206,7 +208,7 @@ def _look(file: pathlib.Path) -> Film | str:
 
 
 @functools.cache
-def _looked(file: str, size: int, changed: int) -> Film | str:
+def _looked(file: str, size: int, changed: int) -> SourceFile | str:
     del size, changed  # another content, another look
     try:
         return inspect(file)
@@ -268,12 +270,12 @@ def _notes(found: Found) -> Iterable[str]:
         yield f"{count(sum(found.others.values()), 'file')} of other kinds left out: {others}"
 
 
-def _remarks(films: Sequence[Film]) -> Iterable[str]:
+def _remarks(source_files: Sequence[SourceFile]) -> Iterable[str]:
     """Each remark once, with the files that it is about."""
     about: dict[str, list[str]] = {}
-    for film in films:
-        for remark in film.remarks:
-            about.setdefault(remark.rstrip("."), []).append(film.name)
+    for source_file in source_files:
+        for remark in source_file.remarks:
+            about.setdefault(remark.rstrip("."), []).append(source_file.name)
     for remark, names in about.items():
         yield f"each of {few(names)} {remark}" if len(names) > 1 else f"{names[0]} {remark}"
 

@@ -89,20 +89,20 @@ def _join(source: Path, path: pathlib.Path, start: float, at: float, copy: bool)
         options = {} if path.suffix.lower() == ".webm" else {"movflags": "faststart"}
         with (
             atomic_path(path) as temporary,
-            opened(path) as (film, stream),
+            opened(path) as (video, stream),
             open_container(temporary, "w", options=options) as out,
         ):
-            if comment := comment_of(film):  # what the video says of how it was made
+            if comment := comment_of(video):  # what the video says of how it was made
                 out.metadata["comment"] = comment
-            film_out = out.add_stream_from_template(stream)
+            video_out = out.add_stream_from_template(stream)
             if copied:
                 sound_out = out.add_stream_from_template(sound)
             else:
                 layout = "mono" if sound.channels == 1 else "stereo"
                 sound_out = out.add_stream(encoder, rate=48000, layout=layout)
-            films = _written((packet for packet in packets(film, stream) if packet.size), film_out, True)
+            pictures = _written((packet for packet in packets(video, stream) if packet.size), video_out, True)
             sounds = _written(itertools.chain([first], pieces), sound_out, copied)
-            for packet in heapq.merge(films, sounds, key=lambda packet: packet.dts * packet.time_base):
+            for packet in heapq.merge(pictures, sounds, key=lambda packet: packet.dts * packet.time_base):
                 out.mux(packet)
     return True
 

@@ -59,7 +59,7 @@ def estimate_counts(spec: StepSpec) -> Counts:
     chips = spec.topology.count
     parameters = 18 * dit.width**2 * dit.layers  # a third of them computes modulations, once a condition
     row = spec.config.pipeline.seq_len + spec.config.pipeline.text_len
-    own = spec.rows * spec.passes * row / (sizes["data"] * sizes["fsdp"] * sizes["sequence"])
+    own = spec.batch_size * spec.passes * row / (sizes["data"] * sizes["fsdp"] * sizes["sequence"])
     kept = chips / sizes["data"]
     gathered = 2 * parameters / sizes["tensor"]
     traffic = passes * (gathered + TRAFFIC * own * dit.width * dit.layers)
@@ -85,7 +85,7 @@ def estimate_counts(spec: StepSpec) -> Counts:
 def clips_of(spec: StepSpec) -> int:
     """How many clips the batch of a step holds."""
     clip = clip_of(spec)
-    return spec.rows * (spec.config.pipeline.seq_len // clip.tokens if clip else 1)
+    return spec.batch_size * (spec.config.pipeline.seq_len // clip.tokens if clip else 1)
 
 
 def _passes(spec: StepSpec, dit: DiTConfig) -> int:
@@ -99,25 +99,25 @@ def _work(spec: StepSpec) -> tuple[float, float, float, float]:
     if spec.config.objective == "vae":
         loss = objective.loss_config
         T, Y, X = loss.crop
-        cost = 3 * reconstruction_flops(objective.vae, spec.rows, T, Y, X) / chips
+        cost = 3 * reconstruction_flops(objective.vae, spec.batch_size, T, Y, X) / chips
         time, height, width = objective.vae.compression
-        cells = spec.rows * (1 + (T - 1) // time) * (Y // height) * (X // width)
+        cells = spec.batch_size * (1 + (T - 1) // time) * (Y // height) * (X // width)
         return cost, 0.0, cost, float(cells)
     dit, row = objective.dit, spec.config.pipeline
     clip = clip_of(spec)
     segments = max(row.seq_len // clip.tokens, 1) if clip else 1
     tokens, words = (clip.tokens, clip.words) if clip else (row.seq_len, row.text_len)
     segment_tokens = tokens + min(words, row.text_len // segments)
-    rows = spec.rows * spec.passes / chips
+    sequences = spec.batch_size * spec.passes / chips
     factor = 3 if spec.step == "train" else 1
-    attention_pairs = rows * segments * segment_tokens**2
-    useful = factor * forward_flops(dit, rows * segments * segment_tokens, attention_pairs)
-    positions = rows * (row.seq_len + row.text_len)
+    attention_pairs = sequences * segments * segment_tokens**2
+    useful = factor * forward_flops(dit, sequences * segments * segment_tokens, attention_pairs)
+    positions = sequences * (row.seq_len + row.text_len)
     passes = _passes(spec, dit)
     once = forward_flops(dit, 0, attention_pairs)
     kernels = 1 if spec.step == "sample" else 1 + (dit.remat == "none") + BACKWARD / FORWARD
     products = passes * forward_flops(dit, positions, 0)
-    return products, kernels * once, useful, spec.rows * float(segments * tokens)
+    return products, kernels * once, useful, spec.batch_size * float(segments * tokens)
 
 
 def _attention_bytes(spec: StepSpec) -> float:

@@ -251,7 +251,7 @@ class PlannedStep:
             "chips": self.spec.topology.chips,
             "devices": self.spec.topology.count,
             "mesh": self.spec.mesh,
-            "rows": self.spec.rows,
+            "batch_size": self.spec.batch_size,
             "fits": self.fits,
             "memory_bytes": self.memory,
             "memory_room_bytes": self.room,

@@ -42,14 +42,14 @@ class StepSpec:
       config: of a training run.
       step: of `STEPS`.
       topology: the chips.
-      rows: of the global batch; of a sampler one video for each part of data x fsdp.
+      batch_size: sequences of the global batch; of a sampler one video for each part of data x fsdp.
       mesh: sizes of the mesh's axes, by name.
     """
 
     config: ConfigDict
     step: str
     topology: Topology
-    rows: int
+    batch_size: int
     mesh: dict[str, int]
 
     @property
@@ -104,16 +104,16 @@ def make_step_spec(config: ConfigDict, step: str, topology: Topology) -> StepSpe
         shape = dataclasses.replace(shape, data=-1, fsdp=1)
     sizes = shape.sizes(topology.count)
     parts = sizes["data"] * sizes["fsdp"]
-    rows = config.pipeline.batch_size if loop.objective == "dit" else config.loss.batch_size
+    batch_size = config.pipeline.batch_size if loop.objective == "dit" else config.loss.batch_size
     if step == "sample":
-        rows = parts
-    if rows < 1 or rows % parts:
+        batch_size = parts
+    if batch_size < 1 or batch_size % parts:
         field = f"config.{'pipeline' if loop.objective == 'dit' else 'loss'}.batch_size"
         raise UserError(
-            f"A batch of {rows} doesn't divide over data x fsdp = {parts} chips of {topology.name}: make {field} "
+            f"A batch of {batch_size} doesn't divide over data x fsdp = {parts} chips of {topology.name}: make {field} "
             "a multiple of it, or change config.mesh."
         )
-    return StepSpec(config, step, topology, rows, sizes)
+    return StepSpec(config, step, topology, batch_size, sizes)
 
 
 def build(spec: StepSpec) -> Built:
@@ -164,7 +164,7 @@ def estimate_memory(spec: StepSpec) -> Built:
         _, parts = _trace(spec, mesh)
     if spec.config.objective == "dit":
         dit, sizes = objective_of(spec.config).dit, spec.mesh
-        positions = spec.rows * (spec.config.pipeline.seq_len + spec.config.pipeline.text_len)
+        positions = spec.batch_size * (spec.config.pipeline.seq_len + spec.config.pipeline.text_len)
         own = positions / (sizes["data"] * sizes["fsdp"] * sizes["sequence"])
         widest = 2 * 2 * own * dit.mlp_ratio * dit.width / sizes["tensor"]
         parts["temporaries"] = 2 * 2 * 12 * dit.width**2 + widest + 4 * 4 * own * dit.width
@@ -186,7 +186,7 @@ _KEPT = ("parameters", "average", "optimizer", "batch")
 def _trace(spec: StepSpec, mesh: Mesh | AbstractMesh) -> tuple[Any, dict[str, float]]:
     """The traced program, and the bytes of its arguments on each chip."""
     loop, objective = read_loop_config(spec.config), objective_of(spec.config)
-    batch = _placed(objective.shapes(spec.rows), lambda leaf: sharding(mesh, "B"))
+    batch = _placed(objective.shapes(spec.batch_size), lambda leaf: sharding(mesh, "B"))
     key = _placed(jax.eval_shape(lambda: jax.random.key(0)), lambda leaf: sharding(mesh, ""))
     keep = lambda leaf: parameter_sharding(mesh, leaf.shape)
     parts = dict.fromkeys((*_KEPT, "activations", "temporaries", "code"), 0.0)
@@ -238,7 +238,7 @@ def _saved(objective: Any, params: Any, batch: Any, key: Any, spec: StepSpec) ->
     sizes = spec.mesh
     total = 0.0
     for leaf in jax.eval_shape(residuals, params, batch, key):
-        if leaf.shape in own or spec.rows not in leaf.shape:
+        if leaf.shape in own or spec.batch_size not in leaf.shape:
             continue
         cut = sizes["data"] * sizes["fsdp"]
         if spec.config.objective == "dit":

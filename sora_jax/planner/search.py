@@ -42,13 +42,13 @@ def changes(spec: StepSpec) -> Iterator[tuple[Change, Topology]]:
         part = "pipeline" if is_dit else "loss"
         accumulated, shards = config.optim.get("accumulate", 1), config[part].get("shards", 1)
         for times in (2, 4, 8):
-            if spec.rows % times == 0:
+            if spec.batch_size % times == 0:
                 # All counts of an optimizer are in batches, see `OptimConfig`.
                 parts = {"steps": config.steps * times, "optim.accumulate": accumulated * times}
                 parts |= {"optim.warmup": config.optim.get("warmup", 100) * times}
                 fewer = {
-                    f"{part}.batch_size": spec.rows // times,
-                    f"{part}.shards": math.gcd(shards, spec.rows // times),
+                    f"{part}.batch_size": spec.batch_size // times,
+                    f"{part}.shards": math.gcd(shards, spec.batch_size // times),
                 }
                 yield saving | fewer | parts, here
         if config.optim.get("momentum_dtype", "float32") == "float32":

@@ -69,7 +69,7 @@ def test_links_are_followed_once(tmp_path, film):
     os.symlink(tmp_path / "gone.mp4", films / "dangling.mp4")
     assert names(films) == ["a.mp4", "dangling.mp4", "part/b.mp4"]
     found = survey(str(films))
-    assert [film.name for film in found.films] == ["a.mp4", "part/b.mp4"]
+    assert [film.name for film in found.source_files] == ["a.mp4", "part/b.mp4"]
     assert found.skipped == {str(films / "dangling.mp4"): "can't be opened: No such file or directory"}
 
 
@@ -85,7 +85,7 @@ def test_captions_are_found_in_any_capitals_and_encodings(tmp_path, film):
         (tmp_path / name).write_bytes(data)
     put(film, *(tmp_path / f"{name}.mp4" for name in "ABCDE".lower()))
     found = survey(str(tmp_path))
-    assert [film.caption for film in found.films] == [
+    assert [film.caption for film in found.source_files] == [
         "a red circle moves",
         "a circle moves",
         "a circle é",
@@ -95,7 +95,7 @@ def test_captions_are_found_in_any_capitals_and_encodings(tmp_path, film):
     assert found.captions == 3
     assert "1 text without a video of that name: f.txt" in found.notes
     # Of a single file too.
-    assert survey(str(tmp_path / "b.mp4")).films[0].caption == "a circle moves"
+    assert survey(str(tmp_path / "b.mp4")).source_files[0].caption == "a circle moves"
     clip = Footage(str(tmp_path / "b.mp4"), resolution=16, min_seconds=0.5)[0]
     assert clip.captions == {"short": "a circle moves"} and clip.timed == ((0.0, "a circle moves"),)
 
@@ -107,7 +107,7 @@ def test_posters_and_other_files_are_left_out_and_counted(tmp_path, film):
     for name in ("list.json", "notes.md", "more.json", "Makefile", "README.md", "LICENSE", "readme.txt"):
         (tmp_path / name).write_text("x")
     found = survey(str(tmp_path))
-    assert [film.name for film in found.films] == ["a.mp4", "b.png"]
+    assert [film.name for film in found.source_files] == ["a.mp4", "b.png"]
     assert found.notes == (
         "1 picture named like a video of its folder left out",
         "3 files of other kinds left out: 2 .json, 1 no suffix",
@@ -197,7 +197,7 @@ def test_a_webm_without_a_duration_is_measured(tmp_path):
     put_beside = write(tmp_path / "b.mp4", pictures(20), fps=10)
     found = survey(str(tmp_path))
     assert found.skipped == {} and put_beside.exists()
-    assert [film.seconds for film in found.films] == pytest.approx([2, 2], abs=0.15)
+    assert [film.seconds for film in found.source_files] == pytest.approx([2, 2], abs=0.15)
 
 
 def test_what_is_listed_is_bounded():

@@ -260,7 +260,7 @@ def test_streams_in_no_container(tmp_path, name, codec, form):
     assert known.seconds == pytest.approx(3) and known.fps == 25 and not known.still
     assert numbers(read_media(path).video) == [i for i in range(25) for _ in range(3)]
     assert numbers(read_media(path, start=2.4).video) == [i for i in range(20, 25) for _ in range(3)]
-    (film,) = survey(str(tmp_path)).films
+    (film,) = survey(str(tmp_path)).source_files
     assert film.seconds == pytest.approx(3) and (film.height, film.width, film.fps) == (48, 64, 25)
     assert clip_of(path).shape[1:] == (48, 64, 3)
 

@@ -272,7 +272,7 @@ def test_the_smallest_change_is_found_by_trying():
     assert (
         built.fits and "--config.pipeline.batch_size=64" in words and "--config.optim.accumulate=2" in words
     )
-    assert tried[0].config.dit.remat == "none" and tried[0].rows == 128, "the mildest first"
+    assert tried[0].config.dit.remat == "none" and tried[0].batch_size == 128, "the mildest first"
     never = lambda other: programs.Built(other, 0.0, {}, False, None)
     assert search.find_fit(spec, never, lambda words: None, most=3) == ("", None)
 
