@@ -1,7 +1,7 @@
 # Needs Python >= 3.11, make and git; everything else goes into .venv, once.
 
 .DEFAULT_GOAL := help
-.PHONY: demo test lint gallery help clean
+.PHONY: demo test lint gallery site help clean
 
 RUN := .venv/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
@@ -16,6 +16,9 @@ test: lint  ## lint, then every test but the slow ones
 
 gallery: .venv/.installed  ## every picture of docs/abilities.md, from prompts and seeds
 	$(RUN) experiments/gallery/run.py
+
+site: .venv/.installed  ## guides, experiments and the API as pages: build/site/index.html
+	$(RUN) tools/docs_site.py
 
 lint: .venv/.installed  ## ruff's rules and format, mypy's types
 	$(RUN) -m ruff check

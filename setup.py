@@ -31,6 +31,9 @@ CORE = [
 ]
 BOARDS = {"tensorboard": ["tensorboardX>=2.6"], "wandb": ["wandb>=0.19"]}
 EVAL = ["scipy>=1.13", "matplotlib>=3.9"]
+# The documentation as a site (tools/docs_site.py). Material announces its end for May 2027 and names Zensical as its
+# successor, which hasn't been tried here.
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material~=9.8", "mkdocstrings[python]>=1,<2"]
 DEV = [
     "pytest>=8",
     "beartype>=0.20",  # tests check arrays' shapes with it
@@ -46,7 +49,7 @@ DEV = [
 setup(
     name="sora_jax",
     version="0.1.0",
-    description="Open video generation in JAX: any duration, resolution and aspect ratio, one run of tokens.",
+    description="Open video generation in JAX: any duration, resolution and aspect ratio, one segment of tokens.",
     long_description=(HERE / "README.md").read_text() if (HERE / "README.md").exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -61,8 +64,9 @@ setup(
         "tpu": ["jax[tpu]"],
         "text": [],  # the core has it; people may still ask for it
         "eval": EVAL,
+        "docs": DOCS,
         **BOARDS,
-        "dev": [*EVAL, *BOARDS["tensorboard"], *DEV],
+        "dev": [*EVAL, *DOCS, *BOARDS["tensorboard"], *DEV],
     },
     entry_points={"console_scripts": ["sora-jax=sora_jax.cli.main:main"]},
 )
