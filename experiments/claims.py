@@ -19,12 +19,14 @@ from typing import Any
 HERE = pathlib.Path(__file__).parent
 FIELDS = ("claim", "source", "measured", "interval", "seeds", "compute", "commit", "verdict", "command")
 VERDICTS = ("holds", "holds in part", "doesn't hold", "not shown")
-HEAD = """# Experiments
-
-One folder a question: prediction, command, table, verdict, and what didn't work. What was tried, by date: [LOG.md](LOG.md). Small ones run on two CPU cores; a row says what it took. Run `python experiments/claims.py` after a change: this page is made of the folders' `claims.json`, and a test holds it to them.
-
-Verdicts are about this scale: a small model of a toy world, minutes of two cores. "Not shown" is where figures are too few to tell.
-"""
+HEAD = (
+    "# Experiments",
+    "One folder a question: prediction, command, table, verdict, and what didn't work. What was tried, by date: "
+    "[LOG.md](LOG.md). Small ones run on two CPU cores; a row says what it took. Run `python experiments/claims.py` "
+    "after a change: this page is made of the folders' `claims.json`, and a test holds it to them.",
+    'Verdicts are about this scale: a small model of a toy world, minutes of two cores. "Not shown" is where figures '
+    "are too few to tell.",
+)
 
 
 def main() -> None:
@@ -65,7 +67,7 @@ def render() -> str:
             rows.append(f"| {' | '.join(cells)} |")
     titles = "claim", "of", "measured", "interval (95%)", "seeds", "compute", "commit", "verdict", "command"
     table = [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}", *rows]
-    return HEAD + "\n" + "\n".join(table) + "\n"
+    return "\n\n".join([*HEAD, "\n".join(table)]) + "\n"
 
 
 def fill(text: str, folder: pathlib.Path) -> str:
