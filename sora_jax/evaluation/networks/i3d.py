@@ -6,6 +6,7 @@ deepmind/i3d-kinetics-400: they were compared with that package's own network, n
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -107,16 +108,12 @@ def load_i3d(path: pathlib.Path | None = None) -> tuple[Weights, str, str]:
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path("~/.cache").expanduser()
     kept = pathlib.Path(home) / "sora_jax" / "features" / f"i3d-{digest}.safetensors"
     if kept.is_file():
-        try:
+        with contextlib.suppress(UserError):  # damaged: it is made again
             return loaded(dict, read_weights(kept), "I3D", str(kept)), digest, source
-        except UserError:
-            pass  # damaged: it is made again
     converted = convert(read_arrays(path))
     weights = loaded(dict, converted, "I3D", str(path))
-    try:
+    with contextlib.suppress(UserError):  # nowhere to keep it: the pickle is read the next time too
         write_weights(converted, kept, "float32")
-    except UserError:
-        pass  # nowhere to keep it: the pickle is read the next time too
     return weights, digest, source
 
 

@@ -73,10 +73,8 @@ def _mixed(weights: Weights, block: str, x: jax.Array) -> jax.Array:
             names = step if isinstance(step, tuple) else (step,)
             y = jnp.concatenate([_unit(weights, f"Mixed_{block}.{name}", y) for name in names], -1)
         outputs.append(y)
-    if block == "7c":
-        pooled = max_pool(x, (3, 3), (1, 1), ((1, 1), (1, 1)))
-    else:
-        pooled = mean_pool(x, (3, 3), "SAME")
+    # A maximum in the last block is likely a slip of the port, but what all published distances have.
+    pooled = max_pool(x, (3, 3), (1, 1), "SAME") if block == "7c" else mean_pool(x, (3, 3), "SAME")
     return jnp.concatenate([*outputs, _unit(weights, f"Mixed_{block}.branch_pool", pooled)], -1)
 
 

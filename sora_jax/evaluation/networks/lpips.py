@@ -17,7 +17,7 @@ from sora_jax.errors import UserError
 from sora_jax.evaluation.networks.layers import Tensors, Weights, conv, kernel_of, max_pool
 from sora_jax.models.pickled import read_tensors
 
-# Convolutions by their index among torchvision's layers, (index, stride, padding); "pool"; "tap" after what is compared.
+# Convolutions as (index among torchvision's layers, stride, padding); "pool"; "tap" after what is compared.
 Plan = tuple[tuple[int, int, int] | str, ...]
 ALEX: Plan = (
     *((0, 4, 2), "tap", "pool"),
@@ -57,7 +57,7 @@ def lpips(weights: Weights, frames: jax.Array, references: jax.Array, trunk: str
 
 
 def read_lpips(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The tensors of a whole state dict of LPIPS, or of a folder with a trunk's (torchvision's) and the weights of layers.
+    """The tensors of a whole state dict of LPIPS, or of a folder with the trunk's (torchvision's) and the layers'.
 
     Raises:
       UserError: they can't be read.
@@ -92,7 +92,7 @@ def convert(tensors: Tensors) -> dict[str, np.ndarray]:
 
 
 def _published(tensors: Tensors) -> dict[str, np.ndarray]:
-    """Under torchvision's names: LPIPS calls its trunk's layers net.slice2.3.weight where that has features.3.weight."""
+    """Under torchvision's names: LPIPS calls features.3.weight of its trunk net.slice2.3.weight."""
     return {
         re.sub(r"^(net\.)+slice\d+\.(\d+)\.", r"features.\2.", name): tensor
         for name, tensor in tensors.items()

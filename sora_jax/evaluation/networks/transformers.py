@@ -33,12 +33,20 @@ FILES = ("model.safetensors", "pytorch_model.bin")
 # Our name of a layer's part to the published one.
 _CLIP_LAYER = {
     **{part: f"self_attn.{part}_proj" for part in ("q", "k", "v", "out")},
-    **{"norm1": "layer_norm1", "norm2": "layer_norm2", "fc1": "mlp.fc1", "fc2": "mlp.fc2"},
+    "norm1": "layer_norm1",
+    "norm2": "layer_norm2",
+    "fc1": "mlp.fc1",
+    "fc2": "mlp.fc2",
 }
 _VIT_LAYER = {
-    **{"q": "attention.attention.query", "k": "attention.attention.key", "v": "attention.attention.value"},
-    **{"out": "attention.output.dense", "norm1": "layernorm_before", "norm2": "layernorm_after"},
-    **{"fc1": "intermediate.dense", "fc2": "output.dense"},
+    "q": "attention.attention.query",
+    "k": "attention.attention.key",
+    "v": "attention.attention.value",
+    "out": "attention.output.dense",
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "fc1": "intermediate.dense",
+    "fc2": "output.dense",
 }
 
 
