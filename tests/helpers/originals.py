@@ -29,13 +29,12 @@ from helpers import formula
 
 LUMA = np.array([0.2126, 0.7152, 0.0722])
 OUT = pathlib.Path(__file__).parents[1] / "evaluation" / "originals.json"
-PACKAGES = (
-    "torch torchvision torchmetrics lpips transformers pytorch-fid pytorch-msssim efficientnet-lite-pytorch".split()
-)
+PACKAGES = ("torch", "torchvision", "torchmetrics", "lpips", "transformers", "pytorch-fid", "pytorch-msssim")
 CLIP = {
     "text_config": {
         "vocab_size": 50, "hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 4, "num_hidden_layers": 2,
-        "max_position_embeddings": 12, "hidden_act": "quick_gelu", "bos_token_id": 48, "eos_token_id": 49, "pad_token_id": 0,
+        "max_position_embeddings": 12, "hidden_act": "quick_gelu", "bos_token_id": 48,
+        "eos_token_id": 49, "pad_token_id": 0,
     },
     "vision_config": {
         "image_size": 32, "patch_size": 8, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
@@ -61,7 +60,9 @@ def fill(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     tensors = {name: torch.from_numpy(value) for name, value in formula.weights(shapes).items()}
     missing, unexpected = module.load_state_dict(tensors, strict=False)
     assert not unexpected
-    assert all("num_batches" in name or "scaling" in name or "lins." in name or "ids" in name for name in missing), missing
+    assert all(
+        "num_batches" in name or "scaling" in name or "lins." in name or "ids" in name for name in missing
+    ), missing
     module.eval()
     return shapes
 
@@ -81,10 +82,14 @@ def with_formula(cls: type, config: transformers.PretrainedConfig, **options) ->
 
 
 def similarity() -> dict:
-    noisy, clean = (torch.from_numpy(formula.pictures(2, 192, 200, noise) @ LUMA)[:, None] for noise in (40.0, 0.0))
+    noisy, clean = (
+        torch.from_numpy(formula.pictures(2, 192, 200, noise) @ LUMA)[:, None] for noise in (40.0, 0.0)
+    )
     return {
         "torchmetrics_ssim": structural_similarity_index_measure(noisy, clean, data_range=255.0).item(),
-        "torchmetrics_ms_ssim": multiscale_structural_similarity_index_measure(noisy, clean, data_range=255.0).item(),
+        "torchmetrics_ms_ssim": multiscale_structural_similarity_index_measure(
+            noisy, clean, data_range=255.0
+        ).item(),
         "pytorch_msssim": ms_ssim(noisy, clean, data_range=255, size_average=True).item(),
     }
 
@@ -107,7 +112,9 @@ def clip() -> dict:
 
 
 def dino() -> dict:
-    model, shapes = with_formula(transformers.ViTModel, transformers.ViTConfig(**DINO), add_pooling_layer=False)
+    model, shapes = with_formula(
+        transformers.ViTModel, transformers.ViTConfig(**DINO), add_pooling_layer=False
+    )
     pixels = torch.from_numpy(formula.uniform("pixels", (2, 3, 32, 32))).float()
     return {
         "config": DINO, "shapes": shapes,
@@ -125,7 +132,10 @@ def inception() -> dict:
     pytorch_fid.inception.load_state_dict_from_url, torch.nn.Module.load_state_dict = load, module
     model.eval()
     (out,) = model(channels_first(formula.pictures(1, 75, 90)) / 255)
-    return {"shapes": {name: shape for name, shape in shapes.items() if ".fc" not in name}, "features": out.flatten()[::32].tolist()}
+    return {
+        "shapes": {name: shape for name, shape in shapes.items() if ".fc" not in name},
+        "features": out.flatten()[::32].tolist(),
+    }
 
 
 def filled(model: torch.nn.Module, load) -> dict:

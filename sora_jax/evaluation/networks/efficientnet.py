@@ -22,14 +22,13 @@ _STAGES = ((1, 3, 1), (2, 3, 2), (2, 5, 2), (3, 3, 2), (3, 5, 1), (4, 5, 2), (1,
 _STRIDES = tuple(stride if i == 0 else 1 for count, _, stride in _STAGES for i in range(count))
 
 
-def efficientnet(weights: Weights, frames: jax.Array) -> jax.Array:
-    """Pooled features f[B,1280] of frames f[B,Y,X,3] in 0..255: the middle square at 224 x 224."""
-    x = (resize_and_crop(frames, SIDE, "cubic", antialias=True) - 127) / 128
-    return features(weights, x)
+def prepare(frames: jax.Array) -> jax.Array:
+    """Frames f[B,Y,X,3] in 0..255 as the network takes them: the middle square at 224 x 224, in about [-1,1]."""
+    return (resize_and_crop(frames, SIDE, "cubic", antialias=True) - 127) / 128
 
 
 def features(weights: Weights, x: jax.Array) -> jax.Array:
-    """The same of frames f[B,224,224,3] in about [-1,1]."""
+    """Pooled features f[B,1280] of prepared frames f[B,224,224,3]."""
     x = jax.nn.relu6(conv(weights, "_conv_stem", x, 2))
     for block, stride in enumerate(_STRIDES):
         before, name = x, f"_blocks.{block}"

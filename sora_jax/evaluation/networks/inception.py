@@ -49,13 +49,13 @@ _REDUCTIONS = {
 }
 
 
-def inception(weights: Weights, frames: jax.Array) -> jax.Array:
-    """Pooled features f[B,2048] of frames f[B,Y,X,3] in 0..255, resized to 299 x 299 as pytorch-fid does."""
-    return features(weights, resize(frames, SIDE, SIDE) / 127.5 - 1)
+def prepare(frames: jax.Array) -> jax.Array:
+    """Frames f[B,Y,X,3] in 0..255 as the network takes them: 299 x 299 as pytorch-fid resizes, in [-1,1]."""
+    return resize(frames, SIDE, SIDE) / 127.5 - 1
 
 
 def features(weights: Weights, x: jax.Array) -> jax.Array:
-    """The same of frames f[B,299,299,3] in [-1,1]."""
+    """Pooled features f[B,2048] of prepared frames f[B,299,299,3]."""
     for group in _STEM:
         for name, stride, padding in group:
             x = jax.nn.relu(conv(weights, name, x, stride, padding))

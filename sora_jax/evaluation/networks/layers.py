@@ -118,8 +118,9 @@ def fold_norm(
 def folded(tensors: Tensors, conv_name: str, norm_name: str, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
     """`fold_norm` of PyTorch's modules of these names."""
     kernel = kernel_of(tensors[f"{conv_name}.weight"])
-    parts = (tensors[f"{norm_name}.{part}"] for part in ("weight", "bias", "running_mean", "running_var"))
-    return fold_norm(kernel, *parts, epsilon)
+    names = ("weight", "bias", "running_mean", "running_var")
+    scale, shift, mean, var = (tensors[f"{norm_name}.{part}"] for part in names)
+    return fold_norm(kernel, scale, shift, mean, var, epsilon)
 
 
 def loaded(

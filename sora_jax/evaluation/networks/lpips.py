@@ -43,16 +43,16 @@ def lpips(weights: Weights, frames: jax.Array, references: jax.Array, trunk: str
     distance = jnp.zeros(len(frames))
     x, layer = (both - _SHIFT) / _SCALE, 0
     for step in PLANS[trunk]:
-        if step == "pool":
+        if not isinstance(step, str):
+            index, stride, padding = step
+            x = jax.nn.relu(conv(weights, str(index), x, stride, padding))
+        elif step == "pool":
             x = max_pool(x, (_POOL[trunk],) * 2, (2, 2))
-        elif step == "tap":
+        else:
             unit = x / (jnp.sqrt(jnp.sum(x**2, -1, keepdims=True)) + 1e-10)
             squared = (unit[: len(frames)] - unit[len(frames) :]) ** 2
             distance += jnp.mean(squared @ weights[f"lin{layer}"], (1, 2))
             layer += 1
-        else:
-            index, stride, padding = step
-            x = jax.nn.relu(conv(weights, str(index), x, stride, padding))
     return distance
 
 

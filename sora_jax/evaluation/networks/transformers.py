@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -29,6 +29,10 @@ from sora_jax.evaluation.networks.layers import (
 from sora_jax.models.pickled import read_tensors
 
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "quick_gelu": lambda y: y * jax.nn.sigmoid(1.702 * y),
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+}
 FILES = ("model.safetensors", "pytorch_model.bin")
 # Our name of a layer's part to the published one.
 _CLIP_LAYER = {
@@ -111,20 +115,21 @@ def clip_towers(settings: Mapping[str, Any]) -> tuple[Tower, Tower]:
     return vision, tower(settings.get("text_config") or {}, num_attention_heads=8)
 
 
-def clip_image(weights: Weights, frames: jax.Array, sizes: Tower) -> jax.Array:
-    """Unit vectors f[B,P] of frames f[B,Y,X,3] in 0..255: the middle square, bicubic."""
-    x = resize_and_crop(frames, sizes.image_size, "cubic", antialias=True)
-    return clip_image_features(weights, normalize(x, _CLIP_MEAN, _CLIP_STD), sizes)
+def prepare_clip(frames: jax.Array, sizes: Tower) -> jax.Array:
+    """Frames f[B,Y,X,3] in 0..255 as CLIP takes them: the middle square, bicubic, normalized."""
+    return normalize(
+        resize_and_crop(frames, sizes.image_size, "cubic", antialias=True), _CLIP_MEAN, _CLIP_STD
+    )
 
 
-def clip_image_features(weights: Weights, x: jax.Array, sizes: Tower) -> jax.Array:
-    """The same of normalized frames at the model's own size."""
+def clip_image(weights: Weights, x: jax.Array, sizes: Tower) -> jax.Array:
+    """Unit vectors f[B,P] of prepared frames."""
     x = _norm(weights, "vision.pre", _embedded(weights, "vision", x, sizes), sizes)
     x = _layers(weights, "vision", x, sizes)
     return _unit(_norm(weights, "vision.post", x[:, 0], sizes) @ weights["vision.projection"])
 
 
-def clip_text_features(weights: Weights, ids: jax.Array, sizes: Tower) -> jax.Array:
+def clip_text(weights: Weights, ids: jax.Array, sizes: Tower) -> jax.Array:
     """Unit vectors f[B,P] of token ids i[B,M], each text's end token at its end."""
     length = ids.shape[1]
     x = weights["text.words"][ids] + weights["text.positions"][:length]
@@ -135,15 +140,13 @@ def clip_text_features(weights: Weights, ids: jax.Array, sizes: Tower) -> jax.Ar
     return _unit(pooled @ weights["text.projection"])
 
 
-def dino(weights: Weights, frames: jax.Array, sizes: Tower) -> jax.Array:
-    """The class token's state f[B,E] of frames f[B,Y,X,3] in 0..255: the middle square at the model's size."""
-    return dino_features(
-        weights, normalize(resize_and_crop(frames, sizes.image_size), IMAGENET_MEAN, IMAGENET_STD), sizes
-    )
+def prepare_dino(frames: jax.Array, sizes: Tower) -> jax.Array:
+    """Frames f[B,Y,X,3] in 0..255 as DINO takes them: the middle square, bilinear, normalized."""
+    return normalize(resize_and_crop(frames, sizes.image_size), IMAGENET_MEAN, IMAGENET_STD)
 
 
-def dino_features(weights: Weights, x: jax.Array, sizes: Tower) -> jax.Array:
-    """The same of normalized frames at the model's own size."""
+def dino(weights: Weights, x: jax.Array, sizes: Tower) -> jax.Array:
+    """The class token's state f[B,E] of prepared frames."""
     x = _layers(weights, "vision", _embedded(weights, "vision", x, sizes), sizes)
     return _norm(weights, "vision.post", x[:, 0], sizes)
 
@@ -219,10 +222,9 @@ def _layers(
     """Pre-norm attention and MLP, one layer's program for all."""
     prefix = f"{name}.layers."
     stacked = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-    activate = {
-        "quick_gelu": lambda y: y * jax.nn.sigmoid(1.702 * y),
-        "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    }[sizes.hidden_act]
+    if sizes.hidden_act not in _ACTIVATIONS:
+        raise UserError(f"The activation {sizes.hidden_act!r} isn't known: {', '.join(_ACTIVATIONS)} are.")
+    activate = _ACTIVATIONS[sizes.hidden_act]
 
     def layer(x: jax.Array, part: Weights) -> tuple[jax.Array, None]:
         def linear(to: str, y: jax.Array) -> jax.Array:
