@@ -59,16 +59,22 @@ def _block_flow(frames: jax.Array, following: jax.Array) -> jax.Array:
 
 
 def _step(one: jax.Array, other: jax.Array, _: int, flow: jax.Array) -> jax.Array:
-    """Flow after one step of least squares within each pixel's window."""
-    warped = warp(other[..., None], flow)[..., 0]
-    down, right = ((_slope(one, axis) + _slope(warped, axis)) / 2 for axis in (1, 2))
-    late = warped - one
-    products = jnp.stack([down * down, right * right, down * right, down * late, right * late])
-    dd, rr, dr, dl, rl = _smoothed(products, _gaussian(), (-2, -1))
+    """Flow after one step of least squares within each pixel's window; slopes are means of both frames'."""
+    (warped,) = _together(warp(other[..., None], flow)[..., 0])
+    down, right = _together(*((_slope(one, axis) + _slope(warped, axis)) / 2 for axis in (1, 2)))
+    products = _together(
+        down * down, right * right, down * right, down * (warped - one), right * (warped - one)
+    )
+    dd, rr, dr, dl, rl = _together(*_smoothed(jnp.stack(products), _gaussian(), (-2, -1)))
     dd, rr = dd + _FLAT, rr + _FLAT
     scale = 1 / (dd * rr - dr * dr)
     step = jnp.stack([(dr * rl - rr * dl) * scale, (dr * dl - dd * rl) * scale], -1)
     return flow + jnp.clip(step, -_LONGEST, _LONGEST)
+
+
+def _together(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """The arrays, each computed once: else what reads them computes them again for each of a window's pixels."""
+    return jax.lax.optimization_barrier(arrays)
 
 
 def warp(frames: jax.Array, flow: jax.Array) -> jax.Array:
@@ -109,7 +115,7 @@ def _smoothed(images: jax.Array, kernel: np.ndarray, axes: tuple[int, ...]) -> j
         axis %= images.ndim
         pad = [(0, 0)] * images.ndim
         pad[axis] = (radius, radius)
-        padded, size = jnp.pad(images, pad, "edge"), images.shape[axis]
+        (padded,), size = _together(jnp.pad(images, pad, "edge")), images.shape[axis]
         shifted = [jax.lax.slice_in_dim(padded, k, k + size, axis=axis) for k in range(len(kernel))]
         images = sum((w * each for w, each in zip(kernel.tolist(), shifted, strict=True)), jnp.float32(0))
     return images
