@@ -139,10 +139,10 @@ def evaluate_videos_command(
         )
     for sentence in result["notes"]:
         note(sentence)
-    if "shard" in result and result["shards"] > 1:
+    if "shard" in result:
         click.echo(
-            f"measured {result['measured']} of {result['of']} clips into {place}: when all shards are done, run the same "
-            "command without --shard."
+            f"measured {result['measured']} of {result['of']} clips into {place}: when all shards are done, run the "
+            "same command without --shard."
         )
         return
     click.echo(_rows(result["metrics"]))

@@ -136,49 +136,51 @@ def _similarity(
             f"{name} needs frames of at least {least} x {least} pixels{scales}, not {(height, width)}."
         )
     each = [array.reshape(-1, height, width, channels) for array in (clip, reference)]
-    rows = [
-        np.asarray(_block_similarity(*block, float(data_range), weights, border))[:count]
-        for count, block in frame_blocks(each)
-    ]
-    means = np.concatenate(rows).astype(np.float64).reshape(*clips, frames).mean(-1)
-    return means if clips else float(means)
+    rows = []
+    for count, block in frame_blocks(each):
+        scales = _block_similarity(*block, float(data_range), len(weights), border)
+        # Sums of rows in float64: those of float32 lose digits over large frames.
+        means = [np.asarray(scale, np.float64)[:count].mean(1) for scale in scales]
+        if len(weights) > 1:
+            means = [np.maximum(mean, 0) ** weight for mean, weight in zip(means, weights, strict=True)]
+        rows.append(np.prod(means, axis=0))
+    result = np.concatenate(rows).reshape(*clips, frames).mean(-1)
+    return result if clips else float(result)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def _block_similarity(
-    clip: jax.Array, reference: jax.Array, data_range: float, weights: tuple[float, ...], border: Border
-) -> jax.Array:
-    """One figure a frame, f[F], of f[F,Y,X,C]."""
+    clip: jax.Array, reference: jax.Array, data_range: float, scales: int, border: Border
+) -> list[jax.Array]:
+    """For each scale the index's means over rows, f[F,Y], of frames f[F,Y,X,C]; the last scale's has brightness."""
     # Around zero, where float32 is finest: variances are differences of squares.
     a, b = (to_luma(each) - data_range / 2 for each in (clip, reference))
-    # Else the conversion is computed again for each of the window's pixels.
-    a, b = jax.lax.optimization_barrier((a, b))
-    index = jnp.ones(len(clip))
-    for scale, weight in enumerate(weights):
-        last = scale == len(weights) - 1
-        factor = _scale_similarity(a, b, data_range, last, border)
-        index *= factor if len(weights) == 1 else jnp.maximum(factor, 0) ** weight
-        if not last:
-            a, b = _halve(a), _halve(b)
-    return index
+    means = []
+    for scale in range(scales):
+        # Else it is computed again for each of the window's pixels.
+        a, b = jax.lax.optimization_barrier((a, b))
+        means.append(_scale_similarity(a, b, data_range, scale == scales - 1, border))
+        a, b = _halve(a), _halve(b)
+    return means
 
 
 def _scale_similarity(
     a: jax.Array, b: jax.Array, data_range: float, brightness: bool, border: Border
 ) -> jax.Array:
-    """The mean over a frame of contrast and structure, and of brightness where asked; a and b are around zero."""
+    """The mean over each row of contrast and structure, and of brightness where asked; a and b are around zero."""
     if brightness and border == "reflect":
         pad = ((0, 0), *((WINDOW // 2, WINDOW // 2),) * 2)
         a, b = (jnp.pad(each, pad, "reflect") for each in (a, b))
-    mean_a, mean_b, square_a, square_b, product = _window(jnp.stack([a, b, a * a, b * b, a * b]))
-    variances = square_a - mean_a**2 + square_b - mean_b**2
-    covariance = product - mean_a * mean_b
+    # 2 (cov + c) / (var_a + var_b + 2 c) is 1 - var(a - b) / (var_a + var_b + 2 c): exactly 1 of equal frames.
+    mean_a, mean_b, square_a, square_b, squared = _window(jnp.stack([a, b, a * a, b * b, (a - b) ** 2]))
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    index = (2 * covariance + c2) / (variances + c2)
+    apart = (mean_a - mean_b) ** 2
+    variances = square_a - mean_a**2 + square_b - mean_b**2
+    index = 1 - (squared - apart) / (variances + c2)
     if brightness:
         mean_a, mean_b = mean_a + data_range / 2, mean_b + data_range / 2
-        index *= (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
-    return jnp.mean(index, axis=(-2, -1))
+        index *= 1 - apart / (mean_a**2 + mean_b**2 + c1)
+    return 1 + jnp.mean(index - 1, axis=-1)
 
 
 def _window(images: jax.Array) -> jax.Array:
