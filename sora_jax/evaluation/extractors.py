@@ -67,7 +67,8 @@ class Extractor:
                 f"{self.label} needs clips of at least {self.least_frames} frames, and these have {frames}."
             )
         blocks = frame_blocks([clips.reshape(-1, *size)], 1 << 20)
-        prepared = jnp.concatenate([self._prepare(block)[:number] for number, (block,) in blocks])
+        prepare = _prepared(self.prepare)
+        prepared = jnp.concatenate([prepare(block)[:number] for number, (block,) in blocks])
         if self.kind == "video":
             prepared = prepared.reshape(count, frames, *prepared.shape[1:])
         rows = np.concatenate([self._rows(prepared, i) for i in range(0, len(prepared), self._at_once)])
@@ -78,32 +79,35 @@ class Extractor:
         return self.batch * len(jax.devices())
 
     @functools.cached_property
-    def _mesh(self) -> Mesh:
-        return Mesh(np.array(jax.devices()), ("data",))
-
-    @functools.cached_property
-    def _prepare(self) -> Callable[..., jax.Array]:
-        return jax.jit(lambda block: self.prepare(block.astype(jnp.float32)))
-
-    @functools.cached_property
-    def _network(self) -> Callable[[Weights, jax.Array], jax.Array]:
-        split, whole = PartitionSpec("data"), PartitionSpec()
-        run = jax.shard_map(
-            self.network, mesh=self._mesh, in_specs=(whole, split), out_specs=split, check_vma=False
-        )
-        return jax.jit(run)
-
-    @functools.cached_property
     def _placed(self) -> Weights:
-        return jax.device_put(self.weights, NamedSharding(self._mesh, PartitionSpec()))
+        return jax.device_put(self.weights, NamedSharding(_mesh(), PartitionSpec()))
 
     def _rows(self, prepared: jax.Array, start: int) -> np.ndarray:
         """The rows of a batch; a last one that is short is filled up, so that there is one program."""
         part = prepared[start : start + self._at_once]
         short = self._at_once - len(part)
         padded = jnp.pad(part, [(0, short)] + [(0, 0)] * (part.ndim - 1)) if short else part
-        placed = jax.device_put(padded, NamedSharding(self._mesh, PartitionSpec("data")))
-        return np.asarray(self._network(self._placed, placed))[: len(part)]
+        placed = jax.device_put(padded, NamedSharding(_mesh(), PartitionSpec("data")))
+        return np.asarray(_split(self.network)(self._placed, placed))[: len(part)]
+
+
+@functools.cache
+def _mesh() -> Mesh:
+    return Mesh(np.array(jax.devices()), ("data",))
+
+
+@functools.lru_cache(maxsize=16)  # so that extractors made again share what was compiled
+def _prepared(prepare: Callable[[jax.Array], jax.Array]) -> Callable[[np.ndarray], jax.Array]:
+    return jax.jit(lambda block: prepare(block.astype(jnp.float32)))
+
+
+@functools.lru_cache(maxsize=16)
+def _split(network: Callable[[Weights, jax.Array], jax.Array]) -> Callable[[Weights, jax.Array], jax.Array]:
+    """The network with its batch split over all devices."""
+    split, whole = PartitionSpec("data"), PartitionSpec()
+    return jax.jit(
+        jax.shard_map(network, mesh=_mesh(), in_specs=(whole, split), out_specs=split, check_vma=False)
+    )
 
 
 def load_extractor(name: str, path: str | pathlib.Path | None = None) -> Extractor:

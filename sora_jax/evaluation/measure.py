@@ -206,7 +206,7 @@ class Measurer:
             raise UserError(
                 f"LPIPS needs frames of at least {least} x {least} pixels, not {clips.shape[2:4]}."
             )
-        rows = [np.asarray(self._lpips[1](*block))[:number] for number, block in frame_blocks(pairs)]
+        rows = [np.asarray(self._lpips[1](*block))[:number] for number, block in frame_blocks(pairs, 1 << 16)]
         return np.concatenate(rows).reshape(len(clips), -1).mean(1, dtype=np.float64)
 
     def _clip_score(self, batch: Batch) -> Sequence[float]:

@@ -18,7 +18,8 @@ LUMA = np.array([0.2126, 0.7152, 0.0722])
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 WINDOW = 11  # pixels, high and wide
 _SIGMA = 1.5
-PIXELS = 1 << 18  # of a block of frames that is measured at once: it stays in a processor's cache
+# Of a block of frames that is measured at once: it stays in a processor's cache.
+PIXELS, _FRAMES = 1 << 18, 32
 
 Border = Literal["valid", "reflect"]
 
@@ -108,10 +109,10 @@ def frame_blocks(clips: Sequence[np.ndarray], pixels: int = PIXELS) -> Iterator[
     """The frames of clips [F, Y, X, C] block by block: (how many of the block are frames, the blocks as they are).
 
     Blocks have one shape, the last is padded: one program a frame size, and a frame's figure never depends on
-    which others are measured with it. A block is of some `pixels`.
+    which others are measured with it. A block is of some `pixels` at most.
     """
     frames, height, width = clips[0].shape[:3]
-    size = max(1, pixels // (height * width))
+    size = max(1, min(pixels // (height * width), _FRAMES))
     for start in range(0, frames, size):
         parts = [clip[start : start + size] for clip in clips]
         short = size - len(parts[0])
