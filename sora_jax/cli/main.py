@@ -21,6 +21,7 @@ from sora_jax.cli import options
 from sora_jax.cli.config import config_command
 from sora_jax.cli.edit import COMMANDS
 from sora_jax.cli.evaluate import evaluate
+from sora_jax.cli.evaluate_videos import evaluate_videos_command
 from sora_jax.cli.info import info
 from sora_jax.cli.plan import plan
 from sora_jax.cli.terminal import VIDEO_SUFFIXES, Number, place_outputs, table
@@ -135,6 +136,7 @@ def train(context: click.Context, arguments: tuple[str, ...]) -> None:
 
 for command in (*COMMANDS, info, evaluate, plan, config_command):
     cli.add_command(command)
+evaluate.add_command(evaluate_videos_command)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,7 +15,9 @@ import PIL.Image
 
 from sora_jax.errors import UserError, nearest
 from sora_jax.evaluation import metrics
-from sora_jax.evaluation.report import ONE_THING, interval, made_by
+from sora_jax.evaluation.intervals import share_interval
+from sora_jax.evaluation.provenance import made_by
+from sora_jax.evaluation.report import ONE_THING
 from sora_jax.media.video import Video, resize
 from sora_jax.pipeline.job import Job
 from sora_jax.pipeline.pipeline import Pipeline
@@ -106,7 +108,7 @@ def steps_between(frames: np.ndarray, around: bool = False) -> np.ndarray:
 
 def _figure(values: Sequence[Any]) -> dict[str, Any]:
     if isinstance(values[0], (bool, np.bool_)):
-        low, high = interval(int(sum(values)), len(values))
+        low, high = share_interval(int(sum(values)), len(values))
         return {"share": float(np.mean(values)), "low": low, "high": high, "of": len(values)}
     return {
         "mean": float(np.mean(values)),

@@ -11,16 +11,15 @@ import itertools
 import math
 import os
 import pathlib
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from sora_jax.backend import __version__
 from sora_jax.errors import UserError
 from sora_jax.evaluation import metrics
+from sora_jax.evaluation.intervals import share_interval
+from sora_jax.evaluation.provenance import made_by
 from sora_jax.media.video import Report, Video, frame_count, probe, resample, stream_frames
 from sora_jax.pipeline.pipeline import Pipeline, Request
 from sora_jax.pipeline.settings import MAX_FRAMES
@@ -229,35 +228,6 @@ def evaluate_toyworld(
     }
 
 
-def interval(right: int, of: int, z: float = 1.959964) -> tuple[float, float]:
-    """95% interval of a share, `right` of `of`: Wilson 1927, "Probable inference, the law of succession"."""
-    share, weight = right / of, 1 + z * z / of
-    middle = (share + z * z / (2 * of)) / weight
-    half = z * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of)) / weight
-    return round(max(0.0, middle - half), 9), round(min(1.0, middle + half), 9)
-
-
-def made_by() -> dict[str, Any]:
-    """What made a figure: versions, the device, and the commit where the package lies in a git checkout."""
-    folder = pathlib.Path(__file__).parents[1]
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", "__init__.py")  # else a checkout around an installed package
-        commit = git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno", ".") else "")
-    except (OSError, subprocess.SubprocessError):
-        commit = None
-    return {
-        "sora_jax": __version__,
-        "commit": commit,
-        "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
-    }
-
-
 def _ignore(*_: Any) -> None:
     """What `progress` and `show` are where they aren't asked for."""
 
@@ -389,7 +359,7 @@ def _accuracy(rows: Sequence[dict[str, Any]], chance: dict[str, float | None]) -
         verdicts = [row["right"][name] for row in rows if name in row["right"]]
         if not verdicts:
             continue
-        low, high = interval(sum(verdicts), len(verdicts))
+        low, high = share_interval(sum(verdicts), len(verdicts))
         out[name] = {
             "right": int(sum(verdicts)),
             "of": len(verdicts),

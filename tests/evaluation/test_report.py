@@ -59,13 +59,6 @@ def test_prompts_state_the_truth_of_one_thing_that_moves_straight(split):
         assert (x > low_x - 1e-6).all() and (x < high_x + 1e-6).all()
 
 
-def test_interval_is_wilsons():
-    # Brown, Cai, DasGupta 2001: the score interval of 0 of 10 reaches to z² / (n + z²).
-    assert report.interval(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
-    assert report.interval(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
-    assert report.interval(128, 256) == pytest.approx((0.4392, 0.5608), abs=1e-4)
-
-
 def test_a_perfect_painter_is_right_and_an_oblivious_one_is_at_chance():
     clips = 24
     examples = _examples(clips=clips)
