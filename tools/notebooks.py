@@ -23,7 +23,7 @@ import nbformat
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "notebooks"
-NEEDED = ("experiments", "configs")  # what notebooks read of the repository, beside their own folder
+READ = ("experiments", "configs")  # folders of the repository that notebooks read
 
 
 def main() -> None:
@@ -60,10 +60,12 @@ def run(notebook: Any, scratch: pathlib.Path, **parameters: Any) -> Any:
     Raises:
       nbclient.exceptions.CellExecutionError: a cell fails.
     """
-    for name in NEEDED:
+    for name in READ:
         (scratch / name).symlink_to(ROOT / name)
     place = scratch / FOLDER.name
     place.mkdir()
+    for path in (*FOLDER.glob("*.py"), *FOLDER.glob("*.jsonl")):
+        (place / path.name).symlink_to(path)
     notebook = with_parameters(notebook, parameters)
     client = nbclient.NotebookClient(
         notebook, timeout=3600, coalesce_streams=True, resources={"metadata": {"path": str(place)}}
@@ -92,7 +94,10 @@ def with_parameters(notebook: Any, parameters: dict[str, Any]) -> Any:
 
 
 def without_traces(notebook: Any) -> Any:
-    """Without what says when and by whom it was run: times, versions, the cell that was added; cells are counted."""
+    """Without what says when and where it was run: times, versions, the cell that was added; cells are counted.
+
+    Of a picture that comes as PNG and JPEG, as Pillow's do, the smaller one is kept.
+    """
     cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     codes = [cell for cell in cells if cell.cell_type == "code"]
     for count, cell in enumerate(codes, 1):
@@ -101,6 +106,11 @@ def without_traces(notebook: Any) -> Any:
         for output in cell.outputs:
             if "execution_count" in output:
                 output.execution_count = count
+            if output.output_type == "stream":  # a command's lines end as a terminal's
+                output.text = output.text.replace("\r\n", "\n")
+            pictures = [kind for kind in output.get("data", {}) if kind in ("image/png", "image/jpeg")]
+            for larger in sorted(pictures, key=lambda kind: len(output.data[kind]))[1:]:
+                del output.data[larger]
     for number, cell in enumerate(cells):
         cell.id = f"cell-{number}"
     notebook.cells = cells
