@@ -1,6 +1,7 @@
 """Documents, help texts and messages are in the plain words of the field."""
 
 import ast
+import json
 import pathlib
 import re
 from collections.abc import Iterator
@@ -21,6 +22,9 @@ def written() -> Iterator[tuple[str, str]]:
     documents = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"))
     for path in (*documents, *(ROOT / "configs").glob("*.py")):
         yield str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            yield str(path.relative_to(ROOT)), "".join(cell["source"])
     for path in (ROOT / "sora_jax").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):

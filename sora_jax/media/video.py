@@ -21,6 +21,8 @@ from sora_jax.media.pictures import moving_frames, moving_notes, moving_picture,
 from sora_jax.media.timing import even_rate, evenly
 from sora_jax.media.writing import STREAMED, kind_of, write_container, write_gif, write_picture
 
+SHOWN = 192  # pixels of the short side, at least, where a notebook shows a video
+
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Video:
@@ -98,13 +100,16 @@ class Video:
         return path
 
     def _repr_html_(self) -> str:
+        """As a notebook shows it: small frames are magnified by a whole number, with sharp pixels."""
+        times = math.ceil(SHOWN / min(self.size))
+        size = f'width="{times * self.size[1]}" height="{times * self.size[0]}" style="image-rendering: pixelated"'
         file = io.BytesIO()
         if len(self) == 1:
             write_picture(file, self._strip(), ".png")
-            return f'<img src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
+            return f'<img {size} src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
         write_container(file, self.frames, self.fps, crf=18)
         data = base64.b64encode(file.getvalue()).decode()
-        return f'<video controls autoplay loop muted src="data:video/mp4;base64,{data}"></video>'
+        return f'<video {size} controls autoplay loop muted src="data:video/mp4;base64,{data}"></video>'
 
     def _strip(self) -> np.ndarray:
         return np.concatenate(self.frames[evenly_spread(len(self), 8)], axis=1)

@@ -247,3 +247,12 @@ def test_frame_count():
 def test_notebooks_show_it_inline():
     assert "data:video/mp4;base64," in V.Video(gradients(3, 16, 16), 8)._repr_html_()
     assert "data:image/png;base64," in V.Video(gradients(1, 16, 16), 8)._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "shown"), [(64, 112, (192, 336)), (16, 16, (192, 192)), (300, 200, (300, 200))]
+)
+def test_notebooks_magnify_small_frames(height, width, shown):
+    for frames in (1, 3):
+        text = V.Video(gradients(frames, height, width), 8)._repr_html_()
+        assert f'width="{shown[1]}" height="{shown[0]}"' in text
