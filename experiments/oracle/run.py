@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 import sora_jax
-from sora_jax.evaluation.report import evaluate_toyworld, interval, made_by
+from sora_jax.evaluation.provenance import made_by
+from sora_jax.evaluation.report import evaluate_toyworld, interval
 from sora_jax.media.video import Video
 from sora_jax.toyworld import oracle
 from sora_jax.toyworld import scene as world

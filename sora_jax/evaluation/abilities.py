@@ -15,7 +15,8 @@ import PIL.Image
 
 from sora_jax.errors import UserError, nearest
 from sora_jax.evaluation import metrics
-from sora_jax.evaluation.report import ONE_THING, interval, made_by
+from sora_jax.evaluation.provenance import made_by
+from sora_jax.evaluation.report import ONE_THING, interval
 from sora_jax.media.video import Video, resize
 from sora_jax.pipeline.job import Job
 from sora_jax.pipeline.pipeline import Pipeline

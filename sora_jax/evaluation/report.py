@@ -11,16 +11,14 @@ import itertools
 import math
 import os
 import pathlib
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from sora_jax.backend import __version__
 from sora_jax.errors import UserError
 from sora_jax.evaluation import metrics
+from sora_jax.evaluation.provenance import made_by
 from sora_jax.media.video import Report, Video, frame_count, probe, resample, stream_frames
 from sora_jax.pipeline.pipeline import Pipeline, Request
 from sora_jax.pipeline.settings import MAX_FRAMES
@@ -235,27 +233,6 @@ def interval(right: int, of: int, z: float = 1.959964) -> tuple[float, float]:
     middle = (share + z * z / (2 * of)) / weight
     half = z * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of)) / weight
     return round(max(0.0, middle - half), 9), round(min(1.0, middle + half), 9)
-
-
-def made_by() -> dict[str, Any]:
-    """What made a figure: versions, the device, and the commit where the package lies in a git checkout."""
-    folder = pathlib.Path(__file__).parents[1]
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", "__init__.py")  # else a checkout around an installed package
-        commit = git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno", ".") else "")
-    except (OSError, subprocess.SubprocessError):
-        commit = None
-    return {
-        "sora_jax": __version__,
-        "commit": commit,
-        "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
-    }
 
 
 def _ignore(*_: Any) -> None:
