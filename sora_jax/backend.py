@@ -71,7 +71,8 @@ def restart_with_huge_pages() -> None:
     that ask, with another C library, and where Python was started by something else than this package's commands.
     """
     program = pathlib.Path(sys.argv[0]).parts
-    ours = program[-1:] == ("sora-jax",) or program[-3:] == ("sora_jax", "train", "__main__.py")
+    modules = (("sora_jax", "train", "__main__.py"), ("sora_jax", "sweep", "worker.py"))
+    ours = program[-1:] == ("sora-jax",) or program[-3:] in modules
     if not ours or TUNABLES in os.environ or platform.libc_ver()[0] != "glibc":
         return
     try:

@@ -1,4 +1,4 @@
-"""Errors with a message for the user, and files that are complete or absent."""
+"""Errors with a message for the user, files that are complete or absent, and files that one process has at a time."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import errno
 import os
 import pathlib
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator
@@ -60,6 +61,55 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         finally:
             if temporary is not None:
                 temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike[str], waiting: str = "") -> Iterator[None]:
+    """Holds a lock file while the block runs; another process that wants it waits until then.
+
+    The system lets go of it when its process ends, however it ends. Where files can't be locked (Windows, some network
+    file systems) nothing is held.
+
+    Args:
+      path: of the lock file, which is made and stays.
+      waiting: printed on stderr where another process holds it.
+
+    Raises:
+      UserError: the file can't be made.
+    """
+    path = pathlib.Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "ab")  # noqa: SIM115
+    except OSError as error:
+        raise as_user_error(error, path) from error
+    with file:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl  # there is none on Windows
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if waiting:
+                    print(waiting, file=sys.stderr, flush=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def is_locked(path: str | os.PathLike[str]) -> bool:
+    """Whether another process holds this lock file now."""
+    if not os.path.exists(path):
+        return False
+    with open(path, "ab") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except (ImportError, OSError):
+            return False
+    return False
 
 
 def check_names(folder: pathlib.Path, path: pathlib.Path) -> None:

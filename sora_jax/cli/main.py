@@ -24,6 +24,7 @@ from sora_jax.cli.evaluate import evaluate
 from sora_jax.cli.evaluate_videos import evaluate_videos_command
 from sora_jax.cli.info import info
 from sora_jax.cli.plan import plan
+from sora_jax.cli.sweep import sweep
 from sora_jax.cli.terminal import VIDEO_SUFFIXES, Number, place_outputs, table
 from sora_jax.errors import UserError, user_path
 from sora_jax.media.texts import read_text
@@ -134,7 +135,7 @@ def train(context: click.Context, arguments: tuple[str, ...]) -> None:
     context.exit(train_main(list(arguments) or ["--help"]))
 
 
-for command in (*COMMANDS, info, evaluate, plan, config_command):
+for command in (*COMMANDS, info, evaluate, plan, config_command, sweep):
     cli.add_command(command)
 evaluate.add_command(evaluate_videos_command)
 

@@ -28,6 +28,7 @@ from sora_jax.models.vae import VAE
 from sora_jax.tokens.canvas import check_temporal_stride, frames_shown, split_into_spans
 
 RECORDS = 3  # version; increased where the same inputs give other records
+YOUNGER = (("crop", "none"),)  # fields of `DataConfig` with their defaults, since the last version of records
 TEXT_PARTS = ("captions", "text encoder")  # parts of a record's identity on which its latent doesn't depend
 
 
@@ -143,8 +144,11 @@ def _identify(
     config: LatentsConfig, data: DataConfig, source: ClipSource, vae: VAE, text: TextConfig
 ) -> dict[str, str]:
     """What records depend on, by content: paths of files and weights have no effect."""
+    # A field that is younger than stored caches is left out where it has its default, so that they stay valid.
     settings = {
-        name: value for name, value in dataclasses.asdict(data).items() if name not in ("source", "cache")
+        name: value
+        for name, value in dataclasses.asdict(data).items()
+        if name not in ("source", "cache") and (name, value) not in YOUNGER
     }
     contents = source.contents() if isinstance(source, Footage) else {"files": type(source).__name__}
     return contents | {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
 import datetime
 import hashlib
 import json
@@ -23,7 +24,7 @@ from flax import serialization
 from tqdm import tqdm
 
 from sora_jax.distributed.hosts import assert_equal_across_hosts, barrier
-from sora_jax.errors import UserError, as_user_error, atomic_path
+from sora_jax.errors import UserError, as_user_error, atomic_path, locked
 from sora_jax.media.clip import Clip, ClipSource, read_clips
 
 Item = TypeVar("Item")
@@ -41,7 +42,7 @@ class Records(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
 
-_META = "meta.json"
+_META, _LOCK = "meta.json", ".lock"
 _FORMAT = 2
 _CLIPS_PER_SHARD = 1000
 _PATIENCE = 120.0  # seconds
@@ -109,8 +110,8 @@ def write_latents(
 
     A finished cache of the same `fingerprint` and number of clips is returned as it is. An interrupted one goes on
     where it stopped: each batch is appended to its shard's `.part`, and `meta.json`, which makes a cache finished, is
-    written last. Several hosts of one job, which share the folder, split its shards; otherwise one process writes at a
-    time.
+    written last. Several hosts of one job, which share the folder, split its shards; another job that wants the same
+    waits, where files can be locked.
 
     Args:
       source: read in order, or as its own `read` gives the clips of a shard; they may differ in shape.
@@ -129,19 +130,46 @@ def write_latents(
     clips = len(source) if clips is None else clips
     if not 0 < clips <= len(source):
         raise UserError(f"{clips} clips can't be encoded: the data set has {len(source)}.")
+    if cache := _finished(folder, fingerprint, clips):
+        return cache
+    with contextlib.ExitStack() as closing:
+        if jax.process_index() == 0:
+            waiting = f"note: another process is encoding the clips in {folder}: waiting for it"
+            closing.enter_context(locked(folder / _LOCK, waiting))
+        barrier()
+        return _finished(folder, fingerprint, clips) or _write(
+            source, encode, folder, fingerprint, clips, batch, progress, parts or {}, known
+        )
+
+
+def _finished(folder: pathlib.Path, fingerprint: str, clips: int) -> LatentCache | None:
+    """The cache in the folder; None where it isn't finished."""
     finished = (folder / _META).exists()
     assert_equal_across_hosts(
         finished, f"Only some hosts see a latent cache in {folder}: it must be in a folder that they share."
     )
-    if finished:
-        cache = LatentCache(folder)
-        if (cache.fingerprint, len(cache)) != (fingerprint, clips):
-            raise UserError(
-                f"{folder} holds {len(cache)} latents of {cache.fingerprint!r}, not {clips} of {fingerprint!r}: "
-                "delete it or choose another folder."
-            )
-        return cache
+    if not finished:
+        return None
+    cache = LatentCache(folder)
+    if (cache.fingerprint, len(cache)) != (fingerprint, clips):
+        raise UserError(
+            f"{folder} holds {len(cache)} latents of {cache.fingerprint!r}, not {clips} of {fingerprint!r}: "
+            "delete it or choose another folder."
+        )
+    return cache
 
+
+def _write(
+    source: ClipSource,
+    encode: Callable[[list[Clip]], list[Record]],
+    folder: pathlib.Path,
+    fingerprint: str,
+    clips: int,
+    batch: int,
+    progress: bool,
+    parts: Mapping[str, str],
+    known: Callable[[int], Record] | None,
+) -> LatentCache:
     # The name identifies what wrote a shard, so that none of an interrupted run of another encoder is reused.
     identity = hashlib.sha256(f"{_FORMAT} {clips} {fingerprint}".encode()).hexdigest()[:10]
     starts = range(0, clips, _CLIPS_PER_SHARD)
@@ -171,7 +199,7 @@ def write_latents(
 
     barrier()
     if jax.process_index() == 0:
-        _finish(folder, paths, fingerprint, clips, parts or {})
+        _finish(folder, paths, fingerprint, clips, parts)
     barrier()
     # A network file system may report a file as absent for a while after it was written.
     until = time.monotonic() + _PATIENCE

@@ -132,11 +132,12 @@ def _read_name(item: str) -> tuple[str, float] | None:
 def _make_source(config: DataConfig, name: str, crop: tuple[int, int, int] | None) -> ClipSource:
     if name == TOYWORLD:
         world = component(WorldConfig, config.world, "data.world")
-        return Toyworld(world, config.split, config.seed, config.clips, config.shapes())
+        square = config.crop == "square"
+        return Toyworld(world, config.split, config.seed, config.clips, config.shapes(), square)
     return Footage(
         name,
         resolution=config.resolutions,
-        aspects=config.aspects,
+        aspects=("1:1",) if config.crop == "square" else config.aspects,
         durations=config.durations,
         rates=config.rates,
         max_frames=config.max_frames,

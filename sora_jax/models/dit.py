@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ from sora_jax.models.layers import (
     rotate,
 )
 from sora_jax.tokens.packing import PackedBatch
+from sora_jax.tokens.patches import CoordinateMode
 
 # Width, layers, heads: S to XL are DiT's own (Peebles and Xie 2022, table 1), Ti is ViT's; Pico and Nano
 # are for demonstrations, and for what two cores can train.
@@ -63,8 +64,8 @@ class DiTConfig:
       patch: latent cells a token spans in (time, height, width).
       channels: of the latent.
       text_width: of the text encoder's states.
-      coords: how coordinates enter RoPE: "fractional" (centred, in short sides of the frame) or "absolute" (in
-        patches from the first corner); see `patches.coordinates`.
+      coords: how coordinates enter RoPE: "fractional" (centred, in short sides of the frame), "absolute" (in patches
+        from the first corner) or "normalized" (centred, each side in its own length); see `patches.coordinates`.
       rope_periods: (longest, shortest) period for time in seconds and for space in units of `coords`.
       absolute: whether Fourier features of the coordinates, and of how much of time and space a token covers, are
         added to the patches too. With RoPE alone a token has its position only relative to its caption, whose tokens
@@ -95,7 +96,7 @@ class DiTConfig:
     patch: tuple[int, int, int] = (1, 2, 2)
     channels: int = 16
     text_width: int = 384
-    coords: Literal["fractional", "absolute"] = "fractional"
+    coords: CoordinateMode = "fractional"
     rope_periods: tuple[tuple[float, float], tuple[float, float]] = ((64.0, 0.25), (8.0, 0.125))
     absolute: bool = False
     pooled_text: bool = False
@@ -131,7 +132,7 @@ class DiTConfig:
         for name, choices in (
             ("remat", POLICIES),
             ("attention", ("auto", *BACKENDS)),
-            ("coords", ("fractional", "absolute")),
+            ("coords", get_args(CoordinateMode)),
             ("sequence", ("heads", "ring")),
             ("predict", ("velocity", "clean")),
         ):

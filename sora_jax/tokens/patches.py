@@ -12,7 +12,7 @@ from sora_jax.errors import UserError
 
 Grid = tuple[int, int, int]
 
-CoordinateMode = Literal["fractional", "absolute"]
+CoordinateMode = Literal["fractional", "absolute", "normalized"]
 
 
 def patchify(latent: ClipLatent, patch: Grid) -> ClipPatches:
@@ -61,6 +61,8 @@ def coordinates(
     own length instead, and every frame becomes a unit square; one unit for both sides keeps squares square, so
     the model sees the aspect ratio, and a wider frame only adds coordinates next to the known ones.
 
+    "normalized": that of NaViT (Dehghani et al. 2023): each side from −1/2 to 1/2, whatever its length.
+
     Args:
       ends: the last video frame of each latent frame; None is a whole clip's: 0, and then every
         `frames_per_latent`-th.
@@ -77,20 +79,22 @@ def coordinates(
     time = last.reshape(t, patch[0]).mean(1) / fps
     span = (last.reshape(t, patch[0]).max(1) - begin.reshape(t, patch[0]).min(1)) / fps
     frame = frame or (grid[1], grid[2])
+    centred = (corner[0] - frame[0] / 2, corner[1] - frame[1] / 2)
     if mode == "fractional":
-        unit = float(min(frame))
-        offset = (corner[0] - frame[0] / 2, corner[1] - frame[1] / 2)
+        tall = wide = float(min(frame))
+        offset = centred
+    elif mode == "normalized":
+        (tall, wide), offset = map(float, frame), centred
     elif mode == "absolute":
-        unit, offset = float(patch[1]), (corner[0] - patch[1] / 2, corner[1] - patch[2] / 2)
+        (tall, wide), offset = map(float, patch[1:]), (corner[0] - patch[1] / 2, corner[1] - patch[2] / 2)
     else:
-        raise UserError(f'Coordinates are "fractional" or "absolute", not "{mode}".')
+        raise UserError(f'Coordinates are "fractional", "absolute" or "normalized", not "{mode}".')
     rows, columns = (
         (np.arange(count) + 0.5) * side + shift
         for count, side, shift in zip((y, x), patch[1:], offset, strict=True)
     )
-    wide = unit if mode == "fractional" else float(patch[2])
-    centre = np.stack(np.meshgrid(time, rows / unit, columns / wide, indexing="ij"), axis=-1)
-    extent = np.broadcast_to(np.stack([span, np.full(t, patch[1] / unit)], -1)[:, None, None], (t, y, x, 2))
+    centre = np.stack(np.meshgrid(time, rows / tall, columns / wide, indexing="ij"), axis=-1)
+    extent = np.broadcast_to(np.stack([span, np.full(t, patch[1] / tall)], -1)[:, None, None], (t, y, x, 2))
     return np.concatenate([centre, extent], axis=-1).reshape(-1, 5).astype(np.float32)
 
 

@@ -163,6 +163,8 @@ class Toyworld:
       seed: another seed, another world of clips.
       clips: how many; clip i does not depend on it.
       shapes: (frames, height, width, fps) options, of which each clip draws one.
+      square: whether only the middle square of each clip is shown. Its scene and captions stay those of the whole
+        frame, so what they speak of may be cut off, as it is where films are cropped.
 
     Raises:
       UserError: there is no such split, or no shape, or one that isn't positive.
@@ -175,6 +177,7 @@ class Toyworld:
         seed: int = 0,
         clips: int = 1_000_000,
         shapes: Sequence[tuple[int, int, int, float]] = ((17, 64, 64, 8.0),),
+        square: bool = False,
     ):
         check_split(split)
         if not shapes or any(min(shape) <= 0 for shape in shapes):
@@ -182,7 +185,7 @@ class Toyworld:
                 f"Toyworld's shapes are (frames, height, width, fps), at least one and all positive, not {shapes}."
             )
         self.config = config or WorldConfig()
-        self.split, self.seed, self.clips = split, seed, clips
+        self.split, self.seed, self.clips, self.square = split, seed, clips, square
         self.shapes = tuple((int(t), int(y), int(x), float(fps)) for t, y, x, fps in shapes)
 
     def __len__(self) -> int:
@@ -204,7 +207,7 @@ class Toyworld:
         scene, rng = self.scene(index), self._rng(index, 2)
         paraphrase = self.split == "paraphrase"
         return Clip(
-            video=Video(render(scene, frames, height, width, fps), fps),
+            video=Video(self._cropped(render(scene, frames, height, width, fps)), fps),
             captions={
                 "short": captions.short_caption(scene, rng, paraphrase),
                 "detailed": captions.detailed_caption(scene, rng, paraphrase),
@@ -212,6 +215,12 @@ class Toyworld:
             timed=captions.timed_captions(scene, rng, paraphrase),
             key=f"toyworld-{self.split}-{self.seed}-{index}",
         )
+
+    def _cropped(self, video: np.ndarray) -> np.ndarray:
+        height, width = video.shape[1:3]
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        return video[:, top : top + side, left : left + side] if self.square else video
 
     def _rng(self, index: int, purpose: int) -> np.random.Generator:
         """A generator of its own, so that changed captions leave the scenes as they were."""

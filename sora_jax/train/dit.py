@@ -8,7 +8,7 @@ import itertools
 import pathlib
 import sys
 from collections.abc import Callable
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import grain
 import jax
@@ -56,6 +56,8 @@ class FlowConfig:
 
     Attributes:
       mean, deviation: of the normal logit of σ.
+      sigma_per: whether each "segment" of a packed sequence has a σ of its own, or all of a "sequence" have one, which
+        is then shifted by each one's length.
       base_tokens: runs longer than this are shifted towards noise, see `flow.shift_factor`.
       text_dropout: share of runs that learn without their words, for classifier-free guidance.
       text_noise: deviation of noise on the words' states, in their own root mean square: near words, which training
@@ -67,6 +69,7 @@ class FlowConfig:
 
     mean: float = 0.0
     deviation: float = 1.0
+    sigma_per: Literal["segment", "sequence"] = "segment"
     base_tokens: float = 64.0
     text_dropout: float = 0.1
     text_noise: float = 0.0
@@ -163,7 +166,8 @@ class DiTObjective:
         generated = (batch.segment_ids > 0) & ~batch.conditioning_mask
         # A segment's σ is shifted by all its tokens, conditioning too: its redundancy comes from them.
         lengths = jnp.sum(batch.segment_ids[:, :, None] == jnp.arange(K + 1), axis=1)
-        segment_sigma = flow.draw_sigma(keys["sigma"], (B, K + 1), self.flow.mean, self.flow.deviation)
+        drawn = (B, K + 1 if self.flow.sigma_per == "segment" else 1)
+        segment_sigma = flow.draw_sigma(keys["sigma"], drawn, self.flow.mean, self.flow.deviation)
         segment_sigma = flow.shift(segment_sigma, flow.shift_factor(lengths, self.flow.base_tokens))
         sigma = jnp.minimum(
             gather_sigmas(segment_sigma, batch.condition_segment_ids), batch.condition_init_sigma

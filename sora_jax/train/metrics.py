@@ -241,6 +241,8 @@ class RunLog:
             float(counts.sum()) / self._copies for counts in (tokens, positions, flops)
         )
         return {
+            "tokens_per_step": tokens / len(self._stats),
+            "flops_per_step": flops / len(self._stats),
             "steps_per_second": len(self._stats) / seconds,
             "tokens_per_second": tokens / seconds,
             "utilisation": flops / seconds / self._peak,

@@ -124,6 +124,7 @@ def test_every_weight_and_setting_is_seen(films):
                 {"rates": (4.0,)},
                 {"aspects": ("1:1",)},
                 {"max_frames": 5},
+                {"crop": "square"},
             )
         ],
         "config.latents": [
@@ -207,3 +208,10 @@ def test_digests_tell_types_and_shapes_apart():
     assert array_digest([zeros[:2], zeros[2:]]) != array_digest([zeros])
     assert array_digest([jax.numpy.zeros(4)]) == array_digest([zeros])
     assert value_digest({"a": 1, "b": 2}) == value_digest({"b": 2, "a": 1}) != value_digest({"a": 2, "b": 1})
+
+
+def test_a_field_younger_than_stored_caches_keeps_them_valid_at_its_default(films):
+    settings = dataclasses.asdict(DATA)
+    for name in ("source", "cache", *(name for name, _ in encoding.YOUNGER)):
+        del settings[name]
+    assert parts(films)["config.data"] == value_digest(settings)

@@ -361,6 +361,18 @@ def test_given_tokens_are_shown_clean_and_levels_are_where_training_begins(batch
     np.testing.assert_array_equal(seen.condition_ids, batch.condition_ids)
 
 
+@pytest.mark.parametrize("per", ["segment", "sequence"])
+def test_a_sigma_is_drawn_for_each_segment_or_for_each_sequence(batch, tmp_path, per):
+    # No segment is so long that its sigma is shifted.
+    recorder, _, _ = ask(batch, tmp_path, sigma_per=per, base_tokens=1e6)
+    sigma = np.take_along_axis(np.asarray(recorder.asked[2]), batch.condition_ids, axis=1)
+    free = batch.init_sigma == 1
+    counts = [len(set(sigma[row, free[row]].tolist())) for row in range(len(sigma))]
+    segments = [len(set(batch.segment_ids[row, free[row]].tolist()) - {0}) for row in range(len(sigma))]
+    assert max(segments) > 1
+    assert counts == (segments if per == "segment" else [min(count, 1) for count in segments])
+
+
 def test_given_tokens_and_empty_slots_have_no_part_in_the_loss(batch, tmp_path):
     recorder, loss, others = ask(batch, tmp_path, text_noise=0.0)
     patches, _, sigma = recorder.asked

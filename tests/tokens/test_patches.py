@@ -1,12 +1,14 @@
 """Latents become tokens and come back; each token knows the box it covers and what is given at its place."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sora_jax.errors import UserError
-from sora_jax.tokens.patches import coordinates, patchify, reference_patches, unpatchify
+from sora_jax.tokens.patches import CoordinateMode, coordinates, patchify, reference_patches, unpatchify
 
 
 @given(*[st.integers(1, 3)] * 7)
@@ -25,7 +27,7 @@ def test_patches_must_divide_the_latent():
         patchify(np.zeros((3, 5, 4, 2)), (1, 2, 2))
 
 
-@pytest.mark.parametrize("mode", ["fractional", "absolute"])
+@pytest.mark.parametrize("mode", get_args(CoordinateMode))
 @pytest.mark.parametrize("patch", [(1, 2, 2), (2, 2, 2)])
 def test_coordinates_follow_patchify(mode, patch):
     """Cut a latent that holds its own positions: the patches must agree with the coordinates."""
@@ -38,15 +40,16 @@ def test_coordinates_follow_patchify(mode, patch):
     coords = coordinates(grid, patch, fps=8.0, mode=mode)
     assert coords.dtype == np.float32 and coords.shape == (len(patches), 5)
     np.testing.assert_allclose(coords[:, 0], centre[:, 0] * 4 / 8)
-    wanted = (centre[:, 1:] + 0.5 - [2, 3]) / 4 if mode == "fractional" else (centre[:, 1:] - 0.5) / 2
-    np.testing.assert_allclose(coords[:, 1:3], wanted)
+    centred = centre[:, 1:] + 0.5 - [2, 3]
+    units = {"fractional": centred / 4, "normalized": centred / [4, 6], "absolute": (centre[:, 1:] - 0.5) / 2}
+    np.testing.assert_allclose(coords[:, 1:3], units[mode], rtol=1e-6)
     # From the first to the last video frame a patch shows; the first latent frame shows one alone.
     first = np.where(centre[:, 0] < patch[0] - 0.5, 4, 0)
     np.testing.assert_allclose(coords[:, 3], (4 * patch[0] - first) / 8)
-    np.testing.assert_allclose(coords[:, 4], 2 / 4 if mode == "fractional" else 1)
+    np.testing.assert_allclose(coords[:, 4], 1 if mode == "absolute" else 2 / 4)
 
 
-@pytest.mark.parametrize("mode", ["fractional", "absolute"])
+@pytest.mark.parametrize("mode", get_args(CoordinateMode))
 def test_a_window_has_the_coordinates_of_its_place(mode):
     """What `ends`, `first`, `corner` and `frame` say of a part is what the whole says there."""
     whole = coordinates((5, 6, 8), (1, 2, 2), 8.0, mode=mode).reshape(5, 3, 4, 5)
@@ -83,7 +86,7 @@ def test_fractional_coordinates_know_the_picture_not_the_resolution():
 
 
 def test_coordinates_refuse_what_they_do_not_know():
-    with pytest.raises(UserError, match='"fractional" or "absolute"'):
+    with pytest.raises(UserError, match='"fractional", "absolute" or "normalized"'):
         coordinates((1, 2, 2), (1, 2, 2), 8.0, mode="polar")
     with pytest.raises(UserError, match="frames per second"):
         coordinates((1, 2, 2), (1, 2, 2), 0.0)

@@ -326,6 +326,17 @@ def test_source_draws_one_of_its_shapes():
     assert len({source[i].key for i in range(5)}) == 5
 
 
+def test_source_shows_the_middle_square_of_whole_frames():
+    shapes = ((9, 32, 64, 8), (1, 48, 32, 8))
+    whole, square = Toyworld(shapes=shapes, clips=8), Toyworld(shapes=shapes, clips=8, square=True)
+    assert len({whole.shape(i) for i in range(8)}) == 2
+    for i in range(8):
+        frames = whole[i].video.frames
+        middle = frames[:, :, 16:48] if frames.shape[2] == 64 else frames[:, 8:40]
+        np.testing.assert_array_equal(square[i].video.frames, middle)
+        assert square[i].captions == whole[i].captions
+
+
 def test_source_says_what_is_wrong_with_its_shapes():
     for shapes in ((), ((0, 64, 64, 8),), ((17, 64, 64, 0.0),)):
         with pytest.raises(UserError, match="shapes"):
