@@ -4,7 +4,9 @@
 
 The argument is a size of `sora_jax.models.dit.SIZES`: `--config toyworld_dit:S`; or debug: `--config
 toyworld_dit:debug` goes through all that a run does, from encoding clips to a sheet of samples, in half a minute on two
-cores, and learns nothing. Other footage is one field away: `--config.data.source=path/to/videos`.
+cores, and learns nothing; or quick: `--config toyworld_dit:quick` is the smallest that learns something in minutes, the
+base of configs/ablations: a Pico of coarse patches, clips of one thing that moves straight on over a plain background,
+short captions. Other footage is one field away: `--config.data.source=path/to/videos`.
 
 Expected (experiments/bundled_model/README.md): from the bundled model of before and 1,500 steps of pictures, 6,000
 steps with these settings took 3,900 seconds of processor time on two CPU cores without an accelerator (6,000 tokens a
@@ -16,6 +18,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(size: str = "Nano") -> ConfigDict:
+    small = {"debug": DEBUG, "quick": QUICK}.get(size, {})
     config = ConfigDict(
         {
             "objective": "dit",
@@ -121,8 +124,10 @@ def get_config(size: str = "Nano") -> ConfigDict:
             "checkpoint": {"every": 500, "keep": 2},
         }
     )
-    if size == "debug":
-        config.update(DEBUG)
+    config.update(small)
+    if size == "quick":  # nothing is given: every canvas is text to video
+        config.latents.layouts = config.pipeline.canvases = ConfigDict({"none": 1.0})
+        config.pipeline.caption_weights = ConfigDict({"short": 1.0})
     return config
 
 
@@ -136,4 +141,38 @@ DEBUG = {
     "pipeline": {"seq_len": 128, "num_packing_bins": 4},
     "optim": {"warmup": 2},
     "log": {"every": 2, "heldout_every": 5, "heldout_batches": 2, "sheet_every": 10},
+}
+
+QUICK = {
+    "steps": 600,
+    "dit": {"size": "Pico", "patch": (1, 2, 2)},  # a square frame of 64 pixels is 16 tokens
+    "flow": {"base_tokens": 8.0},
+    "data": {
+        "resolutions": (64,),
+        "aspects": ("1:1",),
+        "durations": (0.0, 1.0),
+        "rates": (8.0,),
+        "world": {
+            "objects": (1.0, 0.0, 0.0),
+            "motions": (0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0),
+            "backgrounds": (1.0, 0.0, 0.0),
+            "cameras": (1.0, 0.0, 0.0),
+            "two_shots": 0.0,
+            "occluder": 0.0,
+            "leave": 0.0,
+        },
+    },
+    "latents": {"clips": 4_000},
+    "pipeline": {
+        "seq_len": 512,
+        "text_len": 256,
+        "batch_size": 2,
+        "max_segments": 24,
+        "num_packing_bins": 32,
+        "temporal_crop_prob": 0.0,
+        "frame_tokens": 0,
+    },
+    "optim": {"warmup": 50},
+    "log": {"heldout_every": 0, "sheet_every": 0},
+    "checkpoint": {"every": 200, "keep": 1},
 }

@@ -132,8 +132,9 @@ def load(file: str, debug: bool = False) -> Sweep:
     Args:
       file: the name of one that comes with sora_jax ("resolution"), or a Python file with a function `get_sweep`, with
         an argument for that after a colon if it takes one: "resolution:Nano".
-      debug: its debug form, a run of all parts of every point, in which nothing is learned: `get_sweep("debug")` where
-        it takes an argument; else the debug form of its base. Evaluations are then as short as they go.
+      debug: its debug form, a run of all parts of every arm, in which nothing is learned: `get_sweep("debug")` where it
+        takes an argument; else the debug form of its base. Every arm has its first seed alone then, and evaluations
+        are as short as they go.
 
     Raises:
       UserError: there is none, or it gives no sweep.
@@ -152,7 +153,9 @@ def load(file: str, debug: bool = False) -> Sweep:
     if not isinstance(sweep, Sweep):
         raise UserError(f"{path} gives no sweep: get_sweep returns {type(sweep).__name__}, not a Sweep.")
     if debug:
-        sweep = dataclasses.replace(sweep, evaluations=[one.debug() for one in sweep.evaluations])
+        arms = {_arm(point): point for point in reversed(sweep.points)}  # each with its first seed
+        evaluations = [one.debug() for one in sweep.evaluations]
+        sweep = dataclasses.replace(sweep, points=list(arms.values())[::-1], evaluations=evaluations)
     return sweep
 
 
@@ -185,6 +188,10 @@ def resolve(sweep: Sweep, changes: Mapping[str, str] | None = None) -> list[Poin
                 f"{there.title!r} and {point.title!r} are the same run under two names: leave one of them out."
             )
     return list(points.values())
+
+
+def _arm(point: Choice) -> tuple[tuple[str, str], ...]:
+    return tuple((axis, text) for axis, text in point.labels.items() if axis != SEED)
 
 
 def loss_config(

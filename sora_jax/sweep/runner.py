@@ -127,7 +127,7 @@ def _finish(waiting: collections.deque[list[Job]], bar: tqdm, jobs: int) -> Iter
                         job, *others = worker.left
                         yield job, _mark_killed(job, status)
                         waiting.extend([others] if others else [])
-    except KeyboardInterrupt:
+    except BaseException:  # where the caller fails too: it closes this generator
         _stop(workers)
         raise
 

@@ -1,0 +1,49 @@
+"""Sizes: is a model better taught at its clips' own sizes, or at one fixed size?
+
+    sora-jax sweep resolution
+    sora-jax sweep table resolution --plot resolution.png
+    sora-jax sweep resolution --debug
+
+Arms: all clips scaled to 64 pixels; clips of 32, 64 and 96 pixels packed together; the same clips padded, one a
+sequence as long as the longest clip. All are measured on the same held-out clips of 32, 64 and 96 pixels, and of 48
+and 128, which none of them learned.
+
+Equal compute: steps, and positions a step with their padding (1,024 of clips, 512 of captions) are the same, so the
+padded arm learns from fewer clips. Attention costs the fixed size a little less.
+
+Expected (a prediction): at 64 pixels the fixed size is best, by little; at every other size, 128 among them, native
+sizes are, by more; padded ones are behind both, as they see half as many clips.
+
+Time (estimated, not measured): 9 runs of some 150 seconds of processor time each on two cores, half an hour in all.
+On one GPU: not run.
+"""
+
+from sora_jax.sweep.algebra import arms, product, seeds
+from sora_jax.sweep.evaluations import evaluation
+from sora_jax.sweep.points import Sweep
+
+
+def get_sweep(form: str = "quick") -> Sweep:
+    size = 32 if form == "debug" else 64
+    native = {"data.resolutions": (size // 2, size, size * 3 // 2)}
+    # The longest clip: three latent frames of 6x6 tokens.
+    padded = {"max_segments": 1, "seq_len": 128, "text_len": 64, "batch_size": 8}
+    sizes = {
+        "fixed": {"data.resolutions": (size,)},
+        "native": native,
+        "native, padded": native | {f"pipeline.{name}": value for name, value in padded.items()},
+    }
+    measured = (size // 2, size * 3 // 4, size, size * 3 // 2, size * 2)
+    return Sweep(
+        f"toyworld_dit:{form}",
+        product(arms("sizes", sizes), seeds(3)),
+        evaluations=[
+            *(
+                evaluation("loss", f"{one} px", overrides={"data.resolutions": (one,)})
+                for one in (measured if form != "debug" else measured[:1])
+            ),
+            evaluation(
+                "toyworld", f"{size} px", split="validation", clips=64, resolution=size, durations=(1.0,)
+            ),
+        ],
+    )
