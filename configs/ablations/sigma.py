@@ -4,9 +4,9 @@
     sora-jax sweep table sigma --plot sigma.png
     sora-jax sweep sigma --debug
 
-Arms: a sigma for each segment, shifted by its length over 8 tokens (`flow.base_tokens`; a square frame has 16); one sigma
-for all segments of a sequence; and the first without a shift (base_tokens as long as a sequence), and shifted twice as
-far (2).
+Arms: a sigma for each segment, shifted by its length over 8 tokens (`flow.base_tokens`; a square frame has 16); one
+sigma for all segments of a sequence; and the first without a shift (base_tokens as long as a sequence), and shifted
+twice as far (2).
 
 Equal compute: the same clips, in the same order, and steps. The loss is measured with one schedule for all, the first
 arm's, and in two halves: near noise, where it is decided what moves where, and near the clip.
