@@ -212,7 +212,9 @@ def loss_config(
     changes = {key: _get(trained, key) for key in own} | _PLAIN | dict(overrides)
     given = common.to_dict() | {name: trained[name] for name in _OWN}
     written = {key: _text(value) for key, value in changes.items()}
-    return objectives.complete(configurations.override(schema, given, written))
+    config = objectives.complete(configurations.override(schema, given, written))
+    objectives.check_run(config)
+    return config
 
 
 def latents_folder(config: ConfigDict, latents: str | os.PathLike[str]) -> str:

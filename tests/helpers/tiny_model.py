@@ -25,6 +25,11 @@ TINY_VAE: dict[str, Any] = {
 SHORT = Limits(tokens=40, text=12, text_len=24)
 
 
+def measured_bundle() -> Bundle:
+    """An autoencoder alone, as if its latents were measured: a run would measure them on its own clips."""
+    return Bundle("vae", VAE(VAEConfig(**TINY_VAE, latent_std=(0.4,)), rngs=nnx.Rngs(0)))
+
+
 def tiny_bundle(limits: Limits = SHORT, **dit: Any) -> Bundle:
     """A bundle whose `DiTConfig` is tiny but for `dit`; a token spans 16×16 pixels."""
     vae = VAE(VAEConfig(**TINY_VAE), rngs=nnx.Rngs(0))
