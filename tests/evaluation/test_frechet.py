@@ -145,6 +145,14 @@ def test_the_interval_is_seeded_and_around_the_distance():
     assert 0.6 < (high - low) / np.subtract(*np.quantile(again, [0.975, 0.025])) < 1.6
 
 
+def test_the_interval_of_few_clips_is_around_their_distance():
+    # Thirty clips of 24 numbers: every set that is drawn from them is further away than they are.
+    rows, reference = features(0, 30)[:, None], Moments.of(features(1))
+    distance = frechet_distance(Moments.of(rows[:, 0]), reference)
+    low, high, _ = frechet_interval(rows, reference, 0, 60)
+    assert low < distance < high and 0.4 < (distance - low) / (high - distance) < 2.5
+
+
 def resampled(rows: int) -> np.ndarray:
     """As `features(0)`, of more rows: the same mix of other numbers."""
     rng = np.random.default_rng(0)

@@ -255,6 +255,14 @@ def test_clips_of_a_file_are_spread_evenly(tmp_path):
     assert [read_clip(clip, settings)[0][0, 0, 0, 0] // 20 for clip in clips] == [0, 3, 6]
 
 
+def test_a_folder_is_no_way_from_itself(folders):
+    options = {"features": {"fvd": "random-video"}, "few": True, "replicates": 20, "clip": FOUR}
+    told = evaluate_videos(folders / "own", ("fvd", "temporal_flicker"), folders / "own", **options)[
+        "metrics"
+    ]
+    assert told["fvd"]["value"] < 1e-3 and told["temporal_flicker"]["clips"] == 5
+
+
 def test_a_loss_of_nothing_is_no_number(folders):
     result = evaluate_videos(folders / "own", ("psnr", "ssim"), folders / "own", clip=FOUR)
     assert result["metrics"]["psnr"]["value"] is None and result["metrics"]["psnr"]["lossless"] == 5
