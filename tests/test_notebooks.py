@@ -20,8 +20,7 @@ transformers = pytest.importorskip(
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
-SLOW = ("fine_tune", "train_tiny")  # a training step is compiled for them
-NEEDS = {"read_ablation": "sora_jax.sweep"}
+SLOW = ("canvas", "fine_tune", "train_tiny")  # twenty seconds of processor time and more
 MOST_BYTES, MOST_LINES = 400_000, 5
 # Folders of machines on which notebooks are run, not of those on which they are read.
 MACHINE = re.compile(r"/(root|home|Users|work|tmp|var|private|mnt|opt|content)/[\w.]")
@@ -61,8 +60,6 @@ def shown_text(cell: Any) -> str:
     "name", [pytest.param(one, marks=[pytest.mark.slow] * (one in SLOW)) for one in NAMES]
 )
 def test_it_runs_from_top_to_bottom(name, tmp_path):
-    if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
-        pytest.skip(f"{name} needs {NEEDS[name]}, which isn't here")
     made = TOOL.run(read(name), tmp_path, SHORT=True)
     shown = [output for cell in made.cells if cell.cell_type == "code" for output in cell.outputs]
     assert any("image/png" in output.get("data", {}) for output in shown), "it shows no picture"
