@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator
+from typing import IO
 
 TEMPORARY, MAX_SUFFIX = ".tmp-", 16  # of temporary files: what their names begin with, letters of a suffix
 
@@ -71,45 +72,57 @@ def locked(path: str | os.PathLike[str], waiting: str = "") -> Iterator[None]:
     file systems) nothing is held.
 
     Args:
-      path: of the lock file, which is made and stays.
+      path: of the lock file, which is removed in the end.
       waiting: printed on stderr where another process holds it.
 
     Raises:
       UserError: the file can't be made.
     """
     path = pathlib.Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "ab")  # noqa: SIM115
-    except OSError as error:
-        raise as_user_error(error, path) from error
-    with file:
-        with contextlib.suppress(ImportError, OSError):
-            import fcntl  # there is none on Windows
-
+    with contextlib.ExitStack() as closing:
+        while True:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                file = closing.enter_context(open(path, "ab"))
+            except OSError as error:
+                raise as_user_error(error, path) from error
+            if not _lock(file, wait=False):
                 if waiting:
                     print(waiting, file=sys.stderr, flush=True)
-                fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+                _lock(file)
+            # Who had it before may have removed it: then it is a file that nobody else will ask for.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                    break
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # Windows keeps files that are open
+                path.unlink()
 
 
 def is_locked(path: str | os.PathLike[str]) -> bool:
     """Whether another process holds this lock file now."""
-    if not os.path.exists(path):
+    try:
+        with open(path, "r+b") as file:
+            return not _lock(file, wait=False)
+    except OSError:
         return False
-    with open(path, "ab") as file:
-        try:
-            import fcntl
 
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except (ImportError, OSError):
-            return False
-    return False
+
+def _lock(file: IO[bytes], wait: bool = True) -> bool:
+    """Whether this process has the file for itself now, or the system can't say."""
+    try:
+        import fcntl  # there is none on Windows
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:  # of a file system without locks
+        return True
+    return True
 
 
 def check_names(folder: pathlib.Path, path: pathlib.Path) -> None:

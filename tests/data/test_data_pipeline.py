@@ -1,5 +1,6 @@
 """The latent cache and the streams that training reads: whole, disjoint, resumable."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -8,6 +9,7 @@ import json
 import pathlib
 import pickle
 import signal
+import time
 
 import grain
 import jax
@@ -78,6 +80,23 @@ def test_a_finished_cache_is_not_written_again(tmp_path):
         write(tmp_path, fingerprint="vae 2")
     with pytest.raises(UserError, match="not 20 of 'vae 1'"):
         write(tmp_path, count=20)
+
+
+def test_two_jobs_that_want_the_same_cache_encode_it_once(tmp_path, capfd):
+    """As two runs of a sweep do: the second waits, and finds it finished."""
+
+    class Slow(Encoder):
+        def __call__(self, clips):
+            time.sleep(0.05)
+            return super().__call__(clips)
+
+    encoders = [Slow(), Slow()]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        caches = [*pool.map(lambda encode: write(tmp_path, encode=encode), encoders)]
+    assert sorted(bool(encode.shapes) for encode in encoders) == [False, True]
+    for one, other in zip(*caches, strict=True):
+        assert_same(one, other)
+    assert "another process is encoding the clips" in capfd.readouterr().err
 
 
 def test_an_interrupted_cache_goes_on_where_it_stopped(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -13,7 +14,7 @@ import time
 import pytest
 
 from sora_jax.cli.main import main
-from sora_jax.errors import is_locked, locked
+from sora_jax.errors import UserError, is_locked, locked
 from sora_jax.sweep import runner
 from sora_jax.sweep.algebra import Choice, product, seeds
 from sora_jax.sweep.points import Point, Sweep, resolve
@@ -136,7 +137,26 @@ def test_a_lock_is_one_process_at_a_time(tmp_path):
     assert not is_locked(path)
     with locked(path):
         assert is_locked(path)
-    assert not is_locked(path)
+    assert not path.exists()
+    with pytest.raises(UserError, match="can't be written"), locked("/dev/null/lock"):
+        pass
+
+
+def test_many_that_want_a_lock_have_it_one_after_another(tmp_path):
+    """Though the file is removed each time, under those that wait for it."""
+    inside, most = 0, 0
+
+    def work(_: int) -> None:
+        nonlocal inside, most
+        with locked(tmp_path / "lock"):
+            inside += 1
+            most = max(most, inside)
+            time.sleep(0.005)
+            inside -= 1
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        [*pool.map(work, range(40))]
+    assert most == 1 and inside == 0
 
 
 FILE = """
