@@ -21,6 +21,7 @@ import click
 import numpy as np
 from scipy import ndimage
 
+from sora_jax.evaluation.catalogue import METRICS
 from sora_jax.evaluation.clips import ClipSettings
 from sora_jax.evaluation.networks import i3d
 from sora_jax.evaluation.provenance import made_by
@@ -104,6 +105,7 @@ def write_clips(root: pathlib.Path, clips: int, frames: int, side: int) -> None:
 
 def measure(root: pathlib.Path, metrics: list[str], features: str, frames: int) -> dict[str, Any]:
     """Clips a second of both folders together, memory at its highest, and figures."""
+    compared = any(METRICS[name].reference for name in metrics)
     options: dict[str, Any] = {
         "clip": ClipSettings(frames),
         "features": {"fvd": features} if "fvd" in metrics else {},
@@ -116,9 +118,9 @@ def measure(root: pathlib.Path, metrics: list[str], features: str, frames: int) 
             (warm / name).mkdir()
             for path in sorted((root / name).iterdir())[:WARM_UP]:
                 (warm / name / path.name).symlink_to(path)
-        evaluate_videos(warm / "own", metrics, warm / "real", **options)
+        evaluate_videos(warm / "own", metrics, warm / "real" if compared else None, **options)
     started, used = time.perf_counter(), time.process_time()
-    result = evaluate_videos(root / "own", metrics, root / "real", **options)
+    result = evaluate_videos(root / "own", metrics, root / "real" if compared else None, **options)
     seconds, processor = time.perf_counter() - started, time.process_time() - used
     clips = len(result["clips"])
     return {

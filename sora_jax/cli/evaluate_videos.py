@@ -164,7 +164,10 @@ def _rows(results: dict[str, dict[str, Any]]) -> str:
     from sora_jax.evaluation.catalogue import METRICS
 
     def number(name: str, value: float | None) -> str:
-        return "-" if value is None else f"{value:.{METRICS[name].digits}f}"
+        if value is None:
+            return "-"
+        # Distances have no scale of their own: it is that of the features.
+        return f"{value:.4g}" if METRICS[name].reference == "set" else f"{value:.{METRICS[name].digits}f}"
 
     rows = []
     for name, told in results.items():

@@ -23,7 +23,7 @@ class Metric:
       kind, features: of which kind its features are, and which it takes by default; "" where it has none.
       weights: what local weights it needs, for `--weights`; "" none.
       usual: how many clips, or pictures, published figures take.
-      digits: after the point, in tables.
+      digits: after the point, in tables; distances of sets get four in all.
     """
 
     title: str
@@ -39,9 +39,7 @@ class Metric:
 
 
 METRICS = {
-    "fvd": Metric(
-        "Fréchet video distance", "lower", "", "set", kind="video", features="i3d", usual=2048, digits=2
-    ),
+    "fvd": Metric("Fréchet video distance", "lower", "", "set", kind="video", features="i3d", usual=2048),
     "fid": Metric(
         "Fréchet image distance",
         "lower",

@@ -43,7 +43,10 @@ def distance(
     extractor: Extractor,
 ) -> dict[str, Any]:
     features = np.stack([row.features[name] for row in own])
-    low, high, drawn = frechet.frechet_interval(features, kept.moments[name], seed, replicates)
+    low = high = interval = None
+    if replicates != 0:
+        low, high, drawn = frechet.frechet_interval(features, kept.moments[name], seed, replicates)
+        interval = f"bootstrap of clips, {drawn} replicates, around the figure"
     return {
         "value": frechet.frechet_distance(moments, kept.moments[name]),
         "low": low,
@@ -52,7 +55,7 @@ def distance(
         "rows": moments.count,
         "reference_clips": kept.provenance["clips"],
         "features": extractor.name,
-        "interval": f"bootstrap of clips, {drawn} replicates, around the figure",
+        "interval": interval,
     }
 
 

@@ -261,6 +261,11 @@ def test_a_folder_is_no_way_from_itself(folders):
         "metrics"
     ]
     assert told["fvd"]["value"] < 1e-3 and told["temporal_flicker"]["clips"] == 5
+    options["replicates"] = 0
+    told = evaluate_videos(folders / "own", ("fvd", "temporal_flicker"), folders / "own", **options)[
+        "metrics"
+    ]
+    assert all(each["low"] is each["high"] is each["interval"] is None for each in told.values())
 
 
 def test_a_loss_of_nothing_is_no_number(folders):

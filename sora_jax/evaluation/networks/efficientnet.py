@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from sora_jax.errors import UserError
-from sora_jax.evaluation.networks.layers import Tensors, Weights, conv, folded, resize_and_crop
+from sora_jax.evaluation.networks.layers import Tensors, Weights, conv, depthwise, folded, resize_and_crop
 
 WIDTH, SIDE = 1280, 224
 _EPSILON = 1e-3
@@ -34,7 +34,7 @@ def features(weights: Weights, x: jax.Array) -> jax.Array:
         before, name = x, f"_blocks.{block}"
         if f"{name}._expand_conv.kernel" in weights:
             x = jax.nn.relu6(conv(weights, f"{name}._expand_conv", x))
-        x = jax.nn.relu6(conv(weights, f"{name}._depthwise_conv", x, stride, groups=x.shape[-1]))
+        x = jax.nn.relu6(depthwise(weights, f"{name}._depthwise_conv", x, stride))
         x = conv(weights, f"{name}._project_conv", x)
         if x.shape == before.shape:
             x += before

@@ -51,7 +51,7 @@ def lpips(weights: Weights, frames: jax.Array, references: jax.Array, trunk: str
         else:
             unit = x / (jnp.sqrt(jnp.sum(x**2, -1, keepdims=True)) + 1e-10)
             squared = (unit[: len(frames)] - unit[len(frames) :]) ** 2
-            distance += jnp.mean(squared @ weights[f"lin{layer}"], (1, 2))
+            distance += jnp.mean(jnp.matmul(squared, weights[f"lin{layer}"], precision="highest"), (1, 2))
             layer += 1
     return distance
 
