@@ -183,7 +183,7 @@ def draw(table: Table, path: pathlib.Path, title: str) -> None:
     for panel in axes.flat[len(table.metrics) :]:
         panel.set_visible(False)
     axes[0, 0].set_yticks(range(len(table.arms)), [table.name(arm) for arm in range(len(table.arms))])
-    axes[0, 0].invert_yaxis()
+    axes[0, 0].set_ylim(len(table.arms) - 0.5, -0.5)
     figure.suptitle(f"{title}: runs, mean and 95% interval over seeds", fontsize=10)
     figure.tight_layout()
     with atomic_path(path) as temporary:
