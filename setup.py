@@ -59,7 +59,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     # configs/ stands beside the package in a checkout and within it where it is installed (train/config_files.py).
-    packages=[*find_packages(include=["sora_jax", "sora_jax.*"]), "sora_jax.configs"],
+    packages=[
+        *find_packages(include=["sora_jax", "sora_jax.*"]),
+        "sora_jax.configs",
+        "sora_jax.configs.ablations",
+    ],
     package_dir={"sora_jax.configs": "configs"},
     package_data={"sora_jax": ["bundled/*/*", "py.typed"]},
     install_requires=CORE,

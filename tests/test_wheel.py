@@ -43,7 +43,7 @@ def test_the_wheel_has_the_packages_data(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = {
         "sora_jax/py.typed",
-        *(f"sora_jax/configs/{path.name}" for path in (ROOT / "configs").glob("*.py")),
+        *(f"sora_jax/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.py")),
     }
     files = ("README.md", "config.json", "dit.safetensors", "vae.safetensors")
     wanted |= {

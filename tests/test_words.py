@@ -20,7 +20,7 @@ BANNED = re.compile(
 def written() -> Iterator[tuple[str, str]]:
     """Every text that a user or a reader of the documentation sees, with where it stands."""
     documents = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"))
-    for path in (*documents, *(ROOT / "configs").glob("*.py")):
+    for path in (*documents, *(ROOT / "configs").rglob("*.py")):
         yield str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:

@@ -15,8 +15,8 @@ Expected (a prediction): crops are as good as the others at 1:1 by the loss on c
 scenes, where the thing is always inside; they are far worse at 16:9 and 9:16. Of what they draw, fewer things are
 inside the frame.
 
-Time (estimated, not measured): 9 runs of some 150 seconds of processor time each on two cores, half an hour in all.
-On one GPU: not run.
+Time (estimated, not measured): 9 runs of some 240 seconds of processor time each on two cores, 35 minutes in all, and
+some minutes for encoding clips. On one GPU: not run.
 """
 
 from sora_jax.sweep.algebra import arms, product, seeds

@@ -14,8 +14,8 @@ Expected (a prediction): detailed captions make the loss with detailed ones lowe
 with short prompts the model that saw them alone is worst, since it never saw so few words; both are nearly as good as
 either on its own ground.
 
-Time (estimated, not measured): 9 runs of some 200 seconds of processor time each on two cores, half an hour in all.
-On one GPU: not run.
+Time (estimated, not measured): 9 runs of some 270 seconds of processor time each on two cores, 40 minutes in all, and
+some minutes for encoding clips. On one GPU: not run.
 """
 
 from sora_jax.sweep.algebra import arms, product, seeds

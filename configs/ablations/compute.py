@@ -9,13 +9,13 @@ latent: 4, 16 and 64 tokens a square frame). Finer patches make more tokens of t
 for as many clips a step.
 
 Compute differs here, that is what is varied: steps and clips are the same for all, and the table has each arm's
-counted operations ("PFLOP", forward and backward, without padding) beside what it learned.
+counted operations ("TFLOP", forward and backward, without padding) beside what it learned.
 
 Expected (a prediction): the loss falls with counted operations whichever way they are spent, as in DiT (there the
 correlation of FID with log GFLOPs is -0.93); patches matter more than width, most of all for shapes.
 
-Time (estimated, not measured): 18 runs of 60 to 1,200 seconds of processor time each on two cores, two hours in all.
-On one GPU: not run.
+Time (estimated, not measured): 18 runs of 150 to 900 seconds of processor time each on two cores, two hours in all,
+and some minutes for encoding clips. On one GPU: not run.
 """
 
 from sora_jax.sweep.algebra import arms, param, product, seeds

@@ -15,8 +15,8 @@ Expected (a prediction): the tokens alone learn colours later, and are behind in
 captions cost a little loss and show only with guidance; the hash is as good on words of training and better for these
 few steps, since each word has a vector of its own.
 
-Time (estimated, not measured): 15 runs of some 150 seconds of processor time each on two cores, 50 minutes in all. On
-one GPU: not run.
+Time (estimated, not measured): 15 runs of some 230 seconds of processor time each on two cores, an hour in all, and
+some minutes for encoding clips. On one GPU: not run.
 """
 
 from sora_jax.sweep.algebra import arms, product, seeds

@@ -15,8 +15,8 @@ Equal compute: the same clips, in the same order, and steps; only the fourth arm
 Expected (a prediction): all alike at the sizes that were learned; at 128 pixels absolute coordinates are worst, by
 much; at 21:9 normalized ones are. Fourier features help everywhere, as direction begins with where a thing is.
 
-Time (estimated, not measured): 12 runs of some 150 seconds of processor time each on two cores, 40 minutes in all. On
-one GPU: not run.
+Time (estimated, not measured): 12 runs of some 190 seconds of processor time each on two cores, 40 minutes in all,
+and some minutes for encoding clips. On one GPU: not run.
 """
 
 from sora_jax.sweep.algebra import arms, product, seeds

@@ -15,8 +15,9 @@ Expected (a prediction): packed, a step has twice as many clips as padded, and t
 gains a little for equal compute, as its further steps outweigh what they lack; without pictures clips are learned as
 well by the loss, and shapes later.
 
-Time (estimated, not measured): 12 runs of some 150 seconds of processor time each on two cores, 40 minutes in all. On
-one GPU: not run. What packing does to the pace alone is in experiments/packing.
+Time (estimated, not measured): 12 runs of some 220 seconds of processor time each on two cores, 45 minutes in all,
+and some minutes for encoding clips. On one GPU: not run. What packing does to the pace alone is in
+experiments/packing.
 """
 
 from sora_jax.sweep.algebra import arms, product, seeds

@@ -14,8 +14,8 @@ padded arm learns from fewer clips. Attention costs the fixed size a little less
 Expected (a prediction): at 64 pixels the fixed size is best, by little; at every other size, 128 among them, native
 sizes are, by more; padded ones are behind both, as they see half as many clips.
 
-Time (estimated, not measured): 9 runs of some 150 seconds of processor time each on two cores, half an hour in all.
-On one GPU: not run.
+Time (estimated, not measured): 9 runs of some 220 seconds of processor time each on two cores, 35 minutes in all, and
+some minutes for encoding clips. On one GPU: not run.
 """
 
 from sora_jax.sweep.algebra import arms, product, seeds

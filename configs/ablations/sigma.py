@@ -15,8 +15,8 @@ Expected (a prediction): one sigma a sequence learns more slowly, since its grad
 levels in place of thirty. Without a shift the loss near the clip is lower, near noise it is higher, and the oracle
 finds fewer colours and directions; twice the shift is the other way round.
 
-Time (estimated, not measured): 12 runs of some 150 seconds of processor time each on two cores, 40 minutes in all. On
-one GPU: not run.
+Time (estimated, not measured): 12 runs of some 220 seconds of processor time each on two cores, 45 minutes in all,
+and some minutes for encoding clips. On one GPU: not run.
 """
 
 from sora_jax.sweep.algebra import arms, product, seeds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,7 +44,9 @@ def sweep() -> None:
     "--latents", type=click.Path(), default=LATENTS, help="Of encoded clips, which sweeps may share."
 )
 @click.option("--jobs", type=click.IntRange(1), default=1, help="Runs at a time.")
-@click.option("--only", multiple=True, metavar="KEY|INDEX", help="Of these runs alone; may be repeated.")
+@click.option(
+    "--only", multiple=True, metavar="KEY|INDEX|FIRST-LAST", help="Of these runs alone; may be repeated."
+)
 @click.option(
     "--debug", is_flag=True, help="The debug form: all parts of every run, in which nothing is learned."
 )
@@ -164,12 +167,17 @@ def _find_results(file: str) -> pathlib.Path:
 def _choose(chosen: list[Any], only: Sequence[str]) -> list[Any]:
     """The points of these keys or indices; all where none is named."""
     known = {point.key: point for point in chosen} | {str(point.index): point for point in chosen}
+    wanted: list[str] = []
     for one in only:
+        span = re.fullmatch(r"(\d+)-(\d+)", one)
+        wanted += [str(index) for index in range(int(span[1]), int(span[2]) + 1)] if span else [one]
+    for one in wanted:
         if one not in known:
             raise UserError(
-                f"The sweep has no run {one!r}: give a number from 0 to {len(chosen) - 1}, or a key that --print shows."
+                f"The sweep has no run {one!r}: give a number from 0 to {len(chosen) - 1}, two of them as 0-3, or a "
+                "key that --print shows."
             )
-    return [known[one] for one in dict.fromkeys(only)] if only else chosen
+    return [known[one] for one in dict.fromkeys(wanted)] if only else chosen
 
 
 def _report(rows: list[dict[str, Any]], folder: pathlib.Path) -> None:

@@ -26,6 +26,7 @@ from sora_jax.sweep.points import latents_folder, loss_config
 from sora_jax.train import objectives
 from sora_jax.train.dit import DiTObjective
 
+_PROGRAMS: dict[Any, Callable[..., jax.Array]] = {}
 _HELD_OUT_SHARE = 20  # `DiTObjective.heldout_data` takes at most one in so many of `latents.clips`
 
 
@@ -64,11 +65,19 @@ def loss(
     config.log.sheet_every = 0
     objective, model = DiTObjective(config, workdir), load_bundle(workdir).dit
     held_out = objective.heldout_data(WHOLE, batches)
-    measured = jax.jit(lambda model, batch, key: objective.loss(model, batch, key)[0])
+    measured = _loss_program(objective)
     losses = [measured(model, batch, jax.random.key(index)) for index, batch in enumerate(held_out)]
     if not losses:
         raise UserError(f"Nothing of {config.data.source!r} is held out, so there is no loss to compare.")
     return {"loss": float(np.mean(jax.device_get(losses)))}
+
+
+def _loss_program(objective: DiTObjective) -> Callable[..., jax.Array]:
+    """The loss, compiled once for all evaluations of a process that differ in their clips alone."""
+    own = objective.flow, objective.pipeline.max_segments  # all of an objective that its loss depends on
+    if own not in _PROGRAMS:
+        _PROGRAMS[own] = jax.jit(lambda model, batch, key: objective.loss(model, batch, key)[0])
+    return _PROGRAMS[own]
 
 
 def toyworld(workdir: pathlib.Path, common: ConfigDict, latents: str, **settings: Any) -> dict[str, float]:

@@ -29,7 +29,7 @@ class Estimate:
 
     def __str__(self) -> str:
         if self.half is None:
-            return _short(self.mean, abs(self.mean))
+            return f"{self.mean:.4g}" if math.isfinite(self.mean) else "–"
         return f"{_short(self.mean, self.half)} ± {_short(self.half, self.half)}"
 
 
@@ -137,12 +137,12 @@ def as_markdown(table: Table, against: str = "") -> str:
     Raises:
       UserError: there is no such arm.
     """
-    head = [*table.axes, "n", *table.metrics, "tokens", "PFLOP", "processor seconds"]
+    head = [*table.axes, "n", *table.metrics, "tokens", "TFLOP", "processor seconds"]
     lines = []
     for arm, labels in enumerate(table.arms):
         cells = [str(table.estimate(arm, metric)) for metric in table.metrics]
         cost = table.costs[arm]
-        spent = [f"{cost['tokens']:,.0f}", f"{cost['flops'] / 1e15:.3g}", f"{cost['processor_seconds']:,.0f}"]
+        spent = [f"{cost['tokens']:,.0f}", f"{cost['flops'] / 1e12:.4g}", f"{cost['processor_seconds']:,.0f}"]
         lines.append([*labels, _runs(table, arm), *cells, *spent])
     text = _markdown(head, lines, len(table.axes))
     text += "\n\nMean ± half width of the 95% interval (Student's t over n runs)."
@@ -183,7 +183,7 @@ def draw(table: Table, path: pathlib.Path, title: str) -> None:
     for panel in axes.flat[len(table.metrics) :]:
         panel.set_visible(False)
     axes[0, 0].set_yticks(range(len(table.arms)), [table.name(arm) for arm in range(len(table.arms))])
-    axes[0, 0].invert_yaxis()
+    axes[0, 0].set_ylim(len(table.arms) - 0.5, -0.5)
     figure.suptitle(f"{title}: runs, mean and 95% interval over seeds", fontsize=10)
     figure.tight_layout()
     with atomic_path(path) as temporary:

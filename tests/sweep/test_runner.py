@@ -177,7 +177,7 @@ def test_the_command_shows_a_table_and_says_what_failed(tmp_path, monkeypatch, c
     out, err = capfd.readouterr()
     assert "| good | 2 | 1.5 ± 6.4 |" in out and "2 of 4 runs are done: runs/sweeps/s/results.jsonl" in err
     assert "error: 2 of 4 runs failed (bad, 0: It is bad: be good): the same command tries them again" in err
-    assert main(["sweep", "s.py", "--only", "1", "--only", "0"]) == 0
+    assert main(["sweep", "s.py", "--only", "0-1", "--only", "0"]) == 0
     assert main(["sweep", "table", "s.py"]) == 0
     assert "note: 2 runs failed." in capfd.readouterr().err
     assert len(read_rows("runs/sweeps/s/results.jsonl")) == 4
@@ -191,6 +191,7 @@ def test_the_command_shows_a_table_and_says_what_failed(tmp_path, monkeypatch, c
             "config.stpes is no key of this configuration: did you mean config.steps?",
         ),
         (["s.py", "--only", "9"], "The sweep has no run '9': give a number from 0 to 1"),
+        (["s.py", "--only", "1-2"], "The sweep has no run '2'"),
         (["s.py", "--print", "--xpk"], "--print, --slurm and --xpk exclude each other"),
         (["s.py", "--xpk"], "--out runs/sweeps/s must begin with /"),
         (["t.py"], "There is no sweep t.py"),

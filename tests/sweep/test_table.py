@@ -50,8 +50,8 @@ def test_means_are_over_seeds_and_differences_run_by_run():
     # Seeds differ by half, arms by a tenth: run by run that is seen all the same.
     assert difference.half < 0.03 < 0.5 < table.estimate(1, "loss").half
     text = as_markdown(table)
-    assert "| frames | size | n | loss | 64 px/shape | tokens | PFLOP | processor seconds |" in text
-    assert "| a | S | 3 | 1.5 ± 1.2 | 0.5 ± 0 | 2,000 | 2 | 12 |" in text
+    assert "| frames | size | n | loss | 64 px/shape | tokens | TFLOP | processor seconds |" in text
+    assert "| a | S | 3 | 1.5 ± 1.2 | 0.5 ± 0 | 2,000 | 2000 | 12 |" in text
     assert "Difference from a, S, run by run of the same seed" in text and "| b | S | 0.110 ± 0.025 |" in text
     assert "Difference from b, S" in as_markdown(table, "b, S")
 

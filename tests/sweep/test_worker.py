@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 import types
 
 import pytest
@@ -29,6 +30,7 @@ def get_sweep():
     }}
     return Sweep("toyworld_dit:debug", seeds(1), small, [{evaluations}])
 """
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "sweeps.md"
 PICTURES = 'evaluation("loss", "pictures", clips=8, batches=1)'
 SAME = 'evaluation("loss", "the same", clips=8, batches=1)'
 
@@ -59,6 +61,10 @@ def test_a_sweep_trains_measures_and_records_and_nothing_twice(folder, monkeypat
     assert row["steps"] == 2 and row["seed"] == 0 and row["tokens"] > 0 and row["processor_seconds"] > 0
     assert row["commit"] is None or (len(row["commit"]) == 40 and isinstance(row["dirty"], bool))
     assert {"training loss", "pictures/loss"} == set(row["metrics"]) and row["overrides"]["steps"] == "2"
+
+    lines = re.findall(r"^\| (`.*?) \|", PAGE.read_text(), re.MULTILINE)
+    named = {name for line in lines for name in re.findall("`(.+?)`", line)}
+    assert len(named) > 12 and named <= set(row), "docs/sweeps.md names fields that a row hasn't"
 
     made = [*pathlib.Path("runs").rglob("metrics.jsonl"), *pathlib.Path("runs").rglob("checkpoints/2")]
     times = {path: path.stat().st_mtime_ns for path in (results, *made)}
