@@ -3,7 +3,7 @@
     python experiments/claims.py            # writes the table
     python experiments/claims.py --check    # exit status 1 where it is not what the claims say
 
-A folder's `claims.json` is a list of claims. `measured` and `interval` may take figures from the folder's JSON files:
+A folder's `claims.json` is a list of claims. `measured` and `interval` may take figures from the folder's JSON and JSONL files:
 `{guidance.json:cfg 3, 12/accuracy/all/share|.1%}` is a file, the keys on the way, and a format.
 """
 
@@ -74,7 +74,9 @@ def fill(text: str, folder: pathlib.Path) -> str:
     """`text` with the figures of the folder's files in the places of `{file:keys|format}`."""
 
     def figure(match: re.Match[str]) -> str:
-        value: Any = json.loads((folder / match["file"]).read_text())
+        text = (folder / match["file"]).read_text()
+        lines = match["file"].endswith(".jsonl")  # a list of its lines
+        value: Any = [json.loads(line) for line in text.splitlines()] if lines else json.loads(text)
         for key in match["keys"].split("/"):
             value = value[int(key) if isinstance(value, list) else key]
         return format(value, match["format"])

@@ -44,7 +44,7 @@ class ClipSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Clip:
+class ClipFile:
     """One clip of a folder.
 
     Attributes:
@@ -70,7 +70,9 @@ class Clip:
         return pathlib.PurePosixPath(self.name).with_suffix("").as_posix()
 
 
-def list_clips(folder: str | os.PathLike[str], settings: ClipSettings, captions: bool = False) -> list[Clip]:
+def list_clips(
+    folder: str | os.PathLike[str], settings: ClipSettings, captions: bool = False
+) -> list[ClipFile]:
     """The clips of a folder and its subfolders, in order of their names; their headers are read, nothing is decoded.
 
     Videos, pictures (clips of one frame) and arrays (`.npy`: uint8 or floats in 0..1, [T,Y,X,3]) are taken. A caption
@@ -93,7 +95,7 @@ def list_clips(folder: str | os.PathLike[str], settings: ClipSettings, captions:
     else:
         files, texts = sorted([*found.files, *arrays]), found.captions
     texts |= {path: text for path in arrays if (text := path.with_suffix(".txt")).is_file()}
-    clips: list[Clip] = []
+    clips: list[ClipFile] = []
     short: list[str] = []
     silent: list[str] = []
     for path in files:
@@ -110,7 +112,7 @@ def list_clips(folder: str | os.PathLike[str], settings: ClipSettings, captions:
         if settings.per_video == 1:
             starts = starts[:1]
         clips += [
-            Clip(path, name, int(at) / (fps or 1.0), fps, own, digest, caption)
+            ClipFile(path, name, int(at) / (fps or 1.0), fps, own, digest, caption)
             for at in dict.fromkeys(starts)
         ]
     if short:
@@ -126,7 +128,7 @@ def list_clips(folder: str | os.PathLike[str], settings: ClipSettings, captions:
     return clips
 
 
-def read_clip(clip: Clip, settings: ClipSettings) -> tuple[np.ndarray, tuple[str, ...]]:
+def read_clip(clip: ClipFile, settings: ClipSettings) -> tuple[np.ndarray, tuple[str, ...]]:
     """The frames uint8[T,Y,X,3] of a clip, and what should be known of them.
 
     Raises:
@@ -143,7 +145,7 @@ def read_clip(clip: Clip, settings: ClipSettings) -> tuple[np.ndarray, tuple[str
     return shown, (*report.remarks(), *report.damage(clip.start, end))
 
 
-def describe_shapes(clips: Sequence[Clip]) -> str:
+def describe_shapes(clips: Sequence[ClipFile]) -> str:
     """ "64×64 at 8 fps", or how many there are of each."""
     kinds = collections.Counter((clip.size, clip.fps) for clip in clips).most_common()
     names = [(describe_shape(*kind), number) for kind, number in kinds]
@@ -155,7 +157,7 @@ def describe_shape(size: tuple[int, int], fps: float | None) -> str:
     return f"{size[1]}×{size[0]}" + (f" at {fps:g} fps" if fps else ", of no rate")
 
 
-def check_alike(clips: Sequence[Clip], others: Sequence[Clip], metrics: Sequence[str]) -> None:
+def check_alike(clips: Sequence[ClipFile], others: Sequence[ClipFile], metrics: Sequence[str]) -> None:
     """Raises UserError where clips that are compared have different sizes or rates, which is said and never mended."""
     kinds = {(clip.size, clip.fps) for clip in (*clips, *others)}
     if len(kinds) < 2:
@@ -209,7 +211,7 @@ def _as_bytes(frames: np.ndarray, name: str) -> np.ndarray:
     return (frames.clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def _fit(frames: Iterator[np.ndarray], clip: Clip, settings: ClipSettings) -> np.ndarray:
+def _fit(frames: Iterator[np.ndarray], clip: ClipFile, settings: ClipSettings) -> np.ndarray:
     """Frames stacked, each brought to the size asked for."""
     out = []
     for frame in frames:

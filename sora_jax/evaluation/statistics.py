@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sora_jax.errors import UserError, atomic_path, user_path
-from sora_jax.evaluation.clips import Clip, ClipSettings, describe_shape, describe_shapes
+from sora_jax.evaluation.clips import ClipFile, ClipSettings, describe_shape, describe_shapes
 from sora_jax.evaluation.extractors import Extractor
 from sora_jax.evaluation.frechet import Moments
 from sora_jax.evaluation.provenance import made_by
@@ -36,7 +36,7 @@ class Statistics:
     provenance: Mapping[str, Any]
 
 
-def provenance_of(folder: str, clips: Sequence[Clip], settings: ClipSettings) -> dict[str, Any]:
+def provenance_of(folder: str, clips: Sequence[ClipFile], settings: ClipSettings) -> dict[str, Any]:
     """What a set of clips is: how many, of which shape, from where."""
     shapes = {(clip.size, clip.fps) for clip in clips}
     ((height, width), fps) = next(iter(shapes)) if len(shapes) == 1 else ((None, None), None)
@@ -121,7 +121,7 @@ def load_statistics(path: str | os.PathLike[str], extractors: Mapping[str, Extra
     return Statistics(moments, {key: told.get(key) for key in ("clips", "clip", "source", "made_by")})
 
 
-def check_shape(statistics: Statistics, path: str, clips: Sequence[Clip], settings: ClipSettings) -> None:
+def check_shape(statistics: Statistics, path: str, clips: Sequence[ClipFile], settings: ClipSettings) -> None:
     """Raises UserError where the clips have another shape or rate than those of the statistics."""
     kept = statistics.provenance["clip"]
     own = provenance_of("", clips, settings)["clip"]

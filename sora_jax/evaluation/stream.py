@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sora_jax.evaluation.clips import Clip, ClipSettings, read_clip
+from sora_jax.evaluation.clips import ClipFile, ClipSettings, read_clip
 from sora_jax.evaluation.measure import Batch, Measurer, Row
 from sora_jax.evaluation.parts import Parts
 from sora_jax.media.digests import value_digest
@@ -23,7 +23,7 @@ _READERS = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class ClipJob:
     """A clip that is to be measured.
 
     Attributes:
@@ -32,8 +32,8 @@ class Job:
       of_reference: whether it belongs to a reference set, so that its features alone are wanted.
     """
 
-    clip: Clip
-    other: Clip | None = None
+    clip: ClipFile
+    other: ClipFile | None = None
     of_reference: bool = False
 
     @property
@@ -46,7 +46,7 @@ class Job:
 
 
 def measure_jobs(
-    jobs: Sequence[Job],
+    jobs: Sequence[ClipJob],
     rows: dict[str, Row],
     measurer: Measurer,
     settings: ClipSettings,
@@ -80,20 +80,20 @@ def measure_jobs(
 
 
 def _batches(
-    jobs: Sequence[Job], settings: ClipSettings
-) -> Iterator[tuple[list[Job], np.ndarray, np.ndarray | None, list[str]]]:
+    jobs: Sequence[ClipJob], settings: ClipSettings
+) -> Iterator[tuple[list[ClipJob], np.ndarray, np.ndarray | None, list[str]]]:
     """Jobs of one kind and shape together, with their frames, which are read while those before are measured."""
 
-    def alike(job: Job) -> tuple[Any, ...]:
+    def alike(job: ClipJob) -> tuple[Any, ...]:
         return job.of_reference, job.clip.size, job.clip.fps
 
-    def groups() -> Iterator[list[Job]]:
+    def groups() -> Iterator[list[ClipJob]]:
         for (_, size, _), same in itertools.groupby(jobs, alike):
             most = max(1, min(_BATCH, _BATCH_BYTES // (settings.frames * size[0] * size[1] * 3)))
             while group := list(itertools.islice(same, most)):
                 yield group
 
-    def read(batch: list[Job]) -> tuple[list[Job], np.ndarray, np.ndarray | None, list[str]]:
+    def read(batch: list[ClipJob]) -> tuple[list[ClipJob], np.ndarray, np.ndarray | None, list[str]]:
         shown = [read_clip(job.clip, settings) for job in batch]
         others = [read_clip(job.other, settings) for job in batch if job.other]
         references = np.stack([frames for frames, _ in others]) if others else None

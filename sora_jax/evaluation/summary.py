@@ -10,7 +10,7 @@ import numpy as np
 from sora_jax.errors import UserError
 from sora_jax.evaluation import frechet, intervals
 from sora_jax.evaluation.catalogue import METRICS
-from sora_jax.evaluation.clips import Clip, describe_shapes
+from sora_jax.evaluation.clips import ClipFile, describe_shapes
 from sora_jax.evaluation.extractors import Extractor
 from sora_jax.evaluation.frechet import Moments
 from sora_jax.evaluation.measure import Row
@@ -75,7 +75,7 @@ def mean(name: str, figures: Sequence[float], seed: int, replicates: int | None)
 
 def remarks(
     names: Sequence[str],
-    clips: Sequence[Clip],
+    clips: Sequence[ClipFile],
     sets: Mapping[str, Extractor],
     results: Mapping[str, Any],
     image_frames: int,

@@ -15,7 +15,7 @@ import numpy as np
 from sora_jax.errors import UserError, user_path
 from sora_jax.evaluation import frechet
 from sora_jax.evaluation.catalogue import METRICS, choose, of_pairs, of_sets
-from sora_jax.evaluation.clips import Clip, ClipSettings, check_alike, describe_shapes, list_clips
+from sora_jax.evaluation.clips import ClipFile, ClipSettings, check_alike, describe_shapes, list_clips
 from sora_jax.evaluation.extractors import Extractor
 from sora_jax.evaluation.frechet import Moments
 from sora_jax.evaluation.measure import IMAGE_FRAMES, Measurer, Row
@@ -28,7 +28,7 @@ from sora_jax.evaluation.statistics import (
     provenance_of,
     save_statistics,
 )
-from sora_jax.evaluation.stream import Job, Progress, measure_jobs
+from sora_jax.evaluation.stream import ClipJob, Progress, measure_jobs
 from sora_jax.evaluation.summary import check_enough, distance, mean, remarks
 
 
@@ -96,8 +96,8 @@ def evaluate_videos(
     if kept:
         check_shape(kept, str(reference), clips, clip)
     check_enough(sets, len(clips), len(others) if others else None, image_frames, clip.frames, few)
-    own = [Job(each, paired[each]) for each in clips]
-    theirs = [Job(each, of_reference=True) for each in others] if sets else []
+    own = [ClipJob(each, paired[each]) for each in clips]
+    theirs = [ClipJob(each, of_reference=True) for each in others] if sets else []
     jobs = [*own, *theirs]
     settings = {
         "metrics": list(names),
@@ -179,7 +179,7 @@ def _reference(
     reference: str | os.PathLike[str] | None,
     settings: ClipSettings,
     sets: Mapping[str, Extractor],
-) -> tuple[Statistics | None, list[Clip]]:
+) -> tuple[Statistics | None, list[ClipFile]]:
     """Kept statistics, or the clips of a folder."""
     if reference is None:
         return None, []
@@ -188,7 +188,9 @@ def _reference(
     return load_statistics(reference, sets), []
 
 
-def _pair(clips: Sequence[Clip], others: Sequence[Clip], reference: str) -> dict[Clip, Clip | None]:
+def _pair(
+    clips: Sequence[ClipFile], others: Sequence[ClipFile], reference: str
+) -> dict[ClipFile, ClipFile | None]:
     """Each clip with that of the reference of its name and place.
 
     Raises:

@@ -43,7 +43,7 @@ _LOOK = 0.5  # seconds between looks at the runs
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class Run:
     """A point that is to be run, and its folder."""
 
     point: Point
@@ -55,7 +55,7 @@ class Worker:
     """A process that works on some runs, one after another, and those that it hasn't finished."""
 
     process: subprocess.Popen[bytes]
-    left: list[Job]
+    left: list[Run]
 
 
 def run_sweep(
@@ -85,7 +85,7 @@ def run_sweep(
     """
     done = {row["key"] for row in read_rows(out / RESULTS) if row["status"] == DONE}
     waiting = [
-        Job(point, write_point(point, sweep, out, latents)) for point in points if point.key not in done
+        Run(point, write_point(point, sweep, out, latents)) for point in points if point.key not in done
     ]
     groups = [waiting] if one_process and waiting else [[job] for job in waiting]
     start = len(points) - len(waiting)
@@ -99,7 +99,7 @@ def run_sweep(
     return [row for row in collect(out) if row["key"] in wanted]
 
 
-def _finish(waiting: collections.deque[list[Job]], bar: tqdm, jobs: int) -> Iterator[tuple[Job, Row]]:
+def _finish(waiting: collections.deque[list[Run]], bar: tqdm, jobs: int) -> Iterator[tuple[Run, Row]]:
     """Yields each run with its row when it has ended."""
     workers: list[Worker] = []
     try:
@@ -132,7 +132,7 @@ def _finish(waiting: collections.deque[list[Job]], bar: tqdm, jobs: int) -> Iter
         raise
 
 
-def _start(group: list[Job]) -> Worker:
+def _start(group: list[Run]) -> Worker:
     """A process in a session of its own: Ctrl-C then comes to this one alone, which passes it on once."""
     for job in group:
         if (row := read_row(job.workdir)) and not _is_done(job, row):
@@ -145,11 +145,11 @@ def _start(group: list[Job]) -> Worker:
     return Worker(process, list(group))
 
 
-def _is_done(job: Job, row: Row) -> bool:
+def _is_done(job: Run, row: Row) -> bool:
     return (row["status"], row["key"]) == (DONE, job.point.key)
 
 
-def _new_row(job: Job) -> Row | None:
+def _new_row(job: Run) -> Row | None:
     row = read_row(job.workdir)
     return row if row and row["key"] == job.point.key else None
 
@@ -170,7 +170,7 @@ def _stop(workers: Sequence[Worker]) -> None:
         raise
 
 
-def _mark_killed(job: Job, status: int) -> Row:
+def _mark_killed(job: Run, status: int) -> Row:
     """A row for a run whose process ended without writing one: it was killed, or couldn't begin."""
     how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
     memory = ", perhaps for want of memory" if status == -signal.SIGKILL else ""
