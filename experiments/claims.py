@@ -3,8 +3,8 @@
     python experiments/claims.py            # writes the table
     python experiments/claims.py --check    # exit status 1 where it is not what the claims say
 
-A folder's `claims.json` is a list of claims. `measured` and `interval` may take figures from the folder's JSON and JSONL files:
-`{guidance.json:cfg 3, 12/accuracy/all/share|.1%}` is a file, the keys on the way, and a format.
+A folder's `claims.json` is a list of claims. `measured` and `interval` may take figures from the folder's JSON or JSONL
+files: `{guidance.json:cfg 3, 12/accuracy/all/share|.1%}` is a file, the keys on the way, and a format.
 """
 
 from __future__ import annotations
