@@ -17,10 +17,21 @@ from helpers.tiny_dit import BATCH as TRAINED
 from helpers.tiny_dit import CONFIG
 from helpers.tiny_dit import make_dit as make_trained
 
-import sora_jax.evaluation
 from sora_jax.data.pipeline import PipelineConfig
 from sora_jax.diffusion.guidance import Guidance
 from sora_jax.diffusion.solvers import SOLVERS, State, solver_step
+from sora_jax.evaluation import (
+    abilities,
+    extractors,
+    frechet,
+    intervals,
+    metrics,
+    optical_flow,
+    report,
+    statistics,
+    summary,
+    temporal,
+)
 from sora_jax.models import layers, text
 from sora_jax.models.dit import _pool
 from sora_jax.models.vae import VAE, VAEConfig
@@ -177,10 +188,10 @@ def test_a_training_step_is_near_the_exact_one(name, gradients):
     state, key = init(jax.random.key(0)), jax.random.key(1)
     (exact, wanted), *others = (rounded(step, to)(state, gradients[to], key) for to in ("float32", *TYPES))
     moved = lambda after: jax.tree.map(jnp.subtract, after.params, state.params)
-    for to, (after, metrics) in zip(TYPES, others, strict=True):
+    for to, (after, figures) in zip(TYPES, others, strict=True):
         for figure in ("loss", "clean_error", "grad_norm"):
-            assert metrics[figure] == pytest.approx(wanted[figure], rel=8 * UNIT[to]), (to, figure)
-        assert metrics["learning_rate"] == wanted["learning_rate"]
+            assert figures[figure] == pytest.approx(wanted[figure], rel=8 * UNIT[to]), (to, figure)
+        assert figures["learning_rate"] == wanted["learning_rate"]
         # AdamW's first step is the gradient's sign: a number near 0 may turn.
         assert 0 < distance(moved(after), moved(exact)) < np.sqrt(16 * UNIT[to])
 
@@ -255,7 +266,23 @@ def test_the_text_encoder_is_exact():
     assert_exact(model, jnp.ones((2, 5), jnp.int32), jnp.ones((2, 5), bool))
 
 
-def test_metrics_are_numpys():
-    """PSNR, SSIM and the oracle compute in float64 on the host: no accelerator has a part in them."""
-    for file in pathlib.Path(sora_jax.evaluation.__file__).parent.glob("*.py"):
-        assert "jnp" not in file.read_text() and "jax.numpy" not in file.read_text(), file.name
+def test_metrics_are_exact():
+    """SSIM, optical flow, the error after warping and features: an accelerator rounds nothing in them."""
+    frames, flow = jnp.ones((2, 32, 32, 3)), jnp.ones((2, 32, 32, 2))
+    assert_exact(lambda a, b: metrics._block_similarity(a, b, 255.0, 2, "valid"), frames, frames)
+    assert_exact(optical_flow._block_flow, frames, frames)
+    assert_exact(temporal._block_error, frames, frames, flow, flow)
+    for name in ("random-image", "random-video"):
+        extractor = extractors.EXTRACTORS[name](None)
+        assert_exact(extractor.prepare, frames)
+        prepared = extractor.prepare(frames)
+        assert_exact(
+            extractor.network, extractor.weights, prepared if extractor.kind == "image" else prepared[None]
+        )
+
+
+def test_distances_intervals_and_reports_are_numpys():
+    """They compute in float64 on the host: no accelerator has a part in them."""
+    for module in (abilities, frechet, intervals, report, statistics, summary):
+        text = pathlib.Path(module.__file__).read_text()
+        assert "jnp" not in text and "jax.numpy" not in text, module.__name__
