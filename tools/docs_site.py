@@ -43,9 +43,7 @@ def main() -> None:
     command = ["serve"] if serve else ["build", "--strict", "--quiet"]
     config = PAGES.parent / "mkdocs.yml"
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
-    site |= {"docs_dir": str(PAGES), "site_dir": str(PAGES.parent / "site"), "nav": navigation()}
-    site["plugins"][2]["mkdocstrings"]["handlers"]["python"]["paths"] = [str(ROOT)]
-    config.write_text(yaml.safe_dump(site, sort_keys=False, allow_unicode=True))
+    config.write_text(yaml.safe_dump(site | {"nav": navigation()}, sort_keys=False, allow_unicode=True))
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", *command, "--config-file", str(config)],
         check=False,
