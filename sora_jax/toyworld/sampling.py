@@ -71,7 +71,7 @@ def _sample_shot(
 ) -> Shot:
     if length >= 0.75 and rng.random() < config.occluder:
         background = _sample_background(rng, _pick(rng, world.BACKGROUNDS, config.backgrounds))
-        thing, occluder = _sample_passage(rng, length, aspect, heldout, background)
+        thing, occluder = _sample_passage(rng, config, length, aspect, heldout, background)
         return Shot(start, (thing,), background, Camera(), occluder)
     kind = _pick(rng, world.CAMERAS, config.cameras) if length > 0 else "still"
     things: list[Thing] = []
@@ -100,10 +100,13 @@ def _sample_kind(
     sizes = dict(zip(world.SIZES, config.sizes, strict=True))
     sizes |= {"grow": {"large": 0.0}, "shrink": {"small": 0.0}}.get(motion, {})
     size = _pick(rng, list(world.SIZES), list(sizes.values()))
-    shapes = ("square", "triangle", "star") if motion == "spin" else world.SHAPES
+    shapes = dict(zip(world.SHAPES, config.shapes, strict=True))
+    if motion == "spin":  # a circle or a ring that spins can't be seen to
+        shapes |= {"circle": 0.0, "ring": 0.0}
     while True:
         direction = _pick(rng, list(world.DIRECTIONS)) if motion in ("straight", "bounce") else None
-        thing = Thing(_pick(rng, shapes), _pick(rng, list(world.COLOURS)), size, motion, direction)
+        shape = _pick(rng, list(shapes), list(shapes.values()))
+        thing = Thing(shape, _pick(rng, list(world.COLOURS)), size, motion, direction)
         if world.is_heldout(thing) == heldout and thing.colour not in taken:
             return thing
 
@@ -176,14 +179,20 @@ def _sample_path(
 
 
 def _sample_passage(
-    rng: np.random.Generator, length: float, aspect: float, heldout: bool, background: Background
+    rng: np.random.Generator,
+    config: WorldConfig,
+    length: float,
+    aspect: float,
+    heldout: bool,
+    background: Background,
 ) -> tuple[Thing, Occluder]:
     """A thing that passes behind a pillar wide enough to hide the whole of it, and comes out again."""
     half_x = world.half_frame(aspect)[1]
     size = "medium" if half_x > 0.75 and rng.random() < 0.5 else "small"
     while True:
         direction = _pick(rng, ("left", "right"))
-        thing = Thing(_pick(rng, world.SHAPES), _pick(rng, list(world.COLOURS)), size, "straight", direction)
+        shape = _pick(rng, world.SHAPES, config.shapes)
+        thing = Thing(shape, _pick(rng, list(world.COLOURS)), size, "straight", direction)
         if world.is_heldout(thing) == heldout:
             break
     (low_y, high_y), (_, high_x) = world.room(thing, aspect)

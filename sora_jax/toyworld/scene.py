@@ -185,6 +185,7 @@ class WorldConfig:
     Attributes:
       objects: one, two and three things.
       motions: each of `MOTIONS`, of a thing.
+      shapes: each of `SHAPES`, all above 0; what spins is one of three.
       sizes: each of `SIZES`.
       backgrounds: each of `BACKGROUNDS`.
       cameras: each of `CAMERAS`.
@@ -196,6 +197,7 @@ class WorldConfig:
 
     objects: tuple[float, ...] = (0.55, 0.30, 0.15)
     motions: tuple[float, ...] = (0.07, 0.50, 0.11, 0.10, 0.08, 0.06, 0.08)
+    shapes: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 1.0)
     sizes: tuple[float, ...] = (0.33, 0.34, 0.33)
     backgrounds: tuple[float, ...] = (0.40, 0.25, 0.35)
     cameras: tuple[float, ...] = (0.80, 0.10, 0.10)
@@ -205,13 +207,21 @@ class WorldConfig:
     leave: float = 0.08
 
     def __post_init__(self) -> None:
-        tables = {"motions": MOTIONS, "sizes": SIZES, "backgrounds": BACKGROUNDS, "cameras": CAMERAS}
+        tables = {
+            "motions": MOTIONS,
+            "shapes": SHAPES,
+            "sizes": SIZES,
+            "backgrounds": BACKGROUNDS,
+            "cameras": CAMERAS,
+        }
         for name, table in ({"objects": ("one", "two", "three")} | tables).items():
             if len(weights := getattr(self, name)) != len(table):
                 raise UserError(
                     f"config.data.world.{name} takes {len(table)} numbers, for {', '.join(table)}, and got "
                     f"{len(weights)}."
                 )
+        if min(self.shapes) <= 0:  # things are drawn until they show what the split may show
+            raise UserError(f"config.data.world.shapes takes numbers above 0, and got {min(self.shapes):g}.")
 
 
 def half_frame(aspect: float) -> tuple[float, float]:

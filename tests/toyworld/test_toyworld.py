@@ -55,6 +55,17 @@ def saturated(frames):
 # Scenes
 
 
+def test_shapes_are_as_often_as_asked_for():
+    counts = collections.Counter(thing.shape for thing in things(shapes=(1.0, 1.0, 1.0, 5.0, 1.0), occluder=0.5))
+    assert 0.45 < counts["star"] / sum(counts.values()) < 0.65  # 5 of 9, more among what spins
+    assert set(counts) == set(SHAPES)
+
+
+def test_a_shape_that_is_never_drawn_is_refused():
+    with pytest.raises(UserError, match="above 0, and got 0"):
+        WorldConfig(shapes=(1.0, 1.0, 1.0, 1.0, 0.0))
+
+
 def test_same_arguments_same_scene_and_frames():
     source = Toyworld(seed=3)
     copy = pickle.loads(pickle.dumps(source))
