@@ -64,6 +64,7 @@ def test_parameters_of_bert_are_counted(speed):
     assert sum(layer.flops for layer in layers) == 6 * (24 * 15 * 384**2 + 4 * 3 * 5 * 5 * 384)
 
 
+@pytest.mark.slow
 def test_the_table_at_toy_size(speed, monkeypatch, tmp_path):
     run = speed("run")
     # The machine's own speeds take seconds to measure, and are the roofline's business.

@@ -21,6 +21,7 @@ def script(monkeypatch):
     return module
 
 
+@pytest.mark.slow
 def test_attention_s_contenders_are_timed_or_say_why_not(script, tmp_path, monkeypatch):
     ignorant = lambda q, k, v, ids: script.masked("xla", q, k, v, ids > 0)
     real = script.contenders

@@ -21,8 +21,9 @@ from sora_jax.sweep.points import Point, Sweep, resolve
 from sora_jax.sweep.results import DONE, FAILED, read_rows
 
 PROGRAM = """
-import pathlib, sys
+import pathlib, signal, sys
 from sora_jax.sweep import runner
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 from tests.sweep.test_runner import points_of
 runner._WORKER = "helpers.stub_worker"
 runner.run_sweep(points_of("good", "slow", seeds_of=1), "s", pathlib.Path(sys.argv[1]), pathlib.Path("latents"))

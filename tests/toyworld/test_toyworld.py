@@ -56,7 +56,9 @@ def saturated(frames):
 
 
 def test_shapes_are_as_often_as_asked_for():
-    counts = collections.Counter(thing.shape for thing in things(shapes=(1.0, 1.0, 1.0, 5.0, 1.0), occluder=0.5))
+    counts = collections.Counter(
+        thing.shape for thing in things(shapes=(1.0, 1.0, 1.0, 5.0, 1.0), occluder=0.5)
+    )
     assert 0.45 < counts["star"] / sum(counts.values()) < 0.65  # 5 of 9, more among what spins
     assert set(counts) == set(SHAPES)
 

@@ -30,7 +30,11 @@ FLAGS = {
 }
 
 
-@pytest.mark.parametrize("name", shipped())
+# The ladder is the transformer's configuration with other sizes.
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name == "ladder" else name for name in shipped()]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_debug_run_has_all_parts_of_a_run(name, tmp_path, tiny, capsys, monkeypatch):
     monkeypatch.setattr("sora_jax.checkpoints.bundle.BUNDLED", tiny)
     flags = FLAGS.get(name, [])
