@@ -1,10 +1,14 @@
 """Writes experiments/README.md: every claim that an experiment tested, with figure, interval, cost and verdict.
 
-    python experiments/claims.py            # writes the table
-    python experiments/claims.py --check    # exit status 1 where it is not what the claims say
+    python experiments/claims.py            # writes that page, and the tables of sweeps in the folders' pages
+    python experiments/claims.py --check    # exit status 1 where one is not what the files say
 
 A folder's `claims.json` is a list of claims. `measured` and `interval` may take figures from the folder's JSON or JSONL
-files: `{guidance.json:cfg 3, 12/accuracy/all/share|.1%}` is a file, the keys on the way, and a format.
+files: `{guidance.json:cfg 3, 12/accuracy/all/share|.1%}` is a file, the keys on the way, and a format. Of a sweep,
+whose rows are in the folder's results.jsonl, `{mean:native/64 px/loss}` is an arm's mean over seeds with its 95%
+interval, and `{difference:native - fixed/64 px/loss}` that of the differences from another arm, seed by seed. In a
+folder's README.md the sweep's table stands between `<!-- table: loss, colour -->`, which names columns, and
+`<!-- /table -->`.
 """
 
 from __future__ import annotations
@@ -14,7 +18,11 @@ import json
 import pathlib
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any
+
+from sora_jax.sweep.results import read_rows
+from sora_jax.sweep.table import Table, as_markdown, latest, make_table
 
 HERE = pathlib.Path(__file__).parent
 FIELDS = ("claim", "source", "measured", "interval", "seeds", "compute", "commit", "verdict", "command")
@@ -30,13 +38,40 @@ HEAD = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The table of claims.")
+    parser = argparse.ArgumentParser(description="The table of claims, and those of sweeps.")
     parser.add_argument("--check", action="store_true", help="Only compare.")
-    check, page, path = parser.parse_args().check, render(), HERE / "README.md"
-    if check and (not path.is_file() or path.read_text() != page):
-        sys.exit("experiments/README.md is not what the claims say: run python experiments/claims.py.")
-    if not check:
-        path.write_text(page)
+    check = parser.parse_args().check
+    for path, page in pages().items():
+        if check and (not path.is_file() or path.read_text() != page):
+            name = path.relative_to(HERE.parent)
+            sys.exit(f"{name} is not what its folder's files say: run python experiments/claims.py.")
+        if not check:
+            path.write_text(page)
+
+
+def pages() -> dict[pathlib.Path, str]:
+    """What each page that has figures of files should be."""
+    sweeps = sorted(
+        path.parent for path in HERE.glob("*/results.jsonl") if (path.parent / "README.md").is_file()
+    )
+    return {HERE / "README.md": render()} | {
+        folder / "README.md": with_tables((folder / "README.md").read_text(), folder) for folder in sweeps
+    }
+
+
+def with_tables(page: str, folder: pathlib.Path) -> str:
+    """`page` with the sweep's newest table between the marks that ask for one."""
+
+    def table(match: re.Match[str]) -> str:
+        names = [name.strip() for name in match["metrics"].split(",")]
+        return f"{match['begin']}\n\n{as_markdown(_table(folder, names))}\n\n<!-- /table -->"
+
+    pattern = r"(?P<begin><!-- table: (?P<metrics>[^>]*) -->).*?<!-- /table -->"
+    return re.sub(pattern, table, page, flags=re.DOTALL)
+
+
+def _table(folder: pathlib.Path, metrics: Sequence[str] = ()) -> Table:
+    return make_table(latest(read_rows(folder / "results.jsonl")), metrics=metrics)
 
 
 def render() -> str:
@@ -71,7 +106,7 @@ def render() -> str:
 
 
 def fill(text: str, folder: pathlib.Path) -> str:
-    """`text` with the figures of the folder's files in the places of `{file:keys|format}`."""
+    """`text` with the figures of the folder's files in the places of `{file:keys|format}` and of a sweep's marks."""
 
     def figure(match: re.Match[str]) -> str:
         text = (folder / match["file"]).read_text()
@@ -81,6 +116,13 @@ def fill(text: str, folder: pathlib.Path) -> str:
             value = value[int(key) if isinstance(value, list) else key]
         return format(value, match["format"])
 
+    def estimate(match: re.Match[str]) -> str:
+        table, metric = _table(folder), match["metric"]
+        names = [table.name(arm) for arm in range(len(table.arms))]
+        arm, *others = (names.index(name) for name in match["arms"].split(" - "))
+        return str(table.difference(arm, *others, metric) if others else table.estimate(arm, metric))
+
+    text = re.sub(r"\{(?:mean|difference):(?P<arms>[^/}|]+)/(?P<metric>[^}|]+)\}", estimate, text)
     return re.sub(r"\{(?P<file>[\w.]+):(?P<keys>[^}|]+)\|(?P<format>[^}]*)\}", figure, text)
 
 
