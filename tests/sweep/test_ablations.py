@@ -28,7 +28,7 @@ from sora_jax.sweep.worker import work
 from sora_jax.train.dit import DiTObjective
 
 NAMES = (
-    *("aspect_ratio", "captions", "compute", "conditioning", "coordinates"),
+    *("aspect_ratio", "canvas", "captions", "compute", "conditioning", "coordinates"),
     *("duration", "packing", "resolution", "sigma"),
 )
 
