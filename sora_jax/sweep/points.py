@@ -224,7 +224,7 @@ def latents_folder(config: ConfigDict, latents: str | os.PathLike[str]) -> str:
     """
     if config.get("latents") is None:
         return ""
-    own = {name: config.to_dict()[name] for name in ("data", "latents", "text", "autoencoder")}
+    own = {name: _settings(config).get(name) for name in ("data", "latents", "text", "autoencoder")}
     return config.latents.folder or str(pathlib.Path(latents) / _digest(own))
 
 
@@ -258,9 +258,22 @@ def _get(config: Mapping[str, Any], key: str) -> Any:
 
 
 def _settings(config: ConfigDict) -> dict[str, Any]:
-    own = config.to_dict()
+    """What isn't as it is by default, which is code: a field that is added later changes no key."""
+    own, schema = config.to_dict(), objectives.schema_of(config)
     own.get("latents", {}).pop("folder", None)  # where clips are kept changes nothing
-    return own
+    defaults = objectives.complete({"objective": config.get("objective", "")}).to_dict()
+    return _set_otherwise(schema, own, defaults)
+
+
+def _set_otherwise(schema: type, own: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    sections = configurations.sections_of(schema)
+    return {
+        name: _set_otherwise(sections[name], value, defaults[name])
+        if name in sections and isinstance(value, Mapping) and isinstance(defaults.get(name), Mapping)
+        else value
+        for name, value in own.items()
+        if name not in defaults or value != defaults[name]
+    }
 
 
 def _digest(value: Any) -> str:

@@ -95,6 +95,17 @@ def test_the_key_is_of_all_that_the_result_depends_on():
     assert measured.folder == first.folder and measured.sweep_key != first.sweep_key
 
 
+def test_a_field_that_is_as_by_default_is_not_in_the_key():
+    """So runs stay finished when the package gets new fields."""
+    [first, *_] = resolve(make())
+    pipeline = first.config.to_dict()["pipeline"]
+    older = first.config.copy_and_resolve_references()
+    del older.pipeline["threads"]
+    assert dataclasses.replace(first, config=older, common=older).key == first.key
+    changed = _with(first.config, pipeline=pipeline | {"threads": 7})
+    assert dataclasses.replace(first, config=changed).key != first.key
+
+
 def _with(config, **sections):
     changed = config.copy_and_resolve_references()
     changed.update(sections)
