@@ -87,6 +87,11 @@ class PackedBatch:
             reference=number(seq_len, 2 * (patch_width + 1)) if reference else None,
         )
 
+    def with_text_positions(self, count: int) -> PackedBatch:
+        """The first so many text positions alone."""
+        names = ("text", "text_segment_ids", "text_time", "text_condition_ids")
+        return dataclasses.replace(self, **{name: getattr(self, name)[:, :count] for name in names})
+
     @property
     def conditioning_mask(self) -> Any:
         """bool[B,N]: conditioning tokens; padding is none."""
