@@ -26,6 +26,8 @@ DEBUG = "debug"
 _KEY = 12  # letters
 # What makes the loss of two runs the same quantity, whatever they were trained with.
 _PLAIN = {"flow.text_dropout": 0.0, "flow.text_noise": 0.0, "flow.routing": 0.0, "flow.contrast": 0.0}
+# Keys that came after sweeps had been run, with their defaults: left out of hashes, so that finished runs stay valid.
+_YOUNGER = (("dit", "caption", "tokens"), ("pipeline", "caption_noise", 0.0))
 _OWN = ("dit", "text", "autoencoder")  # of the run, not of what all arms have in common
 
 
@@ -260,6 +262,9 @@ def _get(config: Mapping[str, Any], key: str) -> Any:
 def _settings(config: ConfigDict) -> dict[str, Any]:
     own = config.to_dict()
     own.get("latents", {}).pop("folder", None)  # where clips are kept changes nothing
+    for section, name, default in _YOUNGER:
+        if own.get(section, {}).get(name) == default:
+            del own[section][name]
     return own
 
 
