@@ -47,6 +47,8 @@ class PipelineConfig:
       caption_noise: share of clips that have another clip's captions, the same in every epoch, as text found beside a
         video often doesn't say what it shows.
       num_packing_bins: sequences that a shard has open at a time, see `packing.stream_sequences`.
+      buckets: whether a sequence has clips of one shape alone; with `batch_size` 1 so has a batch, as where clips are
+        batched by shape (Open-Sora's buckets).
       threads: that read records, on this host.
       prefetch: batches that are made ahead.
     """
@@ -65,6 +67,7 @@ class PipelineConfig:
     caption_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     caption_noise: float = 0.0
     num_packing_bins: int = 64
+    buckets: bool = False
     threads: int = 2
     prefetch: int = 4
 
@@ -112,7 +115,8 @@ def make_pipeline(
     streams = {shard: segments[shard :: config.shards].to_iter_dataset(options) for shard in own}
     limits = config.seq_len, config.text_len, config.max_segments, config.num_packing_bins
     sequences = {
-        shard: stream_sequences(stream, *limits, SEGMENT_CONDITIONS) for shard, stream in streams.items()
+        shard: stream_sequences(stream, *limits, SEGMENT_CONDITIONS, config.buckets)
+        for shard, stream in streams.items()
     }
 
     def collate(sequences: list[list[Segment]]) -> PackedBatch:

@@ -27,7 +27,11 @@ _KEY = 12  # letters
 # What makes the loss of two runs the same quantity, whatever they were trained with.
 _PLAIN = {"flow.text_dropout": 0.0, "flow.text_noise": 0.0, "flow.routing": 0.0, "flow.contrast": 0.0}
 # Keys that came after sweeps had been run, with their defaults: left out of hashes, so that finished runs stay valid.
-_YOUNGER = (("dit", "caption", "tokens"), ("pipeline", "caption_noise", 0.0))
+_YOUNGER = (
+    ("dit", "caption", "tokens"),
+    ("pipeline", "caption_noise", 0.0),
+    ("pipeline", "buckets", False),
+)
 _OWN = ("dit", "text", "autoencoder")  # of the run, not of what all arms have in common
 
 

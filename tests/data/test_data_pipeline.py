@@ -438,3 +438,13 @@ def test_a_share_of_clips_has_another_clips_captions_by_seed():
     ]
     assert Miscaptioned(sources[:1], 1.0, 0)[0] == sources[0], "there is no other"
     assert len([*make_pipeline(dataclasses.replace(CONFIG, caption_noise=1.0), records(4), epochs=1)]) > 0
+
+
+def test_a_batch_of_a_bucket_is_of_one_shape():
+    config = dataclasses.replace(CONFIG, batch_size=1, buckets=True)
+    held = []
+    for batch in make_pipeline(config, records(30), epochs=1):
+        found = numbers(batch)
+        held += found
+        assert len({SHAPES[number % len(SHAPES)] for number in found}) == 1
+    assert sorted(held) == [*range(30)]
