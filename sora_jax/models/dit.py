@@ -487,7 +487,7 @@ def forward_flops(
 
 
 def segment_flops(config: DiTConfig, tokens: float, words: float) -> float:
-    """`forward_flops` of one segment of so many video and text tokens; of arrays, of many."""
+    """`forward_flops` of one segment of so many video and text tokens; of each, where they are arrays."""
     inside = tokens + (words if config.caption == "tokens" else 0)
     beside = words if config.caption == "cross" else 0
     return forward_flops(config, inside, inside**2, beside, tokens * beside)

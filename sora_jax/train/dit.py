@@ -330,12 +330,11 @@ class DiTObjective:
         return Bundle(name, vae, dit, self.text, self.limits, self.flow.base_tokens)
 
     def flops(self, batch: PackedBatch) -> float:
-        segments = np.arange(1, self.pipeline.max_segments + 1)
-        tokens, words = (
-            np.count_nonzero(ids[..., None] == segments, axis=1).astype(float)
-            for ids in (batch.segment_ids, batch.text_segment_ids)
+        count = lambda ids: np.bincount(ids, minlength=self.pipeline.max_segments + 1)[1:].astype(float)
+        rows = zip(batch.segment_ids, batch.text_segment_ids, strict=True)
+        return 3 * float(
+            sum(np.sum(segment_flops(self.dit, count(ids), count(words))) for ids, words in rows)
         )
-        return 3 * float(np.sum(segment_flops(self.dit, tokens, words)))
 
     def tokens(self, batch: PackedBatch) -> tuple[int, int]:
         return int(np.count_nonzero(batch.segment_ids)), batch.segment_ids.size
