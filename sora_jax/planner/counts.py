@@ -59,12 +59,8 @@ def estimate_counts(spec: StepSpec) -> Counts:
     chips = spec.topology.count
     # Of the 18 a third computes modulations, once a condition; cross-attention has four more.
     parameters = (18 + 4 * (dit.caption == "cross")) * dit.width**2 * dit.layers
-    own = (
-        spec.batch_size
-        * spec.passes
-        * positions_of(spec)
-        / (sizes["data"] * sizes["fsdp"] * sizes["sequence"])
-    )
+    positions = spec.batch_size * spec.passes * positions_of(spec)
+    own = positions / (sizes["data"] * sizes["fsdp"] * sizes["sequence"])
     kept = chips / sizes["data"]
     gathered = 2 * parameters / sizes["tensor"]
     traffic = passes * (gathered + TRAFFIC * own * dit.width * dit.layers)

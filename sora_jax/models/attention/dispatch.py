@@ -80,8 +80,8 @@ def cross_attend(
 ) -> Heads:
     """Attention to the keys of a token's own segment in a second sequence, captions; zero where there are none.
 
-    Dense on every platform: captions are short. Their positions aren't split over devices, so that every device has
-    those of its sequences, and a mesh sends nothing for it. Logits are float32[B,H,N,M].
+    Dense on every platform: captions are short. Their positions aren't split over devices, so a mesh sends nothing
+    forward, and backward the keys' gradients. Logits are float32[B,H,N,M].
 
     Args:
       others_bm: the segment of each key; 0 = none.
