@@ -4,18 +4,20 @@
     sora-jax sweep table resolution --plot resolution.png
     sora-jax sweep resolution --debug
 
-Arms: all clips scaled to 64 pixels; clips of 32, 64 and 96 pixels packed together; the same clips padded, one a
-sequence as long as the longest clip. All are measured on the same held-out clips of 32, 64 and 96 pixels, and of 48
-and 128, which none of them learned.
+Arms: all clips scaled to 64 pixels; clips of 32, 64 and 96 pixels packed together; the same in buckets, a batch of one
+size and duration each (as Open-Sora's); the same padded, one a sequence as long as the longest clip. All are measured
+on the same held-out clips of 32, 64 and 96 pixels, and of 48 and 128, which none of them learned.
 
 Equal compute: steps, and positions a step with their padding (1,024 of clips, 512 of captions) are the same, so the
-padded arm learns from fewer clips. Attention costs the fixed size a little less.
+padded arm learns from fewer clips; a bucket of small pictures is full of captions before it is full of tokens.
+Attention costs the fixed size a little less.
 
 Expected (a prediction): at 64 pixels the fixed size is best, by little; at every other size, 128 among them, native
-sizes are, by more; padded ones are behind both, as they see half as many clips.
+sizes are, by more; buckets are behind packed clips by little, as the gradient of a batch of one size is noisier;
+padded ones are behind all, as they see half as many clips.
 
-Time (estimated, not measured): 9 runs of some 220 seconds of processor time each on two cores, 35 minutes in all, and
-some minutes for encoding clips. On one GPU: not run.
+Time (estimated, not measured): 12 runs of some 220 seconds of processor time each on two cores, 45 minutes in all,
+and some minutes for encoding clips. On one GPU: not run.
 """
 
 from sora_jax.sweep.algebra import arms, product, seeds
@@ -28,9 +30,12 @@ def get_sweep(form: str = "quick") -> Sweep:
     native = {"data.resolutions": (size // 2, size, size * 3 // 2)}
     # The longest clip: three latent frames of 6x6 tokens.
     padded = {"max_segments": 1, "seq_len": 128, "text_len": 64, "batch_size": 8}
+    # A batch of one sequence, as long as two.
+    bucket = {"buckets": True, "batch_size": 1, "seq_len": 1024, "text_len": 512, "max_segments": 48}
     sizes = {
         "fixed": {"data.resolutions": (size,)},
         "native": native,
+        "native, in buckets": native | {f"pipeline.{name}": value for name, value in bucket.items()},
         "native, padded": native | {f"pipeline.{name}": value for name, value in padded.items()},
     }
     measured = (size // 2, size * 3 // 4, size, size * 3 // 2, size * 2)

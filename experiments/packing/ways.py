@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
-import numpy as np
 
 from sora_jax.tokens.packing import PackedBatch, Segment, pack_batch, stream_sequences
 
@@ -51,7 +50,7 @@ def batches(
     while True:
         segment = segments[number % len(segments)]
         number += 1
-        key = shape_of(segment) if way == "buckets" else ()
+        key = segment.shape if way == "buckets" else ()
         length = len(segment.patches) if way == "buckets" else longest
         group = waiting[key]
         group.append(segment)
@@ -60,11 +59,6 @@ def batches(
                 0
             ]
             group.clear()
-
-
-def shape_of(segment: Segment) -> tuple[int, ...]:
-    """Its tokens along time, height and width."""
-    return tuple(len(np.unique(segment.coords[:, axis])) for axis in range(3))
 
 
 class _Segments:

@@ -117,6 +117,7 @@ def evaluate_vae_command(files: tuple[str, ...], model: str, results: Results, *
 @click.option(
     "--aspects", type=ListOf(click.STRING), default="1:1", help="Width to height, in turn: 1:1,16:9."
 )
+@click.option("--expand", is_flag=True, help="Give the model each prompt with details added to it.")
 @click.option("--truth", is_flag=True, help="Read true clips instead: what the oracle itself gets wrong.")
 @click.option("--vae", is_flag=True, help="Read true clips through the autoencoder: what is lost there.")
 @_results

@@ -38,7 +38,8 @@ class DataConfig:
       damaged: what is done with files and captions that can't be read: "skip" trains without them, names and counts
         them; "refuse" ends the run with a sentence that names them.
       cache: a folder in which files are kept decoded, see `Footage`.
-      crop: "square": the middle square of every clip alone is learned, as where clips of one size are wanted.
+      crop: how clips of one size are had of all: "square": the middle square of every clip alone is learned;
+        "letterbox": all of it, scaled into such a square between black bars; "none": clips keep their shapes.
       world: fields of toyworld's `WorldConfig` that differ from its own.
     """
 
@@ -54,7 +55,7 @@ class DataConfig:
     grid: tuple[int, int, int] = (4, 16, 16)
     damaged: Literal["skip", "refuse"] = "skip"
     cache: str = ""
-    crop: Literal["none", "square"] = "none"
+    crop: Literal["none", "square", "letterbox"] = "none"
     world: Mapping[str, Any] = dataclasses.field(default_factory=dict, metadata={"keys": WorldConfig})
 
     def __post_init__(self) -> None:

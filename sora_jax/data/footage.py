@@ -23,7 +23,7 @@ from sora_jax.errors import UserError
 from sora_jax.media.clip import Clip
 from sora_jax.media.digests import file_digest, value_digest
 from sora_jax.media.timing import frame_step
-from sora_jax.media.video import Report, Video, frame_size, resample, stream_frames
+from sora_jax.media.video import Report, Video, frame_size, letterbox, resample, stream_frames
 
 # Mean number of clips that a frame is in: nearly every one is in several, with different neighbours.
 CLIPS_PER_MOMENT = 8
@@ -60,6 +60,7 @@ class Footage:
       crop: (frames, height, width) of every clip instead: a box at a random place of the frame, which is first
         cropped and scaled as `aspects` and `resolution` say, or to more where the box needs it. Durations then have
         no effect.
+      letterboxed: whether clips are scaled into the square of their short side, between black bars.
       cache: a folder in which each file is decoded once, at the largest size that is needed, and from then on
         read as a memory map; empty: every clip is decoded from the keyframe before it.
       damaged: "skip" or "refuse", what is done with files that can't be read, see `survey`.
@@ -84,6 +85,7 @@ class Footage:
     seed: int = 0
     multiple: int = 8
     crop: tuple[int, int, int] | None = None
+    letterboxed: bool = False
     cache: str = ""
     damaged: str = "skip"
     _survey: Survey = dataclasses.field(init=False, repr=False, compare=False)
@@ -349,8 +351,9 @@ class Footage:
 
     def _as_clip(self, cut: Cut, frames: Sequence[np.ndarray]) -> Clip:
         source_file = cut.span.source_file
+        shown = letterbox(np.stack(frames)) if self.letterboxed else np.stack(frames)
         return Clip(
-            Video(np.stack(frames), cut.fps),
+            Video(shown, cut.fps),
             {"short": source_file.caption},
             ((0.0, source_file.caption),) if source_file.caption else (),
             f"{source_file.name}@{cut.start:.3f}s+{cut.count}",

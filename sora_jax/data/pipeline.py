@@ -44,7 +44,11 @@ class PipelineConfig:
       temporal_crop_prob: probability of a temporal crop.
       frame_tokens: frames of more tokens are cropped to at most this many, as the sampler's are; 0: none is.
       caption_weights: weights of the kinds of caption, among those a record has; empty: uniform.
+      caption_noise: share of clips that have another clip's captions, the same in every epoch, as text found beside a
+        video often doesn't say what it shows.
       num_packing_bins: sequences that a shard has open at a time, see `packing.stream_sequences`.
+      buckets: whether a sequence has clips of one shape alone; with `batch_size` 1 so has a batch, as where clips are
+        batched by shape (Open-Sora's buckets).
       threads: that read records, on this host.
       prefetch: batches that are made ahead.
     """
@@ -61,14 +65,16 @@ class PipelineConfig:
     temporal_crop_prob: float = 0.0
     frame_tokens: int = 0
     caption_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    caption_noise: float = 0.0
     num_packing_bins: int = 64
+    buckets: bool = False
     threads: int = 2
     prefetch: int = 4
 
     def __post_init__(self) -> None:
         counts = ("seq_len", "text_len", "batch_size", "shards", "max_segments", "patch", "num_packing_bins")
         more = dict.fromkeys(("frame_tokens", "threads", "prefetch"), FROM_ZERO)
-        more |= {"seed": SEED, "temporal_crop_prob": SHARE}
+        more |= {"seed": SEED, "temporal_crop_prob": SHARE, "caption_noise": SHARE}
         check_ranges(self, "pipeline", **dict.fromkeys(counts, COUNT), **more)
 
 
@@ -96,6 +102,8 @@ def make_pipeline(
         records = LatentCache(records)
     if len(records) == 0:
         raise UserError("There are no records to train on: encode some clips first.")
+    if config.caption_noise:
+        records = Miscaptioned(records, config.caption_noise, config.seed)
     segments = (
         grain.MapDataset.source(records)
         .shuffle(seed=config.seed)
@@ -107,7 +115,8 @@ def make_pipeline(
     streams = {shard: segments[shard :: config.shards].to_iter_dataset(options) for shard in own}
     limits = config.seq_len, config.text_len, config.max_segments, config.num_packing_bins
     sequences = {
-        shard: stream_sequences(stream, *limits, SEGMENT_CONDITIONS) for shard, stream in streams.items()
+        shard: stream_sequences(stream, *limits, SEGMENT_CONDITIONS, config.buckets)
+        for shard, stream in streams.items()
     }
 
     def collate(sequences: list[list[Segment]]) -> PackedBatch:
@@ -116,6 +125,26 @@ def make_pipeline(
 
     batches = Sharded(sequences, config.batch_size // config.shards, empty=[]).map(collate)
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=config.prefetch)
+
+
+class Miscaptioned:
+    """Records, a share of which has another one's captions, by `seed`."""
+
+    def __init__(self, records: Records, share: float, seed: int) -> None:
+        self.records, self.share, self.seed = records, share, seed
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Record:
+        rng, record = np.random.default_rng((self.seed, index)), self.records[index]
+        if len(self) < 2 or rng.random() >= self.share:
+            return record
+        other = (index + int(rng.integers(1, len(self)))) % len(self)
+        return record | {"captions": self.records[other]["captions"]}
+
+    def __repr__(self) -> str:
+        return f"Miscaptioned({self.records!r}, {self.share}, {self.seed})"
 
 
 def draw_segment(

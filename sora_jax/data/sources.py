@@ -132,8 +132,7 @@ def _read_name(item: str) -> tuple[str, float] | None:
 def _make_source(config: DataConfig, name: str, crop: tuple[int, int, int] | None) -> ClipSource:
     if name == TOYWORLD:
         world = component(WorldConfig, config.world, "data.world")
-        square = config.crop == "square"
-        return Toyworld(world, config.split, config.seed, config.clips, config.shapes(), square)
+        return Toyworld(world, config.split, config.seed, config.clips, config.shapes(), config.crop)
     return Footage(
         name,
         resolution=config.resolutions,
@@ -146,6 +145,7 @@ def _make_source(config: DataConfig, name: str, crop: tuple[int, int, int] | Non
         seed=config.seed,
         multiple=math.lcm(*config.grid[1:]),
         crop=crop,
+        letterboxed=config.crop == "letterbox" and crop is None,
         cache=config.cache,
         damaged=config.damaged,
     )

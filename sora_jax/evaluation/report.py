@@ -141,6 +141,7 @@ def evaluate_toyworld(
     solver: str = "euler",
     seed: int = 0,
     source: str = "generated",
+    expand: bool = False,
     progress: Progress | None = None,
     show: Show | None = None,
     **settings: Any,
@@ -158,6 +159,8 @@ def evaluate_toyworld(
       durations, aspects, resolution, fps, steps, guidance, solver: as in `pipeline.Request`; None: the model's own.
       source: "generated", "truth" (true clips: how much the oracle itself gets wrong), or "vae" (true clips
         through the autoencoder: how much is lost there).
+      expand: whether the model gets each prompt with details added (`captions.expanded_prompt`). The oracle reads the
+        same attributes as without.
       progress: called with (clips done, clips in all).
       settings: further ones of `settings.Settings`.
       show: called with each clip's prompt, followed by what was read wrong, and the clip.
@@ -180,7 +183,7 @@ def evaluate_toyworld(
         Request("?", duration, resolution, aspect, fps, **sampler)
         for duration, aspect in itertools.product(durations, aspects)
     ]
-    examples = list(itertools.islice(_examples(split, requests, seed), clips))
+    examples = list(itertools.islice(_examples(split, requests, seed, expand), clips))
     if source == "generated":
         for _, request in examples:
             _needed(pipeline).check(request)
@@ -211,6 +214,7 @@ def evaluate_toyworld(
             "fps": fps,
             "seed": seed,
             "source": source,
+            "expand": expand,
         }
         | (
             {name: getattr(requests[0], name) for name in ("steps", "guidance")} | sampler
@@ -265,7 +269,9 @@ def _decibels(psnr: float | None) -> str:
 EvalExample = tuple[Scene, Request]
 
 
-def _examples(split: str, requests: Sequence[Request], seed: int) -> Iterator[EvalExample]:
+def _examples(
+    split: str, requests: Sequence[Request], seed: int, expand: bool = False
+) -> Iterator[EvalExample]:
     """Scenes of one thing, each with the request that asks for it."""
     number = 0
     for index in itertools.count():
@@ -279,6 +285,8 @@ def _examples(split: str, requests: Sequence[Request], seed: int) -> Iterator[Ev
         prompt = captions.single_object_prompt(
             thing.shape, thing.colour, thing.size, thing.direction, words, split == "paraphrase"
         )
+        if expand:
+            prompt = captions.expanded_prompt(prompt, bool(thing.direction), words, split == "paraphrase")
         yield scene, dataclasses.replace(request, prompt=prompt, seed=seed + number)
         number += 1
 

@@ -395,6 +395,17 @@ def resize(video: Video, height: int, width: int) -> Video:
     return Video(np.stack([resample(frame, height, width) for frame in video.frames]), video.fps)
 
 
+def letterbox(frames: np.ndarray) -> np.ndarray:
+    """uint8[T,Y,X,3] scaled into the square of its short side, with black bars beside it."""
+    height, width = frames.shape[1:3]
+    side, longest = min(height, width), max(height, width)
+    high, wide = (max(round(size * side / longest), 1) for size in (height, width))
+    top, left = (side - high) // 2, (side - wide) // 2
+    square = np.zeros((len(frames), side, side, 3), np.uint8)
+    square[:, top : top + high, left : left + wide] = [resample(frame, high, wide) for frame in frames]
+    return square
+
+
 def frame_size(resolution: int, aspect: str | float) -> tuple[int, int]:
     """(height, width) whose short side is `resolution` and whose long side is even and nearest to `aspect`.
 

@@ -21,7 +21,7 @@ from sora_jax.axes import Coords, Patches, SegmentIds, Sigma
 from sora_jax.distributed.mesh import HEADS, check_sequence_split, constrain
 from sora_jax.errors import UserError
 from sora_jax.models.attention.blocks import CHECKPOINT
-from sora_jax.models.attention.dispatch import BACKENDS, attend
+from sora_jax.models.attention.dispatch import BACKENDS, attend, cross_attend
 from sora_jax.models.layers import (
     Linear,
     fourier,
@@ -70,8 +70,10 @@ class DiTConfig:
       absolute: whether Fourier features of the coordinates, and of how much of time and space a token covers, are
         added to the patches too. With RoPE alone a token has its position only relative to its caption, whose tokens
         are at the frame's centre at time 0, and nothing says the frame rate and resolution.
+      caption: how a caption's states reach the tokens (Peebles and Xie 2023, section 3.2): as "tokens" of the sequence
+        (in-context conditioning), by a "cross"-attention layer in each block, or only "pooled", as their mean.
       pooled_text: whether the mean of a caption's states joins σ in its condition (as in Esser et al. 2024, figure 2),
-        next to the text tokens in the sequence: a short path from a caption to every token.
+        whichever way its tokens take: a short path from a caption to every token.
       reference_frames: whether a token gets the conditioning patches at its own (y, x) before and after it
         (`patches.reference_patches`), next to attention: a short path to keep what doesn't change.
       dtype: of the arithmetic; parameters, norms, softmax and the residual stream's sums stay float32. Products of
@@ -99,6 +101,7 @@ class DiTConfig:
     coords: CoordinateMode = "fractional"
     rope_periods: tuple[tuple[float, float], tuple[float, float]] = ((64.0, 0.25), (8.0, 0.125))
     absolute: bool = False
+    caption: Literal["tokens", "cross", "pooled"] = "tokens"
     pooled_text: bool = False
     reference_frames: bool = False
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
@@ -135,11 +138,20 @@ class DiTConfig:
             ("coords", get_args(CoordinateMode)),
             ("sequence", ("heads", "ring")),
             ("predict", ("velocity", "clean")),
+            ("caption", ("tokens", "cross", "pooled")),
         ):
             if getattr(self, name) not in choices:
                 raise UserError(
                     f"dit.{name}={getattr(self, name)!r} is unknown: choose one of {', '.join(choices)}."
                 )
+        if self.caption == "pooled" and not self.pooled_text:
+            raise UserError(
+                "With dit.caption='pooled' a caption has no other way to the tokens: set dit.pooled_text=True too."
+            )
+
+    def text_positions(self, text_len: int) -> int:
+        """Of so many text positions, how many are in the sequence that self-attention sees: all, or none."""
+        return text_len if self.caption == "tokens" else 0
 
     @property
     def heads_over(self) -> tuple[str, ...]:
@@ -178,8 +190,57 @@ POLICIES = {
 }
 
 
+class Captions(NamedTuple):
+    """The tokens of captions beside the sequence, of which each has its own segment's.
+
+    Attributes:
+      states: float[B,M,D].
+      angles: see `layers.rotary_angles`; [B,M,F/2] each.
+      segment_ids: int32[B,M].
+    """
+
+    states: jax.Array
+    angles: tuple[jax.Array, jax.Array]
+    segment_ids: jax.Array
+
+
+class CrossAttention(nnx.Module):
+    """From a token to its segment's caption (Peebles and Xie 2023, section 3.2).
+
+    Unmodulated, and zero at the beginning, as PixArt-α's (Chen et al. 2023, section 2.3). A caption's time enters by
+    rotation, as it does among the sequence's own tokens.
+    """
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs) -> None:
+        D, head_width = config.width, config.width // config.heads
+        self.q = Linear(D, (config.heads, head_width), letters="DHF", rngs=rngs)
+        self.kv = Linear(D, (2, config.heads, head_width), letters="D2HF", rngs=rngs)
+        self.qk_scale = nnx.Param(jnp.ones((2, head_width)))
+        self.out = Linear(D, D, 0.0, letters="WD", rngs=rngs)
+
+    def __call__(
+        self,
+        x_bnd: jax.Array,
+        angles: tuple[jax.Array, jax.Array],
+        segment_ids_bn: SegmentIds,
+        captions: Captions,
+        config: DiTConfig,
+    ) -> jax.Array:
+        """What the residual stream gains, [B, N, D]."""
+        q = constrain(self.q(rms_norm(x_bnd).astype(config.dtype)), "BNHF")
+        k, v = (constrain(x.squeeze(2), "BMHF") for x in jnp.split(self.kv(captions.states), 2, axis=2))
+        qk_scale = self.qk_scale[...]
+        q = constrain(rotate(rms_norm(q, qk_scale[0]), angles), "BNHF")
+        k = constrain(rotate(rms_norm(k, qk_scale[1]), captions.angles), "BMHF")
+        h = constrain(cross_attend(q, k, v, segment_ids_bn, captions.segment_ids), "BNHF")
+        return self.out(h.reshape(x_bnd.shape))
+
+
 class Block(nnx.Module):
-    """Attention and an MLP, each behind adaLN-Zero: x + gate · f(norm(x) · (1 + scale) + shift)."""
+    """Attention and an MLP, each behind adaLN-Zero: x + gate · f(norm(x) · (1 + scale) + shift).
+
+    Between them, with `caption="cross"`, cross-attention.
+    """
 
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs) -> None:
         D, head_width = config.width, config.width // config.heads
@@ -189,6 +250,8 @@ class Block(nnx.Module):
         self.out = Linear(D, D, letters="WD", rngs=rngs)
         self.up = Linear(D, config.mlp_ratio * D, letters="DW", rngs=rngs)
         self.down = Linear(config.mlp_ratio * D, D, letters="WD", rngs=rngs)
+        if config.caption == "cross":
+            self.cross = CrossAttention(config, rngs=rngs)
 
     def __call__(
         self,
@@ -198,6 +261,7 @@ class Block(nnx.Module):
         angles: tuple[jax.Array, jax.Array],
         segment_ids_bn: SegmentIds,
         config: DiTConfig,
+        captions: Captions | None = None,
     ) -> jax.Array:
         B, N, D = x_bnd.shape
         dtype = jnp.dtype(config.dtype)
@@ -213,6 +277,8 @@ class Block(nnx.Module):
         h = attend(q, k, v, segment_ids_bn, config.attention, config.sequence)
         h = constrain(h, "BNHF").reshape(B, N, D)
         x_bnd = constrain(x_bnd + gate1 * self.out(h), "BND")
+        if captions is not None:
+            x_bnd = constrain(x_bnd + self.cross(x_bnd, angles, segment_ids_bn, captions, config), "BND")
 
         h = rms_norm(x_bnd).astype(dtype) * (1 + scale2) + shift2
         return constrain(x_bnd + gate2 * self.down(jax.nn.gelu(self.up(h))), "BND")
@@ -225,7 +291,8 @@ class DiT(nnx.Module):
         D = config.width
         self.config = config
         self.patch_in = Linear(config.patch_width, D, rngs=rngs)
-        self.text_in = Linear(config.text_width, D, rngs=rngs)
+        if config.caption != "pooled":
+            self.text_in = Linear(config.text_width, D, rngs=rngs)
         if config.absolute:
             self.position_in = Linear(5 * POSITION_WIDTH, D, 0.0, rngs=rngs)
         if config.reference_frames:
@@ -261,9 +328,13 @@ class DiT(nnx.Module):
         Raises:
           UserError: the mesh's `sequence` doesn't divide the positions, or its `tensor` and `sequence` the heads.
         """
-        config, M = self.config, batch.text.shape[1]
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        text_states = rms_norm(batch.text)
+        condition = self._conditions(sigma_bs, text_states, batch, next_sigma_bs)
+        captions = self._captions(text_states, batch) if config.caption == "cross" else None
+        M = config.text_positions(batch.text.shape[1])
+        batch, text_states = batch.with_text_positions(M), text_states[:, :M]
         check_sequence_split(patches_bnp.shape[1], M)
-        dtype = jnp.dtype(config.dtype)
         segment_ids = jnp.concatenate([batch.text_segment_ids, batch.segment_ids], axis=1)
         # Each segment's text before its patches, padding last: segments are then contiguous, and attention skips as
         # many blocks as it can. Narrow arrays are permuted so, and wide ones computed from them.
@@ -273,10 +344,8 @@ class DiT(nnx.Module):
         of_patches = lambda array: permute(jnp.pad(array, ((0, 0), (M, 0), (0, 0))), "BNP")
         segment_ids = permute(segment_ids, "BN")
         index = permute(jnp.concatenate([batch.text_condition_ids, batch.condition_ids], axis=1), "BN")
-        text_coords = jnp.pad(batch.text_time[..., None], ((0, 0), (0, 0), (0, 4)))
-        coords = permute(jnp.concatenate([text_coords, batch.coords], axis=1), "BNC")
+        coords = permute(jnp.concatenate([_text_coords(batch), batch.coords], axis=1), "BNC")
 
-        text_states = rms_norm(batch.text)
         patches = self.patch_in(of_patches(patches_bnp).astype(dtype))
         if config.absolute:
             patches = patches + self.position_in(_position(coords, config).astype(dtype))
@@ -289,10 +358,9 @@ class DiT(nnx.Module):
             )
             x = jnp.where((order < M)[..., None], text, x)
         x = constrain(x.astype(jnp.float32), "BND")
-        angles = rotary_angles(coords, config.width // config.heads, config.rope_periods)
-        condition = self._conditions(sigma_bs, text_states, batch, next_sigma_bs)
+        angles = self._angles(coords)
 
-        run = functools.partial(_run_layers, condition=condition, config=config)
+        run = functools.partial(_run_layers, condition=condition, config=config, captions=captions)
         if routing is None:
             x = run(self.blocks, x, index, angles, segment_ids)
         else:
@@ -328,6 +396,13 @@ class DiT(nnx.Module):
             condition = condition + self.pooled_in(_pool(text_bme, batch), "highest")
         return jax.nn.silu(self.sigma_out(jax.nn.silu(condition), "highest"))
 
+    def _captions(self, text_bme: jax.Array, batch: PackedBatch) -> Captions:
+        states = constrain(self.text_in(text_bme.astype(self.config.dtype)), "BMD")
+        return Captions(states, self._angles(_text_coords(batch)), batch.text_segment_ids)
+
+    def _angles(self, coords_bn5: Coords) -> tuple[jax.Array, jax.Array]:
+        return rotary_angles(coords_bn5, self.config.width // self.config.heads, self.config.rope_periods)
+
 
 def _run_layers(
     blocks: Block,
@@ -337,11 +412,12 @@ def _run_layers(
     segment_ids_bn: SegmentIds,
     condition: jax.Array,
     config: DiTConfig,
+    captions: Captions | None,
 ) -> jax.Array:
     """Scans the stacked blocks."""
 
     def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
-        return block(x, condition, index_bn, angles, segment_ids_bn, config), None
+        return block(x, condition, index_bn, angles, segment_ids_bn, config, captions), None
 
     if config.remat != "all":
         layer = jax.checkpoint(layer, policy=POLICIES[config.remat])
@@ -368,6 +444,11 @@ def _take(array: jax.Array, index_bn: jax.Array) -> jax.Array:
     return jnp.take_along_axis(array, index_bn.reshape(*index_bn.shape, *(1,) * (array.ndim - 2)), axis=1)
 
 
+def _text_coords(batch: PackedBatch) -> jax.Array:
+    """Text is at the frame's centre, from when its caption is active: [B, M, 5]."""
+    return jnp.pad(batch.text_time[..., None], ((0, 0), (0, 0), (0, 4)))
+
+
 def _pool(text_bme: jax.Array, batch: PackedBatch) -> jax.Array:
     """The mean of the active caption's states under each condition, [B, S, E]; zero where there is none."""
     same_segment = batch.condition_segment_ids[:, :, None] == batch.text_segment_ids[:, None, :]
@@ -387,14 +468,26 @@ def _position(coords_bn5: Coords, config: DiTConfig) -> jax.Array:
     return jnp.concatenate(axes, axis=-1)
 
 
-def forward_flops(config: DiTConfig, tokens: float, attention_pairs: float) -> float:
+def forward_flops(
+    config: DiTConfig, tokens: float, attention_pairs: float, words: float = 0, word_pairs: float = 0
+) -> float:
     """Floating-point operations (2 per multiply-add) of one forward pass, without padding.
 
     Args:
       config: the transformer.
-      tokens: real tokens, text and video.
+      tokens: real tokens of the sequences: video, and text where it is among them.
       attention_pairs: pairs of tokens within segments, Σ n² over segments.
+      words: text tokens that cross-attention sees, where there is one.
+      word_pairs: pairs of a token and a text token of its segment there.
     """
     D = config.width
     per_token = 2 * D * D * (4 + 2 * config.mlp_ratio) * config.layers + 4 * D * config.patch_width
-    return tokens * per_token + 4.0 * attention_pairs * D * config.layers
+    cross = 4 * D * D * (tokens + words) * config.layers if config.caption == "cross" else 0
+    return tokens * per_token + cross + 4.0 * (attention_pairs + word_pairs) * D * config.layers
+
+
+def segment_flops(config: DiTConfig, tokens: float, words: float) -> float:
+    """`forward_flops` of one segment of so many video and text tokens; of each, where they are arrays."""
+    inside = tokens + (words if config.caption == "tokens" else 0)
+    beside = words if config.caption == "cross" else 0
+    return forward_flops(config, inside, inside**2, beside, tokens * beside)

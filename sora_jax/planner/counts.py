@@ -10,10 +10,10 @@ import math
 
 import jax
 
-from sora_jax.models.dit import DiTConfig, forward_flops
+from sora_jax.models.dit import DiTConfig, forward_flops, segment_flops
 from sora_jax.models.vae import reconstruction_flops
 from sora_jax.planner.estimate import Counts, clip_of
-from sora_jax.planner.programs import Built, StepSpec, objective_of
+from sora_jax.planner.programs import Built, StepSpec, objective_of, positions_of
 
 # Products of a block of logits with a block of keys or values: two forward, seven in the two backward kernels, which
 # recompute the logits.
@@ -57,9 +57,10 @@ def estimate_counts(spec: StepSpec) -> Counts:
     dit, sizes = objective.dit, spec.mesh
     passes = _passes(spec, dit)
     chips = spec.topology.count
-    parameters = 18 * dit.width**2 * dit.layers  # a third of them computes modulations, once a condition
-    row = spec.config.pipeline.seq_len + spec.config.pipeline.text_len
-    own = spec.batch_size * spec.passes * row / (sizes["data"] * sizes["fsdp"] * sizes["sequence"])
+    # Of the 18 a third computes modulations, once a condition; cross-attention has four more.
+    parameters = (18 + 4 * (dit.caption == "cross")) * dit.width**2 * dit.layers
+    positions = spec.batch_size * spec.passes * positions_of(spec)
+    own = positions / (sizes["data"] * sizes["fsdp"] * sizes["sequence"])
     kept = chips / sizes["data"]
     gathered = 2 * parameters / sizes["tensor"]
     traffic = passes * (gathered + TRAFFIC * own * dit.width * dit.layers)
@@ -107,16 +108,18 @@ def _work(spec: StepSpec) -> tuple[float, float, float, float]:
     clip = clip_of(spec)
     segments = max(row.seq_len // clip.tokens, 1) if clip else 1
     tokens, words = (clip.tokens, clip.words) if clip else (row.seq_len, row.text_len)
-    segment_tokens = tokens + min(words, row.text_len // segments)
+    words = min(words, row.text_len // segments)
     sequences = spec.batch_size * spec.passes / chips
     factor = 3 if spec.step == "train" else 1
-    attention_pairs = sequences * segments * segment_tokens**2
-    useful = factor * forward_flops(dit, sequences * segments * segment_tokens, attention_pairs)
-    positions = sequences * (row.seq_len + row.text_len)
+    attention_pairs = sequences * segments * (tokens + dit.text_positions(words)) ** 2
+    useful = factor * sequences * segments * segment_flops(dit, tokens, words)
+    positions = sequences * positions_of(spec)
+    # Cross-attention is dense, in plain products.
+    beside = sequences * row.text_len if dit.caption == "cross" else 0.0
     passes = _passes(spec, dit)
     once = forward_flops(dit, 0, attention_pairs)
     kernels = 1 if spec.step == "sample" else 1 + (dit.remat == "none") + BACKWARD / FORWARD
-    products = passes * forward_flops(dit, positions, 0)
+    products = passes * forward_flops(dit, positions, 0, beside, row.seq_len * beside)
     return products, kernels * once, useful, spec.batch_size * float(segments * tokens)
 
 

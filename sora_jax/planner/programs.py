@@ -85,6 +85,12 @@ def objective_of(config: ConfigDict) -> Any:
     return make_objective(ConfigDict(config.to_dict() | {"init_from": ""}), "")
 
 
+def positions_of(spec: StepSpec) -> int:
+    """Positions of a transformer's sequence, those of text among them where it is in the sequence."""
+    row = spec.config.pipeline
+    return row.seq_len + objective_of(spec.config).dit.text_positions(row.text_len)
+
+
 def make_step_spec(config: ConfigDict, step: str, topology: Topology) -> StepSpec:
     """A configuration's step on a topology; -1 in config.mesh is the rest of its chips.
 
@@ -164,7 +170,7 @@ def estimate_memory(spec: StepSpec) -> Built:
         _, parts = _trace(spec, mesh)
     if spec.config.objective == "dit":
         dit, sizes = objective_of(spec.config).dit, spec.mesh
-        positions = spec.batch_size * (spec.config.pipeline.seq_len + spec.config.pipeline.text_len)
+        positions = spec.batch_size * positions_of(spec)
         own = positions / (sizes["data"] * sizes["fsdp"] * sizes["sequence"])
         widest = 2 * 2 * own * dit.mlp_ratio * dit.width / sizes["tensor"]
         parts["temporaries"] = 2 * 2 * 12 * dit.width**2 + widest + 4 * 4 * own * dit.width
@@ -243,7 +249,7 @@ def _saved(objective: Any, params: Any, batch: Any, key: Any, spec: StepSpec) ->
         cut = sizes["data"] * sizes["fsdp"]
         if spec.config.objective == "dit":
             config = objective.dit
-            positions = spec.config.pipeline.seq_len + spec.config.pipeline.text_len
+            positions = positions_of(spec)
             of_heads = {config.heads, 3 * config.heads, config.mlp_ratio * config.width}
             cut *= sizes["sequence"] if positions in leaf.shape else 1
             cut *= sizes["tensor"] if of_heads & set(leaf.shape[2:]) else 1

@@ -16,7 +16,7 @@ from sora_jax.toyworld.scene import check_split
 _SAMPLER = ("seed", "steps", "guidance", "solver", "context_noise", "anchor")
 _SHAPES = ("durations", "aspects", "resolution", "fps")
 TAKES = {
-    "toyworld": ("split", "clips", "source", *_SHAPES, *_SAMPLER),
+    "toyworld": ("split", "clips", "source", "expand", *_SHAPES, *_SAMPLER),
     "abilities": ("names", "clips", *_SAMPLER),
     "loss": ("clips", "batches", "overrides", "own"),
 }

@@ -27,8 +27,9 @@ MAX_AGE = 8  # a bin closes, full or not, once `MAX_AGE` times `num_bins` have c
 
 @dataclasses.dataclass(eq=False)
 class _Bin:
-    """Segments and their indices in the stream; how much of the capacity they take; when it was opened."""
+    """Segments, of one kind, and their indices in the stream; what they take of the capacity; when it was opened."""
 
+    kind: Any
     opened: int
     used: Size
     indices: list[int]
@@ -43,6 +44,7 @@ class BestFit(grain.IterDataset):
       size_of: what a segment takes of a sequence, in as many numbers as `capacity`; it refuses more than `capacity`.
       capacity: what a sequence holds.
       num_bins: the most bins that are open at a time.
+      kind_of: what the segments of a sequence must have in common.
 
     Raises:
       UserError: there is no bin.
@@ -54,11 +56,13 @@ class BestFit(grain.IterDataset):
         size_of: Callable[[Any], Size],
         capacity: Sequence[int],
         num_bins: int,
+        kind_of: Callable[[Any], Any] = lambda segment: None,
     ) -> None:
         super().__init__(parent)
         if num_bins < 1:
             raise UserError(f"A packer needs at least one open bin, not num_bins={num_bins}.")
         self.size_of, self.capacity, self.num_bins = size_of, tuple(capacity), num_bins
+        self.kind_of = kind_of
 
     def __iter__(self) -> grain.DatasetIterator:
         return _Packing(iter(self._parent), self)
@@ -91,9 +95,9 @@ class _Packing(grain.DatasetIterator):
         except StopIteration:
             self._ended = True
             return None
-        size = self._config.size_of(segment)
+        size, kind = self._config.size_of(segment), self._config.kind_of(segment)
         self._states.append((self._read, before))
-        fitting = [bin_ for bin_ in self._bins if self._fits(bin_, size)]
+        fitting = [bin_ for bin_ in self._bins if bin_.kind == kind and self._fits(bin_, size)]
         if fitting:
             bin_ = max(fitting, key=_filled)
         else:
@@ -101,7 +105,7 @@ class _Packing(grain.DatasetIterator):
                 oldest = min(self._bins, key=lambda bin_: bin_.opened)
                 aged = self._num_closed - oldest.opened >= MAX_AGE * self._config.num_bins
                 closed = self._close(oldest if aged else max(self._bins, key=_filled))
-            bin_ = _Bin(self._num_closed, (0,) * len(size), [], [])
+            bin_ = _Bin(kind, self._num_closed, (0,) * len(size), [], [])
             self._bins.append(bin_)
         bin_.used = tuple(have + more for have, more in zip(bin_.used, size, strict=True))
         bin_.indices.append(self._read)
@@ -152,7 +156,8 @@ class _Packing(grain.DatasetIterator):
             sizes = [self._config.size_of(segments[index]) for index in bin_["places"]]
             used = tuple(map(sum, zip(*sizes, strict=True)))
             own = [segments[index] for index in bin_["places"]]
-            self._bins.append(_Bin(bin_["opened"], used, list(bin_["places"]), own))
+            kind = self._config.kind_of(own[0])
+            self._bins.append(_Bin(kind, bin_["opened"], used, list(bin_["places"]), own))
 
 
 def _filled(bin_: _Bin) -> int:

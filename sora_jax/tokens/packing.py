@@ -87,6 +87,11 @@ class PackedBatch:
             reference=number(seq_len, 2 * (patch_width + 1)) if reference else None,
         )
 
+    def with_text_positions(self, count: int) -> PackedBatch:
+        """The first so many text positions alone."""
+        names = ("text", "text_segment_ids", "text_time", "text_condition_ids")
+        return dataclasses.replace(self, **{name: getattr(self, name)[:, :count] for name in names})
+
     @property
     def conditioning_mask(self) -> Any:
         """bool[B,N]: conditioning tokens; padding is none."""
@@ -122,6 +127,11 @@ class Segment:
         if self.reference is None:
             n, width = self.patches.shape
             object.__setattr__(self, "reference", np.zeros((n, 2 * (width + 1)), np.float32))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its tokens along time, height and width."""
+        return tuple(len(np.unique(self.coords[:, axis])) for axis in range(3))
 
     @property
     def num_conditions(self) -> int:
@@ -222,19 +232,21 @@ def stream_sequences(
     max_segments: int,
     num_bins: int = 16,
     segment_conditions: int = 1,
+    buckets: bool = False,
 ) -> grain.IterDataset:
     """Streams sequences, each as the list of the segments that it holds.
 
     `num_bins` sequences are open at a time (see `bins`); more of them waste fewer positions (experiments/packing), but
     cost memory and, on resuming, the time to read their segments again. The iterator's state is exact. A segment may
-    have `segment_conditions` conditions.
+    have `segment_conditions` conditions. With `buckets` the segments of a sequence are of one shape.
     """
 
     def size_of(segment: Segment) -> tuple[int, ...]:
         check_fits(segment, seq_len, text_len, segment_conditions)
         return len(segment.patches), len(segment.text), 1
 
-    return BestFit(segments, size_of, (seq_len, text_len, max_segments), num_bins)
+    kind_of = (lambda segment: segment.shape) if buckets else (lambda segment: None)
+    return BestFit(segments, size_of, (seq_len, text_len, max_segments), num_bins, kind_of)
 
 
 def check_fits(segment: Segment, seq_len: int, text_len: int, conditions: int = 1) -> None:

@@ -244,6 +244,21 @@ def single_object_prompt(
     )
 
 
+def expanded_prompt(prompt: str, moves: bool, rng: np.random.Generator, paraphrase: bool = False) -> str:
+    """A short prompt made as detailed as `detailed_caption`'s: what it leaves open is added, as a language model does.
+
+    (Betker et al. 2023, appendix C.) It knows the prompt alone: background and camera are the plainest of training's.
+
+    Args:
+      prompt: of `single_object_prompt`.
+      moves: whether it is of a clip, not of an image.
+    """
+    writer = _Writer(rng, paraphrase)
+    tones = list(world.TONES)
+    background = Background(tone=tones[rng.integers(len(tones))])
+    return _sentences([prompt, writer.backdrop(background), *([writer.camera(Camera())] if moves else [])])
+
+
 def plain_direction(direction: str) -> str:
     """The briefest of training's words for a direction."""
     return _TRAINING.directions[direction][0]
@@ -367,10 +382,13 @@ class _Writer:
             if does and thing.motion == "spin" and not crowded:
                 does += " clockwise" if thing.spin > 0 else " counterclockwise"
             clauses.append(self.noun(thing, sized=True) + does)
-        sentences = [_join(clauses), f"the {self.one('backdrop')} is {self.pattern(shot.background)}"]
+        sentences = [_join(clauses), self.backdrop(shot.background)]
         if length > 0 and (shot.camera.kind != "still" or len(scene.shots) == 1):
             sentences.append(self.camera(shot.camera))
-        return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences)
+        return _sentences(sentences)
+
+    def backdrop(self, background: Background) -> str:
+        return f"the {self.one('backdrop')} is {self.pattern(background)}"
 
     def pattern(self, background: Background) -> str:
         if background.kind == "textured":
@@ -388,6 +406,10 @@ def _is_out(thing: Thing, length: float, aspect: float) -> bool:
     reach = world.EXTENTS[thing.shape][3] * thing.radius
     beyond = np.abs(world.position(thing, length, aspect)) - world.half_frame(aspect)
     return bool((beyond > reach).any())
+
+
+def _sentences(clauses: list[str]) -> str:
+    return " ".join(f"{clause[0].upper()}{clause[1:]}." for clause in clauses)
 
 
 def _with_article(text: str) -> str:

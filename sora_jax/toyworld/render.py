@@ -14,7 +14,7 @@ import numpy as np
 
 from sora_jax.errors import UserError
 from sora_jax.media.clip import Clip
-from sora_jax.media.video import Video
+from sora_jax.media.video import Video, letterbox
 from sora_jax.toyworld import captions
 from sora_jax.toyworld import scene as world
 from sora_jax.toyworld.sampling import sample_scene
@@ -163,8 +163,9 @@ class Toyworld:
       seed: another seed, another world of clips.
       clips: how many; clip i does not depend on it.
       shapes: (frames, height, width, fps) options, of which each clip draws one.
-      square: whether only the middle square of each clip is shown. Its scene and captions stay those of the whole
-        frame, so what they speak of may be cut off, as it is where films are cropped.
+      crop: "square": only the middle square of each clip is shown. Its scene and captions stay those of the whole
+        frame, so what they speak of may be cut off, as it is where films are cropped. "letterbox": all of it is shown
+        in a square of that size, between black bars.
 
     Raises:
       UserError: there is no such split, or no shape, or one that isn't positive.
@@ -177,7 +178,7 @@ class Toyworld:
         seed: int = 0,
         clips: int = 1_000_000,
         shapes: Sequence[tuple[int, int, int, float]] = ((17, 64, 64, 8.0),),
-        square: bool = False,
+        crop: str = "none",
     ):
         check_split(split)
         if not shapes or any(min(shape) <= 0 for shape in shapes):
@@ -185,7 +186,7 @@ class Toyworld:
                 f"Toyworld's shapes are (frames, height, width, fps), at least one and all positive, not {shapes}."
             )
         self.config = config or WorldConfig()
-        self.split, self.seed, self.clips, self.square = split, seed, clips, square
+        self.split, self.seed, self.clips, self.crop = split, seed, clips, crop
         self.shapes = tuple((int(t), int(y), int(x), float(fps)) for t, y, x, fps in shapes)
 
     def __len__(self) -> int:
@@ -217,10 +218,12 @@ class Toyworld:
         )
 
     def _cropped(self, video: np.ndarray) -> np.ndarray:
+        if self.crop == "letterbox":
+            return letterbox(video)
         height, width = video.shape[1:3]
         side = min(height, width)
         top, left = (height - side) // 2, (width - side) // 2
-        return video[:, top : top + side, left : left + side] if self.square else video
+        return video[:, top : top + side, left : left + side] if self.crop == "square" else video
 
     def _rng(self, index: int, purpose: int) -> np.random.Generator:
         """A generator of its own, so that changed captions leave the scenes as they were."""

@@ -41,7 +41,7 @@ from sora_jax.distributed.hosts import barrier
 from sora_jax.distributed.mesh import Share, check_heads, check_sequence_split
 from sora_jax.errors import UserError
 from sora_jax.media.clip import ClipSource
-from sora_jax.models.dit import DiT, DiTConfig, Routing, forward_flops
+from sora_jax.models.dit import DiT, DiTConfig, Routing, segment_flops
 from sora_jax.models.layers import rms_norm
 from sora_jax.models.text import TextConfig, TextEncoder, load_text_encoder
 from sora_jax.models.vae import VAE
@@ -154,7 +154,7 @@ class DiTObjective:
     def init(self, key: jax.Array) -> DiT:
         # Before hours of encoding.
         check_heads(self.dit.heads, self.dit.heads_over)
-        check_sequence_split(self.pipeline.seq_len, self.pipeline.text_len)
+        check_sequence_split(self.pipeline.seq_len, self.dit.text_positions(self.pipeline.text_len))
         fresh = DiT(self.dit, rngs=nnx.Rngs(params=key))
         return take_weights(fresh, self.init_from, "dit") if self.init_from else fresh
 
@@ -330,11 +330,11 @@ class DiTObjective:
         return Bundle(name, vae, dit, self.text, self.limits, self.flow.base_tokens)
 
     def flops(self, batch: PackedBatch) -> float:
-        tokens, attended = 0.0, 0.0
-        for ids, words in zip(batch.segment_ids, batch.text_segment_ids, strict=True):
-            counts = np.bincount(np.concatenate([ids, words]), minlength=2)[1:].astype(float)
-            tokens, attended = tokens + counts.sum(), attended + np.square(counts).sum()
-        return 3 * forward_flops(self.dit, tokens, attended)
+        count = lambda ids: np.bincount(ids, minlength=self.pipeline.max_segments + 1)[1:].astype(float)
+        rows = zip(batch.segment_ids, batch.text_segment_ids, strict=True)
+        return 3 * float(
+            sum(np.sum(segment_flops(self.dit, count(ids), count(words))) for ids, words in rows)
+        )
 
     def tokens(self, batch: PackedBatch) -> tuple[int, int]:
         return int(np.count_nonzero(batch.segment_ids)), batch.segment_ids.size

@@ -21,6 +21,7 @@ from helpers.records import SHAPES, Encoder, Numbers, records
 from sora_jax.data.latents import LatentCache, write_latents
 from sora_jax.data.pipeline import (
     SEGMENT_CONDITIONS,
+    Miscaptioned,
     PipelineConfig,
     clip_batches,
     draw_segment,
@@ -418,3 +419,32 @@ def test_clip_batches_resume_to_the_bit():
     resumed.set_state(state)
     for _ in range(9):
         assert_same(next(resumed), next(stream))
+
+
+def test_a_share_of_clips_has_another_clips_captions_by_seed():
+    sources = [{"key": key, "captions": {"short": key}} for key in range(400)]
+    found = [
+        record["captions"]["short"] for record in map(Miscaptioned(sources, 0.3, 0).__getitem__, range(400))
+    ]
+    wrong = [caption != key for key, caption in enumerate(found)]
+    assert 0.2 < np.mean(wrong) < 0.4 and len(set(found)) > 300
+    again, other = (
+        [Miscaptioned(sources, 0.3, seed)[index]["captions"]["short"] for index in range(400)]
+        for seed in (0, 1)
+    )
+    assert again == found != other
+    assert [record["key"] for record in map(Miscaptioned(sources, 1.0, 0).__getitem__, range(400))] == [
+        *range(400)
+    ]
+    assert Miscaptioned(sources[:1], 1.0, 0)[0] == sources[0], "there is no other"
+    assert len([*make_pipeline(dataclasses.replace(CONFIG, caption_noise=1.0), records(4), epochs=1)]) > 0
+
+
+def test_a_batch_of_a_bucket_is_of_one_shape():
+    config = dataclasses.replace(CONFIG, batch_size=1, buckets=True)
+    held = []
+    for batch in make_pipeline(config, records(30), epochs=1):
+        found = numbers(batch)
+        held += found
+        assert len({SHAPES[number % len(SHAPES)] for number in found}) == 1
+    assert sorted(held) == [*range(30)]

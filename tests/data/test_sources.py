@@ -85,9 +85,10 @@ def test_a_configuration_means_for_files_what_it_means_for_toyworld(films):
     assert shapes[0] == shapes[1] == {(5, side, side, fps) for side in (32, 64) for fps in (4, 8)}
 
 
-def test_square_crops_are_the_same_of_files_and_of_toyworld(films):
+@pytest.mark.parametrize("crop", ["square", "letterbox"])
+def test_squares_are_the_same_of_files_and_of_toyworld(films, crop):
     shape = {"resolutions": (32,), "aspects": ("16:9",), "durations": (1.0,), "rates": (8.0,)}
-    config = DataConfig(source="films,toyworld", clips=8, crop="square", **shape)
+    config = DataConfig(source="films,toyworld", clips=8, crop=crop, **shape)
     for source, _ in make_sources(config):
         assert {source[index].video.size for index in range(8)} == {(32, 32)}
     wide = make_sources(dataclasses.replace(config, crop="none"))

@@ -34,7 +34,7 @@ def meshes():
 
 
 def test_every_mesh_gives_what_one_device_gives(meshes):
-    assert len(meshes) == 18
+    assert len(meshes) == 19
     for mesh in meshes:
         assert mesh["error"] < 1e-5, mesh
 

@@ -1,5 +1,6 @@
 """Evaluation: prompts whose truth is known, figures that count right, videos measured piece by piece."""
 
+import itertools
 import json
 
 import numpy as np
@@ -57,6 +58,13 @@ def test_prompts_state_the_truth_of_one_thing_that_moves_straight(split):
         (low_y, high_y), (low_x, high_x) = world.room(thing, scene.aspect)
         assert (y > low_y - 1e-6).all() and (y < high_y + 1e-6).all(), "inside is what the truth says"
         assert (x > low_x - 1e-6).all() and (x < high_x + 1e-6).all()
+
+
+def test_expanded_prompts_ask_for_the_same():
+    plain, expanded = (report._examples("validation", [Request("?")], 0, expand) for expand in (False, True))
+    for (scene, short), (same, long) in itertools.islice(zip(plain, expanded, strict=False), 8):
+        assert scene == same and short.seed == long.seed
+        assert long.prompt.lower().startswith(f"{short.prompt}. the ")
 
 
 def test_a_perfect_painter_is_right_and_an_oblivious_one_is_at_chance():

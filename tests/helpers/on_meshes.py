@@ -34,6 +34,7 @@ CONFIG = dataclasses.replace(
 )
 KERNEL = dataclasses.replace(CONFIG, attention="cpu")
 RING = dataclasses.replace(CONFIG, sequence="ring")
+CROSS = dataclasses.replace(CONFIG, caption="cross")
 SLOTS, WORDS = 24, 8
 TOKENS = SLOTS + WORDS
 SIZES = (
@@ -80,6 +81,8 @@ def main() -> None:
     compare("dit", loss, make_model(CONFIG), batch, SIZES[:-1], expected)
     compare("dit", loss, make_model(KERNEL), batch, SIZES[-1:], expected)
     compare("ring", loss, make_model(RING), batch, RING_SIZES, expected)
+    cross = make_model(CROSS)
+    compare("cross", loss, cross, batch, RING_SIZES[-1:], on_one_device(loss, cross, batch))
     config = VAEConfig(channels=2, encoder_widths=(8, 8, 16), decoder_widths=(8, 8, 16))
     vae, clip = VAE(config, rngs=nnx.Rngs(0)), (wave(8, 5, 16, 16, 3),)
     compare("vae", vae_loss, vae, clip, ({"data": 2, "fsdp": 4},), on_one_device(vae_loss, vae, clip))

@@ -135,3 +135,14 @@ def test_single_object_prompts():
     assert re.fullmatch(r"a (large|big) \w+ \w+ \w+ ((diagonally )?up and (to the )?left|left and up)", text)
     text = captions.single_object_prompt("circle", "red", None, "left", rng, paraphrase=True)
     assert re.match(r"a (crimson|scarlet) (disc|round dot) ", text)
+
+
+@pytest.mark.parametrize("paraphrase", [False, True])
+def test_expanded_prompts_are_as_detailed_captions_are(paraphrase):
+    rng = np.random.default_rng(0)
+    clip = captions.expanded_prompt("a small red ball goes left", True, rng, paraphrase)
+    picture = captions.expanded_prompt("a small red ball", False, rng, paraphrase)
+    assert clip.startswith("A small red ball goes left. The ") and clip.count(".") == 3 and "camera" in clip
+    assert picture.startswith("A small red ball. The ") and picture.count(".") == 2
+    added = set(re.findall(r"[\w-]+", clip.lower())) - {"a", "small", "red", "ball", "goes", "left"}
+    assert bool(added & set(captions.vocabulary(paraphrase=True))) == paraphrase

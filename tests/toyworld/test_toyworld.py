@@ -341,13 +341,30 @@ def test_source_draws_one_of_its_shapes():
 
 def test_source_shows_the_middle_square_of_whole_frames():
     shapes = ((9, 32, 64, 8), (1, 48, 32, 8))
-    whole, square = Toyworld(shapes=shapes, clips=8), Toyworld(shapes=shapes, clips=8, square=True)
+    whole, square = Toyworld(shapes=shapes, clips=8), Toyworld(shapes=shapes, clips=8, crop="square")
     assert len({whole.shape(i) for i in range(8)}) == 2
     for i in range(8):
         frames = whole[i].video.frames
         middle = frames[:, :, 16:48] if frames.shape[2] == 64 else frames[:, 8:40]
         np.testing.assert_array_equal(square[i].video.frames, middle)
         assert square[i].captions == whole[i].captions
+
+
+def test_source_letterboxes_whole_frames():
+    shapes = ((9, 32, 64, 8), (1, 48, 32, 8))
+    whole, boxed = Toyworld(shapes=shapes, clips=8), Toyworld(shapes=shapes, clips=8, crop="letterbox")
+    for i in range(8):
+        frames, square = whole[i].video.frames, boxed[i].video.frames
+        assert square.shape == (len(frames), 32, 32, 3)
+        wide = frames.shape[2] == 64
+        bars, shown = (
+            (square[:, [0, 7, 24, 31]], square[:, 8:24])
+            if wide
+            else (square[:, :, [0, 4, 26, 31]], square[:, :, 5:26])
+        )
+        assert not bars.any() and shown.any(), "16 of 32 rows are shown of 1:2, 21 of 32 columns of 3:2"
+        mean = lambda clip: clip.astype(float).mean((0, 1, 2))
+        np.testing.assert_allclose(mean(shown), mean(frames), atol=3)
 
 
 def test_source_says_what_is_wrong_with_its_shapes():

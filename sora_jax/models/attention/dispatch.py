@@ -33,11 +33,19 @@ def reference(
     q_bnhf: jax.Array, k_bnhf: jax.Array, v_bnhf: jax.Array, segment_ids_bn: SegmentIds
 ) -> jax.Array:
     """Dense masked softmax attention with float32 logits (Vaswani et al. 2017, equation 1)."""
-    mask = segment_ids_bn[:, None, :, None] == segment_ids_bn[:, None, None, :]
-    logits = jnp.einsum("bnhf,bmhf->bhnm", q_bnhf, k_bnhf, preferred_element_type=jnp.float32)
+    return _dense(q_bnhf, k_bnhf, v_bnhf, _same_segment(segment_ids_bn, segment_ids_bn))
+
+
+def _same_segment(segment_ids_bn: SegmentIds, others_bm: SegmentIds) -> jax.Array:
+    """bool[B,1,N,M]."""
+    return segment_ids_bn[:, None, :, None] == others_bm[:, None, None, :]
+
+
+def _dense(q_bnhf: jax.Array, k_bmhf: jax.Array, v_bmhf: jax.Array, mask: jax.Array) -> jax.Array:
+    logits = jnp.einsum("bnhf,bmhf->bhnm", q_bnhf, k_bmhf, preferred_element_type=jnp.float32)
     logits = jnp.where(mask, logits / math.sqrt(q_bnhf.shape[-1]), -1e30)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v_bnhf.dtype)
-    return jnp.einsum("bhnm,bmhf->bnhf", weights, v_bnhf)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v_bmhf.dtype)
+    return jnp.einsum("bhnm,bmhf->bnhf", weights, v_bmhf)
 
 
 BACKENDS: dict[str, Attend] = {"reference": reference, "cpu": blocked, "gpu": flash, "tpu": splash}
@@ -65,6 +73,24 @@ def attend(
         return ring_parallel(ring, q_bnhf, k_bnhf, v_bnhf, segment_ids_bn)
     chosen = BACKENDS[choose(backend, q_bnhf.dtype, q_bnhf.shape[-1])]
     return ulysses(chosen, q_bnhf, k_bnhf, v_bnhf, segment_ids_bn)
+
+
+def cross_attend(
+    q_bnhf: Heads, k_bmhf: jax.Array, v_bmhf: jax.Array, segment_ids_bn: SegmentIds, others_bm: jax.Array
+) -> Heads:
+    """Attention to the keys of a token's own segment in a second sequence, captions; zero where there are none.
+
+    Dense on every platform: captions are short. Their positions aren't split over devices, so a mesh sends nothing
+    forward, and backward the keys' gradients. Logits are float32[B,H,N,M].
+
+    Args:
+      others_bm: the segment of each key; 0 = none.
+    """
+    if not k_bmhf.shape[1]:
+        return jnp.zeros_like(q_bnhf)
+    mask = _same_segment(segment_ids_bn, others_bm) & (others_bm > 0)[:, None, None]
+    out = _dense(q_bnhf, k_bmhf, v_bmhf, mask)
+    return jnp.where(mask.any(-1)[:, 0, :, None, None], out, 0)
 
 
 def choose(backend: str, dtype: jax.typing.DTypeLike, width: int) -> str:
