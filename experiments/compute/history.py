@@ -75,7 +75,8 @@ def restore(model: Trained) -> Pipeline:
             "git fetch --unshallow."
         )
     with tempfile.TemporaryDirectory() as folder:
-        tarfile.open(fileobj=io.BytesIO(found.stdout)).extractall(folder, filter="data")
+        with tarfile.open(fileobj=io.BytesIO(found.stdout)) as archive:
+            archive.extractall(folder, filter="data")
         try:
             return load(pathlib.Path(folder) / FOLDER)
         except UserError as error:

@@ -1,7 +1,7 @@
 """Laws of motion fitted to a track by least squares: a bounce off a wall, a fall with the hop that follows.
 
 A track is seconds f64[n] and places f64[n, 2] (y, x; y down), in any unit of length. Where the motion turns is not
-asked of the track: every time on a fine grid is tried, and the one that leaves the least is taken.
+asked of the track: it is where the fit leaves the least, by a grid and then Brent's method.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+from scipy.optimize import minimize_scalar
 
-_GRID = 0.01  # seconds
+_GRID = 0.02  # seconds
 _SIDE = 4  # measured places that each side of the turn must have
 
 
@@ -119,8 +120,11 @@ def _best_turn(
     if len(seconds) < 2 * _SIDE:
         return None
     times = np.arange(seconds[_SIDE - 1], seconds[-_SIDE] + _GRID / 2, _GRID)
-    fits = [(float(time), *_solve(basis(seconds - time), values)) for time in times]
-    return min(fits, key=lambda fit: float((fit[2] ** 2).sum()))
+    left = lambda time: float((_solve(basis(seconds - time), values)[1] ** 2).sum())
+    best = min(times, key=left)
+    near = minimize_scalar(left, bounds=(best - _GRID, best + _GRID), method="bounded").x
+    time = float(min(best, near, key=left))
+    return time, *_solve(basis(seconds - time), values)
 
 
 def _solve(columns: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
