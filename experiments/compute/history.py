@@ -23,7 +23,7 @@ class Trained:
     Attributes:
       name: as experiments/bundled_model/README.md counts.
       commit: whose `FOLDER` holds its weights in a form that today's code loads.
-      weights: of the transformer.
+      weights: numbers of the transformer, as it was trained.
       slots: of the transformer's training sequences, all trainings that led to it together: sequences × length ×
         steps, from the models' cards and experiments/LOG.md; 93 to 98% of them held tokens.
       core_minutes: of the transformer's trainings together, as the log has them, with other work beside.
@@ -48,13 +48,13 @@ _THIRD = _SECOND + (6000 + 7000 + 11000) * 4 * 256
 _FOURTH = _THIRD + (3650 + 20000) * 2 * 640
 MODELS = (
     Trained("first", "7a1e72b", 8_257_984, 4300 * 8 * 256, 2 * 52),
-    Trained("second", "2a314c5", 4_352_064, _SECOND, 24 + 2 * 45),
-    Trained("third", "26ba53e", 4_389_120, _THIRD, 24 + 2 * 45 + 2 * 120),
-    Trained("fourth", "b6046bf", 4_352_064, _FOURTH, 24 + 2 * 45 + 2 * 120 + 2 * 105),
+    Trained("second", "2a314c5", 4_351_168, _SECOND, 24 + 2 * 45),
+    Trained("third", "26ba53e", 4_388_608, _THIRD, 24 + 2 * 45 + 2 * 120),
+    Trained("fourth", "b6046bf", 4_351_696, _FOURTH, 24 + 2 * 45 + 2 * 120 + 2 * 105),
     Trained(
         "fifth",
         "79843a8",
-        4_352_064,
+        4_351_696,
         _FOURTH + 1500 * 2 * 640 + 6000 * 4 * 640,
         24 + 2 * (45 + 120 + 105) + 73,
     ),

@@ -1,11 +1,18 @@
-"""experiments/physics: fits find known laws in synthetic tracks, and measures find them in true clips alone."""
+"""experiments/physics: fits find known laws in synthetic tracks, and measures find them in true clips alone.
 
+With experiments/compute, whose models it draws clips of.
+"""
+
+import dataclasses
 import importlib
+import itertools
 import pathlib
 import sys
 
 import numpy as np
 import pytest
+
+from sora_jax.errors import UserError
 
 FOLDER = pathlib.Path(__file__).parents[2] / "experiments" / "physics"
 SECONDS = np.arange(17) / 8
@@ -13,10 +20,11 @@ SECONDS = np.arange(17) / 8
 
 @pytest.fixture(scope="module")
 def load():
+    paths = sys.path.copy()
     sys.path[:0] = [str(FOLDER)]
     yield importlib.import_module
-    sys.path.remove(str(FOLDER))
-    for name in ("laws", "scenes", "measure"):
+    sys.path[:] = paths
+    for name in ("laws", "scenes", "measure", "draw", "history"):
         sys.modules.pop(name, None)
 
 
@@ -98,3 +106,26 @@ def test_figures_count_only_clips_that_have_them(load):
     assert figures["turned"]["share"] == 0.75 and figures["turned"]["of"] == 4
     assert figures["speed"]["median"] == 2.0 and figures["speed"]["of"] == 3
     assert figures["speed"]["low"] < 2.0 < figures["speed"]["high"]
+
+
+def test_each_row_is_drawn_once_and_more_compute_is_later(load):
+    draw, models = load("draw"), load("history").MODELS
+    rows = [*draw.rows(), *draw.other_steps()]
+    assert len({row.name for row in rows}) == len(rows)
+    assert {(row.law, row.way) for row in rows} >= {("bounce", "told"), ("straight", "told")}
+    assert not any(row.law == "permanence" and row.way == "told" for row in rows)
+    assert all(a.operations < b.operations and a.slots < b.slots for a, b in itertools.pairwise(models))
+
+
+def test_clips_that_are_there_are_not_drawn_again(load, tmp_path, monkeypatch):
+    draw = load("draw")
+    (row, *_), clips = draw.rows(), np.zeros((3, 17, 64, 64, 3), np.uint8)
+    np.savez(tmp_path / f"{row.name}.npz", clips=clips)
+    monkeypatch.setattr(draw, "model_of", lambda model: pytest.fail("a model was loaded"))
+    assert draw.draw(row, 2, tmp_path).shape == clips[:2].shape
+
+
+def test_a_clone_without_the_commit_is_told_to_fetch_it(load):
+    history = load("draw") and load("history")
+    with pytest.raises(UserError, match="at 0000000 .*git fetch --unshallow"):
+        history.restore(dataclasses.replace(history.MODELS[0], commit="0000000"))
