@@ -55,8 +55,7 @@ def other_steps(model: Trained = MODELS[-1]) -> list[Row]:
 
 def draw(row: Row, clips: int, folder: pathlib.Path) -> np.ndarray:
     """uint8[clips,T,Y,X,3], of which those that `folder` has are not drawn again."""
-    path = folder / f"{row.name}.npz"
-    have = np.load(path)["clips"] if path.is_file() else np.empty((0, FRAMES, SIZE, SIZE, 3), np.uint8)
+    path, have = folder / f"{row.name}.npz", _there(row, folder)
     while len(have) < clips:
         pipeline, until = model_of(row.model), min(len(have) + PART, clips)
         wanted = list(enumerate(scenes_of(row.law, clips)))[len(have) : until]
@@ -66,6 +65,16 @@ def draw(row: Row, clips: int, folder: pathlib.Path) -> np.ndarray:
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, clips=have)
     return have[:clips]
+
+
+def count(row: Row, folder: pathlib.Path) -> int:
+    """How many clips of it `folder` has."""
+    return len(_there(row, folder))
+
+
+def _there(row: Row, folder: pathlib.Path) -> np.ndarray:
+    path = folder / f"{row.name}.npz"
+    return np.load(path)["clips"] if path.is_file() else np.empty((0, FRAMES, SIZE, SIZE, 3), np.uint8)
 
 
 def _job(pipeline: Pipeline, row: Row, seed: int, scene: Scene, caption: str) -> Job:

@@ -1,6 +1,7 @@
 """Three laws in generated clips: what is hidden stays, bounces reflect, falls accelerate. See README.md beside.
 
     python experiments/physics/run.py            # physics.json, physics.png, sheet.png; clips stay in runs/physics
+    python experiments/physics/run.py --there    # only of clips that are there, and of true ones
     python experiments/physics/run.py --debug    # the same of four clips by the newest model, in runs/physics-debug
 
 Clips that are there are not drawn again: it may be stopped, and goes on when started again.
@@ -15,7 +16,7 @@ from typing import Any
 
 import click
 import numpy as np
-from draw import MODELS, STEPS, WAYS, Row, draw, model_of, other_steps, rows, scenes_of
+from draw import MODELS, STEPS, WAYS, Row, count, draw, model_of, other_steps, rows, scenes_of
 from measure import MEASURES, summarize
 from scenes import FPS, FRAMES, GIVEN, film
 
@@ -43,13 +44,14 @@ SHOWN = 2  # scenes of each law on the sheet
 @click.option(
     "--debug", is_flag=True, help="Four clips of the newest model, all of it in runs/physics-debug."
 )
-def main(clips: int, drawn: pathlib.Path, debug: bool) -> None:
+@click.option("--there", is_flag=True, help="Draw nothing: leave out rows that have too few clips.")
+def main(clips: int, drawn: pathlib.Path, debug: bool, there: bool) -> None:
     """Draws what isn't drawn yet, measures everything, writes results, plot and sheet."""
     wanted, out = [*rows(), *other_steps()], HERE
     if debug:
         clips, drawn = 4, pathlib.Path("runs/physics-debug")
         wanted, out = rows(MODELS[-1:]), drawn
-    wanted = [row for row in wanted if row.law in MEASURES]
+    wanted = [row for row in wanted if row.law in MEASURES and not (there and count(row, drawn) < clips)]
     results: dict[str, Any] = {"made_by": made_by(), "clips": clips, "rows": {}}
     for law in MEASURES:
         for name, films in _references(law, clips):
@@ -65,8 +67,9 @@ def main(clips: int, drawn: pathlib.Path, debug: bool) -> None:
         click.echo(row.name)
     (out / "physics.json").write_text(json.dumps(results, indent=1) + "\n")
     click.echo(table(results["rows"]))
-    plot(results["rows"], out / "physics.png")
-    sheet([row for row in wanted if row.steps == STEPS[0]], drawn, out / "sheet.png")
+    if wanted:
+        plot(results["rows"], out / "physics.png")
+        sheet([row for row in wanted if row.steps == STEPS[0]], drawn, out / "sheet.png")
 
 
 def _references(law: str, clips: int) -> Iterator[tuple[str, list[np.ndarray]]]:
@@ -124,7 +127,7 @@ def plot(found: dict[str, Any], path: pathlib.Path) -> None:
         ("continued", "steps", [r for r in drawn if r["model"] == newest and r["way"] == "continued"])
     )
     for panel, (way, along, mine) in zip(panels, kinds, strict=True):
-        for shift, law in zip((0.985, 1.0, 1.015), MEASURES):
+        for number, law in enumerate(MEASURES):
             own = sorted((row for row in mine if row["law"] == law), key=lambda row: row[along])
             if own:
                 held = [row["figures"]["holds"] for row in own]
@@ -132,11 +135,14 @@ def plot(found: dict[str, Any], path: pathlib.Path) -> None:
                     100 * np.array([one[key] for one in held]) for key in ("share", "low", "high")
                 )
                 reach = np.maximum([share - low, high - share], 0)
-                at = [row[along] * shift for row in own]
-                panel.errorbar(at, share, reach, marker="o", capsize=3, label=law)
+                at = [row[along] * (1 + 0.02 * (number - 1)) for row in own]  # side by side
+                panel.errorbar(at, share, reach, marker="o", capsize=3, label=law, color=f"C{number}")
         title = f"{way}: by training" if along == "operations" else f"the {newest} model, {way}: by steps"
         words = {"operations": "operations of the transformer's training", "steps": "steps of the sampler"}
         panel.set(title=title, xlabel=words[along], xscale="log", ylim=(-2, 102))
+        places = sorted({row[along] for row in mine})
+        panel.set_xticks(places, [f"{place:.2g}" for place in places], rotation=30)
+        panel.minorticks_off()
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("clips that keep the law, %")
     panels[0].legend()
