@@ -2,7 +2,7 @@
 
     sora-jax train --config toyworld_dit --workdir runs/dit
 
-The argument is a size of `sora_jax.models.dit.SIZES`: `--config toyworld_dit:S`; or debug: `--config
+The argument is a size of `sora_jax.models.dit_config.SIZES`: `--config toyworld_dit:S`; or debug: `--config
 toyworld_dit:debug` goes through all that a run does, from encoding clips to a sheet of samples, in half a minute on two
 cores, and learns nothing; or quick: `--config toyworld_dit:quick` is the smallest that learns something in minutes, the
 base of configs/ablations: a Pico of coarse patches, clips of one thing that moves straight on over a plain background,

@@ -30,7 +30,7 @@ from packers import PACKERS, Capacity
 from streams import ROOT, STREAMS, Stream
 from ways import WAYS, batches
 
-from sora_jax.models.dit import DiTConfig, forward_flops
+from sora_jax.models.dit_config import DiTConfig, forward_flops
 from sora_jax.tokens.packing import PackedBatch, Segment
 
 HERE = pathlib.Path(__file__).parent

@@ -24,7 +24,8 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
 from sora_jax.distributed.mesh import MESH_AXES, parameter_shardings, sharding
-from sora_jax.models.dit import DiT, DiTConfig
+from sora_jax.models.dit import DiT
+from sora_jax.models.dit_config import DiTConfig
 from sora_jax.planner.hlo import Collective, Program, totals
 from sora_jax.tokens.packing import PackedBatch
 

@@ -16,7 +16,8 @@ from roofline import Layer, bert_layers, dit_layers, vae_layers
 
 from sora_jax.checkpoints.store import named_leaves, restore_into
 from sora_jax.models import text
-from sora_jax.models.dit import DiT, DiTConfig
+from sora_jax.models.dit import DiT
+from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.layers import fourier, rotary_angles
 from sora_jax.models.vae import VAE, VAEConfig
 from sora_jax.tokens.packing import PackedBatch, Segment, pack_batch

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sora_jax.models.dit import DiTConfig
+from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.vae import VAEConfig, causal_conv
 
 
@@ -97,7 +97,7 @@ def linear(rows: float, width_in: int, width_out: int, taps: int = 1) -> Layer:
 
 
 def dit_layers(config: DiTConfig, lengths: Iterable[int]) -> list[Layer]:
-    """Of a forward pass over runs of so many tokens, words included; the operations are `dit.forward_flops`'."""
+    """Of a forward pass over runs of so many tokens, words included; the operations are `dit_config.forward_flops`'."""
     D, P = config.width, config.patch_width
     lengths = list(lengths)
     n, pairs = sum(lengths), float(sum(length * length for length in lengths))

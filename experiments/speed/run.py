@@ -27,7 +27,7 @@ from peer import Peer
 from roofline import Roofline, compute_peak, memory_bandwidth, roofline, seconds
 
 from sora_jax.models.attention.dispatch import BACKENDS
-from sora_jax.models.dit import POLICIES, SIZES
+from sora_jax.models.dit_config import POLICIES, SIZES
 
 HERE = pathlib.Path(__file__).parent
 WORKS = ("forward", "training step", "encode", "decode")

@@ -26,7 +26,8 @@ from sora_jax.checkpoints.knowledge import Knowledge, knowledge_of
 from sora_jax.checkpoints.store import load_params, named_leaves, restore_into
 from sora_jax.config import component, with_new_names
 from sora_jax.errors import UserError, atomic_path, nearest, user_path
-from sora_jax.models.dit import DiT, DiTConfig
+from sora_jax.models.dit import DiT
+from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAE, VAEConfig
 from sora_jax.models.weights import read_weights, write_weights

@@ -2,7 +2,7 @@
 
 "euler" evaluates the model once a step; "heun" twice, of second order; "dpm" once, of second order by the step before
 (DPM-Solver++(2M)); "unipc" is "dpm" with each step corrected by the evaluation of the next one. A flow map
-(`models.dit.DiTConfig.flow_map`) integrates by itself, its guidance learned: one evaluation a step.
+(`models.dit_config.DiTConfig.flow_map`) integrates by itself, its guidance learned: one evaluation a step.
 """
 
 from __future__ import annotations

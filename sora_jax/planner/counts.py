@@ -10,7 +10,7 @@ import math
 
 import jax
 
-from sora_jax.models.dit import DiTConfig, forward_flops, segment_flops
+from sora_jax.models.dit_config import DiTConfig, forward_flops, segment_flops
 from sora_jax.models.vae import reconstruction_flops
 from sora_jax.planner.estimate import Counts, clip_of
 from sora_jax.planner.programs import Built, StepSpec, objective_of, positions_of

@@ -41,7 +41,8 @@ from sora_jax.distributed.hosts import barrier
 from sora_jax.distributed.mesh import Share, check_heads, check_sequence_split
 from sora_jax.errors import UserError
 from sora_jax.media.clip import ClipSource
-from sora_jax.models.dit import DiT, DiTConfig, Routing, segment_flops
+from sora_jax.models.dit import DiT, Routing
+from sora_jax.models.dit_config import DiTConfig, segment_flops
 from sora_jax.models.layers import rms_norm
 from sora_jax.models.text import TextConfig, TextEncoder, load_text_encoder
 from sora_jax.models.vae import VAE

@@ -14,7 +14,8 @@ from helpers.fake_pipeline import written_files
 from sora_jax.checkpoints.bundle import Bundle, Limits, save_bundle
 from sora_jax.cli import main as cli
 from sora_jax.media.video import Video, read_video
-from sora_jax.models.dit import DiT, DiTConfig
+from sora_jax.models.dit import DiT
+from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAE, VAEConfig
 from sora_jax.pipeline import pipeline

@@ -28,7 +28,7 @@ from sora_jax.distributed.mesh import (
     spec,
 )
 from sora_jax.errors import UserError
-from sora_jax.models.dit import DiTConfig
+from sora_jax.models.dit_config import DiTConfig
 from sora_jax.train.objectives import make_objective
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from sora_jax.models.dit import DiTConfig, forward_flops
+from sora_jax.models.dit_config import DiTConfig, forward_flops
 from sora_jax.models.vae import VAEConfig, reconstruction_flops
 
 SPEED = pathlib.Path(__file__).parents[2] / "experiments" / "speed"

@@ -25,7 +25,8 @@ from helpers import tiny_batch
 from helpers.packed import pack_segments
 from helpers.tiny_batch import SEGMENTS, wave
 from sora_jax.distributed.mesh import MESH_AXES, MeshConfig, make_mesh, parameter_shardings, place_batch
-from sora_jax.models.dit import DiT, DiTConfig
+from sora_jax.models.dit import DiT
+from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.vae import VAE, VAEConfig
 from sora_jax.planner.hlo import Program
 

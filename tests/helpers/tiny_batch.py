@@ -9,7 +9,8 @@ from flax import nnx
 from helpers.packed import pack_segments
 from sora_jax.diffusion import flow
 from sora_jax.diffusion.guidance import METHODS, Guidance
-from sora_jax.models.dit import DiT, DiTConfig
+from sora_jax.models.dit import DiT
+from sora_jax.models.dit_config import DiTConfig
 from sora_jax.tokens.packing import PackedBatch, Placement, Segment
 from sora_jax.tokens.patches import coordinates
 

@@ -11,7 +11,8 @@ from flax import nnx
 
 from helpers.packed import pack_segments
 from helpers.tiny_batch import wave
-from sora_jax.models.dit import DiT, DiTConfig
+from sora_jax.models.dit import DiT
+from sora_jax.models.dit_config import DiTConfig
 from sora_jax.tokens.packing import PackedBatch, Placement, Segment
 from sora_jax.tokens.patches import coordinates
 

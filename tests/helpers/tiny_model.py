@@ -8,7 +8,8 @@ import jax
 from flax import nnx
 
 from sora_jax.checkpoints.bundle import Bundle, Limits
-from sora_jax.models.dit import DiT, DiTConfig
+from sora_jax.models.dit import DiT
+from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAE, VAEConfig
 

@@ -31,7 +31,8 @@ from helpers.tiny_dit import (
 
 from sora_jax.diffusion.guidance import without_caption
 from sora_jax.errors import UserError
-from sora_jax.models.dit import DiT, DiTConfig, forward_flops, segment_flops
+from sora_jax.models.dit import DiT
+from sora_jax.models.dit_config import DiTConfig, forward_flops, segment_flops
 from sora_jax.tokens.packing import PackedBatch, unpack
 
 WAYS = {"cross": {"caption": "cross"}, "pooled": {"caption": "pooled", "pooled_text": True}}

@@ -13,7 +13,8 @@ from helpers.tiny_dit import BATCH, CONFIG, TABLE, make_dit, unrolled, velocity
 
 from sora_jax.diffusion import flow
 from sora_jax.errors import UserError
-from sora_jax.models.dit import SIZES, DiT, DiTConfig, forward_flops
+from sora_jax.models.dit import DiT
+from sora_jax.models.dit_config import SIZES, DiTConfig, forward_flops
 from sora_jax.tokens.packing import PackedBatch
 from sora_jax.train.optim import OptimConfig, make_optimizer
 

@@ -17,7 +17,8 @@ from sora_jax.config import component
 from sora_jax.diffusion import flow
 from sora_jax.distributed.mesh import WHOLE
 from sora_jax.errors import UserError
-from sora_jax.models.dit import DiT, DiTConfig
+from sora_jax.models.dit import DiT
+from sora_jax.models.dit_config import DiTConfig
 from sora_jax.pipeline.pipeline import load
 from sora_jax.train import config_files
 from sora_jax.train.__main__ import run
