@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 import jax
 
 from sora_jax.distributed.mesh import HEADS
 from sora_jax.errors import UserError
 from sora_jax.models.attention.blocks import CHECKPOINT
-from sora_jax.models.attention.dispatch import BACKENDS
 from sora_jax.tokens.patches import CoordinateMode
+
+Backend: TypeAlias = Literal["auto", "reference", "cpu", "gpu", "tpu"]
+"""Of `attention.dispatch.BACKENDS`, or the best for the platform."""
 
 # Width, layers, heads: S to XL are DiT's own (Peebles and Xie 2022, table 1), Ti is ViT's; Pico and Nano
 # are for demonstrations, and for what two cores can train.
@@ -91,7 +93,7 @@ class DiTConfig:
     reference_frames: bool = False
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     remat: Literal["all", "dots", "none"] = "all"
-    attention: str = "auto"
+    attention: Backend = "auto"
     sequence: Literal["heads", "ring"] = "heads"
     predict: Literal["velocity", "clean"] = "velocity"
     flow_map: bool = False
@@ -119,7 +121,7 @@ class DiTConfig:
             )
         for name, choices in (
             ("remat", POLICIES),
-            ("attention", ("auto", *BACKENDS)),
+            ("attention", get_args(Backend)),
             ("coords", get_args(CoordinateMode)),
             ("sequence", ("heads", "ring")),
             ("predict", ("velocity", "clean")),

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from sora_jax.models.attention.dispatch import BACKENDS, attend, reference
 from sora_jax.models.attention.gpu import BlockSizes, KernelBlocks, flash
 from sora_jax.models.attention.ring import ring
 from sora_jax.models.attention.tpu import splash
+from sora_jax.models.dit_config import Backend
 
 B, N, H, F = 2, 16, 2, 8
 # Kernels of other machines in plain JAX, and blocks so small that rows of 16 have several.
@@ -89,6 +90,10 @@ def check_runs(backend: str, segment_ids: np.ndarray, seed: int = 0) -> None:
                 )
     for name, gradient in zip("qkv", got[1:], strict=True):
         assert not gradient[segment_ids == 0].any(), f"padding's {name} has a part in a segment's output"
+
+
+def test_every_backend_has_a_name_in_the_configuration():
+    assert get_args(Backend) == ("auto", *BACKENDS)
 
 
 @every_backend
