@@ -30,18 +30,19 @@ def get_config(size: str = "Nano") -> ConfigDict:
                 "dtype": "bfloat16",
                 "remat": "dots",
             },
-            "text": {"kind": "hash", "width": 32, "max_tokens": 2},  # clips have no words
+            "text": {"kind": "hash", "width": 32, "max_tokens": 3},  # clips have no words
             "flow": {"base_tokens": 64.0, "text_dropout": 0.0},
             "data": {
                 "source": "cache/mnist.npz",
                 "resolutions": (64,),
+                "aspects": ("1:1",),
                 "durations": (3.0,),  # 25 frames, of which 22 are whole groups: 10 given, 12 generated
                 "rates": (8.0,),
             },
             "latents": {"clips": 10_000_000, "given": 10, "store": False},
             "pipeline": {
                 "seq_len": 448,  # a clip: 7 latent frames of 64 tokens
-                "text_len": 2,
+                "text_len": 4,
                 "batch_size": 8,
                 "max_segments": 1,
                 "num_packing_bins": 1,

@@ -1,7 +1,7 @@
 """Moving MNIST (Srivastava et al. 2015): two digits that move straight on and bounce off the frame's sides.
 
-Clips are made when they are asked for, by the rules that OpenSTL trains by (openstl/datasets/dataloader_moving_mnist.py,
-Tan et al. 2023), from a file of digits.
+Clips are made when they are asked for, by the rules of OpenSTL's training set (Tan et al. 2023;
+openstl/datasets/dataloader_moving_mnist.py), from a file of digits.
 """
 
 from __future__ import annotations

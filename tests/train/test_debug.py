@@ -30,7 +30,12 @@ FLAGS = {
 }
 
 
-@pytest.mark.parametrize("name", shipped())
+SLOW = ("moving_mnist",)  # the same path as the others but for pixels
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in shipped()]
+)
 def test_a_debug_run_has_all_parts_of_a_run(name, tmp_path, tiny, capsys, monkeypatch):
     monkeypatch.setattr("sora_jax.checkpoints.bundle.BUNDLED", tiny)
     flags = FLAGS.get(name, [])
