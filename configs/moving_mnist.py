@@ -18,7 +18,7 @@ def get_config(size: str = "Nano") -> ConfigDict:
         {
             "objective": "dit",
             "seed": 0,
-            "steps": 20_000,
+            "steps": 12_000,
             "autoencoder": "grey",
             "dit": {
                 "size": size,
