@@ -79,13 +79,14 @@ def digits(to: pathlib.Path) -> None:
 def evaluate(
     model: str, path: str, clips: int, samples: int, steps: int, batch: int, out: pathlib.Path
 ) -> None:
-    """MSE, MAE and SSIM of the last frame held, one step, a sample, and of the mean and the best of the samples."""
+    """MSE, MAE, SSIM of black, the last frame held, one step, a sample, the mean and the best of the samples."""
     source = MovingDigits(path, "heldout", clips=clips, shapes=((GIVEN + PREDICTED, 64, 64, FPS),))
     films = np.stack([source[index].video.frames[..., 0] for index in range(clips)])
     truth = films[:, GIVEN:] / np.float32(255)
     pipeline = sora_jax.load(model)
     drawn = np.stack([predict(pipeline, films, seed, steps, batch) for seed in range(samples)])
     ways = {
+        "black": np.zeros_like(truth),
         "last given frame, held": np.repeat(films[:, GIVEN - 1 : GIVEN], PREDICTED, axis=1) / np.float32(255),
         "one step": predict(pipeline, films, 0, 1, batch),
         "one sample": drawn[0],
@@ -180,7 +181,7 @@ def _sheet(films: np.ndarray, drawn: np.ndarray, mean: np.ndarray, path: pathlib
             videos.append(Video(np.repeat(grey, 3, axis=-1), FPS))
             labels.append(label)
     columns = len(labels) // min(SHOWN, len(films))
-    contact_sheet(videos, labels, columns, PREDICTED // 2, 48, 12).save(path)
+    contact_sheet(videos, labels, columns, PREDICTED // 2, 64, 12).save(path)
 
 
 if __name__ == "__main__":

@@ -278,7 +278,7 @@ def _load_run(folder: pathlib.Path, config: dict[str, Any]) -> Bundle:
     """A training run: its own configuration and its newest checkpoint."""
     if config["objective"] == "vae":
         vae_config = component(VAEConfig, config["vae"], "vae")
-        vae = load_params(folder, jax.eval_shape(lambda: make_vae(vae_config, rngs=nnx.Rngs(0))))
+        vae = load_params(folder, jax.eval_shape(lambda: VAE(vae_config, rngs=nnx.Rngs(0))))
         return Bundle(folder.name, vae, card={"run": str(folder)})
     if config["objective"] not in ("dit", "distill"):
         raise UserError(
