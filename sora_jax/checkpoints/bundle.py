@@ -3,7 +3,7 @@
 config.json       {"format": 1, "vae": {…}, "dit": {…}, "text": {…}, "limits": {…}, "base_tokens": …,
                   "sampling": {…}, "card": {…}}
 vae.safetensors   weights, bfloat16 by default; named as the parameters are, "down.0.kernel"; absent where "vae" is the
-                  name of a bundled model that has the same autoencoder
+                  name of a bundled model that has the same autoencoder, or is pixels (`models.pixels`)
 dit.safetensors   (absent in a folder that holds an autoencoder only)
 """
 
@@ -28,6 +28,7 @@ from sora_jax.config import component, with_new_names
 from sora_jax.errors import UserError, atomic_path, nearest, user_path
 from sora_jax.models.dit import DiT
 from sora_jax.models.dit_config import DiTConfig
+from sora_jax.models.pixels import PIXELS, make_vae
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAE, VAEConfig
 from sora_jax.models.weights import read_weights, write_weights
@@ -135,9 +136,14 @@ def save_bundle(
 def load_bundle(name: str | os.PathLike[str] = "toyworld") -> Bundle:
     """Loads a bundled model by name, a bundle's folder, or a training run's workdir (its averaged weights).
 
+    Args:
+      name: of one of these; or of `models.pixels.PIXELS`, an autoencoder alone, which has no files.
+
     Raises:
       UserError: there is no such model, or its files are damaged or of another architecture.
     """
+    if name in PIXELS:
+        return Bundle(str(name), make_vae(PIXELS[str(name)], rngs=nnx.Rngs(0)))
     folder = find(name)
     config = with_new_names(_read_json(folder / "config.json"))
     if "objective" in config:
@@ -150,7 +156,7 @@ def load_bundle(name: str | os.PathLike[str] = "toyworld") -> Bundle:
         vae = load_bundle(config["vae"]).vae
     else:
         vae_config = component(VAEConfig, config["vae"], "vae")
-        vae = _load_weights(lambda: VAE(vae_config, rngs=nnx.Rngs(0)), folder / "vae.safetensors")
+        vae = _load_weights(lambda: make_vae(vae_config, rngs=nnx.Rngs(0)), folder / "vae.safetensors")
     dit = None
     if "dit" in config:
         values = {k: v for k, v in config["dit"].items() if not (config["dit"]["size"] and k in _DERIVED)}
@@ -235,7 +241,7 @@ def _encode(vae: VAE, clips: jax.Array) -> jax.Array:
 
 def with_config(vae: VAE, config: VAEConfig) -> VAE:
     """The same weights under another configuration of equal architecture."""
-    template = jax.eval_shape(lambda: VAE(config, rngs=nnx.Rngs(0)))
+    template = jax.eval_shape(lambda: make_vae(config, rngs=nnx.Rngs(0)))
     return restore_into(template, named_leaves(vae))
 
 
@@ -292,11 +298,14 @@ _DERIVED = ("width", "layers", "heads")  # of DiTConfig.size
 
 
 def _save_weights(model: Any, path: pathlib.Path, dtype: str) -> None:
-    write_weights({name.replace("/", "."): leaf for name, leaf in named_leaves(model).items()}, path, dtype)
+    if weights := {name.replace("/", "."): leaf for name, leaf in named_leaves(model).items()}:
+        write_weights(weights, path, dtype)
 
 
 def _load_weights(build: Callable[[], Module], path: pathlib.Path) -> Module:
     template = jax.eval_shape(build)
+    if not jax.tree.leaves(template):  # pixels
+        return template
     wanted = {name.replace("/", "."): leaf for name, leaf in named_leaves(template).items()}
     tensors = {RENAMED_PARAMETERS.get(name, name): value for name, value in read_weights(path).items()}
     if differing := list(_differences(wanted, tensors)):

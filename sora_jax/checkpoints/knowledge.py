@@ -115,6 +115,8 @@ def knowledge_of(config: Mapping[str, Any]) -> Knowledge:
         name: tuple(dict.fromkeys(data.get(name) or ()))
         for name in ("resolutions", "aspects", "rates", "durations")
     }
+    if "native" in shapes["aspects"]:  # files' own, whatever they were
+        shapes["aspects"] = ()
     if data.get("source") != "toyworld":
         return Knowledge(domain="footage", **shapes)
     return Knowledge(

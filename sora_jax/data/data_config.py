@@ -22,7 +22,8 @@ class DataConfig:
 
     Attributes:
       source: "toyworld", a video file, or a folder of videos and pictures, each with its caption in a `.txt` of the
-        same name; or several of these with weights, "toyworld:0.7,movies:0.3".
+        same name; or several of these with weights, "toyworld:0.7,movies:0.3". A file `.npz` of digits is Moving MNIST
+        made of them (`moving_digits`).
       split: of the data set.
       clips: how many an epoch.
       seed: another seed, other clips.

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from sora_jax.config import COUNT, check_ranges
+from sora_jax.config import COUNT, FROM_ZERO, check_ranges
 from sora_jax.data.data_config import DataConfig
 from sora_jax.data.footage import Footage
-from sora_jax.data.latents import LatentCache, Record, earlier_cache, write_latents
+from sora_jax.data.latents import LatentCache, Record, Records, earlier_cache, write_latents
 from sora_jax.data.masks import LAYOUTS, draw_layout
 from sora_jax.media.clip import Clip, ClipSource
 from sora_jax.media.digests import array_digest, value_digest
@@ -41,21 +41,43 @@ class LatentsConfig:
       clips: how many clips are encoded, over all sources, at most: of footage no more than show nearly all of it.
       batch: clips encoded at a time.
       layouts: weights of the kinds of `masks.draw_layout`; empty: every clip is one span.
+      given: the first frames, conditioning in every clip, as in benchmarks of prediction; 0: what `layouts` draws.
+      store: whether clips are encoded once and kept; else each time one is read, so that they need no room and never
+        come twice: for pixels, or where encoding costs little beside a step.
     """
 
     folder: str = ""
     clips: int = 20_000
     batch: int = 8
     layouts: Mapping[str, float] = dataclasses.field(default_factory=dict, metadata={"keys": LAYOUTS})
+    given: int = 0
+    store: bool = True
 
     def __post_init__(self) -> None:
-        check_ranges(self, "latents", clips=COUNT, batch=COUNT)
+        check_ranges(self, "latents", clips=COUNT, batch=COUNT, given=FROM_ZERO)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unstored:
+    """Records of a source's first clips, each encoded when it is read."""
+
+    source: ClipSource
+    encode: Callable[[list[Clip]], list[Record]]
+    clips: int
+
+    def __len__(self) -> int:
+        return self.clips
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < self.clips:
+            raise IndexError(index)
+        return self.encode([self.source[index]])[0]
 
 
 class Chain:
     """Several caches as one sequence of records."""
 
-    def __init__(self, caches: Sequence[LatentCache]) -> None:
+    def __init__(self, caches: Sequence[Records]) -> None:
         self.caches = caches
         self.ends = np.cumsum([len(cache) for cache in caches])
 
@@ -88,10 +110,13 @@ def encode_sources(
     """
     total, wanted = sum(weight for _, weight in sources), natural_clips(sources, config.clips)
     encoder = load_text_encoder(text)
-    encode = make_encoder(vae, encoder, config.layouts)
-    caches = []
+    encode = make_encoder(vae, encoder, config.layouts, config.given)
+    caches: list[Records] = []
     for place, (source, weight) in enumerate(sources):
         clips = max(min(round(wanted * weight / total), len(source)), 1)
+        if not config.store:
+            caches.append(Unstored(source, encode, clips))
+            continue
         own = {"source": str(place), "number of clips": str(clips)}
         parts = own | _identify(config, data, source, vae, text)
         identity = value_digest(parts)[:12]
@@ -150,10 +175,12 @@ def _identify(
         for name, value in dataclasses.asdict(data).items()
         if name not in ("source", "cache") and (name, value) not in YOUNGER
     }
-    contents = source.contents() if isinstance(source, Footage) else {"files": type(source).__name__}
+    contents = source.contents() if hasattr(source, "contents") else {"files": type(source).__name__}
     return contents | {
         "config.data": value_digest(settings),
-        "config.latents": value_digest([config.batch, sorted(config.layouts.items())]),
+        "config.latents": value_digest(
+            [config.batch, sorted(config.layouts.items()), *([config.given] if config.given else [])]
+        ),
         "autoencoder": value_digest([repr(vae.config), array_digest(jax.tree.leaves(vae))]),
         "text encoder": text_digest(text),
         "version of sora_jax": str(RECORDS),
@@ -161,12 +188,12 @@ def _identify(
 
 
 def make_encoder(
-    vae: VAE, text: TextEncoder, layouts: Mapping[str, float] | None = None
+    vae: VAE, text: TextEncoder, layouts: Mapping[str, float] | None = None, given: int = 0
 ) -> Callable[[list[Clip]], list[Record]]:
     """A function from clips of one shape (1 + 4k frames) to the records of a latent cache.
 
-    Clips that are encoded together share a layout (drawn by the first one's key): one span, or several, see
-    `canvas.split_into_spans`.
+    Clips that are encoded together share a layout (drawn by the first one's key, or the first `given` frames are
+    conditioning): one span, or several, see `canvas.split_into_spans`.
 
     A clip's `timed` captions become one caption of kind "timed", of which the part of each shot is active from its
     start; clips of one shot have none.
@@ -183,7 +210,7 @@ def make_encoder(
     def encode(clips: list[Clip]) -> list[Record]:
         frames = np.stack([clip.video.frames for clip in clips])
         rng = np.random.default_rng(zlib.crc32(clips[0].key.encode()))
-        conditioning = draw_layout(rng, frames.shape[1], layouts or {"none": 1.0})
+        conditioning = draw_layout(rng, frames.shape[1], layouts or {"none": 1.0}, given)
         spans = split_into_spans(conditioning)
         last = frames.shape[1] - 1
         shown = [np.minimum(np.arange(span.begin, span.begin + span.frames), last) for span in spans]

@@ -19,19 +19,21 @@ from sora_jax.tokens.canvas import FRAMES_PER_LATENT, Canvas, split_into_spans
 Rng: TypeAlias = np.random.Generator
 
 
-def draw_layout(rng: Rng, frames: int, weights: Mapping[str, float]) -> np.ndarray:
+def draw_layout(rng: Rng, frames: int, weights: Mapping[str, float], given: int = 0) -> np.ndarray:
     """Which of a clip's frames will be conditioning: bool[T], T ≤ `frames`, by a kind drawn from `weights`.
 
     "none": no frame; the clip is one span. "last": some frames at the end. "ends": some at both ends.
     "even": every second to fifth frame. "scattered": single frames anywhere. "middle": some in the middle.
+    Where `given` isn't 0, nothing is drawn: the first so many frames are.
     Where spans would reach past the clip's end, the layout is shorter than the clip.
 
     Raises:
       UserError: there is no such kind.
     """
-    kind = _draw(rng, weights, _LAYOUTS, "latents.layouts")
     conditioning = np.zeros(frames, bool)
-    if frames > FRAMES_PER_LATENT:
+    conditioning[:given] = True
+    kind = _draw(rng, weights, _LAYOUTS, "latents.layouts")
+    if frames > FRAMES_PER_LATENT and not given:
         _LAYOUTS[kind](rng, conditioning)
     length = frames
     while max(span.ends[-1] for span in split_into_spans(conditioning[:length])) >= frames:

@@ -13,6 +13,7 @@ import jax
 from sora_jax.config import component
 from sora_jax.data.data_config import TOYWORLD, DataConfig
 from sora_jax.data.footage import EmptySplit, Footage
+from sora_jax.data.moving_digits import MovingDigits
 from sora_jax.data.survey import Summaries
 from sora_jax.distributed.hosts import assert_equal_across_hosts
 from sora_jax.errors import UserError
@@ -133,6 +134,8 @@ def _make_source(config: DataConfig, name: str, crop: tuple[int, int, int] | Non
     if name == TOYWORLD:
         world = component(WorldConfig, config.world, "data.world")
         return Toyworld(world, config.split, config.seed, config.clips, config.shapes(), config.crop)
+    if name.endswith(".npz"):
+        return MovingDigits(name, config.split, config.seed, config.clips, config.shapes())
     return Footage(
         name,
         resolution=config.resolutions,

@@ -32,6 +32,8 @@ class VAEConfig:
     """Shape of the autoencoder. Stage i follows stride i; `decoder_*` are listed from fine to coarse too.
 
     Attributes:
+      kind: "learned", or "pixels": no network, a latent cell is the pixels it spans (`models.pixels`); of the other
+        fields only `strides`, `channels`, `latent_mean` and `latent_std` then mean something.
       strides: of space-to-depth in (time, height, width); the first must be (2, 2, 2), the Haar wavelet.
       channels: numbers a latent cell.
       encoder_widths, encoder_blocks: channels and residual blocks of each stage.
@@ -41,6 +43,8 @@ class VAEConfig:
         bfloat16 (TPUs) or TF32 (GPUs), except the wavelet's.
     """
 
+    # Not in the repr, which identifies latents that are stored already.
+    kind: Literal["learned", "pixels"] = dataclasses.field(default="learned", repr=False)
     strides: tuple[Stride, ...] = ((2, 2, 2), (1, 2, 2), (2, 2, 2))
     channels: int = 16
     encoder_widths: tuple[int, ...] = (24, 64, 160)
@@ -52,6 +56,14 @@ class VAEConfig:
     dtype: Literal["bfloat16", "float16", "float32"] = "float32"
 
     def __post_init__(self) -> None:
+        if self.kind == "pixels":
+            pixels = math.prod(self.compression)
+            if self.channels not in (pixels, 3 * pixels):
+                raise UserError(
+                    f"vae.channels={self.channels} can't hold the {pixels} pixels of a cell of vae.strides: set "
+                    f"{3 * pixels} (colour) or {pixels} (grey)."
+                )
+            return
         if tuple(self.strides[0]) != (2, 2, 2):
             raise UserError(
                 f"vae.strides begins with {self.strides[0]}, but the first stride must be (2, 2, 2)."
@@ -225,10 +237,7 @@ class VAE(nnx.Module):
         Raises:
           UserError: the chunk's frames or pixels don't fill whole latent cells.
         """
-        self._check_size(chunk_btyxc.shape, first=cache is None)
-        x = chunk_btyxc.astype(self.config.dtype)
-        if cache is None:
-            x = jnp.concatenate([jnp.repeat(x[:, :1], self.config.compression[0] - 1, axis=1), x], axis=1)
+        x = self._whole_groups(chunk_btyxc, first=cache is None).astype(self.config.dtype)
         conv_cache = ConvCache(cache)
         stages = zip(self.config.strides, self.down, self.encoder, strict=True)
         for i, (stride, down, blocks) in enumerate(stages):
@@ -259,8 +268,9 @@ class VAE(nnx.Module):
         mean, std = jnp.array(self.config.latent_mean), jnp.array(self.config.latent_std)
         return (self.encode(clip_btyxc)[0] - mean) / std
 
-    def _check_size(self, shape: tuple[int, ...], first: bool) -> None:
-        time, height, width = self.config.compression
+    def _whole_groups(self, chunk_btyxc: Pixels, first: bool) -> Pixels:
+        """The chunk, a clip's first one with its first frame repeated until it is a group."""
+        shape, (time, height, width) = chunk_btyxc.shape, self.config.compression
         if shape[2] % height or shape[3] % width:
             raise UserError(
                 f"A clip of {shape[2]}×{shape[3]} pixels is no multiple of {height}×{width}: pad it first."
@@ -272,6 +282,9 @@ class VAE(nnx.Module):
                 else f"a multiple of {time}, since it continues one"
             )
             raise UserError(f"A clip of {shape[1]} frames can't be encoded: their number must be {allowed}.")
+        if not first:
+            return chunk_btyxc
+        return jnp.concatenate([jnp.repeat(chunk_btyxc[:, :1], time - 1, axis=1), chunk_btyxc], axis=1)
 
 
 def reconstruction_flops(config: VAEConfig, clips: int, frames: int, height: int, width: int) -> float:
@@ -295,6 +308,8 @@ def _one_way_flops(
     ends: int,
 ) -> float:
     """`ends`: how many numbers a channel of the latent has there: a mean and a variance, or a value."""
+    if config.kind == "pixels":
+        return 0.0
     clips, frames, height, width = size
     cells = float(clips * (frames + config.compression[0] - 1) * height * width)
     total, before = 0.0, 3

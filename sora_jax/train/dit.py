@@ -87,7 +87,8 @@ class DiTRun(LoopConfig):
     """Training a diffusion transformer.
 
     Attributes:
-      autoencoder: a bundled model, a folder that holds one, or the workdir of an autoencoder's run.
+      autoencoder: a bundled model, a folder that holds one, or the workdir of an autoencoder's run; "pixels" or "grey":
+        none, a token is pixels (`models.pixels`).
       init_from: a model, or a run, whose weights are the ones to begin with; empty: random ones.
       dit: shape of the transformer.
       text: the text encoder.

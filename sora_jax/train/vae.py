@@ -94,6 +94,10 @@ class VAEObjective:
         del workdir  # an autoencoder keeps nothing next to its checkpoints
         self.init_from = config.get("init_from", "")
         self.vae = component(VAEConfig, config.vae, "vae")
+        if self.vae.kind == "pixels":
+            raise UserError(
+                "config.vae.kind='pixels' has no parameters to train: name its folder as autoencoder."
+            )
         self.loss_config = component(VAELossConfig, config.loss, "loss")
         self.data_config = component(DataConfig, config.data, "data")
         _, cell_height, cell_width = self.vae.compression

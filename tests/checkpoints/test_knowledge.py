@@ -88,6 +88,11 @@ def test_footage_has_no_closed_vocabulary(source):
     assert Knowledge().unknown_words("anything") == ()
 
 
+def test_files_own_aspects_say_nothing_of_shapes():
+    assert knowledge_of({"data": {"source": "clips/", "aspects": ("1:1", "native")}}).aspects == ()
+    assert knowledge_of({"data": {"source": "clips/", "aspects": ("1:1",)}}).aspects == ("1:1",)
+
+
 def test_the_bundled_model_says_what_it_learned():
     """After `experiments/bundled_model/run.py export`, or a change of captions.py, its card must be written again."""
     card = json.loads((BUNDLED / "toyworld" / "config.json").read_text())["card"]

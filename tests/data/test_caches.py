@@ -215,3 +215,18 @@ def test_a_field_younger_than_stored_caches_keeps_them_valid_at_its_default(film
     for name in ("source", "cache", *(name for name, _ in encoding.YOUNGER)):
         del settings[name]
     assert parts(films)["config.data"] == value_digest(settings)
+
+
+def test_clips_that_are_not_stored_are_encoded_alike_when_they_are_read(films, tmp_path):
+    data, vae = dataclasses.replace(DATA, source=str(films)), autoencoder()
+    sources = make_sources(data)
+    stored = encode_sources(LATENTS, data, vae, TEXT, tmp_path / "stored", sources)
+    unstored = encode_sources(
+        dataclasses.replace(LATENTS, store=False), data, vae, TEXT, tmp_path / "no", sources
+    )
+    assert not (tmp_path / "no").exists() and len(unstored) == len(stored)
+    for once, each in zip((stored[i] for i in range(3)), (unstored[i] for i in range(3)), strict=True):
+        assert once["key"] == each["key"]
+        np.testing.assert_allclose(each["latent"], once["latent"], rtol=2e-3, atol=2e-3)
+    with pytest.raises(IndexError):
+        unstored.caches[0][len(unstored)]

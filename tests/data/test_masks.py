@@ -72,6 +72,16 @@ def test_every_kind_of_layout_gives_what_its_name_says(frames):
     assert lengths[1] > 25 and sum(lengths[n] for n in (1, 5, 9, 13, 17, 21)) > 75, "mostly 1 + 4k"
 
 
+@pytest.mark.parametrize("frames, kept", [(25, 22), (22, 22), (21, 18), (9, 9), (1, 1)])
+def test_the_first_frames_are_given_where_a_number_says_so(frames, kept):
+    fixed = draw_layout(np.random.default_rng(0), frames, {"last": 1.0}, given=10)
+    assert np.flatnonzero(fixed).tolist() == (list(range(10)) if kept > 10 else [])
+    # Of ten the first is alone, the others are groups of four after one.
+    assert len(fixed) == kept and [span.frames for span in split_into_spans(fixed)][:1] == [
+        1 if kept > 10 else kept
+    ]
+
+
 def test_layouts_are_drawn_by_weight():
     rng = np.random.default_rng(0)
     given = [draw_layout(rng, 17, {"none": 3.0, "last": 1.0}).any() for _ in range(2000)]

@@ -30,11 +30,13 @@ FLAGS = {
 }
 
 
-# The ladder is the transformer's configuration with other sizes.
-NAMES = [pytest.param(name, marks=pytest.mark.slow) if name == "ladder" else name for name in shipped()]
+# The ladder is the transformer's configuration with other sizes, Moving MNIST with pixels.
+SLOW = ("ladder", "moving_mnist")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in shipped()]
+)
 def test_a_debug_run_has_all_parts_of_a_run(name, tmp_path, tiny, capsys, monkeypatch):
     monkeypatch.setattr("sora_jax.checkpoints.bundle.BUNDLED", tiny)
     flags = FLAGS.get(name, [])
