@@ -21,8 +21,8 @@ shape is noisier.
 
 Outcome: experiments/aspect_ratio, with --config.steps=450 --config.latents.clips=2000.
 
-Time: so shortened a run trained for 113 to 126 seconds of processor time on two cores, and took twice that in all, with
-what is measured. On one GPU: not run.
+Time (measured): 15 runs; so shortened, one trains for 113 to 126 seconds of processor time on two cores, and takes
+twice that in all, with what is measured. On one GPU: not run.
 """
 
 from sora_jax.sweep.algebra import arms, product, seeds

@@ -16,8 +16,8 @@ colour and shape sooner, so the oracle's share of both is highest with them.
 
 Outcome: experiments/duration, with --config.steps=450 --config.latents.clips=2000.
 
-Time: so shortened a run trained for 111 to 126 seconds of processor time on two cores, and took twice that in all, with
-what is measured. On one GPU: not run.
+Time (measured): 9 runs; so shortened, one trains for 111 to 126 seconds of processor time on two cores, and takes
+twice that in all, with what is measured. On one GPU: not run.
 """
 
 from sora_jax.sweep.algebra import arms, product, seeds

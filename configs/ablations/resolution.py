@@ -18,8 +18,8 @@ padded ones are behind all, as they see half as many clips.
 
 Outcome: experiments/resolution, with --config.steps=450 --config.latents.clips=2000.
 
-Time: so shortened a run trained for 104 to 118 seconds of processor time on two cores, and took twice that in all, with
-what is measured. On one GPU: not run.
+Time (measured): 12 runs; so shortened, one trains for 104 to 118 seconds of processor time on two cores, and takes
+twice that in all, with what is measured. On one GPU: not run.
 """
 
 from sora_jax.sweep.algebra import arms, product, seeds
