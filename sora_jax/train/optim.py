@@ -59,6 +59,10 @@ class OptimConfig:
       weight_decay: of matrices, times the learning rate of the moment.
       clip_norm: the gradient's largest global norm; 0: no clipping.
       ema_decay: of the average of the parameters (`ema_update`); 0: none is kept.
+      ema_lengths: relative lengths σ_rel of two power-function averages, such as (0.05, 0.1), instead of that one: of
+        their snapshots an average of another length is made after training (`train.averages`); the first is the one
+        that is measured and sampled from. Empty: none.
+      ema_every: steps between snapshots of those two in the workdir; the last step always has one.
       accumulate: batches whose mean gradient makes one update.
       trainable: regular expression, searched in each parameter's path (`decoder/1/0/first/kernel`): what it isn't
         found in stays as it is, without gradient, decay or state; empty: all parameters learn.
@@ -81,13 +85,18 @@ class OptimConfig:
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     ema_decay: float = 0.999
+    ema_lengths: tuple[float, ...] = ()
+    ema_every: int = 1000
     accumulate: int = 1
     trainable: str = ""
     offload: bool = False
 
     def __post_init__(self) -> None:
         from_0 = dict.fromkeys(("warmup", "weight_decay", "clip_norm"), FROM_ZERO)
-        check_ranges(self, "optim", steps=COUNT, accumulate=COUNT, final_lr_fraction=SHARE, **from_0)
+        check_ranges(
+            self, "optim", steps=COUNT, accumulate=COUNT, ema_every=COUNT, final_lr_fraction=SHARE, **from_0
+        )
+        lengths = self.ema_lengths
         for field, allowed, words in (
             ("name", self.name in ("adamw", "muon"), "'adamw' or 'muon'"),
             ("schedule", self.schedule in _SCHEDULES, "'cosine', 'linear' or 'constant'"),
@@ -98,6 +107,11 @@ class OptimConfig:
             ("eps", self.eps > 0, "more than 0"),
             ("momentum", 0 <= self.momentum < 1, "from 0 to below 1"),
             ("ema_decay", 0 <= self.ema_decay < 1, "from 0 to below 1"),
+            (
+                "ema_lengths",
+                not lengths or (len(lengths) == 2 and 0.01 <= lengths[0] < lengths[1] <= 0.25),
+                "empty, or two lengths from 0.01 to 0.25, the shorter one first",
+            ),
         ):
             if not allowed:
                 raise UserError(f"config.optim.{field}={getattr(self, field)!r} must be {words}.")
