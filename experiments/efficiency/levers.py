@@ -85,6 +85,11 @@ LEVERS = {
         optim__ema_lengths=(0.05, 0.1),
         optim__ema_every=100,
     ),
+    "batch ramp": _one(
+        "0 to 0.02 of held-out loss worse: at a few sequences a batch each update is worth more than its noise, the "
+        "falling learning rate calms that at the end too, and the optimizer is computed for every batch all the same",
+        optim__accumulate_doubles=(400, 700),
+    ),
     "images": Lever(
         "colour and shape in half of the time: a clip's frames repeat one shape",
         (Stage(0.5, IMAGES), Stage(0.5)),
