@@ -68,7 +68,7 @@ class FlowConfig:
       contrast: λ of contrastive flow matching (Stoica et al. 2025): the velocity is also pushed away from that of
         other tokens.
       self_guidance: classifier-free guidance scale that the model is to have by itself, in one evaluation a step
-        (`DiTObjective.guided_target`); 1: off.
+        (`DiTObjective.guided_target`), from what `text_dropout` teaches it of clips without words; 1: off.
       self_guidance_low: σ up to which it learns the plain velocity all the same.
     """
 
