@@ -72,6 +72,24 @@ LEVERS = {
     "clean": _one("as the baseline: 16 numbers a token are few", dit__predict="clean"),
     "routing": _one("1.3 times the steps, each worth as much: better", flow__routing=0.5),
     "contrast": _one("little at 0.05", flow__contrast=0.05),
+    "self-guidance": _one(
+        "a fifth fewer steps; sampled without guidance, its default, colour as the baseline at guidance 3 or up to ten "
+        "points below, since the difference that guides is learned slowly; held-out loss worse, which is of the plain "
+        "velocity",
+        flow__self_guidance=3.0,
+    ),
+    "power averages": _one(
+        "nothing at 0.05 and 0.1, 0.01 of held-out loss between the best length and those: up to step 9,000 the "
+        "warm-up of the exponential average makes it a power function of length 0.09, and the falling learning rate "
+        "averages too",
+        optim__ema_lengths=(0.05, 0.1),
+        optim__ema_every=100,
+    ),
+    "batch ramp": _one(
+        "0 to 0.02 of held-out loss worse: at a few sequences a batch each update is worth more than its noise, the "
+        "falling learning rate calms that at the end too, and the optimizer is computed for every batch all the same",
+        optim__accumulate_doubles=(400, 700),
+    ),
     "images": Lever(
         "colour and shape in half of the time: a clip's frames repeat one shape",
         (Stage(0.5, IMAGES), Stage(0.5)),

@@ -2,6 +2,7 @@
 
     python experiments/efficiency/run.py train baseline --budget 900    # seconds of processor time, user and system
     python experiments/efficiency/run.py measure baseline --budget 900
+    python experiments/efficiency/run.py average runs/dit 0.15 runs/dit-0.15    # a run with optim.ema_lengths
     python experiments/efficiency/run.py pictures toyworld runs/dit
 
 Runs live in runs/efficiency and go on where they were stopped. Steps are counted so that a run takes its budget: each
@@ -104,6 +105,18 @@ def measure(lever: str, budget: float, seed: int, clips: int) -> None:
     with RESULTS.open("a") as file:
         file.write(json.dumps(result) + "\n")
     click.echo(json.dumps(result))
+
+
+@main.command()
+@click.argument("workdir")
+@click.argument("length", type=float)
+@click.argument("folder")
+def average(workdir: str, length: float, folder: str) -> None:
+    """Writes to FOLDER the model of a run with optim.ema_lengths, its average of relative LENGTH (0.04 to 0.2)."""
+    from sora_jax.checkpoints.bundle import save_bundle
+    from sora_jax.train.averages import load_average_bundle
+
+    save_bundle(load_average_bundle(workdir, length), folder, dtype="float32")
 
 
 @main.command()

@@ -36,7 +36,7 @@ policies = ocp.training.preservation_policies
 # What may change when a run resumes; anything else would make it another run.
 FREE_TO_CHANGE = (
     *("steps", "log", "checkpoint", "mesh", "stop_on_nan", "video"),
-    *("optim.offload", "dit.sequence", "dit.attention"),
+    *("optim.offload", "optim.ema_every", "dit.sequence", "dit.attention"),
     *("pipeline.threads", "pipeline.prefetch", "text.cache_size"),
 )
 

@@ -208,7 +208,7 @@ def _trace(spec: StepSpec, mesh: Mesh | AbstractMesh) -> tuple[Any, dict[str, fl
         state = dataclasses.replace(state, opt_state=moved)
     parts |= {
         "parameters": _bytes(state.params),
-        "average": _bytes(state.ema),
+        "average": _bytes((state.ema, state.long_ema)),
         "optimizer": 0.0 if loop.optim.offload else _bytes(state.opt_state),
         "activations": _saved(objective, state.params, batch, key, spec),
     }

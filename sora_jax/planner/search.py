@@ -46,6 +46,8 @@ def changes(spec: StepSpec) -> Iterator[tuple[Change, Topology]]:
                 # All counts of an optimizer are in batches, see `OptimConfig`.
                 parts = {"steps": config.steps * times, "optim.accumulate": accumulated * times}
                 parts |= {"optim.warmup": config.optim.get("warmup", 100) * times}
+                if doubles := config.optim.get("accumulate_doubles", ()):
+                    parts["optim.accumulate_doubles"] = tuple(end * times for end in doubles)
                 fewer = {
                     f"{part}.batch_size": spec.batch_size // times,
                     f"{part}.shards": math.gcd(shards, spec.batch_size // times),

@@ -12,7 +12,7 @@ import os
 import pathlib
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -39,6 +39,7 @@ from sora_jax.distributed.mesh import (
 from sora_jax.errors import UserError, atomic_path
 from sora_jax.media.contact_sheet import contact_sheet
 from sora_jax.media.video import Video
+from sora_jax.train.averages import power_update, save_snapshot
 from sora_jax.train.heldout import HeldOut
 from sora_jax.train.loop_config import LoopConfig, read_loop_config
 from sora_jax.train.metrics import RunLog, StepStats, parameter_count
@@ -49,20 +50,24 @@ from sora_jax.train.stopping import any_host_stopping, stop_signals
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["step", "params", "opt_state", "ema"], meta_fields=[]
+    jax.tree_util.register_dataclass,
+    data_fields=["step", "params", "opt_state", "ema", "long_ema"],
+    meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything that a step changes: steps done, model, optimizer state, averaged model (or None)."""
+    """Everything that a step changes: steps done, model, optimizer state, averaged models (or None)."""
 
     step: jax.Array
     params: Any
     opt_state: Any
     ema: Any
+    long_ema: Any = None
 
     def trees(self) -> dict[str, Any]:
         """By the names that checkpoints give them."""
-        trees = {"params": self.params, "optimizer": (self.step, self.opt_state), "ema": self.ema}
+        averages = {"ema": self.ema, "long_ema": self.long_ema}
+        trees = {"params": self.params, "optimizer": (self.step, self.opt_state)} | averages
         return {name: tree for name, tree in trees.items() if tree is not None}
 
     @property
@@ -74,14 +79,14 @@ class TrainState:
     def of(cls, trees: dict[str, Any]) -> TrainState:
         """The inverse of `trees`."""
         step, opt_state = trees["optimizer"]
-        return cls(step, trees["params"], opt_state, trees.get("ema"))
+        return cls(step, trees["params"], opt_state, trees.get("ema"), trees.get("long_ema"))
 
 
 def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Objective) -> TrainState:
     """Trains `objective`, or goes on training, until `config.steps`; returns the last state.
 
-    The run lives in `workdir`: config.json, metrics.jsonl, checkpoints/, sheets/, profile/. A run that was stopped at
-    any point goes on from its newest checkpoint to the same parameters, bit for bit, as one never stopped.
+    The run lives in `workdir`: config.json, metrics.jsonl, checkpoints/, averages/, sheets/, profile/. A run that was
+    stopped at any point goes on from its newest checkpoint to the same parameters, bit for bit, as one never stopped.
     SIGTERM and Ctrl-C finish the step, save and return; a second one ends the run at once. Of several hosts any may be
     signalled: all stop, at the same step. They share `workdir`, in which host 0 alone writes, but for checkpoints.
 
@@ -172,12 +177,16 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Object
                 heldout_due = heldout is not None and step % loop.log.heldout_every == 0
                 if heldout is not None and heldout_due:
                     log.heldout(*heldout.measure(state.shown))
-                if save_due or sheet_due or heldout_due:
+                snapshot_due = step % loop.optim.ema_every == 0 or step == loop.steps
+                snapshot_due &= bool(loop.optim.ema_lengths)
+                if save_due or sheet_due or heldout_due or snapshot_due:
                     # Nothing is saved or shown of a step whose loss was not seen to be finite.
                     flush_step(pending, objective, log, loop.stop_on_nan)
                     stopping |= bool(pending.stop)
                     save_due |= stopping
                     pending = None
+                if snapshot_due:
+                    save_snapshots(workdir, mesh, state, loop.optim.ema_lengths, step)
                 if save_due:
                     checkpoints.save(step, state.trees(), data)
                 if sheet_due:
@@ -196,8 +205,9 @@ def make_steps(objective: Objective, config: OptimConfig) -> tuple[Callable, Cal
     def init(key: jax.Array) -> TrainState:
         params = objective.init(jax.random.fold_in(key, 0))
         optimizer = make_optimizer(config, params)
-        ema = jax.tree.map(lambda p: jnp.array(p, jnp.float32), params) if config.ema_decay else None
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema)
+        copy = lambda kept: jax.tree.map(lambda p: jnp.array(p, jnp.float32), params) if kept else None
+        ema, long_ema = copy(config.ema_decay or config.ema_lengths), copy(config.ema_lengths)
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema, long_ema)
 
     def step(
         state: TrainState, batch: Any, key: jax.Array, *frozen: Any
@@ -210,13 +220,20 @@ def make_steps(objective: Objective, config: OptimConfig) -> tuple[Callable, Cal
         opt_state = to_device(state.opt_state) if config.offload else state.opt_state
         updates, opt_state = optimizer.update(gradients, opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = None if state.ema is None else ema_update(state.ema, params, config.ema_decay, state.step)
+        ema, long_ema = state.ema, state.long_ema
+        if config.ema_lengths:
+            ema, long_ema = (
+                power_update(average, params, length, state.step)
+                for average, length in zip((ema, long_ema), config.ema_lengths, strict=True)
+            )
+        elif ema is not None:
+            ema = ema_update(ema, params, config.ema_decay, state.step)
         own = {
             "loss": loss,
             "grad_norm": optax.tree.norm(gradients),
             "learning_rate": make_schedule(config)(state.step),
         }
-        return TrainState(state.step + 1, params, opt_state, ema), metrics | own
+        return TrainState(state.step + 1, params, opt_state, ema, long_ema), metrics | own
 
     return init, step
 
@@ -312,12 +329,26 @@ def draw_sheet(
     if jax.process_count() == 1:
         with jax.set_mesh(mesh):
             return sample(state.shown)
-    whole = jax.jit(lambda model: model, out_shardings=sharding(mesh, ""))(state.shown)
-    sheet = None
-    if jax.process_index() == 0:
-        sheet = sample(jax.tree.map(lambda leaf: leaf.addressable_data(0), whole))
+    whole = gathered(mesh, state.shown)
+    sheet = sample(whole) if jax.process_index() == 0 else None
     barrier()
     return sheet
+
+
+def save_snapshots(
+    workdir: pathlib.Path, mesh: Mesh, state: TrainState, lengths: Sequence[float], step: int
+) -> None:
+    """Keeps the two power-function averages as they are now (`train.averages`). Of several hosts the first writes."""
+    for average, length in zip((state.ema, state.long_ema), lengths, strict=True):
+        whole = average if jax.process_count() == 1 else gathered(mesh, average)
+        if jax.process_index() == 0:
+            save_snapshot(workdir, whole, length, step)
+
+
+def gathered(mesh: Mesh, model: Any) -> Any:
+    """All of a model on one device of each host."""
+    whole = jax.jit(lambda model: model, out_shardings=sharding(mesh, ""))(model)
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)
 
 
 def next_batch(data: Iterator[Any], step: int) -> Any:

@@ -18,6 +18,7 @@ step so that one learning rate serves both, Liu et al. 2025 (arXiv:2502.16982).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from sora_jax.config import COUNT, FROM_ZERO, SHARE, check_ranges
@@ -59,7 +61,13 @@ class OptimConfig:
       weight_decay: of matrices, times the learning rate of the moment.
       clip_norm: the gradient's largest global norm; 0: no clipping.
       ema_decay: of the average of the parameters (`ema_update`); 0: none is kept.
+      ema_lengths: relative lengths σ_rel of two power-function averages, such as (0.05, 0.1), instead of that one: of
+        their snapshots an average of another length is made after training (`train.averages`); the first is the one
+        that is measured and sampled from. Empty: none.
+      ema_every: steps between snapshots of those two in the workdir; the last step always has one.
       accumulate: batches whose mean gradient makes one update.
+      accumulate_doubles: counts of batches, rising, after each of which `accumulate` doubles, from the next update on:
+        a ramp of the batch. Empty: it stays.
       trainable: regular expression, searched in each parameter's path (`decoder/1/0/first/kernel`): what it isn't
         found in stays as it is, without gradient, decay or state; empty: all parameters learn.
       offload: keeps the optimizer's state in the host's memory between updates. It comes to the devices for each,
@@ -81,13 +89,19 @@ class OptimConfig:
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     ema_decay: float = 0.999
+    ema_lengths: tuple[float, ...] = ()
+    ema_every: int = 1000
     accumulate: int = 1
+    accumulate_doubles: tuple[int, ...] = ()
     trainable: str = ""
     offload: bool = False
 
     def __post_init__(self) -> None:
         from_0 = dict.fromkeys(("warmup", "weight_decay", "clip_norm"), FROM_ZERO)
-        check_ranges(self, "optim", steps=COUNT, accumulate=COUNT, final_lr_fraction=SHARE, **from_0)
+        check_ranges(
+            self, "optim", steps=COUNT, accumulate=COUNT, ema_every=COUNT, final_lr_fraction=SHARE, **from_0
+        )
+        lengths, doubles = self.ema_lengths, self.accumulate_doubles
         for field, allowed, words in (
             ("name", self.name in ("adamw", "muon"), "'adamw' or 'muon'"),
             ("schedule", self.schedule in _SCHEDULES, "'cosine', 'linear' or 'constant'"),
@@ -98,6 +112,16 @@ class OptimConfig:
             ("eps", self.eps > 0, "more than 0"),
             ("momentum", 0 <= self.momentum < 1, "from 0 to below 1"),
             ("ema_decay", 0 <= self.ema_decay < 1, "from 0 to below 1"),
+            (
+                "ema_lengths",
+                not lengths or (len(lengths) == 2 and 0.01 <= lengths[0] < lengths[1] <= 0.25),
+                "empty, or two lengths from 0.01 to 0.25, the shorter one first",
+            ),
+            (
+                "accumulate_doubles",
+                all(a < b for a, b in zip((0, *doubles), doubles)),
+                "counts of batches from 1, each above the one before",
+            ),
         ):
             if not allowed:
                 raise UserError(f"config.optim.{field}={getattr(self, field)!r} must be {words}.")
@@ -162,19 +186,39 @@ def make_optimizer(config: OptimConfig, params: Any) -> optax.GradientTransforma
 
     schedule = make_schedule(config)
     # The counter of an accumulating optimizer counts updates; the learning rate is that of the update's last batch.
-    last = config.accumulate - 1
+    batches_of, batches_until = make_ramp(config)
     chain = optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         direction,
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
-        optax.scale_by_learning_rate(lambda update: schedule(update * config.accumulate + last)),
+        optax.scale_by_learning_rate(lambda update: schedule(batches_until(update) - 1)),
     )
     if config.trainable:
         rule = lambda tree: jax.tree.map(lambda on: "train" if on else "freeze", trainable(config, tree))
         chain = optax.partition({"train": chain, "freeze": optax.set_to_zero()}, rule)
-    if config.accumulate > 1:
-        return optax.MultiSteps(chain, config.accumulate).gradient_transformation()
+    if config.accumulate > 1 or config.accumulate_doubles:
+        return optax.MultiSteps(chain, batches_of).gradient_transformation()
     return chain
+
+
+def make_ramp(
+    config: OptimConfig,
+) -> tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]:
+    """How many batches an update takes, and how many there are until its end, by its number from 0."""
+    sizes = config.accumulate * 2 ** np.arange(len(config.accumulate_doubles) + 1)
+    updates, batches = [0], [0]  # where each size begins
+    for size, end in zip(sizes, config.accumulate_doubles):
+        count = max(math.ceil((end - batches[-1]) / size), 0)
+        updates.append(updates[-1] + count)
+        batches.append(batches[-1] + count * int(size))
+    stage = lambda update: jnp.sum(update >= np.array(updates)) - 1
+    look_up = lambda table, update: jnp.asarray(table, jnp.int32)[stage(update)]
+
+    def batches_until(update: jax.Array) -> jax.Array:
+        done = (update + 1 - look_up(updates, update)) * look_up(sizes, update)
+        return look_up(batches, update) + done
+
+    return functools.partial(look_up, sizes), batches_until
 
 
 def trainable(config: OptimConfig, params: Tree) -> Tree:

@@ -69,6 +69,22 @@ def test_sigterm_saves_and_exits_0(tmp_path, uninterrupted):
     assert losses(tmp_path) == losses(workdir)
 
 
+def test_a_growing_batch_compiles_once_and_goes_on_where_it_was(tmp_path):
+    def run(workdir, *stops):
+        config = get_config(12)
+        config.optim.update({"accumulate_doubles": (2, 6), "steps": 12})
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*compiled again.*")
+            for config.steps in stops:
+                state = train(config, workdir, LineObjective())
+        return state
+
+    # Its updates are of batches 1, 2, 3-4, 5-6 and 7-10: it is stopped within the last.
+    whole = run(tmp_path / "whole", 12)
+    assert int(whole.opt_state.gradient_step) == 5 and int(whole.opt_state.mini_step) == 2
+    assert_same(run(tmp_path / "stopped", 8, 12), whole)
+
+
 def test_an_optimizer_on_the_host_gives_the_same_and_may_move_there_midway(tmp_path, uninterrupted):
     """A CPU's host memory is its own, but arrays, programs and checkpoints tell the two apart."""
 

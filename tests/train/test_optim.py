@@ -267,6 +267,30 @@ def test_accumulated_batches_are_one_batch_of_their_mean(name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), accumulated, once)
 
 
+def test_a_ramp_of_the_batch_is_one_program():
+    """Updates of 1, 2 and 4 batches, each their mean at the learning rate of the last; Adam is linear here."""
+    config = dataclasses.replace(
+        PLAIN, b1=0.0, b2=0.0, eps=1e6, schedule="linear", steps=20, final_lr_fraction=0
+    )
+    config = dataclasses.replace(config, accumulate_doubles=(3, 6))
+    params = {"w": jnp.zeros(5)}
+    optimizer = make_optimizer(config, params)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    parts = [gradients_like(params, seed)["w"] for seed in range(16)]
+    taken = {}
+    for batch, part in enumerate(parts):
+        updates, state = update({"w": part}, state, params)
+        if np.any(updates["w"]):
+            taken[batch] = updates["w"]
+    assert list(taken) == [0, 1, 2, 4, 6, 10, 14] and update._cache_size() == 1
+    begin = 0
+    for last, own in taken.items():
+        mean = sum(parts[begin : last + 1]) / (last + 1 - begin)
+        rate = 0.1 * (1 - last / 20) / 1e6
+        np.testing.assert_allclose(own, -rate * mean, rtol=1e-4)
+        begin = last + 1
+
+
 def test_average_warms_up_and_then_decays(model):
     ones = jax.tree.map(jnp.ones_like, model)
     zeros = jax.tree.map(jnp.zeros_like, model)
@@ -318,6 +342,8 @@ def test_learns_a_regression(name, model):
         {"clip_norm": -1.0},
         {"ema_decay": 1.0},
         {"accumulate": 0},
+        {"accumulate_doubles": (0,)},
+        {"accumulate_doubles": (6, 3)},
     ],
 )
 def test_wrong_settings_are_refused(wrong):
