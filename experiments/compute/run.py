@@ -86,7 +86,7 @@ def _row(model: Trained, right: list[dict[str, bool]]) -> dict[str, Any]:
 
 def _label(row: dict[str, Any]) -> str:
     shares = ", ".join(f"{name} {row['accuracy'][name]['share']:.0%}" for name in SHOWN)
-    return f"{row['model']} model: {row['times']:.1f}× ({row['operations']:.1e} operations); {shares}"
+    return f"{row['model']} model: {row['times']:.1f} times ({row['operations']:.1e} operations); {shares}"
 
 
 def table(found: list[dict[str, Any]]) -> str:
