@@ -190,12 +190,12 @@ class DiT(nnx.Module):
           UserError: the mesh's `sequence` doesn't divide the positions, or its `tensor` and `sequence` the heads.
         """
         config, dtype = self.config, jnp.dtype(self.config.dtype)
+        M = config.text_positions(batch.text.shape[1])
+        check_sequence_split(patches_bnp.shape[1], M)
         text_states = rms_norm(batch.text)
         condition = self._conditions(sigma_bs, text_states, batch, next_sigma_bs)
         captions = self._captions(text_states, batch) if config.caption == "cross" else None
-        M = config.text_positions(batch.text.shape[1])
         batch, text_states = batch.with_text_positions(M), text_states[:, :M]
-        check_sequence_split(patches_bnp.shape[1], M)
         segment_ids = jnp.concatenate([batch.text_segment_ids, batch.segment_ids], axis=1)
         # Each segment's text before its patches, padding last: segments are then contiguous, and attention skips as
         # many blocks as it can. Narrow arrays are permuted so, and wide ones computed from them.
