@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import zipfile
 from collections.abc import Sequence
 
 import numpy as np
@@ -99,7 +100,7 @@ def _read_digits(path: str | os.PathLike[str]) -> np.ndarray:
     try:
         with np.load(user_path(path)) as file:
             digits = file["digits"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path} can't be read as a file of digits ({error}): write one with np.savez(digits=…)."
         ) from error

@@ -85,7 +85,10 @@ def test_a_file_that_holds_no_digits_is_refused(tmp_path):
     np.savez(tmp_path / "b.npz", digits=np.zeros((20, 28, 28)))
     (tmp_path / "c.npz").write_text("no archive")
     np.savez(tmp_path / "d.npz", digits=np.zeros((20, 28, 28), np.uint8))
-    for name in "ac":
+    (tmp_path / "e.npz").write_bytes((tmp_path / "d.npz").read_bytes()[:200])  # cut off
+    np.save(tmp_path / "f.npy", np.zeros(3))
+    (tmp_path / "f.npy").rename(tmp_path / "f.npz")
+    for name in "acef":
         with pytest.raises(UserError, match="can't be read as a file of digits"):
             MovingDigits(tmp_path / f"{name}.npz")
     with pytest.raises(UserError, match="float64"):
