@@ -22,7 +22,8 @@ own.
 
 Outcome: experiments/conditioning, the first four arms with --config.steps=450 --config.latents.clips=2000.
 
-Time (measured): 21 runs; so shortened, one trains for 96 to 135 seconds of processor time on two cores. On one GPU: not run.
+Time (measured): 21 runs; so shortened, one trains for 96 to 135 seconds of processor time on two cores. On one
+GPU: not run.
 """
 
 from sora_jax.sweep.algebra import arms, product, seeds
