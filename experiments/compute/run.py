@@ -47,14 +47,14 @@ def main(clips: int, drawn: pathlib.Path, debug: bool) -> None:
     scenes = scenes_of("straight", clips)
     found, videos, labels = [], [], []
     for model in models:
-        films = draw(Row(model, "straight", "told"), clips, drawn)
+        outputs = draw(Row(model, "straight", "told"), clips, drawn)
         right = [
             oracle.score(oracle.read(Video(frames, FPS)), scene, READ)
-            for frames, (scene, _) in zip(films, scenes, strict=True)
+            for frames, (scene, _) in zip(outputs, scenes, strict=True)
         ]
         found.append(_row(model, right))
         for number in range(min(COLUMNS, clips)):
-            videos.append(Video(films[number], FPS))
+            videos.append(Video(outputs[number], FPS))
             wrong = ", ".join(name for name in READ[:3] if not right[number][name])
             said = scenes[number][1] if model is models[0] else ""
             labels.append(

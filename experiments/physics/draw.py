@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-from scenes import FPS, FRAMES, GIVEN, LAWS, SIZE, film, scenes
+from scenes import FPS, FRAMES, GIVEN, LAWS, SIZE, scenes, true_clip
 
 from sora_jax.errors import atomic_path
 from sora_jax.media.video import Video
@@ -81,7 +81,7 @@ def _job(pipeline: Pipeline, row: Row, seed: int, scene: Scene, caption: str) ->
     settings = {"seed": seed, "steps": row.steps}
     if row.way == "told":
         return text_to_video(pipeline, Request(caption, duration=FRAMES / FPS, fps=FPS, **settings))
-    known = Video(film(scene).frames[:GIVEN], FPS)
+    known = Video(true_clip(scene).frames[:GIVEN], FPS)
     return pipeline.job("extend", known, (FRAMES - GIVEN) / FPS, caption, **settings)
 
 

@@ -18,7 +18,7 @@ import click
 import numpy as np
 from draw import MODELS, STEPS, WAYS, Row, count, draw, model_of, other_steps, rows, scenes_of
 from measure import MEASURES, summarize
-from scenes import FPS, FRAMES, GIVEN, film
+from scenes import FPS, FRAMES, GIVEN, true_clip
 
 from sora_jax.evaluation.provenance import made_by
 from sora_jax.media.contact_sheet import contact_sheet
@@ -54,8 +54,8 @@ def main(clips: int, drawn: pathlib.Path, debug: bool, there: bool) -> None:
     wanted = [row for row in wanted if row.law in MEASURES and not (there and count(row, drawn) < clips)]
     results: dict[str, Any] = {"made_by": made_by(), "clips": clips, "rows": {}}
     for law in MEASURES:
-        for name, films in _references(law, clips):
-            results["rows"][f"{name} {law}"] = _measure(law, films)
+        for name, outputs in _references(law, clips):
+            results["rows"][f"{name} {law}"] = _measure(law, outputs)
     for row in wanted:
         told = {
             "model": row.model.name,
@@ -65,6 +65,7 @@ def main(clips: int, drawn: pathlib.Path, debug: bool, there: bool) -> None:
         }
         results["rows"][row.name] = told | _measure(row.law, draw(row, clips, drawn))
         click.echo(row.name)
+    out.mkdir(parents=True, exist_ok=True)
     (out / "physics.json").write_text(json.dumps(results, indent=1) + "\n")
     click.echo(table(results["rows"]))
     if wanted:
@@ -74,18 +75,18 @@ def main(clips: int, drawn: pathlib.Path, debug: bool, there: bool) -> None:
 
 def _references(law: str, clips: int) -> Iterator[tuple[str, list[np.ndarray]]]:
     """True clips as they are and through the autoencoder, and three ways to spoil them."""
-    films = [film(scene).frames for scene, _ in scenes_of(law, clips)]
+    outputs = [true_clip(scene).frames for scene, _ in scenes_of(law, clips)]
     order = np.random.default_rng(0)
-    yield "true", films
+    yield "true", outputs
     pipeline = model_of(MODELS[-1])
-    yield "autoencoder", [pipeline.reconstruct(Video(frames, FPS)).frames for frames in films]
-    yield "shuffled", [frames[order.permutation(FRAMES)] for frames in films]
-    yield "another scene", films[1:] + films[:1]
-    yield "stopped", [frames[np.minimum(np.arange(FRAMES), GIVEN - 1)] for frames in films]
+    yield "autoencoder", [pipeline.reconstruct(Video(frames, FPS)).frames for frames in outputs]
+    yield "shuffled", [frames[order.permutation(FRAMES)] for frames in outputs]
+    yield "another scene", outputs[1:] + outputs[:1]
+    yield "stopped", [frames[np.minimum(np.arange(FRAMES), GIVEN - 1)] for frames in outputs]
 
 
-def _measure(law: str, films: Sequence[np.ndarray]) -> dict[str, Any]:
-    pairs = zip(films, scenes_of(law, len(films)), strict=True)
+def _measure(law: str, outputs: Sequence[np.ndarray]) -> dict[str, Any]:
+    pairs = zip(outputs, scenes_of(law, len(outputs)), strict=True)
     return {"law": law, "figures": summarize([MEASURES[law](frames, scene) for frames, (scene, _) in pairs])}
 
 
@@ -156,13 +157,13 @@ def sheet(shown: Sequence[Row], drawn: pathlib.Path, path: pathlib.Path) -> None
     for law, way in kinds:
         scenes = scenes_of(law, SHOWN)
         for number, (scene, caption) in enumerate(scenes):
-            films: dict[str, np.ndarray] = {"true": film(scene).frames}
-            films |= {
+            outputs: dict[str, np.ndarray] = {"true": true_clip(scene).frames}
+            outputs |= {
                 row.model.name: draw(row, number + 1, drawn)[number]
                 for row in shown
                 if (row.law, row.way) == (law, way)
             }
-            for name, frames in films.items():
+            for name, frames in outputs.items():
                 videos.append(Video(frames, FPS))
                 verdict = "holds" if MEASURES[law](frames, scene)["holds"] else "does not hold"
                 labels.append(f"{name}, {way}: {verdict}" if name != "true" else caption)

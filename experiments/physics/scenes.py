@@ -78,6 +78,6 @@ def scenes(law: str, count: int) -> list[tuple[Scene, str]]:
     return list(itertools.islice(fitting(), count))
 
 
-def film(scene: Scene) -> Video:
+def true_clip(scene: Scene) -> Video:
     """The true clip."""
     return Video(render(scene, FRAMES, SIZE, SIZE, FPS), FPS)

@@ -113,7 +113,7 @@ class Spans:
         return self.spans[min(place, len(self.spans) - 1)]
 
 
-def split_films(source_files: Sequence[SourceFile], split: str) -> Iterator[Span]:
+def split_source_files(source_files: Sequence[SourceFile], split: str) -> Iterator[Span]:
     """The runs of blocks that belong to `split`; blocks are numbered through all files, pictures by themselves.
 
     Every tenth block is held out, from the fifth on; of fewer than five the last one, and of one none. Blocks of less

@@ -96,7 +96,7 @@ class Footage:
     def __post_init__(self) -> None:
         self._check()
         found = survey(self.path, self.damaged)
-        spans = list(cuts.split_films(found.source_files, self.split))
+        spans = list(cuts.split_source_files(found.source_files, self.split))
         moving = [span for span in spans if not span.source_file.picture and self._ratios(span)]
         stills = (
             [span for span in spans if span.source_file.picture]
@@ -214,7 +214,7 @@ class Footage:
 
     def _notes(self) -> Iterator[str]:
         used = {span.source_file.path for span in self._all.spans}
-        other_spans = list(cuts.split_films(self._survey.source_files, cuts.OTHER_SPLIT[self.split]))
+        other_spans = list(cuts.split_source_files(self._survey.source_files, cuts.OTHER_SPLIT[self.split]))
         others = {span.source_file.path for span in other_spans}
         short = [
             source_file

@@ -164,7 +164,7 @@ class Toyworld:
       clips: how many; clip i does not depend on it.
       shapes: (frames, height, width, fps) options, of which each clip draws one.
       crop: "square": only the middle square of each clip is shown. Its scene and captions stay those of the whole
-        frame, so what they speak of may be cut off, as it is where films are cropped. "letterbox": all of it is shown
+        frame, so what they speak of may be cut off, as it is where videos are cropped. "letterbox": all of it is shown
         in a square of that size, between black bars.
 
     Raises:

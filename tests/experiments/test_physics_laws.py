@@ -88,7 +88,7 @@ def test_short_tracks_and_shuffled_ones_show_no_law(load):
 def test_true_clips_keep_the_law_and_stopped_or_shuffled_ones_do_not(load, law):
     scenes, measure = load("scenes"), load("measure").MEASURES[law]
     for scene, _ in scenes.scenes(law, 2):
-        frames = scenes.film(scene).frames
+        frames = scenes.true_clip(scene).frames
         stopped = frames[np.minimum(np.arange(scenes.FRAMES), scenes.GIVEN - 1)]
         shuffled = frames[np.random.default_rng(0).permutation(scenes.FRAMES)]
         assert [measure(each, scene)["holds"] for each in (frames, stopped, shuffled)] == [True, False, False]
@@ -97,7 +97,7 @@ def test_true_clips_keep_the_law_and_stopped_or_shuffled_ones_do_not(load, law):
 def test_another_scene_is_not_where_this_one_leads(load):
     scenes, measure = load("scenes"), load("measure")
     (one, _), (other, _) = scenes.scenes("permanence", 2)
-    assert not measure.permanence(scenes.film(other).frames, one)["holds"]
+    assert not measure.permanence(scenes.true_clip(other).frames, one)["holds"]
 
 
 def test_figures_count_only_clips_that_have_them(load):

@@ -57,9 +57,9 @@ def test_the_updates_give_the_profiles_weights():
 
 
 @pytest.fixture(scope="module")
-def walk(tmp_path_factory) -> tuple[pathlib.Path, np.ndarray]:
+def averaged_run(tmp_path_factory) -> tuple[pathlib.Path, np.ndarray]:
     """A random walk towards somewhere, and snapshots of its two averages as a run keeps them."""
-    folder = tmp_path_factory.mktemp("walk")
+    folder = tmp_path_factory.mktemp("run")
     rng = np.random.default_rng(0)
     noise = np.cumsum(rng.normal(size=(STEPS, 50)), axis=0) / math.sqrt(STEPS)
     path = (noise + 3 * np.linspace(0, 1, STEPS)[:, None] ** 0.5).astype(np.float32)
@@ -71,9 +71,9 @@ def walk(tmp_path_factory) -> tuple[pathlib.Path, np.ndarray]:
 
 
 @pytest.mark.parametrize("length", [0.04, 0.05, 0.07, 0.15, 0.2])
-def test_an_average_made_of_snapshots_is_the_tracked_one(walk, length):
+def test_an_average_made_of_snapshots_is_the_tracked_one(averaged_run, length):
     """Within 1% of how far the average lies behind the parameters."""
-    folder, path = walk
+    folder, path = averaged_run
     direct = track(path, length)
     for step in (STEPS, 1500):
         wanted = direct[step - 1]
@@ -135,8 +135,8 @@ def test_a_model_of_another_length(tmp_path, monkeypatch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0.02, atol=2e-3), made.dit, model)
 
 
-def test_what_can_not_be_made_is_refused(walk, whole, tmp_path):
-    folder, _ = walk
+def test_what_can_not_be_made_is_refused(averaged_run, whole, tmp_path):
+    folder, _ = averaged_run
     with pytest.raises(UserError, match="can't be made of 40 snapshots"):
         load_average(folder, 0.002)
     with pytest.raises(UserError, match="has no snapshot of step 150, only of 100, 200"):
