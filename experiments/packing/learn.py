@@ -24,7 +24,7 @@ import numpy as np
 from streams import ROOT
 from ways import WAYS, batches
 
-from sora_jax.checkpoints.bundle import Bundle
+from sora_jax.checkpoints.components import Bundle
 from sora_jax.config import component
 from sora_jax.data.encode import encode_sources
 from sora_jax.data.pipeline import SEGMENT_CONDITIONS, draw_segment

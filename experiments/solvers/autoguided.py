@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from sora_jax.checkpoints.bundle import Bundle
+from sora_jax.checkpoints.components import Bundle
 from sora_jax.models.dit import DiT
 from sora_jax.models.dit_config import DiTConfig
 from sora_jax.tokens.packing import PackedBatch

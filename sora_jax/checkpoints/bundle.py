@@ -1,4 +1,4 @@
-"""Models as files: a folder with `config.json` and safetensors, or a training run's workdir; found by name.
+"""Models as files, found by name: a folder with `config.json` and safetensors, a training run, or a diffusers folder.
 
 config.json       {"format": 1, "vae": {…}, "dit": {…}, "text": {…}, "limits": {…}, "base_tokens": …,
                   "sampling": {…}, "card": {…}}
@@ -10,7 +10,6 @@ dit.safetensors   (absent in a folder that holds an autoencoder only)
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
 import pathlib
@@ -22,7 +21,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sora_jax.checkpoints.knowledge import Knowledge, knowledge_of
+from sora_jax.checkpoints.components import Bundle, Limits, Sampling
+from sora_jax.checkpoints.knowledge import knowledge_of
+from sora_jax.checkpoints.pretrained import (
+    DTYPES,
+    INDEX,
+    Reference,
+    check_choice,
+    is_pretrained,
+    load_pretrained,
+    read_pretrained_sampling,
+)
 from sora_jax.checkpoints.store import load_params, named_leaves, restore_into
 from sora_jax.config import component, with_new_names
 from sora_jax.errors import UserError, atomic_path, nearest, user_path
@@ -39,72 +48,6 @@ FORMAT = 1
 RENAMED_PARAMETERS = {"hints_in.kernel": "reference_in.kernel", "hints_in.bias": "reference_in.bias"}
 MIN_DEVIATION = 1e-3  # of a latent's channel, in the largest channel's
 Module = TypeVar("Module", VAE, DiT)
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """Limits of a segment, as in training's sequences.
-
-    Attributes:
-      tokens: video tokens of a segment, and of a packed sequence.
-      latent_frames: of a segment, the most that training showed; 0: as many as there are tokens for.
-      frame_tokens: tokens of a latent frame, the most that training showed; 0: as many as there are.
-      resolution: short side of whole frames that training showed, in pixels; 0: any.
-      fps: the most frames a second that training showed; 0: any.
-      grid: pixels of whose multiples the sides (height, width) of padded frames were in training.
-      text: tokens of a prompt.
-      text_len: text positions of a packed sequence.
-    """
-
-    tokens: int = 256
-    latent_frames: int = 0
-    frame_tokens: int = 0
-    resolution: int = 0
-    fps: float = 0.0
-    grid: tuple[int, int] = (1, 1)
-    text: int = 64
-    text_len: int = 128
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How a model is sampled where nothing else is asked for.
-
-    Attributes:
-      steps: of the solver.
-      guidance: classifier-free guidance scale.
-      distilled: whether the model is a flow map that has learned that guidance: it can't be given another.
-      context_noise, anchor: what later windows of a long video see of earlier ones, see `pipeline.settings.Settings`.
-    """
-
-    steps: int = 12
-    guidance: float = 3.0
-    distilled: bool = False
-    context_noise: float = 0.0
-    anchor: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Bundle:
-    """A model, ready to use. `dit` is None where only an autoencoder was stored.
-
-    `base_tokens` is `flow.shift_factor`'s as the transformer was trained: runs longer than this spend more of their
-    steps near noise.
-    """
-
-    name: str
-    vae: VAE
-    dit: DiT | None = None
-    text: TextConfig = dataclasses.field(default_factory=TextConfig)
-    limits: Limits = dataclasses.field(default_factory=Limits)
-    base_tokens: float = 64.0
-    sampling: Sampling = dataclasses.field(default_factory=Sampling)
-    card: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    @functools.cached_property
-    def knowledge(self) -> Knowledge:
-        """What it saw in training, as its card's "knows" tells; nothing where that is absent."""
-        return component(Knowledge, self.card.get("knows", {}), "card.knows")
 
 
 def save_bundle(
@@ -133,15 +76,41 @@ def save_bundle(
         temporary.write_text(json.dumps(parts | {"card": bundle.card}, indent=2) + "\n")
 
 
-def load_bundle(name: str | os.PathLike[str] = "toyworld") -> Bundle:
-    """Loads a bundled model by name, a bundle's folder, or a training run's workdir (its averaged weights).
+def load_bundle(
+    name: str | os.PathLike[str] = "toyworld", dtype: str = "", reference: Reference = "diffusers"
+) -> Bundle:
+    """Loads a bundled model by name, a bundle's folder, a training run's workdir (its averaged weights), or diffusers'.
 
     Args:
       name: of one of these; or of `models.pixels.PIXELS`, an autoencoder alone, which has no files.
+      dtype: of the arithmetic; "" is the model's own, for a diffusers folder float32.
+      reference: of a diffusers folder, see `pretrained.load_pretrained`.
 
     Raises:
       UserError: there is no such model, or its files are damaged or of another architecture.
     """
+    if name not in PIXELS and is_pretrained(folder := find(name)):
+        return load_pretrained(folder, reference, dtype or "float32")
+    bundle = _load_own(name)
+    return with_dtype(bundle, dtype) if dtype else bundle
+
+
+def with_dtype(bundle: Bundle, dtype: str) -> Bundle:
+    """The same model with another arithmetic."""
+    check_choice("dtype", dtype, DTYPES)
+    vae = with_config(bundle.vae, dataclasses.replace(bundle.vae.config, dtype=dtype))
+    dit = bundle.dit
+    if dit is not None:
+        values = {field.name: getattr(dit.config, field.name) for field in dataclasses.fields(dit.config)}
+        config = DiTConfig(
+            **{k: v for k, v in values.items() if not (values["size"] and k in _DERIVED)} | {"dtype": dtype}
+        )
+        dit = restore_into(jax.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0))), named_leaves(dit))
+    return dataclasses.replace(bundle, vae=vae, dit=dit)
+
+
+def _load_own(name: str | os.PathLike[str]) -> Bundle:
+    """A model in this package's own files."""
     if name in PIXELS:
         return Bundle(str(name), make_vae(PIXELS[str(name)], rngs=nnx.Rngs(0)))
     folder = find(name)
@@ -169,10 +138,12 @@ def load_bundle(name: str | os.PathLike[str] = "toyworld") -> Bundle:
     return Bundle(folder.name, vae, dit, text, limits, base_tokens, sampling, config.get("card", {}))
 
 
-def read_sampling(name: str | os.PathLike[str]) -> Sampling:
+def read_sampling(name: str | os.PathLike[str], reference: Reference = "diffusers") -> Sampling:
     """How a stored model is sampled, without loading it; the default where it can't be read."""
     try:
         folder = find(name)
+        if is_pretrained(folder):
+            return read_pretrained_sampling(folder, reference)
         config = _read_json(folder / "config.json")
         if "objective" in config:
             config = _read_json(folder / "autoencoder" / "config.json")
@@ -188,16 +159,16 @@ def find(name: str | os.PathLike[str]) -> pathlib.Path:
       UserError: it is neither.
     """
     for folder in (BUNDLED / name, user_path(name)):
-        if os.path.isfile(folder / "config.json"):
+        if any(os.path.isfile(folder / file) for file in ("config.json", INDEX)):
             return folder
     path = user_path(name)
-    others = [str(config.parent) for config in path.parent.glob("*/config.json")]
+    others = [str(file.parent) for known in ("config.json", INDEX) for file in path.parent.glob(f"*/{known}")]
     near = nearest(str(path), [*bundled(), *others])
     hint = f"did you mean {near}? Name" if near else "name"
     known = ", ".join(bundled()) or "none"
     raise UserError(
-        f"There is no model {str(name)!r}: {hint} a bundled one ({known}), or a folder that holds a model or a "
-        "training run."
+        f"There is no model {str(name)!r}: {hint} a bundled one ({known}), or a folder that holds a model, a "
+        "training run or a diffusers pipeline."
     )
 
 

@@ -49,11 +49,22 @@ def unshift(sigma: jax.Array, factor: jax.Array | float) -> jax.Array:
     return shift(sigma, 1.0 / factor)
 
 
-def schedule(steps: int, factor: jax.Array | float = 1.0, init_sigma: jax.Array | float = 1.0) -> jax.Array:
-    """`steps` + 1 sigmas from `init_sigma` to 0, evenly spaced before they are shifted."""
+def schedule(
+    steps: int,
+    factor: jax.Array | float = 1.0,
+    init_sigma: jax.Array | float = 1.0,
+    ends: tuple[float, float] = (1.0, 0.0),
+) -> jax.Array:
+    """`steps` + 1 sigmas from `init_sigma` to 0, evenly spaced before they are shifted.
+
+    Args:
+      ends: between which they are spaced before; the last is 0 whatever the second of them is. Libraries differ in
+        these: diffusers' UniPC has (1, 0.001), Wan's original code (0.999, 0).
+    """
     init_sigma = jnp.asarray(init_sigma, jnp.float32)
-    sigmas = shift(unshift(init_sigma, factor) * jnp.linspace(1.0, 0.0, steps + 1), factor)
-    return sigmas.at[0].set(init_sigma)  # without the rounding of there and back
+    sigmas = shift(unshift(init_sigma, factor) * jnp.linspace(*ends, steps + 1), factor).at[-1].set(0.0)
+    # Without the rounding of there and back.
+    return sigmas.at[0].set(init_sigma) if ends[0] == 1 else sigmas
 
 
 def gather_sigmas(table_bs: PerCondition, ids_bn: ConditionIds) -> PerToken:
@@ -111,18 +122,34 @@ def corrector(
     last_x: jax.Array,
     clean: jax.Array,
     last_clean: jax.Array,
+    earlier_clean: jax.Array,
     sigma: jax.Array,
     last_sigma: jax.Array,
+    earlier_sigma: jax.Array,
 ) -> jax.Array:
-    """The step that led to `x` repeated with the denoised at its end: UniC-1 (Zhao et al. 2023).
+    """The step that led to `x` repeated with the denoised at its end: UniC (Zhao et al. 2023, B(h) = e^h − 1).
 
-    Before `multistep` it makes a predictor and corrector of one evaluation, as UniPC; that paper's second order
-    corrects with one denoised more.
+    Before `multistep` it makes UniPC-2, a predictor and corrector of one evaluation, as Wan's original code and
+    diffusers have it. Of first order where the step before the last isn't known: the mean of the denoised at both ends.
 
     Args:
       x, clean: at σ, where the step ended.
       last_x, last_clean: at `last_sigma`, where it began; where that isn't above σ there was no step, and `x` stays.
+      earlier_clean: at `earlier_sigma`, where the step before it began; where that isn't above `last_sigma` there was
+        none.
     """
-    target = 0.5 * (clean + last_clean)
+    half_log_snr = lambda sigma: jnp.log1p(-sigma) - jnp.log(sigma)
+    ahead = half_log_snr(sigma) - half_log_snr(last_sigma)
+    second = (last_sigma > sigma) & (earlier_sigma > last_sigma)
+    h = jnp.where(second, ahead, 1.0)
+    # The two conditions of order for the weights of the denoised's differences (ibid., equation 5).
+    phi = jnp.expm1(-h)
+    rest = -phi / h - 1
+    of_first, of_second = rest / phi, 2 * (-rest / h - 0.5) / phi
+    inverse = h / jnp.where(second, half_log_snr(earlier_sigma) - half_log_snr(last_sigma), -1.0)
+    earlier_weight = (of_second - of_first) * inverse / (1 - inverse)
+    target = last_clean + (of_first - earlier_weight) * (clean - last_clean)
+    target += earlier_weight * inverse * (earlier_clean - last_clean)
+    target = jnp.where(second, target, 0.5 * (clean + last_clean))
     corrected = euler(last_x, velocity_at(last_x, target, last_sigma), last_sigma, sigma)
     return jnp.where(last_sigma > sigma, corrected, x)

@@ -1,14 +1,14 @@
 """Solvers: one compiled step of a packed batch, each segment at its own σ; the loop is `pipeline/batching.py`.
 
 "euler" evaluates the model once a step; "heun" twice, of second order; "dpm" once, of second order by the step before
-(DPM-Solver++(2M)); "unipc" is "dpm" with each step corrected by the evaluation of the next one. A flow map
+(DPM-Solver++(2M)); "unipc" is "dpm" with each step corrected by the evaluation of the next one (UniPC-2). A flow map
 (`models.dit_config.DiTConfig.flow_map`) integrates by itself, its guidance learned: one evaluation a step.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,14 +31,23 @@ class State(NamedTuple):
     Attributes:
       x: float[B,N,P], the tokens now.
       last_x, clean: float[B,N,P], the tokens before the last step, and the x₀ predicted from them.
+      earlier_clean: float[B,N,P], the x₀ predicted before the step before that.
       last_sigma: float[B,S], the σ of `last_x`; that of a condition which the last step left alone is its present σ,
         not a higher one, so there is nothing to extrapolate from.
+      earlier_sigma: float[B,S], the σ of `earlier_clean`, likewise.
     """
 
     x: jax.Array
     last_x: jax.Array
     clean: jax.Array
+    earlier_clean: jax.Array
     last_sigma: jax.Array
+    earlier_sigma: jax.Array
+
+    @classmethod
+    def begin(cls, x: Any, sigma_bs: Any) -> State:
+        """Before the first step: there is no step before it."""
+        return cls(x, x, x, x, sigma_bs, sigma_bs)
 
 
 @functools.partial(jax.jit, static_argnames=("solver", "passes"))
@@ -71,17 +80,22 @@ def solver_step(
     per_token = lambda table: flow.gather_sigmas(table, batch.condition_ids)[..., None]
     denoised = lambda x, sigmas: guided_clean(model, x, batch, sigmas, guidance, passes, negative_batch)
     sigma, next_sigma, last_sigma = map(per_token, (sigma_bs, next_sigma_bs, state.last_sigma))
+    earlier_sigma = per_token(state.earlier_sigma)
     active_bs = (next_sigma_bs < sigma_bs) & (sigma_bs <= guidance.zero_init_sigma)
     masked = lambda new: jnp.where(per_token(active_bs), new, state.x)
+    before = lambda sigma_bs: jnp.where(active_bs, sigma_bs, next_sigma_bs)
+    after = lambda next_x, x, clean: State(
+        next_x, x, clean, state.clean, before(sigma_bs), before(state.last_sigma)
+    )
 
     if is_flow_map(model):
         velocity = model(state.x, batch, sigma_bs, next_sigma_bs)
         next_x = masked(flow.euler(state.x, velocity, sigma, next_sigma))
-        clean = flow.predict_x0(state.x, velocity, sigma)
-        return State(next_x, state.x, clean, jnp.where(active_bs, sigma_bs, next_sigma_bs))
+        return after(next_x, state.x, flow.predict_x0(state.x, velocity, sigma))
     x, clean = state.x, denoised(state.x, sigma_bs)
     if solver == "unipc":
-        x = flow.corrector(x, state.last_x, clean, state.clean, sigma, last_sigma)
+        cleans = clean, state.clean, state.earlier_clean
+        x = flow.corrector(x, state.last_x, *cleans, sigma, last_sigma, earlier_sigma)
     if solver in ("dpm", "unipc"):
         next_x = masked(flow.multistep(x, clean, state.clean, sigma, next_sigma, last_sigma))
     else:
@@ -92,4 +106,4 @@ def solver_step(
         # A step to 0 is Euler's (Karras et al. 2022, algorithm 1): training sees no σ of exactly 0.
         corrected = masked(flow.heun(x, velocity, next_velocity, sigma, next_sigma))
         next_x = jnp.where(next_sigma > 0, corrected, next_x)
-    return State(next_x, x, clean, jnp.where(active_bs, sigma_bs, next_sigma_bs))
+    return after(next_x, x, clean)

@@ -208,8 +208,10 @@ class ContinuousBatcher:
         batch, placements = pack_batch(segments, *sizes)
         self._active.sort(key=lambda member: member.row)  # as they are packed
         old = None if self._state is None else State(*map(np.asarray, self._state))
-        x, last_x, clean = (np.zeros(batch.patches.shape, np.float32) for _ in range(3))
-        last_sigma = np.zeros(batch.condition_segment_ids.shape, np.float32)
+        state = State(
+            *(np.zeros(batch.patches.shape, np.float32) for _ in range(4)),
+            *(np.zeros(batch.condition_segment_ids.shape, np.float32) for _ in range(2)),
+        )
         for member, placement in zip(self._active, placements, strict=True):
             before, ids_before = member.placement and member.positions, member.condition_ids
             member.placement = placement
@@ -217,14 +219,16 @@ class ContinuousBatcher:
             member.condition_ids = np.flatnonzero(own)
             now, conditions = member.positions, (member.row, member.condition_ids)
             if before is None:
-                start, sigma = _initial_state(member, batch)
-                x[now] = last_x[now] = clean[now] = start
-                last_sigma[conditions] = sigma
+                carried = State.begin(*_initial_state(member, batch))
             else:
                 assert old is not None
-                x[now], last_x[now], clean[now] = old.x[before], old.last_x[before], old.clean[before]
-                last_sigma[conditions] = old.last_sigma[member.row, ids_before]
-        self._state = State(*map(jnp.asarray, (x, last_x, clean, last_sigma)))
+                tables = (table[member.row, ids_before] for table in old[4:])
+                carried = State(*(array[before] for array in old[:4]), *tables)
+            for array, values in zip(state[:4], carried[:4], strict=True):
+                array[now] = values
+            for table, values in zip(state[4:], carried[4:], strict=True):
+                table[conditions] = values
+        self._state = State(*map(jnp.asarray, state))
         self._init_sigmas = batch.condition_init_sigma
         self.passes = max([self.passes, *(member.guidance.passes() for member in self._active)])
         self._has_negatives |= any(member.size[2] for member in self._active)
@@ -259,7 +263,10 @@ class ContinuousBatcher:
 def _initial_state(member: _BatchedSegment, batch: PackedBatch) -> tuple[np.ndarray, np.ndarray]:
     """A segment's tokens before its first step, float[n,P], and the sigmas of its conditions there."""
     patches, ids = batch.patches[member.positions], batch.condition_ids[member.positions]
-    sigmas = np.minimum(member.sigmas[0], batch.condition_init_sigma[member.row])
-    sigma = np.where(ids > 0, sigmas[ids], 0.0)[:, None].astype(np.float32)
+    init_sigmas = batch.condition_init_sigma[member.row]
+    sigmas = np.minimum(member.sigmas[0], init_sigmas)
+    # What is generated is noise alone, even where a schedule begins a little below 1.
+    shown = np.where(init_sigmas == 1, 1.0, sigmas)
+    sigma = np.where(ids > 0, shown[ids], 0.0)[:, None].astype(np.float32)
     noisy = np.asarray(flow.interpolate(patches, member.noise, sigma))
     return np.where(sigma > 0, noisy, patches), sigmas[member.condition_ids]

@@ -34,6 +34,7 @@ MAX_SEGMENTS = 16  # in a packed sequence as long as training's
 # attention's backend: the reference's cost grows with the square of the sequence.
 LONGEST_SEQUENCE = {"cpu": 2, "gpu": 4, "tpu": 4, "reference": 1}
 MAX_CONDITIONS = 32  # pairs of initial sigma and active caption, over its segments
+TEXT_MULTIPLE = 64  # of text positions, where sequences are as short as they can be
 MAX_HELD = 1 << 26  # bytes of latents; canvases that take more together are denoised one after another
 
 
@@ -70,7 +71,7 @@ def iter_latents(
     """
     if len({job.settings.solver for job in jobs}) > 1:
         raise UserError("A batch shares one solver: make these videos separately, or choose one solver.")
-    captions = _encode_captions(model.text_encoder, [job.captions for job in jobs])
+    captions = _encode_captions(model.text_encoder, [job.captions or ((0.0, ""),) for job in jobs])
     negatives = _encode_captions(model.text_encoder, [((0.0, job.settings.negative),) for job in jobs])
     active = [
         _ActiveJob(model, job, canvas, text, negative)
@@ -119,7 +120,9 @@ def _take_group_steps(model: VideoModel, jobs: Sequence[_ActiveJob]) -> Iterator
     # The longest first, so that none is left alone at the end.
     pending = {job: job.segments() for job in sorted(jobs, key=lambda job: -job.steps_left)}
     segments = [segment for own in pending.values() for segment, _ in own.values()]
-    batcher = ContinuousBatcher(model.dit, [_batch_shape(model, segments)], jobs[0].job.settings.solver)
+    negatives = [job.negative_text for job, own in pending.items() for _ in own]
+    shape = _batch_shape(model, segments, negatives)
+    batcher = ContinuousBatcher(model.dit, [shape], jobs[0].job.settings.solver)
     sampled: dict[int, tuple[_ActiveJob, int]] = {}
     while pending or batcher.busy:
         for job, own in pending.items():
@@ -133,21 +136,40 @@ def _take_group_steps(model: VideoModel, jobs: Sequence[_ActiveJob]) -> Iterator
         yield batcher.advanced
 
 
-def _batch_shape(model: VideoModel, segments: Sequence[Segment]) -> BatchShape:
+def _batch_shape(
+    model: VideoModel, segments: Sequence[Segment], negatives: Sequence[np.ndarray | None]
+) -> BatchShape:
     """A sequence as long as training's, or longer where the segments need it, with room for their text.
 
-    One for the whole batch: a smaller one for what is left at the end would be compiled in the middle.
+    One for the whole batch: a smaller one for what is left at the end would be compiled in the middle. Where
+    `Limits.seq_multiple` says so, one as short as the segments allow.
     """
     limits = model.bundle.limits
+    longest = limits.tokens * LONGEST_SEQUENCE[_backend(model)]
+    if multiple := limits.seq_multiple:
+        up = lambda count, to: -(-count // to) * to
+        tokens = [len(segment.patches) for segment in segments]
+        words = [
+            max(len(segment.text), len(segment.text if own is None else own))
+            for segment, own in zip(segments, negatives, strict=True)
+        ]
+        seq_len = max(min(sum(tokens), longest), max(tokens))
+        return BatchShape(
+            1, up(seq_len, multiple), up(sum(words), TEXT_MULTIPLE), MAX_SEGMENTS, MAX_CONDITIONS
+        )
     shape = lambda times, text: BatchShape(
         1, times * limits.tokens, text * limits.text_len, times * MAX_SEGMENTS, times * MAX_CONDITIONS
     )
     rows = lambda shape: len(first_fit_decreasing(segments, *shape.limits))
-    config = model.dit.config
-    backend = choose(config.attention, config.dtype, config.width // config.heads)
-    times = min(rows(shape(1, 1)), LONGEST_SEQUENCE[backend])
+    times = min(rows(shape(1, 1)), longest // limits.tokens)
     text = next(n for n in range(1, times + 1) if rows(shape(times, n)) == rows(shape(times, times)))
     return shape(times, text)
+
+
+def _backend(model: VideoModel) -> str:
+    """Attention's, for this model here."""
+    config = model.dit.config
+    return choose(config.attention, config.dtype, config.width // config.heads)
 
 
 class _ActiveJob:
@@ -163,7 +185,7 @@ class _ActiveJob:
     ) -> None:
         self.job, self.text_states = job, text_states
         self.negative_text = negative_text if len(negative_text) else None
-        self.config, self.base_tokens = model.dit.config, model.bundle.base_tokens
+        self.config, self.bundle = model.dit.config, model.bundle
         patch = self.config.patch
         t, y, x = canvas.grid
         self.tiles = model.spatial_tiles((y, x), from_noise=bool(canvas.init_sigma.max() == 1))
@@ -179,10 +201,10 @@ class _ActiveJob:
         own = job.settings
         context = Context(max(max_frames // pt // 2, 1) * pt, own.context_noise, own.anchor, shots)
         # `steps` are those from pure noise: what starts at a lower sigma skips the first ones.
-        factor = flow.shift_factor(jnp.array(model.segment_tokens(frame_tokens, t)), self.base_tokens)
+        factor = model.bundle.shift_factor(model.segment_tokens(frame_tokens, t))
         share = float(flow.unshift(jnp.array(canvas.init_sigma.max()), factor))
         self.steps = max(math.ceil(job.settings.steps * share - 1e-3), 1)
-        self.windowed = WindowedCanvas(canvas, max_frames, context, patch, job.settings.seed)
+        self.windowed = WindowedCanvas(canvas, max_frames, context, patch, job.settings.seed, job.noise)
         self.denoised: dict[int, np.ndarray] = {}  # by tile, of the next window
         self._skip()
 
@@ -220,10 +242,12 @@ class _ActiveJob:
         guidance = self.job.settings.as_guidance
         if not len(segment.text) and self.negative_text is None:  # no text to be guided by: one pass suffices
             guidance = dataclasses.replace(guidance, text=1.0)
-        factor = flow.shift_factor(jnp.array(len(segment.patches)), self.base_tokens)
-        sigmas = np.asarray(flow.schedule(self.steps, factor, float(segment.init_sigma.max())))
+        tokens = len(segment.patches)
+        sigmas = np.asarray(self.bundle.schedule(self.steps, tokens, float(segment.init_sigma.max())))
         if self.job.settings.guidance_method == "zero" and guidance.passes() > 1 and guidance.high == 1:
-            guidance = dataclasses.replace(guidance, zero_init_sigma=zero_init_sigma(factor))
+            guidance = dataclasses.replace(
+                guidance, zero_init_sigma=zero_init_sigma(self.bundle.shift_factor(tokens))
+            )
         return batcher.add(segment, noise, sigmas, guidance, self.negative_text)
 
     def put(self, tile: int, patches: np.ndarray) -> bool:
@@ -262,11 +286,13 @@ def _encode_captions(
     encoder: TextEncoder, captions: Sequence[Captions]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Text states float[m,E] of each job's captions, and the seconds float[m] from which each of them holds."""
-    prompts = [prompt for own in captions for _, prompt in own if prompt.strip()]
+    # An empty caption is no caption; models of T5 were trained with its end token.
+    is_said = lambda prompt: bool(prompt.strip()) or encoder.config.kind == "t5"
+    prompts = [prompt for own in captions for _, prompt in own if is_said(prompt)]
     states = iter(encoder.encode(prompts) if prompts else ())
     out = []
     for own in captions:
-        timed = [(start, next(states)) for start, prompt in own if prompt.strip()]
+        timed = [(start, next(states)) for start, prompt in own if is_said(prompt)]
         text = [np.zeros((0, encoder.width), np.float32), *(state for _, state in timed)]
         time = [np.full(len(state), start, np.float32) for start, state in timed]
         out.append((np.concatenate(text), np.concatenate([np.zeros(0, np.float32), *time])))

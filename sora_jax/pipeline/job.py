@@ -33,6 +33,7 @@ class Job:
       keep: frames of the sketch that the result shows.
       finish: applied to all decoded frames of the sketch, float32[T,Y,X,3] in [-1, 1].
       notes: what was changed or left out of what was asked for, a sentence each.
+      noise: float32[t,y,x,c] of the canvas, in place of what the seed draws.
       sound: (file, seconds into it, seconds into the result) whose sound is kept, where it has some.
     """
 
@@ -43,6 +44,7 @@ class Job:
     keep: slice = dataclasses.field(default_factory=lambda: slice(None))
     finish: Callable[[np.ndarray], np.ndarray] | None = None
     notes: tuple[str, ...] = ()
+    noise: np.ndarray | None = None
     sound: Sound | None = None
 
 

@@ -10,9 +10,8 @@ from typing import Any
 
 import jax
 
-from sora_jax.checkpoints.bundle import Bundle, Sampling
+from sora_jax.checkpoints.components import Bundle, Sampling, Transformer
 from sora_jax.errors import UserError
-from sora_jax.models.dit import DiT
 from sora_jax.models.text import TextEncoder, load_text_encoder
 from sora_jax.models.vae import VAE
 from sora_jax.pipeline.budget import LIMIT_FPS, LIMIT_SECONDS, VideoCost, check_frames, check_pixels
@@ -60,6 +59,12 @@ class VideoModel:
         return {name: value for name, value in own.items() if value != getattr(Settings, name)}
 
     @property
+    def shape_defaults(self) -> dict[str, Any]:
+        """Of the shape of a video of a prompt what differs for this model where nothing is asked for."""
+        names = ("resolution", "aspect", "fps", "duration")
+        return {name: value for name in names if (value := getattr(self.sampling, name))}
+
+    @property
     def name(self) -> str:
         return self.bundle.name
 
@@ -68,7 +73,7 @@ class VideoModel:
         return self.bundle.vae
 
     @property
-    def dit(self) -> DiT:
+    def dit(self) -> Transformer:
         """The transformer.
 
         Raises:

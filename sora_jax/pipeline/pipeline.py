@@ -16,12 +16,14 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from sora_jax.checkpoints.bundle import Bundle, Sampling, bundled, find, load_bundle, read_sampling
+from sora_jax.checkpoints.bundle import bundled, find, load_bundle, read_sampling
+from sora_jax.checkpoints.components import Bundle, Sampling
+from sora_jax.checkpoints.pretrained import INDEX, Reference, is_pretrained, pretrained_summary
 from sora_jax.errors import UserError
 from sora_jax.media.video import Video, VideoStream
 from sora_jax.models.text import TextEncoder
@@ -53,7 +55,7 @@ class ModelEntry:
     """A model that can be loaded."""
 
     name: str
-    kind: str  # "bundled", "directory" or "run"
+    kind: str  # "bundled", "directory", "run" or "diffusers"
     path: pathlib.Path
     summary: str
 
@@ -134,7 +136,9 @@ class Pipeline(VaeProcessor):
         """
         several = isinstance(prompt, list | tuple)
         prompts: list[Any] = list(prompt) if several else [prompt]
-        videos = self.generate_batch([Request(each, **self.defaults | fields) for each in prompts], progress)
+        videos = self.generate_batch(
+            [Request(each, **self.request_defaults(fields)) for each in prompts], progress
+        )
         return videos if several else videos[0]
 
     def generate_batch(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Video]:
@@ -153,13 +157,22 @@ class Pipeline(VaeProcessor):
 
         >>> pipeline.stream("a red circle moves left", duration=60.0).save("long.mp4")
         """
-        return self.stream_batch([Request(prompt, **self.defaults | fields)], progress)[0]
+        return self.stream_batch([Request(prompt, **self.request_defaults(fields))], progress)[0]
 
     def stream_batch(
         self, requests: Sequence[Request], progress: Progress | None = None
     ) -> list[VideoStream]:
         """As `generate_batch`, for videos that are read one after another; see `make_streams`."""
         return self.make_streams([text_to_video(self, request) for request in requests], progress)
+
+    def request_defaults(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a request, with the model's own where nothing is asked for."""
+        shape = dict(self.shape_defaults)
+        if fields.get("size") is not None:
+            shape = {name: value for name, value in shape.items() if name not in ("resolution", "aspect")}
+        if fields.get("frames") is not None:
+            shape.pop("duration", None)
+        return self.defaults | shape | dict(fields)
 
     def job(self, ability: str, *arguments: Any, progress: Progress | None = None, **keywords: Any) -> Job:
         """The job of an ability, by its name in `registry.ABILITIES`: `make` takes several, of any abilities.
@@ -171,9 +184,13 @@ class Pipeline(VaeProcessor):
             hint = suggestion(ability, ABILITIES) or f"choose from {', '.join(ABILITIES)}."
             raise UserError(f"There is no ability {ability!r}: {hint}")
         build = BUILDERS[ability]
-        if "progress" in inspect.signature(build).parameters:
+        takes = inspect.signature(build).parameters
+        if "progress" in takes:
             keywords["progress"] = progress
-        return build(self, *arguments, **self.defaults | keywords)
+        # Abilities that make a video of words alone have a request's defaults; others keep the shape they are given.
+        from_words = {name for name in self.shape_defaults if name in takes and takes[name].default}
+        shape = {name: value for name, value in self.request_defaults(keywords).items() if name in from_words}
+        return build(self, *arguments, **self.defaults | shape | keywords)
 
     @explicit_keywords(Request)
     def variations(
@@ -182,7 +199,7 @@ class Pipeline(VaeProcessor):
         """The same request under `count` seeds, from `seed` on."""
         check_int("count", count, 1, MAX_COUNT)
         check_int("seed", seed, 0, MAX_SEED)
-        fields = self.defaults | fields
+        fields = self.request_defaults(fields)
         requests = [Request(prompt, seed=seed + number, **fields) for number in range(count)]
         return self.generate_batch(requests, progress)
 
@@ -240,32 +257,57 @@ def _finished(job: Job, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     yield from map(to_bytes, frames)
 
 
-def load(name: str | os.PathLike[str] = "toyworld", *, lazy: bool = False) -> Pipeline:
-    """Loads a bundled model by name, a folder that holds one, or a training run's workdir.
+def load(
+    name: str | os.PathLike[str] = "toyworld",
+    *,
+    lazy: bool = False,
+    dtype: str = "",
+    reference: Reference = "diffusers",
+) -> Pipeline:
+    """Loads a bundled model by name, a folder that holds one, a training run's workdir, or a diffusers pipeline's folder.
 
     Args:
       name: of the model.
       lazy: look only whether it is there, and read its files when they are first needed.
+      dtype: of the arithmetic, "float32", "bfloat16" or "float16"; "" is the model's own.
+      reference: of a diffusers folder: "diffusers" or "original", whose arithmetic, schedule and defaults are followed.
 
     Raises:
       UserError: there is no such model, or its files are damaged.
     """
     find(name)
-    bundle = functools.partial(load_bundle, name) if lazy else load_bundle(name)
-    return Pipeline(bundle, sampling=read_sampling(name))
+    read = functools.partial(load_bundle, name, dtype, reference)
+    return Pipeline(read if lazy else read(), sampling=read_sampling(name, reference))
 
 
 def list_models(folders: Sequence[str | os.PathLike[str]] = ("runs",)) -> list[ModelEntry]:
     """What can be loaded: bundled models, and those in `folders` or one level below them."""
     entries = [ModelEntry(name, "bundled", find(name), _summary(find(name))) for name in bundled()]
     for folder in map(pathlib.Path, folders):
-        for config in sorted([*folder.glob("config.json"), *folder.glob("*/config.json")]):
-            kind = "run" if (config.parent / "checkpoints").is_dir() else "directory"
+        files = [
+            name
+            for place in ("", "*/")
+            for known in ("config.json", INDEX)
+            for name in folder.glob(place + known)
+        ]
+        for config in sorted(files):
+            kind = (
+                "diffusers"
+                if config.name == INDEX
+                else "run"
+                if (config.parent / "checkpoints").is_dir()
+                else "directory"
+            )
             entries.append(ModelEntry(str(config.parent), kind, config.parent, _summary(config.parent)))
     return entries
 
 
 def _summary(folder: pathlib.Path) -> str:
+    if is_pretrained(folder):
+        try:
+            return pretrained_summary(folder)
+        except UserError as error:
+            return str(error)
     try:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, json.JSONDecodeError):

@@ -45,7 +45,7 @@ class VaeProcessor(VideoModel):
         if max_tokens and strength.max() < 1:
             frame_tokens = min(frame_tokens, max_tokens)
         tokens = self.segment_tokens(frame_tokens, latent_frames)
-        factor = flow.shift_factor(jnp.array(tokens), self.bundle.base_tokens)
+        factor = self.bundle.shift_factor(tokens)
         sigmas = np.asarray(flow.shift(jnp.asarray(strength, jnp.float32), factor))
         return np.where(strength <= 0, 0.0, sigmas).astype(np.float32)
 

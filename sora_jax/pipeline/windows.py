@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from sora_jax.errors import UserError
 from sora_jax.tokens.canvas import FRAMES_PER_LATENT, Canvas, join, temporal_windows
 from sora_jax.tokens.patches import Grid, unpatchify
 
@@ -51,13 +52,25 @@ class WindowedCanvas:
       context: what later windows see of earlier ones.
       patch: latent cells of a token.
       seed: of the noise.
+      noise: float32[t,y,x,c] in place of what the seed draws.
+
+    Raises:
+      UserError: that is of another shape than the canvas.
 
     Attributes:
       windows: those that are left.
       ready: float32[y,x,c] each, finished latent frames in order of time that were not taken yet.
     """
 
-    def __init__(self, canvas: Canvas, max_frames: int, context: Context, patch: Grid, seed: int) -> None:
+    def __init__(
+        self,
+        canvas: Canvas,
+        max_frames: int,
+        context: Context,
+        patch: Grid,
+        seed: int,
+        noise: np.ndarray | None = None,
+    ) -> None:
         self.canvas, self.patch, self.context = canvas, patch, context
         anchor = context.anchor and context.frames < max_frames - patch[0]  # where there is room for it
         self.windows = deque(temporal_windows(canvas, max_frames, context.frames, patch[0], anchor))
@@ -76,6 +89,15 @@ class WindowedCanvas:
         self._generated: dict[int, np.ndarray] = {}  # by latent frame
         self._noise: dict[int, np.ndarray] = {}  # by latent frame, as far as it is drawn
         self._drawn = self._final = 0
+        if noise is not None:
+            if noise.shape != canvas.latent.shape:
+                wanted, given = (" x ".join(map(str, shape)) for shape in (canvas.latent.shape, noise.shape))
+                raise UserError(
+                    f"The noise is {given} and the video's latent {wanted} (time, height, width, channels): give one of "
+                    "that shape."
+                )
+            self._noise = dict(enumerate(noise.astype(np.float32)))
+            self._drawn = len(noise)
         self._generator = np.random.default_rng(seed)
         if not self.windows:
             self._release(len(canvas), len(canvas))

@@ -224,7 +224,7 @@ def _trace_sampler(
     model = _placed(model, lambda leaf: parameter_sharding(mesh, leaf.shape))
     sigmas = batch.condition_init_sigma
     guidance = Guidance(**{field.name: sigmas for field in dataclasses.fields(Guidance)})
-    state = State(*(batch.patches,) * 3, sigmas)
+    state = State.begin(batch.patches, sigmas)
     parts["parameters"] = _bytes(model)
     parts["batch"] += _bytes(state) + _bytes(guidance)
     traced = solver_step.trace(

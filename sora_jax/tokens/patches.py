@@ -12,7 +12,7 @@ from sora_jax.errors import UserError
 
 Grid = tuple[int, int, int]
 
-CoordinateMode = Literal["fractional", "absolute", "normalized"]
+CoordinateMode = Literal["fractional", "absolute", "normalized", "latent"]
 
 
 def patchify(latent: ClipLatent, patch: Grid) -> ClipPatches:
@@ -63,6 +63,8 @@ def coordinates(
 
     "normalized": that of NaViT (Dehghani et al. 2023): each side from −1/2 to 1/2, whatever its length.
 
+    "latent": as "absolute", and time counts patches too, 0, 1, 2, … for a whole clip, whatever its rate (Wan).
+
     Args:
       ends: the last video frame of each latent frame; None is a whole clip's: 0, and then every
         `frames_per_latent`-th.
@@ -78,6 +80,8 @@ def coordinates(
     begin = last - np.where(alone, 0, frames_per_latent)
     time = last.reshape(t, patch[0]).mean(1) / fps
     span = (last.reshape(t, patch[0]).max(1) - begin.reshape(t, patch[0]).min(1)) / fps
+    if mode == "latent":
+        time = last.reshape(t, patch[0])[:, 0] / (frames_per_latent * patch[0])
     frame = frame or (grid[1], grid[2])
     centred = (corner[0] - frame[0] / 2, corner[1] - frame[1] / 2)
     if mode == "fractional":
@@ -85,10 +89,10 @@ def coordinates(
         offset = centred
     elif mode == "normalized":
         (tall, wide), offset = map(float, frame), centred
-    elif mode == "absolute":
+    elif mode in ("absolute", "latent"):
         (tall, wide), offset = map(float, patch[1:]), (corner[0] - patch[1] / 2, corner[1] - patch[2] / 2)
     else:
-        raise UserError(f'Coordinates are "fractional", "absolute" or "normalized", not "{mode}".')
+        raise UserError(f'Coordinates are "fractional", "absolute", "normalized" or "latent", not "{mode}".')
     rows, columns = (
         (np.arange(count) + 0.5) * side + shift
         for count, side, shift in zip((y, x), patch[1:], offset, strict=True)

@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sora_jax.checkpoints.bundle import Bundle, load_bundle
+from sora_jax.checkpoints.bundle import load_bundle
+from sora_jax.checkpoints.components import Bundle
 from sora_jax.checkpoints.store import named_leaves, restore_into
 from sora_jax.errors import UserError, user_path
 from sora_jax.models.weights import read_weights, write_weights

@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from sora_jax.checkpoints.bundle import Bundle, Sampling, load_bundle, take_weights
+from sora_jax.checkpoints.bundle import load_bundle, take_weights
+from sora_jax.checkpoints.components import Bundle, Sampling
 from sora_jax.config import COUNT, SHARE, check_ranges, component
 from sora_jax.diffusion import flow
 from sora_jax.diffusion.flow import gather_sigmas

@@ -19,15 +19,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from sora_jax.checkpoints.bundle import (
-    Bundle,
-    Limits,
-    Sampling,
-    load_bundle,
-    measure_latents,
-    save_bundle,
-    take_weights,
-)
+from sora_jax.checkpoints.bundle import load_bundle, measure_latents, save_bundle, take_weights
+from sora_jax.checkpoints.components import Bundle, Limits, Sampling
 from sora_jax.config import ABSENT, COUNT, FROM_ZERO, SHARE, check_ranges, component
 from sora_jax.data.data_config import DataConfig
 from sora_jax.data.encode import LatentsConfig, encode_sources

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from helpers.tiny_model import tiny_bundle
 
-from sora_jax.checkpoints.bundle import BUNDLED, Limits
+from sora_jax.checkpoints.bundle import BUNDLED
+from sora_jax.checkpoints.components import Limits
 from sora_jax.checkpoints.knowledge import Knowledge, knowledge_of
 from sora_jax.errors import UserError
 from sora_jax.pipeline import temporal_abilities

@@ -11,7 +11,8 @@ import pytest
 from flax import nnx
 from helpers.fake_pipeline import written_files
 
-from sora_jax.checkpoints.bundle import Bundle, Limits, save_bundle
+from sora_jax.checkpoints.bundle import save_bundle
+from sora_jax.checkpoints.components import Bundle, Limits
 from sora_jax.cli import main as cli
 from sora_jax.media.video import Video, read_video
 from sora_jax.models.dit import DiT

@@ -15,7 +15,8 @@ from helpers.film_files import MATRICES, click, pictures, with_matrix, write
 from helpers.tiny_model import tiny_bundle
 from PIL import Image
 
-from sora_jax.checkpoints.bundle import Limits, save_bundle
+from sora_jax.checkpoints.bundle import save_bundle
+from sora_jax.checkpoints.components import Limits
 from sora_jax.cli import main as cli
 from sora_jax.cli.edit import COMMANDS
 from sora_jax.diffusion.guidance import METHODS

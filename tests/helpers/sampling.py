@@ -37,7 +37,7 @@ def sample(
     sigma = flow.gather_sigmas(sigmas[0], batch.condition_ids)[..., None]
     noisy = flow.interpolate(batch.patches, jnp.asarray(noise_bnp, jnp.float32), sigma)
     x = jnp.where(sigma > 0, noisy, batch.patches)
-    state = State(x, x, x, sigmas[0])
+    state = State.begin(x, sigmas[0])
     for now, then in itertools.pairwise(sigmas):
         state = solver_step(model, state, batch, now, then, guidance, negative, solver, passes)
     return state.x

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from sora_jax.checkpoints.bundle import Bundle, Limits
+from sora_jax.checkpoints.components import Bundle, Limits
 from sora_jax.models.dit import DiT
 from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.text import TextConfig

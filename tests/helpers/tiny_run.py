@@ -10,7 +10,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from helpers.tiny_model import TINY_VAE
-from sora_jax.checkpoints.bundle import Bundle, save_bundle
+from sora_jax.checkpoints.bundle import save_bundle
+from sora_jax.checkpoints.components import Bundle
 from sora_jax.models.vae import VAE, VAEConfig
 from sora_jax.train.__main__ import run
 

@@ -209,7 +209,7 @@ def _elementwise(x: jax.Array, batch: Any, sigma: jax.Array) -> jax.Array:
 def test_the_samplers_own_arithmetic_is_exact(solver):
     guidance = tabulate(SETTINGS, PLACES, BATCH.condition_segment_ids)
     x = jnp.asarray(NOISE)
-    state = State(x, x, x, jnp.asarray(SIGMAS[0]))
+    state = State.begin(x, jnp.asarray(SIGMAS[0]))
     step = lambda state, batch, guidance: solver_step(
         jax.tree_util.Partial(_elementwise), state, batch, SIGMAS[1], SIGMAS[2], guidance, None, solver, 3
     )
@@ -219,7 +219,7 @@ def test_the_samplers_own_arithmetic_is_exact(solver):
 @pytest.mark.parametrize("to", TYPES)
 def test_a_samplers_step_is_near_the_exact_one(to):
     x = jnp.asarray(NOISE)
-    state = State(x, x, x, jnp.asarray(SIGMAS[0]))
+    state = State.begin(x, jnp.asarray(SIGMAS[0]))
     tables = Guidance(text=3.0, conditioning=2.0, rescale=0.5).tables(BATCH.condition_segment_ids.shape)
     moved = lambda model: (
         solver_step(model, state, BATCH, SIGMAS[1], SIGMAS[2], tables, None, "euler", 3).x - x

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sora_jax.checkpoints.bundle import Bundle, load_bundle, measure_latents, save_bundle
+from sora_jax.checkpoints.bundle import load_bundle, measure_latents, save_bundle
+from sora_jax.checkpoints.components import Bundle
 from sora_jax.errors import UserError
 from sora_jax.models.pixels import PIXELS, PixelVAE
 from sora_jax.models.tiles import Tiles, decode_stream, encode_stream

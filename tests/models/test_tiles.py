@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sora_jax.checkpoints.bundle import Bundle
+from sora_jax.checkpoints.components import Bundle
 from sora_jax.data import encode as encoding
 from sora_jax.errors import UserError
 from sora_jax.media.clip import Clip

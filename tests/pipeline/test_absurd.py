@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers.tiny_model import tiny_bundle
 
-from sora_jax.checkpoints.bundle import Limits
+from sora_jax.checkpoints.components import Limits
 from sora_jax.cli.main import main
 from sora_jax.errors import UserError
 from sora_jax.media.video import Video

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from helpers.tiny_model import tiny_bundle
 
-from sora_jax.checkpoints.bundle import Limits
+from sora_jax.checkpoints.components import Limits
 from sora_jax.diffusion.solvers import solver_step
 from sora_jax.errors import UserError
 from sora_jax.models.vae import VAE

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from helpers.tiny_model import tiny_bundle
 
-from sora_jax.checkpoints.bundle import Limits
+from sora_jax.checkpoints.components import Limits
 from sora_jax.cli import main as cli
 from sora_jax.diffusion.solvers import solver_step
 from sora_jax.errors import UserError

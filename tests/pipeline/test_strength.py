@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from helpers.tiny_model import tiny_bundle
 
-from sora_jax.checkpoints.bundle import Bundle, Limits
+from sora_jax.checkpoints.components import Bundle, Limits
 from sora_jax.diffusion import flow
 from sora_jax.pipeline import denoise, vae_processor
 from sora_jax.pipeline.job import Job

@@ -10,7 +10,7 @@ import pytest
 from helpers.fake_objective import LineObjective, get_config
 from helpers.tiny_dit import make_dit
 
-from sora_jax.checkpoints.bundle import Bundle
+from sora_jax.checkpoints.components import Bundle
 from sora_jax.checkpoints.store import load_params, named_leaves
 from sora_jax.errors import UserError
 from sora_jax.train import averages

@@ -11,7 +11,8 @@ from flax import nnx
 from helpers.tiny_run import tiny_config
 from ml_collections import ConfigDict
 
-from sora_jax.checkpoints.bundle import Bundle, Sampling, load_bundle, read_sampling, save_bundle
+from sora_jax.checkpoints.bundle import load_bundle, read_sampling, save_bundle
+from sora_jax.checkpoints.components import Bundle, Sampling
 from sora_jax.checkpoints.store import named_leaves
 from sora_jax.config import component
 from sora_jax.diffusion import flow

@@ -26,6 +26,8 @@ from sora_jax.models.attention.tpu import splash
 
 _log = logging.getLogger(__name__)
 
+QUERY_CHUNK = 2048  # of `attend_padded`
+
 Attend = Callable[[jax.Array, jax.Array, jax.Array, SegmentIds], jax.Array]
 
 
@@ -91,6 +93,39 @@ def cross_attend(
     mask = _same_segment(segment_ids_bn, others_bm) & (others_bm > 0)[:, None, None]
     out = _dense(q_bnhf, k_bmhf, v_bmhf, mask)
     return jnp.where(mask.any(-1)[:, 0, :, None, None], out, 0)
+
+
+def attend_padded(
+    q_bnhf: Heads, k_bmhf: jax.Array, v_bmhf: jax.Array, mask_bnm: jax.Array, repeats_bn: jax.Array
+) -> Heads:
+    """Attention to masked keys and to the last one, which stands for so many equal keys as `repeats` says.
+
+    Equal keys with equal values weigh in a softmax as one whose logit is greater by the logarithm of their number, so
+    captions that a model was trained to see padded to a fixed length need no positions for padding.
+
+    Dense, in chunks of queries: logits are float32[B,H,chunk,M].
+
+    Args:
+      mask_bnm: bool, which keys a token attends to; of the last key it isn't used.
+      repeats_bn: float, 0 or more.
+    """
+    keys = jnp.arange(k_bmhf.shape[1])
+    last = keys == len(keys) - 1
+    bias_bnm = jnp.where(last, jnp.log(repeats_bn)[..., None], jnp.where(mask_bnm, 0.0, -jnp.inf))
+    B, N, H, F = q_bnhf.shape
+    chunk = QUERY_CHUNK if N % QUERY_CHUNK == 0 and not sequence_is_split() else N
+
+    def of_chunk(given: tuple[jax.Array, jax.Array]) -> jax.Array:
+        q, bias = given
+        logits = jnp.einsum("bnhf,bmhf->bhnm", q, k_bmhf, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(logits / math.sqrt(F) + bias[:, None], axis=-1).astype(v_bmhf.dtype)
+        return jnp.einsum("bhnm,bmhf->bnhf", weights, v_bmhf)
+
+    if chunk == N:
+        return of_chunk((q_bnhf, bias_bnm))
+    split = lambda array: jnp.moveaxis(array.reshape(B, N // chunk, chunk, *array.shape[2:]), 1, 0)
+    out = jax.lax.map(of_chunk, (split(q_bnhf), split(bias_bnm)))
+    return jnp.moveaxis(out, 0, 1).reshape(B, N, H, F)
 
 
 def choose(backend: str, dtype: jax.typing.DTypeLike, width: int) -> str:

@@ -1,0 +1,115 @@
+"""What a model consists of: its networks, what it can hold, and how it is sampled where nothing else is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from sora_jax.checkpoints.knowledge import Knowledge
+from sora_jax.config import component
+from sora_jax.diffusion import flow
+from sora_jax.models.dit import DiT
+from sora_jax.models.text import TextConfig
+from sora_jax.models.vae import VAE
+from sora_jax.models.wan import Wan
+
+Transformer: TypeAlias = DiT | Wan
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Limits of a segment, as in training's sequences.
+
+    Attributes:
+      tokens: video tokens of a segment, and of a packed sequence.
+      latent_frames: of a segment, the most that training showed; 0: as many as there are tokens for.
+      frame_tokens: tokens of a latent frame, the most that training showed; 0: as many as there are.
+      resolution: short side of whole frames that training showed, in pixels; 0: any.
+      fps: the most frames a second that training showed; 0: any.
+      grid: pixels of whose multiples the sides (height, width) of padded frames were in training.
+      text: tokens of a prompt.
+      text_len: text positions of a packed sequence.
+      seq_multiple: packed sequences are as short as what is asked for allows, a multiple of so many positions; 0: as
+        long as training's, so that one compiled step serves every request.
+    """
+
+    tokens: int = 256
+    latent_frames: int = 0
+    frame_tokens: int = 0
+    resolution: int = 0
+    fps: float = 0.0
+    grid: tuple[int, int] = (1, 1)
+    text: int = 64
+    text_len: int = 128
+    seq_multiple: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How a model is sampled where nothing else is asked for.
+
+    Attributes:
+      steps: of the solver.
+      guidance: classifier-free guidance scale.
+      distilled: whether the model is a flow map that has learned that guidance: it can't be given another.
+      context_noise, anchor: what later windows of a long video see of earlier ones, see `pipeline.settings.Settings`.
+      solver: a name of `solvers.SOLVERS`.
+      negative: the negative prompt.
+      shift: of the schedule towards noise (`flow.shift`), for every length; 0: by length, see `Bundle`.
+      ends: between which the schedule's sigmas are spaced, see `flow.schedule`.
+      max_sigma: of a schedule; a little below 1 where its solver divides by 1 − σ.
+      resolution, aspect, fps, duration: of a video of a prompt; 0 or "": as `pipeline.request.Request` has it.
+    """
+
+    steps: int = 12
+    guidance: float = 3.0
+    distilled: bool = False
+    context_noise: float = 0.0
+    anchor: bool = False
+    solver: str = "euler"
+    negative: str = ""
+    shift: float = 0.0
+    ends: tuple[float, float] = (1.0, 0.0)
+    max_sigma: float = 1.0
+    resolution: int = 0
+    aspect: str = ""
+    fps: float = 0.0
+    duration: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """A model, ready to use. `dit` is None where only an autoencoder was stored.
+
+    `base_tokens` is `flow.shift_factor`'s as the transformer was trained: segments longer than this spend more of their
+    steps near noise; unless `sampling.shift` is one for all.
+    """
+
+    name: str
+    vae: VAE
+    dit: Transformer | None = None
+    text: TextConfig = dataclasses.field(default_factory=TextConfig)
+    limits: Limits = dataclasses.field(default_factory=Limits)
+    base_tokens: float = 64.0
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    card: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def knowledge(self) -> Knowledge:
+        """What it saw in training, as its card's "knows" tells; nothing where that is absent."""
+        return component(Knowledge, self.card.get("knows", {}), "card.knows")
+
+    def shift_factor(self, tokens: int) -> jax.Array:
+        """By which the schedule of a segment of so many tokens is shifted towards noise (`flow.shift`)."""
+        return jnp.asarray(
+            self.sampling.shift or flow.shift_factor(jnp.array(tokens), self.base_tokens), jnp.float32
+        )
+
+    def schedule(self, steps: int, tokens: int, init_sigma: float = 1.0) -> jax.Array:
+        """`steps` + 1 sigmas from `init_sigma` to 0, see `flow.schedule`."""
+        sigmas = flow.schedule(steps, self.shift_factor(tokens), init_sigma, self.sampling.ends)
+        return jnp.minimum(sigmas, self.sampling.max_sigma)

@@ -1,0 +1,253 @@
+"""Open models as diffusers writes them: a folder with `model_index.json`, and a folder for each component.
+
+Wan2.1 (text to video) and Wan2.2-TI2V-5B can be read. A folder carries its autoencoder, text encoder and schedule; what
+the files don't say (rates, sizes and lengths of training, steps and guidance) is in `_FAMILIES`, from the models' own
+repositories. Weights are memory-mapped and go to their devices one after another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import ml_dtypes
+import numpy as np
+
+from sora_jax.checkpoints.components import Bundle, Limits, Sampling
+from sora_jax.errors import UserError
+from sora_jax.models.text import TextConfig
+from sora_jax.models.wan import WanConfig
+from sora_jax.models.wan_vae import WanVAE, load_wan_vae
+from sora_jax.models.wan_weights import load_wan, wan_config
+from sora_jax.models.weights import map_weights
+
+INDEX = "model_index.json"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+TEXT_TOKENS = 512  # to which captions are padded
+
+Reference: TypeAlias = Literal["original", "diffusers"]
+REFERENCES = ("original", "diffusers")
+DTYPES = ("float32", "bfloat16", "float16")
+
+# Wan's own negative prompt is for the original's defaults; diffusers has none.
+_NEGATIVE = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"
+    "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，"
+    "杂乱的背景，三条腿，背景人很多，倒着走"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Family:
+    """What the files of a model don't say.
+
+    Attributes:
+      tokens, latent_frames: of the longest and largest video of its training.
+      resolution, fps, frames: of that.
+      steps, guidance, shift: of the original code; diffusers' defaults are 50 steps and guidance 5, and the shift is
+        the scheduler's.
+      licence: of the weights.
+    """
+
+    tokens: int
+    latent_frames: int
+    resolution: int
+    fps: float
+    frames: int
+    steps: int
+    guidance: float
+    shift: float
+    licence: str
+
+
+# By the width of the transformer and the channels of its latents.
+_FAMILIES = {
+    "Wan2.1, 480p": _Family(32_760, 21, 480, 16, 81, 50, 5.0, 5.0, "Apache-2.0"),
+    "Wan2.1, 720p": _Family(75_600, 21, 720, 16, 81, 50, 5.0, 5.0, "Apache-2.0"),
+    "Wan2.2-TI2V": _Family(27_280, 31, 704, 24, 121, 50, 5.0, 5.0, "Apache-2.0"),
+}
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raises UserError where a value is none of the choices."""
+    if value not in choices:
+        raise UserError(f"There is no {name} {value!r}: choose one of {', '.join(choices)}.")
+
+
+def is_pretrained(folder: pathlib.Path) -> bool:
+    """Whether a folder holds a model as diffusers writes it."""
+    return (folder / INDEX).is_file()
+
+
+def load_pretrained(
+    folder: pathlib.Path, reference: Reference = "diffusers", dtype: str = "float32", weights: str = ""
+) -> Bundle:
+    """Loads a diffusers folder.
+
+    Args:
+      reference: whose arithmetic, schedule and defaults are followed where Wan's original code and diffusers differ.
+      dtype: of the arithmetic of transformer and autoencoder.
+      weights: type of the transformer's parameters in memory; "" is `dtype`.
+
+    Raises:
+      UserError: a part is missing, damaged, of another architecture, or one that isn't supported.
+    """
+    check_choice("reference", reference, REFERENCES)
+    check_choice("dtype", dtype, DTYPES)
+    index = _read_json(folder / INDEX)
+    _check_parts(folder, index)
+    settings = {
+        part: _read_json(folder / part / "config.json") for part in ("transformer", "vae", "text_encoder")
+    }
+    vae = load_wan_vae(settings["vae"], map_weights(folder / "vae" / WEIGHTS))
+    vae = _with_dtype(vae, dtype)
+    sampling, whole = _sampling(folder, index, settings, reference)
+    config = wan_config(settings["transformer"], dtype=dtype, reference=reference, whole_timesteps=whole)
+    _check_together(folder, config, vae, settings["text_encoder"])
+    dit = load_wan(
+        config,
+        map_weights(folder / "transformer" / WEIGHTS),
+        f"{folder / 'transformer'}",
+        dtype=np.dtype(getattr(ml_dtypes, weights or dtype, weights or dtype)),
+    )
+    text = TextConfig(kind="t5", name=str(folder), max_tokens=TEXT_TOKENS)
+    name, family = _family(config)
+    limits = Limits(
+        tokens=family.tokens,
+        latent_frames=family.latent_frames,
+        resolution=family.resolution,
+        fps=family.fps,
+        text=TEXT_TOKENS,
+        text_len=TEXT_TOKENS,
+        seq_multiple=256,
+    )
+    summary = f"{name}: {config.layers} layers of {config.width}, {config.channels} latent channels"
+    card = {"summary": summary, "licence": family.licence, "reference": reference}
+    return Bundle(folder.name, vae, dit, text, limits, sampling=sampling, card=card)
+
+
+def read_pretrained_sampling(folder: pathlib.Path, reference: Reference = "diffusers") -> Sampling:
+    """How such a model is sampled, without loading it.
+
+    Raises:
+      UserError: a file of settings can't be read.
+    """
+    settings = {part: _read_json(folder / part / "config.json") for part in ("transformer", "vae")}
+    return _sampling(folder, _read_json(folder / INDEX), settings, reference)[0]
+
+
+def pretrained_summary(folder: pathlib.Path) -> str:
+    """One line on a model, from its settings alone.
+
+    Raises:
+      UserError: they can't be read, or are of another architecture.
+    """
+    config = wan_config(_read_json(folder / "transformer" / "config.json"))
+    name, family = _family(config)
+    return f"{name}, {family.licence}; {config.layers} layers of {config.width}"
+
+
+def _check_parts(folder: pathlib.Path, index: Mapping[str, Any]) -> None:
+    kind = index.get("_class_name")
+    if kind != "WanPipeline":
+        raise UserError(
+            f"{folder / INDEX} is of a {kind}: of diffusers' pipelines only WanPipeline can be loaded (Wan2.1 text to "
+            "video and Wan2.2-TI2V-5B)."
+        )
+    if any(index.get("transformer_2") or ()):
+        raise UserError(
+            f"{folder} has two transformers, for high and low noise (Wan2.2-A14B): this isn't supported yet. Wan2.1 "
+            "and Wan2.2-TI2V-5B are."
+        )
+    if missing := [part for part in PARTS if not (folder / part).is_dir()]:
+        raise UserError(
+            f"{folder} has no {' and no '.join(missing)}: the model's folder is incomplete; fetch it again."
+        )
+
+
+def _check_together(folder: pathlib.Path, config: WanConfig, vae: WanVAE, text: Mapping[str, Any]) -> None:
+    """Raises UserError where parts are of different models."""
+    if vae.config.channels != config.channels:
+        raise UserError(
+            f"{folder}: the autoencoder's latents have {vae.config.channels} channels and the transformer takes "
+            f"{config.channels}: they are of different models."
+        )
+    if text.get("d_model") != config.text_width:
+        raise UserError(
+            f"{folder}: the text encoder's states are {text.get('d_model')} wide and the transformer takes "
+            f"{config.text_width}: they are of different models."
+        )
+
+
+def _family(config: WanConfig) -> tuple[str, _Family]:
+    name = (
+        "Wan2.2-TI2V" if config.channels == 48 else "Wan2.1, 480p" if config.heads <= 12 else "Wan2.1, 720p"
+    )
+    return name, _FAMILIES[name]
+
+
+def _sampling(
+    folder: pathlib.Path,
+    index: Mapping[str, Any],
+    settings: Mapping[str, Mapping[str, Any]],
+    reference: Reference,
+) -> tuple[Sampling, bool]:
+    """How it is sampled, and whether timesteps are whole numbers."""
+    _, family = _family(wan_config(settings["transformer"]))
+    common: dict[str, Any] = {
+        "resolution": family.resolution,
+        "aspect": "16:9",
+        "fps": family.fps,
+        "duration": family.frames / family.fps,
+    }
+    if reference == "original":
+        own = Sampling(
+            family.steps,
+            family.guidance,
+            solver="unipc",
+            negative=_NEGATIVE,
+            shift=family.shift,
+            ends=(0.999, 0.0),
+            **common,
+        )
+        return own, True
+    scheduler = _read_json(folder / "scheduler" / "scheduler_config.json")
+    kind = scheduler.get("_class_name", index.get("scheduler", [None, None])[1])
+    if kind == "UniPCMultistepScheduler":
+        if not (scheduler.get("use_flow_sigmas") and scheduler.get("prediction_type") == "flow_prediction"):
+            raise UserError(
+                f"{folder / 'scheduler'} isn't set for flow matching: set use_flow_sigmas to true and prediction_type "
+                "to flow_prediction."
+            )
+        shift, solver, ends = scheduler.get("flow_shift", 1.0), "unipc", (1.0, 0.001)
+        common["max_sigma"] = 1 - 1e-6
+    elif kind == "FlowMatchEulerDiscreteScheduler":
+        shift, solver, ends = scheduler.get("shift", 1.0), "euler", (1.0, 0.001)
+    else:
+        raise UserError(
+            f"{folder / 'scheduler'} is a {kind}: UniPCMultistepScheduler and FlowMatchEulerDiscreteScheduler can be "
+            "followed."
+        )
+    own = Sampling(50, 5.0, solver=solver, shift=float(shift), ends=ends, **common)
+    return own, solver == "unipc"
+
+
+def _with_dtype(vae: WanVAE, dtype: str) -> WanVAE:
+    vae.config = dataclasses.replace(vae.config, dtype=dtype)
+    return vae
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError("it is no object")
+        return value
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: the model's folder is incomplete; fetch it again.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read ({error}): fetch the model again.") from error

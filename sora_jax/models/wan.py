@@ -1,0 +1,310 @@
+"""Wan's transformer (Wan team 2025, arXiv:2503.20314) on packed sequences: a sigma per condition, captions beside.
+
+The same call as `models.dit.DiT`. What differs from it: captions reach the tokens by cross-attention alone, after a
+norm with weights and without a gate; queries and keys are normalized over all heads together; the modulation of
+adaLN-Zero is a table of each layer plus one projection that layers share; RoPE counts patches.
+
+Wan was trained with captions padded to 512 positions of zeros, all of which are attended to. They are equal, so one
+key stands for them (`attention.dispatch.attend_padded`).
+
+Wan2.1 and 2.2 (text to video) have this architecture. TI2V-5B was trained with a timestep per token, 0 where frames are
+given: these are this package's conditioning tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from sora_jax.axes import Patches, SegmentIds, Sigma
+from sora_jax.distributed.mesh import HEADS, check_sequence_split, constrain
+from sora_jax.errors import UserError
+from sora_jax.models.attention.dispatch import attend, attend_padded
+from sora_jax.models.dit_config import POLICIES, Backend
+from sora_jax.models.layers import Linear, gather_conditions, rms_norm, rotate
+from sora_jax.tokens.packing import PackedBatch
+from sora_jax.tokens.patches import CoordinateMode
+
+TIMESTEPS = 1000  # a sigma of 1
+THETA = 10_000.0  # of RoPE and of the timestep's features
+_LONGEST = 1024  # positions along an axis whose angles are tabulated
+
+
+@dataclasses.dataclass(frozen=True)
+class WanConfig:
+    """Shape of the transformer; names of diffusers' `transformer/config.json` in brackets.
+
+    Attributes:
+      layers, heads, head_width: [num_layers, num_attention_heads, attention_head_dim].
+      hidden: width of an MLP [ffn_dim].
+      channels, channels_out: of the latent, and of the velocity [in_channels, out_channels].
+      patch: latent cells a token spans [patch_size].
+      text_width: of the text encoder's states [text_dim].
+      text_padding: positions to which captions were padded in training.
+      time_width: numbers of the timestep's features [freq_dim].
+      cross_norm: whether there is a norm before cross-attention [cross_attn_norm].
+      epsilon: of the norms [eps].
+      reference: whose arithmetic is followed where the original code and diffusers differ. "original" keeps the
+        residual stream in float32 and computes the timestep's features in float64; "diffusers" rounds the stream to
+        `dtype` after each branch.
+      whole_timesteps: whether the timestep is rounded down to an integer, as with the UniPC solver in both.
+      dtype: of the arithmetic; norms, modulation and softmax are float32.
+      remat, attention, sequence: as `models.dit_config.DiTConfig`.
+    """
+
+    layers: int = 30
+    heads: int = 12
+    head_width: int = 128
+    hidden: int = 8960
+    channels: int = 16
+    channels_out: int = 16
+    patch: tuple[int, int, int] = (1, 2, 2)
+    text_width: int = 4096
+    text_padding: int = 512
+    time_width: int = 256
+    cross_norm: bool = True
+    epsilon: float = 1e-6
+    reference: Literal["original", "diffusers"] = "diffusers"
+    whole_timesteps: bool = True
+    dtype: Literal["bfloat16", "float16", "float32"] = "float32"
+    remat: Literal["all", "dots", "none"] = "all"
+    attention: Backend = "auto"
+    sequence: Literal["heads", "ring"] = "heads"
+
+    # What pipelines ask of a transformer's configuration.
+    coords: CoordinateMode = dataclasses.field(default="latent", init=False, repr=False)
+    flow_map: bool = dataclasses.field(default=False, init=False, repr=False)
+    reference_frames: bool = dataclasses.field(default=False, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.head_width % 2 or self.head_width < 6:
+            raise UserError(f"Wan's heads are of an even width of 6 or more, not {self.head_width}.")
+        if self.channels_out != self.channels:
+            raise UserError(
+                f"This transformer takes {self.channels} channels and gives {self.channels_out}: models that are given "
+                "pictures as channels (Wan image-to-video) aren't supported; text-to-video and TI2V-5B are."
+            )
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.heads * self.head_width
+
+    @property
+    def patch_width(self) -> int:
+        """P, numbers a token holds."""
+        return math.prod(self.patch) * self.channels
+
+    @property
+    def heads_over(self) -> tuple[str, ...]:
+        """The axes of a mesh that must divide the heads, together."""
+        return ("tensor",) if self.sequence == "ring" else HEADS
+
+    def text_positions(self, text_len: int) -> int:
+        """Of so many text positions, how many are in the sequence that self-attention sees: none."""
+        return 0
+
+    @property
+    def rope_pairs(self) -> tuple[int, int, int]:
+        """Pairs of a head's numbers that rotate with time, y and x."""
+        space = self.head_width // 6
+        return self.head_width // 2 - 2 * space, space, space
+
+
+class CrossAttention(nnx.Module):
+    """From a token to its active caption."""
+
+    def __init__(self, config: WanConfig, *, rngs: nnx.Rngs) -> None:
+        D, heads = config.width, (config.heads, config.head_width)
+        if config.cross_norm:
+            self.norm_scale, self.norm_bias = nnx.Param(jnp.ones(D)), nnx.Param(jnp.zeros(D))
+        self.q = Linear(D, heads, letters="DHF", rngs=rngs)
+        self.kv = Linear(D, (2, *heads), letters="D2HF", rngs=rngs)
+        self.qk_scale = nnx.Param(jnp.ones((2, *heads)))
+        self.out = Linear(D, D, letters="WD", rngs=rngs)
+
+    def __call__(
+        self, x_bnd: jax.Array, text_bmd: jax.Array, mask_bnm: jax.Array, config: WanConfig
+    ) -> jax.Array:
+        """What the residual stream gains, [B, N, D]; the last of the text positions is the padding."""
+        h = x_bnd
+        if config.cross_norm:
+            h = layer_norm(h, config.epsilon) * self.norm_scale[...] + self.norm_bias[...]
+        scale = self.qk_scale[...]
+        q = norm_heads(constrain(self.q(h.astype(config.dtype)), "BNHF"), scale[0], config.epsilon)
+        k, v = (constrain(x.squeeze(2), "BMHF") for x in jnp.split(self.kv(text_bmd), 2, axis=2))
+        k = norm_heads(k, scale[1], config.epsilon)
+        padding = jnp.maximum(config.text_padding - mask_bnm[..., :-1].sum(-1), 0).astype(jnp.float32)
+        h = constrain(attend_padded(q, k, v, mask_bnm, padding), "BNHF")
+        return self.out(h.reshape(x_bnd.shape))
+
+
+class Block(nnx.Module):
+    """Self-attention and an MLP, each x + gate · f(norm(x) · (1 + scale) + shift), cross-attention between them."""
+
+    def __init__(self, config: WanConfig, *, rngs: nnx.Rngs) -> None:
+        D, heads = config.width, (config.heads, config.head_width)
+        self.modulation = nnx.Param(jnp.zeros((6, D)))
+        self.qkv = Linear(D, (3, *heads), letters="D3HF", rngs=rngs)
+        self.qk_scale = nnx.Param(jnp.ones((2, *heads)))
+        self.out = Linear(D, D, letters="WD", rngs=rngs)
+        self.cross = CrossAttention(config, rngs=rngs)
+        self.up = Linear(D, config.hidden, letters="DW", rngs=rngs)
+        self.down = Linear(config.hidden, D, letters="WD", rngs=rngs)
+
+    def __call__(
+        self,
+        x_bnd: jax.Array,
+        condition_bs6d: jax.Array,
+        index_bn: jax.Array,
+        angles: tuple[jax.Array, jax.Array],
+        segment_ids_bn: SegmentIds,
+        text_bmd: jax.Array,
+        mask_bnm: jax.Array,
+        config: WanConfig,
+    ) -> jax.Array:
+        dtype, kept = jnp.dtype(config.dtype), x_bnd.dtype
+        modulation = condition_bs6d + self.modulation[...].astype(jnp.float32)
+        # One by one: a gather that its only use takes in is never written to memory.
+        of_tokens = lambda i: gather_conditions(modulation[:, :, i], index_bn)
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = map(of_tokens, range(6))
+
+        h = (layer_norm(x_bnd, config.epsilon) * (1 + scale) + shift).astype(dtype)
+        q, k, v = (constrain(x.squeeze(2), "BNHF") for x in jnp.split(self.qkv(h), 3, axis=2))
+        qk_scale = self.qk_scale[...]
+        q, k = (
+            constrain(rotate(norm_heads(x, own, config.epsilon).astype(jnp.float32), angles), "BNHF")
+            for x, own in zip((q, k), qk_scale, strict=True)
+        )
+        h = attend(q.astype(dtype), k.astype(dtype), v, segment_ids_bn, config.attention, config.sequence)
+        h = self.out(constrain(h, "BNHF").reshape(x_bnd.shape))
+        x_bnd = constrain((x_bnd.astype(jnp.float32) + h * gate).astype(kept), "BND")
+
+        x_bnd = constrain(x_bnd + self.cross(x_bnd, text_bmd, mask_bnm, config).astype(kept), "BND")
+
+        h = (layer_norm(x_bnd, config.epsilon) * (1 + scale_mlp) + shift_mlp).astype(dtype)
+        h = self.down(jax.nn.gelu(self.up(h))).astype(jnp.float32)
+        return constrain((x_bnd.astype(jnp.float32) + h * gate_mlp).astype(kept), "BND")
+
+
+class Wan(nnx.Module):
+    """See the module's docstring. `blocks` is one `Block` whose parameters carry a leading L axis."""
+
+    def __init__(self, config: WanConfig, *, rngs: nnx.Rngs) -> None:
+        D = config.width
+        self.config = config
+        self.patch_in = Linear(config.patch_width, D, rngs=rngs)
+        self.text_in = Linear(config.text_width, D, rngs=rngs)
+        self.text_out = Linear(D, D, rngs=rngs)
+        self.time_in = Linear(config.time_width, D, rngs=rngs)
+        self.time_out = Linear(D, D, rngs=rngs)
+        self.condition = Linear(D, (6, D), rngs=rngs)
+        keys = jax.random.split(rngs.params(), config.layers)
+        self.blocks = jax.vmap(lambda key: Block(config, rngs=nnx.Rngs(params=key)))(keys)
+        self.modulation = nnx.Param(jnp.zeros((2, D)))
+        self.patch_out = Linear(D, config.patch_width, rngs=rngs)
+
+    def __call__(self, patches_bnp: Patches, batch: PackedBatch, sigma_bs: Sigma) -> Patches:
+        """Velocity of every token, float32 [B, N, P].
+
+        Args:
+          patches_bnp: noisy latent patches.
+          batch: everything else about the sequences; its own `patches` are not used. Coordinates count patches
+            (`tokens.patches.coordinates`, "latent").
+          sigma_bs: the σ of each condition; that of condition 0, of conditioning tokens, is 0.
+
+        Raises:
+          UserError: the mesh's `sequence` doesn't divide the positions, or its `tensor` and `sequence` the heads.
+        """
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        check_sequence_split(patches_bnp.shape[1], 0)
+        time = self._time(sigma_bs)
+        condition = self.condition(jax.nn.silu(time), "highest").astype(jnp.float32)
+        # One row more, of zeros: the padding, which is every segment's.
+        text = jnp.pad(batch.text, ((0, 0), (0, 1), (0, 0))).astype(dtype)
+        text = constrain(self.text_out(jax.nn.gelu(self.text_in(text))), "BMD")
+        mask, index = _caption_mask(batch), batch.condition_ids
+        angles = rotary_angles(batch.coords, config)
+
+        x = self.patch_in(patches_bnp.astype(dtype))
+        x = constrain(x.astype(jnp.float32 if config.reference == "original" else dtype), "BND")
+
+        def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
+            return block(x, condition, index, angles, batch.segment_ids, text, mask, config), None
+
+        if config.remat != "all":
+            layer = jax.checkpoint(layer, policy=POLICIES[config.remat])
+        x = jax.lax.scan(layer, x, self.blocks)[0]
+
+        modulation = time[:, :, None] + self.modulation[...].astype(jnp.float32)
+        shift, scale = (gather_conditions(modulation[:, :, i], index) for i in range(2))
+        x = layer_norm(x, config.epsilon) * (1 + scale) + shift
+        return constrain(self.patch_out(x.astype(dtype)).astype(jnp.float32), "BNP")
+
+    def _time(self, sigma_bs: Sigma) -> jax.Array:
+        """float32[B,S,D], of timesteps 0…1000; exact on accelerators too, as the table is small."""
+        config = self.config
+        steps = sigma_bs.astype(jnp.float32) * TIMESTEPS
+        if config.whole_timesteps:
+            # 1000 σ of a σ that was k/1000 in float64 may fall short of k; σ = 1 is the last step of 999.
+            steps = jnp.minimum(jnp.floor(steps + 1e-3), TIMESTEPS - 1)
+        half = config.time_width // 2
+        if config.reference == "original" and config.whole_timesteps:
+            table = np.outer(np.arange(TIMESTEPS), THETA ** (-np.arange(half) / half))
+            features = jnp.asarray(np.concatenate([np.cos(table), np.sin(table)], 1), jnp.float32)[
+                steps.astype(jnp.int32)
+            ]
+        else:
+            angles = steps[..., None] * jnp.exp(-math.log(THETA) * jnp.arange(half, dtype=jnp.float32) / half)
+            features = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+        return self.time_out(jax.nn.silu(self.time_in(features, "highest")), "highest").astype(jnp.float32)
+
+
+def rotary_angles(coords_bn5: jax.Array, config: WanConfig) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of RoPE, two of float32[B, N, F/2], of positions counted in patches.
+
+    The originals tabulate whole positions in float64; an angle of hundreds computed in float32 is off by 5e-5. So whole
+    positions are looked up, and what a position has beyond is a small rotation more.
+    """
+    cosines, sines = [], []
+    for axis, pairs in enumerate(config.rope_pairs):
+        frequencies = THETA ** (-np.arange(pairs) / pairs)
+        table = np.outer(np.arange(_LONGEST), frequencies)
+        position = coords_bn5[..., axis]
+        whole = jnp.floor(position)
+        index = jnp.clip(whole, 0, _LONGEST - 1).astype(jnp.int32)
+        cos, sin = (jnp.asarray(f(table), jnp.float32)[index] for f in (np.cos, np.sin))
+        rest = (position - index)[..., None] * jnp.asarray(frequencies, jnp.float32)
+        cosines.append(cos * jnp.cos(rest) - sin * jnp.sin(rest))
+        sines.append(sin * jnp.cos(rest) + cos * jnp.sin(rest))
+    return jnp.concatenate(cosines, -1), jnp.concatenate(sines, -1)
+
+
+def layer_norm(x: jax.Array, epsilon: float) -> jax.Array:
+    """Over the last axis, without weights: float32."""
+    x = x.astype(jnp.float32)
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
+
+
+def norm_heads(x_bnhf: jax.Array, scale_hf: jax.Array, epsilon: float) -> jax.Array:
+    """Root mean square norm over all heads together, in x's type."""
+    flat = x_bnhf.reshape(*x_bnhf.shape[:2], -1)
+    return rms_norm(flat, scale_hf.reshape(-1).astype(jnp.float32), epsilon).reshape(x_bnhf.shape)
+
+
+def _caption_mask(batch: PackedBatch) -> jax.Array:
+    """bool[B,N,M+1]: the positions of a token's active caption; conditioning tokens have all of their segment's."""
+    same_segment = batch.segment_ids[:, :, None] == batch.text_segment_ids[:, None, :]
+    owned = same_segment & (batch.text_segment_ids > 0)[:, None, :]
+    take = functools.partial(jnp.take_along_axis, axis=1)
+    time = take(batch.condition_caption_time, batch.condition_ids)[:, :, None]
+    active = (time == batch.text_time[:, None, :]) | (batch.condition_ids == 0)[:, :, None]
+    return jnp.pad(owned & active, ((0, 0), (0, 0), (0, 1)), constant_values=True)

@@ -1,0 +1,201 @@
+"""Reference results of Wan's transformer and of a whole tiny pipeline, by diffusers: OUT/wan_VARIANT.npz.
+
+    python tools/parity/wan.py OUT [--wide]
+
+Run by an environment with torch, diffusers and transformers (`make parity`); weights are `draw`'s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+from typing import Any
+
+import diffusers
+import numpy as np
+import tokenizers
+import torch
+import transformers
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from draw import draw
+
+TINY: dict[str, Any] = {
+    "patch_size": (1, 2, 2),
+    "num_attention_heads": 2,
+    "attention_head_dim": 24,
+    "in_channels": 4,
+    "out_channels": 4,
+    "text_dim": 16,
+    "freq_dim": 16,
+    "ffn_dim": 40,
+    "num_layers": 2,
+    "cross_attn_norm": True,
+    "qk_norm": "rms_norm_across_heads",
+    "eps": 1e-6,
+    "rope_max_seq_len": 64,
+}
+WIDE = TINY | {
+    "num_attention_heads": 12,
+    "attention_head_dim": 128,
+    "in_channels": 16,
+    "out_channels": 16,
+    "text_dim": 4096,
+    "freq_dim": 256,
+    "ffn_dim": 8960,
+    "rope_max_seq_len": 1024,
+}
+PADDED = 512
+VAE: dict[str, Any] = {
+    "base_dim": 8,
+    "z_dim": 4,
+    "dim_mult": [1, 2, 2, 2],
+    "num_res_blocks": 1,
+    "temperal_downsample": [False, True, True],
+    "latents_mean": [0.1, -0.2, 0.3, 0.0],
+    "latents_std": [1.5, 0.8, 1.1, 2.0],
+}
+TEXT: dict[str, Any] = {
+    "vocab_size": 64,
+    "d_model": 16,
+    "d_kv": 8,
+    "d_ff": 24,
+    "num_layers": 2,
+    "num_heads": 2,
+    "feed_forward_proj": "gated-gelu",
+}
+WORDS = ["a", "red", "circle", "moves", "left", "blue", "square", "slowly", "turns"]
+
+
+def main() -> None:
+    """Writes every variant."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=pathlib.Path)
+    parser.add_argument("--wide", action="store_true", help="true widths too: some minutes and 4 GB")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    torch.set_grad_enabled(False)
+    variants = {"tiny": TINY} | ({"wide": WIDE} if arguments.wide else {})
+    for name, config in variants.items():
+        write_transformer(arguments.out / f"wan_{name}.npz", config)
+    for solver in ("unipc", "euler"):
+        write_pipeline(arguments.out / f"wan_pipeline_{solver}.npz", arguments.out / f"pipeline_{solver}", solver)
+
+
+def fill(model: torch.nn.Module) -> list[tuple[str, list[int]]]:
+    """Draws every weight of a model; returns names and shapes."""
+    state = {name: torch.from_numpy(draw(name, tuple(value.shape))) for name, value in model.state_dict().items()}
+    model.load_state_dict(state)
+    model.eval()
+    return [(name, list(value.shape)) for name, value in state.items()]
+
+
+def versions() -> str:
+    """Of what made a file."""
+    modules = (diffusers, transformers, torch, np)
+    return json.dumps({module.__name__: module.__version__ for module in modules})
+
+
+def write_transformer(path: pathlib.Path, config: dict[str, Any]) -> None:
+    """One forward pass with a timestep for all, one with a timestep a token, one in bfloat16."""
+    model = diffusers.WanTransformer3DModel(**config)
+    names = fill(model)
+    generator = np.random.default_rng(0)
+    latent = generator.standard_normal((1, config["in_channels"], 3, 4, 6), np.float32)
+    text = generator.standard_normal((1, 5, config["text_dim"]), np.float32)
+    padded = torch.from_numpy(np.pad(text, ((0, 0), (0, PADDED - text.shape[1]), (0, 0))))
+    x = torch.from_numpy(latent)
+    timestep = torch.tensor([750])
+    by_token = np.full((1, 18), 750, np.int64)
+    by_token[:, :6] = 0  # the first frame is given
+    call = lambda model, x, text, t: model(x, t, text, return_dict=False)[0].float().numpy()
+    arrays = {
+        "latent": latent,
+        "text": text,
+        "velocity": call(model, x, padded, timestep),
+        "velocity_by_token": call(model, x, padded, torch.from_numpy(by_token)),
+    }
+    arrays["velocity_bfloat16"] = call(
+        bfloat16(model), x.bfloat16(), padded.bfloat16(), timestep
+    )
+    np.savez_compressed(
+        path, config=json.dumps(config), names=json.dumps(names), versions=versions(), **arrays
+    )
+
+
+def bfloat16(model: torch.nn.Module) -> torch.nn.Module:
+    """As `from_pretrained(torch_dtype=torch.bfloat16)` leaves it: norms, tables and the time embedder in float32."""
+    kept = model._keep_in_fp32_modules
+    for name, value in model.named_parameters():
+        if not any(part in name.split(".") for part in kept):
+            value.data = value.data.bfloat16()
+    return model
+
+
+def write_pipeline(path: pathlib.Path, folder: pathlib.Path, solver: str) -> None:
+    """A tiny pipeline, saved by `save_pretrained` in a folder; its latents and frames for one noise."""
+    transformer = diffusers.WanTransformer3DModel(**TINY)
+    vae = diffusers.AutoencoderKLWan(**VAE)
+    text = transformers.UMT5EncoderModel(transformers.UMT5Config(**TEXT))
+    names = {part: fill(model) for part, model in (("transformer", transformer), ("vae", vae))}
+    names["text_encoder"] = fill(text)
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)] + [(f"▁{word}", -2.0) for word in WORDS]
+    raw = tokenizers.Tokenizer(tokenizers.models.Unigram(vocabulary, unk_id=2))
+    raw.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    raw.post_processor = tokenizers.processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+    scheduler = (
+        diffusers.UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, num_train_timesteps=1000
+        )
+        if solver == "unipc"
+        else diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    )
+    pipeline = diffusers.WanPipeline(
+        transformer=transformer, vae=vae, text_encoder=text, tokenizer=tokenizer, scheduler=scheduler
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(folder)
+    noise = np.random.default_rng(1).standard_normal((1, 4, 3, 4, 6), np.float32)
+    settings = {
+        "prompt": "a red circle moves left",
+        "negative_prompt": "blue square",
+        "height": 32,
+        "width": 48,
+        "num_frames": 9,
+        "num_inference_steps": 4,
+        "guidance_scale": 5.0,
+    }
+    arrays = {
+        kind: np.asarray(pipeline(**settings, latents=torch.from_numpy(noise), output_type=kind).frames)
+        for kind in ("latent", "np")
+    }
+    configs = {
+        part: json.loads((folder / part / "config.json").read_text())
+        for part in ("transformer", "vae", "text_encoder")
+    }
+    files = {
+        "model_index.json": json.loads((folder / "model_index.json").read_text()),
+        "scheduler": json.loads((folder / "scheduler" / "scheduler_config.json").read_text()),
+        "tokenizer": json.loads((folder / "tokenizer" / "tokenizer.json").read_text()),
+    }
+    np.savez_compressed(
+        path,
+        settings=json.dumps(settings),
+        config=json.dumps(configs),
+        files=json.dumps(files),
+        names=json.dumps(names),
+        versions=versions(),
+        sigmas=pipeline.scheduler.sigmas.numpy(),
+        noise=noise,
+        latents=arrays["latent"],
+        frames=arrays["np"],
+    )
+
+
+if __name__ == "__main__":
+    main()
