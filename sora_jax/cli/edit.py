@@ -97,11 +97,10 @@ def variations(prompt: str, count: int, model: str, output: pathlib.Path, **fiel
     """PROMPT under several seeds, as one contact sheet."""
     from sora_jax.errors import atomic_path
     from sora_jax.media.contact_sheet import contact_sheet
-    from sora_jax.pipeline import pipeline as api
 
     own = options.as_settings(fields) | options.as_shape(fields)
     with options.bar() as progress:
-        videos = api.load(model, lazy=True).variations(prompt, count, progress, **own)
+        videos = options.load_model(model).variations(prompt, count, progress, **own)
     labels = [f"seed {own['seed'] + i}" for i in range(count)]
     with atomic_path(output) as temporary:
         contact_sheet(videos, labels, 2).save(temporary)

@@ -90,12 +90,12 @@ def generate(
 
     from sora_jax.pipeline import pipeline as api
 
-    requests = [
-        api.Request(prompt, seed=number, **own, **options.as_shape(dict(fields))) for prompt, number in wanted
-    ]
-    pipeline = api.load(model, lazy=True)
-    defaults = {name: value for name, value in pipeline.defaults.items() if name not in own}
-    requests = [dataclasses.replace(request, **defaults) for request in requests]
+    own |= options.as_shape(fields)
+    for prompt, number in wanted:  # before a model is looked for
+        api.Request(prompt, seed=number, **own)
+    pipeline = options.load_model(model)
+    own = pipeline.request_defaults(own)
+    requests = [api.Request(prompt, seed=number, **own) for prompt, number in wanted]
     for request in requests:
         pipeline.check(request)
     with options.bar() as progress:

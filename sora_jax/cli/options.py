@@ -16,11 +16,12 @@ from sora_jax.pipeline.keywords import check_conflicts
 
 QUIET = "sora_jax.quiet"
 METADATA = "sora_jax.metadata"
+LOADING = "sora_jax.loading"
 MODEL = click.option(
     "-m",
     "--model",
     default="toyworld",
-    help="A bundled model, a folder that holds one, or a training run's workdir.",
+    help="A bundled model, a folder that holds one, a training run's workdir, or a diffusers pipeline's folder.",
 )
 OUTPUT = click.option(
     "-o",
@@ -113,7 +114,9 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Noise level (sigma) at which a window of a long video sees those before it, so that it repairs "
             "what they got wrong (0 = off).  [default: the model's own]",
         ),
-        click.option("--negative", default="", help="Negative prompt."),
+        click.option(
+            "--negative", help="Negative prompt.  [default: none; of a diffusers folder its reference's]"
+        ),
         click.option(
             "--conditioning-guidance",
             type=Number(),
@@ -139,8 +142,7 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--solver",
             type=click.Choice(["euler", "heun", "dpm", "unipc"]),
-            default="euler",
-            help="heun evaluates the model twice a step.",
+            help="heun evaluates the model twice a step.  [default: euler; of a diffusers folder its scheduler's]",
         ),
         click.option(
             "--guidance",
@@ -153,10 +155,43 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.IntRange(1),
             help="Steps of the solver.  [default: 12; of a distilled model 4]",
         ),
+        *loading(),
         MODEL,
     ):
         command = option(command)
     return command
+
+
+def loading() -> tuple[Callable[..., Any], ...]:
+    """How a model is loaded; `load_model` reads them."""
+
+    def keep(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+        if value is not None:
+            context.meta.setdefault(LOADING, {})[parameter.name] = value
+
+    return (
+        click.option(
+            "--reference",
+            type=click.Choice(["diffusers", "original"]),
+            expose_value=False,
+            callback=keep,
+            help="Whose arithmetic, schedule and defaults are followed for a diffusers folder.  [default: diffusers]",
+        ),
+        click.option(
+            "--dtype",
+            type=click.Choice(["float32", "bfloat16", "float16"]),
+            expose_value=False,
+            callback=keep,
+            help="Of the arithmetic.  [default: the model's own; of a diffusers folder float32]",
+        ),
+    )
+
+
+def load_model(model: str) -> Any:
+    """The pipeline of a model, which reads its files when they are first needed."""
+    from sora_jax.pipeline import pipeline as api
+
+    return api.load(model, lazy=True, **click.get_current_context().meta.get(LOADING, {}))
 
 
 def shape(*leave_out: str, **defaults: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -228,9 +263,8 @@ def make(model: str, output: str, build: Callable[[Any, Any], Any]) -> None:
     terminal.check_output(path, terminal.VIDEO_SUFFIXES)
 
     from sora_jax.media.audio import keep_sound
-    from sora_jax.pipeline import pipeline as api
 
-    pipeline = api.load(model, lazy=True)
+    pipeline = load_model(model)
     pipeline.notify = note
     with bar() as progress:
         job = build(pipeline, progress)
