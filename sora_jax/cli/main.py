@@ -7,7 +7,6 @@ fault.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 import traceback
@@ -67,11 +66,20 @@ def cli(context: click.Context) -> None:
 )
 @options.shape("duration", **TEXT_TO_VIDEO)
 @click.option("-o", "--output", default="out.mp4", help=f"A file ({', '.join(VIDEO_SUFFIXES)}) or a folder.")
+@click.option("--noise", type=click.Path(), help="FILE.npy, float32[c,t,y,x], in place of the seed's noise.")
+@click.option("--latents-out", type=click.Path(), help="FILE.npy for the denoised latents, float32[c,t,y,x].")
 @options.writing
 @options.settings
 @options.common
 def generate(
-    prompts: tuple[str, ...], prompt_file: str | None, model: str, count: int, output: str, **fields: Any
+    prompts: tuple[str, ...],
+    prompt_file: str | None,
+    model: str,
+    count: int,
+    output: str,
+    noise: str | None,
+    latents_out: str | None,
+    **fields: Any,
 ) -> None:
     """Make a video of each PROMPT.
 
@@ -99,11 +107,44 @@ def generate(
     for request in requests:
         pipeline.check(request)
     with options.bar() as progress:
-        videos = pipeline.stream_batch(requests, progress)
+        if noise or latents_out:
+            videos = [_compare(pipeline, requests, noise, latents_out, progress)]
+        else:
+            videos = pipeline.stream_batch(requests, progress)
         for video, path in zip(videos, paths, strict=True):
             options.save(video, path)
     for video, path in zip(videos, paths, strict=True):
         options.report_written(path, video)
+
+
+def _compare(
+    pipeline: Any, requests: Sequence[Any], noise: str | None, latents_out: str | None, progress: Any
+) -> Any:
+    """The video of one request, from a file's noise and with its latents written."""
+    import numpy as np
+
+    from sora_jax.errors import atomic_path
+
+    if len(requests) != 1:
+        raise UserError("--noise and --latents-out are for one video: give one prompt.")
+    (request,) = requests
+    given = None
+    if noise is not None:
+        path = user_path(noise)
+        try:
+            given = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(
+                f"{path} can't be read as an array ({error}): write one with numpy.save."
+            ) from error
+    job = pipeline.request_job(
+        request.prompt, given, **{k: v for k, v in vars(request).items() if k != "prompt"}
+    )
+    (latents,) = pipeline.sample_latents([job], progress)
+    if latents_out is not None:
+        with atomic_path(user_path(latents_out)) as temporary, temporary.open("wb") as file:
+            np.save(file, latents)
+    return pipeline.decode_job(job, latents)
 
 
 @cli.command()

@@ -29,7 +29,7 @@ from sora_jax.media.video import Video, VideoStream
 from sora_jax.models.text import TextEncoder
 from sora_jax.pipeline import sketches, spatial_abilities, storyboard, temporal_abilities
 from sora_jax.pipeline.checks import MAX_SEED, check_int
-from sora_jax.pipeline.denoise import iter_latents
+from sora_jax.pipeline.denoise import denoise, iter_latents
 from sora_jax.pipeline.job import Job, metadata_of
 from sora_jax.pipeline.keywords import explicit_keywords, suggestion
 from sora_jax.pipeline.registry import ABILITIES, Ability
@@ -37,6 +37,7 @@ from sora_jax.pipeline.request import Request, text_to_video
 from sora_jax.pipeline.review import review, review_batch
 from sora_jax.pipeline.settings import Progress
 from sora_jax.pipeline.vae_processor import VaeProcessor, to_bytes
+from sora_jax.tokens.canvas import Canvas
 
 MAX_COUNT = 1000  # videos of one request
 # The functions that build jobs, by ability.
@@ -102,23 +103,50 @@ class Pipeline(VaeProcessor):
         They are made while they are read; videos are to be read one after another. Of text to video, the memory doesn't
         grow with the duration.
         """
+        canvases = self._begin(jobs)
+        latents = iter_latents(self, jobs, canvases, progress)
+        return [self._decoded(*one) for one in zip(jobs, canvases, latents, strict=True)]
+
+    def sample_latents(self, jobs: Sequence[Job], progress: Progress | None = None) -> list[np.ndarray]:
+        """The denoised latents of several jobs, float32[c,t,y,x] each, as the transformer gives them.
+
+        Raises:
+          UserError: as `make`.
+        """
+        canvases = denoise(self, jobs, self._begin(jobs), progress)
+        return [np.moveaxis(canvas.latent, -1, 0) for canvas in canvases]
+
+    def decode_job(self, job: Job, latents: np.ndarray) -> VideoStream:
+        """The video of a job whose latents, float32[c,t,y,x], are there.
+
+        Raises:
+          UserError: they are of another shape than the job's.
+        """
+        canvas = self.prepare_latents(job.sketch)
+        moved = np.moveaxis(np.asarray(latents, np.float32), 0, -1)
+        if moved.shape != canvas.latent.shape:
+            raise UserError(
+                f"The latents are {moved.shape} and the video's are {canvas.latent.shape} (t, y, x, c)."
+            )
+        return self._decoded(job, canvas, iter(moved))
+
+    def _begin(self, jobs: Sequence[Job]) -> list[Canvas]:
+        """Reviews jobs, which notes or refuses, and encodes their conditioning."""
         for note in review_batch(self, jobs):
             self.notify(note)
-        canvases = [self.prepare_latents(job.sketch) for job in jobs]
-        streams = []
-        for job, canvas, latents in zip(
-            jobs, canvases, iter_latents(self, jobs, canvases, progress), strict=True
-        ):
-            T, Y, X = job.sketch.frames.shape[:3]
-            decoded = self.decode_frames(canvas, T, Y, X, ~canvas.conditioning_frames, latents)
-            kept = range(T)[job.keep]
-            frames = itertools.islice(_finished(job, decoded), kept.start, kept.stop)
-            made = metadata_of(self.name, job)
-            streams.append(VideoStream(frames, len(kept), (Y, X), job.sketch.fps, made))
-        return streams
+        return [self.prepare_latents(job.sketch) for job in jobs]
+
+    def _decoded(self, job: Job, canvas: Canvas, latents: Iterator[np.ndarray]) -> VideoStream:
+        T, Y, X = job.sketch.frames.shape[:3]
+        decoded = self.decode_frames(canvas, T, Y, X, ~canvas.conditioning_frames, latents)
+        kept = range(T)[job.keep]
+        frames = itertools.islice(_finished(job, decoded), kept.start, kept.stop)
+        return VideoStream(frames, len(kept), (Y, X), job.sketch.fps, metadata_of(self.name, job))
 
     @overload
-    def generate(self, prompt: str, progress: Progress | None = None, **fields: Any) -> Video: ...
+    def generate(
+        self, prompt: str, progress: Progress | None = None, *, noise: np.ndarray | None = None, **fields: Any
+    ) -> Video: ...
 
     @overload
     def generate(
@@ -127,19 +155,45 @@ class Pipeline(VaeProcessor):
 
     @explicit_keywords(Request)
     def generate(
-        self, prompt: str | Sequence[str], progress: Progress | None = None, **fields: Any
+        self,
+        prompt: str | Sequence[str],
+        progress: Progress | None = None,
+        *,
+        noise: np.ndarray | None = None,
+        **fields: Any,
     ) -> Video | list[Video]:
         """A video of `prompt`; of several prompts a list, packed together.
 
+        Args:
+          noise: float32[c,t,y,x] in place of what the seed draws, for one prompt: to compare with another
+            implementation.
+
         Raises:
-          UserError: a prompt is empty or too long, or the model can't hold the shape.
+          UserError: a prompt is empty or too long, the model can't hold the shape, or the noise is of another one.
         """
+        if noise is not None:
+            return self.make([self.request_job(prompt, noise, **fields)], progress)[0]
         several = isinstance(prompt, list | tuple)
         prompts: list[Any] = list(prompt) if several else [prompt]
         videos = self.generate_batch(
             [Request(each, **self.request_defaults(fields)) for each in prompts], progress
         )
         return videos if several else videos[0]
+
+    def request_job(self, prompt: Any, noise: np.ndarray | None = None, **fields: Any) -> Job:
+        """The job of one request, from a noise float32[c,t,y,x] where one is given.
+
+        Raises:
+          UserError: as `generate`.
+        """
+        job = text_to_video(self, Request(prompt, **self.request_defaults(fields)))
+        if noise is None:
+            return job
+        if np.ndim(noise) != 4:
+            raise UserError(
+                f"The noise has {np.ndim(noise)} axes: give float32[channels, time, height, width]."
+            )
+        return dataclasses.replace(job, noise=np.moveaxis(np.asarray(noise, np.float32), 0, -1))
 
     def generate_batch(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Video]:
         """Videos of several requests, whose shapes may all differ, packed together.
@@ -264,7 +318,7 @@ def load(
     dtype: str = "",
     reference: Reference = "diffusers",
 ) -> Pipeline:
-    """Loads a bundled model by name, a folder that holds one, a training run's workdir, or a diffusers pipeline's folder.
+    """Loads a bundled model by name, or a folder: of a model, a training run, or a diffusers pipeline.
 
     Args:
       name: of the model.

@@ -93,8 +93,8 @@ class WindowedCanvas:
             if noise.shape != canvas.latent.shape:
                 wanted, given = (" x ".join(map(str, shape)) for shape in (canvas.latent.shape, noise.shape))
                 raise UserError(
-                    f"The noise is {given} and the video's latent {wanted} (time, height, width, channels): give one of "
-                    "that shape."
+                    f"The noise is {given} and the video's latent {wanted} (time, height, width, channels): give noise "
+                    "of that shape."
                 )
             self._noise = dict(enumerate(noise.astype(np.float32)))
             self._drawn = len(noise)

@@ -81,12 +81,16 @@ def main() -> None:
     for name, config in variants.items():
         write_transformer(arguments.out / f"wan_{name}.npz", config)
     for solver in ("unipc", "euler"):
-        write_pipeline(arguments.out / f"wan_pipeline_{solver}.npz", arguments.out / f"pipeline_{solver}", solver)
+        write_pipeline(
+            arguments.out / f"wan_pipeline_{solver}.npz", arguments.out / f"pipeline_{solver}", solver
+        )
 
 
 def fill(model: torch.nn.Module) -> list[tuple[str, list[int]]]:
     """Draws every weight of a model; returns names and shapes."""
-    state = {name: torch.from_numpy(draw(name, tuple(value.shape))) for name, value in model.state_dict().items()}
+    state = {
+        name: torch.from_numpy(draw(name, tuple(value.shape))) for name, value in model.state_dict().items()
+    }
     model.load_state_dict(state)
     model.eval()
     return [(name, list(value.shape)) for name, value in state.items()]
@@ -117,9 +121,7 @@ def write_transformer(path: pathlib.Path, config: dict[str, Any]) -> None:
         "velocity": call(model, x, padded, timestep),
         "velocity_by_token": call(model, x, padded, torch.from_numpy(by_token)),
     }
-    arrays["velocity_bfloat16"] = call(
-        bfloat16(model), x.bfloat16(), padded.bfloat16(), timestep
-    )
+    arrays["velocity_bfloat16"] = call(bfloat16(model), x.bfloat16(), padded.bfloat16(), timestep)
     np.savez_compressed(
         path, config=json.dumps(config), names=json.dumps(names), versions=versions(), **arrays
     )
@@ -144,7 +146,9 @@ def write_pipeline(path: pathlib.Path, folder: pathlib.Path, solver: str) -> Non
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)] + [(f"▁{word}", -2.0) for word in WORDS]
     raw = tokenizers.Tokenizer(tokenizers.models.Unigram(vocabulary, unk_id=2))
     raw.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
-    raw.post_processor = tokenizers.processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    raw.post_processor = tokenizers.processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=raw, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     )
