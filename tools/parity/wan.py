@@ -80,6 +80,7 @@ def main() -> None:
     variants = {"tiny": TINY} | ({"wide": WIDE} if arguments.wide else {})
     for name, config in variants.items():
         write_transformer(arguments.out / f"wan_{name}.npz", config)
+    write_solvers(arguments.out / "wan_solvers.npz")
     for solver in ("unipc", "euler"):
         write_pipeline(
             arguments.out / f"wan_pipeline_{solver}.npz", arguments.out / f"pipeline_{solver}", solver
@@ -136,6 +137,35 @@ def bfloat16(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
+def scheduler(solver: str, shift: float = 3.0) -> Any:
+    """One of those that Wan's checkpoints come with."""
+    if solver == "euler":
+        return diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+    return diffusers.UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, num_train_timesteps=1000
+    )
+
+
+def write_solvers(path: pathlib.Path) -> None:
+    """The way of a number under a velocity that is known, for several counts of steps."""
+    arrays = {}
+    for solver in ("unipc", "euler"):
+        for steps in (1, 2, 3, 8, 20):
+            own = scheduler(solver)
+            own.set_timesteps(steps)
+            x = torch.linspace(-2, 2, 8)[None, None, None, None]
+            way = [x.numpy()]
+            for sigma, t in zip(own.sigmas, own.timesteps, strict=False):
+                velocity = torch.sin(3 * x) + float(sigma) * x  # as in tests/diffusion/test_solvers.py
+                x = own.step(velocity, t, x, return_dict=False)[0]
+                way.append(x.numpy())
+            arrays |= {
+                f"{solver}_{steps}_sigmas": own.sigmas.numpy(),
+                f"{solver}_{steps}": np.stack(way).reshape(-1, 8),
+            }
+    np.savez_compressed(path, versions=versions(), **arrays)
+
+
 def write_pipeline(path: pathlib.Path, folder: pathlib.Path, solver: str) -> None:
     """A tiny pipeline, saved by `save_pretrained` in a folder; its latents and frames for one noise."""
     transformer = diffusers.WanTransformer3DModel(**TINY)
@@ -152,15 +182,8 @@ def write_pipeline(path: pathlib.Path, folder: pathlib.Path, solver: str) -> Non
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=raw, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     )
-    scheduler = (
-        diffusers.UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, num_train_timesteps=1000
-        )
-        if solver == "unipc"
-        else diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-    )
     pipeline = diffusers.WanPipeline(
-        transformer=transformer, vae=vae, text_encoder=text, tokenizer=tokenizer, scheduler=scheduler
+        transformer=transformer, vae=vae, text_encoder=text, tokenizer=tokenizer, scheduler=scheduler(solver)
     )
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder)
