@@ -12,16 +12,25 @@ from collections.abc import Callable, Mapping
 import tokenizers
 
 from sora_jax.errors import UserError
+from sora_jax.models.sentencepiece import read_sentencepiece
+
+
+def tokenizer_file(folder: pathlib.Path) -> pathlib.Path:
+    """The file of a tokenizer's folder that is read: `tokenizer.json`, or `spiece.model` where that is all there is."""
+    whole, pieces = folder / "tokenizer.json", folder / "spiece.model"
+    return pieces if pieces.is_file() and not whole.is_file() else whole
 
 
 def load_tokenizer(folder: pathlib.Path) -> tokenizers.Tokenizer:
-    """The tokenizer of a pipeline's folder `tokenizer`, which neither cuts nor pads.
+    """The tokenizer of a model's folder, which neither cuts nor pads.
 
     Raises:
       UserError: there is none that can be read.
     """
-    path = folder / "tokenizer.json"
+    path = tokenizer_file(folder)
     try:
+        if path.suffix == ".model":
+            return read_sentencepiece(path)
         tokenizer = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: the model's folder is incomplete; fetch it again.") from error

@@ -22,7 +22,7 @@ import numpy as np
 from sora_jax.errors import UserError
 from sora_jax.media.digests import file_digest, value_digest
 from sora_jax.models.bert import bert_states, load_bert
-from sora_jax.models.prompts import CLEANERS, load_tokenizer
+from sora_jax.models.prompts import CLEANERS, load_tokenizer, tokenizer_file
 from sora_jax.models.state_files import StateFiles
 from sora_jax.models.t5 import BATCH_TOKENS, T5Encoder, load_t5
 
@@ -333,7 +333,7 @@ def _t5_encoder(
 
 def _t5_digest(config: TextConfig, folder: pathlib.Path, encoder: T5Encoder) -> str:
     own = [config.kind, config.max_tokens, config.clean, config.attend_padding, config.dtype]
-    return value_digest([*own, encoder.digest, file_digest(folder / "tokenizer" / "tokenizer.json")])
+    return value_digest([*own, encoder.digest, file_digest(tokenizer_file(folder / "tokenizer"))])
 
 
 def _hash_encoder(config: TextConfig) -> TextEncoder:
