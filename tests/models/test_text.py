@@ -16,6 +16,7 @@ import tokenizers
 
 from sora_jax.errors import UserError
 from sora_jax.models import text
+from sora_jax.models.bert import load_bert
 from sora_jax.models.text import TextConfig, TextEncoder, load_text_encoder
 from sora_jax.models.weights import write_weights
 
@@ -154,7 +155,7 @@ def test_random_weights_agree_with_the_reference(random_bert):
 
 
 def test_layers_are_stacked(random_bert):
-    model = text.load_bert(random_bert)
+    model = load_bert(random_bert)
     assert model.layers.query.kernel.shape == (3, 24, 24)
     assert {leaf.shape[0] for leaf in jax.tree.leaves(model.layers)} == {3}
 
@@ -215,7 +216,7 @@ def test_padding_changes_nothing(random_bert):
         np.testing.assert_allclose(states_me, alone_me, atol=1e-5)
 
     # encode pads a caption to the same length whatever stands beside it, so the model is asked too.
-    model = text.load_bert(random_bert)
+    model = load_bert(random_bert)
     ids_m = np.array([2, 4, 5, 6, 3])
     unpadded = model(ids_m[None], np.ones((1, 5), bool))
     padded = model(np.pad(ids_m, (0, 7), constant_values=9)[None], (np.arange(12) < 5)[None])
@@ -224,7 +225,7 @@ def test_padding_changes_nothing(random_bert):
 
 def test_a_model_in_bfloat16_computes_in_bfloat16(random_bert):
     """nnx.Embed's results keep the type it was made with, which would turn every product after it into float32."""
-    model = jax.tree.map(lambda x: x.astype(jnp.bfloat16), text.load_bert(random_bert))
+    model = jax.tree.map(lambda x: x.astype(jnp.bfloat16), load_bert(random_bert))
     ids, mask = np.ones((1, 5), np.int32), np.ones((1, 5), bool)
     assert model(ids, mask).dtype == jnp.bfloat16
     program = str(jax.make_jaxpr(lambda m: m(ids, mask))(model))
@@ -236,9 +237,9 @@ def test_a_model_in_bfloat16_computes_in_bfloat16(random_bert):
 def test_few_shapes_are_compiled():
     shapes = []
 
-    def states(ids_bm, mask_bm):
-        shapes.append(ids_bm.shape)
-        return np.repeat(ids_bm[..., None], 2, axis=-1).astype(np.float32)
+    def states(batches):
+        shapes.extend(ids_bm.shape for ids_bm, _ in batches)
+        return [np.repeat(ids_bm[..., None], 2, axis=-1).astype(np.float32) for ids_bm, _ in batches]
 
     encoder = TextEncoder(
         TextConfig(max_tokens=100), 2, lambda caption: list(map(int, caption.split())), states
@@ -250,14 +251,15 @@ def test_few_shapes_are_compiled():
         np.testing.assert_array_equal(states_me[:, 0], caption)
     assert {length for _, length in shapes} == {16, 32, 64, 100}
     assert {batch for batch, _ in shapes} <= {2**k for k in range(7)}
+    assert max(batch * length for batch, length in shapes) <= 4096
 
 
 def test_the_cache_remembers_what_was_used_last():
     calls = []
 
-    def states(ids_bm, mask_bm):
-        calls.append(ids_bm[mask_bm].tolist())
-        return np.zeros((*ids_bm.shape, 1), np.float32)
+    def states(batches):
+        calls.extend(ids_bm[mask_bm].tolist() for ids_bm, mask_bm in batches)
+        return [np.zeros((*ids_bm.shape, 1), np.float32) for ids_bm, _ in batches]
 
     encoder = TextEncoder(TextConfig(cache_size=2), 1, lambda caption: [ord(caption)], states)
     for caption in ("a", "b", "a", "c", "a", "b"):
@@ -349,26 +351,24 @@ def old_name(name: str, prefix: str = "") -> str:
 @pytest.mark.parametrize("prefix", ["", "bert.", "model.", "module.", "model.bert.", "module.model."])
 @pytest.mark.parametrize("old", [False, True])
 def test_the_same_tensors_under_other_names_are_the_same_encoder(prefix, old, random_bert):
-    wanted = text.load_bert(random_bert)
+    wanted = load_bert(random_bert)
     rename(random_bert, lambda name, t: (old_name(name, prefix) if old else prefix + name, t))
-    jax.tree.map(np.testing.assert_array_equal, text.load_bert(random_bert), wanted)
+    jax.tree.map(np.testing.assert_array_equal, load_bert(random_bert), wanted)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8_e4m3fn", "float8_e5m2"])
 def test_weights_of_other_types_are_read(dtype, random_bert):
-    wanted = text.load_bert(random_bert)
+    wanted = load_bert(random_bert)
     tensors = safetensors.numpy.load_file(random_bert / "model.safetensors")
     write_weights(tensors, random_bert / "model.safetensors", dtype)
     kept = np.dtype(getattr(ml_dtypes, dtype, dtype))
-    for ours, theirs in zip(
-        jax.tree.leaves(text.load_bert(random_bert)), jax.tree.leaves(wanted), strict=True
-    ):
+    for ours, theirs in zip(jax.tree.leaves(load_bert(random_bert)), jax.tree.leaves(wanted), strict=True):
         assert ours.dtype == np.float32
         np.testing.assert_array_equal(ours, np.asarray(theirs).astype(kept).astype(np.float32))
 
 
 def test_an_encoder_in_parts_is_found_and_read(random_bert):
-    wanted = text.load_bert(random_bert)
+    wanted = load_bert(random_bert)
     tensors = safetensors.numpy.load_file(random_bert / "model.safetensors")
     index = {name: f"model-0000{1 + number % 2}-of-00002.safetensors" for number, name in enumerate(tensors)}
     for file in set(index.values()):
@@ -377,7 +377,7 @@ def test_an_encoder_in_parts_is_found_and_read(random_bert):
     (random_bert / "model.safetensors").unlink()
     (random_bert / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     assert load_text_encoder(directory=random_bert).width == 24
-    jax.tree.map(np.testing.assert_array_equal, text.load_bert(random_bert), wanted)
+    jax.tree.map(np.testing.assert_array_equal, load_bert(random_bert), wanted)
 
 
 @pytest.mark.parametrize(
@@ -431,7 +431,7 @@ def test_captions_that_are_cut_are_counted():
 def test_mistakes_in_code_and_config():
     with pytest.raises(TypeError, match="sequence of captions"):
         TextEncoder.tiny().encode("a red ball")
-    with pytest.raises(UserError, match="'bert' or 'hash'"):
+    with pytest.raises(UserError, match="kind is 'clip': choose one of bert, t5, hash"):
         TextConfig(kind="clip")
     with pytest.raises(UserError, match="at least 3"):
         TextConfig(max_tokens=2)

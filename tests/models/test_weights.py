@@ -18,7 +18,7 @@ from sora_jax.checkpoints import bundle as bundles
 from sora_jax.checkpoints.bundle import load_bundle, measure_latents, save_bundle
 from sora_jax.errors import UserError
 from sora_jax.models.vae import VAE, VAEConfig
-from sora_jax.models.weights import SAVED, read_weights, write_weights
+from sora_jax.models.weights import SAVED, map_weights, read_weights, release, write_weights
 
 # Exact in every type.
 WEIGHTS = {
@@ -33,13 +33,12 @@ def test_every_type_comes_back_as_it_was(dtype, tmp_path):
     file = tmp_path / "w.safetensors"
     strided = {"turned": WEIGHTS["a"].T, "every second": np.repeat(WEIGHTS["a"], 2, 1)[:, ::2]}
     write_weights(WEIGHTS | strided, file, dtype)
-    read = read_weights(file)
-    for name, wanted in (WEIGHTS | strided).items():
-        assert (
-            read[name].dtype == np.dtype(getattr(ml_dtypes, dtype, dtype))
-            and read[name].shape == wanted.shape
-        )
-        np.testing.assert_array_equal(read[name].astype(np.float32), wanted)
+    for read in (read_weights(file), map_weights(file)):
+        assert read.keys() == (WEIGHTS | strided).keys()
+        for name, wanted in (WEIGHTS | strided).items():
+            assert read[name].dtype == np.dtype(getattr(ml_dtypes, dtype, dtype))
+            assert read[name].shape == wanted.shape and not read[name].flags.writeable
+            np.testing.assert_array_equal(read[name].astype(np.float32), wanted)
 
 
 @pytest.mark.parametrize(
@@ -90,40 +89,97 @@ def save_in_parts(folder: pathlib.Path) -> pathlib.Path:
     return folder / "w.safetensors"
 
 
-def test_parts_with_an_index_are_read_as_one_file(tmp_path):
-    read = read_weights(save_in_parts(tmp_path))
+@pytest.mark.parametrize("read_file", [read_weights, map_weights])
+def test_parts_with_an_index_are_read_as_one_file(read_file, tmp_path):
+    read = read_file(save_in_parts(tmp_path))
     assert read.keys() == WEIGHTS.keys()
     for name, wanted in WEIGHTS.items():
         np.testing.assert_array_equal(read[name], wanted)
 
 
-def test_what_cannot_be_read_is_told_in_a_sentence(tmp_path):
+def test_beside_a_single_file_the_index_is_mapped(tmp_path):
+    """As a model that was saved in parts over an older single file: the parts are newer."""
+    file = save_in_parts(tmp_path)
+    write_weights({"a": WEIGHTS["a"] + 1}, file, "float32")
+    np.testing.assert_array_equal(map_weights(file)["a"], WEIGHTS["a"])
+    assert map_weights(file).keys() == WEIGHTS.keys()
+    assert read_weights(file).keys() == {"a"}
+
+
+@pytest.mark.skipif(
+    not pathlib.Path("/proc/self/status").is_file(), reason="only Linux says what is in memory"
+)
+def test_what_is_mapped_is_in_memory_only_while_it_is_used(tmp_path):
+    def mapped() -> float:
+        status = pathlib.Path("/proc/self/status").read_text()
+        return int(status.split("RssFile:")[1].split()[0]) / 1024
+
+    write_weights({"large": np.ones((32, 1 << 18), np.float32)}, tmp_path / "w.safetensors", "float32")
+    before = mapped()
+    large = map_weights(tmp_path / "w.safetensors")["large"]
+    assert mapped() - before < 4
+    assert large[1:].sum() == 31 << 18
+    assert mapped() - before > 28
+    release(large[3])
+    assert mapped() - before < 4
+    assert large[1:].sum() == 31 << 18
+    release(np.ones(3))  # of an array that is no file's
+
+
+@pytest.mark.parametrize("read_file", [read_weights, map_weights])
+def test_what_cannot_be_read_is_told_in_a_sentence(read_file, tmp_path):
     file = save_in_parts(tmp_path)
     index = tmp_path / "w.safetensors.index.json"
     with pytest.raises(UserError, match="other.safetensors is missing"):
-        read_weights(tmp_path / "other.safetensors")
+        read_file(tmp_path / "other.safetensors")
     whole = (tmp_path / "w-1.safetensors").read_bytes()
-    for damaged in (b"", b"version https://git-lfs", whole[:-1], whole[:9]):
+    for damaged in (b"", b"version https://git-lfs", whole[:-1], whole[:9], whole + b"\0"):
         (tmp_path / "w-1.safetensors").write_bytes(damaged)
         with pytest.raises(UserError, match="w-1.safetensors can't be read, it is damaged or cut short"):
-            read_weights(file)
+            read_file(file)
     (tmp_path / "w-1.safetensors").unlink()
     with pytest.raises(UserError, match="w-1.safetensors is missing"):
-        read_weights(file)
+        read_file(file)
     for wrong in ("{", "[]", '{"weight_map": 3}', "{}"):
         index.write_text(wrong)
         with pytest.raises(UserError, match="index.json can't be read"):
-            read_weights(file)
+            read_file(file)
     index.write_text(json.dumps({"weight_map": {"a": "../secret.safetensors"}}))
     with pytest.raises(UserError, match="which is not in its folder"):
-        read_weights(file)
+        read_file(file)
 
 
-def test_a_type_that_is_unknown_is_named(tmp_path):
-    header = json.dumps({"a": {"dtype": "F8_E8M0", "shape": [2], "data_offsets": [0, 2]}}).encode()
-    (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
+def save_header(entries: object, data: bytes, folder: pathlib.Path) -> pathlib.Path:
+    header = json.dumps(entries).encode()
+    (folder / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + data)
+    return folder / "w.safetensors"
+
+
+@pytest.mark.parametrize("read_file", [read_weights, map_weights])
+def test_a_type_that_is_unknown_is_named(read_file, tmp_path):
+    file = save_header({"a": {"dtype": "F8_E8M0", "shape": [2], "data_offsets": [0, 2]}}, b"\0\0", tmp_path)
     with pytest.raises(UserError, match="holds 'a' as F8_E8M0, which can't be read: convert it"):
-        read_weights(tmp_path / "w.safetensors")
+        read_file(file)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [],
+        {"a": 3},
+        {"a": {"dtype": "U8", "shape": [4]}},
+        {"a": {"dtype": "U8", "shape": [2], "data_offsets": [0, 4]}},
+        {"a": {"dtype": "U8", "shape": [5], "data_offsets": [0, 5]}},
+        {"a": {"dtype": "U8", "shape": [-2, -2], "data_offsets": [0, 4]}},
+        {"a": {"dtype": "U8", "shape": [3], "data_offsets": [1, 4]}},
+        {"a": {"dtype": "U8", "shape": [4.0], "data_offsets": [0, 4]}},
+        {"a": {"dtype": ["U8"], "shape": [4], "data_offsets": [0, 4]}},
+        {name: {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]} for name in "ab"},
+    ],
+)
+def test_a_header_that_does_not_fit_its_file_is_refused(entries, tmp_path):
+    with pytest.raises(UserError, match="w.safetensors can't be read, it is damaged"):
+        read_weights(save_header(entries, b"\0\1\2\3", tmp_path))
 
 
 @pytest.fixture(scope="module")

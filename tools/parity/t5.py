@@ -1,0 +1,97 @@
+"""Golden arrays of transformers' UMT5 and T5 1.1 encoders, with weights that `draw` makes of their names.
+
+    python tools/parity/t5.py OUT        # in an environment with torch and transformers; writes OUT/t5_VARIANT.npz
+
+An npz has `config` (JSON of config.json), `names` (JSON of [name, shape] of the parameters), `versions` (JSON),
+`ids` i[B,M], `mask` bool[B,M], `states` f32[B,M,E] (zero where masked), `states_attended` f32[M,E] (the second prompt
+with its padding and without a mask, as diffusers' LTX pipeline calls it), `bfloat16_error` (of the same model in
+bfloat16, maximum over the states' deviation) and `buckets`, which row of the table of positions holds for distances
+-600 to 600.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+import torch
+import transformers
+from draw import draw
+
+TINY = {
+    "vocab_size": 64,
+    "d_model": 32,
+    "d_kv": 6,
+    "d_ff": 48,
+    "num_heads": 4,
+    "feed_forward_proj": "gated-gelu",
+}
+XXL = {"vocab_size": 1000, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_heads": 64}
+VARIANTS = {
+    "tiny_umt5": (transformers.UMT5EncoderModel, transformers.UMT5Config(**TINY, num_layers=3)),
+    "tiny_t5": (transformers.T5EncoderModel, transformers.T5Config(**TINY, num_layers=2)),
+    "xxl_umt5": (
+        transformers.UMT5EncoderModel,
+        transformers.UMT5Config(**XXL, feed_forward_proj="gated-gelu", num_layers=2),
+    ),
+}
+LENGTHS = {"tiny_umt5": (160, 33, 1), "tiny_t5": (160, 33, 1), "xxl_umt5": (40, 24)}
+
+
+def main() -> None:
+    out = pathlib.Path(sys.argv[1])
+    out.mkdir(parents=True, exist_ok=True)
+    for variant, (model_class, config) in VARIANTS.items():
+        np.savez_compressed(out / f"t5_{variant}.npz", **golden(model_class, config, LENGTHS[variant]))
+
+
+@torch.no_grad()
+def golden(
+    model_class: type, config: transformers.PretrainedConfig, lengths: tuple[int, ...]
+) -> dict[str, object]:
+    model = model_class(config).eval()
+    names = [[name, list(parameter.shape)] for name, parameter in model.named_parameters()]
+    for name, parameter in model.named_parameters():
+        parameter.copy_(torch.from_numpy(draw(name, parameter.shape)))
+    generator = np.random.default_rng(0)
+    mask = np.arange(max(lengths)) < np.array(lengths)[:, None]
+    ids = np.where(mask, generator.integers(2, config.vocab_size, mask.shape), config.pad_token_id)
+    inputs = torch.from_numpy(ids)
+    attention = model.encoder.block[0].layer[0].SelfAttention
+    distances = torch.arange(-600, 601)
+    if isinstance(config, transformers.UMT5Config):
+        buckets = attention._relative_position_bucket(distances)
+    else:
+        buckets = attention._relative_position_bucket(distances, True, 32, 128)
+
+    def states(model: torch.nn.Module, mask: np.ndarray | None) -> np.ndarray:
+        attended = None if mask is None else torch.from_numpy(mask.astype(np.int64))
+        found = model(inputs, attention_mask=attended).last_hidden_state.float().numpy()
+        return found if mask is None else found * mask[..., None]
+
+    exact, attended = states(model, mask), states(model, None)[1]
+    rounded = states(model.to(torch.bfloat16), mask)
+    arrays = {
+        "states": exact,
+        "states_attended": attended,
+        "bfloat16_error": np.abs(rounded - exact).max() / exact[mask].std(),
+    }
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    texts = {
+        "config": config.to_json_string(use_diff=False),
+        "names": json.dumps(names),
+        "versions": json.dumps(versions),
+    }
+    return {
+        "ids": ids.astype(np.int32),
+        "mask": mask,
+        "buckets": buckets.numpy().astype(np.int32),
+        **arrays,
+        **texts,
+    }
+
+
+if __name__ == "__main__":
+    main()
