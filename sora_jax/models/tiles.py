@@ -3,7 +3,8 @@
 The autoencoder's layers are 3×3×3 convolutions and norms of single cells, so they have a finite receptive field (by
 default 5 latent cells in the encoder, 9 in the decoder). A tile whose inner edges are that far from what is kept of it
 gives what the whole frame gives, up to rounding; most of the receptive field has little effect, so a smaller `halo`
-does too. Tiles at the frame's border end there, as the whole frame does.
+does too. Tiles at the frame's border end there, as the whole frame does. An autoencoder with layers that see whole
+frames (attention) is a `SplitAutoencoder`: these run on whole frames, at latent resolution, the rest tile by tile.
 
 All tiles of a frame have one size, so two compiled programs serve it, one for the first chunk of a stream and one
 for later ones. It is the size, of no more cells than `Tiles.size` squared, whose tiles overlap least in all: what
@@ -19,16 +20,47 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.errors import UserError
-from sora_jax.models.vae import VAE, VAEConfig
 
 Key = tuple[int, int]
+
+
+class LatentSpace(Protocol):
+    """What tiles need of an autoencoder's configuration; see `vae.VAEConfig`."""
+
+    @property
+    def compression(self) -> tuple[int, int, int]: ...
+    @property
+    def latent_mean(self) -> tuple[float, ...]: ...
+    @property
+    def latent_std(self) -> tuple[float, ...]: ...
+
+
+class Autoencoder(Protocol):
+    """What they need of an autoencoder; see `vae.VAE`. Its `tiles`, where it has any, are in place of `TILES`."""
+
+    @property
+    def config(self) -> LatentSpace: ...
+    def encode_chunk(self, chunk: Any, cache: Any = None, /) -> tuple[jax.Array, jax.Array, Any]: ...
+    def decode_chunk(self, latent: Any, cache: Any = None, /) -> tuple[jax.Array, Any]: ...
+
+
+@runtime_checkable
+class SplitAutoencoder(Protocol):
+    """One whose two halves have a part for whole frames, at latent resolution, and one for tiles; see `wan_vae`."""
+
+    @property
+    def config(self) -> LatentSpace: ...
+    def encode_local(self, chunk: Any, cache: Any = None, /) -> tuple[jax.Array, Any]: ...
+    def encode_global(self, features: Any, cache: Any = None, /) -> tuple[jax.Array, jax.Array, Any]: ...
+    def decode_global(self, latent: Any, cache: Any = None, /) -> tuple[jax.Array, Any]: ...
+    def decode_local(self, features: Any, cache: Any = None, /) -> tuple[jax.Array, Any]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +96,7 @@ class Tiles:
         """Least number of latent cells that two neighbours share."""
         return 2 * self.halo + self.blend
 
-    def fit(self, config: VAEConfig, height: int, width: int) -> bool:
+    def fit(self, config: LatentSpace, height: int, width: int) -> bool:
         """Whether frames of height × width pixels fit one tile."""
         _, high, wide = config.compression
         return height <= self.size * high and width <= self.size * wide
@@ -133,14 +165,21 @@ def _sides(tiles: Tiles, cells: int) -> list[int]:
 TILES = Tiles()
 
 
-def encode_stream(vae: VAE, frames: Iterable[np.ndarray], tiles: Tiles = TILES) -> Iterator[np.ndarray]:
+def tiles_of(vae: Autoencoder) -> Tiles:
+    """How an autoencoder's frames are cut where nothing else is asked for."""
+    return getattr(vae, "tiles", TILES)
+
+
+def encode_stream(
+    vae: Autoencoder, frames: Iterable[np.ndarray], tiles: Tiles | None = None
+) -> Iterator[np.ndarray]:
     """Frames of any number and size to latents, chunk by chunk, each as soon as its frames have been read.
 
     Args:
       vae: the autoencoder.
       frames: uint8[Y,X,3] each, sides multiples of its compression (uint8[T,Y,X,3] is such an iterable too). A last
         group that is not full is padded with its last frame.
-      tiles: how to cut.
+      tiles: how to cut; by default as `tiles_of` says.
 
     Yields:
       float32[n,y,x,c] as `VAE.to_latent`'s: the first chunk has one latent frame, later ones up to `tiles.chunk`.
@@ -148,29 +187,45 @@ def encode_stream(vae: VAE, frames: Iterable[np.ndarray], tiles: Tiles = TILES) 
     Raises:
       UserError: the frames' sides are no such multiples.
     """
+    tiles = tiles or tiles_of(vae)
     time, *space = vae.config.compression
     caches: dict[Key, Any] = {}
+    whole: Any = None
+    split = isinstance(vae, SplitAutoencoder)
+    encode = functools.partial(_encode_local if split else _encode_chunk, vae)
     for chunk, count in _chunks(frames, time * tiles.chunk):
-        latent = _code_tiles(functools.partial(_encode_chunk, vae), chunk, caches, tiles, space, (1, 1))
+        latent = _code_tiles(encode, chunk, caches, tiles, space, (1, 1))
+        if split:
+            coded, whole = _encode_global(vae, latent[None], whole)
+            latent = np.asarray(coded)[0]
         yield latent[: math.ceil(count / time)]
 
 
-def decode_stream(vae: VAE, latents: Iterable[np.ndarray], tiles: Tiles = TILES) -> Iterator[np.ndarray]:
+def decode_stream(
+    vae: Autoencoder, latents: Iterable[np.ndarray], tiles: Tiles | None = None
+) -> Iterator[np.ndarray]:
     """The inverse, as soon as each chunk of latents has been read.
 
     Args:
       vae: the autoencoder.
       latents: float32[y,x,c] each, as `encode_stream` gives them (float32[t,y,x,c] is such an iterable too).
-      tiles: how to cut.
+      tiles: how to cut; by default as `tiles_of` says.
 
     Yields:
       float32[n,Y,X,3] in [-1, 1]: the first chunk has one frame, later ones four for each latent frame.
     """
+    tiles = tiles or tiles_of(vae)
     time, *space = vae.config.compression
     caches: dict[Key, Any] = {}
+    whole: Any = None
+    split = isinstance(vae, SplitAutoencoder)
+    decode = functools.partial(_decode_local if split else _decode_chunk, vae)
     for first, (chunk, count) in enumerate(_chunks(latents, tiles.chunk)):
         frames = time * count if first else 1
-        yield _code_tiles(functools.partial(_decode_chunk, vae), chunk, caches, tiles, (1, 1), space)[:frames]
+        if split:
+            features, whole = _decode_global(vae, chunk[None], whole)
+            chunk = np.asarray(features)[0]
+        yield _code_tiles(decode, chunk, caches, tiles, (1, 1), space)[:frames]
 
 
 def _chunks(items: Iterable[np.ndarray], size: int) -> Iterator[tuple[np.ndarray, int]]:
@@ -219,14 +274,50 @@ def _code_tiles(
     return out
 
 
+# Latents outside are normalised, float32; frames are uint8 and float32.
 @jax.jit
-def _encode_chunk(vae: VAE, frames: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
-    mean, _, cache = vae.encode_chunk(frames.astype(jnp.float32) / 127.5 - 1.0, cache)
-    return (mean - jnp.array(vae.config.latent_mean)) / jnp.array(vae.config.latent_std), cache
+def _encode_chunk(vae: Autoencoder, frames: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+    mean, _, cache = vae.encode_chunk(_to_floats(frames), cache)
+    return _normalised(vae, mean), cache
 
 
 @jax.jit
-def _decode_chunk(vae: VAE, latent: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
-    raw = latent * jnp.array(vae.config.latent_std) + jnp.array(vae.config.latent_mean)
-    clip, cache = vae.decode_chunk(raw, cache)
+def _decode_chunk(vae: Autoencoder, latent: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+    clip, cache = vae.decode_chunk(_raw(vae, latent), cache)
     return jnp.clip(clip, -1.0, 1.0), cache
+
+
+@jax.jit
+def _encode_local(vae: SplitAutoencoder, frames: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+    features, cache = vae.encode_local(_to_floats(frames), cache)
+    return features.astype(jnp.float32), cache
+
+
+@jax.jit
+def _encode_global(vae: SplitAutoencoder, features: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+    mean, _, cache = vae.encode_global(features, cache)
+    return _normalised(vae, mean), cache
+
+
+@jax.jit
+def _decode_global(vae: SplitAutoencoder, latent: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+    features, cache = vae.decode_global(_raw(vae, latent), cache)
+    return features.astype(jnp.float32), cache
+
+
+@jax.jit
+def _decode_local(vae: SplitAutoencoder, features: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+    clip, cache = vae.decode_local(features, cache)
+    return jnp.clip(clip, -1.0, 1.0), cache
+
+
+def _to_floats(frames: jax.Array) -> jax.Array:
+    return frames.astype(jnp.float32) / 127.5 - 1.0
+
+
+def _normalised(vae: Autoencoder | SplitAutoencoder, mean: jax.Array) -> jax.Array:
+    return (mean - jnp.array(vae.config.latent_mean)) / jnp.array(vae.config.latent_std)
+
+
+def _raw(vae: Autoencoder | SplitAutoencoder, latent: jax.Array) -> jax.Array:
+    return latent * jnp.array(vae.config.latent_std) + jnp.array(vae.config.latent_mean)

@@ -84,10 +84,11 @@ class VAEConfig:
 class ConvCache:
     """The last two inputs of each causal convolution, kept between the chunks of a stream.
 
-    A whole clip is a stream of one chunk, whose cache is zeros.
+    A whole clip is a stream of one chunk, whose cache is zeros. `first`: whether this is a stream's first chunk.
     """
 
     def __init__(self, steps: Sequence[jax.Array] | None = None) -> None:
+        self.first = steps is None
         self._old: Iterator[jax.Array] | None = None if steps is None else iter(steps)
         self.new: list[jax.Array] = []
 
@@ -270,21 +271,28 @@ class VAE(nnx.Module):
 
     def _whole_groups(self, chunk_btyxc: Pixels, first: bool) -> Pixels:
         """The chunk, a clip's first one with its first frame repeated until it is a group."""
-        shape, (time, height, width) = chunk_btyxc.shape, self.config.compression
-        if shape[2] % height or shape[3] % width:
-            raise UserError(
-                f"A clip of {shape[2]}×{shape[3]} pixels is no multiple of {height}×{width}: pad it first."
-            )
-        if shape[1] < 1 or (shape[1] - first) % time:
-            allowed = (
-                f"1, {1 + time}, {1 + 2 * time}, …"
-                if first
-                else f"a multiple of {time}, since it continues one"
-            )
-            raise UserError(f"A clip of {shape[1]} frames can't be encoded: their number must be {allowed}.")
+        time = self.config.compression[0]
+        check_clip(chunk_btyxc.shape, self.config.compression, first)
         if not first:
             return chunk_btyxc
         return jnp.concatenate([jnp.repeat(chunk_btyxc[:, :1], time - 1, axis=1), chunk_btyxc], axis=1)
+
+
+def check_clip(shape: Sequence[int], compression: Stride, first: bool = True) -> None:
+    """Raises UserError where a chunk of pixels of this shape [B,T,Y,X,C] doesn't fill whole latent cells.
+
+    `first`: whether it is a stream's first chunk, whose first frame is a latent frame of its own.
+    """
+    time, height, width = compression
+    if shape[2] % height or shape[3] % width:
+        raise UserError(
+            f"A clip of {shape[2]}×{shape[3]} pixels is no multiple of {height}×{width}: pad it first."
+        )
+    if shape[1] < 1 or (shape[1] - first) % time:
+        allowed = (
+            f"1, {1 + time}, {1 + 2 * time}, …" if first else f"a multiple of {time}, since it continues one"
+        )
+        raise UserError(f"A clip of {shape[1]} frames can't be encoded: their number must be {allowed}.")
 
 
 def reconstruction_flops(config: VAEConfig, clips: int, frames: int, height: int, width: int) -> float:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.diffusion import flow
-from sora_jax.models.tiles import TILES, decode_stream, encode_stream
+from sora_jax.models.tiles import Tiles, decode_stream, encode_stream
 from sora_jax.pipeline.model import VideoModel
 from sora_jax.tokens.canvas import (
     FRAMES_PER_LATENT,
@@ -30,7 +30,7 @@ LOW_PASS = 16  # pixels: what differs over larger places is a low frequency
 class VaeProcessor(VideoModel):
     """Encodes sketches and decodes canvases, of any shapes."""
 
-    tiles = TILES  # how the autoencoder cuts frames
+    tiles: Tiles | None = None  # how frames are cut for the autoencoder; None: as `tiles_of` says
 
     def strength_to_sigma(self, strength: np.ndarray, frame_tokens: int, latent_frames: int) -> np.ndarray:
         """The sigma from which pixels of a strength (share of the solver's steps, 0…1) start.
