@@ -17,10 +17,11 @@ import ml_dtypes
 import numpy as np
 
 from sora_jax.checkpoints.components import Bundle, Limits, Sampling
+from sora_jax.checkpoints.wan_vae_weights import load_wan_vae
 from sora_jax.errors import UserError
 from sora_jax.models.text import TextConfig
 from sora_jax.models.wan import WanConfig
-from sora_jax.models.wan_vae import WanVAE, load_wan_vae
+from sora_jax.models.wan_vae import WanVAE
 from sora_jax.models.wan_weights import load_wan, wan_config
 from sora_jax.models.weights import map_weights
 
