@@ -60,7 +60,7 @@ class Sampling:
       solver: a name of `solvers.SOLVERS`.
       negative: the negative prompt.
       shift: of the schedule towards noise (`flow.shift`), for every length; 0: by length, see `Bundle`.
-      ends: between which the schedule's sigmas are spaced, see `flow.schedule`.
+      ends, keep_end: between which the schedule's sigmas are spaced, see `flow.schedule`.
       max_sigma: of a schedule; a little below 1 where its solver divides by 1 − σ.
       resolution, aspect, fps, duration: of a video of a prompt; 0 or "": as `pipeline.request.Request` has it.
     """
@@ -74,6 +74,7 @@ class Sampling:
     negative: str = ""
     shift: float = 0.0
     ends: tuple[float, float] = (1.0, 0.0)
+    keep_end: bool = False
     max_sigma: float = 1.0
     resolution: int = 0
     aspect: str = ""
@@ -111,5 +112,6 @@ class Bundle:
 
     def schedule(self, steps: int, tokens: int, init_sigma: float = 1.0) -> jax.Array:
         """`steps` + 1 sigmas from `init_sigma` to 0, see `flow.schedule`."""
-        sigmas = flow.schedule(steps, self.shift_factor(tokens), init_sigma, self.sampling.ends)
-        return jnp.minimum(sigmas, self.sampling.max_sigma)
+        own = self.sampling
+        sigmas = flow.schedule(steps, self.shift_factor(tokens), init_sigma, own.ends, own.keep_end)
+        return jnp.minimum(sigmas, own.max_sigma)

@@ -13,11 +13,13 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
 from sora_jax.checkpoints.components import Bundle, Limits, Sampling
 from sora_jax.checkpoints.wan_vae_weights import load_wan_vae
+from sora_jax.diffusion import flow
 from sora_jax.errors import UserError
 from sora_jax.models.text import TextConfig
 from sora_jax.models.wan import WanConfig
@@ -115,7 +117,7 @@ def load_pretrained(
         f"{folder / 'transformer'}",
         dtype=np.dtype(getattr(ml_dtypes, weights or dtype, weights or dtype)),
     )
-    text = TextConfig(kind="t5", name=str(folder), max_tokens=TEXT_TOKENS)
+    text = TextConfig(kind="t5", name=str(folder), max_tokens=TEXT_TOKENS, clean="wan")
     name, family = _family(config)
     limits = Limits(
         tokens=family.tokens,
@@ -227,7 +229,9 @@ def _sampling(
         shift, solver, ends = scheduler.get("flow_shift", 1.0), "unipc", (1.0, 0.001)
         common["max_sigma"] = 1 - 1e-6
     elif kind == "FlowMatchEulerDiscreteScheduler":
-        shift, solver, ends = scheduler.get("shift", 1.0), "euler", (1.0, 0.001)
+        shift, solver = scheduler.get("shift", 1.0), "euler"
+        # It shifts its least sigma when it is made, and again when steps are set.
+        ends, common["keep_end"] = (1.0, float(flow.shift(jnp.float32(0.001), shift))), True
     else:
         raise UserError(
             f"{folder / 'scheduler'} is a {kind}: UniPCMultistepScheduler and FlowMatchEulerDiscreteScheduler can be "

@@ -54,15 +54,18 @@ def schedule(
     factor: jax.Array | float = 1.0,
     init_sigma: jax.Array | float = 1.0,
     ends: tuple[float, float] = (1.0, 0.0),
+    keep_end: bool = False,
 ) -> jax.Array:
     """`steps` + 1 sigmas from `init_sigma` to 0, evenly spaced before they are shifted.
 
     Args:
-      ends: between which they are spaced before; the last is 0 whatever the second of them is. Libraries differ in
-        these: diffusers' UniPC has (1, 0.001), Wan's original code (0.999, 0).
+      ends: between which they are spaced before. Libraries differ in these: diffusers' UniPC has (1, 0.001), Wan's
+        original code (0.999, 0).
+      keep_end: whether the last step begins at the second of them, instead of ending there: the last sigma is 0.
     """
     init_sigma = jnp.asarray(init_sigma, jnp.float32)
-    sigmas = shift(unshift(init_sigma, factor) * jnp.linspace(*ends, steps + 1), factor).at[-1].set(0.0)
+    even = jnp.linspace(*ends, steps if keep_end else steps + 1)[:steps]
+    sigmas = jnp.append(shift(unshift(init_sigma, factor) * even, factor), 0.0)
     # Without the rounding of there and back.
     return sigmas.at[0].set(init_sigma) if ends[0] == 1 else sigmas
 

@@ -76,9 +76,10 @@ def test_without_a_step_before_or_with_an_endless_one_a_multistep_is_eulers():
 def test_a_step_is_corrected_with_the_mean_of_the_denoised_at_its_ends():
     last, now = jnp.float32(0.8), jnp.float32(0.5)
     other = CLEAN + 1
-    got = flow.corrector(2 * NOISE, NOISE, CLEAN, other, now, last)
+    got = flow.corrector(2 * NOISE, NOISE, CLEAN, other, other, now, last, last)
     np.testing.assert_allclose(got, flow.euler(NOISE, (NOISE - CLEAN - 0.5) / last, last, now), atol=1e-5)
-    np.testing.assert_array_equal(flow.corrector(2 * NOISE, NOISE, CLEAN, other, now, now), 2 * NOISE)
+    kept = flow.corrector(2 * NOISE, NOISE, CLEAN, other, other, now, now, now)
+    np.testing.assert_array_equal(kept, 2 * NOISE)
 
 
 def _error(solver: str, steps: int) -> float:

@@ -22,8 +22,9 @@ def velocity(x, batch, sigma_bs):
 
 def sigmas_of(solver: str, steps: int) -> np.ndarray:
     """As `checkpoints.pretrained` sets them for a scheduler of shift 3."""
-    sigmas = flow.schedule(steps, 3.0, 1.0, (1.0, 0.001))
-    return np.asarray(jnp.minimum(sigmas, 1 - 1e-6 if solver == "unipc" else 1.0))
+    if solver == "euler":
+        return np.asarray(flow.schedule(steps, 3.0, 1.0, (1.0, float(flow.shift(0.001, 3.0))), keep_end=True))
+    return np.asarray(jnp.minimum(flow.schedule(steps, 3.0, 1.0, (1.0, 0.001)), 1 - 1e-6))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 8, 20])
