@@ -1,4 +1,4 @@
-"""Models as files, found by name: a folder with `config.json` and safetensors, a training run, or a diffusers folder.
+"""Models as files: a folder with `config.json` and safetensors, or a training run's workdir; found by name.
 
 config.json       {"format": 1, "vae": {…}, "dit": {…}, "text": {…}, "limits": {…}, "base_tokens": …,
                   "sampling": {…}, "card": {…}}
@@ -21,17 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sora_jax.checkpoints.components import Bundle, Limits, Sampling
+from sora_jax.checkpoints.components import DTYPES, Bundle, Limits, Sampling, check_choice
 from sora_jax.checkpoints.knowledge import knowledge_of
-from sora_jax.checkpoints.pretrained import (
-    DTYPES,
-    INDEX,
-    Reference,
-    check_choice,
-    is_pretrained,
-    load_pretrained,
-    read_pretrained_sampling,
-)
 from sora_jax.checkpoints.store import load_params, named_leaves, restore_into
 from sora_jax.config import component, with_new_names
 from sora_jax.errors import UserError, atomic_path, nearest, user_path
@@ -43,6 +34,7 @@ from sora_jax.models.vae import VAE, VAEConfig
 from sora_jax.models.weights import read_weights, write_weights
 
 BUNDLED = pathlib.Path(__file__).parents[1] / "bundled"
+INDEX = "model_index.json"  # of a diffusers pipeline
 FORMAT = 1
 # Before 2026-11-29.
 RENAMED_PARAMETERS = {"hints_in.kernel": "reference_in.kernel", "hints_in.bias": "reference_in.bias"}
@@ -76,44 +68,22 @@ def save_bundle(
         temporary.write_text(json.dumps(parts | {"card": bundle.card}, indent=2) + "\n")
 
 
-def load_bundle(
-    name: str | os.PathLike[str] = "toyworld", dtype: str = "", reference: Reference = "diffusers"
-) -> Bundle:
-    """Loads a bundled model by name, a bundle's folder, a training run's workdir (its averaged weights), or diffusers'.
+def load_bundle(name: str | os.PathLike[str] = "toyworld") -> Bundle:
+    """Loads a bundled model by name, a bundle's folder, or a training run's workdir (its averaged weights).
 
     Args:
       name: of one of these; or of `models.pixels.PIXELS`, an autoencoder alone, which has no files.
-      dtype: of the arithmetic; "" is the model's own, for a diffusers folder float32.
-      reference: of a diffusers folder, see `pretrained.load_pretrained`.
 
     Raises:
       UserError: there is no such model, or its files are damaged or of another architecture.
     """
-    if name not in PIXELS and is_pretrained(folder := find(name)):
-        return load_pretrained(folder, reference, dtype or "float32")
-    bundle = _load_own(name)
-    return with_dtype(bundle, dtype) if dtype else bundle
-
-
-def with_dtype(bundle: Bundle, dtype: str) -> Bundle:
-    """The same model with another arithmetic."""
-    check_choice("dtype", dtype, DTYPES)
-    vae = with_config(bundle.vae, dataclasses.replace(bundle.vae.config, dtype=dtype))
-    dit = bundle.dit
-    if dit is not None:
-        values = {field.name: getattr(dit.config, field.name) for field in dataclasses.fields(dit.config)}
-        config = DiTConfig(
-            **{k: v for k, v in values.items() if not (values["size"] and k in _DERIVED)} | {"dtype": dtype}
-        )
-        dit = restore_into(jax.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0))), named_leaves(dit))
-    return dataclasses.replace(bundle, vae=vae, dit=dit)
-
-
-def _load_own(name: str | os.PathLike[str]) -> Bundle:
-    """A model in this package's own files."""
     if name in PIXELS:
         return Bundle(str(name), make_vae(PIXELS[str(name)], rngs=nnx.Rngs(0)))
     folder = find(name)
+    if (folder / INDEX).is_file():
+        raise UserError(
+            f"{folder} is a diffusers pipeline: it makes videos (--model), but can't be trained further here yet."
+        )
     config = with_new_names(_read_json(folder / "config.json"))
     if "objective" in config:
         return _load_run(folder, config)
@@ -138,12 +108,24 @@ def _load_own(name: str | os.PathLike[str]) -> Bundle:
     return Bundle(folder.name, vae, dit, text, limits, base_tokens, sampling, config.get("card", {}))
 
 
-def read_sampling(name: str | os.PathLike[str], reference: Reference = "diffusers") -> Sampling:
+def with_dtype(bundle: Bundle, dtype: str) -> Bundle:
+    """The same model with another arithmetic."""
+    check_choice("dtype", dtype, DTYPES)
+    vae = with_config(bundle.vae, dataclasses.replace(bundle.vae.config, dtype=dtype))
+    dit = bundle.dit
+    if dit is not None:
+        values = {field.name: getattr(dit.config, field.name) for field in dataclasses.fields(dit.config)}
+        config = DiTConfig(
+            **{k: v for k, v in values.items() if not (values["size"] and k in _DERIVED)} | {"dtype": dtype}
+        )
+        dit = restore_into(jax.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0))), named_leaves(dit))
+    return dataclasses.replace(bundle, vae=vae, dit=dit)
+
+
+def read_sampling(name: str | os.PathLike[str]) -> Sampling:
     """How a stored model is sampled, without loading it; the default where it can't be read."""
     try:
         folder = find(name)
-        if is_pretrained(folder):
-            return read_pretrained_sampling(folder, reference)
         config = _read_json(folder / "config.json")
         if "objective" in config:
             config = _read_json(folder / "autoencoder" / "config.json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -12,12 +13,20 @@ import jax.numpy as jnp
 from sora_jax.checkpoints.knowledge import Knowledge
 from sora_jax.config import component
 from sora_jax.diffusion import flow
+from sora_jax.errors import UserError
 from sora_jax.models.dit import DiT
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAE
 from sora_jax.models.wan import Wan
 
 Transformer: TypeAlias = DiT | Wan
+DTYPES = ("float32", "bfloat16", "float16")  # of arithmetic
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raises UserError where a value is none of the choices."""
+    if value not in choices:
+        raise UserError(f"There is no {name} {value!r}: choose one of {', '.join(choices)}.")
 
 
 @dataclasses.dataclass(frozen=True)

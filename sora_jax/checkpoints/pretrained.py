@@ -9,32 +9,34 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from sora_jax.checkpoints.components import Bundle, Limits, Sampling
+from sora_jax.checkpoints.bundle import INDEX, find, load_bundle, with_dtype
+from sora_jax.checkpoints.bundle import read_sampling as read_own_sampling
+from sora_jax.checkpoints.components import DTYPES, Bundle, Limits, Sampling, check_choice
 from sora_jax.checkpoints.wan_vae_weights import load_wan_vae
 from sora_jax.diffusion import flow
 from sora_jax.errors import UserError
+from sora_jax.models.pixels import PIXELS
 from sora_jax.models.text import TextConfig
 from sora_jax.models.wan import WanConfig
 from sora_jax.models.wan_vae import WanVAE
 from sora_jax.models.wan_weights import load_wan, wan_config
 from sora_jax.models.weights import map_weights
 
-INDEX = "model_index.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 TEXT_TOKENS = 512  # to which captions are padded
 
 Reference: TypeAlias = Literal["original", "diffusers"]
 REFERENCES = ("original", "diffusers")
-DTYPES = ("float32", "bfloat16", "float16")
 
 # Wan's own negative prompt is for the original's defaults; diffusers has none.
 _NEGATIVE = (
@@ -75,10 +77,33 @@ _FAMILIES = {
 }
 
 
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raises UserError where a value is none of the choices."""
-    if value not in choices:
-        raise UserError(f"There is no {name} {value!r}: choose one of {', '.join(choices)}.")
+def load_model(
+    name: str | os.PathLike[str] = "toyworld", dtype: str = "", reference: Reference = "diffusers"
+) -> Bundle:
+    """Loads any model: this package's own (`bundle.load_bundle`), or a diffusers pipeline's folder.
+
+    Args:
+      dtype: of the arithmetic; "" is the model's own, of a diffusers folder float32.
+      reference: see `load_pretrained`; of this package's own it has no effect.
+
+    Raises:
+      UserError: there is no such model, or its files are damaged, of another architecture, or not supported.
+    """
+    check_choice("reference", reference, REFERENCES)
+    if name not in PIXELS and is_pretrained(folder := find(name)):
+        return load_pretrained(folder, reference, dtype or "float32")
+    bundle = load_bundle(name)
+    return with_dtype(bundle, dtype) if dtype else bundle
+
+
+def read_sampling(name: str | os.PathLike[str], reference: Reference = "diffusers") -> Sampling:
+    """How a stored model is sampled, without loading it; the default where it can't be read."""
+    try:
+        if is_pretrained(folder := find(name)):
+            return read_pretrained_sampling(folder, reference)
+    except UserError:
+        return Sampling()  # loading the model says what is wrong
+    return read_own_sampling(name)
 
 
 def is_pretrained(folder: pathlib.Path) -> bool:

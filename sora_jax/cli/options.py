@@ -32,6 +32,9 @@ SHAPE = {
     "duration": click.option(
         "-d", "--duration", type=Number(above=0), metavar="SECONDS", help="Length of the result."
     ),
+    "frames": click.option(
+        "--frames", type=click.IntRange(1), help="The length as a number of frames, instead of --duration."
+    ),
     "fps": click.option("--fps", type=Number(above=0), help="Frames a second of the result."),
     "resolution": click.option(
         "--resolution", type=click.IntRange(1), help="The short side of the result in pixels."
@@ -207,7 +210,7 @@ def shape(*leave_out: str, **defaults: str) -> Callable[[Callable[..., Any]], Ca
             if name not in leave_out:
                 command = option(command)
                 parameter = command.__click_params__[-1]  # type: ignore[attr-defined]
-                default = defaults.get(name, "" if name == "size" else "the input's own")
+                default = defaults.get(name, "" if name in ("size", "frames") else "the input's own")
                 parameter.help += f"  [default: {default}]" if default else ""
         return command
 

@@ -21,9 +21,15 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from sora_jax.checkpoints.bundle import bundled, find, load_bundle, read_sampling
+from sora_jax.checkpoints.bundle import INDEX, bundled, find
 from sora_jax.checkpoints.components import Bundle, Sampling
-from sora_jax.checkpoints.pretrained import INDEX, Reference, is_pretrained, pretrained_summary
+from sora_jax.checkpoints.pretrained import (
+    Reference,
+    is_pretrained,
+    load_model,
+    pretrained_summary,
+    read_sampling,
+)
 from sora_jax.errors import UserError
 from sora_jax.media.video import Video, VideoStream
 from sora_jax.models.text import TextEncoder
@@ -330,7 +336,7 @@ def load(
       UserError: there is no such model, or its files are damaged.
     """
     find(name)
-    read = functools.partial(load_bundle, name, dtype, reference)
+    read = functools.partial(load_model, name, dtype, reference)
     return Pipeline(read if lazy else read(), sampling=read_sampling(name, reference))
 
 

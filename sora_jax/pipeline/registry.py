@@ -79,7 +79,7 @@ _ABILITIES = (
         "A picture of PROMPT.",
         (_WORDS,),
         shape=TEXT_TO_VIDEO,
-        leave_out=("duration", "fps"),
+        leave_out=("duration", "frames", "fps"),
         output="out.png",
     ),
     Ability(

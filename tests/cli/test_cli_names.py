@@ -16,8 +16,8 @@ from sora_jax.pipeline.storyboard import Card
 MEANT = {
     "generate a --width 64": "it is called --size WxH here; see sora-jax generate --help.",
     "generate a --height=64": "it is called --size WxH here",
-    "generate a --num-frames 16": "it is called --duration SECONDS here",
-    "generate a --num_frames 16": "it is called --duration SECONDS here",
+    "generate a --num-frames 16": "it is called --frames here",
+    "generate a --num_frames 16": "it is called --frames here",
     "generate a --num-inference-steps 9": "it is called --steps here",
     "generate a --guidance-scale 9": "it is called --guidance here",
     "generate a --negative-prompt b": "it is called --negative here",

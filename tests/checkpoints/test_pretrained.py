@@ -1,0 +1,164 @@
+"""Diffusers folders: what they make is what diffusers makes of them, and what is wrong with them is said."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from helpers.diffusers_folder import golden, write_folder
+from helpers.parity import relative_error
+
+import sora_jax
+from sora_jax.checkpoints.bundle import find, load_bundle
+from sora_jax.checkpoints.pretrained import load_model, read_sampling
+from sora_jax.cli.main import cli
+from sora_jax.errors import UserError
+from sora_jax.pipeline.pipeline import list_models
+
+UNIPC = golden("wan_pipeline_unipc")
+SETTINGS = UNIPC["settings"]
+SHAPE = {"frames": SETTINGS["num_frames"], "size": (SETTINGS["height"], SETTINGS["width"])}
+ASKED = SHAPE | {
+    "steps": SETTINGS["num_inference_steps"],
+    "guidance": SETTINGS["guidance_scale"],
+    "negative": SETTINGS["negative_prompt"],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("models") / "tiny-wan", UNIPC)
+
+
+def psnr(frames: np.ndarray, expected: np.ndarray) -> float:
+    """Of uint8 frames against floats of 0 to 1."""
+    return float(-10 * np.log10(np.square(frames / 255.0 - expected).mean()))
+
+
+def test_a_pipeline_makes_what_diffusers_makes(folder):
+    """Same noise, four steps of UniPC, guidance and a negative prompt; then the rest of the way to frames."""
+    pipeline = sora_jax.load(folder)
+    job = pipeline.request_job(SETTINGS["prompt"], UNIPC["noise"][0], **ASKED)
+    (latents,) = pipeline.sample_latents([job])
+    assert relative_error(latents, UNIPC["latents"][0]) < 1e-3
+    video = pipeline.decode_job(job, latents).whole()
+    assert video.frames.shape == (9, 32, 48, 3)
+    assert psnr(video.frames, UNIPC["frames"][0]) > 50
+    assert video.fps == 16
+
+
+def test_the_euler_scheduler_is_followed_too(folder, tmp_path):
+    euler = golden("wan_pipeline_euler")
+    pipeline = sora_jax.load(write_folder(tmp_path / "euler", euler))
+    job = pipeline.request_job(SETTINGS["prompt"], euler["noise"][0], **ASKED)
+    assert job.settings.solver == "euler"
+    assert relative_error(pipeline.sample_latents([job])[0], euler["latents"][0]) < 1e-3
+
+
+def test_the_command_line_takes_noise_and_gives_latents(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("noise.npy", UNIPC["noise"][0])
+    words = ["generate", SETTINGS["prompt"], "--model", str(folder), "--noise", "noise.npy", "-q"]
+    words += ["--latents-out", "latents.npy", "--frames", "9", "--size", "48x32", "--steps", "4"]
+    words += ["--guidance", "5", "--negative", SETTINGS["negative_prompt"]]
+    result = CliRunner().invoke(cli, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "out.mp4  48×32, 9 frames at 16 fps" in result.output
+    assert relative_error(np.load("latents.npy"), UNIPC["latents"][0]) < 1e-3
+
+
+def test_a_checkpoint_brings_its_settings(folder):
+    sampling = read_sampling(folder)
+    assert (sampling.solver, sampling.shift, sampling.steps, sampling.guidance) == ("unipc", 3.0, 50, 5.0)
+    original = read_sampling(folder, "original")
+    assert (original.shift, original.ends, len(original.negative) > 100) == (5.0, (0.999, 0.0), True)
+    assert load_model(folder, reference="original").dit.config.reference == "original"
+    pipeline = sora_jax.load(folder, lazy=True)
+    fields = pipeline.request_defaults({})
+    assert (fields["solver"], fields["resolution"], fields["aspect"], fields["fps"]) == (
+        "unipc",
+        480,
+        "16:9",
+        16,
+    )
+    assert "resolution" not in pipeline.request_defaults({"size": (32, 48)})
+
+
+def test_models_lists_it(folder):
+    (entry,) = [entry for entry in list_models([folder.parent]) if entry.name == str(folder)]
+    assert (entry.kind, entry.summary) == ("diffusers", "Wan2.1, 480p, Apache-2.0; 2 layers of 48")
+
+
+def _change(folder, part, **values):
+    path = folder / part
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("break_it", "sentence"),
+    [
+        (lambda f: shutil.rmtree(f / "vae"), "has no vae: the model's folder is incomplete"),
+        (lambda f: (f / "transformer" / "config.json").unlink(), "config.json is missing"),
+        (lambda f: (f / "scheduler" / "scheduler_config.json").write_text("{"), "can't be read"),
+        (
+            lambda f: _change(f, "model_index.json", _class_name="CogVideoXPipeline"),
+            "is of a CogVideoXPipeline",
+        ),
+        (
+            lambda f: _change(f, "model_index.json", transformer_2=["diffusers", "WanTransformer3DModel"]),
+            "two transformers",
+        ),
+        (
+            lambda f: _change(f, "scheduler/scheduler_config.json", use_flow_sigmas=False),
+            "isn't set for flow matching",
+        ),
+        (
+            lambda f: _change(f, "scheduler/scheduler_config.json", _class_name="DDIMScheduler"),
+            "is a DDIMScheduler",
+        ),
+        (
+            lambda f: _change(f, "text_encoder/config.json", d_model=32),
+            "32 wide and the transformer takes 16",
+        ),
+        (lambda f: _change(f, "transformer/config.json", num_layers=3), "'blocks.2.*missing"),
+        (lambda f: _change(f, "transformer/config.json", attn_window=3), "isn't known, 'attn_window'=3"),
+        (
+            lambda f: (f / "transformer" / "diffusion_pytorch_model.safetensors").write_bytes(b"\x10\0\0\0"),
+            "damaged or cut short",
+        ),
+        (lambda f: (f / "transformer" / "diffusion_pytorch_model.safetensors").unlink(), "is missing"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_said(folder, tmp_path, break_it, sentence):
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    break_it(broken)
+    with pytest.raises(UserError, match=sentence):
+        load_model(broken)
+
+
+@pytest.mark.parametrize(
+    ("noise", "sentence"),
+    [(np.zeros((4, 3, 4, 8)), "The noise is 3 x 4 x 8 x 4"), (np.zeros((4, 3)), "has 2 axes")],
+)
+def test_noise_of_another_shape_is_refused(folder, noise, sentence):
+    with pytest.raises(UserError, match=sentence):
+        sora_jax.load(folder).generate(SETTINGS["prompt"], noise=noise, **ASKED)
+
+
+@pytest.mark.parametrize("fields", [{"dtype": "int4"}, {"reference": "comfyui"}])
+def test_unknown_ways_to_load_are_refused(folder, fields):
+    with pytest.raises(UserError, match="choose one of"):
+        sora_jax.load(folder, **fields)
+
+
+def test_training_on_it_is_refused_in_a_sentence(folder):
+    with pytest.raises(UserError, match="is a diffusers pipeline"):
+        load_bundle(folder)
+
+
+def test_a_folder_is_found_by_its_index(folder):
+    assert find(folder) == folder
+    with pytest.raises(UserError, match="did you mean .*tiny-wan"):
+        find(folder.parent / "tiny-wam")
