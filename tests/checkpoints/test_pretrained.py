@@ -1,5 +1,6 @@
 """Diffusers folders: what they make is what diffusers makes of them, and what is wrong with them is said."""
 
+import dataclasses
 import json
 import shutil
 
@@ -54,6 +55,21 @@ def test_the_euler_scheduler_is_followed_too(folder, tmp_path):
     job = pipeline.request_job(SETTINGS["prompt"], euler["noise"][0], **ASKED)
     assert job.settings.solver == "euler"
     assert relative_error(pipeline.sample_latents([job])[0], euler["latents"][0]) < 1e-3
+
+
+def test_a_model_with_a_timestep_a_token_animates_as_diffusers_does(tmp_path):
+    """TI2V's kind: the picture is a conditioning frame of the canvas, which is timestep 0 for its tokens."""
+    given = golden("wan_pipeline_given")
+    pipeline = sora_jax.load(write_folder(tmp_path / "ti2v", given))
+    size = given["settings"]["height"], given["settings"]["width"]
+    job = pipeline.job(
+        "animate", given["picture"], SETTINGS["prompt"], **ASKED | {"size": size, "duration": None}
+    )
+    assert job.sketch.fps == 24
+    job = dataclasses.replace(job, noise=np.moveaxis(given["noise"][0], 0, -1))
+    (latents,) = pipeline.sample_latents([job])
+    assert relative_error(latents, given["latents"][0]) < 1e-3
+    assert psnr(pipeline.decode_job(job, latents).whole().frames, given["frames"][0]) > 50
 
 
 def test_the_command_line_takes_noise_and_gives_latents(folder, tmp_path, monkeypatch):

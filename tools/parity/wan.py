@@ -15,6 +15,7 @@ from typing import Any
 
 import diffusers
 import numpy as np
+import PIL.Image
 import tokenizers
 import torch
 import transformers
@@ -56,6 +57,22 @@ VAE: dict[str, Any] = {
     "temperal_downsample": [False, True, True],
     "latents_mean": [0.1, -0.2, 0.3, 0.0],
     "latents_std": [1.5, 0.8, 1.1, 2.0],
+}
+# Of TI2V-5B's kind: 48 channels, pixel patches, shortcuts that average and repeat.
+VAE_22: dict[str, Any] = {
+    "base_dim": 8,
+    "decoder_base_dim": 8,
+    "z_dim": 48,
+    "dim_mult": [1, 2, 2, 2],
+    "num_res_blocks": 1,
+    "temperal_downsample": [False, True, True],
+    "is_residual": True,
+    "in_channels": 12,
+    "out_channels": 12,
+    "patch_size": 2,
+    "scale_factor_spatial": 16,
+    "latents_mean": [0.05 * (i % 5 - 2) for i in range(48)],
+    "latents_std": [0.8 + 0.1 * (i % 4) for i in range(48)],
 }
 TEXT: dict[str, Any] = {
     "vocab_size": 64,
@@ -166,39 +183,63 @@ def write_solvers(path: pathlib.Path) -> None:
     np.savez_compressed(path, versions=versions(), **arrays)
 
 
-def write_pipeline(path: pathlib.Path, folder: pathlib.Path, solver: str) -> None:
-    """A tiny pipeline, saved by `save_pretrained` in a folder; its latents and frames for one noise."""
-    transformer = diffusers.WanTransformer3DModel(**TINY)
-    vae = diffusers.AutoencoderKLWan(**VAE)
-    text = transformers.UMT5EncoderModel(transformers.UMT5Config(**TEXT))
-    names = {part: fill(model) for part, model in (("transformer", transformer), ("vae", vae))}
-    names["text_encoder"] = fill(text)
+def tokenizer() -> Any:
+    """Of few words, with the end token that T5's have."""
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)] + [(f"▁{word}", -2.0) for word in WORDS]
     raw = tokenizers.Tokenizer(tokenizers.models.Unigram(vocabulary, unk_id=2))
     raw.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
     raw.post_processor = tokenizers.processors.TemplateProcessing(
         single="$A </s>", special_tokens=[("</s>", 1)]
     )
-    tokenizer = transformers.PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=raw, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     )
-    pipeline = diffusers.WanPipeline(
-        transformer=transformer, vae=vae, text_encoder=text, tokenizer=tokenizer, scheduler=scheduler(solver)
+
+
+def write_pipeline(path: pathlib.Path, folder: pathlib.Path, solver: str, given: bool = False) -> None:
+    """A tiny pipeline, saved by `save_pretrained` in a folder; its latents and frames for one noise.
+
+    Args:
+      given: a pipeline of TI2V-5B's kind, whose first frame is a picture.
+    """
+    transformer = diffusers.WanTransformer3DModel(
+        **TINY | ({"in_channels": 48, "out_channels": 48} if given else {})
     )
-    pipeline.set_progress_bar_config(disable=True)
+    vae = diffusers.AutoencoderKLWan(**(VAE_22 if given else VAE))
+    text = transformers.UMT5EncoderModel(transformers.UMT5Config(**TEXT))
+    names = {part: fill(model) for part, model in (("transformer", transformer), ("vae", vae))}
+    names["text_encoder"] = fill(text)
+    parts = {
+        "transformer": transformer,
+        "vae": vae,
+        "text_encoder": text,
+        "tokenizer": tokenizer(),
+        "scheduler": scheduler(solver),
+        "expand_timesteps": given,
+    }
+    pipeline = diffusers.WanPipeline(**parts)
     pipeline.save_pretrained(folder)
-    noise = np.random.default_rng(1).standard_normal((1, 4, 3, 4, 6), np.float32)
+    picture = np.random.default_rng(2).integers(0, 256, (32, 64, 3), np.uint8)
+    own = {"image": PIL.Image.fromarray(picture)} if given else {}
+    if given:
+        pipeline = diffusers.WanImageToVideoPipeline(**parts)
+    pipeline.set_progress_bar_config(disable=True)
+    noise = np.random.default_rng(1).standard_normal(
+        (1, vae.config.z_dim, 3, *((2, 4) if given else (4, 6))), np.float32
+    )
     settings = {
         "prompt": "a red circle moves left",
         "negative_prompt": "blue square",
         "height": 32,
-        "width": 48,
+        "width": 64 if given else 48,
         "num_frames": 9,
         "num_inference_steps": 4,
         "guidance_scale": 5.0,
     }
     arrays = {
-        kind: np.asarray(pipeline(**settings, latents=torch.from_numpy(noise), output_type=kind).frames)
+        kind: np.asarray(
+            pipeline(**settings, **own, latents=torch.from_numpy(noise), output_type=kind).frames
+        )
         for kind in ("latent", "np")
     }
     configs = {
@@ -219,6 +260,7 @@ def write_pipeline(path: pathlib.Path, folder: pathlib.Path, solver: str) -> Non
         versions=versions(),
         sigmas=pipeline.scheduler.sigmas.numpy(),
         noise=noise,
+        picture=picture,
         latents=arrays["latent"],
         frames=arrays["np"],
     )
