@@ -212,10 +212,11 @@ class T5Encoder:
         return value_digest([dataclasses.asdict(self.config), shapes, first])
 
     def _embed(self, ids_bm: np.ndarray) -> jax.Array:
-        if ids_bm.size and not 0 <= ids_bm.min() <= ids_bm.max() < self.config.vocab_size:
+        size = self.config.vocab_size
+        if (outside := ids_bm[(ids_bm < 0) | (ids_bm >= size)]).size:
             raise UserError(
-                f"The tokenizer gives the token {ids_bm.max()} and the text encoder knows {self.config.vocab_size}: "
-                "they are not of the same model."
+                f"The tokenizer gives the token {outside[0]} and the text encoder knows {size}: they are not of the "
+                "same model."
             )
         rows_bme = self._tensors[self._table][ids_bm].astype(np.float32)  # only these rows are read
         release(self._tensors[self._table])
