@@ -147,8 +147,10 @@ def test_layers_from_files_give_what_all_at_once_give(pipeline):
 
 def test_layers_are_read_once_for_all_lengths_and_kept_if_told(pipeline, monkeypatch):
     reads = []
-    place = T5Encoder._place
-    monkeypatch.setattr(T5Encoder, "_place", lambda self, name: reads.append(name) or place(self, name))
+    read = T5Encoder._read
+    monkeypatch.setattr(
+        T5Encoder, "_read", lambda self, name, out: reads.append(name) or read(self, name, out)
+    )
     captions = ["a red ball", "a " * 40, "", "ball " * 20]
     streamed = load_text_encoder(settings(pipeline, cache_size=0))
     states = streamed.encode(captions)
