@@ -43,6 +43,7 @@ _LAYER = {
     "mlp_in": "layer.1.DenseReluDense.wi_1",
     "mlp_out": "layer.1.DenseReluDense.wo",
 }
+_PRECISE = {"attention_norm", "mlp_norm", "positions"}  # float32 whatever the products are
 _TABLES = (
     "encoder.embed_tokens.weight",
     "shared.weight",
@@ -191,14 +192,14 @@ class T5Encoder:
     def encode(self, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
         """`__call__` for batches of several shapes, with each layer read once for all of them."""
         states = [self._embed(ids_bm) for ids_bm, _ in batches]
+        room: dict[str, np.ndarray] = {}
         for layer in range(self.config.num_layers if batches else 0):
-            weights = self._weights(layer)
+            weights = self._weights(layer, room)
             states = [
                 _layer(weights, x_bme, mask_bm, self.config, self.dtype)
                 for x_bme, (_, mask_bm) in zip(states, batches)
             ]
-            jax.block_until_ready(states)
-            del weights  # before the next are read
+            jax.block_until_ready(states)  # before the next layer's weights take the same memory
         scale = self._tensors[_FINAL_NORM].astype(np.float32)
         return [np.asarray(rms_norm(x_bme, scale, self.config.layer_norm_epsilon)) for x_bme in states]
 
@@ -212,32 +213,45 @@ class T5Encoder:
         return value_digest([dataclasses.asdict(self.config), shapes, first])
 
     def _embed(self, ids_bm: np.ndarray) -> jax.Array:
-        if ids_bm.size and not 0 <= ids_bm.min() <= ids_bm.max() < self.config.vocab_size:
+        size = self.config.vocab_size
+        if (outside := ids_bm[(ids_bm < 0) | (ids_bm >= size)]).size:
             raise UserError(
-                f"The tokenizer gives the token {ids_bm.max()} and the text encoder knows {self.config.vocab_size}: "
-                "they are not of the same model."
+                f"The tokenizer gives the token {outside[0]} and the text encoder knows {size}: they are not of the "
+                "same model."
             )
         rows_bme = self._tensors[self._table][ids_bm].astype(np.float32)  # only these rows are read
         release(self._tensors[self._table])
         return jnp.asarray(rows_bme)
 
-    def _weights(self, layer: int) -> dict[str, jax.Array]:
-        """A layer's weights, on the device."""
+    def _weights(self, layer: int, room: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """A layer's weights, on the device.
+
+        Each layer is read into the same memory, `room`, which JAX on CPUs computes from where it is: giving back a
+        layer's memory and taking it again would cost more than the products for a short prompt.
+        """
         if self._kept is not None and layer in self._kept:
             return self._kept[layer]
-        weights = {name: self._place(given) for name, (given, _) in self.config.layer_shapes(layer).items()}
+        weights = {}
+        for name, (given, shape) in self.config.layer_shapes(layer).items():
+            if self._kept is not None or name not in room:
+                room[name] = _aligned(shape, "float32" if name in _PRECISE else self.dtype)
+            weights[name] = self._read(given, room[name])
         if self._kept is not None:
             self._kept[layer] = weights
         return weights
 
-    def _place(self, name: str) -> jax.Array:
-        """A tensor in the file's type or in ours, whichever is narrower; `_layer` widens it."""
-        placed = jax.device_put(self._tensors[name])
-        if placed.dtype.itemsize > jnp.dtype(self.dtype).itemsize:
-            placed = placed.astype(self.dtype)
-        jax.block_until_ready(placed)
-        release(self._tensors[name])
-        return placed
+    def _read(self, given: str, out: np.ndarray) -> jax.Array:
+        np.copyto(out, self._tensors[given], casting="unsafe")
+        release(self._tensors[given])
+        return jax.device_put(out)
+
+
+def _aligned(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """An array that begins at a multiple of 64 bytes, as JAX needs it to use it without copying."""
+    size = math.prod(shape) * jnp.dtype(dtype).itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(jnp.dtype(dtype)).reshape(shape)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype"))
@@ -248,21 +262,17 @@ def _layer(
 
     def linear(x: jax.Array, name: str, out: str = dtype) -> jax.Array:
         """Matrices are [out, in], as the file has them."""
-        kernel = weights[name].astype(dtype)
-        return jnp.einsum("bmi,oi->bmo", x.astype(dtype), kernel, preferred_element_type=out)
-
-    def norm(x: jax.Array, name: str) -> jax.Array:
-        return rms_norm(x, weights[name].astype(jnp.float32), config.layer_norm_epsilon)
+        return jnp.einsum("bmi,oi->bmo", x.astype(dtype), weights[name], preferred_element_type=out)
 
     length = x_bme.shape[1]
     # Accelerators round the factors of f32 products by default; these states should not depend on it.
     with jax.default_matmul_precision("highest"):
-        normed = norm(x_bme, "attention_norm")
+        normed = rms_norm(x_bme, weights["attention_norm"], config.layer_norm_epsilon)
         q, k, v = (
             linear(normed, name).reshape(*x_bme.shape[:2], config.num_heads, config.d_kv)
             for name in ("query", "key", "value")
         )
-        bias_mnh = weights["positions"].astype(jnp.float32)[position_buckets(length, config)]
+        bias_mnh = weights["positions"][position_buckets(length, config)]
         # No scaling by √F: it is in the weights.
         logits_bhmn = jnp.einsum("bmhf,bnhf->bhmn", q, k, preferred_element_type=jnp.float32)
         logits_bhmn = jnp.where(
@@ -272,7 +282,7 @@ def _layer(
         )
         attended = jnp.einsum("bhmn,bnhf->bmhf", jax.nn.softmax(logits_bhmn).astype(dtype), v)
         x_bme = x_bme + linear(attended.reshape(*x_bme.shape[:2], -1), "attention_out", "float32")
-        normed = norm(x_bme, "mlp_norm")
+        normed = rms_norm(x_bme, weights["mlp_norm"], config.layer_norm_epsilon)
         hidden_bmw = jax.nn.gelu(linear(normed, "mlp_gate"), approximate=True) * linear(normed, "mlp_in")
         return x_bme + linear(hidden_bmw, "mlp_out", "float32")
 

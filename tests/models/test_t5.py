@@ -17,7 +17,7 @@ import tokenizers
 
 from sora_jax.errors import UserError
 from sora_jax.models import prompts, t5
-from sora_jax.models.prompts import clean_wan
+from sora_jax.models.prompts import clean_wan, load_tokenizer
 from sora_jax.models.t5 import T5Config, T5Encoder, load_t5, position_buckets
 from sora_jax.models.text import TextConfig, TextEncoder, load_text_encoder, text_digest
 from sora_jax.models.weights import read_weights, write_weights
@@ -147,8 +147,10 @@ def test_layers_from_files_give_what_all_at_once_give(pipeline):
 
 def test_layers_are_read_once_for_all_lengths_and_kept_if_told(pipeline, monkeypatch):
     reads = []
-    place = T5Encoder._place
-    monkeypatch.setattr(T5Encoder, "_place", lambda self, name: reads.append(name) or place(self, name))
+    read = T5Encoder._read
+    monkeypatch.setattr(
+        T5Encoder, "_read", lambda self, name, out: reads.append(name) or read(self, name, out)
+    )
     captions = ["a red ball", "a " * 40, "", "ball " * 20]
     streamed = load_text_encoder(settings(pipeline, cache_size=0))
     states = streamed.encode(captions)
@@ -305,6 +307,43 @@ def test_padding_that_is_attended_to_is_that_of_the_longest_caption(pipeline):
     np.testing.assert_allclose(state, whole[:4], atol=1e-5)
     assert np.abs(state - masked.encode(["a red ball"])[0]).max() > 1e-2
     np.testing.assert_allclose(attended.encode(["", "a " * 12, "a red ball"])[2], state, atol=1e-5)
+
+
+@pytest.fixture
+def pieces(pipeline) -> pathlib.Path:
+    """The pipeline's tokenizer as LTX-Video's folder has it."""
+    (pipeline / "tokenizer" / "tokenizer.json").unlink()
+    file = pipeline / "tokenizer" / "spiece.model"
+    file.write_bytes(np.load(ROOT / "tests" / "golden" / "t5_sentencepiece.npz")["model"].tobytes())
+    return file
+
+
+def test_sentencepieces_file_is_read_as_sentencepiece_does(pieces, pipeline):
+    arrays = np.load(ROOT / "tests" / "golden" / "t5_sentencepiece.npz")
+    tokenizer = load_tokenizer(pipeline / "tokenizer")
+    texts, ids = (json.loads(str(arrays[name])) for name in ("texts", "ids"))
+    assert len(texts) == 6 and any(2 in own for own in ids)  # one has letters that are in no piece
+    for text, own in zip(texts, ids, strict=True):
+        assert tokenizer.encode(text).ids == own, text
+    config = settings(pipeline)
+    before = text_digest(config)
+    pieces.write_bytes(pieces.read_bytes() + b"\x98\x06\x01")  # and a field that nothing reads
+    assert text_digest(config) != before
+    assert load_text_encoder(config).count_tokens("") == 1
+
+
+def test_sentencepieces_file_that_is_damaged_is_refused(pieces, pipeline):
+    whole = pieces.read_bytes()
+    for damaged in (
+        b"",
+        whole[:-1],
+        whole[: len(whole) // 2],
+        b"\x0f" + whole,
+        whole.replace(b"</s>", b"<//>"),
+    ):
+        pieces.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"spiece.model holds no tokenizer that can be read"):
+            load_text_encoder(settings(pipeline))
 
 
 def test_prompts_are_cleaned_as_the_original_does(pipeline):

@@ -6,16 +6,19 @@ An npz has `config` (JSON of config.json), `names` (JSON of [name, shape] of the
 `ids` i[B,M], `mask` bool[B,M], `states` f32[B,M,E] (zero where masked), `states_attended` f32[M,E] (the second prompt
 with its padding and without a mask, as diffusers' LTX pipeline calls it), `bfloat16_error` (of the same model in
 bfloat16, maximum over the states' deviation) and `buckets`, which row of the table of positions holds for distances
--600 to 600.
+-600 to 600. OUT/t5_sentencepiece.npz has a small tokenizer (`model`, the bytes of its spiece.model), `texts` and what
+sentencepiece makes of them, `ids`.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import pathlib
 import sys
 
 import numpy as np
+import sentencepiece
 import torch
 import transformers
 from draw import draw
@@ -37,6 +40,14 @@ VARIANTS = {
         transformers.UMT5Config(**XXL, feed_forward_proj="gated-gelu", num_layers=2),
     ),
 }
+TEXTS = [
+    "",
+    "A red ball bounces off the wall, then rolls away.",
+    "  two   spaces\tand a tab\nand a line ",
+    "the ﬁnal Ａ is ½ full…　done",
+    "zebras and quartz: unseen ☃ letters żółć 猫狗 QX",
+    "a cat bakes a cake; the cake is red, the cat is not",
+]
 LENGTHS = {"tiny_umt5": (160, 33, 1), "tiny_t5": (160, 33, 1), "xxl_umt5": (40, 24)}
 
 
@@ -45,6 +56,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     for variant, (model_class, config) in VARIANTS.items():
         np.savez_compressed(out / f"t5_{variant}.npz", **golden(model_class, config, LENGTHS[variant]))
+    np.savez_compressed(out / "t5_sentencepiece.npz", **tokenizer())
 
 
 @torch.no_grad()
@@ -90,6 +102,36 @@ def golden(
         "buckets": buckets.numpy().astype(np.int32),
         **arrays,
         **texts,
+    }
+
+
+def tokenizer() -> dict[str, object]:
+    """A unigram model with T5's special tokens; its normaliser is a few rules of NFKC, whose whole takes 240 kB."""
+    rules = pathlib.Path("/tmp/t5_rules.tsv")
+    spaced = {0x3000: " ", 0xA0: " ", 0x9: " ", 0xA: " "}
+    letters = {0xFB01: "fi", 0xFF21: "A", 0xBD: "1/2", 0x2026: "..."}
+    lines = [f"{a:X}\t{' '.join(f'{ord(c):X}' for c in b)}" for a, b in (spaced | letters).items()]
+    rules.write_text("\n".join(lines) + "\n")
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([text for text in TEXTS if "unseen" not in text] * 20),
+        model_writer=model,
+        model_type="unigram",
+        vocab_size=80,
+        normalization_rule_tsv=str(rules),
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        hard_vocab_limit=False,
+    )
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    ids = [[*processor.encode(text), processor.eos_id()] for text in TEXTS]
+    return {
+        "model": np.frombuffer(model.getvalue(), np.uint8),
+        "texts": json.dumps(TEXTS),
+        "ids": json.dumps(ids),
+        "versions": json.dumps({"sentencepiece": sentencepiece.__version__}),
     }
 
 
