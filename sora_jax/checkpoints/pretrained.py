@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ import numpy as np
 from sora_jax.checkpoints.bundle import INDEX, find, load_bundle, with_dtype
 from sora_jax.checkpoints.bundle import read_sampling as read_own_sampling
 from sora_jax.checkpoints.components import DTYPES, Bundle, Limits, Sampling, check_choice
+from sora_jax.checkpoints.lora import merge_loras
 from sora_jax.checkpoints.wan_vae_weights import load_wan_vae
 from sora_jax.diffusion import flow
 from sora_jax.errors import UserError
@@ -28,7 +29,7 @@ from sora_jax.models.pixels import PIXELS
 from sora_jax.models.text import TextConfig
 from sora_jax.models.wan import WanConfig
 from sora_jax.models.wan_vae import WanVAE
-from sora_jax.models.wan_weights import load_wan, wan_config
+from sora_jax.models.wan_weights import diffusers_names, load_wan, wan_config
 from sora_jax.models.weights import map_weights
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -78,20 +79,25 @@ _FAMILIES = {
 
 
 def load_model(
-    name: str | os.PathLike[str] = "toyworld", dtype: str = "", reference: Reference = "diffusers"
+    name: str | os.PathLike[str] = "toyworld",
+    dtype: str = "",
+    reference: Reference = "diffusers",
+    loras: Sequence[tuple[str, float]] = (),
 ) -> Bundle:
     """Loads any model: this package's own (`bundle.load_bundle`), or a diffusers pipeline's folder.
 
     Args:
       dtype: of the arithmetic; "" is the model's own, of a diffusers folder float32.
-      reference: see `load_pretrained`; of this package's own it has no effect.
+      reference, loras: see `load_pretrained`.
 
     Raises:
       UserError: there is no such model, or its files are damaged, of another architecture, or not supported.
     """
     check_choice("reference", reference, REFERENCES)
     if name not in PIXELS and is_pretrained(folder := find(name)):
-        return load_pretrained(folder, reference, dtype or "float32")
+        return load_pretrained(folder, reference, dtype or "float32", loras)
+    if loras:
+        raise UserError(f"{loras[0][0]} can't be merged into {name}: LoRA files are for diffusers pipelines.")
     bundle = load_bundle(name)
     return with_dtype(bundle, dtype) if dtype else bundle
 
@@ -112,13 +118,18 @@ def is_pretrained(folder: pathlib.Path) -> bool:
 
 
 def load_pretrained(
-    folder: pathlib.Path, reference: Reference = "diffusers", dtype: str = "float32", weights: str = ""
+    folder: pathlib.Path,
+    reference: Reference = "diffusers",
+    dtype: str = "float32",
+    loras: Sequence[tuple[str, float]] = (),
+    weights: str = "",
 ) -> Bundle:
     """Loads a diffusers folder.
 
     Args:
       reference: whose arithmetic, schedule and defaults are followed where Wan's original code and diffusers differ.
       dtype: of the arithmetic of transformer and autoencoder.
+      loras: (file, scale) each, merged into the transformer while it is read.
       weights: type of the transformer's parameters in memory; "" is `dtype`.
 
     Raises:
@@ -136,10 +147,13 @@ def load_pretrained(
     sampling, whole = _sampling(folder, index, settings, reference)
     config = wan_config(settings["transformer"], dtype=dtype, reference=reference, whole_timesteps=whole)
     _check_together(folder, config, vae, settings["text_encoder"])
+    tensors: Mapping[str, np.ndarray] = map_weights(folder / "transformer" / WEIGHTS)
+    if loras:
+        tensors = merge_loras(diffusers_names(tensors), loras, diffusers_names)
     dit = load_wan(
         config,
-        map_weights(folder / "transformer" / WEIGHTS),
-        f"{folder / 'transformer'}",
+        tensors,
+        str(folder / "transformer"),
         dtype=np.dtype(getattr(ml_dtypes, weights or dtype, weights or dtype)),
     )
     text = TextConfig(kind="t5", name=str(folder), max_tokens=TEXT_TOKENS, clean="wan")

@@ -172,7 +172,24 @@ def loading() -> tuple[Callable[..., Any], ...]:
         if value is not None:
             context.meta.setdefault(LOADING, {})[parameter.name] = value
 
+    def keep_loras(context: click.Context, _: click.Parameter, values: tuple[str, ...]) -> None:
+        for value in values:
+            file, mark, scale = value.rpartition("@")
+            try:
+                one = (file, float(scale)) if mark else (value, 1.0)
+            except ValueError:
+                one = value, 1.0
+            context.meta.setdefault(LOADING, {}).setdefault("lora", []).append(one)
+
     return (
+        click.option(
+            "--lora",
+            multiple=True,
+            metavar="FILE[@SCALE]",
+            expose_value=False,
+            callback=keep_loras,
+            help="A LoRA file for a diffusers folder, merged when it is loaded; several add up.",
+        ),
         click.option(
             "--reference",
             type=click.Choice(["diffusers", "original"]),

@@ -22,7 +22,6 @@ import numpy as np
 
 from sora_jax.errors import UserError
 from sora_jax.media.digests import array_digest, value_digest
-from sora_jax.models.layers import rms_norm
 from sora_jax.models.weights import map_weights, release
 
 BATCH_TOKENS = 1024  # of a batch: what activations take stays under that of a layer's weights
@@ -201,7 +200,7 @@ class T5Encoder:
             ]
             jax.block_until_ready(states)  # before the next layer's weights take the same memory
         scale = self._tensors[_FINAL_NORM].astype(np.float32)
-        return [np.asarray(rms_norm(x_bme, scale, self.config.layer_norm_epsilon)) for x_bme in states]
+        return [np.asarray(_norm(x_bme, scale, self.config.layer_norm_epsilon)) for x_bme in states]
 
     @functools.cached_property
     def digest(self) -> str:
@@ -267,7 +266,7 @@ def _layer(
     length = x_bme.shape[1]
     # Accelerators round the factors of f32 products by default; these states should not depend on it.
     with jax.default_matmul_precision("highest"):
-        normed = rms_norm(x_bme, weights["attention_norm"], config.layer_norm_epsilon)
+        normed = _norm(x_bme, weights["attention_norm"], config.layer_norm_epsilon)
         q, k, v = (
             linear(normed, name).reshape(*x_bme.shape[:2], config.num_heads, config.d_kv)
             for name in ("query", "key", "value")
@@ -282,7 +281,7 @@ def _layer(
         )
         attended = jnp.einsum("bhmn,bnhf->bmhf", jax.nn.softmax(logits_bhmn).astype(dtype), v)
         x_bme = x_bme + linear(attended.reshape(*x_bme.shape[:2], -1), "attention_out", "float32")
-        normed = rms_norm(x_bme, weights["mlp_norm"], config.layer_norm_epsilon)
+        normed = _norm(x_bme, weights["mlp_norm"], config.layer_norm_epsilon)
         hidden_bmw = jax.nn.gelu(linear(normed, "mlp_gate"), approximate=True) * linear(normed, "mlp_in")
         return x_bme + linear(hidden_bmw, "mlp_out", "float32")
 
@@ -314,3 +313,10 @@ def load_t5(folder: pathlib.Path, dtype: str = "float32", keep: bool = False) ->
     """
     config = T5Config.from_file(folder / "config.json")
     return T5Encoder(config, map_weights(folder / "model.safetensors"), dtype, keep)
+
+
+def _norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+    """Divides the last axis by its root mean square, in float32 (Raffel et al. 2020, section 2.1)."""
+    x32 = x.astype(jnp.float32)
+    x32 *= jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + epsilon)
+    return (x32 * scale).astype(x.dtype)

@@ -323,6 +323,7 @@ def load(
     lazy: bool = False,
     dtype: str = "",
     reference: Reference = "diffusers",
+    lora: str | os.PathLike[str] | Sequence[tuple[str, float]] = (),
 ) -> Pipeline:
     """Loads a bundled model by name, or a folder: of a model, a training run, or a diffusers pipeline.
 
@@ -331,12 +332,14 @@ def load(
       lazy: look only whether it is there, and read its files when they are first needed.
       dtype: of the arithmetic, "float32", "bfloat16" or "float16"; "" is the model's own.
       reference: of a diffusers folder: "diffusers" or "original", whose arithmetic, schedule and defaults are followed.
+      lora: of a diffusers folder: a LoRA file, or several with their scales, [("style.safetensors", 0.8), ...].
 
     Raises:
       UserError: there is no such model, or its files are damaged.
     """
     find(name)
-    read = functools.partial(load_model, name, dtype, reference)
+    loras = [(str(lora), 1.0)] if isinstance(lora, (str, os.PathLike)) else list(lora)
+    read = functools.partial(load_model, name, dtype, reference, loras)
     return Pipeline(read if lazy else read(), sampling=read_sampling(name, reference))
 
 

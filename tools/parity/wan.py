@@ -15,6 +15,7 @@ from typing import Any
 
 import diffusers
 import numpy as np
+import peft
 import PIL.Image
 import tokenizers
 import torch
@@ -97,6 +98,7 @@ def main() -> None:
     variants = {"tiny": TINY} | ({"wide": WIDE} if arguments.wide else {})
     for name, config in variants.items():
         write_transformer(arguments.out / f"wan_{name}.npz", config)
+    write_lora(arguments.out / "wan_lora.npz", arguments.out / "lora")
     write_solvers(arguments.out / "wan_solvers.npz")
     for solver in ("unipc", "euler"):
         write_pipeline(
@@ -142,6 +144,36 @@ def write_transformer(path: pathlib.Path, config: dict[str, Any]) -> None:
     arrays["velocity_bfloat16"] = call(bfloat16(model), x.bfloat16(), padded.bfloat16(), timestep)
     np.savez_compressed(
         path, config=json.dumps(config), names=json.dumps(names), versions=versions(), **arrays
+    )
+
+
+def write_lora(path: pathlib.Path, folder: pathlib.Path) -> None:
+    """A LoRA that PEFT made, as diffusers saves it, and the velocity with it."""
+    model = diffusers.WanTransformer3DModel(**TINY)
+    names = fill(model)
+    targets = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
+    model.add_adapter(peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets))
+    for name, value in model.named_parameters():
+        if "lora_" in name:
+            value.data = torch.from_numpy(draw(name, tuple(value.shape)))
+    layers = peft.get_peft_model_state_dict(model)
+    metadata = {"transformer_lora_adapter_metadata": model.peft_config["default"].to_dict()}
+    diffusers.WanPipeline.save_lora_weights(folder, transformer_lora_layers=layers, **metadata)
+    generator = np.random.default_rng(0)
+    latent = generator.standard_normal((1, 4, 3, 4, 6), np.float32)
+    text = generator.standard_normal((1, 5, 16), np.float32)
+    padded = torch.from_numpy(np.pad(text, ((0, 0), (0, PADDED - 5), (0, 0))))
+    velocity = model(torch.from_numpy(latent), torch.tensor([750]), padded, return_dict=False)[0].numpy()
+    lora = np.frombuffer((folder / "pytorch_lora_weights.safetensors").read_bytes(), np.uint8)
+    np.savez_compressed(
+        path,
+        config=json.dumps(TINY),
+        names=json.dumps(names),
+        versions=versions(),
+        lora=lora,
+        latent=latent,
+        text=text,
+        velocity=velocity,
     )
 
 
