@@ -19,40 +19,29 @@ import numpy as np
 import torch
 from draw import draw
 
-MEANS = {"latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [1.5, 0.5, 2.0, 1.0]}
+TINY = {
+    "base_dim": 8,
+    "z_dim": 4,
+    "num_res_blocks": 1,
+    "latents_mean": [0.1, -0.2, 0.3, 0.0],
+    "latents_std": [1.5, 0.5, 2.0, 1.0],
+}
+RESIDUAL = {
+    "is_residual": True,
+    "in_channels": 12,
+    "out_channels": 12,
+    "patch_size": 2,
+    "scale_factor_spatial": 16,
+}
 # Settings, then frames, height, width of the clip, then the numbers of frames to encode and decode.
 VARIANTS = {
-    "tiny_2_1": ({"base_dim": 8, "z_dim": 4, **MEANS}, (9, 16, 24), (1, 5, 9)),
-    "tiny_2_2": (
-        {
-            "base_dim": 8,
-            "decoder_base_dim": 12,
-            "z_dim": 4,
-            "num_res_blocks": 1,
-            "is_residual": True,
-            "in_channels": 12,
-            "out_channels": 12,
-            "patch_size": 2,
-            "scale_factor_spatial": 16,
-            **MEANS,
-        },
-        (9, 32, 32),
-        (1, 5, 9),
-    ),
+    "tiny_2_1": (TINY, (9, 16, 24), (1, 5, 9)),
+    "tiny_2_2": (TINY | RESIDUAL | {"decoder_base_dim": 12}, (9, 32, 32), (1, 5, 9)),
     "true_2_1": ({}, (5, 32, 48), (5,)),
     "true_2_2": (
-        {
-            "base_dim": 160,
-            "decoder_base_dim": 256,
-            "z_dim": 48,
-            "is_residual": True,
-            "in_channels": 12,
-            "out_channels": 12,
-            "patch_size": 2,
-            "scale_factor_spatial": 16,
-            "latents_mean": [0.0] * 48,
-            "latents_std": [1.0] * 48,
-        },
+        RESIDUAL
+        | {"base_dim": 160, "decoder_base_dim": 256, "z_dim": 48}
+        | {"latents_mean": [0.0] * 48, "latents_std": [1.0] * 48},
         (5, 48, 64),
         (5,),
     ),
