@@ -20,7 +20,7 @@ WEIGHTS = {
 def golden(name: str) -> dict[str, Any]:
     """A golden file's arrays, and what it has as JSON."""
     with np.load(GOLDEN / f"{name}.npz") as file:
-        return {key: json.loads(str(file[key])) if file[key].ndim == 0 else file[key] for key in file.files}
+        return {key: json.loads(str(file[key])) if file[key].ndim == 0 else file[key] for key in file}
 
 
 def write_folder(folder: pathlib.Path, kept: dict[str, Any]) -> pathlib.Path:

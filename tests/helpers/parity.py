@@ -1,16 +1,13 @@
 """What tests of open models share: weights by name, and errors relative to the deviation of what is expected."""
 
-import importlib.util
 import pathlib
+import sys
 from collections.abc import Sequence
 
 import numpy as np
 
-_PATH = pathlib.Path(__file__).parents[2] / "tools" / "parity" / "draw.py"
-_SPEC = importlib.util.spec_from_file_location("parity_draw", _PATH)
-_MODULE = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(_MODULE)
-draw = _MODULE.draw
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "tools" / "parity"))  # of wan_check and others too
+from draw import draw
 
 
 def draw_all(names: Sequence[tuple[str, Sequence[int]]]) -> dict[str, np.ndarray]:

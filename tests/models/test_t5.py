@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-import runpy
-from collections.abc import Mapping
+import sys
 from typing import ClassVar
 
 import jax
@@ -25,35 +24,12 @@ from sora_jax.models.weights import read_weights, write_weights
 ROOT = pathlib.Path(__file__).parents[2]
 VARIANTS = ("tiny_umt5", "tiny_t5")
 WORDS = ["<pad>", "</s>", "<unk>", "a", "red", "ball", "moves", "left", "&", "Red"]
-draw = runpy.run_path(str(ROOT / "tools" / "parity" / "draw.py"))["draw"]
+sys.path.insert(0, str(ROOT / "tools" / "parity"))
+from t5_check import check, config_of, drawn  # noqa: E402
 
 
 def golden(variant: str) -> dict[str, np.ndarray]:
     return dict(np.load(ROOT / "tests" / "golden" / f"t5_{variant}.npz"))
-
-
-def drawn(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The original's weights, by its names."""
-    return {name: draw(name, shape) for name, shape in json.loads(str(arrays["names"]))}
-
-
-def config_of(arrays: Mapping[str, np.ndarray], folder: pathlib.Path) -> T5Config:
-    (folder / "config.json").write_text(str(arrays["config"]))
-    return T5Config.from_file(folder / "config.json")
-
-
-def check(arrays: Mapping[str, np.ndarray], folder: pathlib.Path) -> dict[str, float]:
-    """Maximum errors, in the deviation of what is compared, for a file that tools/parity/t5.py wrote."""
-    config, weights = config_of(arrays, folder), drawn(arrays)
-    ids, mask, states, attended = (arrays[name] for name in ("ids", "mask", "states", "states_attended"))
-    found = {dtype: T5Encoder(config, weights, dtype)(ids, mask) for dtype in ("float32", "bfloat16")}
-    errors = {
-        f"states, {dtype}": np.abs(own - states)[mask].max() / states[mask].std()
-        for dtype, own in found.items()
-    }
-    own = T5Encoder(config, weights)(ids[1:2], np.ones_like(mask[1:2]))[0]
-    errors["states that attend to padding"] = np.abs(own - attended).max() / attended.std()
-    return {name: float(error) for name, error in errors.items()}
 
 
 @pytest.fixture
@@ -94,7 +70,7 @@ def settings(pipeline: pathlib.Path, **changed) -> TextConfig:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_states_are_those_of_transformers(variant, tmp_path):
     arrays = golden(variant)
-    errors = check(arrays, tmp_path)
+    errors = check(arrays)
     assert errors["states, float32"] <= 1e-4, errors
     assert errors["states that attend to padding"] <= 1e-4, errors
     assert 1e-4 < errors["states, bfloat16"] <= arrays["bfloat16_error"], errors

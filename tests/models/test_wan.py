@@ -1,46 +1,26 @@
 """Wan's transformer against diffusers (golden arrays of tools/parity/wan.py), and packed against alone."""
 
 import dataclasses
-import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.diffusers_folder import golden
 from helpers.parity import draw_all, relative_error
+from wan_check import run, segment, sigmas, velocity
 
 from sora_jax.errors import UserError
 from sora_jax.models.attention.dispatch import attend_padded, cross_attend
 from sora_jax.models.wan import Wan, WanConfig
 from sora_jax.models.wan_weights import diffusers_names, load_wan, published_shapes, wan_config
-from sora_jax.tokens.canvas import CausalSpan, all_noise_canvas, to_segment
-from sora_jax.tokens.packing import PackedBatch, Segment, pack_batch, unpack
-from sora_jax.tokens.patches import patchify, unpatchify
+from sora_jax.tokens.packing import PackedBatch, pack_batch, unpack
+from sora_jax.tokens.patches import patchify
 
-GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "golden" / "wan_tiny.npz")
-NAMES = json.loads(str(GOLDEN["names"]))
-SETTINGS = json.loads(str(GOLDEN["config"]))
+GOLDEN = golden("wan_tiny")
+NAMES, SETTINGS = GOLDEN["names"], GOLDEN["config"]
 CONFIG = wan_config(SETTINGS)
-
-
-def segment(latent: np.ndarray, text: np.ndarray, given: int = 0) -> Segment:
-    """Of latent [t,y,x,c], its first frames given."""
-    t, *cells, channels = latent.shape
-    canvas = all_noise_canvas(CausalSpan(0, 1 + 4 * (t - 1)), tuple(cells), channels, 16.0)
-    start = np.ones((t, *cells), np.float32)
-    start[:given] = 0
-    canvas = dataclasses.replace(canvas, latent=latent, init_sigma=start)
-    return to_segment(canvas, CONFIG.patch, text, np.zeros(len(text), np.float32), CONFIG.coords)
-
-
-LATENT = GOLDEN["latent"][0].transpose(1, 2, 3, 0)
-TEXT = GOLDEN["text"][0]
-
-
-def sigmas(batch: PackedBatch, sigma: float) -> np.ndarray:
-    """`sigma` for every condition in use."""
-    return np.where(batch.condition_segment_ids > 0, sigma, 0.0).astype(np.float32)
+LATENT, TEXT = GOLDEN["latent"][0].transpose(1, 2, 3, 0), GOLDEN["text"][0]
 
 
 @pytest.fixture(scope="module")
@@ -48,29 +28,17 @@ def model() -> Wan:
     return load_wan(CONFIG, draw_all(NAMES))
 
 
-@jax.jit
-def velocity(model: Wan, batch: PackedBatch, sigma: np.ndarray) -> jax.Array:
-    return model(batch.patches, batch, sigma)
-
-
 @pytest.mark.parametrize(("given", "expected"), [(0, "velocity"), (1, "velocity_by_token")])
 def test_velocities_are_those_of_diffusers(model, given, expected):
     """With one timestep for all, and with timestep 0 where the first frame is given."""
-    one = segment(LATENT, TEXT, given)
-    batch, (place,) = pack_batch([[one]], 1, 32, 16, 4)
-    (tokens,) = unpack(velocity(model, batch, sigmas(batch, 0.75)), [place])
-    got = unpatchify(tokens, LATENT.shape[:3], CONFIG.patch).transpose(3, 0, 1, 2)
-    assert relative_error(got, GOLDEN[expected][0]) < 1e-4
+    assert relative_error(run(model, GOLDEN, given), GOLDEN[expected][0]) < 1e-4
 
 
-def test_bfloat16_is_as_near_as_pytorchs_own(model):
+def test_bfloat16_is_as_near_as_pytorchs_own():
     config = dataclasses.replace(CONFIG, dtype="bfloat16")
     rounded = load_wan(config, draw_all(NAMES), dtype=jnp.bfloat16)
-    batch, (place,) = pack_batch([[segment(LATENT, TEXT)]], 1, 32, 16, 4)
-    (tokens,) = unpack(velocity(rounded, batch, sigmas(batch, 0.75)), [place])
-    got = unpatchify(tokens, LATENT.shape[:3], CONFIG.patch).transpose(3, 0, 1, 2)
     theirs = relative_error(GOLDEN["velocity_bfloat16"][0], GOLDEN["velocity"][0])
-    assert 0 < relative_error(got, GOLDEN["velocity"][0]) < 1.5 * theirs
+    assert 0 < relative_error(run(rounded, GOLDEN), GOLDEN["velocity"][0]) < 1.5 * theirs
 
 
 def test_packed_is_alone_forward_and_gradient(model):
@@ -90,7 +58,7 @@ def test_packed_is_alone_forward_and_gradient(model):
     def loss(model: Wan, batch: PackedBatch, sigma: np.ndarray, weight: np.ndarray) -> jax.Array:
         return (model(batch.patches, batch, sigma) * weight).sum()
 
-    def run(members: list[int]):
+    def evaluate(members: list[int]):
         batch, places = pack_batch([[segments[i] for i in members]], 1, 48, 24, 8)
         weight = np.zeros_like(batch.patches)
         for place, i in zip(places, members, strict=True):
@@ -100,8 +68,8 @@ def test_packed_is_alone_forward_and_gradient(model):
         return unpack(velocity(model, batch, sigma), places), jax.tree.leaves(gradient)
 
     velocity.clear_cache()
-    together, gradient = run([0, 1, 2])
-    alone = [run([i]) for i in range(3)]
+    together, gradient = evaluate([0, 1, 2])
+    alone = [evaluate([i]) for i in range(3)]
     for i, (own,) in enumerate(one for one, _ in alone):
         np.testing.assert_allclose(together[i], own, atol=1e-5)
     for whole, *parts in zip(gradient, *(leaves for _, leaves in alone), strict=True):
