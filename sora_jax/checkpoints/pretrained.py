@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -24,12 +26,13 @@ from sora_jax.checkpoints.components import DTYPES, Bundle, Limits, Sampling, ch
 from sora_jax.checkpoints.lora import merge_loras
 from sora_jax.checkpoints.wan_vae_weights import load_wan_vae
 from sora_jax.diffusion import flow
+from sora_jax.distributed.chips import GIB
 from sora_jax.errors import UserError
 from sora_jax.models.pixels import PIXELS
 from sora_jax.models.text import TextConfig
 from sora_jax.models.wan import WanConfig
 from sora_jax.models.wan_vae import WanVAE
-from sora_jax.models.wan_weights import diffusers_names, load_wan, wan_config
+from sora_jax.models.wan_weights import diffusers_names, load_wan, published_shapes, wan_config
 from sora_jax.models.weights import map_weights
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -146,6 +149,8 @@ def load_pretrained(
     vae = _with_dtype(vae, dtype)
     sampling, whole = _sampling(folder, index, settings, reference)
     config = wan_config(settings["transformer"], dtype=dtype, reference=reference, whole_timesteps=whole)
+    stored = np.dtype(getattr(ml_dtypes, weights or dtype, weights or dtype))
+    check_memory(folder, config, stored.itemsize)
     _check_together(folder, config, vae, settings["text_encoder"])
     tensors: Mapping[str, np.ndarray] = map_weights(folder / "transformer" / WEIGHTS)
     if loras:
@@ -154,7 +159,7 @@ def load_pretrained(
         config,
         tensors,
         str(folder / "transformer"),
-        dtype=np.dtype(getattr(ml_dtypes, weights or dtype, weights or dtype)),
+        dtype=stored,
     )
     text = TextConfig(kind="t5", name=str(folder), max_tokens=TEXT_TOKENS, clean="wan")
     name, family = _family(config)
@@ -191,6 +196,29 @@ def pretrained_summary(folder: pathlib.Path) -> str:
     config = wan_config(_read_json(folder / "transformer" / "config.json"))
     name, family = _family(config)
     return f"{name}, {family.licence}; {config.layers} layers of {config.width}"
+
+
+def check_memory(folder: pathlib.Path, config: WanConfig, bytes_each: int) -> None:
+    """Raises UserError where the transformer's weights are more than this machine's free memory.
+
+    Of accelerators only the host's is looked at, through which weights pass one by one: nothing is refused there.
+    """
+    need = bytes_each * sum(math.prod(shape) for _, shape in published_shapes(config))
+    if jax.default_backend() == "cpu" and need > (free := free_memory()):
+        narrower = "use --dtype bfloat16, which halves it, " if bytes_each == 4 else ""
+        raise UserError(
+            f"The transformer of {folder} takes {need / GIB:.1f} GiB and {free / GIB:.1f} GiB are free here: {narrower}"
+            "or a machine with more."
+        )
+
+
+def free_memory() -> float:
+    """Bytes that programs can still take on this machine; infinite where it doesn't say."""
+    try:
+        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return math.inf
 
 
 def _check_parts(folder: pathlib.Path, index: Mapping[str, Any]) -> None:

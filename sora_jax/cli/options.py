@@ -21,7 +21,7 @@ MODEL = click.option(
     "-m",
     "--model",
     default="toyworld",
-    help="A bundled model, a folder that holds one, a training run's workdir, or a diffusers pipeline's folder.",
+    help="A bundled model, a folder (of a model, a training run or a diffusers pipeline), or hf:OWNER/NAME.",
 )
 OUTPUT = click.option(
     "-o",

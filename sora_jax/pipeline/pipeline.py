@@ -23,6 +23,7 @@ import numpy as np
 
 from sora_jax.checkpoints.bundle import INDEX, bundled, find
 from sora_jax.checkpoints.components import Bundle, Sampling
+from sora_jax.checkpoints.hub import resolve
 from sora_jax.checkpoints.pretrained import (
     Reference,
     is_pretrained,
@@ -328,7 +329,7 @@ def load(
     """Loads a bundled model by name, or a folder: of a model, a training run, or a diffusers pipeline.
 
     Args:
-      name: of the model.
+      name: of the model; "hf:OWNER/NAME" is one on the Hugging Face hub.
       lazy: look only whether it is there, and read its files when they are first needed.
       dtype: of the arithmetic, "float32", "bfloat16" or "float16"; "" is the model's own.
       reference: of a diffusers folder: "diffusers" or "original", whose arithmetic, schedule and defaults are followed.
@@ -337,6 +338,7 @@ def load(
     Raises:
       UserError: there is no such model, or its files are damaged.
     """
+    name = resolve(name)
     find(name)
     loras = [(str(lora), 1.0)] if isinstance(lora, (str, os.PathLike)) else list(lora)
     read = functools.partial(load_model, name, dtype, reference, loras)

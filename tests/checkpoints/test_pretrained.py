@@ -11,6 +11,7 @@ from helpers.diffusers_folder import golden, write_folder
 from helpers.parity import relative_error
 
 import sora_jax
+from sora_jax.checkpoints import pretrained
 from sora_jax.checkpoints.bundle import find, load_bundle
 from sora_jax.checkpoints.pretrained import load_model, read_sampling
 from sora_jax.cli.main import cli
@@ -167,6 +168,12 @@ def test_noise_of_another_shape_is_refused(folder, noise, sentence):
 def test_unknown_ways_to_load_are_refused(folder, fields):
     with pytest.raises(UserError, match="choose one of"):
         sora_jax.load(folder, **fields)
+
+
+def test_too_little_memory_is_said_before_anything_is_read(folder, monkeypatch):
+    monkeypatch.setattr(pretrained, "free_memory", lambda: 1e5)
+    with pytest.raises(UserError, match=r"takes 0\.0 GiB and 0\.0 GiB are free here: use --dtype bfloat16"):
+        load_model(folder)
 
 
 def test_training_on_it_is_refused_in_a_sentence(folder):
