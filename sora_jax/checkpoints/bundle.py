@@ -108,7 +108,7 @@ def load_bundle(name: str | os.PathLike[str] = "toyworld") -> Bundle:
     return Bundle(folder.name, vae, dit, text, limits, base_tokens, sampling, config.get("card", {}))
 
 
-def with_dtype(bundle: Bundle, dtype: str) -> Bundle:
+def with_dtype(bundle: Bundle, dtype: Any) -> Bundle:
     """The same model with another arithmetic."""
     check_choice("dtype", dtype, DTYPES)
     vae = with_config(bundle.vae, dataclasses.replace(bundle.vae.config, dtype=dtype))

@@ -308,7 +308,7 @@ def _sampling(
     return own, solver == "unipc"
 
 
-def _with_dtype(vae: WanVAE, dtype: str) -> WanVAE:
+def _with_dtype(vae: WanVAE, dtype: Any) -> WanVAE:
     vae.config = dataclasses.replace(vae.config, dtype=dtype)
     return vae
 
