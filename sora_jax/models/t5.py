@@ -140,12 +140,18 @@ class T5Encoder:
     """
 
     def __init__(
-        self, config: T5Config, tensors: Mapping[str, np.ndarray], dtype: str = "float32", keep: bool = False
+        self,
+        config: T5Config,
+        tensors: Mapping[str, np.ndarray],
+        dtype: str = "float32",
+        keep: bool = False,
+        place: str = "The text encoder's file",
     ) -> None:
         """Takes the tensors under the names of a transformers file, best from `map_weights`.
 
         Args:
           keep: layers stay on the device after their first use, which takes the memory of all of them.
+          place: where the tensors are from, for errors.
 
         Raises:
           UserError: a tensor of the encoder is missing, of another shape, not of a floating type, or unknown.
@@ -165,16 +171,17 @@ class T5Encoder:
             if differing:
                 first, *rest = sorted(differing)
                 more = f" and {len(rest)} more" if rest else ""
-                raise UserError(f"The text encoder's file {verdict} {first!r}{more}: fetch it again.")
+                raise UserError(f"{place} {verdict} {first!r}{more}: fetch it again.")
         for name, shape in shapes.items():
             if tensors[name].shape != shape:
                 raise UserError(
-                    f"{name!r} of the text encoder has shape {tensors[name].shape} where config.json says {shape}."
+                    f"{place} holds {name!r} of shape {tensors[name].shape} where config.json says {shape}: fetch both "
+                    "again."
                 )
             if not jnp.issubdtype(tensors[name].dtype, jnp.floating):
                 raise UserError(
-                    f"{name!r} of the text encoder is {tensors[name].dtype}, which is no type for weights: fetch "
-                    "float32 or bfloat16 ones."
+                    f"{place} holds {name!r} as {tensors[name].dtype}, which is no type for weights: fetch float32 or "
+                    "bfloat16 ones."
                 )
         self._tensors = {name: tensors[name] for name in shapes}
         self._table = table
@@ -313,4 +320,5 @@ def load_t5(folder: pathlib.Path, dtype: str = "float32", keep: bool = False) ->
       UserError: its `config.json` or weights are missing, damaged, or not those of a T5 1.1 or UMT5 encoder.
     """
     config = T5Config.from_file(folder / "config.json")
-    return T5Encoder(config, map_weights(folder / "model.safetensors"), dtype, keep)
+    file = folder / "model.safetensors"
+    return T5Encoder(config, map_weights(file), dtype, keep, str(file))
