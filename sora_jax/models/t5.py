@@ -198,17 +198,9 @@ class T5Encoder:
 
     def encode(self, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
         """`__call__` for batches of several shapes, with each layer read once for all of them."""
-        states = [self._embed(ids_bm) for ids_bm, _ in batches]
-        room: dict[str, np.ndarray] = {}
-        for layer in range(self.config.num_layers if batches else 0):
-            weights = self._weights(layer, room)
-            states = [
-                _layer(weights, x_bme, mask_bm, self.config, self.dtype)
-                for x_bme, (_, mask_bm) in zip(states, batches)
-            ]
-            jax.block_until_ready(states)  # before the next layer's weights take the same memory
         scale = self._tensors[_FINAL_NORM].astype(np.float32)
-        return [np.asarray(rms_norm(x_bme, scale, self.config.layer_norm_epsilon)) for x_bme in states]
+        # After `_hidden`, since JAX gives back memory that it used where it is at one of its next operations.
+        return [np.asarray(rms_norm(x, scale, self.config.layer_norm_epsilon)) for x in self._hidden(batches)]
 
     @functools.cached_property
     def digest(self) -> str:
@@ -218,6 +210,18 @@ class T5Encoder:
         for tensor in self._tensors.values():
             release(tensor)
         return value_digest([dataclasses.asdict(self.config), shapes, first])
+
+    def _hidden(self, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[jax.Array]:
+        states = [self._embed(ids_bm) for ids_bm, _ in batches]
+        room: dict[str, np.ndarray] = {}
+        for layer in range(self.config.num_layers if batches else 0):
+            weights = self._weights(layer, room)
+            states = [
+                _layer(weights, x_bme, mask_bm, self.config, self.dtype)
+                for x_bme, (_, mask_bm) in zip(states, batches)
+            ]
+            jax.block_until_ready(states)  # before the next layer's weights take the same memory
+        return states
 
     def _embed(self, ids_bm: np.ndarray) -> jax.Array:
         size = self.config.vocab_size
