@@ -19,7 +19,7 @@ import numpy as np
 import safetensors
 
 from sora_jax.errors import UserError, user_path
-from sora_jax.models.weights import read_weights
+from sora_jax.models.weights import read_weights, release
 
 _PREFIX = re.compile(r"^(base_model\.model\.|transformer\.|diffusion_model\.|model\.diffusion_model\.)+")
 _KOHYA = re.compile(r"^lora_(unet|transformer)_")
@@ -69,9 +69,13 @@ class Merged(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         tensor = self._tensors[name]
-        for update in self._updates.get(name, ()):
-            tensor = tensor.astype(np.float32) + update.value().reshape(tensor.shape)
-        return tensor
+        if name not in self._updates:
+            return tensor
+        merged = tensor.astype(np.float32)
+        release(tensor)
+        for update in self._updates[name]:
+            merged += update.value().reshape(merged.shape)
+        return merged
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)

@@ -24,6 +24,10 @@ def tokenizer_file(folder: pathlib.Path) -> pathlib.Path:
 def load_tokenizer(folder: pathlib.Path) -> tokenizers.Tokenizer:
     """The tokenizer of a model's folder, which neither cuts nor pads.
 
+    It is what `tokenizer.json` says. Of a T5's, transformers 5 takes the vocabulary and the map of characters alone,
+    splits at white space first and knows no bytes for characters that are in no piece; prompts of usual characters with
+    single spaces, as `clean_wan` leaves them, give the same tokens.
+
     Raises:
       UserError: there is none that can be read.
     """
@@ -43,11 +47,10 @@ def load_tokenizer(folder: pathlib.Path) -> tokenizers.Tokenizer:
 
 
 def clean_wan(prompt: str) -> str:
-    """A prompt as Wan's pipelines, the original's and diffusers', clean it: one space wherever there is any, no HTML.
+    """A prompt as Wan's pipelines clean it: one space wherever there is any, HTML's names of characters as themselves.
 
-    Both repair wrongly decoded characters with ftfy first; so does this where that package is installed. Without it
-    such prompts are encoded as they are, and curly quotes stay curly, ligatures and full-width letters whole, which the
-    tokenizer's own normalisation (NFKC) mostly undoes.
+    Wrongly decoded characters and curly quotes are repaired with ftfy first where that package is installed, as in
+    diffusers; the original needs it.
     """
     if importlib.util.find_spec("ftfy"):
         prompt = importlib.import_module("ftfy").fix_text(prompt)

@@ -139,12 +139,18 @@ class T5Encoder:
     """
 
     def __init__(
-        self, config: T5Config, tensors: Mapping[str, np.ndarray], dtype: str = "float32", keep: bool = False
+        self,
+        config: T5Config,
+        tensors: Mapping[str, np.ndarray],
+        dtype: str = "float32",
+        keep: bool = False,
+        place: str = "The text encoder's file",
     ) -> None:
         """Takes the tensors under the names of a transformers file, best from `map_weights`.
 
         Args:
           keep: layers stay on the device after their first use, which takes the memory of all of them.
+          place: where the tensors are from, for errors.
 
         Raises:
           UserError: a tensor of the encoder is missing, of another shape, not of a floating type, or unknown.
@@ -164,16 +170,17 @@ class T5Encoder:
             if differing:
                 first, *rest = sorted(differing)
                 more = f" and {len(rest)} more" if rest else ""
-                raise UserError(f"The text encoder's file {verdict} {first!r}{more}: fetch it again.")
+                raise UserError(f"{place} {verdict} {first!r}{more}: fetch it again.")
         for name, shape in shapes.items():
             if tensors[name].shape != shape:
                 raise UserError(
-                    f"{name!r} of the text encoder has shape {tensors[name].shape} where config.json says {shape}."
+                    f"{place} holds {name!r} of shape {tensors[name].shape} where config.json says {shape}: fetch both "
+                    "again."
                 )
             if not jnp.issubdtype(tensors[name].dtype, jnp.floating):
                 raise UserError(
-                    f"{name!r} of the text encoder is {tensors[name].dtype}, which is no type for weights: fetch "
-                    "float32 or bfloat16 ones."
+                    f"{place} holds {name!r} as {tensors[name].dtype}, which is no type for weights: fetch float32 or "
+                    "bfloat16 ones."
                 )
         self._tensors = {name: tensors[name] for name in shapes}
         self._table = table
@@ -190,17 +197,9 @@ class T5Encoder:
 
     def encode(self, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
         """`__call__` for batches of several shapes, with each layer read once for all of them."""
-        states = [self._embed(ids_bm) for ids_bm, _ in batches]
-        room: dict[str, np.ndarray] = {}
-        for layer in range(self.config.num_layers if batches else 0):
-            weights = self._weights(layer, room)
-            states = [
-                _layer(weights, x_bme, mask_bm, self.config, self.dtype)
-                for x_bme, (_, mask_bm) in zip(states, batches)
-            ]
-            jax.block_until_ready(states)  # before the next layer's weights take the same memory
         scale = self._tensors[_FINAL_NORM].astype(np.float32)
-        return [np.asarray(_norm(x_bme, scale, self.config.layer_norm_epsilon)) for x_bme in states]
+        # After `_hidden`, since JAX gives back memory that it used where it is at one of its next operations.
+        return [np.asarray(_norm(x, scale, self.config.layer_norm_epsilon)) for x in self._hidden(batches)]
 
     @functools.cached_property
     def digest(self) -> str:
@@ -210,6 +209,18 @@ class T5Encoder:
         for tensor in self._tensors.values():
             release(tensor)
         return value_digest([dataclasses.asdict(self.config), shapes, first])
+
+    def _hidden(self, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[jax.Array]:
+        states = [self._embed(ids_bm) for ids_bm, _ in batches]
+        room: dict[str, np.ndarray] = {}
+        for layer in range(self.config.num_layers if batches else 0):
+            weights = self._weights(layer, room)
+            states = [
+                _layer(weights, x_bme, mask_bm, self.config, self.dtype)
+                for x_bme, (_, mask_bm) in zip(states, batches)
+            ]
+            jax.block_until_ready(states)  # before the next layer's weights take the same memory
+        return states
 
     def _embed(self, ids_bm: np.ndarray) -> jax.Array:
         size = self.config.vocab_size
@@ -312,7 +323,8 @@ def load_t5(folder: pathlib.Path, dtype: str = "float32", keep: bool = False) ->
       UserError: its `config.json` or weights are missing, damaged, or not those of a T5 1.1 or UMT5 encoder.
     """
     config = T5Config.from_file(folder / "config.json")
-    return T5Encoder(config, map_weights(folder / "model.safetensors"), dtype, keep)
+    file = folder / "model.safetensors"
+    return T5Encoder(config, map_weights(file), dtype, keep, str(file))
 
 
 def _norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:

@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 
-from sora_jax.errors import UserError
+from sora_jax.errors import UserError, user_path
 from sora_jax.media.digests import file_digest, value_digest
 from sora_jax.models.bert import bert_states, load_bert
 from sora_jax.models.prompts import CLEANERS, load_tokenizer, tokenizer_file
@@ -224,7 +224,7 @@ def load_text_encoder(
     if config.kind == "hash":
         return _hash_encoder(config)
     if config.kind == "t5":
-        return _t5_encoder(config, pathlib.Path(directory or config.name), kept_states)
+        return _t5_encoder(config, user_path(directory or config.name), kept_states)
     return _bert_encoder(config, _find_directory(config.name, directory))
 
 
@@ -237,7 +237,7 @@ def text_digest(config: TextConfig) -> str:
     if config.kind == "hash":
         return value_digest([config.kind, config.width, config.max_tokens])
     if config.kind == "t5":
-        folder = pathlib.Path(config.name)
+        folder = user_path(config.name)
         return _t5_digest(config, folder, load_t5(folder / "text_encoder"))
     folder = _find_directory(config.name, None)
     return value_digest([config.kind, config.max_tokens, [file_digest(folder / name) for name in _FILES]])
@@ -324,7 +324,7 @@ def _t5_encoder(
 
     tokenize = lambda caption: tokenizer.encode(clean(caption)).ids
     files = (
-        StateFiles(pathlib.Path(kept_states), _t5_digest(config, folder, encoder), width)
+        StateFiles(user_path(kept_states), _t5_digest(config, folder, encoder), width)
         if kept_states
         else None
     )

@@ -18,6 +18,7 @@ from flax import nnx
 
 from sora_jax.errors import UserError
 from sora_jax.models.wan import Wan, WanConfig
+from sora_jax.models.weights import release
 
 # Keys of diffusers' config.json by ours, and those that say nothing of the shape or must have one value.
 _FIELDS = {
@@ -221,18 +222,21 @@ def _fill_one(
     if name in _TABLES:
         rows = array.reshape(len(_TABLES[name]), -1)
         for row, theirs in zip(rows, _TABLES[name], strict=True):
-            row[...] = _rotated(tensors[prefix + theirs].reshape(-1), theirs, config)
+            tensor = tensors[prefix + theirs]
+            row[...] = _rotated(tensor.reshape(-1), theirs, config)
+            release(tensor)
         return
     layer, part = name.rsplit(".", 1)
     sources = _LINEARS[layer]
     width = array.shape[-1] // len(sources)
     for i, theirs in enumerate(sources):
-        tensor = tensors[f"{prefix}{theirs}.{'bias' if part == 'bias' else 'weight'}"]
+        given = tensor = tensors[f"{prefix}{theirs}.{'bias' if part == 'bias' else 'weight'}"]
         if theirs == "patch_embedding" and part == "kernel":
             tensor = tensor.transpose(0, 2, 3, 4, 1)  # a token's numbers: (time, height, width, channel)
         if part == "kernel":
             tensor = tensor.reshape(len(tensor), -1)
         array[..., i * width : (i + 1) * width] = _rotated(tensor, theirs, config).T
+        release(given)  # of what is mapped, only one tensor is in memory at a time
 
 
 def _rotated(tensor: np.ndarray, theirs: str, config: WanConfig) -> np.ndarray:
