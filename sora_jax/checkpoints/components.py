@@ -14,12 +14,12 @@ from sora_jax.checkpoints.knowledge import Knowledge
 from sora_jax.config import component
 from sora_jax.diffusion import flow
 from sora_jax.errors import UserError
-from sora_jax.models.dit import DiT
 from sora_jax.models.text import TextConfig
-from sora_jax.models.vae import VAE
-from sora_jax.models.wan import Wan
 
-Transformer: TypeAlias = DiT | Wan
+# `models.dit.DiT` or `models.wan.Wan`; `models.vae.VAE`, `models.pixels.PixelVAE` or `models.wan_vae.WanVAE`. Each has a
+# `config`, with what pipelines ask of it under the same names.
+Transformer: TypeAlias = Any
+Autoencoder: TypeAlias = Any
 DTYPES = ("float32", "bfloat16", "float16")  # of arithmetic
 
 
@@ -100,7 +100,7 @@ class Bundle:
     """
 
     name: str
-    vae: VAE
+    vae: Autoencoder
     dit: Transformer | None = None
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
     limits: Limits = dataclasses.field(default_factory=Limits)

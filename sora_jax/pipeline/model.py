@@ -10,10 +10,9 @@ from typing import Any
 
 import jax
 
-from sora_jax.checkpoints.components import Bundle, Sampling, Transformer
+from sora_jax.checkpoints.components import Autoencoder, Bundle, Sampling, Transformer
 from sora_jax.errors import UserError
 from sora_jax.models.text import TextEncoder, load_text_encoder
-from sora_jax.models.vae import VAE
 from sora_jax.pipeline.budget import LIMIT_FPS, LIMIT_SECONDS, VideoCost, check_frames, check_pixels
 from sora_jax.pipeline.settings import Settings
 from sora_jax.tokens.canvas import FRAMES_PER_LATENT, check_temporal_stride, tile_boxes
@@ -69,7 +68,7 @@ class VideoModel:
         return self.bundle.name
 
     @property
-    def vae(self) -> VAE:
+    def vae(self) -> Autoencoder:
         return self.bundle.vae
 
     @property
