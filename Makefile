@@ -1,7 +1,7 @@
 # Needs Python >= 3.11, make and git; everything else goes into .venv, once.
 
 .DEFAULT_GOAL := help
-.PHONY: demo test lint gallery site help clean
+.PHONY: demo test lint gallery site parity help clean
 
 RUN := .venv/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
@@ -20,16 +20,25 @@ gallery: .venv/.installed  ## every picture of docs/abilities.md, from prompts a
 site: .venv/.installed  ## guides, experiments and the API as pages: build/site/index.html
 	$(RUN) tools/docs_site.py
 
+parity: .venv/.installed  ## our numbers beside diffusers' and transformers' (PyTorch, in a .venv-parity of its own)
+	@test -e .venv-parity/.installed || { \
+	    $(RUN) -m venv --clear .venv-parity && \
+	    .venv-parity/bin/python -m pip install --quiet --disable-pip-version-check -r tools/parity/requirements.txt && \
+	    touch .venv-parity/.installed; \
+	}
+	for part in wan wan_vae t5; do .venv-parity/bin/python tools/parity/$$part.py build/parity || exit 1; done
+	$(RUN) tools/parity/compare.py build/parity
+
 lint: .venv/.installed  ## ruff's rules and format, mypy's types
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check --quiet
 	$(RUN) -m mypy
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
 
 clean:  ## remove .venv and what tools and the demo left; runs/ and cache/ stay
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis .jax_cache build dist demo *.egg-info
+	rm -rf .venv .venv-parity .pytest_cache .ruff_cache .mypy_cache .hypothesis .jax_cache build dist demo *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/.installed: setup.py
