@@ -16,8 +16,8 @@ from sora_jax.diffusion import flow
 from sora_jax.errors import UserError
 from sora_jax.models.text import TextConfig
 
-# `models.dit.DiT` or `models.wan.Wan`; `models.vae.VAE`, `models.pixels.PixelVAE` or `models.wan_vae.WanVAE`. Each has a
-# `config`, with what pipelines ask of it under the same names.
+# `models.dit.DiT`, `models.wan.Wan` or `WanPair`; `models.vae.VAE`, `models.pixels.PixelVAE` or
+# `models.wan_vae.WanVAE`. Each has a `config`, with what pipelines ask of it under the same names.
 Transformer: TypeAlias = Any
 Autoencoder: TypeAlias = Any
 DTYPES = ("float32", "bfloat16", "float16")  # of arithmetic

@@ -1,8 +1,8 @@
 """Open models as diffusers writes them: a folder with `model_index.json`, and a folder for each component.
 
-Wan2.1 (text to video) and Wan2.2-TI2V-5B can be read. A folder carries its autoencoder, text encoder and schedule; what
-the files don't say (rates, sizes and lengths of training, steps and guidance) is in `_FAMILIES`, from the models' own
-repositories. Weights are memory-mapped and go to their devices one after another.
+Wan2.1 and 2.2 (text to video, and TI2V-5B) can be read. A folder carries its autoencoder, text encoder and schedule;
+what the files don't say (rates, sizes and lengths of training, steps and guidance) is in `_FAMILIES`, from the models'
+own repositories. Weights are memory-mapped and go to their devices one after another.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sora_jax.distributed.chips import GIB
 from sora_jax.errors import UserError
 from sora_jax.models.pixels import PIXELS
 from sora_jax.models.text import TextConfig
-from sora_jax.models.wan import WanConfig
+from sora_jax.models.wan import Wan, WanConfig, WanPair
 from sora_jax.models.wan_vae import WanVAE
 from sora_jax.models.wan_weights import diffusers_names, load_wan, published_shapes, wan_config
 from sora_jax.models.weights import map_weights
@@ -77,6 +77,8 @@ class _Family:
 _FAMILIES = {
     "Wan2.1, 480p": _Family(32_760, 21, 480, 16, 81, 50, 5.0, 5.0, "Apache-2.0"),
     "Wan2.1, 720p": _Family(75_600, 21, 720, 16, 81, 50, 5.0, 5.0, "Apache-2.0"),
+    # Its guidance is 3 below the boundary in the original, and that of above here throughout.
+    "Wan2.2-A14B": _Family(75_600, 21, 720, 16, 81, 40, 4.0, 12.0, "Apache-2.0"),
     "Wan2.2-TI2V": _Family(27_280, 31, 704, 24, 121, 50, 5.0, 5.0, "Apache-2.0"),
 }
 
@@ -150,19 +152,21 @@ def load_pretrained(
     sampling, whole = _sampling(folder, index, settings, reference)
     config = wan_config(settings["transformer"], dtype=dtype, reference=reference, whole_timesteps=whole)
     stored = np.dtype(getattr(ml_dtypes, weights or dtype, weights or dtype))
-    check_memory(folder, config, stored.itemsize)
+    both = [part for part in parts_of(index) if part.startswith("transformer")]
+    check_memory(folder, config, stored.itemsize * len(both))
     _check_together(folder, config, vae, settings["text_encoder"])
-    tensors: Mapping[str, np.ndarray] = map_weights(folder / "transformer" / WEIGHTS)
-    if loras:
-        tensors = merge_loras(diffusers_names(tensors), loras, diffusers_names)
-    dit = load_wan(
-        config,
-        tensors,
-        str(folder / "transformer"),
-        dtype=stored,
-    )
+
+    def load(part: str) -> Wan:
+        tensors: Mapping[str, np.ndarray] = map_weights(folder / part / WEIGHTS)
+        if loras:
+            tensors = merge_loras(diffusers_names(tensors), loras, diffusers_names)
+        return load_wan(config, tensors, str(folder / part), dtype=stored)
+
+    dit = load("transformer")
+    if "transformer_2" in both:
+        dit = WanPair(dit, load("transformer_2"), float(index.get("boundary_ratio") or 0))
     text = TextConfig(kind="t5", name=str(folder), max_tokens=TEXT_TOKENS, clean="wan")
-    name, family = _family(config)
+    name, family = _family(config, index)
     limits = Limits(
         tokens=family.tokens,
         latent_frames=family.latent_frames,
@@ -194,7 +198,7 @@ def pretrained_summary(folder: pathlib.Path) -> str:
       UserError: they can't be read, or are of another architecture.
     """
     config = wan_config(_read_json(folder / "transformer" / "config.json"))
-    name, family = _family(config)
+    name, family = _family(config, _read_json(folder / INDEX))
     return f"{name}, {family.licence}; {config.layers} layers of {config.width}"
 
 
@@ -221,19 +225,19 @@ def free_memory() -> float:
         return math.inf
 
 
+def parts_of(index: Mapping[str, Any]) -> tuple[str, ...]:
+    """The folders that a pipeline needs."""
+    return (*PARTS, "transformer_2") if any(index.get("transformer_2") or ()) else PARTS
+
+
 def _check_parts(folder: pathlib.Path, index: Mapping[str, Any]) -> None:
     kind = index.get("_class_name")
     if kind != "WanPipeline":
         raise UserError(
-            f"{folder / INDEX} is of a {kind}: of diffusers' pipelines only WanPipeline can be loaded (Wan2.1 text to "
-            "video and Wan2.2-TI2V-5B)."
+            f"{folder / INDEX} is of a {kind}: of diffusers' pipelines only WanPipeline can be loaded (Wan2.1 and 2.2 "
+            "text to video, and TI2V-5B)."
         )
-    if any(index.get("transformer_2") or ()):
-        raise UserError(
-            f"{folder} has two transformers, for high and low noise (Wan2.2-A14B): this isn't supported yet. Wan2.1 "
-            "and Wan2.2-TI2V-5B are."
-        )
-    if missing := [part for part in PARTS if not (folder / part).is_dir()]:
+    if missing := [part for part in parts_of(index) if not (folder / part).is_dir()]:
         raise UserError(
             f"{folder} has no {' and no '.join(missing)}: the model's folder is incomplete; fetch it again."
         )
@@ -253,10 +257,13 @@ def _check_together(folder: pathlib.Path, config: WanConfig, vae: WanVAE, text: 
         )
 
 
-def _family(config: WanConfig) -> tuple[str, _Family]:
-    name = (
-        "Wan2.2-TI2V" if config.channels == 48 else "Wan2.1, 480p" if config.heads <= 12 else "Wan2.1, 720p"
-    )
+def _family(config: WanConfig, index: Mapping[str, Any]) -> tuple[str, _Family]:
+    if config.channels == 48:
+        name = "Wan2.2-TI2V"
+    elif "transformer_2" in parts_of(index):
+        name = "Wan2.2-A14B"
+    else:
+        name = "Wan2.1, 480p" if config.heads <= 12 else "Wan2.1, 720p"
     return name, _FAMILIES[name]
 
 
@@ -267,7 +274,7 @@ def _sampling(
     reference: Reference,
 ) -> tuple[Sampling, bool]:
     """How it is sampled, and whether timesteps are whole numbers."""
-    _, family = _family(wan_config(settings["transformer"]))
+    _, family = _family(wan_config(settings["transformer"]), index)
     common: dict[str, Any] = {
         "resolution": family.resolution,
         "aspect": "16:9",

@@ -253,8 +253,7 @@ class Wan(nnx.Module):
         config = self.config
         steps = sigma_bs.astype(jnp.float32) * TIMESTEPS
         if config.whole_timesteps:
-            # 1000 σ of a σ that was k/1000 in float64 may fall short of k; σ = 1 is the last step of 999.
-            steps = jnp.minimum(jnp.floor(steps + 1e-3), TIMESTEPS - 1)
+            steps = whole_timesteps(sigma_bs)
         half = config.time_width // 2
         if config.reference == "original" and config.whole_timesteps:
             table = np.outer(np.arange(TIMESTEPS), THETA ** (-np.arange(half) / half))
@@ -265,6 +264,38 @@ class Wan(nnx.Module):
             angles = steps[..., None] * jnp.exp(-math.log(THETA) * jnp.arange(half, dtype=jnp.float32) / half)
             features = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
         return self.time_out(jax.nn.silu(self.time_in(features, "highest")), "highest").astype(jnp.float32)
+
+
+class WanPair(nnx.Module):
+    """Two transformers, of high and of low noise (Wan2.2-A14B): a segment is denoised by the one of its sigma.
+
+    The step of a packed batch runs both only where its segments are on both sides.
+    """
+
+    def __init__(self, high: Wan, low: Wan, boundary: float) -> None:
+        """Args: `boundary` is the timestep, as a share of 1000, from which on the first one is taken."""
+        self.config, self.boundary = high.config, boundary
+        self.high, self.low = high, low
+
+    def __call__(self, patches_bnp: Patches, batch: PackedBatch, sigma_bs: Sigma) -> Patches:
+        """As `Wan`'s."""
+        is_high = whole_timesteps(sigma_bs) >= self.boundary * TIMESTEPS
+        used = batch.condition_segment_ids > 0
+        nothing = jnp.zeros(patches_bnp.shape, jnp.float32)
+
+        def run(model: Wan, needed: jax.Array) -> jax.Array:
+            velocity = lambda: model(patches_bnp, batch, sigma_bs).astype(jnp.float32)
+            return jax.lax.cond(jnp.any(needed & used), velocity, lambda: nothing)
+
+        high, low = run(self.high, is_high), run(self.low, ~is_high)
+        of_token = jnp.take_along_axis(is_high, batch.condition_ids, axis=1)
+        return jnp.where(of_token[..., None], high, low)
+
+
+def whole_timesteps(sigma: jax.Array) -> jax.Array:
+    """Timesteps 0…999 of sigmas, rounded down as the originals do."""
+    # 1000 σ of a σ that was k/1000 in float64 may fall short of k; σ = 1 is the last step of 999.
+    return jnp.minimum(jnp.floor(sigma.astype(jnp.float32) * TIMESTEPS + 1e-3), TIMESTEPS - 1)
 
 
 def rotary_angles(coords_bn5: jax.Array, config: WanConfig) -> tuple[jax.Array, jax.Array]:

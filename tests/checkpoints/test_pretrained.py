@@ -73,6 +73,20 @@ def test_a_model_with_a_timestep_a_token_animates_as_diffusers_does(tmp_path):
     assert psnr(pipeline.decode_job(job, latents).whole().frames, given["frames"][0]) > 50
 
 
+def test_two_transformers_are_taken_by_noise_level(tmp_path):
+    """A14B's kind: the first above the boundary, the second below; a packed step runs both where it needs both."""
+    pair = golden("wan_pipeline_pair")
+    pipeline = sora_jax.load(write_folder(tmp_path / "a14b", pair))
+    assert read_sampling(tmp_path / "a14b", "original").shift == 12
+    job = pipeline.request_job(SETTINGS["prompt"], pair["noise"][0], **ASKED)
+    (latents,) = pipeline.sample_latents([job])
+    assert relative_error(latents, pair["latents"][0]) < 1e-3
+    # Beside one that starts late, they are on different sides of the boundary at the same step.
+    late = pipeline.job("edit", np.zeros((9, 32, 48, 3), np.uint8), "a", strength=0.6, fps=16, **ASKED)
+    together = pipeline.sample_latents([job, late])
+    np.testing.assert_allclose(together[0], latents, atol=1e-4)
+
+
 def test_the_command_line_takes_noise_and_gives_latents(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.save("noise.npy", UNIPC["noise"][0])
@@ -124,7 +138,7 @@ def _change(folder, part, **values):
         ),
         (
             lambda f: _change(f, "model_index.json", transformer_2=["diffusers", "WanTransformer3DModel"]),
-            "two transformers",
+            "has no transformer_2",
         ),
         (
             lambda f: _change(f, "scheduler/scheduler_config.json", use_flow_sigmas=False),

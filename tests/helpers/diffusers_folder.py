@@ -12,6 +12,7 @@ from helpers.parity import draw_all
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 WEIGHTS = {
     "transformer": "diffusion_pytorch_model.safetensors",
+    "transformer_2": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
     "text_encoder": "model.safetensors",
 }
@@ -31,9 +32,12 @@ def write_folder(folder: pathlib.Path, kept: dict[str, Any]) -> pathlib.Path:
         "scheduler/scheduler_config.json": kept["files"]["scheduler"],
         "tokenizer/tokenizer.json": kept["files"]["tokenizer"],
     }
+    if "transformer_2" in kept["names"]:
+        files["transformer_2/config.json"] = kept["config"]["transformer"]
     for name, value in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(value))
-    for part, name in WEIGHTS.items():
-        safetensors.numpy.save_file(draw_all(kept["names"][part]), folder / part / name)
+    for part, names in kept["names"].items():
+        weights = draw_all(names, "second." if part == "transformer_2" else "")
+        safetensors.numpy.save_file(weights, folder / part / WEIGHTS[part])
     return folder

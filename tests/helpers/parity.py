@@ -10,9 +10,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "tools" / "parity")) 
 from draw import draw
 
 
-def draw_all(names: Sequence[tuple[str, Sequence[int]]]) -> dict[str, np.ndarray]:
-    """Weights of an original's parameters, as the parity kit drew them."""
-    return {name: draw(name, tuple(shape)) for name, shape in names}
+def draw_all(names: Sequence[tuple[str, Sequence[int]]], prefix: str = "") -> dict[str, np.ndarray]:
+    """Weights of an original's parameters, as the parity kit drew them, under names with that prefix."""
+    return {name: draw(prefix + name, tuple(shape)) for name, shape in names}
 
 
 def relative_error(got: np.ndarray, expected: np.ndarray) -> float:

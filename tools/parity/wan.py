@@ -106,10 +106,11 @@ def main() -> None:
         )
 
 
-def fill(model: torch.nn.Module) -> list[tuple[str, list[int]]]:
-    """Draws every weight of a model; returns names and shapes."""
+def fill(model: torch.nn.Module, prefix: str = "") -> list[tuple[str, list[int]]]:
+    """Draws every weight of a model, as of a name with that prefix; returns names and shapes."""
     state = {
-        name: torch.from_numpy(draw(name, tuple(value.shape))) for name, value in model.state_dict().items()
+        name: torch.from_numpy(draw(prefix + name, tuple(value.shape)))
+        for name, value in model.state_dict().items()
     }
     model.load_state_dict(state)
     model.eval()
@@ -228,11 +229,14 @@ def tokenizer() -> Any:
     )
 
 
-def write_pipeline(path: pathlib.Path, folder: pathlib.Path, solver: str, given: bool = False) -> None:
+def write_pipeline(
+    path: pathlib.Path, folder: pathlib.Path, solver: str, given: bool = False, pair: bool = False
+) -> None:
     """A tiny pipeline, saved by `save_pretrained` in a folder; its latents and frames for one noise.
 
     Args:
       given: a pipeline of TI2V-5B's kind, whose first frame is a picture.
+      pair: one of A14B's kind, with another transformer for low noise.
     """
     transformer = diffusers.WanTransformer3DModel(
         **TINY | ({"in_channels": 48, "out_channels": 48} if given else {})
@@ -249,6 +253,9 @@ def write_pipeline(path: pathlib.Path, folder: pathlib.Path, solver: str, given:
         "scheduler": scheduler(solver),
         "expand_timesteps": given,
     }
+    if pair:
+        parts |= {"transformer_2": diffusers.WanTransformer3DModel(**TINY), "boundary_ratio": 0.875}
+        names["transformer_2"] = fill(parts["transformer_2"], "second.")
     pipeline = diffusers.WanPipeline(**parts)
     pipeline.save_pretrained(folder)
     picture = np.random.default_rng(2).integers(0, 256, (32, 64, 3), np.uint8)
