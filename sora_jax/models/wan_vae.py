@@ -55,7 +55,7 @@ class WanVAE(nnx.Module):
 
         The finest stage has 64 places a latent cell, four frames a latent frame. One latent frame at a time, and tiles
         of as many cells as make an activation there 400 MB in float32: 64 a side for Wan 2.1, 39 for 2.2. A halo of 5
-        of 13 cells, see the module's docstring, is as little as changes nothing that is seen.
+        of 13 cells: tiles differ from the whole by 88 dB with drawn weights, less than a bit of a byte does.
         """
         return Tiles(
             size=max(24, int(64 * (96 / self.config.decoder_widths[-1]) ** 0.5)), halo=5, blend=2, chunk=1

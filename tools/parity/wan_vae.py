@@ -5,7 +5,7 @@
 Run it where PyTorch and diffusers are. Writes OUT/wan_vae_VARIANT.npz: "frames" (uint8[T,Y,X,3]) and "latent"
 ([t,y,x,c], raw) are inputs, "mean_N" and "logvar_N" what N frames are encoded as, "clip_N" what as many latent frames
 as N frames have are decoded to; "bfloat16" has the errors of diffusers' own bfloat16, relative to the deviation of its
-float32: the largest and the root mean square of encode, then of decode.
+float32: the largest and the root mean square of encode, then of decode (not of `SLOW`: minutes without AVX-512).
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ VARIANTS = {
         (5,),
     ),
 }
+SLOW = ("true_2_2",)
 
 
 def build(settings: dict) -> tuple[diffusers.AutoencoderKLWan, list[tuple[str, list[int]]]]:
@@ -66,7 +67,9 @@ def channels_last(clip: torch.Tensor) -> np.ndarray:
 
 
 @torch.no_grad()
-def run(settings: dict, size: tuple[int, int, int], counts: tuple[int, ...]) -> dict[str, np.ndarray]:
+def run(
+    settings: dict, size: tuple[int, int, int], counts: tuple[int, ...], in_half: bool = True
+) -> dict[str, np.ndarray]:
     model, names = build(settings)
     time, side = model.config.scale_factor_temporal, model.config.scale_factor_spatial
     frames = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
@@ -80,28 +83,29 @@ def run(settings: dict, size: tuple[int, int, int], counts: tuple[int, ...]) -> 
         out[f"logvar_{count}"] = channels_last(posterior.logvar)
         part = channels_first(latent[: 1 + (count - 1) // time])
         out[f"clip_{count}"] = channels_last(model.decode(part).sample)
-    half, count = model.to(torch.bfloat16), counts[-1]
-    mean = channels_last(half.encode(clip.bfloat16()).latent_dist.mode())
-    decoded = channels_last(half.decode(channels_first(latent).bfloat16()).sample)
-    errors = []
-    for theirs, exact in ((mean, out[f"mean_{count}"]), (decoded, out[f"clip_{count}"])):
-        off = np.abs(theirs - exact) / exact.std()
-        errors += [off.max(), np.sqrt(np.mean(off**2))]
+    if in_half:
+        half, count = model.to(torch.bfloat16), counts[-1]
+        mean = channels_last(half.encode(clip.bfloat16()).latent_dist.mode())
+        decoded = channels_last(half.decode(channels_first(latent).bfloat16()).sample)
+        pairs = (mean, out[f"mean_{count}"]), (decoded, out[f"clip_{count}"])
+        off = [np.abs(theirs - exact) / exact.std() for theirs, exact in pairs]
+        errors = [value for each in off for value in (each.max(), np.sqrt(np.mean(each**2)))]
+        out["bfloat16"] = np.array(errors, np.float32)
     texts = {
         "config": json.dumps({key: value for key, value in model.config.items() if key[:1] != "_"}),
         "names": json.dumps(names),
         "versions": json.dumps({"diffusers": diffusers.__version__, "torch": torch.__version__}),
     }
-    return out | {"bfloat16": np.array(errors, np.float32)} | {k: np.array(v) for k, v in texts.items()}
+    return out | {name: np.array(text) for name, text in texts.items()}
 
 
 if __name__ == "__main__":
     folder = pathlib.Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     for variant in sys.argv[2:] or VARIANTS:
-        arrays = run(*VARIANTS[variant])
+        arrays = run(*VARIANTS[variant], in_half=variant not in SLOW)
         np.savez_compressed(folder / f"wan_vae_{variant}.npz", **arrays)
         shown = {
             name: (array.shape, round(float(array.std()), 3)) for name, array in arrays.items() if array.ndim
         }
-        print(variant, shown, "bfloat16", arrays["bfloat16"])
+        print(variant, shown, "bfloat16", arrays.get("bfloat16"))
