@@ -56,7 +56,7 @@ def home(tmp_path, monkeypatch) -> pathlib.Path:
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_mistake_is_found_before_the_model_is_loaded(name, home, monkeypatch, capsys):
-    loaded: list[str] = []
+    loaded: list[tuple] = []
     monkeypatch.setattr(pipeline, "load_model", lambda *arguments: loaded.append(arguments))
     line, words = BAD[name]
     assert cli.main(shlex.split(line)) == 2
