@@ -18,6 +18,9 @@ class FakePipeline:
     def __init__(self):
         self.requests, self.before = [], lambda: None
 
+    def request_defaults(self, fields):
+        return dict(fields)
+
     def check(self, request):
         if len(request.prompt.split()) > 64:
             raise UserError("The prompt has too many tokens.")
