@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import tracemalloc
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -267,7 +266,7 @@ def test_a_run_that_stops_leaves_the_old_file_and_no_half_one(monkeypatch, tmp_p
     made = []
 
     class Stopped:
-        defaults: ClassVar = {}
+        request_defaults = staticmethod(dict)
 
         def stream_batch(self, requests, progress):
             return [VideoStream(self.frames(), 200, (32, 32), 8.0)]
