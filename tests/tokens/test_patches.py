@@ -39,14 +39,15 @@ def test_coordinates_follow_patchify(mode, patch):
     centre = patches.reshape(len(patches), -1, 3).mean(axis=1)
     coords = coordinates(grid, patch, fps=8.0, mode=mode)
     assert coords.dtype == np.float32 and coords.shape == (len(patches), 5)
-    np.testing.assert_allclose(coords[:, 0], centre[:, 0] * 4 / 8)
+    counted = (centre - (np.array(patch) - 1) / 2) / patch  # patches before it, along each axis
+    np.testing.assert_allclose(coords[:, 0], counted[:, 0] if mode == "latent" else centre[:, 0] * 4 / 8)
     centred = centre[:, 1:] + 0.5 - [2, 3]
-    units = {"fractional": centred / 4, "normalized": centred / [4, 6], "absolute": (centre[:, 1:] - 0.5) / 2}
-    np.testing.assert_allclose(coords[:, 1:3], units[mode], rtol=1e-6)
+    units = {"fractional": centred / 4, "normalized": centred / [4, 6]}
+    np.testing.assert_allclose(coords[:, 1:3], units.get(mode, counted[:, 1:]), rtol=1e-6)
     # From the first to the last video frame a patch shows; the first latent frame shows one alone.
     first = np.where(centre[:, 0] < patch[0] - 0.5, 4, 0)
     np.testing.assert_allclose(coords[:, 3], (4 * patch[0] - first) / 8)
-    np.testing.assert_allclose(coords[:, 4], 1 if mode == "absolute" else 2 / 4)
+    np.testing.assert_allclose(coords[:, 4], 1 if mode in ("absolute", "latent") else 2 / 4)
 
 
 @pytest.mark.parametrize("mode", get_args(CoordinateMode))
@@ -86,7 +87,7 @@ def test_fractional_coordinates_know_the_picture_not_the_resolution():
 
 
 def test_coordinates_refuse_what_they_do_not_know():
-    with pytest.raises(UserError, match='"fractional", "absolute" or "normalized"'):
+    with pytest.raises(UserError, match='"fractional", "absolute", "normalized" or "latent"'):
         coordinates((1, 2, 2), (1, 2, 2), 8.0, mode="polar")
     with pytest.raises(UserError, match="frames per second"):
         coordinates((1, 2, 2), (1, 2, 2), 0.0)
