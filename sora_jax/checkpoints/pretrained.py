@@ -12,25 +12,28 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from flax import nnx
 
 from sora_jax.checkpoints.bundle import INDEX, find, load_bundle, with_dtype
 from sora_jax.checkpoints.bundle import read_sampling as read_own_sampling
 from sora_jax.checkpoints.components import DTYPES, Bundle, Limits, Sampling, check_choice
+from sora_jax.checkpoints.hub import resolve
 from sora_jax.checkpoints.lora import merge_loras
 from sora_jax.checkpoints.wan_vae_weights import load_wan_vae
 from sora_jax.diffusion import flow
 from sora_jax.distributed.chips import GIB
 from sora_jax.errors import UserError
+from sora_jax.media.digests import array_digest, value_digest
 from sora_jax.models.pixels import PIXELS
 from sora_jax.models.text import TextConfig
-from sora_jax.models.wan import WanConfig
+from sora_jax.models.wan import Wan, WanConfig
 from sora_jax.models.wan_vae import WanVAE
 from sora_jax.models.wan_weights import diffusers_names, load_wan, published_shapes, wan_config
 from sora_jax.models.weights import map_weights
@@ -120,12 +123,25 @@ def is_pretrained(folder: pathlib.Path) -> bool:
     return (folder / INDEX).is_file()
 
 
+def pretrained_folder(name: str | os.PathLike[str]) -> pathlib.Path:
+    """The diffusers folder of a name, which may be "hf:OWNER/NAME".
+
+    Raises:
+      UserError: there is none.
+    """
+    folder = find(resolve(name))
+    if not is_pretrained(folder):
+        raise UserError(f"{name} is no diffusers pipeline: its folder has a {INDEX}.")
+    return folder
+
+
 def load_pretrained(
     folder: pathlib.Path,
     reference: Reference = "diffusers",
     dtype: str = "float32",
     loras: Sequence[tuple[str, float]] = (),
     weights: str = "",
+    shapes_only: bool = False,
 ) -> Bundle:
     """Loads a diffusers folder.
 
@@ -134,6 +150,7 @@ def load_pretrained(
       dtype: of the arithmetic of transformer and autoencoder.
       loras: (file, scale) each, merged into the transformer while it is read.
       weights: type of the transformer's parameters in memory; "" is `dtype`.
+      shapes_only: the transformer is shapes alone, as `jax.eval_shape` gives them; see `load_transformer`.
 
     Raises:
       UserError: a part is missing, damaged, of another architecture, or one that isn't supported.
@@ -149,18 +166,11 @@ def load_pretrained(
     vae = _with_dtype(vae, dtype)
     sampling, whole = _sampling(folder, index, settings, reference)
     config = wan_config(settings["transformer"], dtype=dtype, reference=reference, whole_timesteps=whole)
-    stored = np.dtype(getattr(ml_dtypes, weights or dtype, weights or dtype))
-    check_memory(folder, config, stored.itemsize)
     _check_together(folder, config, vae, settings["text_encoder"])
-    tensors: Mapping[str, np.ndarray] = map_weights(folder / "transformer" / WEIGHTS)
-    if loras:
-        tensors = merge_loras(diffusers_names(tensors), loras, diffusers_names)
-    dit = load_wan(
-        config,
-        tensors,
-        str(folder / "transformer"),
-        dtype=stored,
-    )
+    if shapes_only:
+        dit = jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0)))
+    else:
+        dit = load_transformer(folder, config, loras, weights)
     text = TextConfig(kind="t5", name=str(folder), max_tokens=TEXT_TOKENS, clean="wan")
     name, family = _family(config)
     limits = Limits(
@@ -175,6 +185,42 @@ def load_pretrained(
     summary = f"{name}: {config.layers} layers of {config.width}, {config.channels} latent channels"
     card = {"summary": summary, "licence": family.licence, "reference": reference}
     return Bundle(folder.name, vae, dit, text, limits, sampling=sampling, card=card)
+
+
+def load_transformer(
+    folder: pathlib.Path,
+    config: WanConfig,
+    loras: Sequence[tuple[str, float]] = (),
+    weights: str = "",
+    place: Callable[[str, np.ndarray], Any] = lambda name, array: jnp.asarray(array),
+) -> Wan:
+    """The transformer of a diffusers folder.
+
+    Args:
+      loras, weights: see `load_pretrained`.
+      place: puts a parameter, by our name, where it is used.
+
+    Raises:
+      UserError: as `load_pretrained`; or it is more than this machine's memory holds.
+    """
+    kind = weights or config.dtype
+    stored = np.dtype(getattr(ml_dtypes, kind, kind))
+    check_memory(folder, config, stored.itemsize)
+    tensors: Mapping[str, np.ndarray] = map_weights(folder / "transformer" / WEIGHTS)
+    if loras:
+        tensors = merge_loras(diffusers_names(tensors), loras, diffusers_names)
+    return load_wan(config, tensors, str(folder / "transformer"), place, stored)
+
+
+def transformer_digest(folder: pathlib.Path) -> str:
+    """Names a transformer's weights by names, types, shapes and the first numbers of each: reading all takes minutes.
+
+    Raises:
+      UserError: the files are missing or damaged.
+    """
+    tensors = map_weights(folder / "transformer" / WEIGHTS)
+    first = array_digest(tensors[name].reshape(-1)[:1024] for name in sorted(tensors))
+    return value_digest([sorted((name, tensor.shape) for name, tensor in tensors.items()), first])
 
 
 def read_pretrained_sampling(folder: pathlib.Path, reference: Reference = "diffusers") -> Sampling:
