@@ -26,8 +26,8 @@ class Linear(nnx.Module):
     [parts · rank, out / parts].
     """
 
-    lora_down: nnx.Param | None
-    lora_up: nnx.Param | None
+    lora_down: nnx.Param
+    lora_up: nnx.Param
     lora_factor: float
 
     def __init__(

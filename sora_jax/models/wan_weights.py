@@ -231,7 +231,9 @@ def published_lora(config: WanConfig, lora: Mapping[str, Any]) -> dict[str, tupl
     Args:
       lora: by names such as "blocks/qkv/lora_down".
     """
-    downs = {f"{prefix}{name}": array for name, prefix, array in _by_layer(lora) if name.endswith("lora_down")}
+    downs = {
+        f"{prefix}{name}": array for name, prefix, array in _by_layer(lora) if name.endswith("lora_down")
+    }
     out = {}
     for name, prefix, up in _by_layer(lora):
         layer, part = name.rsplit(".", 1)

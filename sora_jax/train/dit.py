@@ -389,9 +389,7 @@ def add_noise(
     Args:
       segment_sigma: of each segment [B, K + 1], or one for all [B, 1].
     """
-    sigma = jnp.minimum(
-        gather_sigmas(segment_sigma, batch.condition_segment_ids), batch.condition_init_sigma
-    )
+    sigma = jnp.minimum(gather_sigmas(segment_sigma, batch.condition_segment_ids), batch.condition_init_sigma)
     noise = jax.random.normal(key, batch.patches.shape)
     noisy = flow.interpolate(batch.patches, noise, gather_sigmas(sigma, batch.condition_ids)[..., None])
     return noisy, flow.velocity(batch.patches, noise), sigma

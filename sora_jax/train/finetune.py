@@ -1,15 +1,14 @@
 """Training on top of an open model, a diffusers folder: low-rank updates of it (LoRA), or all of it.
 
-Autoencoder, text encoder, coordinates, patches and the shift of sigmas are the folder's. Of a LoRA the updates alone are
-what is trained, averaged and saved; the model is an argument of the step beside them, and a run that goes on reads it
-from its folder again.
+Autoencoder, text encoder, coordinates, patches and the shift of sigmas are the folder's. Of a LoRA the updates alone
+are what is trained, averaged and saved; the model is an argument of the step beside them, and a run that goes on reads
+it from its folder again.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import pathlib
 from typing import Any, ClassVar, Literal
 
@@ -22,7 +21,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from sora_jax.checkpoints.components import Bundle
-from sora_jax.checkpoints.pretrained import load_pretrained, load_transformer, pretrained_folder, transformer_digest
+from sora_jax.checkpoints.finetuned import check_base
+from sora_jax.checkpoints.pretrained import load_pretrained, load_transformer, pretrained_folder
 from sora_jax.config import ABSENT, FROM_ZERO, SHARE, check_ranges, component
 from sora_jax.data.data_config import DataConfig
 from sora_jax.data.encode import LatentsConfig
@@ -32,7 +32,7 @@ from sora_jax.diffusion import flow
 from sora_jax.diffusion.flow import gather_sigmas
 from sora_jax.distributed.hosts import barrier
 from sora_jax.distributed.mesh import Share, check_heads, check_sequence_split
-from sora_jax.errors import UserError, atomic_path
+from sora_jax.errors import UserError
 from sora_jax.models.dit_config import Backend
 from sora_jax.models.low_rank import LoRAConfig, init_lora, with_lora
 from sora_jax.models.text import TextEncoder, load_text_encoder
@@ -42,7 +42,6 @@ from sora_jax.tokens.packing import PackedBatch
 from sora_jax.train.dit import DiTObjective, add_noise, velocity_error
 from sora_jax.train.loop_config import LoopConfig
 
-BASE = "base.json"  # in the workdir: what the run began with
 _CAPTIONS = 128  # encoded at a time: the text encoder is read once for them
 
 
@@ -175,7 +174,9 @@ class FinetuneObjective(DiTObjective):
     def init(self, key: jax.Array) -> Any:
         check_heads(self.dit.heads, self.dit.heads_over)
         check_sequence_split(self.pipeline.seq_len, 0)
-        return init_lora(self.template, self.lora, key) if self.lora.rank else Wan(self.dit, rngs=nnx.Rngs(key))
+        return (
+            init_lora(self.template, self.lora, key) if self.lora.rank else Wan(self.dit, rngs=nnx.Rngs(key))
+        )
 
     @property
     def initial(self) -> Wan | None:
@@ -211,9 +212,7 @@ class FinetuneObjective(DiTObjective):
         is_kept = jax.random.bernoulli(drop_key, 1 - self.tuning.text_dropout, shape)
         seen = uncaption(batch, is_kept, given["uncaptioned"])
         predicted = self.whole(model, given)(noisy, seen, sigma)
-        return velocity_error(
-            predicted, target, batch, gather_sigmas(sigma, batch.condition_ids)[..., None]
-        )
+        return velocity_error(predicted, target, batch, gather_sigmas(sigma, batch.condition_ids)[..., None])
 
     def check(self) -> None:
         """As the transformer's; also makes the base's patches the data's, and keeps what the base is.
@@ -234,22 +233,9 @@ class FinetuneObjective(DiTObjective):
                 "trained as a whole (config.lora.rank=0) has float32 weights; set that."
             )
         jax.eval_shape(self.init, jax.random.key(0))  # the LoRA's targets
-        self._keep_base()
-        super().check()
-
-    def _keep_base(self) -> None:
-        path = self.workdir / BASE
-        own = {"digest": transformer_digest(self.folder), "shift": self.shift}
-        if path.is_file():
-            if json.loads(path.read_text())["digest"] != own["digest"]:
-                raise UserError(
-                    f"{self.folder} holds another transformer than the one that the run in {self.workdir} began with: "
-                    "set config.pretrained to that, or choose another workdir."
-                )
-        elif jax.process_index() == 0:
-            with atomic_path(path) as temporary:
-                temporary.write_text(json.dumps(own) + "\n")
+        check_base(self.workdir, self.folder)
         barrier()
+        super().check()
 
     def data(self, config: ConfigDict, share: Share) -> grain.IterDataset:
         self.check()

@@ -140,7 +140,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Object
             given = () if initial is None else (jax.device_put(initial, placed.params),)
             del initial
             with jax.set_mesh(mesh):
-                state = jax.jit(init, out_shardings=placed, donate_argnums=range(1, 1 + len(given)))(root, *given)
+                state = jax.jit(init, out_shardings=placed, donate_argnums=range(1, 1 + len(given)))(
+                    root, *given
+                )
             del given
 
         profiler = Profiler(workdir, loop.log.profile_steps, log.say)
@@ -201,10 +203,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Object
 
 
 def make_steps(objective: Objective, config: OptimConfig) -> tuple[Callable, Callable]:
-    """Training as pure functions.
+    """Training as pure functions: `init(key) -> TrainState`, `step(state, batch, key, *frozen) -> (state, metrics)`.
 
-    `init(key) -> TrainState`, or `init(key, params)` of the model `params`; `step(state, batch, key, *frozen) -> (state,
-    metrics)`. `key` is the root: every draw folds the step in, so no key is ever saved.
+    `key` is the root: every draw folds the step in, so no key is ever saved. `init` takes a model to begin with too.
     """
 
     def init(key: jax.Array, *given: Any) -> TrainState:
