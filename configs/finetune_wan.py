@@ -79,7 +79,7 @@ DEBUG = {
     "pretrained": "",
     "text_tokens": 64,
     "lora": {"rank": 4},
-    "transformer": {"dtype": "float32", "weights": "float32"},
+    "transformer": {"dtype": "float32", "weights": "float32", "remat": "all"},
     "data": {
         "source": "toyworld",
         "resolutions": (32,),

@@ -82,8 +82,8 @@ def load_bundle(name: str | os.PathLike[str] = "toyworld") -> Bundle:
     folder = find(name)
     if (folder / INDEX).is_file():
         raise UserError(
-            f"{folder} is a diffusers pipeline, which is trained further by another configuration: --config finetune_wan "
-            f"--config.pretrained={folder}."
+            f"{folder} is a diffusers pipeline, which is trained further by another configuration: "
+            f"--config finetune_wan --config.pretrained={folder}."
         )
     config = with_new_names(_read_json(folder / "config.json"))
     if "objective" in config:

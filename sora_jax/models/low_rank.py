@@ -14,6 +14,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from sora_jax.config import FROM_ZERO, check_ranges
@@ -70,8 +71,12 @@ def init_lora(model: nnx.Module, config: LoRAConfig, key: jax.Array) -> LoRA:
         raise UserError(
             f"config.lora.targets={config.targets!r} is found in no layer's path: those are {', '.join(layers)}."
         )
+    # One draw for all: each would be compiled by itself.
+    inputs = [math.prod(layer.kernel.shape[:-1]) for layer in chosen.values()]
+    sizes = [n * layer.parts * config.rank for n, layer in zip(inputs, chosen.values(), strict=True)]
+    drawn = jnp.split(jax.random.uniform(key, (sum(sizes),), minval=-1.0), np.cumsum(sizes)[:-1])
     updates: LoRA = {}
-    for (path, layer), own in zip(chosen.items(), jax.random.split(key, len(chosen)), strict=True):
+    for (path, layer), own in zip(chosen.items(), drawn, strict=True):
         *stack, width_in, width = layer.kernel.shape
         width_out = width // layer.parts
         if config.rank > min(width_in, width_out):
@@ -79,10 +84,8 @@ def init_lora(model: nnx.Module, config: LoRAConfig, key: jax.Array) -> LoRA:
                 f"config.lora.rank={config.rank} is more than the {width_in}×{width_out} matrix {path!r} has: set "
                 f"{min(width_in, width_out)} or less, or other config.lora.targets."
             )
-        bound = 1 / math.sqrt(width_in)
-        shape = (*stack, width_in, layer.parts * config.rank)
         updates[path] = {
-            "lora_down": jax.random.uniform(own, shape, minval=-bound, maxval=bound),
+            "lora_down": own.reshape(*stack, width_in, layer.parts * config.rank) / math.sqrt(width_in),
             "lora_up": jnp.zeros((*stack, layer.parts * config.rank, width_out)),
         }
     return updates

@@ -273,7 +273,7 @@ def uncaption(batch: PackedBatch, is_kept: jax.Array, uncaptioned_me: jax.Array)
     place = index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)  # in its own caption
     kept = jnp.take_along_axis(is_kept, ids, axis=1)
     count = len(uncaptioned_me)
-    text = jnp.where(kept[..., None], batch.text, uncaptioned_me[jnp.minimum(place, count - 1)])
+    text = jnp.where(kept[..., None], batch.text, jnp.asarray(uncaptioned_me)[jnp.minimum(place, count - 1)])
     ids = jnp.where(kept | (place < count), ids, 0)
     return dataclasses.replace(batch, text=text, text_segment_ids=ids)
 
