@@ -9,16 +9,15 @@ import jax
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from helpers.diffusers_folder import golden
+from finetune_write import write_run
+from helpers.diffusers_folder import golden, write_folder
 from helpers.parity import relative_error
-from helpers.tiny_finetune import tiny_config
 from helpers.tiny_run import tiny_config as tiny_dit_config
 
 import sora_jax
 from sora_jax.checkpoints.finetuned import load_lora, lora_config
 from sora_jax.cli.main import cli
 from sora_jax.models.low_rank import with_lora
-from sora_jax.train.__main__ import run
 from wan_check import run as velocity
 
 TINY = golden("wan_tiny")
@@ -27,10 +26,11 @@ NAMES = ("lora", "full")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Two runs of two large steps, and their exports."""
+    """Two runs, and their exports."""
     place = tmp_path_factory.mktemp("export")
-    run(tiny_config(place, 2, lora__alpha="8"), place / "lora")
-    run(tiny_config(place, 2, lora__rank="0"), place / "full")
+    base = write_folder(place / "tiny-wan", golden("wan_pipeline_unipc"))
+    write_run(place / "lora", base, lora__alpha="8")
+    write_run(place / "full", base, lora__rank="0")
     for name in NAMES:
         result = CliRunner().invoke(cli, ["export", str(place / name), "--to", str(place / f"{name}-out")])
         assert result.exit_code == 0, result.output

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from helpers.tiny_finetune import tiny_config
 
+import sora_jax
 from sora_jax.checkpoints.store import load_params, named_leaves
 from sora_jax.diffusion.flow import gather_sigmas
 from sora_jax.distributed.mesh import WHOLE
@@ -105,6 +106,8 @@ def test_a_run_that_stopped_goes_on_to_the_same_updates(place):
         assert one.keys() == other.keys() and all("lora_" in name for name in one)
         for name in one:
             np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+    moved = named_leaves(sora_jax.load(place / "whole").dit)["blocks/qkv/kernel"]
+    assert np.abs(moved - objective_of(place).frozen["model"].blocks.qkv.kernel[...]).max() > 0.01
 
 
 def test_a_run_does_not_go_on_with_another_base(place, lora):
