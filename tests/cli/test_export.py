@@ -13,12 +13,12 @@ from finetune_write import write_run
 from helpers.diffusers_folder import golden, write_folder
 from helpers.parity import relative_error
 from helpers.tiny_run import tiny_config as tiny_dit_config
+from wan_check import run as velocity
 
 import sora_jax
 from sora_jax.checkpoints.finetuned import load_lora, lora_config
 from sora_jax.cli.main import cli
 from sora_jax.models.low_rank import with_lora
-from wan_check import run as velocity
 
 TINY = golden("wan_tiny")
 NAMES = ("lora", "full")

@@ -29,7 +29,7 @@ FLAGS = {
     "toyworld_dit": [f"--config.dit.channels={TINY_VAE['channels']}"],
     "ladder": [f"--config.dit.channels={TINY_VAE['channels']}", "--config.dit.attention=reference"],
     "distill": ["--config.dit.attention=reference"],
-    "finetune_wan": ["--config.pretrained=FOLDER/tiny-wan", "--config.transformer.attention=reference"],
+    "finetune_wan": ["--config.pretrained=FOLDER/tiny-wan"],
 }
 
 

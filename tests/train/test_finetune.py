@@ -122,7 +122,7 @@ def test_a_run_does_not_go_on_with_another_base(place, lora):
 
 def test_a_model_that_is_trained_as_a_whole_begins_with_the_folders_weights(place, lora):
     objective = objective_of(place, lora__rank="0", optim__trainable="^patch_out/", optim__ema_decay="0")
-    init, step = make_steps(objective, read_loop_config(tiny_config(place, 9)).optim)
+    init, _ = make_steps(objective, read_loop_config(tiny_config(place, 9)).optim)
     initial = objective.initial
     state = jax.eval_shape(init, jax.random.key(0), initial)
     assert jax.tree.structure(state.params) == jax.tree.structure(objective.init(jax.random.key(0)))

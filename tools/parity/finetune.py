@@ -35,7 +35,9 @@ def main() -> None:
     velocity = pipeline.transformer(*given, return_dict=False)[0].numpy()[0]
     error = np.abs(ours["velocity"] - velocity).max() / velocity.std()
     moved = np.abs(plain[0] - velocity).max() / velocity.std()
-    print(f"LoRA: largest error of the velocity {error:.1e} of its deviation (bar 1e-4); it moved it by {moved:.2f}")
+    print(
+        f"LoRA: largest error of the velocity {error:.1e} of its deviation (bar 1e-4); it moved it by {moved:.2f}"
+    )
 
     pipeline = diffusers.WanPipeline.from_pretrained(place / "full")
     pipeline.set_progress_bar_config(disable=True)
