@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sora_jax.models.conv import causal_conv
 from sora_jax.models.dit_config import DiTConfig
-from sora_jax.models.vae import VAEConfig, causal_conv
+from sora_jax.models.vae import VAEConfig
 
 
 class Layer(NamedTuple):

@@ -82,7 +82,8 @@ def load_bundle(name: str | os.PathLike[str] = "toyworld") -> Bundle:
     folder = find(name)
     if (folder / INDEX).is_file():
         raise UserError(
-            f"{folder} is a diffusers pipeline: it makes videos (--model), but can't be trained further here yet."
+            f"{folder} is a diffusers pipeline, which is trained further by another configuration: "
+            f"--config finetune_wan --config.pretrained={folder}."
         )
     config = with_new_names(_read_json(folder / "config.json"))
     if "objective" in config:
@@ -234,6 +235,10 @@ def _load_run(folder: pathlib.Path, config: dict[str, Any]) -> Bundle:
         vae_config = component(VAEConfig, config["vae"], "vae")
         vae = load_params(folder, jax.eval_shape(lambda: VAE(vae_config, rngs=nnx.Rngs(0))))
         return Bundle(folder.name, vae, card={"run": str(folder)})
+    if config["objective"] == "finetune":
+        raise UserError(
+            f"{folder} was trained on top of an open model: it makes videos, but can't be used here yet."
+        )
     if config["objective"] not in ("dit", "distill"):
         raise UserError(
             f"{folder} is a run of objective {config['objective']!r}, which is no model that can be loaded."

@@ -12,22 +12,25 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from flax import nnx
 
 from sora_jax.checkpoints.bundle import INDEX, find, load_bundle, with_dtype
 from sora_jax.checkpoints.bundle import read_sampling as read_own_sampling
 from sora_jax.checkpoints.components import DTYPES, Bundle, Limits, Sampling, check_choice
+from sora_jax.checkpoints.hub import resolve
 from sora_jax.checkpoints.lora import merge_loras
 from sora_jax.checkpoints.wan_vae_weights import load_wan_vae
 from sora_jax.diffusion import flow
 from sora_jax.distributed.chips import GIB
-from sora_jax.errors import UserError
+from sora_jax.errors import UserError, atomic_path
+from sora_jax.media.digests import array_digest, value_digest
 from sora_jax.models.pixels import PIXELS
 from sora_jax.models.text import TextConfig
 from sora_jax.models.wan import Wan, WanConfig, WanPair
@@ -122,12 +125,25 @@ def is_pretrained(folder: pathlib.Path) -> bool:
     return (folder / INDEX).is_file()
 
 
+def pretrained_folder(name: str | os.PathLike[str]) -> pathlib.Path:
+    """The diffusers folder of a name, which may be "hf:OWNER/NAME".
+
+    Raises:
+      UserError: there is none.
+    """
+    folder = find(resolve(name))
+    if not is_pretrained(folder):
+        raise UserError(f"{name} is no diffusers pipeline: its folder has a {INDEX}.")
+    return folder
+
+
 def load_pretrained(
     folder: pathlib.Path,
     reference: Reference = "diffusers",
     dtype: str = "float32",
     loras: Sequence[tuple[str, float]] = (),
     weights: str = "",
+    shapes_only: bool = False,
 ) -> Bundle:
     """Loads a diffusers folder.
 
@@ -136,6 +152,7 @@ def load_pretrained(
       dtype: of the arithmetic of transformer and autoencoder.
       loras: (file, scale) each, merged into the transformer while it is read.
       weights: type of the transformer's parameters in memory; "" is `dtype`.
+      shapes_only: the transformer is shapes alone, as `jax.eval_shape` gives them; see `load_transformer`.
 
     Raises:
       UserError: a part is missing, damaged, of another architecture, or one that isn't supported.
@@ -151,20 +168,18 @@ def load_pretrained(
     vae = _with_dtype(vae, dtype)
     sampling, whole = _sampling(folder, index, settings, reference)
     config = wan_config(settings["transformer"], dtype=dtype, reference=reference, whole_timesteps=whole)
-    stored = np.dtype(getattr(ml_dtypes, weights or dtype, weights or dtype))
     both = [part for part in parts_of(index) if part.startswith("transformer")]
-    check_memory(folder, config, stored.itemsize * len(both))
+    stored = _stored(config, weights)
+    check_memory(folder, config, 0 if shapes_only else stored.itemsize * len(both))
     _check_together(folder, config, vae, settings["text_encoder"])
-
-    def load(part: str) -> Wan:
-        tensors: Mapping[str, np.ndarray] = map_weights(folder / part / WEIGHTS)
-        if loras:
-            tensors = merge_loras(diffusers_names(tensors), loras, diffusers_names)
-        return load_wan(config, tensors, str(folder / part), dtype=stored)
-
-    dit = load("transformer")
-    if "transformer_2" in both:
-        dit = WanPair(dit, load("transformer_2"), float(index.get("boundary_ratio") or 0))
+    if shapes_only:
+        if len(both) > 1:
+            raise UserError(f"{folder} has two transformers (Wan2.2-A14B), which can't be trained here yet.")
+        dit = jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0)))
+    else:
+        loaded = [load_transformer(folder, config, loras, weights, part=part) for part in both]
+        boundary = float(index.get("boundary_ratio") or 0)
+        dit = loaded[0] if len(both) == 1 else WanPair(loaded[0], loaded[1], boundary)
     text = TextConfig(kind="t5", name=str(folder), max_tokens=TEXT_TOKENS, clean="wan")
     name, family = _family(config, index)
     limits = Limits(
@@ -179,6 +194,63 @@ def load_pretrained(
     summary = f"{name}: {config.layers} layers of {config.width}, {config.channels} latent channels"
     card = {"summary": summary, "licence": family.licence, "reference": reference}
     return Bundle(folder.name, vae, dit, text, limits, sampling=sampling, card=card)
+
+
+def load_transformer(
+    folder: pathlib.Path,
+    config: WanConfig,
+    loras: Sequence[tuple[str, float]] = (),
+    weights: str = "",
+    place: Callable[[str, np.ndarray], Any] = lambda name, array: jnp.asarray(array),
+    part: str = "transformer",
+) -> Wan:
+    """The transformer of a diffusers folder.
+
+    Args:
+      loras, weights: see `load_pretrained`.
+      place: puts a parameter, by our name, where it is used.
+      part: the folder of its files.
+
+    Raises:
+      UserError: as `load_pretrained`; or it is more than this machine's memory holds.
+    """
+    stored = _stored(config, weights)
+    check_memory(folder, config, stored.itemsize)
+    tensors: Mapping[str, np.ndarray] = map_weights(folder / part / WEIGHTS)
+    if loras:
+        tensors = merge_loras(diffusers_names(tensors), loras, diffusers_names)
+    return load_wan(config, tensors, str(folder / part), place, stored)
+
+
+def _stored(config: WanConfig, weights: str) -> np.dtype:
+    """The type of the transformer's parameters."""
+    kind = weights or config.dtype
+    return np.dtype(getattr(ml_dtypes, kind, kind))
+
+
+def check_base(workdir: pathlib.Path, folder: pathlib.Path) -> None:
+    """Raises UserError where a run began with another transformer than the folder's; keeps which it is at first."""
+    path, digest = workdir / "base.json", transformer_digest(folder)
+    if path.is_file():
+        if json.loads(path.read_text())["transformer"] != digest:
+            raise UserError(
+                f"{folder} holds another transformer than the one that the run in {workdir} began with: name that "
+                "(config.pretrained), or choose another workdir."
+            )
+    elif jax.process_index() == 0:
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps({"transformer": digest}) + "\n")
+
+
+def transformer_digest(folder: pathlib.Path) -> str:
+    """Names a transformer's weights by names, types, shapes and the first numbers of each: reading all takes minutes.
+
+    Raises:
+      UserError: the files are missing or damaged.
+    """
+    tensors = map_weights(folder / "transformer" / WEIGHTS)
+    first = array_digest(tensors[name].reshape(-1)[:1024] for name in sorted(tensors))
+    return value_digest([sorted((name, tensor.shape) for name, tensor in tensors.items()), first])
 
 
 def read_pretrained_sampling(folder: pathlib.Path, reference: Reference = "diffusers") -> Sampling:

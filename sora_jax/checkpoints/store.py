@@ -37,6 +37,7 @@ policies = ocp.training.preservation_policies
 FREE_TO_CHANGE = (
     *("steps", "log", "checkpoint", "mesh", "stop_on_nan", "video"),
     *("optim.offload", "optim.ema_every", "dit.sequence", "dit.attention"),
+    *("pretrained", "transformer.sequence", "transformer.attention"),  # that it is the same model is checked
     *("pipeline.threads", "pipeline.prefetch", "text.cache_size"),
 )
 

@@ -21,6 +21,7 @@ from sora_jax.cli.config import config_command
 from sora_jax.cli.edit import COMMANDS
 from sora_jax.cli.evaluate import evaluate
 from sora_jax.cli.evaluate_videos import evaluate_videos_command
+from sora_jax.cli.export import export
 from sora_jax.cli.info import info
 from sora_jax.cli.plan import plan
 from sora_jax.cli.sweep import sweep
@@ -176,7 +177,7 @@ def train(context: click.Context, arguments: tuple[str, ...]) -> None:
     context.exit(train_main(list(arguments) or ["--help"]))
 
 
-for command in (*COMMANDS, info, evaluate, plan, config_command, sweep):
+for command in (*COMMANDS, info, evaluate, plan, config_command, sweep, export):
     cli.add_command(command)
 evaluate.add_command(evaluate_videos_command)
 

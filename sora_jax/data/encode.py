@@ -23,7 +23,7 @@ from sora_jax.data.masks import LAYOUTS, draw_layout
 from sora_jax.media.clip import Clip, ClipSource
 from sora_jax.media.digests import array_digest, value_digest
 from sora_jax.models.text import TextConfig, TextEncoder, load_text_encoder, text_digest
-from sora_jax.models.tiles import TILES, encode_stream
+from sora_jax.models.tiles import TILES, encode_stream, tiles_of
 from sora_jax.models.vae import VAE
 from sora_jax.tokens.canvas import check_temporal_stride, frames_shown, split_into_spans
 
@@ -99,17 +99,19 @@ def encode_sources(
     text: TextConfig,
     folder: str | os.PathLike[str],
     sources: Sequence[tuple[ClipSource, float]],
+    encoder: TextEncoder | None = None,
 ) -> Chain:
     """Encodes up to `config.clips` clips of the data sets, in shares by weight, or opens what was encoded before.
 
     Args:
       sources: what `data` names, with their weights (`sources.make_sources`).
+      encoder: of `text`, where it is loaded already.
 
     Raises:
       UserError: a data set or the text encoder is missing, or the folder holds latents of something else.
     """
     total, wanted = sum(weight for _, weight in sources), natural_clips(sources, config.clips)
-    encoder = load_text_encoder(text)
+    encoder = encoder or load_text_encoder(text)
     encode = make_encoder(vae, encoder, config.layouts, config.given)
     caches: list[Records] = []
     for place, (source, weight) in enumerate(sources):
@@ -198,12 +200,13 @@ def make_encoder(
     A clip's `timed` captions become one caption of kind "timed", of which the part of each shot is active from its
     start; clips of one shot have none.
 
-    Frames of more than a tile are encoded clip by clip, in memory that doesn't grow with them (`tiles`).
+    Frames of more than a tile, and those of autoencoders that have tiles of their own, are encoded clip by clip, in
+    memory that doesn't grow with them (`tiles`).
     """
     check_temporal_stride(vae.config.compression[0])
 
     def to_latent(clips: np.ndarray) -> np.ndarray:
-        if TILES.fit(vae.config, *clips.shape[2:4]):
+        if tiles_of(vae) == TILES and TILES.fit(vae.config, *clips.shape[2:4]):
             return np.asarray(_to_latent(vae, clips))
         return np.stack([np.concatenate(list(encode_stream(vae, clip))) for clip in clips])
 

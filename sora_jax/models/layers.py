@@ -18,8 +18,17 @@ class Linear(nnx.Module):
 
     Args:
       width_out: of the result, or the sizes of several axes that take the last one's place.
-      letters: the axes of the kernel as it is used, such as "DW"; see `mesh.LETTER_AXES`.
+      letters: the axes of the kernel as it is used, such as "DW"; see `mesh.LETTER_AXES`. A digit after the first says
+        that the kernel is so many matrices beside each other.
+
+    `models.low_rank.with_lora` adds a low-rank update (Hu et al. 2021): `lora_down` [in, rank], `lora_up` [rank, out],
+    and the number `lora_factor`; of several matrices beside each other every one has its own, [in, parts · rank] and
+    [parts · rank, out / parts].
     """
+
+    lora_down: nnx.Param
+    lora_up: nnx.Param
+    lora_factor: float
 
     def __init__(
         self,
@@ -36,6 +45,11 @@ class Linear(nnx.Module):
         std = scale / math.sqrt(width_in)
         self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (width_in, width)))
         self.bias = nnx.Param(jnp.zeros(width))
+
+    @property
+    def parts(self) -> int:
+        """How many matrices the kernel is, beside each other."""
+        return self.out[0] if self.letters[1].isdigit() else 1
 
     def __call__(
         self,
@@ -60,7 +74,17 @@ class Linear(nnx.Module):
         # Gathered from its shards in x's type: half the bytes in bfloat16.
         kernel, bias = kernel.astype(x.dtype), bias.astype(x.dtype).reshape(self.out)
         kernel = gather_kernel(kernel, (-1, *self.out), self.letters)
-        return jnp.tensordot(x, kernel, 1, precision=precision) + constrain(bias, self.letters[1:])
+        y = jnp.tensordot(x, kernel, 1, precision=precision) + constrain(bias, self.letters[1:])
+        return y + self._low_rank(x).reshape(y.shape) if hasattr(self, "lora_down") else y
+
+    def _low_rank(self, x: jax.Array) -> jax.Array:
+        """factor · (x @ down) @ up, [..., parts, numbers of a part]."""
+        parts, letters = self.parts, self.letters[1:] if self.parts == 1 else self.letters[2:]
+        down, up = self.lora_down[...].astype(x.dtype), self.lora_up[...].astype(x.dtype)
+        down = gather_kernel(down, (len(down), parts, -1), f"{self.letters[0]}PR")
+        up = gather_kernel(up, (parts, down.shape[-1], *self.out[-len(letters) :]), f"PR{letters}")
+        h = self.lora_factor * jnp.tensordot(x, down, 1)
+        return jnp.einsum("...pr,prk->...pk", h, up.reshape(*up.shape[:2], -1))
 
 
 def rms_norm(x: jax.Array, scale: jax.Array | None = None, epsilon: float = 1e-6) -> jax.Array:

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sora_jax.axes import Latent, Pixels
-from sora_jax.models.vae import VAE, VAEConfig, depth_to_space, space_to_depth
+from sora_jax.models.conv import depth_to_space, space_to_depth
+from sora_jax.models.vae import VAE, VAEConfig
 
 # By name, wherever the name of an autoencoder is taken.
 PIXELS = {

@@ -10,7 +10,7 @@ All tiles of a frame have one size, so two compiled programs serve it, one for t
 for later ones. It is the size, of no more cells than `Tiles.size` squared, whose tiles overlap least in all: what
 is coded twice costs more than to compile for each size of frames. Frames that fit one tile are coded whole.
 Tiles are coded one after another and time in chunks: memory holds one tile's activations, one chunk of frames and the
-`vae.ConvCache` of each tile, which grows with the frame's size but not with duration.
+`conv.ConvCache` of each tile, which grows with the frame's size but not with duration.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -19,12 +19,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sora_jax.axes import Latent, Pixels
-from sora_jax.backend import onednn
-from sora_jax.distributed.mesh import constrain, platform
 from sora_jax.errors import UserError
+from sora_jax.models.conv import CausalConv, ConvCache, Stride, check_clip, depth_to_space, space_to_depth
 from sora_jax.models.layers import Linear
-
-Stride = tuple[int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,40 +78,6 @@ class VAEConfig:
         return time, height, width
 
 
-class ConvCache:
-    """The last two inputs of each causal convolution, kept between the chunks of a stream.
-
-    A whole clip is a stream of one chunk, whose cache is zeros. `first`: whether this is a stream's first chunk.
-    """
-
-    def __init__(self, steps: Sequence[jax.Array] | None = None) -> None:
-        self.first = steps is None
-        self._old: Iterator[jax.Array] | None = None if steps is None else iter(steps)
-        self.new: list[jax.Array] = []
-
-    def extend(self, x: jax.Array, steps: int) -> jax.Array:
-        """Puts the last `steps` inputs before x [B,T,Y,X,C], and caches x's own."""
-        shape = x.shape[0], steps, *x.shape[2:]
-        before = jnp.zeros_like(x, shape=shape) if self._old is None else next(self._old)
-        x = jnp.concatenate([before, x], axis=1)
-        self.new.append(x[:, -steps:])
-        return x
-
-
-def space_to_depth(x: jax.Array, stride: Stride) -> jax.Array:
-    """Space and time to depth: [B, T, Y, X, C] → [B, T/a, Y/b, X/c, abc·C]."""
-    (B, T, Y, X, C), (a, b, c) = x.shape, stride
-    x = x.reshape(B, T // a, a, Y // b, b, X // c, c, C).transpose(0, 1, 3, 5, 2, 4, 6, 7)
-    return x.reshape(B, T // a, Y // b, X // c, a * b * c * C)
-
-
-def depth_to_space(x: jax.Array, stride: Stride) -> jax.Array:
-    """The inverse of `space_to_depth`."""
-    (B, T, Y, X, C), (a, b, c) = x.shape, stride
-    x = x.reshape(B, T, Y, X, a, b, c, C // (a * b * c)).transpose(0, 1, 4, 2, 5, 3, 6, 7)
-    return x.reshape(B, T * a, Y * b, X * c, C // (a * b * c))
-
-
 def haar(x: jax.Array) -> jax.Array:
     """Orthonormal Haar wavelet over the eight values of each 2×2×2 cube: [..., 8C] → [..., 8C].
 
@@ -125,61 +88,6 @@ def haar(x: jax.Array) -> jax.Array:
     cubes = x.reshape(*x.shape[:-1], 8, x.shape[-1] // 8)
     # Exact in float32: it is part of the parameters of the projections beside it.
     return jnp.einsum("...ic,ij->...jc", cubes, h8, precision="highest").reshape(x.shape)
-
-
-def causal_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """3-D convolution that sees no later time step: x [B, T+2, Y, X, I], kernel [3,3,3,I,O] → [B,T,Y,X,O].
-
-    The caller has put the two steps before x in front of it. XLA's CPU backend is slow at 3-D convolutions unless it
-    may call oneDNN (`backend.onednn`); without, the three time taps are stacked as channels of one 2-D convolution,
-    which is 1.4 to 6 times faster there (experiments/LOG.md).
-    """
-    if platform() != "cpu" or onednn():
-        return _conv3d(x, kernel)
-    B, T, Y, X, C = x.shape
-    T -= 2
-    taps = jnp.concatenate([x[:, k : k + T] for k in range(3)], axis=-1).reshape(B * T, Y, X, 3 * C)
-    flat = kernel.transpose(1, 2, 0, 3, 4).reshape(3, 3, 3 * C, -1)
-    out = jax.lax.conv_general_dilated(taps, flat, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    return out.reshape(B, T, Y, X, -1)
-
-
-def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1, 1), ((0, 0), (1, 1), (1, 1)), dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
-    )
-
-
-_conv3d = jax.custom_vjp(_convolve)
-
-
-def _conv3d_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _conv3d(x, kernel), (x, kernel)
-
-
-def _conv3d_backward(saved: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
-    # The input's gradient is a convolution too, by the mirrored kernel. Written as one it is a plain forward
-    # convolution: twice as fast on CPUs as the form that XLA derives, for which there is no library call.
-    x, kernel = saved
-    padded = jnp.pad(grad, ((0, 0), (2, 2), (0, 0), (0, 0), (0, 0)))
-    grad_x = _conv3d(padded, kernel[::-1, ::-1, ::-1].swapaxes(-1, -2))
-    return grad_x, jax.linear_transpose(lambda k: _convolve(x, k), kernel)(grad)[0]
-
-
-_conv3d.defvjp(_conv3d_forward, _conv3d_backward)
-
-
-class CausalConv(nnx.Module):
-    """A causal 3×3×3 convolution; the caller keeps its cache."""
-
-    def __init__(self, width_in: int, width_out: int, scale: float, *, rngs: nnx.Rngs) -> None:
-        std = scale / math.sqrt(27 * width_in)
-        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (3, 3, 3, width_in, width_out)))
-        self.bias = nnx.Param(jnp.zeros(width_out))
-
-    def __call__(self, x: jax.Array, cache: ConvCache) -> jax.Array:
-        kernel = constrain(self.kernel[...].astype(x.dtype), "TYXCC")
-        return causal_conv(cache.extend(x, 2), kernel) + self.bias[...].astype(x.dtype)
 
 
 class Block(nnx.Module):
@@ -276,23 +184,6 @@ class VAE(nnx.Module):
         if not first:
             return chunk_btyxc
         return jnp.concatenate([jnp.repeat(chunk_btyxc[:, :1], time - 1, axis=1), chunk_btyxc], axis=1)
-
-
-def check_clip(shape: Sequence[int], compression: Stride, first: bool = True) -> None:
-    """Raises UserError where a chunk of pixels of this shape [B,T,Y,X,C] doesn't fill whole latent cells.
-
-    `first`: whether it is a stream's first chunk, whose first frame is a latent frame of its own.
-    """
-    time, height, width = compression
-    if shape[2] % height or shape[3] % width:
-        raise UserError(
-            f"A clip of {shape[2]}×{shape[3]} pixels is no multiple of {height}×{width}: pad it first."
-        )
-    if shape[1] < 1 or (shape[1] - first) % time:
-        allowed = (
-            f"1, {1 + time}, {1 + 2 * time}, …" if first else f"a multiple of {time}, since it continues one"
-        )
-        raise UserError(f"A clip of {shape[1]} frames can't be encoded: their number must be {allowed}.")
 
 
 def reconstruction_flops(config: VAEConfig, clips: int, frames: int, height: int, width: int) -> float:

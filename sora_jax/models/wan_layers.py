@@ -1,4 +1,4 @@
-"""Layers of Wan's video autoencoders, channels last, each a stream: what is kept between chunks is `vae.ConvCache`'s.
+"""Layers of Wan's video autoencoders, channels last, each a stream: what is kept between chunks is `conv.ConvCache`'s.
 
 A clip's first frame is alone wherever time is halved or doubled: it passes as it is, and groups begin after it. The
 original runs frame 0 and then each group by itself and keeps a cache; a whole clip in one chunk gives the same.
@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sora_jax.distributed.mesh import constrain
+from sora_jax.models.conv import CausalConv, ConvCache, Stride, depth_to_space
 from sora_jax.models.layers import Linear
-from sora_jax.models.vae import CausalConv, ConvCache, Stride, depth_to_space
 
 QUERIES = 1024  # whose scores are computed at a time: large frames take no more memory for them
 

@@ -20,9 +20,9 @@ from flax import nnx
 
 from sora_jax.axes import Latent, Pixels
 from sora_jax.errors import UserError
+from sora_jax.models.conv import CausalConv, ConvCache, Stride, check_clip
 from sora_jax.models.layers import Linear
 from sora_jax.models.tiles import Tiles
-from sora_jax.models.vae import CausalConv, ConvCache, Stride, check_clip
 from sora_jax.models.wan_layers import (
     Downsample,
     FrameAttention,

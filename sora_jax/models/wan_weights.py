@@ -207,6 +207,60 @@ _TABLES = {
 _ROTATED = {"attn1.to_q", "attn1.to_k", "attn1.norm_q.weight", "attn1.norm_k.weight"}
 
 
+def published_tensors(config: WanConfig, leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The inverse of `load_wan`: our parameters, by names such as "blocks/qkv/kernel", as diffusers' tensors."""
+    shapes, out = dict(published_shapes(config)), {}
+    for name, prefix, array in _by_layer(leaves):
+        if name in _TABLES:
+            rows = array.reshape(len(_TABLES[name]), -1)
+            for row, theirs in zip(rows, _TABLES[name], strict=True):
+                out[prefix + theirs] = _neighbours(row, theirs, config)
+            continue
+        layer, part = name.rsplit(".", 1)
+        for theirs, columns in zip(_LINEARS[layer], np.split(array, len(_LINEARS[layer]), -1), strict=True):
+            published = f"{prefix}{theirs}.{'bias' if part == 'bias' else 'weight'}"
+            rows = _neighbours(columns.T, theirs, config)
+            if theirs == "patch_embedding" and part == "kernel":
+                rows = _channels_first(rows, config)
+            out[published] = rows
+    return {name: np.ascontiguousarray(out[name].reshape(shape)) for name, shape in shapes.items()}
+
+
+def published_lora(config: WanConfig, lora: Mapping[str, Any]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Low-rank updates (`models.low_rank`) by diffusers' module, each as PEFT's A [rank, in] and B [out, rank].
+
+    Args:
+      lora: by names such as "blocks/qkv/lora_down".
+    """
+    downs = {
+        f"{prefix}{name}": array for name, prefix, array in _by_layer(lora) if name.endswith("lora_down")
+    }
+    out = {}
+    for name, prefix, up in _by_layer(lora):
+        layer, part = name.rsplit(".", 1)
+        if part != "lora_up":
+            continue
+        sources = _LINEARS[layer]
+        down = np.split(downs[f"{prefix}{layer}.lora_down"], len(sources), -1)
+        for theirs, a, b in zip(sources, down, np.split(up, len(sources)), strict=True):
+            a, b = a.T, _neighbours(b.T, theirs, config)
+            if theirs == "patch_embedding":  # a convolution, and a second of one cell
+                a, b = _channels_first(a, config), b[:, :, None, None, None]
+            out[prefix + theirs] = np.ascontiguousarray(a), np.ascontiguousarray(b)
+    return out
+
+
+def _by_layer(leaves: Mapping[str, Any]) -> Iterator[tuple[str, str, np.ndarray]]:
+    """(our name in a block, diffusers' prefix, array) of each parameter of each layer."""
+    for name, leaf in leaves.items():
+        array, plain = np.asarray(leaf, np.float32), name.replace("/", ".")
+        if plain.startswith("blocks."):
+            for layer, own in enumerate(array):
+                yield plain.removeprefix("blocks."), f"blocks.{layer}.", own
+        else:
+            yield plain, "", array
+
+
 def _fill(array: np.ndarray, name: str, tensors: Mapping[str, np.ndarray], config: WanConfig) -> None:
     """Writes our parameter of a name, layer by layer."""
     if name.startswith("blocks."):
@@ -245,3 +299,16 @@ def _rotated(tensor: np.ndarray, theirs: str, config: WanConfig) -> np.ndarray:
         return tensor
     pairs = tensor.reshape(config.heads, config.head_width // 2, 2, -1)
     return np.swapaxes(pairs, 1, 2).reshape(tensor.shape)
+
+
+def _neighbours(rows: np.ndarray, theirs: str, config: WanConfig) -> np.ndarray:
+    """The inverse of `_rotated`."""
+    if theirs not in _ROTATED:
+        return rows
+    pairs = rows.reshape(config.heads, 2, config.head_width // 2, -1)
+    return np.swapaxes(pairs, 1, 2).reshape(rows.shape)
+
+
+def _channels_first(rows: np.ndarray, config: WanConfig) -> np.ndarray:
+    """Rows of a token's numbers (time, height, width, channel) as a convolution's kernels."""
+    return np.moveaxis(rows.reshape(len(rows), *config.patch, config.channels), -1, 1)

@@ -138,8 +138,15 @@ def _views(
     return {name: tensors[name] for name in entries}
 
 
-def write_weights(tensors: Mapping[str, np.ndarray], path: pathlib.Path, dtype: str) -> None:
+def write_weights(
+    tensors: Mapping[str, np.ndarray],
+    path: pathlib.Path,
+    dtype: str,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Writes tensors as one type, of `SAVED`; the file is complete or absent.
+
+    `metadata`: texts for the file's header.
 
     Raises:
       UserError: there is no such type, or it doesn't hold some weight.
@@ -158,4 +165,4 @@ def write_weights(tensors: Mapping[str, np.ndarray], path: pathlib.Path, dtype: 
                 f"{float(ml_dtypes.finfo(kept).max):g}: save the weights as bfloat16."
             )
     with atomic_path(path) as temporary:
-        safetensors.numpy.save_file(out, temporary)
+        safetensors.numpy.save_file(out, temporary, None if metadata is None else dict(metadata))

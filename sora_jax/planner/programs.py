@@ -103,6 +103,10 @@ def make_step_spec(config: ConfigDict, step: str, topology: Topology) -> StepSpe
             "Distillation can't be planned: plan the training of its teacher's architecture, of which a step takes "
             "about three fifths as much."
         )
+    if loop.objective == "finetune":
+        raise UserError(
+            "Training on top of an open model can't be planned yet: plan a transformer of its width."
+        )
     if step == "sample" and loop.objective != "dit":
         raise UserError("An autoencoder has no sampler: plan its training, or a transformer's --step sample.")
     shape = loop.mesh

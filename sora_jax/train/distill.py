@@ -177,7 +177,7 @@ class DistillObjective(DiTObjective):
         """Of the student's forward and backward pass, half a batch of the teacher's passes and of two steps."""
         return super().flops(batch) * (3 + Guidance(self.distill.guidance).passes() / 2 + 1) / 3
 
-    def bundle(self, name: str, vae: VAE, dit: DiT | None = None) -> Bundle:
+    def bundle(self, name: str, vae: VAE, dit: Any = None) -> Bundle:
         sampling = Sampling(steps=4, guidance=self.distill.guidance, distilled=True)
         return dataclasses.replace(super().bundle(name, vae, dit), sampling=sampling)
 

@@ -8,7 +8,7 @@ import itertools
 import pathlib
 import sys
 from collections.abc import Callable
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import grain
 import jax
@@ -120,7 +120,7 @@ class Sheets(Protocol):
     def check(self) -> None:
         """Tries what sheets will need; raises UserError where they can't be drawn."""
 
-    def draw(self, model: DiT, step: int) -> PIL.Image.Image | None:
+    def draw(self, model: Any, step: int) -> PIL.Image.Image | None:
         """The sheet; None where there is nothing to show."""
 
 
@@ -137,12 +137,18 @@ class DiTObjective:
     ) -> None:
         """Args: `sheets` makes what draws sheets of samples (`train.sheets`); None: no sheet is drawn."""
         self.workdir = workdir
-        self.init_from = config.get("init_from", "")
+        self.data_config = component(DataConfig, config.data, "data")
+        self.latents = component(LatentsConfig, config.latents, "latents")
+        self.read_model(config)
+        self.sheets = sheets(self) if sheets and config.get("log", {}).get("sheet_every", 0) else None
+
+    def read_model(self, config: ConfigDict) -> None:
+        """Takes from a configuration what says which model is trained, and how."""
+        self.init_from, self.autoencoder = config.get("init_from", ""), config.autoencoder
+        self._vae: VAE | None = None
         self.dit = component(DiTConfig, config.dit, "dit")
         self.text = component(TextConfig, config.text, "text")
         self.flow = component(FlowConfig, config.flow, "flow")
-        self.data_config = component(DataConfig, config.data, "data")
-        self.latents = component(LatentsConfig, config.latents, "latents")
         own = {"patch": self.dit.patch, "coords": self.dit.coords}
         self.pipeline = component(PipelineConfig, dict(config.pipeline) | own, "pipeline")
         if self.flow.routing and self.dit.layers < 3:
@@ -150,9 +156,11 @@ class DiTObjective:
                 f"config.flow.routing={self.flow.routing:g} has no layers to skip between the first and the last of "
                 f"{self.dit.layers}: set 0, or more layers."
             )
-        self.autoencoder = config.autoencoder
-        self.sheets = sheets(self) if sheets and config.get("log", {}).get("sheet_every", 0) else None
-        self._vae: VAE | None = None
+
+    @property
+    def template(self) -> Any:
+        """The transformer's shapes."""
+        return jax.eval_shape(lambda: DiT(self.dit, rngs=nnx.Rngs(0)))
 
     def init(self, key: jax.Array) -> DiT:
         # Before hours of encoding.
@@ -166,36 +174,26 @@ class DiTObjective:
         keys = dict(zip(("sigma", "noise", "drop", "text"), jax.random.split(key, 4), strict=True))
         seen = self.drop_captions(batch, keys["drop"])
         B, K = batch.patches.shape[0], self.pipeline.max_segments
-        generated = (batch.segment_ids > 0) & ~batch.conditioning_mask
         # A segment's σ is shifted by all its tokens, conditioning too: its redundancy comes from them.
         lengths = jnp.sum(batch.segment_ids[:, :, None] == jnp.arange(K + 1), axis=1)
         drawn = (B, K + 1 if self.flow.sigma_per == "segment" else 1)
         segment_sigma = flow.draw_sigma(keys["sigma"], drawn, self.flow.mean, self.flow.deviation)
         segment_sigma = flow.shift(segment_sigma, flow.shift_factor(lengths, self.flow.base_tokens))
-        sigma = jnp.minimum(
-            gather_sigmas(segment_sigma, batch.condition_segment_ids), batch.condition_init_sigma
-        )
         blur = self.flow.text_noise * jax.random.normal(keys["text"], batch.text.shape)
+        noisy, target, sigma = add_noise(batch, segment_sigma, keys["noise"])
         token_sigma = gather_sigmas(sigma, batch.condition_ids)[..., None]
-        noise = jax.random.normal(keys["noise"], batch.patches.shape)
         seen = dataclasses.replace(seen, text=rms_norm(batch.text) + blur)
-        noisy = flow.interpolate(batch.patches, noise, token_sigma)
-        target = flow.velocity(batch.patches, noise)
         share = self.flow.routing
         routing = {"routing": Routing(jax.random.fold_in(key, 0), share)} if share else {}
         predicted = model(noisy, seen, sigma, **routing)
         if self.flow.self_guidance > 1:
             uncaptioned = jax.lax.stop_gradient(model)(noisy, without_caption(seen), sigma, **routing)
             target = self.guided_target(target, predicted, uncaptioned, seen, token_sigma)
-        error = jnp.mean(jnp.square(predicted - target), axis=-1)
-        count = jnp.maximum(jnp.sum(generated), 1)
-        clean_error = jnp.sum(error * jnp.square(token_sigma[..., 0]) * generated) / count
-        loss = jnp.sum(error * generated) / count
+        loss, metrics = velocity_error(predicted, target, batch, token_sigma)
         if self.flow.contrast:  # half a sequence on there is mostly another segment
             other = jnp.roll(target, target.shape[1] // 2, axis=1)
-            away = jnp.mean(jnp.square(predicted - other), axis=-1)
-            loss -= self.flow.contrast * jnp.sum(away * generated) / count
-        return loss, {"clean_error": clean_error}
+            loss -= self.flow.contrast * velocity_error(predicted, other, batch, token_sigma)[0]
+        return loss, metrics
 
     def guided_target(
         self,
@@ -267,7 +265,13 @@ class DiTObjective:
         own_shards(share, self.pipeline.shards, self.pipeline.batch_size)
         self.check()  # before hours of encoding
         records = encode_sources(
-            self.latents, self.data_config, self.vae, self.text, self.latents_folder, self.sources
+            self.latents,
+            self.data_config,
+            self.vae,
+            self.text,
+            self.latents_folder,
+            self.sources,
+            self.text_encoder,
         )
         return make_pipeline(self.pipeline, records, share)
 
@@ -280,7 +284,9 @@ class DiTObjective:
             return []
         latents = dataclasses.replace(self.latents, clips=clips)
         data = dataclasses.replace(self.data_config, split="validation", clips=clips)
-        records = encode_sources(latents, data, self.vae, self.text, self.latents_folder / "heldout", sources)
+        records = encode_sources(
+            latents, data, self.vae, self.text, self.latents_folder / "heldout", sources, self.text_encoder
+        )
         # Few bins, since all are to be filled before the first sequence is full.
         bins = min(self.pipeline.num_packing_bins, 8)
         pipeline = dataclasses.replace(self.pipeline, num_packing_bins=bins, prefetch=0)
@@ -353,7 +359,7 @@ class DiTObjective:
             text_len=sizes.text_len,
         )
 
-    def bundle(self, name: str, vae: VAE, dit: DiT | None = None) -> Bundle:
+    def bundle(self, name: str, vae: VAE, dit: Any = None) -> Bundle:
         """A model of this run, as `pipeline.Pipeline` and `save_bundle` take it."""
         # What has learned its guidance is sampled without.
         sampling = Sampling(guidance=1.0) if self.flow.self_guidance > 1 else Sampling()
@@ -370,6 +376,31 @@ class DiTObjective:
     def tokens(self, batch: PackedBatch) -> tuple[int, int]:
         return int(np.count_nonzero(batch.segment_ids)), batch.segment_ids.size
 
-    def sample_sheet(self, model: DiT, step: int) -> PIL.Image.Image | None:
+    def sample_sheet(self, model: Any, step: int, *frozen: Any) -> PIL.Image.Image | None:
         """The sheet of `train.sheets`; None where this objective was made without one."""
         return self.sheets.draw(model, step) if self.sheets else None
+
+
+def add_noise(
+    batch: PackedBatch, segment_sigma: jax.Array, key: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Noisy patches and the velocity to learn, both [B, N, P], and the σ of each condition [B, S].
+
+    Args:
+      segment_sigma: of each segment [B, K + 1], or one for all [B, 1].
+    """
+    sigma = jnp.minimum(gather_sigmas(segment_sigma, batch.condition_segment_ids), batch.condition_init_sigma)
+    noise = jax.random.normal(key, batch.patches.shape)
+    noisy = flow.interpolate(batch.patches, noise, gather_sigmas(sigma, batch.condition_ids)[..., None])
+    return noisy, flow.velocity(batch.patches, noise), sigma
+
+
+def velocity_error(
+    predicted: jax.Array, target: jax.Array, batch: PackedBatch, token_sigma: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Mean square of a velocity's error [B, N, P] over the generated tokens, and that of the clean patches it means."""
+    generated = (batch.segment_ids > 0) & ~batch.conditioning_mask
+    error = jnp.mean(jnp.square(predicted - target), axis=-1)
+    count = jnp.maximum(jnp.sum(generated), 1)
+    clean_error = jnp.sum(error * jnp.square(token_sigma[..., 0]) * generated) / count
+    return jnp.sum(error * generated) / count, {"clean_error": clean_error}

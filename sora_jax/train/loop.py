@@ -128,16 +128,22 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Object
         closing.enter_context(contextlib.closing(log))
         # What a host does for itself, such as encoding clips, happens outside of the mesh.
         data = iter(objective.data(config, share))
-        heldout = prepare_heldout(objective, mesh, share, root, loop, start, log)
-        update = jax.jit(step_fn, donate_argnums=0, out_shardings=(placed, sharding(mesh, "")))
         frozen = place_frozen(objective, mesh)
+        heldout = prepare_heldout(objective, mesh, share, root, loop, start, log, frozen)
+        update = jax.jit(step_fn, donate_argnums=0, out_shardings=(placed, sharding(mesh, "")))
 
         if start:
             templates = jax.tree.map(lambda leaf, kept: leaf.update(sharding=kept), abstract, placed)
             state = TrainState.of(checkpoints.restore(templates.trees(), data))
         else:
+            initial = getattr(objective, "initial", None)
+            given = () if initial is None else (jax.device_put(initial, placed.params),)
+            del initial
             with jax.set_mesh(mesh):
-                state = jax.jit(init, out_shardings=placed)(root)
+                state = jax.jit(init, out_shardings=placed, donate_argnums=range(1, 1 + len(given)))(
+                    root, *given
+                )
+            del given
 
         profiler = Profiler(workdir, loop.log.profile_steps, log.say)
         closing.enter_context(contextlib.closing(profiler))
@@ -190,7 +196,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Object
                 if save_due:
                     checkpoints.save(step, state.trees(), data)
                 if sheet_due:
-                    log.sheet(step, draw_sheet(objective, mesh, state, step, log))
+                    log.sheet(step, draw_sheet(objective, mesh, state, step, log, frozen))
         checkpoints.wait()
         log.end(step)
     return state
@@ -199,11 +205,11 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str], objective: Object
 def make_steps(objective: Objective, config: OptimConfig) -> tuple[Callable, Callable]:
     """Training as pure functions: `init(key) -> TrainState`, `step(state, batch, key, *frozen) -> (state, metrics)`.
 
-    `key` is the root: every draw folds the step in, so no key is ever saved.
+    `key` is the root: every draw folds the step in, so no key is ever saved. `init` takes a model to begin with too.
     """
 
-    def init(key: jax.Array) -> TrainState:
-        params = objective.init(jax.random.fold_in(key, 0))
+    def init(key: jax.Array, *given: Any) -> TrainState:
+        [params] = given or [objective.init(jax.random.fold_in(key, 0))]
         optimizer = make_optimizer(config, params)
         copy = lambda kept: jax.tree.map(lambda p: jnp.array(p, jnp.float32), params) if kept else None
         ema, long_ema = copy(config.ema_decay or config.ema_lengths), copy(config.ema_lengths)
@@ -288,14 +294,21 @@ def _advice(workdir: pathlib.Path) -> str:
 
 
 def prepare_heldout(
-    objective: Objective, mesh: Mesh, share: Share, root: jax.Array, loop: LoopConfig, start: int, log: RunLog
+    objective: Objective,
+    mesh: Mesh,
+    share: Share,
+    root: jax.Array,
+    loop: LoopConfig,
+    start: int,
+    log: RunLog,
+    frozen: Sequence[Any] = (),
 ) -> HeldOut | None:
     """What measures the held-out loss; None where none is due from step `start` on, or nothing is held out."""
     every = loop.log.heldout_every
     if not every or start // every == loop.steps // every:
         return None
     if batches := objective.heldout_data(share, loop.log.heldout_batches):
-        return HeldOut(objective, mesh, batches, root, place_frozen(objective, mesh))
+        return HeldOut(objective, mesh, batches, root, frozen)
     log.say("no held-out loss: the data have no validation split, or too little for one")
     return None
 
@@ -312,25 +325,25 @@ def try_sheet() -> None:
 
 
 def draw_sheet(
-    objective: Objective, mesh: Mesh, state: TrainState, step: int, log: RunLog
+    objective: Objective, mesh: Mesh, state: TrainState, step: int, log: RunLog, frozen: Sequence[Any] = ()
 ) -> PIL.Image.Image | None:
     """The objective's sheet of samples. Of several hosts the first draws it, on one device that holds all the model.
 
     A sheet that can't be drawn doesn't end the run: the log says why there is none.
     """
 
-    def sample(model: Any) -> PIL.Image.Image | None:
+    def sample(model: Any, *frozen: Any) -> PIL.Image.Image | None:
         try:
-            return objective.sample_sheet(model, step)
+            return objective.sample_sheet(model, step, *frozen)
         except Exception as error:
             log.say(f"no sheet of samples at step {step}: {type(error).__name__}: {error}")
             return None
 
     if jax.process_count() == 1:
         with jax.set_mesh(mesh):
-            return sample(state.shown)
-    whole = gathered(mesh, state.shown)
-    sheet = sample(whole) if jax.process_index() == 0 else None
+            return sample(state.shown, *frozen)
+    whole = [gathered(mesh, tree) for tree in (state.shown, *frozen)]
+    sheet = sample(*whole) if jax.process_index() == 0 else None
     barrier()
     return sheet
 

@@ -18,6 +18,7 @@ from sora_jax.config import component, sections_of
 from sora_jax.errors import UserError, nearest
 from sora_jax.train.distill import DistillObjective, DistillRun
 from sora_jax.train.dit import DiTObjective, DiTRun, Sheets
+from sora_jax.train.finetune import FinetuneObjective, FinetuneRun
 from sora_jax.train.loop_config import LoopConfig, read_loop_config
 from sora_jax.train.protocol import Objective
 from sora_jax.train.vae import VAEObjective, VAERun
@@ -26,8 +27,14 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "dit": DiTObjective,
     "vae": VAEObjective,
     "distill": DistillObjective,
+    "finetune": FinetuneObjective,
 }
-RUNS: dict[str, type[LoopConfig]] = {"dit": DiTRun, "vae": VAERun, "distill": DistillRun}
+RUNS: dict[str, type[LoopConfig]] = {
+    "dit": DiTRun,
+    "vae": VAERun,
+    "distill": DistillRun,
+    "finetune": FinetuneRun,
+}
 
 # What a finished run is good for: commands, in which WORKDIR stands for its folder and DATA for the flag that names its
 # data, where these aren't toyworld alone. Toyworld's oracle reads nothing else.
@@ -38,6 +45,10 @@ NEXT = {
         "sora-jax evaluate toyworld --model WORKDIR",
     ),
     "distill": ('sora-jax generate "WORDS OF YOUR CAPTIONS" --model WORKDIR',),
+    "finetune": (
+        'sora-jax generate "WORDS OF YOUR CAPTIONS" --model WORKDIR',
+        "sora-jax export WORKDIR --to FOLDER",
+    ),
     "vae": (
         "sora-jax evaluate vae FILE --model WORKDIR",
         "sora-jax train --config toyworld_dit --workdir runs/dit --config.autoencoder=WORKDIR DATA",
@@ -95,7 +106,7 @@ def make_objective(
         )
     config = complete(config)
     check_run(config)
-    for name in ("patch", "coords") if config.objective != "vae" else ():
+    for name in ("patch", "coords") if "dit" in config else ():
         if (own := config.pipeline.get(name)) not in (None, config.dit[name]):
             raise UserError(
                 f"config.pipeline.{name} is {own} and config.dit.{name} is {config.dit[name]}: they are one setting, "

@@ -25,7 +25,11 @@ class Objective(Protocol):
     schema: ClassVar[type[LoopConfig]]
 
     def init(self, key: jax.Array) -> Any:
-        """A fresh model."""
+        """A fresh model.
+
+        An objective that has an attribute `initial`, a model of the same shapes, begins with that instead. It is read
+        outside of any program, only where a run begins.
+        """
 
     def loss(
         self, model: Any, batch: Any, key: jax.Array, *frozen: Any
@@ -47,8 +51,8 @@ class Objective(Protocol):
     def tokens(self, batch: Any) -> tuple[int, int]:
         """Tokens of a batch of this host, and positions that they could have taken, padding included."""
 
-    def sample_sheet(self, model: Any, step: int) -> PIL.Image.Image | None:
-        """A picture of what the model does by now; None where there is nothing to show."""
+    def sample_sheet(self, model: Any, step: int, *frozen: Any) -> PIL.Image.Image | None:
+        """A picture of what the model does by now; None where there is nothing to show. `frozen` as for `loss`."""
 
     def data_summary(self) -> DataSummary | None:
         """What the data are and what of them was skipped; None where there is nothing to say."""

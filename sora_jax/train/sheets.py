@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import functools
 import sys
+from typing import Any
 
-import jax
 import PIL.Image
-from flax import nnx
 from tqdm import tqdm
 
 from sora_jax.data.sources import make_sheet_sources
 from sora_jax.errors import UserError
 from sora_jax.media.clip import Clip
 from sora_jax.media.contact_sheet import contact_sheet
-from sora_jax.models.dit import DiT
 from sora_jax.pipeline.pipeline import Pipeline, Request
 from sora_jax.train.dit import DiTObjective
 
@@ -40,7 +38,7 @@ class ClipSheets:
         """
         data = self.objective.data_config
         sources = make_sheet_sources(data, CLIPS)
-        pipeline = self._pipeline(jax.eval_shape(lambda: DiT(self.objective.dit, rngs=nnx.Rngs(0))))
+        pipeline = self._pipeline(self.objective.template)
         shown: list[tuple[Clip, Request, str]] = []
         for number in range(CLIPS):
             source, held_out = sources[number % len(sources)]
@@ -49,9 +47,8 @@ class ClipSheets:
             label = prompt + ("" if held_out else " (a training clip)")
             for resolution in (min(clip.video.size), min(data.resolutions)):
                 size = tuple(round(side * resolution / min(clip.video.size)) for side in clip.video.size)
-                request = Request(
-                    prompt, frames=len(clip.video), size=(size[0], size[1]), fps=clip.video.fps, steps=20
-                )
+                shape = {"frames": len(clip.video), "size": size, "fps": clip.video.fps}
+                request = Request(prompt, **pipeline.request_defaults(shape | {"steps": 20}))
                 try:
                     pipeline.check(request)
                 except UserError as error:
@@ -63,7 +60,7 @@ class ClipSheets:
                 tqdm.write(f"note: sheets of samples leave {clip.key} out: {reason}", file=sys.stderr)
         return shown
 
-    def draw(self, model: DiT, step: int) -> PIL.Image.Image | None:
+    def draw(self, model: Any, step: int) -> PIL.Image.Image | None:
         """What the model makes of the captions, next to the clips that they describe."""
         if not self.clips:
             return None
@@ -73,7 +70,7 @@ class ClipSheets:
         labels = [label for prompt in prompts for label in (prompt, f"step {step}")]
         return contact_sheet(videos, labels, columns=2)
 
-    def _pipeline(self, model: DiT) -> Pipeline:
+    def _pipeline(self, model: Any) -> Pipeline:
         run = self.objective
         return Pipeline(run.bundle("run", run.vae, model), run.text_encoder)
 

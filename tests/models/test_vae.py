@@ -10,7 +10,7 @@ from flax import nnx
 
 from sora_jax.backend import ONEDNN
 from sora_jax.errors import UserError
-from sora_jax.models import vae
+from sora_jax.models import conv
 from sora_jax.models.layers import Linear
 from sora_jax.models.vae import VAE, VAEConfig
 
@@ -120,7 +120,7 @@ def test_no_frame_sees_a_later_latent_frame(model, latent):
 def test_a_block_begins_as_the_identity():
     x = jnp.asarray(RNG.normal(size=(1, 2, 4, 4, 6)), jnp.float32)
     block = vae.Block(6, rngs=nnx.Rngs(0))
-    np.testing.assert_array_equal(jax.jit(lambda x: block(x, vae.ConvCache()))(x), x)
+    np.testing.assert_array_equal(jax.jit(lambda x: block(x, conv.ConvCache()))(x), x)
 
 
 @pytest.mark.parametrize("stride", [(2, 2, 2), (1, 2, 2), (4, 1, 3)])
@@ -174,7 +174,7 @@ def test_the_causal_convolution_is_one_on_every_path(backend, monkeypatch):
         for shape in ((2, 5, 4, 6, 3), (3, 3, 3, 3, 4), (2, 3, 4, 6, 4))
     )
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    out, pull = jax.vjp(lambda x, kernel: vae.causal_conv(x, kernel), x, kernel)
+    out, pull = jax.vjp(lambda x, kernel: conv.causal_conv(x, kernel), x, kernel)
     dx, dkernel = pull(back)
     np.testing.assert_allclose(out, _sum_over_taps(x, kernel), atol=1e-4)
     # The map is linear in each argument: its gradients are right if they give the same inner products.
@@ -194,11 +194,11 @@ def test_the_causal_convolution_is_one_on_every_path(backend, monkeypatch):
 )
 def test_which_form_the_convolution_takes(monkeypatch, backend, flags, three_axes):
     x, kernel = jnp.ones((1, 3, 4, 4, 2)), jnp.ones((3, 3, 3, 2, 2))
-    calls, real = [], vae._conv3d
-    monkeypatch.setattr(vae, "_conv3d", lambda *arguments: calls.append(1) or real(*arguments))
+    calls, real = [], conv._conv3d
+    monkeypatch.setattr(conv, "_conv3d", lambda *arguments: calls.append(1) or real(*arguments))
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     monkeypatch.setenv("XLA_FLAGS", flags)
-    vae.causal_conv(x, kernel)
+    conv.causal_conv(x, kernel)
     assert bool(calls) == three_axes
 
 

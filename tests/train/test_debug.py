@@ -6,6 +6,7 @@ import json
 import pathlib
 
 import pytest
+from helpers.diffusers_folder import golden, write_folder
 from helpers.tiny_model import TINY_VAE, tiny_bundle
 
 from sora_jax.checkpoints.bundle import save_bundle
@@ -15,10 +16,11 @@ from sora_jax.train.config_files import shipped
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> pathlib.Path:
-    """A folder of bundled models, whose "toyworld" compiles faster."""
+    """A folder of bundled models, whose "toyworld" compiles faster, and of a diffusers model."""
     folder = tmp_path_factory.mktemp("bundled")
     bundle = tiny_bundle(absolute=True, pooled_text=True, reference_frames=True)
     save_bundle(bundle, folder / "toyworld", dtype="float32")
+    write_folder(folder / "tiny-wan", golden("wan_pipeline_unipc"))
     return folder
 
 
@@ -27,6 +29,7 @@ FLAGS = {
     "toyworld_dit": [f"--config.dit.channels={TINY_VAE['channels']}"],
     "ladder": [f"--config.dit.channels={TINY_VAE['channels']}", "--config.dit.attention=reference"],
     "distill": ["--config.dit.attention=reference"],
+    "finetune_wan": ["--config.pretrained=FOLDER/tiny-wan"],
 }
 
 
@@ -39,7 +42,7 @@ SLOW = ("ladder", "moving_mnist")
 )
 def test_a_debug_run_has_all_parts_of_a_run(name, tmp_path, tiny, capsys, monkeypatch):
     monkeypatch.setattr("sora_jax.checkpoints.bundle.BUNDLED", tiny)
-    flags = FLAGS.get(name, [])
+    flags = [flag.replace("FOLDER", str(tiny)) for flag in FLAGS.get(name, [])]
     assert command.main([f"--config={name}:debug", f"--workdir={tmp_path}", *flags]) == 0
     assert "done: 10 steps" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "sheets").iterdir()] == ["step_0000010.png"]

@@ -1,0 +1,81 @@
+"""`sora-jax export`: what a run learned, as a LoRA file or a diffusers folder, is what the run's own model does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from finetune_write import write_run
+from helpers.diffusers_folder import golden, write_folder
+from helpers.parity import relative_error
+from helpers.tiny_run import tiny_config as tiny_dit_config
+from wan_check import run as velocity
+
+import sora_jax
+from sora_jax.checkpoints.finetuned import load_lora, lora_config
+from sora_jax.cli.main import cli
+from sora_jax.models.low_rank import with_lora
+
+TINY = golden("wan_tiny")
+NAMES = ("lora", "full")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Two runs, and their exports."""
+    place = tmp_path_factory.mktemp("export")
+    base = write_folder(place / "tiny-wan", golden("wan_pipeline_unipc"))
+    write_run(place / "lora", base, lora__alpha="8")
+    write_run(place / "full", base, lora__rank="0")
+    for name in NAMES:
+        result = CliRunner().invoke(cli, ["export", str(place / name), "--to", str(place / f"{name}-out")])
+        assert result.exit_code == 0, result.output
+    return place
+
+
+def test_an_exported_lora_merges_to_what_the_run_does(place):
+    """Alpha is twice the rank: a file that left it out would be off."""
+    base = sora_jax.load(place / "tiny-wan").dit
+    unmerged = velocity(with_lora(base, load_lora(place / "lora"), lora_config(place / "lora")), TINY)
+    merged = velocity(sora_jax.load(place / "lora").dit, TINY)
+    file = place / "lora-out" / "pytorch_lora_weights.safetensors"
+    exported = velocity(sora_jax.load(place / "tiny-wan", lora=file).dit, TINY)
+    assert relative_error(merged, unmerged) < 1e-5
+    assert relative_error(exported, unmerged) < 1e-5
+    assert relative_error(velocity(base, TINY), unmerged) > 0.01
+
+
+def test_an_exported_folder_is_the_runs_model(place):
+    own, exported = (sora_jax.load(place / name) for name in ("full", "full-out"))
+    for leaf, other in zip(jax.tree.leaves(own.dit), jax.tree.leaves(exported.dit), strict=True):
+        np.testing.assert_array_equal(leaf, other)
+    base = sora_jax.load(place / "tiny-wan").dit
+    assert relative_error(velocity(base, TINY), velocity(own.dit, TINY)) > 0.01
+    assert exported.sampling == own.sampling
+    given = {path.relative_to(place / "tiny-wan") for path in (place / "tiny-wan").rglob("*")}
+    assert {path.relative_to(place / "full-out") for path in (place / "full-out").rglob("*")} == given
+
+
+def test_what_can_not_be_exported_is_said(place, tmp_path):
+    def says(*words):
+        result = CliRunner().invoke(cli, ["export", *map(str, words)])
+        return str(result.exception)
+
+    assert "is there already" in says(place / "lora", "--to", place / "lora-out")
+    assert "choose one of" in says(place / "lora", "--to", tmp_path / "x", "--weights", "int4")
+    assert "no checkpoint of step 7" in says(place / "lora", "--to", tmp_path / "x", "--step", 7)
+    assert "holds no training run" in says(tmp_path, "--to", tmp_path / "x")
+    other = tmp_path / "dit"
+    other.mkdir()
+    (other / "config.json").write_text(json.dumps(tiny_dit_config(tmp_path, 3).to_dict()))
+    assert "is of objective dit: runs on top of a diffusers folder" in says(other, "--to", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+    moved = tmp_path / "moved"
+    shutil.copytree(place / "lora", moved)
+    config = json.loads((moved / "config.json").read_text()) | {"pretrained": "nowhere"}
+    (moved / "config.json").write_text(json.dumps(config))
+    assert "trained on top of 'nowhere', which isn't there" in says(moved, "--to", tmp_path / "x")
