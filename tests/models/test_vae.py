@@ -10,7 +10,7 @@ from flax import nnx
 
 from sora_jax.backend import ONEDNN
 from sora_jax.errors import UserError
-from sora_jax.models import conv
+from sora_jax.models import conv, vae
 from sora_jax.models.layers import Linear
 from sora_jax.models.vae import VAE, VAEConfig
 
@@ -127,9 +127,9 @@ def test_a_block_begins_as_the_identity():
 def test_unfold_undoes_fold(stride):
     a, b, c = stride
     x = np.arange(2 * 2 * a * 3 * b * 2 * c * 5).reshape(2, 2 * a, 3 * b, 2 * c, 5)
-    folded = vae.space_to_depth(x, stride)
+    folded = conv.space_to_depth(x, stride)
     assert folded.shape == (2, 2, 3, 2, a * b * c * 5)
-    np.testing.assert_array_equal(vae.depth_to_space(folded, stride), x)
+    np.testing.assert_array_equal(conv.depth_to_space(folded, stride), x)
     np.testing.assert_array_equal(folded[1, 1, 2, 0], x[1, a:, 2 * b :, :c].ravel())
 
 
@@ -143,7 +143,7 @@ def test_the_wavelet_is_orthonormal_and_its_own_inverse():
 
 def test_the_wavelet_of_a_still_flat_cube_is_one_coefficient_a_colour():
     cube = np.broadcast_to(np.array([0.1, 0.2, 0.3], np.float32), (1, 2, 2, 2, 3))
-    coefficients = np.asarray(vae.haar(vae.space_to_depth(cube, (2, 2, 2)))).reshape(8, 3)
+    coefficients = np.asarray(vae.haar(conv.space_to_depth(cube, (2, 2, 2)))).reshape(8, 3)
     np.testing.assert_allclose(coefficients[0], np.sqrt(8) * np.array([0.1, 0.2, 0.3]), rtol=1e-5)
     np.testing.assert_allclose(coefficients[1:], 0, atol=1e-6)
 
