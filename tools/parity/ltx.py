@@ -116,8 +116,12 @@ def write_transformer(path: pathlib.Path, config: dict[str, Any]) -> None:
 
 
 def write_schedules(path: pathlib.Path) -> None:
-    """Sigmas of LTXPipeline with the schedulers of published versions, by tokens and steps."""
+    """Sigmas of LTXPipeline by tokens and steps, with the conversion script's scheduler and without its end.
+
+    "linear_STEPS" are those of LTXConditionPipeline, whose scheduler doesn't shift.
+    """
     from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
+    from diffusers.pipelines.ltx.pipeline_ltx_condition import linear_quadratic_schedule
 
     settings = {
         "use_dynamic_shifting": True,
@@ -135,6 +139,10 @@ def write_schedules(path: pathlib.Path) -> None:
                 mu = calculate_shift(tokens, 1024, 4096, 0.95, 2.05)
                 scheduler.set_timesteps(steps, sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
                 arrays[f"{kind}_{tokens}_{steps}"] = scheduler.sigmas.numpy()
+    for steps in (1, 2, 3, 8, 50):
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+        scheduler.set_timesteps(timesteps=linear_quadratic_schedule(steps) * 1000)
+        arrays[f"linear_{steps}"] = scheduler.sigmas.numpy()
     np.savez_compressed(path, versions=versions(), config=json.dumps(settings), **arrays)
 
 
