@@ -3,18 +3,19 @@
 A latent cell spans 8 frames of 32×32 pixels; 1 + 8k frames are 1 + k latent frames. From 0.9.1 on the decoder does the
 last step of denoising: it is given a latent with a little noise (`add_noise`) and its timestep.
 
-The encoder is causal and streams as `vae.VAE`'s does. Published decoders see later frames, so they take whole clips:
-`decode_chunk` refuses where the configuration doesn't say decoder_causal.
+The encoder is causal and streams as `vae.VAE`'s does. Published decoders see later frames, so they take whole clips, or
+windows that overlap (`decode_windows`); `decode_chunk` refuses where the configuration doesn't say decoder_causal.
 
 Modules are called as in diffusers' files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from sora_jax.axes import Latent, Pixels
@@ -146,6 +147,46 @@ class LTXVAE(nnx.Module):
         timestep_b = jnp.broadcast_to(jnp.asarray(own, jnp.float32), latent.shape[:1])
         x = self.decoder(jnp.asarray(latent).astype(self.config.dtype), kept, timestep_b, noise)
         return unpatchify(x, self.config.patch_size).astype(jnp.float32)
+
+
+def decode_windows(
+    model: LTXVAE,
+    latent_btyxc: Latent,
+    frames: int,
+    overlap: int,
+    timestep_b: jax.Array | float | None = None,
+) -> Iterator[np.ndarray]:
+    """Decodes a raw latent in windows of time, for decoders that take no stream: memory is a window's.
+
+    A window has `frames` latent frames of its own and `overlap` more on either side, of which nothing is kept. With as
+    much overlap as the decoder sees (`config.reach`) windows are the whole, up to rounding; most of that has little
+    effect. All have one length, so one compiled program serves them.
+
+    Yields:
+      float32[B,n,Y,X,3]: the first window gives 1 + 8(frames − 1) frames, later ones 8 for each latent frame.
+
+    Raises:
+      UserError: as `LTXVAE.decode`; or `frames` is less than 1, or `overlap` less than 0.
+    """
+    if frames < 1 or overlap < 0:
+        raise UserError(
+            f"A clip can't be decoded {frames} latent frames at a time with an overlap of {overlap}: at least 1 and 0."
+        )
+    count, group = latent_btyxc.shape[1], model.config.compression[0]
+    # One more before: the first latent frame of a window shows one video frame alone.
+    size = min(count, frames + 2 * overlap + 1)
+    for start in range(0, count, frames):
+        end = min(start + frames, count)
+        begin = min(max(start - overlap - 1, 0), count - size)
+        window = latent_btyxc[:, begin : begin + size]
+        clip = np.asarray(_decode_window(model, window, timestep_b))
+        shown = [0 if latent == 0 else group * (latent - 1) + 1 for latent in (start, end)]
+        yield clip[:, shown[0] - group * begin : shown[1] - group * begin]
+
+
+@jax.jit
+def _decode_window(model: LTXVAE, latent: jax.Array, timestep: jax.Array | float | None) -> jax.Array:
+    return model.decode(latent, timestep)
 
 
 def add_noise(latent: Latent, noise: Latent, scale: float = DECODE_NOISE) -> Latent:

@@ -259,6 +259,16 @@ class LTXVAEConfig:
         return out
 
     @property
+    def reach(self) -> int:
+        """Latent frames that a decoder which isn't causal sees on either side: 24 in 0.9.0, 31 in 0.9.1, 22 later."""
+        convolutions, rate = 1 + 2.0 * self.decoder_layers_per_block[-1], 1
+        for up in self.ups:
+            convolutions += (2 * (up.width_in != up.width_out) + up.upsampled) / rate
+            rate *= 1 + up.upsampled
+            convolutions += 2 * up.blocks / rate
+        return math.ceil(convolutions + 1 / rate)
+
+    @property
     def _begins_with_width(self) -> bool:
         return self.down_block_types[-1:] == (_NEW,)
 

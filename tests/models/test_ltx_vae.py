@@ -16,7 +16,7 @@ from sora_jax.checkpoints.ltx_vae_weights import diffusers_names, load_ltx_vae, 
 from sora_jax.checkpoints.store import named_leaves
 from sora_jax.errors import UserError
 from sora_jax.models.ltx_layers import fold, unfold
-from sora_jax.models.ltx_vae import LTXVAE, add_noise
+from sora_jax.models.ltx_vae import LTXVAE, add_noise, decode_windows
 from sora_jax.models.ltx_vae_config import LTX_0_9_0, LTX_0_9_1, LTX_0_9_5, LTXVAEConfig
 from sora_jax.models.tiles import Tiles, decode_stream, encode_stream
 
@@ -27,6 +27,7 @@ from ltx_vae_check import check, decode, encode, model_of  # noqa: E402
 VERSIONS = ("0_9_0", "0_9_1", "0_9_5", "causal")
 PUBLISHED = {"0_9_0": LTX_0_9_0, "0_9_1": LTX_0_9_1, "0_9_5": LTX_0_9_5}
 decode_chunk = jax.jit(LTXVAE.decode_chunk)
+decode_window = jax.jit(LTXVAE.decode)
 
 
 @functools.cache
@@ -100,6 +101,24 @@ def test_a_decoder_that_sees_later_frames_takes_no_stream():
     changed[:, 1] += 1
     moved = np.abs(decode(model, changed) - decode(model, latent[None])).max(axis=(0, 2, 3, 4))
     assert moved[0] > 1e-3  # it does see them
+
+
+@pytest.mark.parametrize("count", [16, 17])
+def test_windows_that_overlap_enough_are_the_whole(count):
+    model = tiny("0_9_5")
+    assert model.config.reach == 7
+    assert [config.reach for config in PUBLISHED.values()] == [24, 31, 22]
+    latent = np.random.default_rng(0).standard_normal((1, count, 1, 1, 8)).astype(np.float32)
+    whole = np.asarray(decode_window(model, latent, 300.0))
+    full, rough = (
+        np.concatenate(list(decode_windows(model, latent, 2, overlap, 300.0)), axis=1)
+        for overlap in (model.config.reach, 0)
+    )
+    assert full.shape == whole.shape
+    assert np.abs(full - whole).max() < 1e-5 < 1e-2 < np.abs(rough - whole).max()
+    assert [part.shape[1] for part in decode_windows(model, latent[:, :3], 2, 1, 300.0)] == [9, 8]
+    with pytest.raises(UserError, match="0 latent frames at a time"):
+        next(decode_windows(model, latent, 0, 1))
 
 
 def test_the_encoder_sees_nothing_that_comes_later():
