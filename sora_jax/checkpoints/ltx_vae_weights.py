@@ -55,8 +55,8 @@ def load_ltx_vae(
     shapes |= dict.fromkeys(_STATISTICS, (config.channels,))
     check_shapes(shapes, {name: tuple(tensors[own].shape) for name, own in given.items()})
     read = lambda name: np.asarray(tensors[given[name]], np.float32)
-    statistics = {name: tuple(map(float, read(name))) for name in _STATISTICS}
-    config = dataclasses.replace(config, **statistics)
+    mean, std = (tuple(map(float, read(name))) for name in _STATISTICS)
+    config = dataclasses.replace(config, latents_mean=mean, latents_std=std)
     template = jax.eval_shape(lambda: LTXVAE(config, rngs=nnx.Rngs(0)))
     with jax.ensure_compile_time_eval():
         placed = {

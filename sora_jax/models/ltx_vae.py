@@ -160,7 +160,7 @@ def decode_windows(
 
     A window has `frames` latent frames of its own and `overlap` more on either side, of which nothing is kept. With as
     much overlap as the decoder sees (`config.reach`) windows are the whole, up to rounding; most of that has little
-    effect. All have one length, so one compiled program serves them.
+    effect. All have one length, so one compiled program serves them. No noise is added in layers.
 
     Yields:
       float32[B,n,Y,X,3]: the first window gives 1 + 8(frames − 1) frames, later ones 8 for each latent frame.
