@@ -55,12 +55,10 @@ def load_wan_vae(
     wanted = {name: stored_name(name, config) for name in named_leaves(template)}
     shapes = {wanted[name]: stored_shape(name, leaf.shape) for name, leaf in named_leaves(template).items()}
     given = {diffusers_name(name, config): name for name in tensors}
-    _check(shapes, {name: tuple(tensors[own].shape) for name, own in given.items()})
+    check_shapes(shapes, {name: tuple(tensors[own].shape) for name, own in given.items()})
     with jax.ensure_compile_time_eval():
         leaves = {
-            name: jnp.asarray(
-                _channels_last(np.asarray(tensors[given[wanted[name]]], np.float32), leaf.shape)
-            )
+            name: jnp.asarray(channels_last(np.asarray(tensors[given[wanted[name]]], np.float32), leaf.shape))
             for name, leaf in named_leaves(template).items()
         }
     return restore_into(template, leaves)
@@ -106,14 +104,15 @@ def diffusers_name(name: str, config: WanVAEConfig) -> str:
     return name
 
 
-def _channels_last(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def channels_last(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """A tensor of `stored_shape` as the parameter of `shape`: (out, in, T, Y, X) to (T, Y, X, in, out)."""
     if tensor.ndim > 1:
         tensor = np.ascontiguousarray(np.moveaxis(tensor, (0, 1), (-1, -2)))
     return tensor.reshape(shape)
 
 
-def _check(wanted: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]) -> None:
+def check_shapes(wanted: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises UserError where the shapes by name that are given aren't those that are wanted."""
     wrong = [
         ("missing", [name for name in wanted if name not in given]),
         ("unknown", [name for name in given if name not in wanted]),

@@ -27,10 +27,18 @@ class ConvCache:
         self._old: Iterator[jax.Array] | None = None if steps is None else iter(steps)
         self.new: list[jax.Array] = []
 
-    def extend(self, x: jax.Array, steps: int) -> jax.Array:
-        """Puts the last `steps` inputs before x [B,T,Y,X,C], and caches x's own."""
+    def extend(self, x: jax.Array, steps: int, repeat: bool = False) -> jax.Array:
+        """Puts the last `steps` inputs before x [B,T,Y,X,C], and caches x's own.
+
+        `repeat`: whether a stream's first input is before it, instead of zeros.
+        """
         shape = x.shape[0], steps, *x.shape[2:]
-        before = jnp.zeros_like(x, shape=shape) if self._old is None else next(self._old)
+        if self._old is not None:
+            before = next(self._old)
+        elif repeat:
+            before = jnp.broadcast_to(x[:, :1], shape)
+        else:
+            before = jnp.zeros_like(x, shape=shape)
         x = jnp.concatenate([before, x], axis=1)
         self.new.append(x[:, -steps:])
         return x

@@ -94,6 +94,29 @@ def rms_norm(x: jax.Array, scale: jax.Array | None = None, epsilon: float = 1e-6
     return (x32 if scale is None else x32 * scale).astype(x.dtype)
 
 
+def layer_norm(x: jax.Array, epsilon: float) -> jax.Array:
+    """Over the last axis, without weights: float32."""
+    x = x.astype(jnp.float32)
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
+
+
+def norm_heads(x_bnhf: jax.Array, scale_hf: jax.Array, epsilon: float) -> jax.Array:
+    """Root mean square norm over all heads together, in x's type."""
+    flat = x_bnhf.reshape(*x_bnhf.shape[:2], -1)
+    return rms_norm(flat, scale_hf.reshape(-1).astype(jnp.float32), epsilon).reshape(x_bnhf.shape)
+
+
+def timestep_features(steps: jax.Array, width: int) -> jax.Array:
+    """Cosines, then sines, of a timestep of 0…1000 at periods from 2π to 2π·10⁴: [...] → float32[..., width].
+
+    As DDPM's code and diffusers have them: the last period is one step short of 10⁴.
+    """
+    half = width // 2
+    angles = steps[..., None] * jnp.exp(-math.log(1e4) * jnp.arange(half, dtype=jnp.float32) / half)
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
 def fourier(value: jax.Array, width: int, longest: float = 1.0, shortest: float = 1e-3) -> jax.Array:
     """Sines and cosines of a scalar at `width`/2 periods spaced geometrically: [...] → [..., width]."""
     angles = value[..., None] * frequencies(width // 2, longest, shortest)
@@ -125,8 +148,8 @@ def rotary_angles(
 
 
 def rotate(x_bnhf: Heads, angles: tuple[jax.Array, jax.Array]) -> Heads:
-    """Rotates each pair (f, f + F/2) of every head by its angle."""
-    cos, sin = (a[:, :, None, :].astype(x_bnhf.dtype) for a in angles)
+    """Rotates each pair (f, f + F/2) of every head by its angle: [B, N, F/2] for all heads, [B, N, H, F/2] its own."""
+    cos, sin = ((a if a.ndim == 4 else a[:, :, None, :]).astype(x_bnhf.dtype) for a in angles)
     a, b = jnp.split(x_bnhf, 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 

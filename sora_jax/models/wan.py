@@ -14,7 +14,6 @@ given: these are this package's conditioning tokens.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from typing import Literal
 
@@ -28,7 +27,14 @@ from sora_jax.distributed.mesh import HEADS, check_sequence_split, constrain
 from sora_jax.errors import UserError
 from sora_jax.models.attention.dispatch import attend, attend_padded
 from sora_jax.models.dit_config import POLICIES, Backend
-from sora_jax.models.layers import Linear, gather_conditions, rms_norm, rotate
+from sora_jax.models.layers import (
+    Linear,
+    gather_conditions,
+    layer_norm,
+    norm_heads,
+    rotate,
+    timestep_features,
+)
 from sora_jax.tokens.packing import PackedBatch
 from sora_jax.tokens.patches import CoordinateMode
 
@@ -230,7 +236,8 @@ class Wan(nnx.Module):
         # One row more, of zeros: the padding, which is every segment's.
         text = jnp.pad(batch.text, ((0, 0), (0, 1), (0, 0))).astype(dtype)
         text = constrain(self.text_out(jax.nn.gelu(self.text_in(text))), "BMD")
-        mask, index = _caption_mask(batch), batch.condition_ids
+        mask = jnp.pad(batch.caption_mask, ((0, 0), (0, 0), (0, 1)), constant_values=True)
+        index = batch.condition_ids
         angles = rotary_angles(batch.coords, config)
 
         x = self.patch_in(patches_bnp.astype(dtype))
@@ -254,15 +261,14 @@ class Wan(nnx.Module):
         steps = sigma_bs.astype(jnp.float32) * TIMESTEPS
         if config.whole_timesteps:
             steps = whole_timesteps(sigma_bs)
-        half = config.time_width // 2
         if config.reference == "original" and config.whole_timesteps:
+            half = config.time_width // 2
             table = np.outer(np.arange(TIMESTEPS), THETA ** (-np.arange(half) / half))
             features = jnp.asarray(np.concatenate([np.cos(table), np.sin(table)], 1), jnp.float32)[
                 steps.astype(jnp.int32)
             ]
         else:
-            angles = steps[..., None] * jnp.exp(-math.log(THETA) * jnp.arange(half, dtype=jnp.float32) / half)
-            features = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+            features = timestep_features(steps, config.time_width)
         return self.time_out(jax.nn.silu(self.time_in(features, "highest")), "highest").astype(jnp.float32)
 
 
@@ -316,26 +322,3 @@ def rotary_angles(coords_bn5: jax.Array, config: WanConfig) -> tuple[jax.Array, 
         cosines.append(cos * jnp.cos(rest) - sin * jnp.sin(rest))
         sines.append(sin * jnp.cos(rest) + cos * jnp.sin(rest))
     return jnp.concatenate(cosines, -1), jnp.concatenate(sines, -1)
-
-
-def layer_norm(x: jax.Array, epsilon: float) -> jax.Array:
-    """Over the last axis, without weights: float32."""
-    x = x.astype(jnp.float32)
-    x = x - jnp.mean(x, axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
-
-
-def norm_heads(x_bnhf: jax.Array, scale_hf: jax.Array, epsilon: float) -> jax.Array:
-    """Root mean square norm over all heads together, in x's type."""
-    flat = x_bnhf.reshape(*x_bnhf.shape[:2], -1)
-    return rms_norm(flat, scale_hf.reshape(-1).astype(jnp.float32), epsilon).reshape(x_bnhf.shape)
-
-
-def _caption_mask(batch: PackedBatch) -> jax.Array:
-    """bool[B,N,M+1]: the positions of a token's active caption; conditioning tokens have all of their segment's."""
-    same_segment = batch.segment_ids[:, :, None] == batch.text_segment_ids[:, None, :]
-    owned = same_segment & (batch.text_segment_ids > 0)[:, None, :]
-    take = functools.partial(jnp.take_along_axis, axis=1)
-    time = take(batch.condition_caption_time, batch.condition_ids)[:, :, None]
-    active = (time == batch.text_time[:, None, :]) | (batch.condition_ids == 0)[:, :, None]
-    return jnp.pad(owned & active, ((0, 0), (0, 0), (0, 1)), constant_values=True)

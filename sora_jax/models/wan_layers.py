@@ -119,8 +119,8 @@ class Downsample(nnx.Module):
             return x
         with_last = cache.extend(x, 1)
         if not cache.first:
-            return self.time_conv(_time_taps(with_last, 2))
-        return jnp.concatenate([x[:, :1], self.time_conv(_time_taps(x, 2))], axis=1)
+            return self.time_conv(time_taps(with_last, 2))
+        return jnp.concatenate([x[:, :1], self.time_conv(time_taps(x, 2))], axis=1)
 
 
 class Upsample(nnx.Module):
@@ -133,7 +133,7 @@ class Upsample(nnx.Module):
     def __call__(self, x: jax.Array, cache: ConvCache) -> jax.Array:
         if self.time_conv is not None:
             alone = int(cache.first)
-            pairs = self.time_conv(_time_taps(cache.extend(x[:, alone:], 2), 1))
+            pairs = self.time_conv(time_taps(cache.extend(x[:, alone:], 2), 1))
             x = jnp.concatenate([x[:, :alone], depth_to_space(pairs, (2, 1, 1))], axis=1)
         return self.resample.up(x)
 
@@ -174,7 +174,7 @@ def join_places(places: jax.Array) -> jax.Array:
     return both.reshape(B, T, 2 * (Y - 1), 2 * (X - 1), C // 4)
 
 
-def _time_taps(x: jax.Array, stride: int) -> jax.Array:
+def time_taps(x: jax.Array, stride: int) -> jax.Array:
     """Three frames in a row as channels, at every `stride`-th place: [B, T+2, Y, X, C] → [B, T/stride, Y, X, 3C]."""
     last = x.shape[1] - 2
     return jnp.concatenate([x[:, k : last + k : stride] for k in range(3)], axis=-1)

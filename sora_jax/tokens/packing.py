@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.errors import UserError
@@ -96,6 +97,15 @@ class PackedBatch:
     def conditioning_mask(self) -> Any:
         """bool[B,N]: conditioning tokens; padding is none."""
         return (self.segment_ids > 0) & (self.init_sigma == 0)
+
+    @property
+    def caption_mask(self) -> jax.Array:
+        """bool[B,N,M]: the positions of a token's active caption; conditioning tokens have all of their segment's."""
+        same_segment = self.segment_ids[:, :, None] == self.text_segment_ids[:, None, :]
+        owned = same_segment & (self.text_segment_ids > 0)[:, None, :]
+        time = jnp.take_along_axis(jnp.asarray(self.condition_caption_time), self.condition_ids, axis=1)
+        active = (time[:, :, None] == self.text_time[:, None, :]) | (self.condition_ids == 0)[:, :, None]
+        return owned & active
 
 
 @dataclasses.dataclass(frozen=True)

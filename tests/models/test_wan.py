@@ -10,10 +10,17 @@ from helpers.diffusers_folder import golden
 from helpers.parity import draw_all, relative_error
 from wan_check import run, segment, sigmas, velocity
 
+from sora_jax.checkpoints.store import named_leaves
 from sora_jax.errors import UserError
 from sora_jax.models.attention.dispatch import attend_padded, cross_attend
 from sora_jax.models.wan import Wan, WanConfig
-from sora_jax.models.wan_weights import diffusers_names, load_wan, published_shapes, wan_config
+from sora_jax.models.wan_weights import (
+    diffusers_names,
+    load_wan,
+    published_shapes,
+    published_tensors,
+    wan_config,
+)
 from sora_jax.tokens.packing import PackedBatch, pack_batch, unpack
 from sora_jax.tokens.patches import patchify
 
@@ -170,3 +177,11 @@ def test_a_config_says_what_pipelines_ask():
     assert (WanConfig().width, WanConfig().patch_width) == (1536, 64)
     assert WanConfig().text_positions(512) == 0
     assert patchify(LATENT, CONFIG.patch).shape == (18, CONFIG.patch_width)
+
+
+def test_weights_are_written_as_they_were_read(model):
+    given = draw_all(NAMES)
+    written = published_tensors(model.config, named_leaves(model))
+    assert written.keys() == given.keys()
+    for name, tensor in given.items():
+        np.testing.assert_array_equal(written[name], tensor, err_msg=name)

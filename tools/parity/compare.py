@@ -1,4 +1,4 @@
-"""A table of our errors against the files that `wan.py`, `wan_vae.py` and `t5.py` wrote into OUT.
+"""A table of our errors against the files that the scripts beside it wrote into OUT.
 
 python tools/parity/compare.py OUT
 """
@@ -13,8 +13,14 @@ import sys
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-PARTS = ("wan_vae", "t5", "wan")  # the longest names first
-NO_NETWORK = ("wan_solvers", "wan_lora", "wan_pipeline", "t5_sentencepiece")  # which the tests compare
+PARTS = ("wan_vae", "ltx_vae", "ltx", "t5", "wan")  # the longest names first
+NO_NETWORK = (
+    "ltx_schedules",
+    "wan_solvers",
+    "wan_lora",
+    "wan_pipeline",
+    "t5_sentencepiece",
+)  # which the tests compare
 
 
 def main() -> None:

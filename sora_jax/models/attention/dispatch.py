@@ -88,11 +88,16 @@ def cross_attend(
     Args:
       others_bm: the segment of each key; 0 = none.
     """
+    mask = _same_segment(segment_ids_bn, others_bm) & (others_bm > 0)[:, None, None]
+    return attend_masked(q_bnhf, k_bmhf, v_bmhf, mask[:, 0])
+
+
+def attend_masked(q_bnhf: Heads, k_bmhf: jax.Array, v_bmhf: jax.Array, mask_bnm: jax.Array) -> Heads:
+    """Attention to the keys of a second sequence that a mask allows, dense; zero where it allows none."""
     if not k_bmhf.shape[1]:
         return jnp.zeros_like(q_bnhf)
-    mask = _same_segment(segment_ids_bn, others_bm) & (others_bm > 0)[:, None, None]
-    out = _dense(q_bnhf, k_bmhf, v_bmhf, mask)
-    return jnp.where(mask.any(-1)[:, 0, :, None, None], out, 0)
+    out = _dense(q_bnhf, k_bmhf, v_bmhf, mask_bnm[:, None])
+    return jnp.where(mask_bnm.any(-1)[:, :, None, None], out, 0)
 
 
 def attend_padded(

@@ -1,0 +1,225 @@
+"""Parameters from files as they were published: other names, other orders of axes, one tensor a layer.
+
+Published matrices are [out, in]; ours are [in, out], layers are stacked, queries, keys and values are one matrix, and
+the pairs of numbers that RoPE rotates, neighbours in the originals, are the two halves of a head here
+(`models.layers.rotate`): the same products, as queries and keys are permuted alike. `Layout` says of a model which
+tensors its parameters are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sora_jax.errors import UserError
+from sora_jax.models.weights import release
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Which published tensors a model's parameters are.
+
+    Attributes:
+      blocks: the published name of the stack of layers, ours being "blocks".
+      linears: our linear layers, and the published ones that each consists of, one beside the other.
+      tables: our other parameters, and the published ones that are their rows.
+      rotated: the published tensors whose first axis RoPE rotates.
+      patches: the published layers whose kernels have the axes of a patch, [out, channel, time, height, width].
+      heads: of all attention.
+    """
+
+    blocks: str
+    linears: Mapping[str, tuple[str, ...]]
+    tables: Mapping[str, tuple[str, ...]]
+    rotated: frozenset[str]
+    heads: int
+    patches: frozenset[str] = frozenset()
+
+
+def renamed(names: Mapping[str, Any], patterns: Mapping[str, str]) -> dict[str, Any]:
+    """The same values by diffusers' names, where they are by the original code's.
+
+    Args:
+      patterns: pieces of the original's names, and what diffusers has in their place.
+
+    Raises:
+      UserError: two of them are of the same parameter.
+    """
+    out: dict[str, Any] = {}
+    for given, value in names.items():
+        name = re.sub(r"^(model\.diffusion_model\.|model\.)", "", given)
+        for pattern, replacement in patterns.items():
+            name = re.sub(pattern, replacement, name)
+        if name in out:
+            raise UserError(f"The transformer's file holds {name!r} twice, once as {given!r}.")
+        out[name] = value
+    return out
+
+
+def fill(
+    template: Any,
+    layout: Layout,
+    tensors: Mapping[str, np.ndarray],
+    place: Callable[[str, np.ndarray], Any] = lambda name, array: jnp.asarray(array),
+    dtype: Any = np.float32,
+) -> Any:
+    """A model's parameters of tensors by diffusers' names, read one after another.
+
+    Args:
+      template: the model's shapes.
+      place: puts a parameter, by our name, on its devices.
+      dtype: of the parameters; they are cast while they are read.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(template)
+    placed = []
+    for path, like in leaves:
+        name = _name(path)
+        array = np.empty(like.shape, dtype)
+        for part, own, prefix in _layers(array, name, layout):
+            _fill_one(part, own, prefix, tensors, layout)
+        placed.append(place(name, array))
+    return jax.tree_util.tree_unflatten(structure, placed)
+
+
+def publish(
+    leaves: Mapping[str, Any], layout: Layout, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """The way back: our parameters, by names such as "blocks/qkv/kernel", as diffusers' tensors, of their types.
+
+    Args:
+      shapes: of each of those.
+    """
+    out: dict[str, np.ndarray] = {}
+    for name, leaf in leaves.items():
+        for part, own, prefix in _layers(np.asarray(leaf), name.replace("/", "."), layout):
+            for theirs, value in _take_apart(part, own, layout):
+                shape = shapes[prefix + theirs]
+                if theirs.removesuffix(".weight") in layout.patches:
+                    value = _channels_first(value, shape)
+                out[prefix + theirs] = np.ascontiguousarray(value.reshape(shape))
+    return out
+
+
+def publish_lora(
+    lora: Mapping[str, Any], layout: Layout, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Low-rank updates (`models.low_rank`) by published module, each as PEFT's A [rank, in] and B [out, rank].
+
+    Args:
+      lora: by names such as "blocks/qkv/lora_down".
+      shapes: of the published tensors.
+    """
+    parts = {
+        (prefix, own): part
+        for name, leaf in lora.items()
+        for part, own, prefix in _layers(np.asarray(leaf, np.float32), name.replace("/", "."), layout)
+    }
+    out = {}
+    for (prefix, name), up in parts.items():
+        layer, part = name.rsplit(".", 1)
+        if part != "lora_up":
+            continue
+        sources = layout.linears[layer]
+        down = np.split(parts[prefix, f"{layer}.lora_down"], len(sources), -1)
+        for theirs, a, b in zip(sources, down, np.split(up, len(sources)), strict=True):
+            a, b = a.T, _neighbours(b.T, theirs, layout)
+            if theirs in layout.patches:  # a convolution, and a second of one cell
+                a, b = _channels_first(a, shapes[f"{prefix}{theirs}.weight"]), b[:, :, None, None, None]
+            out[prefix + theirs] = np.ascontiguousarray(a), np.ascontiguousarray(b)
+    return out
+
+
+def _channels_first(rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Rows of a token's numbers (time, height, width, channel) as kernels of a convolution of that shape."""
+    return np.moveaxis(rows.reshape(len(rows), *shape[2:], shape[1]), -1, 1)
+
+
+def check_tensors(
+    wanted: Mapping[str, tuple[int, ...]], tensors: Mapping[str, np.ndarray], where: str
+) -> None:
+    """Raises UserError where the tensors aren't exactly those wanted, by name and shape."""
+    faults = [f"{name!r} is missing" for name in wanted if name not in tensors]
+    faults += [f"{name!r} is unknown" for name in tensors if name not in wanted]
+    faults += [
+        f"{name!r} is {tuple(tensors[name].shape)} where config.json says {tuple(shape)}"
+        for name, shape in wanted.items()
+        if name in tensors and tuple(tensors[name].shape) != tuple(shape)
+    ]
+    if faults:
+        more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise UserError(
+            f"{where} doesn't belong to its config.json: {', '.join(faults[:3])}{more}. Fetch the model again."
+        )
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+
+
+def _layers(array: np.ndarray, name: str, layout: Layout) -> list[tuple[np.ndarray, str, str]]:
+    """A parameter as (part, our name in its layer, the published prefix), one for each layer."""
+    if not name.startswith("blocks."):
+        return [(array, name, "")]
+    name = name.removeprefix("blocks.")
+    return [(part, name, f"{layout.blocks}.{i}.") for i, part in enumerate(array)]
+
+
+def _fill_one(
+    array: np.ndarray, name: str, prefix: str, tensors: Mapping[str, np.ndarray], layout: Layout
+) -> None:
+    if name in layout.tables:
+        rows = array.reshape(len(layout.tables[name]), -1)
+        for row, theirs in zip(rows, layout.tables[name], strict=True):
+            tensor = tensors[prefix + theirs]
+            row[...] = _halves(tensor.reshape(-1), theirs, layout)
+            release(tensor)
+        return
+    layer, part = name.rsplit(".", 1)
+    sources = layout.linears[layer]
+    width = array.shape[-1] // len(sources)
+    for i, theirs in enumerate(sources):
+        given = tensor = tensors[f"{prefix}{theirs}.{'bias' if part == 'bias' else 'weight'}"]
+        if theirs in layout.patches and part == "kernel":
+            tensor = tensor.transpose(0, 2, 3, 4, 1)  # a token's numbers: (time, height, width, channel)
+        if part == "kernel":
+            tensor = tensor.reshape(len(tensor), -1)
+        array[..., i * width : (i + 1) * width] = _halves(tensor, theirs, layout).T
+        release(given)  # of what is mapped, only one tensor is in memory at a time
+
+
+def _take_apart(array: np.ndarray, name: str, layout: Layout) -> list[tuple[str, np.ndarray]]:
+    """The published tensors of one layer's parameter, by their names there."""
+    if name in layout.tables:
+        theirs = layout.tables[name]
+        rows = array.reshape(len(theirs), -1)
+        return [(own, _neighbours(row, own, layout)) for own, row in zip(theirs, rows, strict=True)]
+    layer, part = name.rsplit(".", 1)
+    theirs = layout.linears[layer]
+    columns = np.split(array.reshape(*array.shape[: part == "kernel"], -1), len(theirs), axis=-1)
+    stored = "bias" if part == "bias" else "weight"
+    return [
+        (f"{own}.{stored}", _neighbours(value.T, own, layout))
+        for own, value in zip(theirs, columns, strict=True)
+    ]
+
+
+def _halves(tensor: np.ndarray, theirs: str, layout: Layout) -> np.ndarray:
+    """Rows [H F, …] that RoPE rotates, neighbours as halves; others as they are."""
+    if theirs not in layout.rotated:
+        return tensor
+    pairs = tensor.reshape(layout.heads, len(tensor) // layout.heads // 2, 2, -1)
+    return np.swapaxes(pairs, 1, 2).reshape(tensor.shape)
+
+
+def _neighbours(tensor: np.ndarray, theirs: str, layout: Layout) -> np.ndarray:
+    """Undoes `_halves`."""
+    if theirs not in layout.rotated:
+        return tensor
+    halves = tensor.reshape(layout.heads, 2, len(tensor) // layout.heads // 2, -1)
+    return np.swapaxes(halves, 1, 2).reshape(tensor.shape)
