@@ -17,10 +17,16 @@ import numpy as np
 from sora_jax.checkpoints import pretrained
 from sora_jax.checkpoints.bundle import INDEX, find
 from sora_jax.checkpoints.components import Bundle, Sampling
-from sora_jax.checkpoints.pretrained import WEIGHTS, Reference, load_pretrained, pretrained_folder
+from sora_jax.checkpoints.pretrained import (
+    WEIGHTS,
+    Reference,
+    check_base,
+    load_pretrained,
+    pretrained_folder,
+)
 from sora_jax.checkpoints.store import load_params, read_config
 from sora_jax.config import component
-from sora_jax.errors import UserError, atomic_path
+from sora_jax.errors import UserError
 from sora_jax.models.low_rank import LoRA, LoRAConfig, merge_lora
 from sora_jax.models.pixels import PIXELS
 from sora_jax.models.wan import Wan
@@ -95,20 +101,6 @@ def base_folder(workdir: pathlib.Path) -> pathlib.Path:
         ) from error
     check_base(workdir, folder)
     return folder
-
-
-def check_base(workdir: pathlib.Path, folder: pathlib.Path) -> None:
-    """Raises UserError where a run began with another transformer than the folder's; keeps which it is at first."""
-    path, digest = workdir / "base.json", pretrained.transformer_digest(folder)
-    if path.is_file():
-        if json.loads(path.read_text())["transformer"] != digest:
-            raise UserError(
-                f"{folder} holds another transformer than the one that the run in {workdir} began with: name that "
-                "(config.pretrained), or choose another workdir."
-            )
-    elif jax.process_index() == 0:
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps({"transformer": digest}) + "\n")
 
 
 def lora_config(workdir: pathlib.Path) -> LoRAConfig:

@@ -29,7 +29,7 @@ from sora_jax.checkpoints.lora import merge_loras
 from sora_jax.checkpoints.wan_vae_weights import load_wan_vae
 from sora_jax.diffusion import flow
 from sora_jax.distributed.chips import GIB
-from sora_jax.errors import UserError
+from sora_jax.errors import UserError, atomic_path
 from sora_jax.media.digests import array_digest, value_digest
 from sora_jax.models.pixels import PIXELS
 from sora_jax.models.text import TextConfig
@@ -221,6 +221,24 @@ def transformer_digest(folder: pathlib.Path) -> str:
     tensors = map_weights(folder / "transformer" / WEIGHTS)
     first = array_digest(tensors[name].reshape(-1)[:1024] for name in sorted(tensors))
     return value_digest([sorted((name, tensor.shape) for name, tensor in tensors.items()), first])
+
+
+def check_base(workdir: pathlib.Path, folder: pathlib.Path) -> None:
+    """Keeps in a run's workdir with which transformer it began.
+
+    Raises:
+      UserError: that was another than the folder's.
+    """
+    path, digest = workdir / "base.json", transformer_digest(folder)
+    if path.is_file():
+        if json.loads(path.read_text())["transformer"] != digest:
+            raise UserError(
+                f"{folder} holds another transformer than the one that the run in {workdir} began with: name that "
+                "(config.pretrained), or choose another workdir."
+            )
+    elif jax.process_index() == 0:
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps({"transformer": digest}) + "\n")
 
 
 def read_pretrained_sampling(folder: pathlib.Path, reference: Reference = "diffusers") -> Sampling:
