@@ -253,6 +253,24 @@ def transformer_digest(folder: pathlib.Path) -> str:
     return value_digest([sorted((name, tensor.shape) for name, tensor in tensors.items()), first])
 
 
+def check_base(workdir: pathlib.Path, folder: pathlib.Path) -> None:
+    """Keeps in a run's workdir with which transformer it began.
+
+    Raises:
+      UserError: that was another than the folder's.
+    """
+    path, digest = workdir / "base.json", transformer_digest(folder)
+    if path.is_file():
+        if json.loads(path.read_text())["transformer"] != digest:
+            raise UserError(
+                f"{folder} holds another transformer than the one that the run in {workdir} began with: name that "
+                "(config.pretrained), or choose another workdir."
+            )
+    elif jax.process_index() == 0:
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps({"transformer": digest}) + "\n")
+
+
 def read_pretrained_sampling(folder: pathlib.Path, reference: Reference = "diffusers") -> Sampling:
     """How such a model is sampled, without loading it.
 

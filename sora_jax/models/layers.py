@@ -82,7 +82,7 @@ class Linear(nnx.Module):
         parts, letters = self.parts, self.letters[1:] if self.parts == 1 else self.letters[2:]
         down, up = self.lora_down[...].astype(x.dtype), self.lora_up[...].astype(x.dtype)
         down = gather_kernel(down, (len(down), parts, -1), f"{self.letters[0]}PR")
-        up = gather_kernel(up, (parts, down.shape[-1], *self.out[-len(letters) :]), f"PR{letters}")
+        up = constrain(up.reshape(parts, down.shape[-1], *self.out[-len(letters) :]), f"PR{letters}")
         h = self.lora_factor * jnp.tensordot(x, down, 1)
         return jnp.einsum("...pr,prk->...pk", h, up.reshape(*up.shape[:2], -1))
 

@@ -261,9 +261,13 @@ class DiTObjective:
         if self.sheets:
             self.sheets.check()
 
+    def prepare(self) -> None:
+        """What is best done before clips are encoded, once all is known to be there."""
+
     def data(self, config: ConfigDict, share: Share) -> grain.IterDataset:
         own_shards(share, self.pipeline.shards, self.pipeline.batch_size)
         self.check()  # before hours of encoding
+        self.prepare()
         records = encode_sources(
             self.latents,
             self.data_config,

@@ -12,7 +12,6 @@ import functools
 import pathlib
 from typing import Any, ClassVar, Literal
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +29,7 @@ from sora_jax.data.pipeline import PipelineConfig
 from sora_jax.diffusion import flow
 from sora_jax.diffusion.flow import gather_sigmas
 from sora_jax.distributed.hosts import barrier
-from sora_jax.distributed.mesh import Share, check_heads, check_sequence_split
+from sora_jax.distributed.mesh import check_heads, check_sequence_split
 from sora_jax.errors import UserError
 from sora_jax.models.dit_config import Backend
 from sora_jax.models.low_rank import LoRAConfig, init_lora, with_lora
@@ -41,7 +40,7 @@ from sora_jax.tokens.packing import PackedBatch
 from sora_jax.train.dit import DiTObjective, add_noise, velocity_error
 from sora_jax.train.loop_config import LoopConfig
 
-_CAPTIONS = 128  # encoded at a time: the text encoder is read once for them
+_CAPTIONS = 128  # encoded at a time: their states are 1 GB at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +157,7 @@ class FinetuneObjective(DiTObjective):
 
     @functools.cached_property
     def text(self) -> Any:  # type: ignore[override]
-        return dataclasses.replace(self.base.text, max_tokens=self.text_tokens)
+        return dataclasses.replace(self.base.text, max_tokens=self.text_tokens, cache_size=_CAPTIONS)
 
     @functools.cached_property
     def text_encoder(self) -> TextEncoder:
@@ -236,14 +235,13 @@ class FinetuneObjective(DiTObjective):
         barrier()
         super().check()
 
-    def data(self, config: ConfigDict, share: Share) -> grain.IterDataset:
-        self.check()
+    def prepare(self) -> None:
+        """Encodes captions many at a time, as each call reads the whole text encoder; it keeps their states."""
         for source, _ in self.sources:
-            if isinstance(source, Footage):  # as many captions at a time as memory takes
+            if isinstance(source, Footage):
                 captions = list(dict.fromkeys(source.captions()))
                 for start in range(0, len(captions), _CAPTIONS):
                     self.text_encoder.encode(captions[start : start + _CAPTIONS], truncate=True)
-        return super().data(config, share)
 
     def bundle(self, name: str, vae: VAE, dit: Any = None) -> Bundle:
         return dataclasses.replace(self.base, name=name, dit=dit, limits=self.limits)
