@@ -228,20 +228,6 @@ def _stored(config: WanConfig, weights: str) -> np.dtype:
     return np.dtype(getattr(ml_dtypes, kind, kind))
 
 
-def check_base(workdir: pathlib.Path, folder: pathlib.Path) -> None:
-    """Raises UserError where a run began with another transformer than the folder's; keeps which it is at first."""
-    path, digest = workdir / "base.json", transformer_digest(folder)
-    if path.is_file():
-        if json.loads(path.read_text())["transformer"] != digest:
-            raise UserError(
-                f"{folder} holds another transformer than the one that the run in {workdir} began with: name that "
-                "(config.pretrained), or choose another workdir."
-            )
-    elif jax.process_index() == 0:
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps({"transformer": digest}) + "\n")
-
-
 def transformer_digest(folder: pathlib.Path) -> str:
     """Names a transformer's weights by names, types, shapes and the first numbers of each: reading all takes minutes.
 
