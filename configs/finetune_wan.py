@@ -13,8 +13,8 @@ The folder is `pretrained`, as diffusers writes it: here Wan2.1's of 1.3 billion
 For Wan2.2-TI2V-5B set `--config.data.grid=4,32,32 --config.data.rates=24`; it takes given frames, so
 `--config.pipeline.canvases.first=0.3` teaches to animate pictures too.
 
-Expected: not run at this size (the project has no machine for it yet). The debug form on a folder of two layers takes 81
-seconds of processor time, most of it compiling.
+Expected: not run at this size (the project has no machine for it yet). The debug form on a folder of two layers takes
+81 seconds of processor time, most of it compiling.
 """
 
 from ml_collections import ConfigDict
