@@ -34,6 +34,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
+# Linux lets a process have 65,530 memory mappings, of which each program that JAX compiles for CPUs takes some: a worker
+# that runs half of the suite would come to the limit, where compiling ends the process.
+MAX_MAPPINGS = 30_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_mappings():
+    """After each file: forgets what was compiled, where that takes many memory mappings."""
+    yield
+    try:
+        mappings = pathlib.Path("/proc/self/maps").read_bytes().count(b"\n")
+    except OSError:  # not Linux
+        return
+    if mappings > MAX_MAPPINGS:
+        import jax
+
+        jax.clear_caches()
+
+
 @pytest.fixture
 def fake(monkeypatch, tmp_path):
     """A `FakePipeline` in place of each model that is loaded, whose names it notes; the folder is an empty one."""
