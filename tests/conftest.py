@@ -34,8 +34,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
-# Linux lets a process have 65,530 memory mappings, of which each program that JAX compiles for CPUs takes some: a worker
-# that runs half of the suite would come to the limit, where compiling ends the process.
+# Linux lets a process have 65,530 memory mappings, of which each program that JAX compiles for CPUs takes some: a
+# worker that runs half of the suite would come to the limit, where compiling ends the process.
 MAX_MAPPINGS = 30_000
 
 
