@@ -32,7 +32,7 @@ from sora_jax.evaluation import (
     summary,
     temporal,
 )
-from sora_jax.models import layers, text
+from sora_jax.models import bert, layers
 from sora_jax.models.dit import _pool
 from sora_jax.models.vae import VAE, VAEConfig
 from sora_jax.train.dit import DiTObjective, FlowConfig
@@ -262,7 +262,7 @@ def test_the_text_encoder_is_exact():
         "num_attention_heads": 2,
         "layer_norm_eps": 1e-12,
     }
-    model = text.Bert(settings, jax.random.key(0))
+    model = bert.Bert(settings, jax.random.key(0))
     assert_exact(model, jnp.ones((2, 5), jnp.int32), jnp.ones((2, 5), bool))
 
 
