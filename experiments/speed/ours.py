@@ -15,7 +15,7 @@ from flax import nnx
 from roofline import Layer, bert_layers, dit_layers, vae_layers
 
 from sora_jax.checkpoints.store import named_leaves, restore_into
-from sora_jax.models import text
+from sora_jax.models import bert
 from sora_jax.models.dit import DiT
 from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.layers import fourier, rotary_angles
@@ -165,21 +165,21 @@ def vae_cases(options: Options) -> Iterator[Case]:
 def text_cases(options: Options) -> Iterator[Case]:
     """MiniLM-L6's sizes; captions of half their slots to all of them. In use, ours is float32 alone."""
     captions, slots = options.captions
-    model = _build(lambda: text.Bert(MINILM, jax.random.key(0)))
+    model = _build(lambda: bert.Bert(MINILM, jax.random.key(0)))
     rng = np.random.default_rng(0)
     ids = rng.integers(0, MINILM["vocab_size"], (captions, slots), dtype=np.int32)
     lengths = np.linspace(slots // 2, slots, captions).astype(int)
     mask = np.arange(slots) < lengths[:, None]
     layers = bert_layers(MINILM, captions, slots)
 
-    def forward(model: text.Bert, ids: jax.Array, mask: jax.Array) -> jax.Array:
+    def forward(model: bert.Bert, ids: jax.Array, mask: jax.Array) -> jax.Array:
         return model(ids, mask)
 
     def arrays() -> dict[str, np.ndarray]:
         named = {}
         for name, leaf in named_leaves(model).items():
             path = name.replace("/", ".")
-            published = text._published_names(path, MINILM["num_hidden_layers"])
+            published = bert._published_names(path, MINILM["num_hidden_layers"])
             for place, part in zip(published, leaf if path.startswith("layers.") else [leaf], strict=True):
                 named[f"weights/{place}"] = part.T if path.endswith("kernel") else part
         expected = _exact(forward, model, ids, mask) * mask[..., None]
