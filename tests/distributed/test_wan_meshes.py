@@ -6,11 +6,13 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
 from helpers.compiling import QUICKLY
 
 TESTS = pathlib.Path(__file__).parents[1]
 
 
+@pytest.mark.slow  # test_sharding.py has the same layers' parts on every mesh
 def test_every_mesh_gives_what_one_device_gives():
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8 "

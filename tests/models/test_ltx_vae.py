@@ -103,6 +103,7 @@ def test_a_decoder_that_sees_later_frames_takes_no_stream():
     assert moved[0] > 1e-3  # it does see them
 
 
+@pytest.mark.slow  # compiles a program for each window
 @pytest.mark.parametrize("count", [16, 17])
 def test_windows_that_overlap_enough_are_the_whole(count):
     model = tiny("0_9_5")
@@ -156,6 +157,7 @@ def test_frames_are_encoded_tile_by_tile_and_normalised():
     assert jax.eval_shape(LTXVAE.to_latent, scaled, clip("0_9_0")).shape == (1, *own["mean_9"].shape)
 
 
+@pytest.mark.slow  # compiling it takes a minute
 def test_there_is_a_gradient_of_every_parameter():
     def loss(model: LTXVAE, frames: jax.Array, latents: jax.Array) -> jax.Array:
         mean, logvar = model.encode(frames)

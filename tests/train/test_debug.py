@@ -33,8 +33,9 @@ FLAGS = {
 }
 
 
-# The ladder is the transformer's configuration with other sizes, Moving MNIST with pixels.
-SLOW = ("ladder", "moving_mnist")
+# The ladder is the transformer's configuration with other sizes, Moving MNIST with pixels; of training on top of Wan
+# the parts are tested in test_finetune.py.
+SLOW = ("ladder", "moving_mnist", "finetune_wan")
 
 
 @pytest.mark.parametrize(
