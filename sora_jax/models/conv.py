@@ -66,7 +66,7 @@ def causal_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     which is 1.4 to 6 times faster there (experiments/LOG.md).
     """
     if platform() != "cpu" or onednn():
-        return _conv3d(x, kernel)
+        return conv3d(x, kernel)
     B, T, Y, X, C = x.shape
     T -= 2
     taps = jnp.concatenate([x[:, k : k + T] for k in range(3)], axis=-1).reshape(B * T, Y, X, 3 * C)
@@ -81,23 +81,25 @@ def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     )
 
 
-_conv3d = jax.custom_vjp(_convolve)
+conv3d = jax.custom_vjp(_convolve)
+"""Valid along time, any number of taps [K,3,3,I,O] there; its gradient is in forms that CPUs are fast at."""
 
 
 def _conv3d_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _conv3d(x, kernel), (x, kernel)
+    return conv3d(x, kernel), (x, kernel)
 
 
 def _conv3d_backward(saved: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
     # The input's gradient is a convolution too, by the mirrored kernel. Written as one it is a plain forward
     # convolution: twice as fast on CPUs as the form that XLA derives, for which there is no library call.
     x, kernel = saved
-    padded = jnp.pad(grad, ((0, 0), (2, 2), (0, 0), (0, 0), (0, 0)))
-    grad_x = _conv3d(padded, kernel[::-1, ::-1, ::-1].swapaxes(-1, -2))
+    taps = kernel.shape[0] - 1
+    padded = jnp.pad(grad, ((0, 0), (taps, taps), (0, 0), (0, 0), (0, 0)))
+    grad_x = conv3d(padded, kernel[::-1, ::-1, ::-1].swapaxes(-1, -2))
     return grad_x, jax.linear_transpose(lambda k: _convolve(x, k), kernel)(grad)[0]
 
 
-_conv3d.defvjp(_conv3d_forward, _conv3d_backward)
+conv3d.defvjp(_conv3d_forward, _conv3d_backward)
 
 
 class CausalConv(nnx.Module):

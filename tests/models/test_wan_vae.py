@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from sora_jax.backend import ONEDNN
 from sora_jax.checkpoints.store import named_leaves
 from sora_jax.checkpoints.wan_vae_weights import diffusers_name, load_wan_vae, stored_name, stored_shape
 from sora_jax.errors import UserError
 from sora_jax.models import tiles as module
 from sora_jax.models import wan_layers
+from sora_jax.models.conv import ConvCache, causal_conv
 from sora_jax.models.tiles import Tiles, decode_stream, encode_stream
 from sora_jax.models.wan_vae import WanVAE, patchify, unpatchify
 from sora_jax.models.wan_vae_config import WAN_2_1, WAN_2_2, WanVAEConfig
@@ -185,9 +187,37 @@ def test_a_convolution_of_doubled_cells_is_one_of_cells():
     x, kernel = RNG.standard_normal((2, 3, 4, 5, 6)), RNG.standard_normal((3, 3, 6, 7))
     doubled = np.repeat(np.repeat(x, 2, axis=2), 2, axis=3)
     expected = wan_layers.frame_conv(jnp.float32(doubled), jnp.float32(kernel), (1, 1), ((1, 1), (1, 1)))
-    places = wan_layers.doubled_kernel(jnp.float32(kernel))
-    ours = wan_layers.join_places(wan_layers.frame_conv(jnp.float32(x), places, (1, 1), ((1, 1), (1, 1))))
+    ours = wan_layers.doubled_conv(jnp.float32(x), jnp.float32(kernel))
     np.testing.assert_allclose(ours, expected, atol=1e-4)
+
+
+def test_a_convolution_in_pairs_is_the_causal_convolution():
+    x, kernel, back = (
+        jnp.float32(RNG.standard_normal(shape))
+        for shape in ((2, 6, 4, 5, 6), (3, 3, 3, 6, 7), (2, 4, 4, 5, 7))
+    )
+    ours, pull = jax.vjp(wan_layers.conv_in_pairs, x, kernel)
+    expected, pull_expected = jax.vjp(causal_conv, x, kernel)
+    for one, other in zip((ours, *pull(back)), (expected, *pull_expected(back)), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("frames", "dtype", "flags", "in_pairs"),
+    [
+        (4, "float32", f"{ONEDNN}=true", True),
+        (3, "float32", f"{ONEDNN}=true", False),
+        (4, "bfloat16", f"{ONEDNN}=true", False),
+        (4, "float32", "", False),
+    ],
+)
+def test_when_a_convolution_goes_in_pairs(monkeypatch, frames, dtype, flags, in_pairs):
+    calls, real = [], wan_layers.conv_in_pairs
+    monkeypatch.setattr(wan_layers, "conv_in_pairs", lambda *given: calls.append(1) or real(*given))
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    conv = wan_layers.WideConv(2, 3, 1.0, rngs=nnx.Rngs(0))
+    out = jax.eval_shape(lambda x: conv(x, ConvCache()), jnp.ones((1, frames, 4, 4, 2), dtype))
+    assert out.shape == (1, frames, 4, 4, 3) and out.dtype == dtype and bool(calls) == in_pairs
 
 
 def test_patches_have_the_originals_order_and_can_be_undone():
