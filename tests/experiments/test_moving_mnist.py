@@ -3,23 +3,19 @@
 import json
 import pathlib
 import runpy
-import sys
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from helpers.scripts import scripts_of
 
 FOLDER = pathlib.Path(__file__).parents[2] / "experiments" / "moving_mnist"
 
 
 @pytest.fixture(scope="module")
 def script():
-    sys.path.insert(0, str(FOLDER))
-    try:
+    with scripts_of("moving_mnist"):
         yield runpy.run_path(str(FOLDER / "run.py"))
-    finally:
-        sys.path.remove(str(FOLDER))
-        sys.modules.pop("metrics", None)
 
 
 @pytest.fixture(scope="module")

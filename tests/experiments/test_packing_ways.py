@@ -1,22 +1,16 @@
 """experiments/packing: three ways to batch the same stream, and packers that pack everything once."""
 
-import importlib
 import itertools
-import pathlib
-import sys
 
 import numpy as np
 import pytest
-
-FOLDER = pathlib.Path(__file__).parents[2] / "experiments" / "packing"
+from helpers.scripts import scripts_of
 
 
 @pytest.fixture
-def load(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    yield importlib.import_module
-    for name in ("ways", "streams", "packers"):
-        sys.modules.pop(name, None)
+def load():
+    with scripts_of("packing") as load:
+        yield load
 
 
 @pytest.mark.parametrize("way", ["padding", "buckets", "packing"])

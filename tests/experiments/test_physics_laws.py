@@ -4,28 +4,21 @@ With experiments/compute, whose models it draws clips of.
 """
 
 import dataclasses
-import importlib
 import itertools
-import pathlib
-import sys
 
 import numpy as np
 import pytest
+from helpers.scripts import scripts_of
 
 from sora_jax.errors import UserError
 
-FOLDER = pathlib.Path(__file__).parents[2] / "experiments" / "physics"
 SECONDS = np.arange(17) / 8
 
 
 @pytest.fixture(scope="module")
 def load():
-    paths = sys.path.copy()
-    sys.path[:0] = [str(FOLDER)]
-    yield importlib.import_module
-    sys.path[:] = paths
-    for name in ("laws", "scenes", "measure", "draw", "history"):
-        sys.modules.pop(name, None)
+    with scripts_of("physics") as load:
+        yield load
 
 
 def bounced(time=0.97, before=(0.3, 0.4), after=(0.3, -0.2)):

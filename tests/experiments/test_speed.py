@@ -1,12 +1,11 @@
 """experiments/speed: the roofline, the counts behind it, and the whole table at toy size, without torch."""
 
-import importlib
 import json
 import pathlib
-import sys
 
 import pytest
 from click.testing import CliRunner
+from helpers.scripts import scripts_of
 
 from sora_jax.models.dit_config import DiTConfig, forward_flops
 from sora_jax.models.vae import VAEConfig, reconstruction_flops
@@ -15,14 +14,10 @@ SPEED = pathlib.Path(__file__).parents[2] / "experiments" / "speed"
 
 
 @pytest.fixture
-def speed(monkeypatch):
+def speed():
     """Gives a script of the experiment by name, as if run from its folder."""
-    monkeypatch.syspath_prepend(str(SPEED))
-    before = set(sys.modules)
-    yield importlib.import_module
-    for name in set(sys.modules) - before:
-        if str(SPEED) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
+    with scripts_of("speed") as load:
+        yield load
 
 
 def test_roofline_by_hand(speed):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "tools" / "parity"))  # of wan_check and others too
-from draw import draw
+from seeded import draw
 
 
 def draw_all(names: Sequence[tuple[str, Sequence[int]]], prefix: str = "") -> dict[str, np.ndarray]:

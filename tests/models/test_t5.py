@@ -29,7 +29,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 VARIANTS = ("tiny_umt5", "tiny_t5")
 WORDS = ["<pad>", "</s>", "<unk>", "a", "red", "ball", "moves", "left", "&", "Red"]
 sys.path.insert(0, str(ROOT / "tools" / "parity"))
-from draw import draw  # noqa: E402
+from seeded import draw  # noqa: E402
 from t5_check import check, config_of, drawn  # noqa: E402
 
 

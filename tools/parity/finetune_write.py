@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from draw import draw
+from seeded import draw
 
 import sora_jax
 from sora_jax.checkpoints.finetuned import export_run

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from draw import draw
+from seeded import draw
 
 TINY: dict[str, Any] = {
     "in_channels": 8,

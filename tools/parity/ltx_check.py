@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from draw import draw
+from seeded import draw
 
 from sora_jax.models.ltx import LTX
 from sora_jax.models.ltx_weights import load_ltx, ltx_config

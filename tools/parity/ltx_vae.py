@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from draw import draw
+from seeded import draw
 
 TIMESTEP = 300.0  # times the multiplier, which is drawn too
 LATER: dict[str, Any] = {

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
-from draw import draw
+from seeded import draw
 
 from sora_jax.checkpoints.ltx_vae_weights import load_ltx_vae
 from sora_jax.models.ltx_vae import LTXVAE

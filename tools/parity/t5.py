@@ -21,7 +21,7 @@ import numpy as np
 import sentencepiece
 import torch
 import transformers
-from draw import draw
+from seeded import draw
 
 TINY = {
     "vocab_size": 64,

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 
 import numpy as np
-from draw import draw
+from seeded import draw
 
 from sora_jax.models.t5 import T5Config, T5Encoder
 

@@ -22,7 +22,7 @@ import torch
 import transformers
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from draw import draw
+from seeded import draw
 
 TINY: dict[str, Any] = {
     "patch_size": (1, 2, 2),

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from draw import draw
+from seeded import draw
 
 from sora_jax.models.wan import Wan
 from sora_jax.models.wan_weights import load_wan, wan_config

@@ -17,7 +17,7 @@ import sys
 import diffusers
 import numpy as np
 import torch
-from draw import draw
+from seeded import draw
 
 TINY = {
     "base_dim": 8,
