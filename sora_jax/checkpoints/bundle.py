@@ -22,6 +22,7 @@ import numpy as np
 from flax import nnx
 
 from sora_jax.checkpoints.components import DTYPES, Bundle, Limits, Sampling, check_choice
+from sora_jax.checkpoints.diffusers_folder import INDEX
 from sora_jax.checkpoints.knowledge import knowledge_of
 from sora_jax.checkpoints.store import load_params, named_leaves, restore_into
 from sora_jax.config import component, with_new_names
@@ -34,7 +35,6 @@ from sora_jax.models.vae import VAE, VAEConfig
 from sora_jax.models.weights import read_weights, write_weights
 
 BUNDLED = pathlib.Path(__file__).parents[1] / "bundled"
-INDEX = "model_index.json"  # of a diffusers pipeline
 FORMAT = 1
 # Before 2026-11-29.
 RENAMED_PARAMETERS = {"hints_in.kernel": "reference_in.kernel", "hints_in.bias": "reference_in.bias"}

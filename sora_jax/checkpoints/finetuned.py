@@ -15,9 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.checkpoints import pretrained
-from sora_jax.checkpoints.bundle import INDEX, find
+from sora_jax.checkpoints.base_model import check_base
+from sora_jax.checkpoints.bundle import find
 from sora_jax.checkpoints.components import Bundle, Sampling
-from sora_jax.checkpoints.pretrained import WEIGHTS, Reference, check_base, load_pretrained, pretrained_folder
+from sora_jax.checkpoints.diffusers_folder import INDEX, WEIGHTS, Reference
+from sora_jax.checkpoints.pretrained import load_pretrained, pretrained_folder
 from sora_jax.checkpoints.store import load_params, read_config
 from sora_jax.config import component
 from sora_jax.errors import UserError

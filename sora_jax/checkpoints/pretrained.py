@@ -1,19 +1,17 @@
 """Open models as diffusers writes them: a folder with `model_index.json`, and a folder for each component.
 
 Wan2.1 and 2.2 (text to video, and TI2V-5B) can be read. A folder carries its autoencoder, text encoder and schedule;
-what the files don't say (rates, sizes and lengths of training, steps and guidance) is in `_FAMILIES`, from the models'
-own repositories. Weights are memory-mapped and go to their devices one after another.
+what the files don't say is in `wan_pipeline`. Weights are memory-mapped and go to their devices one after another.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,16 +19,25 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 
-from sora_jax.checkpoints.bundle import INDEX, find, load_bundle, with_dtype
+from sora_jax.checkpoints.bundle import find, load_bundle, with_dtype
 from sora_jax.checkpoints.bundle import read_sampling as read_own_sampling
 from sora_jax.checkpoints.components import DTYPES, Bundle, Limits, Sampling, check_choice
+from sora_jax.checkpoints.diffusers_folder import (
+    INDEX,
+    REFERENCES,
+    WEIGHTS,
+    Reference,
+    free_memory,
+    is_pretrained,
+    parts_of,
+    read_json,
+)
 from sora_jax.checkpoints.hub import resolve
 from sora_jax.checkpoints.lora import merge_loras
+from sora_jax.checkpoints.wan_pipeline import family_of, sampling_of
 from sora_jax.checkpoints.wan_vae_weights import load_wan_vae
-from sora_jax.diffusion import flow
 from sora_jax.distributed.chips import GIB
-from sora_jax.errors import UserError, atomic_path
-from sora_jax.media.digests import array_digest, value_digest
+from sora_jax.errors import UserError
 from sora_jax.models.pixels import PIXELS
 from sora_jax.models.text import TextConfig
 from sora_jax.models.wan import Wan, WanConfig, WanPair
@@ -38,52 +45,7 @@ from sora_jax.models.wan_vae import WanVAE
 from sora_jax.models.wan_weights import diffusers_names, load_wan, published_shapes, wan_config
 from sora_jax.models.weights import map_weights
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 TEXT_TOKENS = 512  # to which captions are padded
-
-Reference: TypeAlias = Literal["original", "diffusers"]
-REFERENCES = ("original", "diffusers")
-
-# Wan's own negative prompt is for the original's defaults; diffusers has none.
-_NEGATIVE = (
-    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"
-    "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，"
-    "杂乱的背景，三条腿，背景人很多，倒着走"
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Family:
-    """What the files of a model don't say.
-
-    Attributes:
-      tokens, latent_frames: of the longest and largest video of its training.
-      resolution, fps, frames: of that.
-      steps, guidance, shift: of the original code; diffusers' defaults are 50 steps and guidance 5, and the shift is
-        the scheduler's.
-      licence: of the weights.
-    """
-
-    tokens: int
-    latent_frames: int
-    resolution: int
-    fps: float
-    frames: int
-    steps: int
-    guidance: float
-    shift: float
-    licence: str
-
-
-# By the width of the transformer and the channels of its latents.
-_FAMILIES = {
-    "Wan2.1, 480p": _Family(32_760, 21, 480, 16, 81, 50, 5.0, 5.0, "Apache-2.0"),
-    "Wan2.1, 720p": _Family(75_600, 21, 720, 16, 81, 50, 5.0, 5.0, "Apache-2.0"),
-    # Its guidance is 3 below the boundary in the original, and that of above here throughout.
-    "Wan2.2-A14B": _Family(75_600, 21, 720, 16, 81, 40, 4.0, 12.0, "Apache-2.0"),
-    "Wan2.2-TI2V": _Family(27_280, 31, 704, 24, 121, 50, 5.0, 5.0, "Apache-2.0"),
-}
 
 
 def load_model(
@@ -120,11 +82,6 @@ def read_sampling(name: str | os.PathLike[str], reference: Reference = "diffuser
     return read_own_sampling(name)
 
 
-def is_pretrained(folder: pathlib.Path) -> bool:
-    """Whether a folder holds a model as diffusers writes it."""
-    return (folder / INDEX).is_file()
-
-
 def pretrained_folder(name: str | os.PathLike[str]) -> pathlib.Path:
     """The diffusers folder of a name, which may be "hf:OWNER/NAME".
 
@@ -159,15 +116,17 @@ def load_pretrained(
     """
     check_choice("reference", reference, REFERENCES)
     check_choice("dtype", dtype, DTYPES)
-    index = _read_json(folder / INDEX)
+    index = read_json(folder / INDEX)
     _check_parts(folder, index)
     settings = {
-        part: _read_json(folder / part / "config.json") for part in ("transformer", "vae", "text_encoder")
+        part: read_json(folder / part / "config.json") for part in ("transformer", "vae", "text_encoder")
     }
     vae = load_wan_vae(settings["vae"], map_weights(folder / "vae" / WEIGHTS))
     vae = _with_dtype(vae, dtype)
-    sampling, whole = _sampling(folder, index, settings, reference)
-    config = wan_config(settings["transformer"], dtype=dtype, reference=reference, whole_timesteps=whole)
+    config = wan_config(settings["transformer"], dtype=dtype, reference=reference)
+    name, family = family_of(config.channels, config.heads, index)
+    sampling, whole = sampling_of(folder, family, index, reference)
+    config = dataclasses.replace(config, whole_timesteps=whole)
     both = [part for part in parts_of(index) if part.startswith("transformer")]
     stored = _stored(config, weights)
     check_memory(folder, config, 0 if shapes_only else stored.itemsize * len(both))
@@ -181,7 +140,6 @@ def load_pretrained(
         boundary = float(index.get("boundary_ratio") or 0)
         dit = loaded[0] if len(both) == 1 else WanPair(loaded[0], loaded[1], boundary)
     text = TextConfig(kind="t5", name=str(folder), max_tokens=TEXT_TOKENS, clean="wan")
-    name, family = _family(config, index)
     limits = Limits(
         tokens=family.tokens,
         latent_frames=family.latent_frames,
@@ -228,43 +186,15 @@ def _stored(config: WanConfig, weights: str) -> np.dtype:
     return np.dtype(getattr(ml_dtypes, kind, kind))
 
 
-def transformer_digest(folder: pathlib.Path) -> str:
-    """Names a transformer's weights by names, types, shapes and the first numbers of each: reading all takes minutes.
-
-    Raises:
-      UserError: the files are missing or damaged.
-    """
-    tensors = map_weights(folder / "transformer" / WEIGHTS)
-    first = array_digest(tensors[name].reshape(-1)[:1024] for name in sorted(tensors))
-    return value_digest([sorted((name, tensor.shape) for name, tensor in tensors.items()), first])
-
-
-def check_base(workdir: pathlib.Path, folder: pathlib.Path) -> None:
-    """Keeps in a run's workdir with which transformer it began.
-
-    Raises:
-      UserError: that was another than the folder's.
-    """
-    path, digest = workdir / "base.json", transformer_digest(folder)
-    if path.is_file():
-        if json.loads(path.read_text())["transformer"] != digest:
-            raise UserError(
-                f"{folder} holds another transformer than the one that the run in {workdir} began with: name that "
-                "(config.pretrained), or choose another workdir."
-            )
-    elif jax.process_index() == 0:
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps({"transformer": digest}) + "\n")
-
-
 def read_pretrained_sampling(folder: pathlib.Path, reference: Reference = "diffusers") -> Sampling:
     """How such a model is sampled, without loading it.
 
     Raises:
       UserError: a file of settings can't be read.
     """
-    settings = {part: _read_json(folder / part / "config.json") for part in ("transformer", "vae")}
-    return _sampling(folder, _read_json(folder / INDEX), settings, reference)[0]
+    index, config = read_json(folder / INDEX), wan_config(read_json(folder / "transformer" / "config.json"))
+    _, family = family_of(config.channels, config.heads, index)
+    return sampling_of(folder, family, index, reference)[0]
 
 
 def pretrained_summary(folder: pathlib.Path) -> str:
@@ -273,8 +203,8 @@ def pretrained_summary(folder: pathlib.Path) -> str:
     Raises:
       UserError: they can't be read, or are of another architecture.
     """
-    config = wan_config(_read_json(folder / "transformer" / "config.json"))
-    name, family = _family(config, _read_json(folder / INDEX))
+    config = wan_config(read_json(folder / "transformer" / "config.json"))
+    name, family = family_of(config.channels, config.heads, read_json(folder / INDEX))
     return f"{name}, {family.licence}; {config.layers} layers of {config.width}"
 
 
@@ -290,20 +220,6 @@ def check_memory(folder: pathlib.Path, config: WanConfig, bytes_each: int) -> No
             f"The transformer of {folder} takes {need / GIB:.1f} GiB and {free / GIB:.1f} GiB are free here: {narrower}"
             "or a machine with more."
         )
-
-
-def free_memory() -> float:
-    """Bytes that programs can still take on this machine; infinite where it doesn't say."""
-    try:
-        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
-        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return math.inf
-
-
-def parts_of(index: Mapping[str, Any]) -> tuple[str, ...]:
-    """The folders that a pipeline needs."""
-    return (*PARTS, "transformer_2") if any(index.get("transformer_2") or ()) else PARTS
 
 
 def _check_parts(folder: pathlib.Path, index: Mapping[str, Any]) -> None:
@@ -333,76 +249,6 @@ def _check_together(folder: pathlib.Path, config: WanConfig, vae: WanVAE, text: 
         )
 
 
-def _family(config: WanConfig, index: Mapping[str, Any]) -> tuple[str, _Family]:
-    if config.channels == 48:
-        name = "Wan2.2-TI2V"
-    elif "transformer_2" in parts_of(index):
-        name = "Wan2.2-A14B"
-    else:
-        name = "Wan2.1, 480p" if config.heads <= 12 else "Wan2.1, 720p"
-    return name, _FAMILIES[name]
-
-
-def _sampling(
-    folder: pathlib.Path,
-    index: Mapping[str, Any],
-    settings: Mapping[str, Mapping[str, Any]],
-    reference: Reference,
-) -> tuple[Sampling, bool]:
-    """How it is sampled, and whether timesteps are whole numbers."""
-    _, family = _family(wan_config(settings["transformer"]), index)
-    common: dict[str, Any] = {
-        "resolution": family.resolution,
-        "aspect": "16:9",
-        "fps": family.fps,
-        "duration": family.frames / family.fps,
-    }
-    if reference == "original":
-        own = Sampling(
-            family.steps,
-            family.guidance,
-            solver="unipc",
-            negative=_NEGATIVE,
-            shift=family.shift,
-            ends=(0.999, 0.0),
-            **common,
-        )
-        return own, True
-    scheduler = _read_json(folder / "scheduler" / "scheduler_config.json")
-    kind = scheduler.get("_class_name", index.get("scheduler", [None, None])[1])
-    if kind == "UniPCMultistepScheduler":
-        if not (scheduler.get("use_flow_sigmas") and scheduler.get("prediction_type") == "flow_prediction"):
-            raise UserError(
-                f"{folder / 'scheduler'} isn't set for flow matching: set use_flow_sigmas to true and prediction_type "
-                "to flow_prediction."
-            )
-        shift, solver, ends = scheduler.get("flow_shift", 1.0), "unipc", (1.0, 0.001)
-        common["max_sigma"] = 1 - 1e-6
-    elif kind == "FlowMatchEulerDiscreteScheduler":
-        shift, solver = scheduler.get("shift", 1.0), "euler"
-        # It shifts its least sigma when it is made, and again when steps are set.
-        ends, common["keep_end"] = (1.0, float(flow.shift(jnp.float32(0.001), shift))), True
-    else:
-        raise UserError(
-            f"{folder / 'scheduler'} is a {kind}: UniPCMultistepScheduler and FlowMatchEulerDiscreteScheduler can be "
-            "followed."
-        )
-    own = Sampling(50, 5.0, solver=solver, shift=float(shift), ends=ends, **common)
-    return own, solver == "unipc"
-
-
 def _with_dtype(vae: WanVAE, dtype: Any) -> WanVAE:
     vae.config = dataclasses.replace(vae.config, dtype=dtype)
     return vae
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError("it is no object")
-        return value
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: the model's folder is incomplete; fetch it again.") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read ({error}): fetch the model again.") from error

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from sora_jax.checkpoints.bundle import INDEX, bundled, find
+from sora_jax.checkpoints.bundle import bundled, find
 from sora_jax.checkpoints.components import Bundle, Sampling
+from sora_jax.checkpoints.diffusers_folder import INDEX, Reference, is_pretrained
 from sora_jax.checkpoints.finetuned import load_model, read_sampling
 from sora_jax.checkpoints.hub import resolve
-from sora_jax.checkpoints.pretrained import Reference, is_pretrained, pretrained_summary
+from sora_jax.checkpoints.pretrained import pretrained_summary
 from sora_jax.errors import UserError
 from sora_jax.media.video import Video, VideoStream
 from sora_jax.models.text import TextEncoder

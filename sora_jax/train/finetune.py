@@ -19,8 +19,9 @@ import PIL.Image
 from flax import nnx
 from ml_collections import ConfigDict
 
+from sora_jax.checkpoints.base_model import check_base
 from sora_jax.checkpoints.components import Bundle
-from sora_jax.checkpoints.pretrained import check_base, load_pretrained, load_transformer, pretrained_folder
+from sora_jax.checkpoints.pretrained import load_pretrained, load_transformer, pretrained_folder
 from sora_jax.config import ABSENT, FROM_ZERO, SHARE, check_ranges, component
 from sora_jax.data.data_config import DataConfig
 from sora_jax.data.encode import LatentsConfig

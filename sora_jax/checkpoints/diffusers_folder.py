@@ -1,0 +1,54 @@
+"""A folder that diffusers wrote: `model_index.json`, and a folder for each component."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias
+
+from sora_jax.errors import UserError
+
+INDEX = "model_index.json"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+
+Reference: TypeAlias = Literal["original", "diffusers"]
+REFERENCES = ("original", "diffusers")
+
+
+def is_pretrained(folder: pathlib.Path) -> bool:
+    """Whether a folder holds a model as diffusers writes it."""
+    return (folder / INDEX).is_file()
+
+
+def parts_of(index: Mapping[str, Any]) -> tuple[str, ...]:
+    """The folders that a pipeline needs."""
+    return (*PARTS, "transformer_2") if any(index.get("transformer_2") or ()) else PARTS
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """A file of settings.
+
+    Raises:
+      UserError: it is missing, or no object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError("it is no object")
+        return value
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: the model's folder is incomplete; fetch it again.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read ({error}): fetch the model again.") from error
+
+
+def free_memory() -> float:
+    """Bytes that programs can still take on this machine; infinite where it doesn't say."""
+    try:
+        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return math.inf

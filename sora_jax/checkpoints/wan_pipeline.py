@@ -1,0 +1,115 @@
+"""Wan's pipelines: what their files don't say (rates, sizes and lengths of training, steps and guidance), from the
+models' own repositories; and how they are sampled, as their scheduler's settings or the original code have it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from sora_jax.checkpoints.components import Sampling
+from sora_jax.checkpoints.diffusers_folder import Reference, parts_of, read_json
+from sora_jax.diffusion import flow
+from sora_jax.errors import UserError
+
+# Wan's own negative prompt is for the original's defaults; diffusers has none.
+_NEGATIVE = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"
+    "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，"
+    "杂乱的背景，三条腿，背景人很多，倒着走"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What the files of a model don't say.
+
+    Attributes:
+      tokens, latent_frames: of the longest and largest video of its training.
+      resolution, fps, frames: of that.
+      steps, guidance, shift: of the original code; diffusers' defaults are 50 steps and guidance 5, and the shift is
+        the scheduler's.
+      licence: of the weights.
+    """
+
+    tokens: int
+    latent_frames: int
+    resolution: int
+    fps: float
+    frames: int
+    steps: int
+    guidance: float
+    shift: float
+    licence: str
+
+
+# By the width of the transformer and the channels of its latents.
+FAMILIES = {
+    "Wan2.1, 480p": Family(32_760, 21, 480, 16, 81, 50, 5.0, 5.0, "Apache-2.0"),
+    "Wan2.1, 720p": Family(75_600, 21, 720, 16, 81, 50, 5.0, 5.0, "Apache-2.0"),
+    # Its guidance is 3 below the boundary in the original, and that of above here throughout.
+    "Wan2.2-A14B": Family(75_600, 21, 720, 16, 81, 40, 4.0, 12.0, "Apache-2.0"),
+    "Wan2.2-TI2V": Family(27_280, 31, 704, 24, 121, 50, 5.0, 5.0, "Apache-2.0"),
+}
+
+
+def family_of(channels: int, heads: int, index: Mapping[str, Any]) -> tuple[str, Family]:
+    """Which model it is, by the channels of its latents, its heads and its parts."""
+    if channels == 48:
+        name = "Wan2.2-TI2V"
+    elif "transformer_2" in parts_of(index):
+        name = "Wan2.2-A14B"
+    else:
+        name = "Wan2.1, 480p" if heads <= 12 else "Wan2.1, 720p"
+    return name, FAMILIES[name]
+
+
+def sampling_of(
+    folder: pathlib.Path,
+    family: Family,
+    index: Mapping[str, Any],
+    reference: Reference,
+) -> tuple[Sampling, bool]:
+    """How it is sampled, and whether timesteps are whole numbers."""
+    common: dict[str, Any] = {
+        "resolution": family.resolution,
+        "aspect": "16:9",
+        "fps": family.fps,
+        "duration": family.frames / family.fps,
+    }
+    if reference == "original":
+        own = Sampling(
+            family.steps,
+            family.guidance,
+            solver="unipc",
+            negative=_NEGATIVE,
+            shift=family.shift,
+            ends=(0.999, 0.0),
+            **common,
+        )
+        return own, True
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    kind = scheduler.get("_class_name", index.get("scheduler", [None, None])[1])
+    if kind == "UniPCMultistepScheduler":
+        if not (scheduler.get("use_flow_sigmas") and scheduler.get("prediction_type") == "flow_prediction"):
+            raise UserError(
+                f"{folder / 'scheduler'} isn't set for flow matching: set use_flow_sigmas to true and prediction_type "
+                "to flow_prediction."
+            )
+        shift, solver, ends = scheduler.get("flow_shift", 1.0), "unipc", (1.0, 0.001)
+        common["max_sigma"] = 1 - 1e-6
+    elif kind == "FlowMatchEulerDiscreteScheduler":
+        shift, solver = scheduler.get("shift", 1.0), "euler"
+        # It shifts its least sigma when it is made, and again when steps are set.
+        ends, common["keep_end"] = (1.0, float(flow.shift(jnp.float32(0.001), shift))), True
+    else:
+        raise UserError(
+            f"{folder / 'scheduler'} is a {kind}: UniPCMultistepScheduler and FlowMatchEulerDiscreteScheduler can be "
+            "followed."
+        )
+    own = Sampling(50, 5.0, solver=solver, shift=float(shift), ends=ends, **common)
+    return own, solver == "unipc"
