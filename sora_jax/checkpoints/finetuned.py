@@ -23,7 +23,8 @@ from sora_jax.checkpoints.pretrained import load_pretrained, pretrained_folder
 from sora_jax.checkpoints.store import load_params, read_config
 from sora_jax.config import component
 from sora_jax.errors import UserError
-from sora_jax.models.low_rank import LoRA, LoRAConfig, merge_lora
+from sora_jax.models.int8 import to_int8
+from sora_jax.models.low_rank import LoRA, LoRAConfig, merge_lora, with_lora
 from sora_jax.models.pixels import PIXELS
 from sora_jax.models.wan import Wan
 from sora_jax.models.wan_weights import published_lora, published_tensors
@@ -38,19 +39,23 @@ def load_model(
     dtype: str = "",
     reference: Reference = "diffusers",
     loras: Sequence[tuple[str, float]] = (),
+    weights: str = "",
 ) -> Bundle:
     """As `pretrained.load_model`, and the workdir of a run on top of a diffusers folder: what it learned is merged in.
+
+    Into int8 weights a LoRA isn't merged, so that nothing of it is rounded: it stays beside them.
 
     Raises:
       UserError: as there; or the run's base isn't where it was.
     """
     if name in PIXELS or not is_finetuned(workdir := find(name)):
-        return pretrained.load_model(name, dtype, reference, loras)
+        return pretrained.load_model(name, dtype, reference, loras, weights)
     folder, config = base_folder(workdir), lora_config(workdir)
     if config.rank:
-        base = load_pretrained(folder, reference, dtype or "float32", loras)
+        base = load_pretrained(folder, reference, dtype or "float32", loras, weights)
         assert isinstance(base.dit, Wan)
-        dit = merge_lora(base.dit, load_lora(workdir), config)
+        join = with_lora if weights == "int8" else merge_lora
+        dit = join(base.dit, load_lora(workdir), config)
     elif loras:
         raise UserError(
             f"{loras[0][0]} can't be merged into {workdir}: export it first, and name that folder."
@@ -58,8 +63,11 @@ def load_model(
     else:
         base = load_pretrained(folder, reference, dtype or "float32", shapes_only=True)
         assert isinstance(base.dit, Wan)
-        shapes, kind = base.dit, jnp.dtype(base.dit.config.dtype)
+        is_int8 = weights == "int8"  # which is made of all that was learned
+        shapes = base.dit
+        kind = jnp.dtype("float32" if is_int8 else weights or base.dit.config.dtype)
         dit = load_params(workdir, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, kind), shapes))
+        dit = to_int8(dit) if is_int8 else dit
     return dataclasses.replace(base, name=workdir.name, dit=dit, card=base.card | {"run": str(workdir)})
 
 

@@ -7,7 +7,6 @@ what the files don't say is in `wan_pipeline`. Weights are memory-mapped and go 
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +37,7 @@ from sora_jax.checkpoints.wan_pipeline import family_of, sampling_of
 from sora_jax.checkpoints.wan_vae_weights import load_wan_vae
 from sora_jax.distributed.chips import GIB
 from sora_jax.errors import UserError
+from sora_jax.models.int8 import INT8, weight_bytes
 from sora_jax.models.pixels import PIXELS
 from sora_jax.models.text import TextConfig
 from sora_jax.models.wan import Wan, WanConfig, WanPair
@@ -46,6 +46,7 @@ from sora_jax.models.wan_weights import diffusers_names, load_wan, published_sha
 from sora_jax.models.weights import map_weights
 
 TEXT_TOKENS = 512  # to which captions are padded
+STORED = (*DTYPES, "int8")  # types of a transformer's parameters in memory
 
 
 def load_model(
@@ -53,19 +54,22 @@ def load_model(
     dtype: str = "",
     reference: Reference = "diffusers",
     loras: Sequence[tuple[str, float]] = (),
+    weights: str = "",
 ) -> Bundle:
     """Loads any model: this package's own (`bundle.load_bundle`), or a diffusers pipeline's folder.
 
     Args:
       dtype: of the arithmetic; "" is the model's own, of a diffusers folder float32.
-      reference, loras: see `load_pretrained`.
+      reference, loras, weights: see `load_pretrained`.
 
     Raises:
       UserError: there is no such model, or its files are damaged, of another architecture, or not supported.
     """
     check_choice("reference", reference, REFERENCES)
     if name not in PIXELS and is_pretrained(folder := find(name)):
-        return load_pretrained(folder, reference, dtype or "float32", loras)
+        return load_pretrained(folder, reference, dtype or "float32", loras, weights)
+    if weights:
+        raise UserError(f"weights={weights} is for diffusers pipelines, and {name} is none: leave it out.")
     if loras:
         raise UserError(f"{loras[0][0]} can't be merged into {name}: LoRA files are for diffusers pipelines.")
     bundle = load_bundle(name)
@@ -108,7 +112,7 @@ def load_pretrained(
       reference: whose arithmetic, schedule and defaults are followed where Wan's original code and diffusers differ.
       dtype: of the arithmetic of transformer and autoencoder.
       loras: (file, scale) each, merged into the transformer while it is read.
-      weights: type of the transformer's parameters in memory; "" is `dtype`.
+      weights: type of the transformer's parameters in memory, of `STORED`; "" is `dtype`. Of "int8" see `models.int8`.
       shapes_only: the transformer is shapes alone, as `jax.eval_shape` gives them; see `load_transformer`.
 
     Raises:
@@ -129,7 +133,8 @@ def load_pretrained(
     config = dataclasses.replace(config, whole_timesteps=whole)
     both = [part for part in parts_of(index) if part.startswith("transformer")]
     stored = _stored(config, weights)
-    check_memory(folder, config, 0 if shapes_only else stored.itemsize * len(both))
+    if not shapes_only:
+        check_memory(folder, config, stored, len(both))
     _check_together(folder, config, vae, settings["text_encoder"])
     if shapes_only:
         if len(both) > 1:
@@ -173,7 +178,7 @@ def load_transformer(
       UserError: as `load_pretrained`; or it is more than this machine's memory holds.
     """
     stored = _stored(config, weights)
-    check_memory(folder, config, stored.itemsize)
+    check_memory(folder, config, stored)
     tensors: Mapping[str, np.ndarray] = map_weights(folder / part / WEIGHTS)
     if loras:
         tensors = merge_loras(diffusers_names(tensors), loras, diffusers_names)
@@ -181,8 +186,13 @@ def load_transformer(
 
 
 def _stored(config: WanConfig, weights: str) -> np.dtype:
-    """The type of the transformer's parameters."""
+    """The type of the transformer's parameters.
+
+    Raises:
+      UserError: there is no such type.
+    """
     kind = weights or config.dtype
+    check_choice("type of weights", kind, STORED)
     return np.dtype(getattr(ml_dtypes, kind, kind))
 
 
@@ -208,17 +218,22 @@ def pretrained_summary(folder: pathlib.Path) -> str:
     return f"{name}, {family.licence}; {config.layers} layers of {config.width}"
 
 
-def check_memory(folder: pathlib.Path, config: WanConfig, bytes_each: int) -> None:
+def check_memory(folder: pathlib.Path, config: WanConfig, stored: np.dtype, copies: int = 1) -> None:
     """Raises UserError where the transformer's weights are more than this machine's free memory.
 
     Of accelerators only the host's is looked at, through which weights pass one by one: nothing is refused there.
+
+    Args:
+      stored: type of its parameters.
+      copies: how many transformers of this shape there are.
     """
-    need = bytes_each * sum(math.prod(shape) for _, shape in published_shapes(config))
+    need = copies * weight_bytes(published_shapes(config), stored)
     if jax.default_backend() == "cpu" and need > (free := free_memory()):
-        narrower = "use --dtype bfloat16, which halves it, " if bytes_each == 4 else ""
+        halves = "--weights bfloat16, which halves it, " if stored.itemsize == 4 else ""
+        smaller = f"--weights int8, which {'quarters' if halves else 'halves'} it, " if stored != INT8 else ""
         raise UserError(
-            f"The transformer of {folder} takes {need / GIB:.1f} GiB and {free / GIB:.1f} GiB are free here: {narrower}"
-            "or a machine with more."
+            f"The transformer of {folder} takes {need / GIB:.1f} GiB and {free / GIB:.1f} GiB are free here: use "
+            f"{halves}{smaller}{'or ' if smaller else ''}a machine with more."
         )
 
 

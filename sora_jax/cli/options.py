@@ -204,6 +204,13 @@ def loading() -> tuple[Callable[..., Any], ...]:
             callback=keep,
             help="Of the arithmetic.  [default: the model's own; of a diffusers folder float32]",
         ),
+        click.option(
+            "--weights",
+            type=click.Choice(["float32", "bfloat16", "int8"]),
+            expose_value=False,
+            callback=keep,
+            help="Of a diffusers folder's transformer in memory; int8 takes half of bfloat16.  [default: as --dtype]",
+        ),
     )
 
 

@@ -23,9 +23,11 @@ class Linear(nnx.Module):
 
     `models.low_rank.with_lora` adds a low-rank update (Hu et al. 2021): `lora_down` [in, rank], `lora_up` [rank, out],
     and the number `lora_factor`; of several matrices beside each other every one has its own, [in, parts · rank] and
-    [parts · rank, out / parts].
+    [parts · rank, out / parts]. `models.int8` makes the kernel int8 and adds `kernel_scale`, float32[out], a factor of
+    each column.
     """
 
+    kernel_scale: nnx.Param
     lora_down: nnx.Param
     lora_up: nnx.Param
     lora_factor: float
@@ -64,17 +66,24 @@ class Linear(nnx.Module):
           x: [..., width_in].
           precision: "highest" keeps a float32 product exact on accelerators too; for small tables.
           before, after: linear maps of the last axis that x and the result pass. They are applied to the parameters
-            instead, in float32, so they cost no pass over the data; `before` must be symmetric.
+            instead, in float32, so they cost no pass over the data; `before` must be symmetric. Not with int8 kernels.
         """
         kernel, bias = self.kernel[...], self.bias[...]
         if before is not None:
             kernel = before(kernel.mT).mT
         if after is not None:
             kernel, bias = after(kernel), after(bias)
-        # Gathered from its shards in x's type: half the bytes in bfloat16.
-        kernel, bias = kernel.astype(x.dtype), bias.astype(x.dtype).reshape(self.out)
-        kernel = gather_kernel(kernel, (-1, *self.out), self.letters)
-        y = jnp.tensordot(x, kernel, 1, precision=precision) + constrain(bias, self.letters[1:])
+        # Gathered from its shards in x's type, half the bytes in bfloat16, or as int8.
+        bias = constrain(bias.astype(x.dtype).reshape(self.out), self.letters[1:])
+        if hasattr(self, "kernel_scale"):
+            kernel = gather_kernel(kernel, (-1, *self.out), self.letters).astype(x.dtype)
+            scale = constrain(self.kernel_scale[...].reshape(self.out), self.letters[1:])
+            # Sums of products with numbers up to 127 are more than float16 holds.
+            y = jnp.tensordot(x, kernel, 1, precision=precision, preferred_element_type=jnp.float32)
+            y = (y * scale).astype(x.dtype) + bias
+        else:
+            kernel = gather_kernel(kernel.astype(x.dtype), (-1, *self.out), self.letters)
+            y = jnp.tensordot(x, kernel, 1, precision=precision) + bias
         return y + self._low_rank(x).reshape(y.shape) if hasattr(self, "lora_down") else y
 
     def _low_rank(self, x: jax.Array) -> jax.Array:

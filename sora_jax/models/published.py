@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.errors import UserError
+from sora_jax.models.int8 import INT8, quantize, with_scales
 from sora_jax.models.weights import release
 
 
@@ -74,17 +75,23 @@ def fill(
     Args:
       template: the model's shapes.
       place: puts a parameter, by our name, on its devices.
-      dtype: of the parameters; they are cast while they are read.
+      dtype: of the parameters; they are cast while they are read. int8 is for the matrices of the blocks
+        (`models.int8`), and all others are float32.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(template)
-    placed = []
+    placed, scales = [], {}
+    is_int8 = np.dtype(dtype) == INT8
     for path, like in leaves:
         name = _name(path)
-        array = np.empty(like.shape, dtype)
-        for part, own, prefix in _layers(array, name, layout):
-            _fill_one(part, own, prefix, tensors, layout)
+        if is_int8 and name.startswith("blocks.") and name.endswith(".kernel"):
+            array, scale = _fill_int8(name, like.shape, tensors, layout)
+            scales[name.removesuffix(".kernel").replace(".", "/")] = place(f"{name}_scale", scale)
+        else:
+            array = np.empty(like.shape, np.float32 if is_int8 else dtype)
+            for part, own, prefix in _layers(array, name, layout):
+                _fill_one(part, own, prefix, tensors, layout)
         placed.append(place(name, array))
-    return jax.tree_util.tree_unflatten(structure, placed)
+    return with_scales(jax.tree_util.tree_unflatten(structure, placed), scales)
 
 
 def publish(
@@ -168,6 +175,18 @@ def _layers(array: np.ndarray, name: str, layout: Layout) -> list[tuple[np.ndarr
         return [(array, name, "")]
     name = name.removeprefix("blocks.")
     return [(part, name, f"{layout.blocks}.{i}.") for i, part in enumerate(array)]
+
+
+def _fill_int8(
+    name: str, shape: tuple[int, ...], tensors: Mapping[str, np.ndarray], layout: Layout
+) -> tuple[np.ndarray, np.ndarray]:
+    """int8[L, in, out] and float32[L, out] of a stack of matrices; one of them at a time is float32."""
+    kernel, scale = np.empty(shape, np.int8), np.empty((shape[0], shape[-1]), np.float32)
+    matrix = np.empty(shape[1:], np.float32)
+    for layer, (part, own, prefix) in enumerate(_layers(kernel, name, layout)):
+        _fill_one(matrix, own, prefix, tensors, layout)
+        part[...], scale[layer] = quantize(matrix)
+    return kernel, scale
 
 
 def _fill_one(

@@ -319,6 +319,7 @@ def load(
     *,
     lazy: bool = False,
     dtype: str = "",
+    weights: str = "",
     reference: Reference = "diffusers",
     lora: str | os.PathLike[str] | Sequence[tuple[str, float]] = (),
 ) -> Pipeline:
@@ -328,6 +329,7 @@ def load(
       name: of the model; "hf:OWNER/NAME" is one on the Hugging Face hub.
       lazy: look only whether it is there, and read its files when they are first needed.
       dtype: of the arithmetic, "float32", "bfloat16" or "float16"; "" is the model's own.
+      weights: of a diffusers folder: type of the transformer's parameters in memory, such as "int8"; "" is `dtype`.
       reference: of a diffusers folder: "diffusers" or "original", whose arithmetic, schedule and defaults are followed.
       lora: of a diffusers folder: a LoRA file, or several with their scales, [("style.safetensors", 0.8), ...].
 
@@ -337,7 +339,7 @@ def load(
     name = resolve(name)
     find(name)
     loras = [(str(lora), 1.0)] if isinstance(lora, (str, os.PathLike)) else list(lora)
-    read = functools.partial(load_model, name, dtype, reference, loras)
+    read = functools.partial(load_model, name, dtype, reference, loras, weights)
     return Pipeline(read if lazy else read(), sampling=read_sampling(name, reference))
 
 

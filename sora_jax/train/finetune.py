@@ -69,12 +69,13 @@ class TransformerConfig:
 
     Attributes:
       dtype: of the arithmetic.
-      weights: type of the model's own parameters below a LoRA; a model that is trained as a whole has float32 ones.
+      weights: type of the model's own parameters below a LoRA, "int8" of its blocks' matrices (`models.int8`); a model
+        that is trained as a whole has float32 ones.
       remat, attention, sequence: as `models.dit_config.DiTConfig`.
     """
 
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    weights: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    weights: Literal["bfloat16", "float16", "float32", "int8"] = "bfloat16"
     remat: Literal["all", "dots", "none"] = "none"
     attention: Backend = "auto"
     sequence: Literal["heads", "ring"] = "heads"
