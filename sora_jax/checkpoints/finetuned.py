@@ -40,6 +40,7 @@ def load_model(
     reference: Reference = "diffusers",
     loras: Sequence[tuple[str, float]] = (),
     weights: str = "",
+    offload: bool = False,
 ) -> Bundle:
     """As `pretrained.load_model`, and the workdir of a run on top of a diffusers folder: what it learned is merged in.
 
@@ -49,7 +50,9 @@ def load_model(
       UserError: as there; or the run's base isn't where it was.
     """
     if name in PIXELS or not is_finetuned(workdir := find(name)):
-        return pretrained.load_model(name, dtype, reference, loras, weights)
+        return pretrained.load_model(name, dtype, reference, loras, weights, offload)
+    if offload:
+        raise UserError(f"{workdir} is a training run: export it first, and name that folder with offload.")
     folder, config = base_folder(workdir), lora_config(workdir)
     if config.rank:
         base = load_pretrained(folder, reference, dtype or "float32", loras, weights)

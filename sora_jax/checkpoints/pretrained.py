@@ -20,7 +20,7 @@ from flax import nnx
 
 from sora_jax.checkpoints.bundle import find, load_bundle, with_dtype
 from sora_jax.checkpoints.bundle import read_sampling as read_own_sampling
-from sora_jax.checkpoints.components import DTYPES, Bundle, Limits, Sampling, check_choice
+from sora_jax.checkpoints.components import DTYPES, Bundle, Limits, Sampling, Transformer, check_choice
 from sora_jax.checkpoints.diffusers_folder import (
     INDEX,
     REFERENCES,
@@ -42,7 +42,7 @@ from sora_jax.models.pixels import PIXELS
 from sora_jax.models.text import TextConfig
 from sora_jax.models.wan import Wan, WanConfig, WanPair
 from sora_jax.models.wan_vae import WanVAE
-from sora_jax.models.wan_weights import diffusers_names, load_wan, published_shapes, wan_config
+from sora_jax.models.wan_weights import diffusers_names, load_wan, offload_wan, published_shapes, wan_config
 from sora_jax.models.weights import map_weights
 
 TEXT_TOKENS = 512  # to which captions are padded
@@ -55,21 +55,23 @@ def load_model(
     reference: Reference = "diffusers",
     loras: Sequence[tuple[str, float]] = (),
     weights: str = "",
+    offload: bool = False,
 ) -> Bundle:
     """Loads any model: this package's own (`bundle.load_bundle`), or a diffusers pipeline's folder.
 
     Args:
       dtype: of the arithmetic; "" is the model's own, of a diffusers folder float32.
-      reference, loras, weights: see `load_pretrained`.
+      reference, loras, weights, offload: see `load_pretrained`.
 
     Raises:
       UserError: there is no such model, or its files are damaged, of another architecture, or not supported.
     """
     check_choice("reference", reference, REFERENCES)
     if name not in PIXELS and is_pretrained(folder := find(name)):
-        return load_pretrained(folder, reference, dtype or "float32", loras, weights)
-    if weights:
-        raise UserError(f"weights={weights} is for diffusers pipelines, and {name} is none: leave it out.")
+        return load_pretrained(folder, reference, dtype or "float32", loras, weights, offload)
+    if weights or offload:
+        asked = f"weights={weights}" if weights else "offload"
+        raise UserError(f"{asked} is for diffusers pipelines, and {name} is none: leave it out.")
     if loras:
         raise UserError(f"{loras[0][0]} can't be merged into {name}: LoRA files are for diffusers pipelines.")
     bundle = load_bundle(name)
@@ -104,6 +106,7 @@ def load_pretrained(
     dtype: str = "float32",
     loras: Sequence[tuple[str, float]] = (),
     weights: str = "",
+    offload: bool = False,
     shapes_only: bool = False,
 ) -> Bundle:
     """Loads a diffusers folder.
@@ -113,6 +116,7 @@ def load_pretrained(
       dtype: of the arithmetic of transformer and autoencoder.
       loras: (file, scale) each, merged into the transformer while it is read.
       weights: type of the transformer's parameters in memory, of `STORED`; "" is `dtype`. Of "int8" see `models.int8`.
+      offload: blocks of the transformer come to the device one by one (`models.offload`).
       shapes_only: the transformer is shapes alone, as `jax.eval_shape` gives them; see `load_transformer`.
 
     Raises:
@@ -134,14 +138,16 @@ def load_pretrained(
     both = [part for part in parts_of(index) if part.startswith("transformer")]
     stored = _stored(config, weights)
     if not shapes_only:
-        check_memory(folder, config, stored, len(both))
+        check_memory(folder, config, stored, len(both), offload)
     _check_together(folder, config, vae, settings["text_encoder"])
     if shapes_only:
         if len(both) > 1:
             raise UserError(f"{folder} has two transformers (Wan2.2-A14B), which can't be trained here yet.")
         dit = jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0)))
     else:
-        loaded = [load_transformer(folder, config, loras, weights, part=part) for part in both]
+        loaded = [
+            load_transformer(folder, config, loras, weights, part=part, offload=offload) for part in both
+        ]
         boundary = float(index.get("boundary_ratio") or 0)
         dit = loaded[0] if len(both) == 1 else WanPair(loaded[0], loaded[1], boundary)
     text = TextConfig(kind="t5", name=str(folder), max_tokens=TEXT_TOKENS, clean="wan")
@@ -166,11 +172,12 @@ def load_transformer(
     weights: str = "",
     place: Callable[[str, np.ndarray], Any] = lambda name, array: jnp.asarray(array),
     part: str = "transformer",
-) -> Wan:
+    offload: bool = False,
+) -> Transformer:
     """The transformer of a diffusers folder.
 
     Args:
-      loras, weights: see `load_pretrained`.
+      loras, weights, offload: see `load_pretrained`.
       place: puts a parameter, by our name, where it is used.
       part: the folder of its files.
 
@@ -178,10 +185,12 @@ def load_transformer(
       UserError: as `load_pretrained`; or it is more than this machine's memory holds.
     """
     stored = _stored(config, weights)
-    check_memory(folder, config, stored)
+    check_memory(folder, config, stored, 1, offload)
     tensors: Mapping[str, np.ndarray] = map_weights(folder / part / WEIGHTS)
     if loras:
         tensors = merge_loras(diffusers_names(tensors), loras, diffusers_names)
+    if offload:
+        return offload_wan(config, tensors, str(folder / part), stored)
     return load_wan(config, tensors, str(folder / part), place, stored)
 
 
@@ -218,7 +227,9 @@ def pretrained_summary(folder: pathlib.Path) -> str:
     return f"{name}, {family.licence}; {config.layers} layers of {config.width}"
 
 
-def check_memory(folder: pathlib.Path, config: WanConfig, stored: np.dtype, copies: int = 1) -> None:
+def check_memory(
+    folder: pathlib.Path, config: WanConfig, stored: np.dtype, copies: int = 1, offload: bool = False
+) -> None:
     """Raises UserError where the transformer's weights are more than this machine's free memory.
 
     Of accelerators only the host's is looked at, through which weights pass one by one: nothing is refused there.
@@ -226,14 +237,21 @@ def check_memory(folder: pathlib.Path, config: WanConfig, stored: np.dtype, copi
     Args:
       stored: type of its parameters.
       copies: how many transformers of this shape there are.
+      offload: whether two of its blocks at most are in memory.
     """
     need = copies * weight_bytes(published_shapes(config), stored)
+    if offload:
+        outer, two = (
+            weight_bytes(published_shapes(dataclasses.replace(config, layers=n)), stored) for n in (0, 2)
+        )
+        need = two + (copies - 1) * outer
     if jax.default_backend() == "cpu" and need > (free := free_memory()):
-        halves = "--weights bfloat16, which halves it, " if stored.itemsize == 4 else ""
-        smaller = f"--weights int8, which {'quarters' if halves else 'halves'} it, " if stored != INT8 else ""
+        ways = ["--weights bfloat16, which halves it"] if stored.itemsize == 4 else []
+        ways += [f"--weights int8, which {'quarters' if ways else 'halves'} it"] if stored != INT8 else []
+        ways += [] if offload else ["--offload, which reads a layer when it is needed"]
         raise UserError(
             f"The transformer of {folder} takes {need / GIB:.1f} GiB and {free / GIB:.1f} GiB are free here: use "
-            f"{halves}{smaller}{'or ' if smaller else ''}a machine with more."
+            f"{', '.join([*ways, 'or a machine with more' if ways else 'a machine with more'])}."
         )
 
 

@@ -168,7 +168,7 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
 def loading() -> tuple[Callable[..., Any], ...]:
     """How a model is loaded; `load_model` reads them."""
 
-    def keep(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    def keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
         if value is not None:
             context.meta.setdefault(LOADING, {})[parameter.name] = value
 
@@ -210,6 +210,14 @@ def loading() -> tuple[Callable[..., Any], ...]:
             expose_value=False,
             callback=keep,
             help="Of a diffusers folder's transformer in memory; int8 takes half of bfloat16.  [default: as --dtype]",
+        ),
+        click.option(
+            "--offload",
+            is_flag=True,
+            default=None,
+            expose_value=False,
+            callback=keep,
+            help="Bring the layers of a diffusers folder's transformer to the device one by one: slower, and it fits.",
         ),
     )
 

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -107,3 +108,8 @@ def solver_step(
         corrected = masked(flow.heun(x, velocity, next_velocity, sigma, next_sigma))
         next_x = jnp.where(next_sigma > 0, corrected, next_x)
     return after(next_x, x, clean)
+
+
+def step_of(model: VelocityFn) -> Callable[..., State]:
+    """`solver_step`: compiled, or as it is for a model whose blocks come one by one, which no program can hold."""
+    return solver_step.__wrapped__ if getattr(model, "offloaded", False) else solver_step

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -217,6 +217,20 @@ class LTX(nnx.Module):
         Raises:
           UserError: the mesh's `sequence` doesn't divide the positions, or its `tensor` and `sequence` the heads.
         """
+        config = self.config
+        x, time, given = self.embed(patches_bnp, batch, sigma_bs)
+
+        def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
+            return block(x, *given, config), None
+
+        if config.remat != "all":
+            layer = jax.checkpoint(layer, policy=POLICIES[config.remat])
+        return self.project(jax.lax.scan(layer, x, self.blocks)[0], time, batch.condition_ids)
+
+    def embed(
+        self, patches_bnp: Patches, batch: PackedBatch, sigma_bs: Sigma
+    ) -> tuple[jax.Array, jax.Array, tuple[Any, ...]]:
+        """What the first block takes [B,N,D], the time's embedding [B,S,D], and what every block takes beside."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         check_sequence_split(patches_bnp.shape[1], 0)
         features = timestep_features(sigma_bs.astype(jnp.float32) * TIMESTEPS, TIME_WIDTH)
@@ -225,21 +239,16 @@ class LTX(nnx.Module):
         condition = self.condition(jax.nn.silu(time), "highest").astype(jnp.float32)
         text = jax.nn.gelu(self.text_in(jnp.asarray(batch.text).astype(dtype)))
         text = constrain(self.text_out(text), "BMD")
-        mask, index = batch.caption_mask, batch.condition_ids
         angles = rotary_angles(batch.coords, config)
         x = constrain(self.patch_in(patches_bnp.astype(dtype)), "BND")
+        return x, time, (condition, batch.condition_ids, angles, batch.segment_ids, text, batch.caption_mask)
 
-        def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
-            return block(x, condition, index, angles, batch.segment_ids, text, mask, config), None
-
-        if config.remat != "all":
-            layer = jax.checkpoint(layer, policy=POLICIES[config.remat])
-        x = jax.lax.scan(layer, x, self.blocks)[0]
-
-        modulation = time[:, :, None] + self.modulation[...].astype(jnp.float32)
-        shift, scale = (gather_conditions(modulation[:, :, i], index) for i in range(2))
-        x = layer_norm(x, 1e-6) * (1 + scale) + shift
-        return constrain(self.patch_out(x.astype(dtype)).astype(jnp.float32), "BNP")
+    def project(self, x_bnd: jax.Array, time_bsd: jax.Array, index_bn: jax.Array) -> Patches:
+        """The velocity of what the last block gives."""
+        modulation = time_bsd[:, :, None] + self.modulation[...].astype(jnp.float32)
+        shift, scale = (gather_conditions(modulation[:, :, i], index_bn) for i in range(2))
+        x = layer_norm(x_bnd, 1e-6) * (1 + scale) + shift
+        return constrain(self.patch_out(x.astype(self.config.dtype)).astype(jnp.float32), "BNP")
 
 
 def rotary_angles(coords_bn5: jax.Array, config: LTXConfig) -> tuple[jax.Array, jax.Array]:

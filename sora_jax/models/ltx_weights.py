@@ -12,6 +12,7 @@ from flax import nnx
 
 from sora_jax.errors import UserError
 from sora_jax.models.ltx import LTX, TIME_WIDTH, LTXConfig
+from sora_jax.models.offload import Offloaded, fill_offloaded
 from sora_jax.models.published import Layout, check_tensors, fill, publish, renamed
 
 # Keys of diffusers' config.json by ours, and those that must have one value.
@@ -115,10 +116,33 @@ def load_ltx(
     dtype: Any = np.float32,
 ) -> LTX:
     """The transformer of a file's tensors, read one after another; arguments and errors as `wan_weights.load_wan`."""
-    tensors = diffusers_names(tensors)
-    check_tensors(dict(published_shapes(config)), tensors, where)
-    template = jax.eval_shape(lambda: LTX(config, rngs=nnx.Rngs(0)))
+    template, tensors = _checked(config, tensors, where)
     return fill(template, _layout(config), tensors, place, dtype)
+
+
+def offload_ltx(
+    config: LTXConfig,
+    tensors: Mapping[str, np.ndarray],
+    where: str = "The transformer's file",
+    dtype: Any = np.float32,
+    keep: bool | None = None,
+) -> Offloaded:
+    """As `load_ltx`, but blocks come to the device when they are called; `keep` as `offload.fill_offloaded` has it."""
+    template, tensors = _checked(config, tensors, where)
+    return fill_offloaded(template, _layout(config), tensors, dtype, keep)
+
+
+def _checked(
+    config: LTXConfig, tensors: Mapping[str, np.ndarray], where: str
+) -> tuple[LTX, Mapping[str, np.ndarray]]:
+    """The model's shapes, and the tensors by diffusers' names, which are those that it has."""
+    names = diffusers_names({name: name for name in tensors})
+    if list(names) != list(
+        tensors
+    ):  # else they stay as they are: those of a LoRA are merged when they are read
+        tensors = {name: tensors[theirs] for name, theirs in names.items()}
+    check_tensors(dict(published_shapes(config)), tensors, where)
+    return jax.eval_shape(lambda: LTX(config, rngs=nnx.Rngs(0))), tensors
 
 
 def published_tensors(config: LTXConfig, leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:

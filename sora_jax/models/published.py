@@ -69,27 +69,29 @@ def fill(
     tensors: Mapping[str, np.ndarray],
     place: Callable[[str, np.ndarray], Any] = lambda name, array: jnp.asarray(array),
     dtype: Any = np.float32,
+    prefix: str = "",
 ) -> Any:
     """A model's parameters of tensors by diffusers' names, read one after another.
 
     Args:
-      template: the model's shapes.
+      template: the model's shapes, or those of one of its blocks.
       place: puts a parameter, by our name, on its devices.
       dtype: of the parameters; they are cast while they are read. int8 is for the matrices of the blocks
         (`models.int8`), and all others are float32.
+      prefix: of a block's tensors, such as "blocks.3.".
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(template)
     placed, scales = [], {}
     is_int8 = np.dtype(dtype) == INT8
     for path, like in leaves:
         name = _name(path)
-        if is_int8 and name.startswith("blocks.") and name.endswith(".kernel"):
-            array, scale = _fill_int8(name, like.shape, tensors, layout)
+        if is_int8 and (prefix or name.startswith("blocks.")) and name.endswith(".kernel"):
+            array, scale = _fill_int8(name, like.shape, tensors, layout, prefix)
             scales[name.removesuffix(".kernel").replace(".", "/")] = place(f"{name}_scale", scale)
         else:
             array = np.empty(like.shape, np.float32 if is_int8 else dtype)
-            for part, own, prefix in _layers(array, name, layout):
-                _fill_one(part, own, prefix, tensors, layout)
+            for part, own, block in _layers(array, name, layout):
+                _fill_one(part, own, prefix + block, tensors, layout)
         placed.append(place(name, array))
     return with_scales(jax.tree_util.tree_unflatten(structure, placed), scales)
 
@@ -178,14 +180,15 @@ def _layers(array: np.ndarray, name: str, layout: Layout) -> list[tuple[np.ndarr
 
 
 def _fill_int8(
-    name: str, shape: tuple[int, ...], tensors: Mapping[str, np.ndarray], layout: Layout
+    name: str, shape: tuple[int, ...], tensors: Mapping[str, np.ndarray], layout: Layout, prefix: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """int8[L, in, out] and float32[L, out] of a stack of matrices; one of them at a time is float32."""
-    kernel, scale = np.empty(shape, np.int8), np.empty((shape[0], shape[-1]), np.float32)
-    matrix = np.empty(shape[1:], np.float32)
-    for layer, (part, own, prefix) in enumerate(_layers(kernel, name, layout)):
-        _fill_one(matrix, own, prefix, tensors, layout)
-        part[...], scale[layer] = quantize(matrix)
+    """int8[…, in, out] and float32[…, out] of a matrix, or of a stack; one of them at a time is float32."""
+    kernel, scale = np.empty(shape, np.int8), np.empty((*shape[:-2], shape[-1]), np.float32)
+    matrix = np.empty(shape[-2:], np.float32)
+    scales = (part for part, *_ in _layers(scale, name, layout))
+    for (part, own, block), own_scale in zip(_layers(kernel, name, layout), scales, strict=True):
+        _fill_one(matrix, own, prefix + block, tensors, layout)
+        part[...], own_scale[...] = quantize(matrix)
     return kernel, scale
 
 

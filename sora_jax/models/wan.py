@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -229,6 +229,20 @@ class Wan(nnx.Module):
         Raises:
           UserError: the mesh's `sequence` doesn't divide the positions, or its `tensor` and `sequence` the heads.
         """
+        config = self.config
+        x, time, given = self.embed(patches_bnp, batch, sigma_bs)
+
+        def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
+            return block(x, *given, config), None
+
+        if config.remat != "all":
+            layer = jax.checkpoint(layer, policy=POLICIES[config.remat])
+        return self.project(jax.lax.scan(layer, x, self.blocks)[0], time, batch.condition_ids)
+
+    def embed(
+        self, patches_bnp: Patches, batch: PackedBatch, sigma_bs: Sigma
+    ) -> tuple[jax.Array, jax.Array, tuple[Any, ...]]:
+        """What the first block takes [B,N,D], the time's embedding [B,S,D], and what every block takes beside."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         check_sequence_split(patches_bnp.shape[1], 0)
         time = self._time(sigma_bs)
@@ -237,23 +251,17 @@ class Wan(nnx.Module):
         text = jnp.pad(batch.text, ((0, 0), (0, 1), (0, 0))).astype(dtype)
         text = constrain(self.text_out(jax.nn.gelu(self.text_in(text))), "BMD")
         mask = jnp.pad(batch.caption_mask, ((0, 0), (0, 0), (0, 1)), constant_values=True)
-        index = batch.condition_ids
         angles = rotary_angles(batch.coords, config)
-
         x = self.patch_in(patches_bnp.astype(dtype))
         x = constrain(x.astype(jnp.float32 if config.reference == "original" else dtype), "BND")
+        return x, time, (condition, batch.condition_ids, angles, batch.segment_ids, text, mask)
 
-        def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
-            return block(x, condition, index, angles, batch.segment_ids, text, mask, config), None
-
-        if config.remat != "all":
-            layer = jax.checkpoint(layer, policy=POLICIES[config.remat])
-        x = jax.lax.scan(layer, x, self.blocks)[0]
-
-        modulation = time[:, :, None] + self.modulation[...].astype(jnp.float32)
-        shift, scale = (gather_conditions(modulation[:, :, i], index) for i in range(2))
-        x = layer_norm(x, config.epsilon) * (1 + scale) + shift
-        return constrain(self.patch_out(x.astype(dtype)).astype(jnp.float32), "BNP")
+    def project(self, x_bnd: jax.Array, time_bsd: jax.Array, index_bn: jax.Array) -> Patches:
+        """The velocity of what the last block gives."""
+        modulation = time_bsd[:, :, None] + self.modulation[...].astype(jnp.float32)
+        shift, scale = (gather_conditions(modulation[:, :, i], index_bn) for i in range(2))
+        x = layer_norm(x_bnd, self.config.epsilon) * (1 + scale) + shift
+        return constrain(self.patch_out(x.astype(self.config.dtype)).astype(jnp.float32), "BNP")
 
     def _time(self, sigma_bs: Sigma) -> jax.Array:
         """float32[B,S,D], of timesteps 0…1000; exact on accelerators too, as the table is small."""
@@ -279,8 +287,13 @@ class WanPair(nnx.Module):
     """
 
     def __init__(self, high: Wan, low: Wan, boundary: float) -> None:
-        """Args: `boundary` is the timestep, as a share of 1000, from which on the first one is taken."""
+        """Both may be `models.offload.Offloaded`.
+
+        Args:
+          boundary: the timestep, as a share of 1000, from which on the first one is taken.
+        """
         self.config, self.boundary = high.config, boundary
+        self.offloaded = getattr(high, "offloaded", False)
         self.high, self.low = high, low
 
     def __call__(self, patches_bnp: Patches, batch: PackedBatch, sigma_bs: Sigma) -> Patches:
@@ -291,7 +304,10 @@ class WanPair(nnx.Module):
 
         def run(model: Wan, needed: jax.Array) -> jax.Array:
             velocity = lambda: model(patches_bnp, batch, sigma_bs).astype(jnp.float32)
-            return jax.lax.cond(jnp.any(needed & used), velocity, lambda: nothing)
+            is_needed = jnp.any(needed & used)
+            if self.offloaded:  # outside of jit
+                return velocity() if is_needed else nothing
+            return jax.lax.cond(is_needed, velocity, lambda: nothing)
 
         high, low = run(self.high, is_high), run(self.low, ~is_high)
         of_token = jnp.take_along_axis(is_high, batch.condition_ids, axis=1)

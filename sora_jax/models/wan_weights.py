@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from sora_jax.errors import UserError
+from sora_jax.models.offload import Offloaded, fill_offloaded
 from sora_jax.models.published import Layout, check_tensors, fill, publish, publish_lora, renamed
 from sora_jax.models.wan import Wan, WanConfig
 
@@ -103,15 +104,38 @@ def load_wan(
       tensors: by diffusers' names or the original's; memory-mapped ones are read as they are needed.
       where: names the file in errors.
       place: puts a parameter, by our name, on its devices.
-      dtype: of the parameters; they are cast while they are read.
+      dtype: of the parameters; they are cast while they are read. int8: see `published.fill`.
 
     Raises:
       UserError: a tensor is unknown, missing or of another shape: all of them are named, up to three.
     """
-    tensors = diffusers_names(tensors)
-    check_tensors(dict(published_shapes(config)), tensors, where)
-    template = jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0)))
+    template, tensors = _checked(config, tensors, where)
     return fill(template, _layout(config), tensors, place, dtype)
+
+
+def offload_wan(
+    config: WanConfig,
+    tensors: Mapping[str, np.ndarray],
+    where: str = "The transformer's file",
+    dtype: Any = np.float32,
+    keep: bool | None = None,
+) -> Offloaded:
+    """As `load_wan`, but blocks come to the device when they are called; `keep` as `offload.fill_offloaded` has it."""
+    template, tensors = _checked(config, tensors, where)
+    return fill_offloaded(template, _layout(config), tensors, dtype, keep)
+
+
+def _checked(
+    config: WanConfig, tensors: Mapping[str, np.ndarray], where: str
+) -> tuple[Wan, Mapping[str, np.ndarray]]:
+    """The model's shapes, and the tensors by diffusers' names, which are those that it has."""
+    names = diffusers_names({name: name for name in tensors})
+    if list(names) != list(
+        tensors
+    ):  # else they stay as they are: those of a LoRA are merged when they are read
+        tensors = {name: tensors[theirs] for name, theirs in names.items()}
+    check_tensors(dict(published_shapes(config)), tensors, where)
+    return jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0))), tensors
 
 
 def published_tensors(config: WanConfig, leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:

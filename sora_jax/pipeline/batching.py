@@ -18,7 +18,7 @@ import numpy as np
 
 from sora_jax.diffusion import flow
 from sora_jax.diffusion.guidance import Guidance, VelocityFn
-from sora_jax.diffusion.solvers import SOLVERS, State, solver_step
+from sora_jax.diffusion.solvers import SOLVERS, State, step_of
 from sora_jax.errors import UserError
 from sora_jax.tokens.packing import PackedBatch, Placement, Segment, check_fits, pack_batch
 
@@ -160,7 +160,7 @@ class ContinuousBatcher:
                 table[member.row, member.condition_ids] = np.minimum(member.sigmas[step], start)
             member.step += 1
         batch, negative, guidance = self._batch
-        self._state = solver_step(
+        self._state = step_of(self.model)(
             self.model, self._state, batch, sigma, next_sigma, guidance, negative, self.solver, self.passes
         )
         finished = [member for member in self._active if member.step == len(member.sigmas) - 1]

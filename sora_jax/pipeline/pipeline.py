@@ -320,6 +320,7 @@ def load(
     lazy: bool = False,
     dtype: str = "",
     weights: str = "",
+    offload: bool = False,
     reference: Reference = "diffusers",
     lora: str | os.PathLike[str] | Sequence[tuple[str, float]] = (),
 ) -> Pipeline:
@@ -330,6 +331,7 @@ def load(
       lazy: look only whether it is there, and read its files when they are first needed.
       dtype: of the arithmetic, "float32", "bfloat16" or "float16"; "" is the model's own.
       weights: of a diffusers folder: type of the transformer's parameters in memory, such as "int8"; "" is `dtype`.
+      offload: of a diffusers folder: the transformer's blocks come to the device one by one, where it is larger.
       reference: of a diffusers folder: "diffusers" or "original", whose arithmetic, schedule and defaults are followed.
       lora: of a diffusers folder: a LoRA file, or several with their scales, [("style.safetensors", 0.8), ...].
 
@@ -339,7 +341,7 @@ def load(
     name = resolve(name)
     find(name)
     loras = [(str(lora), 1.0)] if isinstance(lora, (str, os.PathLike)) else list(lora)
-    read = functools.partial(load_model, name, dtype, reference, loras, weights)
+    read = functools.partial(load_model, name, dtype, reference, loras, weights, offload)
     return Pipeline(read if lazy else read(), sampling=read_sampling(name, reference))
 
 

@@ -11,7 +11,7 @@ from helpers.diffusers_folder import golden
 from helpers.parity import draw_all, relative_error
 from ltx_check import run as run_ltx
 from wan_check import run as run_wan
-from wan_check import segment, sigmas, velocity
+from wan_check import segment, sigmas
 
 from sora_jax.checkpoints.store import named_leaves
 from sora_jax.models.int8 import quantize, to_int8, weight_bytes
@@ -94,7 +94,7 @@ def test_arithmetic_may_be_narrower(quantized, dtype):
     got, want = (jax.value_and_grad(total, 1)(*given) for given in ((layer, x.astype(dtype)), (exact, x)))
     assert layer(x.astype(dtype)).dtype == dtype
     for one, other in zip(got, want, strict=True):
-        np.testing.assert_allclose(one, other, atol=0.01 * float(np.abs(other).max()))
+        np.testing.assert_allclose(one, other, atol=0.02 * float(np.abs(other).max()))
 
 
 def test_a_lora_learns_on_it_as_on_the_numbers_that_it_stands_for(quantized):
