@@ -221,7 +221,7 @@ class LTX(nnx.Module):
         x, time, given = self.embed(patches_bnp, batch, sigma_bs)
 
         def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
-            return block(x, *given, config), None
+            return block(x, *given, config=config), None
 
         if config.remat != "all":
             layer = jax.checkpoint(layer, policy=POLICIES[config.remat])

@@ -74,7 +74,7 @@ def _embed(outer: Any, patches_bnp: Patches, batch: PackedBatch, sigma_bs: Sigma
 
 @jax.jit(static_argnames="config")
 def _layer(block: Any, x_bnd: jax.Array, given: tuple[Any, ...], config: Any) -> jax.Array:
-    return block(x_bnd, *given, config)
+    return block(x_bnd, *given, config=config)
 
 
 @jax.jit

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -58,6 +59,30 @@ def test_the_euler_scheduler_is_followed_too(folder, tmp_path):
     assert relative_error(pipeline.sample_latents([job])[0], euler["latents"][0]) < 1e-3
 
 
+@pytest.fixture(scope="module")
+def sampled(folder):
+    """A job, its latents with the model's own weights, and their frames."""
+    pipeline = sora_jax.load(folder)
+    job = pipeline.request_job(SETTINGS["prompt"], UNIPC["noise"][0], **ASKED)
+    (latents,) = pipeline.sample_latents([job])
+    return job, latents, pipeline.decode_job(job, latents).whole().frames
+
+
+def test_int8_weights_make_nearly_the_same_frames(folder, sampled):
+    job, latents, frames = sampled
+    pipeline = sora_jax.load(folder, weights="int8")
+    assert pipeline.dit.blocks.qkv.kernel.dtype == np.int8
+    (own,) = pipeline.sample_latents([job])
+    assert 1e-4 < relative_error(own, latents) < 0.1
+    assert psnr(pipeline.decode_job(job, own).whole().frames, frames / 255.0) > 35
+
+
+def test_offloaded_blocks_make_the_same_latents(folder, sampled):
+    job, latents, _ = sampled
+    pipeline = sora_jax.load(folder, offload=True)
+    assert relative_error(pipeline.sample_latents([job])[0], latents) < 1e-5
+
+
 def test_a_model_with_a_timestep_a_token_animates_as_diffusers_does(tmp_path):
     """TI2V's kind: the picture is a conditioning frame of the canvas, which is timestep 0 for its tokens."""
     given = golden("wan_pipeline_given")
@@ -81,6 +106,10 @@ def test_two_transformers_are_taken_by_noise_level(tmp_path):
     job = pipeline.request_job(SETTINGS["prompt"], pair["noise"][0], **ASKED)
     (latents,) = pipeline.sample_latents([job])
     assert relative_error(latents, pair["latents"][0]) < 1e-3
+    offloaded = sora_jax.load(tmp_path / "a14b", offload=True)
+    assert relative_error(offloaded.sample_latents([job])[0], latents) < 1e-5
+    numbers = lambda dit: sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(dit))
+    assert numbers(offloaded.dit) == numbers(pipeline.dit)
     # Beside one that starts late, they are on different sides of the boundary at the same step.
     late = pipeline.job("edit", np.zeros((9, 32, 48, 3), np.uint8), "a", strength=0.6, fps=16, **ASKED)
     together = pipeline.sample_latents([job, late])
@@ -92,7 +121,15 @@ def test_the_command_line_takes_noise_and_gives_latents(folder, tmp_path, monkey
     np.save("noise.npy", UNIPC["noise"][0])
     words = ["generate", SETTINGS["prompt"], "--model", str(folder), "--noise", "noise.npy", "-q"]
     words += ["--latents-out", "latents.npy", "--frames", "9", "--size", "48x32", "--steps", "4"]
-    words += ["--guidance", "5", "--negative", SETTINGS["negative_prompt"]]
+    words += [
+        "--guidance",
+        "5",
+        "--negative",
+        SETTINGS["negative_prompt"],
+        "--weights",
+        "float32",
+        "--offload",
+    ]
     result = CliRunner().invoke(cli, words, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "out.mp4  48×32, 9 frames at 16 fps" in result.output
@@ -178,16 +215,34 @@ def test_noise_of_another_shape_is_refused(folder, noise, sentence):
         sora_jax.load(folder).generate(SETTINGS["prompt"], noise=noise, **ASKED)
 
 
-@pytest.mark.parametrize("fields", [{"dtype": "int4"}, {"reference": "comfyui"}])
+@pytest.mark.parametrize("fields", [{"dtype": "int4"}, {"weights": "int4"}, {"reference": "comfyui"}])
 def test_unknown_ways_to_load_are_refused(folder, fields):
     with pytest.raises(UserError, match="choose one of"):
         sora_jax.load(folder, **fields)
 
 
-def test_too_little_memory_is_said_before_anything_is_read(folder, monkeypatch):
-    monkeypatch.setattr(pretrained, "free_memory", lambda: 1e5)
-    with pytest.raises(UserError, match=r"takes 0\.0 GiB and 0\.0 GiB are free here: use --dtype bfloat16"):
-        load_model(folder)
+@pytest.mark.parametrize(
+    ("fields", "ways"),
+    [
+        (
+            {},
+            "--weights bfloat16, which halves it, --weights int8, which quarters it, --offload, which reads",
+        ),
+        ({"dtype": "bfloat16"}, "--weights int8, which halves it, --offload, which reads a layer when it is"),
+        ({"weights": "int8"}, "--offload, which reads a layer when it is needed, or a machine with more"),
+        ({"weights": "int8", "offload": True}, r"a machine with more\."),
+    ],
+)
+def test_too_little_memory_is_said_before_anything_is_read(folder, monkeypatch, fields, ways):
+    monkeypatch.setattr(pretrained, "free_memory", lambda: 1e4)
+    with pytest.raises(UserError, match=rf"takes 0\.0 GiB and 0\.0 GiB are free here: use {ways}"):
+        load_model(folder, **fields)
+
+
+@pytest.mark.parametrize("fields", [{"weights": "int8"}, {"offload": True}])
+def test_what_only_open_models_have_is_refused_for_others(fields):
+    with pytest.raises(UserError, match="is for diffusers pipelines, and toyworld is none"):
+        sora_jax.load("toyworld", **fields)
 
 
 def test_training_on_it_is_refused_in_a_sentence(folder):
