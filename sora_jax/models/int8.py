@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sora_jax.models.low_rank import linear_layers
+from sora_jax.models.layers import linear_layers
 
 INT8 = np.dtype(np.int8)
 Model = TypeVar("Model", bound=nnx.Module)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -94,6 +95,21 @@ class Linear(nnx.Module):
         up = constrain(up.reshape(parts, down.shape[-1], *self.out[-len(letters) :]), f"PR{letters}")
         h = self.lora_factor * jnp.tensordot(x, down, 1)
         return jnp.einsum("...pr,prk->...pk", h, up.reshape(*up.shape[:2], -1))
+
+
+def linear_layers(model: nnx.Module) -> dict[str, Linear]:
+    """The linear layers of a model by path, such as "blocks/cross/kv"."""
+    found: dict[str, Linear] = {}
+    for path, _ in jax.tree_util.tree_leaves_with_path(model):
+        name = jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+        if not name.endswith("/kernel"):
+            continue
+        layer: Any = model
+        for step in name.removesuffix("/kernel").split("/"):
+            layer = layer[int(step)] if step.isdigit() else getattr(layer, step)
+        if isinstance(layer, Linear):
+            found[name.removesuffix("/kernel")] = layer
+    return found
 
 
 def rms_norm(x: jax.Array, scale: jax.Array | None = None, epsilon: float = 1e-6) -> jax.Array:

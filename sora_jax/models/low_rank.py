@@ -19,7 +19,7 @@ from flax import nnx
 
 from sora_jax.config import FROM_ZERO, check_ranges
 from sora_jax.errors import UserError
-from sora_jax.models.layers import Linear
+from sora_jax.models.layers import linear_layers
 
 LoRA: TypeAlias = dict[str, dict[str, Any]]
 Model = TypeVar("Model", bound=nnx.Module)
@@ -116,18 +116,3 @@ def merge_lora(model: Model, lora: LoRA, config: LoRAConfig) -> Model:
         value = kernel[...]
         kernel.set_value((value + change.reshape(value.shape)).astype(value.dtype))
     return copy
-
-
-def linear_layers(model: nnx.Module) -> dict[str, Linear]:
-    """The linear layers of a model by path, such as "blocks/cross/kv"."""
-    found: dict[str, Linear] = {}
-    for path, _ in jax.tree_util.tree_leaves_with_path(model):
-        name = jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
-        if not name.endswith("/kernel"):
-            continue
-        layer: Any = model
-        for step in name.removesuffix("/kernel").split("/"):
-            layer = layer[int(step)] if step.isdigit() else getattr(layer, step)
-        if isinstance(layer, Linear):
-            found[name.removesuffix("/kernel")] = layer
-    return found

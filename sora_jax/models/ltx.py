@@ -153,13 +153,13 @@ class Block(nnx.Module):
     def __call__(
         self,
         x_bnd: jax.Array,
+        config: LTXConfig,
         condition_bs6d: jax.Array,
         index_bn: jax.Array,
         angles: tuple[jax.Array, jax.Array],
         segment_ids_bn: SegmentIds,
         text_bmd: jax.Array,
         mask_bnm: jax.Array,
-        config: LTXConfig,
     ) -> jax.Array:
         dtype = x_bnd.dtype
         modulation = condition_bs6d + self.modulation[...].astype(jnp.float32)
@@ -221,7 +221,7 @@ class LTX(nnx.Module):
         x, time, given = self.embed(patches_bnp, batch, sigma_bs)
 
         def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
-            return block(x, *given, config=config), None
+            return block(x, config, *given), None
 
         if config.remat != "all":
             layer = jax.checkpoint(layer, policy=POLICIES[config.remat])

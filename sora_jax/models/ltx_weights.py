@@ -12,8 +12,8 @@ from flax import nnx
 
 from sora_jax.errors import UserError
 from sora_jax.models.ltx import LTX, TIME_WIDTH, LTXConfig
-from sora_jax.models.offload import Offloaded, fill_offloaded
-from sora_jax.models.published import Layout, check_tensors, fill, publish, renamed
+from sora_jax.models.offload import Offloaded
+from sora_jax.models.published import Layout, check_tensors, fill, fill_offloaded, publish, renamed
 
 # Keys of diffusers' config.json by ours, and those that must have one value.
 _FIELDS = {
@@ -127,7 +127,7 @@ def offload_ltx(
     dtype: Any = np.float32,
     keep: bool | None = None,
 ) -> Offloaded:
-    """As `load_ltx`, but blocks come to the device when they are called; `keep` as `offload.fill_offloaded` has it."""
+    """As `load_ltx`, but blocks come to the device when called; `keep` as `published.fill_offloaded` has it."""
     template, tensors = _checked(config, tensors, where)
     return fill_offloaded(template, _layout(config), tensors, dtype, keep)
 

@@ -7,16 +7,14 @@ offloading. Blocks are one compiled program; the loop over them is Python's, so 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 
 from sora_jax.axes import Patches, Sigma
-from sora_jax.models.published import Layout, fill
 from sora_jax.tokens.packing import PackedBatch
 
 
@@ -44,29 +42,6 @@ class Offloaded(nnx.Module):
         return _project(self.outer, x, time, batch.condition_ids)
 
 
-def fill_offloaded(
-    template: Any, layout: Layout, tensors: Mapping[str, np.ndarray], dtype: Any, keep: bool | None = None
-) -> Offloaded:
-    """`published.fill` of all but the blocks, which are read when they are called.
-
-    Args:
-      keep: whether blocks are read once and kept in the host's memory, or read from their file each time; None: as the
-        device has memory of its own. A CPU's is the host's, and keeping them there would save nothing.
-    """
-    blocks, outer = template.blocks, jax.tree.map(lambda leaf: leaf, template)
-    outer.blocks = None
-    block = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), blocks)
-
-    def read(i: int, place: Callable[[str, np.ndarray], Any]) -> Any:
-        return fill(block, layout, tensors, place, dtype, f"{layout.blocks}.{i}.")
-
-    outer = fill(outer, layout, tensors, dtype=dtype)
-    if jax.default_backend() != "cpu" if keep is None else keep:
-        kept = [read(i, lambda name, array: array) for i in range(template.config.layers)]
-        return Offloaded(outer, blocks, lambda i: jax.device_put(kept[i]))
-    return Offloaded(outer, blocks, lambda i: read(i, lambda name, array: jax.device_put(array)))
-
-
 @jax.jit
 def _embed(outer: Any, patches_bnp: Patches, batch: PackedBatch, sigma_bs: Sigma) -> Any:
     return outer.embed(patches_bnp, batch, sigma_bs)
@@ -74,7 +49,7 @@ def _embed(outer: Any, patches_bnp: Patches, batch: PackedBatch, sigma_bs: Sigma
 
 @jax.jit(static_argnames="config")
 def _layer(block: Any, x_bnd: jax.Array, given: tuple[Any, ...], config: Any) -> jax.Array:
-    return block(x_bnd, *given, config=config)
+    return block(x_bnd, config, *given)
 
 
 @jax.jit

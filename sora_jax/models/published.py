@@ -19,6 +19,7 @@ import numpy as np
 
 from sora_jax.errors import UserError
 from sora_jax.models.int8 import INT8, quantize, with_scales
+from sora_jax.models.offload import Offloaded
 from sora_jax.models.weights import release
 
 
@@ -94,6 +95,29 @@ def fill(
                 _fill_one(part, own, prefix + block, tensors, layout)
         placed.append(place(name, array))
     return with_scales(jax.tree_util.tree_unflatten(structure, placed), scales)
+
+
+def fill_offloaded(
+    template: Any, layout: Layout, tensors: Mapping[str, np.ndarray], dtype: Any, keep: bool | None = None
+) -> Offloaded:
+    """`fill` of all but the blocks, which are read when they are called.
+
+    Args:
+      keep: whether blocks are read once and kept in the host's memory, or read from their file each time; None: as the
+        device has memory of its own. A CPU's is the host's, and keeping them there would save nothing.
+    """
+    blocks, outer = template.blocks, jax.tree.map(lambda leaf: leaf, template)
+    outer.blocks = None
+    block = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), blocks)
+
+    def read(i: int, place: Callable[[str, np.ndarray], Any]) -> Any:
+        return fill(block, layout, tensors, place, dtype, f"{layout.blocks}.{i}.")
+
+    outer = fill(outer, layout, tensors, dtype=dtype)
+    if jax.default_backend() != "cpu" if keep is None else keep:
+        kept = [read(i, lambda name, array: array) for i in range(template.config.layers)]
+        return Offloaded(outer, blocks, lambda i: jax.device_put(kept[i]))
+    return Offloaded(outer, blocks, lambda i: read(i, lambda name, array: jax.device_put(array)))
 
 
 def publish(

@@ -168,13 +168,13 @@ class Block(nnx.Module):
     def __call__(
         self,
         x_bnd: jax.Array,
+        config: WanConfig,
         condition_bs6d: jax.Array,
         index_bn: jax.Array,
         angles: tuple[jax.Array, jax.Array],
         segment_ids_bn: SegmentIds,
         text_bmd: jax.Array,
         mask_bnm: jax.Array,
-        config: WanConfig,
     ) -> jax.Array:
         dtype, kept = jnp.dtype(config.dtype), x_bnd.dtype
         modulation = condition_bs6d + self.modulation[...].astype(jnp.float32)
@@ -233,7 +233,7 @@ class Wan(nnx.Module):
         x, time, given = self.embed(patches_bnp, batch, sigma_bs)
 
         def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
-            return block(x, *given, config=config), None
+            return block(x, config, *given), None
 
         if config.remat != "all":
             layer = jax.checkpoint(layer, policy=POLICIES[config.remat])

@@ -11,8 +11,16 @@ import numpy as np
 from flax import nnx
 
 from sora_jax.errors import UserError
-from sora_jax.models.offload import Offloaded, fill_offloaded
-from sora_jax.models.published import Layout, check_tensors, fill, publish, publish_lora, renamed
+from sora_jax.models.offload import Offloaded
+from sora_jax.models.published import (
+    Layout,
+    check_tensors,
+    fill,
+    fill_offloaded,
+    publish,
+    publish_lora,
+    renamed,
+)
 from sora_jax.models.wan import Wan, WanConfig
 
 # Keys of diffusers' config.json by ours, and those that say nothing of the shape or must have one value.
@@ -120,7 +128,7 @@ def offload_wan(
     dtype: Any = np.float32,
     keep: bool | None = None,
 ) -> Offloaded:
-    """As `load_wan`, but blocks come to the device when they are called; `keep` as `offload.fill_offloaded` has it."""
+    """As `load_wan`, but blocks come to the device when called; `keep` as `published.fill_offloaded` has it."""
     template, tensors = _checked(config, tensors, where)
     return fill_offloaded(template, _layout(config), tensors, dtype, keep)
 

@@ -26,4 +26,4 @@ def test_every_mesh_gives_what_one_device_gives():
     meshes = [json.loads(line) for line in done.stdout.splitlines()]
     assert [mesh["sizes"] for mesh in meshes][-1] == {"data": 2, "tensor": 2, "sequence": 2}
     for mesh in meshes:
-        assert mesh["error"] < 1e-5, mesh
+        assert max(mesh["error"], mesh["int8"]) < 1e-5, mesh

@@ -1,6 +1,7 @@
 """Run with eight simulated devices: loss and gradients of Wan's transformer on meshes, against one device.
 
-Prints a line a mesh: its sizes and the largest error, relative to the largest number of the array.
+Prints a line a mesh: its sizes and the largest error, relative to the largest number of the array; and that of the
+velocity with int8 weights.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from flax import nnx
 
 from helpers.tiny_batch import wave
 from sora_jax.distributed.mesh import MeshConfig, make_mesh, parameter_shardings, place_batch
+from sora_jax.models.int8 import to_int8
 from sora_jax.models.wan import Wan, WanConfig
 from sora_jax.tokens.canvas import CausalSpan, all_noise_canvas, to_segment
 from sora_jax.tokens.packing import pack_batch
@@ -54,15 +56,25 @@ def main() -> None:
     model = jax.tree.map(lambda x: wave(*x.shape) / np.sqrt(x.shape[-2] if x.ndim > 1 else 4), shapes)
     step = jax.jit(jax.value_and_grad(loss))
     expected = jax.device_get(step(model, *given))
+    run, quantized = jax.jit(lambda model, batch, sigma: model(batch.patches, batch, sigma)), to_int8(model)
+    velocity = jax.device_get(run(quantized, given[0], given[2]))
     for sizes in SIZES:
         mesh = make_mesh(MeshConfig(**sizes))
         with jax.set_mesh(mesh):
+            placed = jax.device_put(quantized, parameter_shardings(mesh, quantized))
+            batch, _, sigma = place_batch(mesh, given)
+            of_int8 = (
+                np.abs(jax.device_get(run(placed, batch, sigma)) - velocity).max() / np.abs(velocity).max()
+            )
             placed = jax.device_put(model, parameter_shardings(mesh, model))
             got = jax.device_get(step(placed, *place_batch(mesh, given)))
         errors = jax.tree.map(
             lambda a, b: float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-3)), got, expected
         )
-        print(json.dumps({"sizes": sizes, "error": max(jax.tree.leaves(errors))}), flush=True)
+        print(
+            json.dumps({"sizes": sizes, "error": max(jax.tree.leaves(errors)), "int8": float(of_int8)}),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from wan_check import segment, sigmas
 
 from sora_jax.checkpoints.store import named_leaves
 from sora_jax.models.int8 import quantize, to_int8, weight_bytes
-from sora_jax.models.low_rank import LoRAConfig, init_lora, linear_layers, with_lora
+from sora_jax.models.layers import linear_layers
+from sora_jax.models.low_rank import LoRAConfig, init_lora, with_lora
 from sora_jax.models.ltx_weights import load_ltx, ltx_config
 from sora_jax.models.wan import Wan
 from sora_jax.models.wan_weights import load_wan, published_shapes, wan_config

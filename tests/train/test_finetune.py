@@ -131,6 +131,21 @@ def test_a_model_that_is_trained_as_a_whole_begins_with_the_folders_weights(plac
     assert set(objective.frozen) == {"uncaptioned"}
 
 
+def test_a_lora_is_trained_on_int8_weights_and_stays_beside_them(place):
+    config = tiny_config(place, 2, transformer__weights="int8")
+    run(config, place / "int8")
+    dit = sora_jax.load(place / "int8", weights="int8").dit
+    learned, leaves = load_params(place / "int8"), named_leaves(dit)
+    assert leaves["blocks/up/kernel"].dtype == np.int8
+    for name, value in learned.items():
+        np.testing.assert_array_equal(leaves[name], value)
+    assert sum(np.abs(value).max() > 0 for value in learned.values()) == len(learned)
+    merged = named_leaves(sora_jax.load(place / "int8").dit)
+    assert not any("lora" in name or name.endswith("kernel_scale") for name in merged)
+    with pytest.raises(UserError, match="is a training run: export it first"):
+        sora_jax.load(place / "int8", offload=True)
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -140,6 +155,7 @@ def test_a_model_that_is_trained_as_a_whole_begins_with_the_folders_weights(plac
         ({"lora__targets": "to_q"}, "targets='to_q' is found in no layer's path: those are blocks/cross/kv"),
         ({"lora__rank": "64"}, "rank=64 is more than the 48×48 matrix 'blocks/cross/kv' has: set 48"),
         ({"lora__rank": "0", "transformer__weights": "bfloat16"}, "has float32 weights; set that"),
+        ({"lora__rank": "0", "transformer__weights": "int8"}, "has float32 weights; set that"),
         ({"data__grid": "4,8,8"}, "is 16×16 pixels: set config.data.grid=4,16,16"),
         ({"text_tokens": "512"}, "A caption may have 512 tokens"),
     ],
