@@ -55,6 +55,9 @@ def test_an_exported_folder_is_the_runs_model(place):
         np.testing.assert_array_equal(leaf, other)
     base = sora_jax.load(place / "tiny-wan").dit
     assert relative_error(velocity(base, TINY), velocity(own.dit, TINY)) > 0.01
+    own8, exported8 = (sora_jax.load(place / name, weights="int8").dit for name in ("full", "full-out"))
+    assert own8.blocks.up.kernel.dtype == np.int8
+    jax.tree.map(np.testing.assert_array_equal, own8, exported8)
     assert exported.sampling == own.sampling
     given = {path.relative_to(place / "tiny-wan") for path in (place / "tiny-wan").rglob("*")}
     assert {path.relative_to(place / "full-out") for path in (place / "full-out").rglob("*")} == given
