@@ -10,7 +10,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,7 @@ from sora_jax.models.pixels import PIXELS
 from sora_jax.models.text import TextConfig
 from sora_jax.models.wan import Wan, WanConfig, WanPair
 from sora_jax.models.wan_vae import WanVAE
+from sora_jax.models.wan_vae_config import WanVAEConfig
 from sora_jax.models.wan_weights import diffusers_names, load_wan, offload_wan, published_shapes, wan_config
 from sora_jax.models.weights import map_weights
 
@@ -107,7 +108,6 @@ def load_pretrained(
     loras: Sequence[tuple[str, float]] = (),
     weights: str = "",
     offload: bool = False,
-    shapes_only: bool = False,
 ) -> Bundle:
     """Loads a diffusers folder.
 
@@ -117,10 +117,27 @@ def load_pretrained(
       loras: (file, scale) each, merged into the transformer while it is read.
       weights: type of the transformer's parameters in memory, of `STORED`; "" is `dtype`. Of "int8" see `models.int8`.
       offload: blocks of the transformer come to the device one by one (`models.offload`).
-      shapes_only: the transformer is shapes alone, as `jax.eval_shape` gives them; see `load_transformer`.
 
     Raises:
       UserError: a part is missing, damaged, of another architecture, or one that isn't supported.
+    """
+    bundle = read_shapes(folder, reference, dtype)
+    assert bundle.dit is not None
+    config = bundle.dit.config
+    if is_pair := isinstance(bundle.dit, WanPair):
+        check_memory(folder, config, _stored(config, weights), 2, offload)
+    load = lambda part: load_transformer(folder, config, loras, weights, part=part, offload=offload)
+    dit = load("transformer")
+    if is_pair:
+        dit = WanPair(dit, load("transformer_2"), bundle.dit.boundary)
+    return dataclasses.replace(bundle, vae=load_vae(folder, dtype), dit=dit)
+
+
+def read_shapes(folder: pathlib.Path, reference: Reference = "diffusers", dtype: str = "float32") -> Bundle:
+    """A diffusers folder's model, its networks shapes alone, as `jax.eval_shape` gives them: no weights are read.
+
+    Raises:
+      UserError: as `load_pretrained`, of what its settings say.
     """
     check_choice("reference", reference, REFERENCES)
     check_choice("dtype", dtype, DTYPES)
@@ -129,28 +146,13 @@ def load_pretrained(
     settings = {
         part: read_json(folder / part / "config.json") for part in ("transformer", "vae", "text_encoder")
     }
-    vae = load_wan_vae(settings["vae"], map_weights(folder / "vae" / WEIGHTS))
-    vae = _with_dtype(vae, dtype)
+    vae_config = WanVAEConfig.read(settings["vae"], dtype)
     config = wan_config(settings["transformer"], dtype=dtype, reference=reference)
     name, family = family_of(config.channels, config.heads, index)
     sampling, whole = sampling_of(folder, family, index, reference)
     config = dataclasses.replace(config, whole_timesteps=whole)
-    both = [part for part in parts_of(index) if part.startswith("transformer")]
-    stored = _stored(config, weights)
-    if not shapes_only:
-        check_memory(folder, config, stored, len(both), offload)
-    _check_together(folder, config, vae, settings["text_encoder"])
-    if shapes_only:
-        if len(both) > 1:
-            raise UserError(f"{folder} has two transformers (Wan2.2-A14B), which can't be trained here yet.")
-        dit = jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0)))
-    else:
-        loaded = [
-            load_transformer(folder, config, loras, weights, part=part, offload=offload) for part in both
-        ]
-        boundary = float(index.get("boundary_ratio") or 0)
-        dit = loaded[0] if len(both) == 1 else WanPair(loaded[0], loaded[1], boundary)
-    text = TextConfig(kind="t5", name=str(folder), max_tokens=TEXT_TOKENS, clean="wan")
+    _check_together(folder, config, vae_config, settings["text_encoder"])
+    is_pair = "transformer_2" in parts_of(index)
     limits = Limits(
         tokens=family.tokens,
         latent_frames=family.latent_frames,
@@ -161,8 +163,33 @@ def load_pretrained(
         seq_multiple=256,
     )
     summary = f"{name}: {config.layers} layers of {config.width}, {config.channels} latent channels"
-    card = {"summary": summary, "licence": family.licence, "reference": reference}
-    return Bundle(folder.name, vae, dit, text, limits, sampling=sampling, card=card)
+
+    def networks() -> tuple[WanVAE, Wan | WanPair]:
+        one = lambda: Wan(config, rngs=nnx.Rngs(0))
+        boundary = float(index.get("boundary_ratio") or 0)
+        return WanVAE(vae_config, rngs=nnx.Rngs(0)), WanPair(one(), one(), boundary) if is_pair else one()
+
+    vae, dit = jax.eval_shape(networks)
+    return Bundle(
+        folder.name,
+        vae,
+        dit,
+        TextConfig(kind="t5", name=str(folder), max_tokens=TEXT_TOKENS, clean="wan"),
+        limits,
+        sampling=sampling,
+        card={"summary": summary, "licence": family.licence, "reference": reference},
+    )
+
+
+def load_vae(folder: pathlib.Path, dtype: str = "float32") -> WanVAE:
+    """The autoencoder of a diffusers folder.
+
+    Raises:
+      UserError: its files are missing, damaged, or of another architecture.
+    """
+    vae = load_wan_vae(read_json(folder / "vae" / "config.json"), map_weights(folder / "vae" / WEIGHTS))
+    vae.config = dataclasses.replace(vae.config, dtype=cast(Any, dtype))
+    return vae
 
 
 def load_transformer(
@@ -268,11 +295,13 @@ def _check_parts(folder: pathlib.Path, index: Mapping[str, Any]) -> None:
         )
 
 
-def _check_together(folder: pathlib.Path, config: WanConfig, vae: WanVAE, text: Mapping[str, Any]) -> None:
+def _check_together(
+    folder: pathlib.Path, config: WanConfig, vae: WanVAEConfig, text: Mapping[str, Any]
+) -> None:
     """Raises UserError where parts are of different models."""
-    if vae.config.channels != config.channels:
+    if vae.channels != config.channels:
         raise UserError(
-            f"{folder}: the autoencoder's latents have {vae.config.channels} channels and the transformer takes "
+            f"{folder}: the autoencoder's latents have {vae.channels} channels and the transformer takes "
             f"{config.channels}: they are of different models."
         )
     if text.get("d_model") != config.text_width:
@@ -280,8 +309,3 @@ def _check_together(folder: pathlib.Path, config: WanConfig, vae: WanVAE, text: 
             f"{folder}: the text encoder's states are {text.get('d_model')} wide and the transformer takes "
             f"{config.text_width}: they are of different models."
         )
-
-
-def _with_dtype(vae: WanVAE, dtype: Any) -> WanVAE:
-    vae.config = dataclasses.replace(vae.config, dtype=dtype)
-    return vae

@@ -30,7 +30,7 @@ class Family:
 
     Attributes:
       tokens, latent_frames: of the longest and largest video of its training.
-      resolution, fps, frames: of that.
+      resolution, width, fps, frames: of that; a frame of 16:9 may be wider than what it was trained on.
       steps, guidance, shift: of the original code; diffusers' defaults are 50 steps and guidance 5, and the shift is
         the scheduler's.
       licence: of the weights.
@@ -39,6 +39,7 @@ class Family:
     tokens: int
     latent_frames: int
     resolution: int
+    width: int
     fps: float
     frames: int
     steps: int
@@ -49,11 +50,11 @@ class Family:
 
 # By the width of the transformer and the channels of its latents.
 FAMILIES = {
-    "Wan2.1, 480p": Family(32_760, 21, 480, 16, 81, 50, 5.0, 5.0, "Apache-2.0"),
-    "Wan2.1, 720p": Family(75_600, 21, 720, 16, 81, 50, 5.0, 5.0, "Apache-2.0"),
+    "Wan2.1, 480p": Family(32_760, 21, 480, 832, 16, 81, 50, 5.0, 5.0, "Apache-2.0"),
+    "Wan2.1, 720p": Family(75_600, 21, 720, 1280, 16, 81, 50, 5.0, 5.0, "Apache-2.0"),
     # Its guidance is 3 below the boundary in the original, and that of above here throughout.
-    "Wan2.2-A14B": Family(75_600, 21, 720, 16, 81, 40, 4.0, 12.0, "Apache-2.0"),
-    "Wan2.2-TI2V": Family(27_280, 31, 704, 24, 121, 50, 5.0, 5.0, "Apache-2.0"),
+    "Wan2.2-A14B": Family(75_600, 21, 720, 1280, 16, 81, 40, 4.0, 12.0, "Apache-2.0"),
+    "Wan2.2-TI2V": Family(27_280, 31, 704, 1280, 24, 121, 50, 5.0, 5.0, "Apache-2.0"),
 }
 
 
@@ -77,7 +78,7 @@ def sampling_of(
     """How it is sampled, and whether timesteps are whole numbers."""
     common: dict[str, Any] = {
         "resolution": family.resolution,
-        "aspect": "16:9",
+        "aspect": f"{family.width}:{family.resolution}",
         "fps": family.fps,
         "duration": family.frames / family.fps,
     }
