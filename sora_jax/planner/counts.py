@@ -13,7 +13,7 @@ import jax
 from sora_jax.models.dit_config import DiTConfig, forward_flops
 from sora_jax.models.vae import reconstruction_flops
 from sora_jax.models.wan import WanConfig, wan_flops
-from sora_jax.planner.estimate import Counts, clip_of
+from sora_jax.planner.estimate import ClipShape, Counts, clip_of
 from sora_jax.planner.programs import Built, StepSpec, objective_of, positions_of
 
 # Products of a block of logits with a block of keys or values: two forward, seven in the two backward kernels, which
@@ -89,7 +89,13 @@ def estimate_counts(spec: StepSpec) -> Counts:
 def clips_of(spec: StepSpec) -> int:
     """How many clips the batch of a step holds."""
     clip = clip_of(spec)
-    return spec.batch_size * (spec.config.pipeline.seq_len // clip.tokens if clip else 1)
+    return spec.batch_size * (_segments(spec, clip) if clip else 1)
+
+
+def _segments(spec: StepSpec, clip: ClipShape) -> int:
+    """How many clips a sequence holds."""
+    row = spec.config.pipeline
+    return max(min(row.seq_len // clip.tokens, row.get("max_segments") or row.seq_len), 1)
 
 
 def _passes(spec: StepSpec, dit: DiTConfig | WanConfig) -> int:
@@ -109,7 +115,7 @@ def _work(spec: StepSpec) -> tuple[float, float, float, float]:
         return cost, 0.0, cost, float(cells)
     dit, row = objective.dit, spec.config.pipeline
     clip = clip_of(spec)
-    segments = max(row.seq_len // clip.tokens, 1) if clip else 1
+    segments = _segments(spec, clip) if clip else 1
     tokens, words = (clip.tokens, clip.words) if clip else (row.seq_len, row.text_len)
     words = min(words, row.text_len // segments)
     sequences = spec.batch_size * spec.passes / chips

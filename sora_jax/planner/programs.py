@@ -105,7 +105,10 @@ def make_step_spec(config: ConfigDict, step: str, topology: Topology) -> StepSpe
       UserError: the mesh doesn't divide the chips, or there is no such program.
     """
     if config.objective == OBJECTIVE:
-        return _sampler_spec(config, component(MeshConfig, config.mesh, "mesh"), topology)
+        # A video on as many chips as its heads allow; where that leaves some, several videos.
+        own = {"data": -1, "sequence": math.gcd(objective_of(config).dit.heads, topology.count)}
+        mesh = component(MeshConfig, own | {"fsdp": 1, "tensor": 1} | config.mesh.to_dict(), "mesh")
+        return _sampler_spec(config, mesh, topology)
     loop = read_loop_config(config)
     if loop.objective == "distill":
         raise UserError(

@@ -10,14 +10,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from ml_collections import ConfigDict
 
-from sora_jax.checkpoints.components import DTYPES, check_choice
+from sora_jax.checkpoints.components import DTYPES, Bundle, check_choice
 from sora_jax.checkpoints.pretrained import pretrained_folder, read_shapes
 from sora_jax.errors import UserError
 from sora_jax.media.video import frame_size
 from sora_jax.models.wan_vae import WanVAE
+from sora_jax.models.wan_vae_config import WanVAEConfig
 from sora_jax.tokens.canvas import FRAMES_PER_LATENT
 from sora_jax.tokens.packing import PackedBatch
 
@@ -35,7 +37,7 @@ class PublishedSampler:
 
     def __init__(self, config: ConfigDict) -> None:
         own = config.transformer
-        self.bundle = read_shapes(pathlib.Path(config.pretrained), dtype=own.dtype)
+        self.bundle = _shapes(pathlib.Path(config.pretrained), own.dtype)
         self.weights, self.pipeline = jnp.dtype(own.weights), config.pipeline
 
     @property
@@ -63,7 +65,7 @@ class PublishedSampler:
     def decoding_flops(self, frames: int, height: int, width: int) -> float:
         """Operations of decoding a clip of so many pixels."""
         time, high, wide = self.vae.compression
-        first, two = (_decoding_flops(self.bundle.vae, count) for count in (1, 2))
+        first, two = (_decoding_flops(self.vae, count) for count in (1, 2))
         whole = first + (two - first) * ((frames - 1) // time)
         return whole * (height // high) * (width // wide) / _SIDE**2
 
@@ -88,7 +90,7 @@ def published_config(
     check_choice("dtype", dtype, DTYPES)
     check_choice("weights", weights or dtype, DTYPES)
     folder = pretrained_folder(model)
-    bundle = read_shapes(folder, dtype=dtype)
+    bundle = _shapes(folder, dtype)
     sampling, limits, vae = bundle.sampling, bundle.limits, bundle.vae.config
     assert bundle.dit is not None
     patch = bundle.dit.config.patch
@@ -112,6 +114,7 @@ def published_config(
                 "seq_len": -(-tokens // multiple) * multiple,
                 "text_len": limits.text_len,
                 "batch_size": 1,
+                "max_segments": 1,
             },
             "text": {"max_tokens": limits.text},
             "mesh": {},
@@ -128,9 +131,16 @@ def published_config(
 
 
 @functools.cache
-def _decoding_flops(vae: WanVAE, latent_frames: int) -> float:
+def _shapes(folder: pathlib.Path, dtype: str) -> Bundle:
+    """A plan asks for them several times."""
+    return read_shapes(folder, dtype=dtype)
+
+
+@functools.cache
+def _decoding_flops(config: WanVAEConfig, latent_frames: int) -> float:
     """Of a decode of so many latent frames, of convolutions and matrix products in the form that accelerators run."""
-    latent = jax.ShapeDtypeStruct((1, latent_frames, _SIDE, _SIDE, vae.config.channels), jnp.float32)
+    vae = jax.eval_shape(lambda: WanVAE(config, rngs=nnx.Rngs(0)))
+    latent = jax.ShapeDtypeStruct((1, latent_frames, _SIDE, _SIDE, config.channels), jnp.float32)
     device = AbstractDevice("any", 1, "gpu")
     mesh = AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)
     with jax.sharding.use_abstract_mesh(mesh):
