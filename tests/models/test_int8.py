@@ -99,24 +99,22 @@ def test_arithmetic_may_be_narrower(quantized, dtype):
 
 
 def test_a_lora_learns_on_it_as_on_the_numbers_that_it_stands_for(quantized):
-    config = LoRAConfig(rank=2)
-    lora = init_lora(quantized, config, jax.random.key(0))
+    """An MLP's two matrices; test_finetune.py trains whole models."""
+    config = LoRAConfig(rank=2, targets="^(up|down)$")
+    first = lambda model: jax.tree.map(lambda leaf: leaf[0], model.blocks)
+    lora = init_lora(first(quantized), config, jax.random.key(0))
     lora = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape), lora)
-    batch, sigma = make_batch()
+    x = jax.random.normal(jax.random.key(2), (5, CONFIG.width))
 
-    @jax.jit
-    def gradient(lora, base, batch, sigma):
-        def loss(lora):
-            return jnp.square(with_lora(base, lora, config)(batch.patches, batch, sigma)).mean()
+    def loss(lora, base):
+        block = with_lora(base, lora, config)
+        return jnp.square(block.down(jax.nn.gelu(block.up(x)))).mean()
 
-        return jax.grad(loss)(lora)
-
-    got, want = (
-        jax.tree.leaves(gradient(lora, base, batch, sigma)) for base in (quantized, restored(quantized))
-    )
-    largest = max(float(np.abs(leaf).max()) for leaf in want)
+    bases = first(quantized), first(restored(quantized))
+    got, want = (jax.tree.leaves(jax.jit(jax.grad(loss))(lora, base)) for base in bases)
+    assert len(got) == 4
     for one, other in zip(got, want, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5 * largest)
+        np.testing.assert_allclose(one, other, atol=1e-5 * float(np.abs(other).max()))
 
 
 def test_no_float_copy_of_the_stack_is_made():
