@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ from sora_jax.models.layers import (
     rotate,
     timestep_features,
 )
+from sora_jax.models.step_cache import StepCache, run_cached
 from sora_jax.tokens.packing import PackedBatch
 from sora_jax.tokens.patches import CoordinateMode
 
@@ -117,6 +118,11 @@ class WanConfig:
     def text_positions(self, text_len: int) -> int:
         """Of so many text positions, how many are in the sequence that self-attention sees: none."""
         return 0
+
+    @property
+    def stream_dtype(self) -> str:
+        """Of the residual stream."""
+        return "float32" if self.reference == "original" else self.dtype
 
     @property
     def rope_pairs(self) -> tuple[int, int, int]:
@@ -218,14 +224,17 @@ class Wan(nnx.Module):
         self.modulation = nnx.Param(jnp.zeros((2, D)))
         self.patch_out = Linear(D, config.patch_width, rngs=rngs)
 
-    def __call__(self, patches_bnp: Patches, batch: PackedBatch, sigma_bs: Sigma) -> Patches:
-        """Velocity of every token, float32 [B, N, P].
+    def __call__(
+        self, patches_bnp: Patches, batch: PackedBatch, sigma_bs: Sigma, cache: StepCache | None = None
+    ) -> Any:
+        """Velocity of every token, float32 [B, N, P]; given a cache, that and the cache for the next evaluation.
 
         Args:
           patches_bnp: noisy latent patches.
           batch: everything else about the sequences; its own `patches` are not used. Coordinates count patches
             (`tokens.patches.coordinates`, "latent").
           sigma_bs: the σ of each condition; that of condition 0, of conditioning tokens, is 0.
+          cache: see `models.step_cache`; None: every layer is evaluated.
 
         Raises:
           UserError: the mesh's `sequence` doesn't divide the positions, or its `tensor` and `sequence` the heads.
@@ -242,19 +251,23 @@ class Wan(nnx.Module):
         angles = rotary_angles(batch.coords, config)
 
         x = self.patch_in(patches_bnp.astype(dtype))
-        x = constrain(x.astype(jnp.float32 if config.reference == "original" else dtype), "BND")
+        x = constrain(x.astype(config.stream_dtype), "BND")
 
         def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
             return block(x, condition, index, angles, batch.segment_ids, text, mask, config), None
 
-        if config.remat != "all":
-            layer = jax.checkpoint(layer, policy=POLICIES[config.remat])
-        x = jax.lax.scan(layer, x, self.blocks)[0]
+        if cache is not None:
+            x, cache = run_cached(layer, x, self.blocks, batch.segment_ids, cache)
+        else:
+            if config.remat != "all":
+                layer = jax.checkpoint(layer, policy=POLICIES[config.remat])
+            x = jax.lax.scan(layer, x, self.blocks)[0]
 
         modulation = time[:, :, None] + self.modulation[...].astype(jnp.float32)
         shift, scale = (gather_conditions(modulation[:, :, i], index) for i in range(2))
         x = layer_norm(x, config.epsilon) * (1 + scale) + shift
-        return constrain(self.patch_out(x.astype(dtype)).astype(jnp.float32), "BNP")
+        velocity = constrain(self.patch_out(x.astype(dtype)).astype(jnp.float32), "BNP")
+        return velocity if cache is None else (velocity, cache)
 
     def _time(self, sigma_bs: Sigma) -> jax.Array:
         """float32[B,S,D], of timesteps 0…1000; exact on accelerators too, as the table is small."""

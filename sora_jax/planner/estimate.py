@@ -97,6 +97,40 @@ def clip_of(spec: StepSpec) -> ClipShape | None:
 
 
 @dataclasses.dataclass(frozen=True)
+class HostNeeds:
+    """What an open model takes of the machine that it runs on: bytes and operations of making one video.
+
+    Attributes:
+      summary, licence: of the model.
+      clip: the video.
+      steps, passes: of the solver, and of the model in each.
+      stages: the most that each stage takes; the text encoder's is freed before the next.
+      weights: of the transformer and the autoencoder, which stay.
+      free: what programs can still take on this machine.
+      step_flops: of a step, all passes.
+    """
+
+    summary: str
+    licence: str
+    clip: ClipShape
+    steps: int
+    passes: int
+    stages: dict[str, float]
+    weights: dict[str, float]
+    free: float
+    step_flops: float
+
+    @property
+    def peak(self) -> float:
+        return max(self.stages.values())
+
+    @property
+    def flops(self) -> float:
+        """Of the whole video, without its text."""
+        return self.steps * self.step_flops + self.clip.decode
+
+
+@dataclasses.dataclass(frozen=True)
 class Assumptions:
     """Share of its peak that a chip reaches. Nothing here was measured by us on a TPU.
 
