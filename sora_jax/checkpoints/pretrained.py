@@ -1,7 +1,8 @@
 """Open models as diffusers writes them: a folder with `model_index.json`, and a folder for each component.
 
-Wan2.1 and 2.2 (text to video, and TI2V-5B) can be read. A folder carries its autoencoder, text encoder and schedule;
-what the files don't say is in `wan_pipeline`. Weights are memory-mapped and go to their devices one after another.
+Wan2.1 and 2.2 (text to video, and TI2V-5B) and LTX-Video 0.9 can be read, see `KINDS`. A folder carries its
+autoencoder, text encoder and schedule; what the files don't say is in `wan_pipeline` and `ltx_pipeline`. Weights are
+memory-mapped and go to their devices one after another.
 """
 
 from __future__ import annotations
@@ -19,9 +20,17 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 
+from sora_jax.checkpoints import ltx_pipeline, wan_pipeline
 from sora_jax.checkpoints.bundle import find, load_bundle, with_dtype
 from sora_jax.checkpoints.bundle import read_sampling as read_own_sampling
-from sora_jax.checkpoints.components import DTYPES, Bundle, Limits, Sampling, check_choice
+from sora_jax.checkpoints.components import (
+    DTYPES,
+    Autoencoder,
+    Bundle,
+    Limits,
+    Sampling,
+    check_choice,
+)
 from sora_jax.checkpoints.diffusers_folder import (
     INDEX,
     REFERENCES,
@@ -34,18 +43,47 @@ from sora_jax.checkpoints.diffusers_folder import (
 )
 from sora_jax.checkpoints.hub import resolve
 from sora_jax.checkpoints.lora import merge_loras
-from sora_jax.checkpoints.wan_pipeline import family_of, sampling_of
+from sora_jax.checkpoints.ltx_vae_weights import load_ltx_vae
+from sora_jax.checkpoints.pipeline_kind import PipelineKind
 from sora_jax.checkpoints.wan_vae_weights import load_wan_vae
 from sora_jax.distributed.chips import GIB
 from sora_jax.errors import UserError
+from sora_jax.models import ltx_weights, wan_weights
+from sora_jax.models.ltx import LTX
 from sora_jax.models.pixels import PIXELS
-from sora_jax.models.text import TextConfig
-from sora_jax.models.wan import Wan, WanConfig, WanPair
-from sora_jax.models.wan_vae import WanVAE
-from sora_jax.models.wan_weights import diffusers_names, load_wan, published_shapes, wan_config
+from sora_jax.models.wan import Wan, WanPair
 from sora_jax.models.weights import map_weights
 
-TEXT_TOKENS = 512  # to which captions are padded
+# By the `_class_name` of a model_index.json.
+KINDS = {
+    "WanPipeline": PipelineKind(
+        models="Wan2.1 and 2.2 text to video, and TI2V-5B",
+        transformer=Wan,
+        read_config=wan_weights.wan_config,
+        load=wan_weights.load_wan,
+        names=wan_weights.diffusers_names,
+        shapes=wan_weights.published_shapes,
+        load_vae=load_wan_vae,
+        family=wan_pipeline.family_of,
+        sampling=wan_pipeline.sampling_of,
+        text=wan_pipeline.text_of,
+        adapt=wan_pipeline.adapt,
+        trainable=True,
+    ),
+    "LTXPipeline": PipelineKind(
+        models="LTX-Video 0.9",
+        transformer=LTX,
+        read_config=ltx_weights.ltx_config,
+        load=ltx_weights.load_ltx,
+        names=ltx_weights.diffusers_names,
+        shapes=ltx_weights.published_shapes,
+        load_vae=load_ltx_vae,
+        family=ltx_pipeline.family_of,
+        sampling=ltx_pipeline.sampling_of,
+        text=ltx_pipeline.text_of,
+        adapt=ltx_pipeline.adapt,
+    ),
+}
 
 
 def load_model(
@@ -105,7 +143,7 @@ def load_pretrained(
     """Loads a diffusers folder.
 
     Args:
-      reference: whose arithmetic, schedule and defaults are followed where Wan's original code and diffusers differ.
+      reference: whose arithmetic, schedule and defaults are followed where the original code and diffusers differ.
       dtype: of the arithmetic of transformer and autoencoder.
       loras: (file, scale) each, merged into the transformer while it is read.
       weights: type of the transformer's parameters in memory; "" is `dtype`.
@@ -116,17 +154,17 @@ def load_pretrained(
     """
     check_choice("reference", reference, REFERENCES)
     check_choice("dtype", dtype, DTYPES)
-    index = read_json(folder / INDEX)
+    kind, index = kind_of(folder), read_json(folder / INDEX)
     _check_parts(folder, index)
     settings = {
         part: read_json(folder / part / "config.json") for part in ("transformer", "vae", "text_encoder")
     }
-    vae = load_wan_vae(settings["vae"], map_weights(folder / "vae" / WEIGHTS))
-    vae = _with_dtype(vae, dtype)
-    config = wan_config(settings["transformer"], dtype=dtype, reference=reference)
-    name, family = family_of(config.channels, config.heads, index)
-    sampling, whole = sampling_of(folder, family, index, reference)
-    config = dataclasses.replace(config, whole_timesteps=whole)
+    vae = kind.load_vae(settings["vae"], map_weights(folder / "vae" / WEIGHTS))
+    config = kind.read_config(settings["transformer"], dtype=dtype)
+    name, family = kind.family(config, index)
+    sampling = kind.sampling(folder, family, index, reference)
+    vae_config = dataclasses.replace(vae.config, dtype=dtype)
+    config, vae.config = kind.adapt(config, vae_config, sampling, reference)
     both = [part for part in parts_of(index) if part.startswith("transformer")]
     stored = _stored(config, weights)
     check_memory(folder, config, 0 if shapes_only else stored.itemsize * len(both))
@@ -134,19 +172,21 @@ def load_pretrained(
     if shapes_only:
         if len(both) > 1:
             raise UserError(f"{folder} has two transformers (Wan2.2-A14B), which can't be trained here yet.")
-        dit = jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0)))
+        if not kind.trainable:
+            raise UserError(f"{folder} is of {name}, which can't be trained here yet.")
+        dit = jax.eval_shape(lambda: kind.transformer(config, rngs=nnx.Rngs(0)))
     else:
         loaded = [load_transformer(folder, config, loras, weights, part=part) for part in both]
         boundary = float(index.get("boundary_ratio") or 0)
         dit = loaded[0] if len(both) == 1 else WanPair(loaded[0], loaded[1], boundary)
-    text = TextConfig(kind="t5", name=str(folder), max_tokens=TEXT_TOKENS, clean="wan")
+    text = dataclasses.replace(kind.text(reference), name=str(folder))
     limits = Limits(
         tokens=family.tokens,
         latent_frames=family.latent_frames,
         resolution=family.resolution,
         fps=family.fps,
-        text=TEXT_TOKENS,
-        text_len=TEXT_TOKENS,
+        text=text.max_tokens,
+        text_len=text.max_tokens,
         seq_multiple=256,
     )
     summary = f"{name}: {config.layers} layers of {config.width}, {config.channels} latent channels"
@@ -156,12 +196,12 @@ def load_pretrained(
 
 def load_transformer(
     folder: pathlib.Path,
-    config: WanConfig,
+    config: Any,
     loras: Sequence[tuple[str, float]] = (),
     weights: str = "",
     place: Callable[[str, np.ndarray], Any] = lambda name, array: jnp.asarray(array),
     part: str = "transformer",
-) -> Wan:
+) -> Any:
     """The transformer of a diffusers folder.
 
     Args:
@@ -172,15 +212,15 @@ def load_transformer(
     Raises:
       UserError: as `load_pretrained`; or it is more than this machine's memory holds.
     """
-    stored = _stored(config, weights)
+    kind, stored = kind_of(folder), _stored(config, weights)
     check_memory(folder, config, stored.itemsize)
     tensors: Mapping[str, np.ndarray] = map_weights(folder / part / WEIGHTS)
     if loras:
-        tensors = merge_loras(diffusers_names(tensors), loras, diffusers_names)
-    return load_wan(config, tensors, str(folder / part), place, stored)
+        tensors = merge_loras(kind.names(tensors), loras, kind.names)
+    return kind.load(config, tensors, str(folder / part), place, stored)
 
 
-def _stored(config: WanConfig, weights: str) -> np.dtype:
+def _stored(config: Any, weights: str) -> np.dtype:
     """The type of the transformer's parameters."""
     kind = weights or config.dtype
     return np.dtype(getattr(ml_dtypes, kind, kind))
@@ -192,9 +232,9 @@ def read_pretrained_sampling(folder: pathlib.Path, reference: Reference = "diffu
     Raises:
       UserError: a file of settings can't be read.
     """
-    index, config = read_json(folder / INDEX), wan_config(read_json(folder / "transformer" / "config.json"))
-    _, family = family_of(config.channels, config.heads, index)
-    return sampling_of(folder, family, index, reference)[0]
+    kind, index = kind_of(folder), read_json(folder / INDEX)
+    _, family = kind.family(kind.read_config(read_json(folder / "transformer" / "config.json")), index)
+    return kind.sampling(folder, family, index, reference)
 
 
 def pretrained_summary(folder: pathlib.Path) -> str:
@@ -203,17 +243,18 @@ def pretrained_summary(folder: pathlib.Path) -> str:
     Raises:
       UserError: they can't be read, or are of another architecture.
     """
-    config = wan_config(read_json(folder / "transformer" / "config.json"))
-    name, family = family_of(config.channels, config.heads, read_json(folder / INDEX))
+    kind = kind_of(folder)
+    config = kind.read_config(read_json(folder / "transformer" / "config.json"))
+    name, family = kind.family(config, read_json(folder / INDEX))
     return f"{name}, {family.licence}; {config.layers} layers of {config.width}"
 
 
-def check_memory(folder: pathlib.Path, config: WanConfig, bytes_each: int) -> None:
+def check_memory(folder: pathlib.Path, config: Any, bytes_each: int) -> None:
     """Raises UserError where the transformer's weights are more than this machine's free memory.
 
     Of accelerators only the host's is looked at, through which weights pass one by one: nothing is refused there.
     """
-    need = bytes_each * sum(math.prod(shape) for _, shape in published_shapes(config))
+    need = bytes_each * sum(math.prod(shape) for _, shape in kind_of(folder).shapes(config))
     if jax.default_backend() == "cpu" and need > (free := free_memory()):
         narrower = "use --dtype bfloat16, which halves it, " if bytes_each == 4 else ""
         raise UserError(
@@ -222,20 +263,27 @@ def check_memory(folder: pathlib.Path, config: WanConfig, bytes_each: int) -> No
         )
 
 
+def kind_of(folder: pathlib.Path) -> PipelineKind:
+    """Which kind of pipeline a folder holds.
+
+    Raises:
+      UserError: one that can't be loaded.
+    """
+    name = read_json(folder / INDEX).get("_class_name")
+    if name not in KINDS:
+        known = " and ".join(f"{name} ({kind.models})" for name, kind in KINDS.items())
+        raise UserError(f"{folder / INDEX} is of a {name}: of diffusers' pipelines {known} can be loaded.")
+    return KINDS[name]
+
+
 def _check_parts(folder: pathlib.Path, index: Mapping[str, Any]) -> None:
-    kind = index.get("_class_name")
-    if kind != "WanPipeline":
-        raise UserError(
-            f"{folder / INDEX} is of a {kind}: of diffusers' pipelines only WanPipeline can be loaded (Wan2.1 and 2.2 "
-            "text to video, and TI2V-5B)."
-        )
     if missing := [part for part in parts_of(index) if not (folder / part).is_dir()]:
         raise UserError(
             f"{folder} has no {' and no '.join(missing)}: the model's folder is incomplete; fetch it again."
         )
 
 
-def _check_together(folder: pathlib.Path, config: WanConfig, vae: WanVAE, text: Mapping[str, Any]) -> None:
+def _check_together(folder: pathlib.Path, config: Any, vae: Autoencoder, text: Mapping[str, Any]) -> None:
     """Raises UserError where parts are of different models."""
     if vae.config.channels != config.channels:
         raise UserError(
@@ -247,8 +295,3 @@ def _check_together(folder: pathlib.Path, config: WanConfig, vae: WanVAE, text: 
             f"{folder}: the text encoder's states are {text.get('d_model')} wide and the transformer takes "
             f"{config.text_width}: they are of different models."
         )
-
-
-def _with_dtype(vae: WanVAE, dtype: Any) -> WanVAE:
-    vae.config = dataclasses.replace(vae.config, dtype=dtype)
-    return vae
