@@ -28,9 +28,18 @@ _REFUSED = (
     "invert_sigmas",
     "stochastic_sampling",
 )
-# 257 frames of 1280×704, the most that the original takes at 720 lines, at its 30 frames a second. The licence is that
-# of 0.9.5 and later; earlier weights have the model's own.
-FAMILY = Family(29_040, 33, 704, 30, 257, STEPS, GUIDANCE, 0.0, "LTX-Video Open Weights (OpenRAIL-M)")
+# 257 frames of 1280×704, the most that the original's inference.py takes without a warning, at its 30 frames a second.
+FAMILY = Family(
+    tokens=29_040,
+    latent_frames=33,
+    resolution=704,
+    fps=30,
+    frames=257,
+    steps=STEPS,
+    guidance=GUIDANCE,
+    shift=0.0,
+    licence="OpenRAIL-M from 0.9.5 on, before it a licence of its own",
+)
 
 
 def family_of(config: LTXConfig, index: Mapping[str, Any]) -> tuple[str, Family]:
