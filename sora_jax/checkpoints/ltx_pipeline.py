@@ -28,7 +28,8 @@ _REFUSED = (
     "invert_sigmas",
     "stochastic_sampling",
 )
-# 257 frames of 1280×704, the most that the original's inference.py takes without a warning, at its 30 frames a second.
+# 257 frames of 1280×704: MAX_NUM_FRAMES and, in whole cells, MAX_WIDTH × MAX_HEIGHT of the original's inference.py. Its
+# default is 30 frames a second.
 FAMILY = Family(
     tokens=29_040,
     latent_frames=33,
