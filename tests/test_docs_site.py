@@ -16,6 +16,7 @@ needs_mkdocs = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_mkdocs
 def test_the_site_builds_and_its_links_lead_somewhere():
     done = subprocess.run(

@@ -20,7 +20,7 @@ transformers = pytest.importorskip(
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
-SLOW = ("canvas", "fine_tune", "train_tiny")  # twenty seconds of processor time and more
+SLOW = ("canvas", "fine_tune", "first_video", "packing", "plan_a_pod", "train_tiny")  # half a minute and more
 MOST_BYTES, MOST_LINES = 400_000, 5
 # Folders of machines on which notebooks are run, not of those on which they are read.
 MACHINE = re.compile(r"/(root|home|Users|work|tmp|var|private|mnt|opt|content)/[\w.]")

@@ -25,7 +25,7 @@ class Family:
 
     Attributes:
       tokens, latent_frames: of the longest and largest video of its training.
-      resolution, fps, frames: of that.
+      resolution, width, fps, frames: of that; a frame of 16:9 may be wider than what it was trained on.
       steps, guidance, shift: of the original code; diffusers' defaults, and the scheduler's shift, may be others.
       licence: of the weights.
     """
@@ -33,6 +33,7 @@ class Family:
     tokens: int
     latent_frames: int
     resolution: int
+    width: int
     fps: float
     frames: int
     steps: int

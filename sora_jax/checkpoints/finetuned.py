@@ -19,7 +19,7 @@ from sora_jax.checkpoints.base_model import check_base
 from sora_jax.checkpoints.bundle import find
 from sora_jax.checkpoints.components import Bundle, Sampling
 from sora_jax.checkpoints.diffusers_folder import INDEX, WEIGHTS, Reference
-from sora_jax.checkpoints.pretrained import load_pretrained, pretrained_folder
+from sora_jax.checkpoints.pretrained import load_pretrained, load_vae, pretrained_folder, read_shapes
 from sora_jax.checkpoints.store import load_params, read_config
 from sora_jax.config import component
 from sora_jax.errors import UserError
@@ -56,7 +56,8 @@ def load_model(
             f"{loras[0][0]} can't be merged into {workdir}: export it first, and name that folder."
         )
     else:
-        base = load_pretrained(folder, reference, dtype or "float32", shapes_only=True)
+        base = read_shapes(folder, reference, dtype or "float32")
+        base = dataclasses.replace(base, vae=load_vae(folder, dtype or "float32"))
         assert isinstance(base.dit, Wan)
         shapes, kind = base.dit, jnp.dtype(base.dit.config.dtype)
         dit = load_params(workdir, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, kind), shapes))
@@ -147,7 +148,7 @@ def export_run(
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"{to} is there already: name a folder that isn't, or an empty one.")
     folder, config = base_folder(workdir), lora_config(workdir)
-    base = load_pretrained(folder, shapes_only=True).dit
+    base = read_shapes(folder).dit
     assert isinstance(base, Wan)
     learned = load_params(workdir, ema=average, step=step)
     if config.rank:

@@ -34,6 +34,7 @@ FAMILY = Family(
     tokens=29_040,
     latent_frames=33,
     resolution=704,
+    width=1280,
     fps=30,
     frames=257,
     steps=STEPS,
@@ -96,11 +97,13 @@ def text_of(reference: Reference) -> TextConfig:
     return TextConfig(kind="t5", max_tokens=TEXT_TOKENS, attend_padding=True)
 
 
-def adapt(
-    config: LTXConfig, vae: LTXVAEConfig, sampling: Sampling, reference: Reference
-) -> tuple[LTXConfig, LTXVAEConfig]:
-    """A latent cell is the autoencoder's. As diffusers decodes by default, a latent is said to have no noise."""
-    del sampling
+def adapt(config: LTXConfig, vae: LTXVAEConfig, sampling: Sampling, reference: Reference) -> LTXConfig:
+    """A latent cell is the autoencoder's."""
+    del sampling, reference
+    return dataclasses.replace(config, cell=vae.compression)
+
+
+def adapt_vae(vae: LTXVAEConfig, reference: Reference) -> LTXVAEConfig:
+    """As diffusers decodes by default, a latent is said to have no noise, and none is added."""
     time, noise = (DECODE_TIMESTEP, DECODE_NOISE) if reference == "original" else (0.0, 0.0)
-    vae = dataclasses.replace(vae, decode_timestep=time, decode_noise=noise)
-    return dataclasses.replace(config, cell=vae.compression), vae
+    return dataclasses.replace(vae, decode_timestep=time, decode_noise=noise)

@@ -25,13 +25,13 @@ class PipelineKind:
       load: the transformer of (configuration, tensors, where, place, dtype), as `wan_weights.load_wan`.
       names: of tensors by the original code's names or diffusers', the latter.
       shapes: diffusers' name and shape of each parameter, of a configuration.
-      load_vae: the autoencoder, of the contents of its config.json and its tensors.
+      autoencoder, read_vae_config, load_vae: likewise, of (contents of config.json, dtype) and of (contents, tensors).
       family: the name of a model and what its files don't say, of a configuration and the contents of model_index.json.
       sampling: how a model is sampled, of (folder, family, contents of model_index.json, reference).
       text: how captions are encoded, but for the folder's name.
-      adapt: the configurations of transformer and autoencoder with what depends on the rest of the pipeline, of
-        (transformer's, autoencoder's, sampling, reference).
-      trainable: whether `train.finetune` can train on top of it.
+      adapt: the transformer's configuration with what depends on the rest of the pipeline, of (its own,
+        autoencoder's, sampling, reference).
+      adapt_vae: the autoencoder's, of (its own, reference).
     """
 
     models: str
@@ -40,9 +40,11 @@ class PipelineKind:
     load: Callable[[Any, Mapping[str, np.ndarray], str, Callable[[str, np.ndarray], Any], Any], Transformer]
     names: Callable[[Mapping[str, Any]], dict[str, Any]]
     shapes: Callable[[Any], Iterator[tuple[str, tuple[int, ...]]]]
+    autoencoder: Callable[..., Autoencoder]
+    read_vae_config: Callable[[Mapping[str, Any], str], Any]
     load_vae: Callable[[Mapping[str, Any], Mapping[str, np.ndarray]], Autoencoder]
     family: Callable[[Any, Mapping[str, Any]], tuple[str, Family]]
     sampling: Callable[[pathlib.Path, Family, Mapping[str, Any], Reference], Sampling]
     text: Callable[[Reference], TextConfig]
-    adapt: Callable[[Any, Any, Sampling, Reference], tuple[Any, Any]]
-    trainable: bool = False
+    adapt: Callable[[Any, Any, Sampling, Reference], Any]
+    adapt_vae: Callable[[Any, Reference], Any] = lambda config, reference: config

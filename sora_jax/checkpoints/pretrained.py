@@ -29,6 +29,7 @@ from sora_jax.checkpoints.components import (
     Bundle,
     Limits,
     Sampling,
+    Transformer,
     check_choice,
 )
 from sora_jax.checkpoints.diffusers_folder import (
@@ -50,8 +51,12 @@ from sora_jax.distributed.chips import GIB
 from sora_jax.errors import UserError
 from sora_jax.models import ltx_weights, wan_weights
 from sora_jax.models.ltx import LTX
+from sora_jax.models.ltx_vae import LTXVAE
+from sora_jax.models.ltx_vae_config import LTXVAEConfig
 from sora_jax.models.pixels import PIXELS
 from sora_jax.models.wan import Wan, WanPair
+from sora_jax.models.wan_vae import WanVAE
+from sora_jax.models.wan_vae_config import WanVAEConfig
 from sora_jax.models.weights import map_weights
 
 # By the `_class_name` of a model_index.json.
@@ -63,12 +68,13 @@ KINDS = {
         load=wan_weights.load_wan,
         names=wan_weights.diffusers_names,
         shapes=wan_weights.published_shapes,
+        autoencoder=WanVAE,
+        read_vae_config=WanVAEConfig.read,
         load_vae=load_wan_vae,
         family=wan_pipeline.family_of,
         sampling=wan_pipeline.sampling_of,
         text=wan_pipeline.text_of,
         adapt=wan_pipeline.adapt,
-        trainable=True,
     ),
     "LTXPipeline": PipelineKind(
         models="LTX-Video 0.9",
@@ -77,11 +83,14 @@ KINDS = {
         load=ltx_weights.load_ltx,
         names=ltx_weights.diffusers_names,
         shapes=ltx_weights.published_shapes,
+        autoencoder=LTXVAE,
+        read_vae_config=LTXVAEConfig.read,
         load_vae=load_ltx_vae,
         family=ltx_pipeline.family_of,
         sampling=ltx_pipeline.sampling_of,
         text=ltx_pipeline.text_of,
         adapt=ltx_pipeline.adapt,
+        adapt_vae=ltx_pipeline.adapt_vae,
     ),
 }
 
@@ -138,7 +147,6 @@ def load_pretrained(
     dtype: str = "float32",
     loras: Sequence[tuple[str, float]] = (),
     weights: str = "",
-    shapes_only: bool = False,
 ) -> Bundle:
     """Loads a diffusers folder.
 
@@ -147,10 +155,27 @@ def load_pretrained(
       dtype: of the arithmetic of transformer and autoencoder.
       loras: (file, scale) each, merged into the transformer while it is read.
       weights: type of the transformer's parameters in memory; "" is `dtype`.
-      shapes_only: the transformer is shapes alone, as `jax.eval_shape` gives them; see `load_transformer`.
 
     Raises:
       UserError: a part is missing, damaged, of another architecture, or one that isn't supported.
+    """
+    bundle = read_shapes(folder, reference, dtype)
+    assert bundle.dit is not None
+    config = bundle.dit.config
+    if is_pair := isinstance(bundle.dit, WanPair):
+        check_memory(folder, config, 2 * _stored(config, weights).itemsize)
+    load = lambda part: load_transformer(folder, config, loras, weights, part=part)
+    dit = load("transformer")
+    if is_pair:
+        dit = WanPair(dit, load("transformer_2"), bundle.dit.boundary)
+    return dataclasses.replace(bundle, vae=load_vae(folder, dtype, reference), dit=dit)
+
+
+def read_shapes(folder: pathlib.Path, reference: Reference = "diffusers", dtype: str = "float32") -> Bundle:
+    """A diffusers folder's model, its networks shapes alone, as `jax.eval_shape` gives them: no weights are read.
+
+    Raises:
+      UserError: as `load_pretrained`, of what its settings say.
     """
     check_choice("reference", reference, REFERENCES)
     check_choice("dtype", dtype, DTYPES)
@@ -159,26 +184,14 @@ def load_pretrained(
     settings = {
         part: read_json(folder / part / "config.json") for part in ("transformer", "vae", "text_encoder")
     }
-    vae = kind.load_vae(settings["vae"], map_weights(folder / "vae" / WEIGHTS))
+    vae_config = kind.read_vae_config(settings["vae"], dtype)
     config = kind.read_config(settings["transformer"], dtype=dtype)
     name, family = kind.family(config, index)
     sampling = kind.sampling(folder, family, index, reference)
-    vae_config = dataclasses.replace(vae.config, dtype=dtype)
-    config, vae.config = kind.adapt(config, vae_config, sampling, reference)
-    both = [part for part in parts_of(index) if part.startswith("transformer")]
-    stored = _stored(config, weights)
-    check_memory(folder, config, 0 if shapes_only else stored.itemsize * len(both))
-    _check_together(folder, config, vae, settings["text_encoder"])
-    if shapes_only:
-        if len(both) > 1:
-            raise UserError(f"{folder} has two transformers (Wan2.2-A14B), which can't be trained here yet.")
-        if not kind.trainable:
-            raise UserError(f"{folder} is of {name}, which can't be trained here yet.")
-        dit = jax.eval_shape(lambda: kind.transformer(config, rngs=nnx.Rngs(0)))
-    else:
-        loaded = [load_transformer(folder, config, loras, weights, part=part) for part in both]
-        boundary = float(index.get("boundary_ratio") or 0)
-        dit = loaded[0] if len(both) == 1 else WanPair(loaded[0], loaded[1], boundary)
+    vae_config = kind.adapt_vae(vae_config, reference)
+    config = kind.adapt(config, vae_config, sampling, reference)
+    _check_together(folder, config, vae_config, settings["text_encoder"])
+    is_pair = "transformer_2" in parts_of(index)
     text = dataclasses.replace(kind.text(reference), name=str(folder))
     limits = Limits(
         tokens=family.tokens,
@@ -190,8 +203,35 @@ def load_pretrained(
         seq_multiple=256,
     )
     summary = f"{name}: {config.layers} layers of {config.width}, {config.channels} latent channels"
-    card = {"summary": summary, "licence": family.licence, "reference": reference}
-    return Bundle(folder.name, vae, dit, text, limits, sampling=sampling, card=card)
+
+    def networks() -> tuple[Autoencoder, Transformer]:
+        one = lambda: kind.transformer(config, rngs=nnx.Rngs(0))
+        boundary = float(index.get("boundary_ratio") or 0)
+        dit = WanPair(one(), one(), boundary) if is_pair else one()
+        return kind.autoencoder(vae_config, rngs=nnx.Rngs(0)), dit
+
+    vae, dit = jax.eval_shape(networks)
+    return Bundle(
+        folder.name,
+        vae,
+        dit,
+        text,
+        limits,
+        sampling=sampling,
+        card={"summary": summary, "licence": family.licence, "reference": reference},
+    )
+
+
+def load_vae(folder: pathlib.Path, dtype: str = "float32", reference: Reference = "diffusers") -> Autoencoder:
+    """The autoencoder of a diffusers folder.
+
+    Raises:
+      UserError: its files are missing, damaged, or of another architecture.
+    """
+    kind = kind_of(folder)
+    vae = kind.load_vae(read_json(folder / "vae" / "config.json"), map_weights(folder / "vae" / WEIGHTS))
+    vae.config = kind.adapt_vae(dataclasses.replace(vae.config, dtype=dtype), reference)
+    return vae
 
 
 def load_transformer(
@@ -283,11 +323,11 @@ def _check_parts(folder: pathlib.Path, index: Mapping[str, Any]) -> None:
         )
 
 
-def _check_together(folder: pathlib.Path, config: Any, vae: Autoencoder, text: Mapping[str, Any]) -> None:
+def _check_together(folder: pathlib.Path, config: Any, vae: Any, text: Mapping[str, Any]) -> None:
     """Raises UserError where parts are of different models."""
-    if vae.config.channels != config.channels:
+    if vae.channels != config.channels:
         raise UserError(
-            f"{folder}: the autoencoder's latents have {vae.config.channels} channels and the transformer takes "
+            f"{folder}: the autoencoder's latents have {vae.channels} channels and the transformer takes "
             f"{config.channels}: they are of different models."
         )
     if text.get("d_model") != config.text_width:

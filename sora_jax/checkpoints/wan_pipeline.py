@@ -30,11 +30,11 @@ _NEGATIVE = (
 
 # By the width of the transformer and the channels of its latents. diffusers' defaults are 50 steps and guidance 5.
 FAMILIES = {
-    "Wan2.1, 480p": Family(32_760, 21, 480, 16, 81, 50, 5.0, 5.0, "Apache-2.0"),
-    "Wan2.1, 720p": Family(75_600, 21, 720, 16, 81, 50, 5.0, 5.0, "Apache-2.0"),
+    "Wan2.1, 480p": Family(32_760, 21, 480, 832, 16, 81, 50, 5.0, 5.0, "Apache-2.0"),
+    "Wan2.1, 720p": Family(75_600, 21, 720, 1280, 16, 81, 50, 5.0, 5.0, "Apache-2.0"),
     # Its guidance is 3 below the boundary in the original, and that of above here throughout.
-    "Wan2.2-A14B": Family(75_600, 21, 720, 16, 81, 40, 4.0, 12.0, "Apache-2.0"),
-    "Wan2.2-TI2V": Family(27_280, 31, 704, 24, 121, 50, 5.0, 5.0, "Apache-2.0"),
+    "Wan2.2-A14B": Family(75_600, 21, 720, 1280, 16, 81, 40, 4.0, 12.0, "Apache-2.0"),
+    "Wan2.2-TI2V": Family(27_280, 31, 704, 1280, 24, 121, 50, 5.0, 5.0, "Apache-2.0"),
 }
 
 
@@ -62,7 +62,7 @@ def sampling_of(
     """
     common: dict[str, Any] = {
         "resolution": family.resolution,
-        "aspect": "16:9",
+        "aspect": f"{family.width}:{family.resolution}",
         "fps": family.fps,
         "duration": family.frames / family.fps,
     }
@@ -104,9 +104,7 @@ def text_of(reference: Reference) -> TextConfig:
     return TextConfig(kind="t5", max_tokens=TEXT_TOKENS, clean="wan")
 
 
-def adapt(
-    config: WanConfig, vae: WanVAEConfig, sampling: Sampling, reference: Reference
-) -> tuple[WanConfig, WanVAEConfig]:
+def adapt(config: WanConfig, vae: WanVAEConfig, sampling: Sampling, reference: Reference) -> WanConfig:
     """UniPC's timesteps are whole numbers in both."""
-    whole = sampling.solver == "unipc"
-    return dataclasses.replace(config, reference=reference, whole_timesteps=whole), vae
+    del vae
+    return dataclasses.replace(config, reference=reference, whole_timesteps=sampling.solver == "unipc")

@@ -11,10 +11,11 @@ from typing import Any
 import click
 
 from sora_jax.cli.options import QUIET, check_overrides, common
-from sora_jax.cli.terminal import Number, Output, table
+from sora_jax.cli.terminal import Number, Output, Size, table
 from sora_jax.distributed.chips import CHIPS, GIB, Topology, describe_slices, read_topology
 from sora_jax.errors import UserError, atomic_path
 
+DTYPES = ("bfloat16", "float32", "float16")
 # libtpu asks the cloud's metadata server where it is, and warns at length where there is none.
 _ALONE = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -47,9 +48,18 @@ def _show_chips(context: click.Context, _: click.Parameter, asked: bool) -> None
     context_settings={"ignore_unknown_options": True},
     epilog="Any --config.key=value sets a value, as in training.",
 )
+@click.option("--config", "configs", multiple=True, help="As training takes it; several are compared.")
 @click.option(
-    "--config", "configs", multiple=True, required=True, help="As training takes it; several are compared."
+    "-m",
+    "--model",
+    "models",
+    multiple=True,
+    help="A diffusers folder, whose weights need not be there, instead.",
 )
+@click.option("--size", type=Size(), metavar="WxH", help="Of --model's video.  [default: the model's own]")
+@click.option("--frames", type=click.IntRange(1), help="Of --model's video.  [default: the model's own]")
+@click.option("--dtype", type=click.Choice(DTYPES), default="bfloat16", help="Of --model's arithmetic.")
+@click.option("--weights", type=click.Choice(DTYPES), help="Of --model in memory.  [default: --dtype]")
 @click.option(
     "--topology",
     "topologies",
@@ -79,6 +89,11 @@ def _show_chips(context: click.Context, _: click.Parameter, asked: bool) -> None
 def plan(
     context: click.Context,
     configs: tuple[str, ...],
+    models: tuple[str, ...],
+    size: tuple[int, int] | None,
+    frames: int | None,
+    dtype: str,
+    weights: str | None,
     topologies: tuple[str, ...],
     devices: int | None,
     step: str,
@@ -95,11 +110,29 @@ def plan(
 
     The real step is compiled for each TPU slice by the TPU's own compiler (pip install libtpu), or for simulated
     devices; for GPUs it is estimated. Reports what fits, how long a step takes, and what the whole costs.
+
+    Of an open model, --model FOLDER: the making of one video. Without chips it is said what that takes of this
+    machine's memory.
     """
     check_overrides(overrides)
+    if not configs and not models:
+        raise click.UsageError("There is nothing to plan: name a --config, or a --model.")
+    if models and (overrides or tokens):
+        raise click.UsageError("--tokens and --config.key=value are of --config, not of --model.")
     wanted = [*map(read_topology, topologies)]
     if devices:
         wanted.append(read_topology(f"cpu:{devices}"))
+    if not wanted and models and not configs:
+        _before_jax(0)
+        from sora_jax.cli import plan_report
+        from sora_jax.planner.host import host_needs
+        from sora_jax.planner.published import published_config
+
+        for name in models:
+            click.echo(
+                plan_report.needs(host_needs(published_config(name, size, frames, dtype, weights or "")))
+            )
+        return
     if not wanted:
         raise click.UsageError("There are no chips to plan for: name --topology v5e:4x4, or --devices 8.")
     _before_jax(max([one.count for one in wanted if one.kind == "cpu"], default=0))
@@ -111,10 +144,17 @@ def plan(
     quiet = context.meta[QUIET]
     notify = (lambda text: None) if quiet else (lambda text: click.echo(text, err=True))
     plans = []
-    for path in configs:
-        config = parse(["--config", path, "--workdir", "none", *overrides])[0]
+    named = [
+        (_name(path), parse(["--config", path, "--workdir", "none", *overrides])[0], step) for path in configs
+    ]
+    for name in models:
+        from sora_jax.planner.published import published_config
+
+        config = published_config(name, size, frames, dtype, weights or "")
+        named.append((pathlib.Path(config.pretrained).name, config, "sample"))
+    for name, config, own in named:
         for topology in wanted:
-            plans.append(_plan(_name(path), config, step, topology, tokens, price, assumed, search, notify))
+            plans.append(_plan(name, config, own, topology, tokens, price, assumed, search, notify))
     if compare or len(plans) > 1:
         click.echo(plan_report.compare(plans))
     else:

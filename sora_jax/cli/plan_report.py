@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from sora_jax.cli.terminal import table
 from sora_jax.distributed.chips import GIB
 from sora_jax.errors import UserError, atomic_path
 from sora_jax.planner.estimate import DAY, Assumptions, PlannedStep
+from sora_jax.planner.host import HostNeeds
 
 KINDS = ("parameters", "average", "optimizer", "batch", "activations", "temporaries", "code")
 
@@ -59,6 +61,27 @@ def report(plan: PlannedStep, assumed: Assumptions, dollars: float | None) -> st
             cost = f"{duration(bill.seconds)}, ${bill.dollars:,.2f}"
             lines += [f"{bill.what}: {_short(bill.tokens)}tokens, {cost}"]
         lines += ["", "assumed: " + _assumed(plan, assumed, dollars)]
+    return "\n".join(lines)
+
+
+def needs(found: HostNeeds) -> str:
+    """What an open model takes of this machine."""
+    clip = found.clip
+    verdict = "fits" if found.peak <= found.free else "does NOT fit"
+    free = f" of {found.free / GIB:.1f} free" if math.isfinite(found.free) else ""
+    lines = [
+        f"{found.summary} ({found.licence})",
+        f"a video of {clip.frames} frames of {clip.width}x{clip.height}: {clip.tokens:,} tokens, {found.steps} steps "
+        f"of {found.passes} pass{'es' * (found.passes > 1)}",
+        "",
+        f"memory: {found.peak / GIB:.1f}{free} GiB, {verdict} (by arithmetic)",
+        *(f"  {name:<13}{size / GIB:9.2f} GiB of weights" for name, size in found.weights.items()),
+        *(f"  {name:<13}{size / GIB:9.2f} GiB at most" for name, size in found.stages.items()),
+        "",
+        f"operations: a step {_short(found.step_flops)}FLOP, decoding {_short(clip.decode)}FLOP, the video "
+        f"{_short(found.flops)}FLOP; a machine of 1 TFLOP/s takes {duration(found.flops / 1e12)}",
+        "for chips: --topology v5e:2x4, h100:1 …; --chips lists them",
+    ]
     return "\n".join(lines)
 
 
@@ -137,7 +160,7 @@ def _assumed(plan: PlannedStep, assumed: Assumptions, dollars: float | None) -> 
         f"{clip.words} words each"
         if clip
         else "sequences of one clip each"
-        if plan.spec.config.objective == "dit"
+        if plan.spec.config.objective != "vae"
         else "no padding"
     )
     return (

@@ -146,6 +146,11 @@ class DiTConfig:
         return ("tensor",) if self.sequence == "ring" else HEADS
 
     @property
+    def hidden(self) -> int:
+        """Width of an MLP."""
+        return self.mlp_ratio * self.width
+
+    @property
     def patch_width(self) -> int:
         """P, numbers a token holds."""
         time, height, width = self.patch

@@ -88,6 +88,7 @@ class WanConfig:
     coords: CoordinateMode = dataclasses.field(default="latent", init=False, repr=False)
     flow_map: bool = dataclasses.field(default=False, init=False, repr=False)
     reference_frames: bool = dataclasses.field(default=False, init=False, repr=False)
+    caption: Literal["cross"] = dataclasses.field(default="cross", init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.head_width % 2 or self.head_width < 6:
@@ -296,6 +297,16 @@ class WanPair(nnx.Module):
         high, low = run(self.high, is_high), run(self.low, ~is_high)
         of_token = jnp.take_along_axis(is_high, batch.condition_ids, axis=1)
         return jnp.where(of_token[..., None], high, low)
+
+
+def wan_flops(
+    config: WanConfig, tokens: float, attention_pairs: float, words: float = 0, word_pairs: float = 0
+) -> float:
+    """Floating-point operations (2 per multiply-add) of one forward pass, as `dit_config.forward_flops`."""
+    D, L = config.width, config.layers
+    per_token = L * (6 * D * D + 2 * D * config.hidden) + 2 * config.patch_width * D
+    per_word = L * 2 * D * D + config.text_width * D + D * D
+    return 2 * (tokens * per_token + words * per_word + 2 * L * D * (attention_pairs + word_pairs))
 
 
 def whole_timesteps(sigma: jax.Array) -> jax.Array:

@@ -10,9 +10,10 @@ import math
 
 import jax
 
-from sora_jax.models.dit_config import DiTConfig, forward_flops, segment_flops
+from sora_jax.models.dit_config import DiTConfig, forward_flops
 from sora_jax.models.vae import reconstruction_flops
-from sora_jax.planner.estimate import Counts, clip_of
+from sora_jax.models.wan import WanConfig, wan_flops
+from sora_jax.planner.estimate import ClipShape, Counts, clip_of
 from sora_jax.planner.programs import Built, StepSpec, objective_of, positions_of
 
 # Products of a block of logits with a block of keys or values: two forward, seven in the two backward kernels, which
@@ -48,7 +49,7 @@ def estimate_counts(spec: StepSpec) -> Counts:
     """By arithmetic alone."""
     objective = objective_of(spec.config)
     products, attention, useful, tokens = _work(spec)
-    if spec.config.objective != "dit":
+    if spec.config.objective == "vae":
         model = jax.eval_shape(objective.init, jax.random.key(0))
         weights = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model))
         shared = {"all-reduce": 2 * weights * (1 - 1 / spec.topology.count)}
@@ -57,8 +58,10 @@ def estimate_counts(spec: StepSpec) -> Counts:
     dit, sizes = objective.dit, spec.mesh
     passes = _passes(spec, dit)
     chips = spec.topology.count
-    # Of the 18 a third computes modulations, once a condition; cross-attention has four more.
-    parameters = (18 + 4 * (dit.caption == "cross")) * dit.width**2 * dit.layers
+    if isinstance(dit, WanConfig):
+        parameters = wan_flops(dit, 1, 0, 1) / 2
+    else:  # of the 18 a third computes modulations, once a condition; cross-attention has four more
+        parameters = (18 + 4 * (dit.caption == "cross")) * dit.width**2 * dit.layers
     positions = spec.batch_size * spec.passes * positions_of(spec)
     own = positions / (sizes["data"] * sizes["fsdp"] * sizes["sequence"])
     kept = chips / sizes["data"]
@@ -86,10 +89,16 @@ def estimate_counts(spec: StepSpec) -> Counts:
 def clips_of(spec: StepSpec) -> int:
     """How many clips the batch of a step holds."""
     clip = clip_of(spec)
-    return spec.batch_size * (spec.config.pipeline.seq_len // clip.tokens if clip else 1)
+    return spec.batch_size * (_segments(spec, clip) if clip else 1)
 
 
-def _passes(spec: StepSpec, dit: DiTConfig) -> int:
+def _segments(spec: StepSpec, clip: ClipShape) -> int:
+    """How many clips a sequence holds."""
+    row = spec.config.pipeline
+    return max(min(row.seq_len // clip.tokens, row.get("max_segments") or row.seq_len), 1)
+
+
+def _passes(spec: StepSpec, dit: DiTConfig | WanConfig) -> int:
     """Products in forward passes: one of a sampler; three of training, four where the forward pass is recomputed."""
     return 1 if spec.step == "sample" else 3 + (dit.remat == "none")
 
@@ -106,26 +115,28 @@ def _work(spec: StepSpec) -> tuple[float, float, float, float]:
         return cost, 0.0, cost, float(cells)
     dit, row = objective.dit, spec.config.pipeline
     clip = clip_of(spec)
-    segments = max(row.seq_len // clip.tokens, 1) if clip else 1
+    segments = _segments(spec, clip) if clip else 1
     tokens, words = (clip.tokens, clip.words) if clip else (row.seq_len, row.text_len)
     words = min(words, row.text_len // segments)
     sequences = spec.batch_size * spec.passes / chips
     factor = 3 if spec.step == "train" else 1
     attention_pairs = sequences * segments * (tokens + dit.text_positions(words)) ** 2
-    useful = factor * sequences * segments * segment_flops(dit, tokens, words)
+    flops = wan_flops if isinstance(dit, WanConfig) else forward_flops
+    inside, beside = (tokens, words) if dit.caption == "cross" else (tokens + words, 0)
+    useful = factor * sequences * segments * flops(dit, inside, inside**2, beside, tokens * beside)
     positions = sequences * positions_of(spec)
     # Cross-attention is dense, in plain products.
     beside = sequences * row.text_len if dit.caption == "cross" else 0.0
     passes = _passes(spec, dit)
-    once = forward_flops(dit, 0, attention_pairs)
+    once = flops(dit, 0, attention_pairs)
     kernels = 1 if spec.step == "sample" else 1 + (dit.remat == "none") + BACKWARD / FORWARD
-    products = passes * forward_flops(dit, positions, 0, beside, row.seq_len * beside)
+    products = passes * flops(dit, positions, 0, beside, row.seq_len * beside)
     return products, kernels * once, useful, spec.batch_size * float(segments * tokens)
 
 
 def _attention_bytes(spec: StepSpec) -> float:
     """Of attention's kernels, which a program doesn't show: keys and values, read again for each block of queries."""
-    if spec.config.objective != "dit":
+    if spec.config.objective == "vae":
         return 0.0
     _, attention, _, _ = _work(spec)
     # A block of 512 queries reads each byte of keys and values once, 2 operations a byte.

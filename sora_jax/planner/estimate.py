@@ -13,6 +13,7 @@ from sora_jax.media.video import frame_size
 from sora_jax.models.tiles import TILES
 from sora_jax.models.vae import VAEConfig, decoding_flops
 from sora_jax.planner.programs import Built, StepSpec, objective_of, target_of
+from sora_jax.planner.published import PublishedSampler
 
 DAY = 86_400
 
@@ -69,7 +70,9 @@ def clip_of(spec: StepSpec) -> ClipShape | None:
     config, video = spec.config, target_of(spec.config)
     if video is None:
         return None
-    dit, vae = objective_of(config).dit, component(VAEConfig, video.vae, "video.vae")
+    objective = objective_of(config)
+    dit, is_published = objective.dit, isinstance(objective, PublishedSampler)
+    vae = objective.vae if is_published else component(VAEConfig, video.vae, "video.vae")
     height, width = frame_size(video.resolution, video.aspect)
     stride = vae.compression[0]
     frames = 1 + stride * math.ceil((video.seconds * video.fps - 1) / stride)
@@ -85,7 +88,10 @@ def clip_of(spec: StepSpec) -> ClipShape | None:
             f"A clip of config.video is {tokens:,} tokens and a sequence holds {config.pipeline.seq_len:,}: make "
             "config.pipeline.seq_len at least as many, or the clip shorter or smaller."
         )
-    decode = decoding_flops(vae, 1, frames, *pixels) * TILES.cost(*cells)
+    if is_published:
+        decode = objective.decoding_flops(frames, *pixels) * objective.bundle.vae.tiles.cost(*cells)
+    else:
+        decode = decoding_flops(vae, 1, frames, *pixels) * TILES.cost(*cells)
     words = min(config.text.max_tokens, config.pipeline.text_len)
     return ClipShape(frames, height, width, tokens, words, decode)
 

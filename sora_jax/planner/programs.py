@@ -19,12 +19,14 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh
 from ml_collections import ConfigDict
 
+from sora_jax.config import component
 from sora_jax.diffusion.guidance import Guidance
 from sora_jax.diffusion.solvers import State, solver_step
 from sora_jax.distributed.chips import Topology
 from sora_jax.distributed.mesh import MeshConfig, make_mesh, on_host, parameter_sharding, sharding
 from sora_jax.errors import UserError
 from sora_jax.planner.hlo import Program
+from sora_jax.planner.published import OBJECTIVE, PublishedSampler
 from sora_jax.tokens.packing import PackedBatch
 from sora_jax.train.loop import make_steps
 from sora_jax.train.loop_config import read_loop_config
@@ -81,7 +83,12 @@ class Built:
 
 
 def objective_of(config: ConfigDict) -> Any:
-    """The objective without `init_from`: initial weights have no effect here, and may not exist yet."""
+    """The objective without `init_from`: initial weights have no effect here, and may not exist yet.
+
+    Of an open model its sampler.
+    """
+    if config.objective == OBJECTIVE:
+        return PublishedSampler(config)
     return make_objective(ConfigDict(config.to_dict() | {"init_from": ""}), "")
 
 
@@ -97,6 +104,11 @@ def make_step_spec(config: ConfigDict, step: str, topology: Topology) -> StepSpe
     Raises:
       UserError: the mesh doesn't divide the chips, or there is no such program.
     """
+    if config.objective == OBJECTIVE:
+        # A video on as many chips as its heads allow; where that leaves some, several videos.
+        own = {"data": -1, "sequence": math.gcd(objective_of(config).dit.heads, topology.count)}
+        mesh = component(MeshConfig, own | {"fsdp": 1, "tensor": 1} | config.mesh.to_dict(), "mesh")
+        return _sampler_spec(config, mesh, topology)
     loop = read_loop_config(config)
     if loop.objective == "distill":
         raise UserError(
@@ -109,14 +121,11 @@ def make_step_spec(config: ConfigDict, step: str, topology: Topology) -> StepSpe
         )
     if step == "sample" and loop.objective != "dit":
         raise UserError("An autoencoder has no sampler: plan its training, or a transformer's --step sample.")
-    shape = loop.mesh
-    if step == "sample":  # as many videos at once as the other axes leave chips for
-        shape = dataclasses.replace(shape, data=-1, fsdp=1)
-    sizes = shape.sizes(topology.count)
+    if step == "sample":
+        return _sampler_spec(config, dataclasses.replace(loop.mesh, data=-1, fsdp=1), topology)
+    sizes = loop.mesh.sizes(topology.count)
     parts = sizes["data"] * sizes["fsdp"]
     batch_size = config.pipeline.batch_size if loop.objective == "dit" else config.loss.batch_size
-    if step == "sample":
-        batch_size = parts
     if batch_size < 1 or batch_size % parts:
         field = f"config.{'pipeline' if loop.objective == 'dit' else 'loss'}.batch_size"
         raise UserError(
@@ -124,6 +133,12 @@ def make_step_spec(config: ConfigDict, step: str, topology: Topology) -> StepSpe
             "a multiple of it, or change config.mesh."
         )
     return StepSpec(config, step, topology, batch_size, sizes)
+
+
+def _sampler_spec(config: ConfigDict, mesh: MeshConfig, topology: Topology) -> StepSpec:
+    """As many videos at once as the axes that cut one leave chips for."""
+    sizes = mesh.sizes(topology.count)
+    return StepSpec(config, "sample", topology, sizes["data"] * sizes["fsdp"], sizes)
 
 
 def build(spec: StepSpec) -> Built:
@@ -172,11 +187,11 @@ def estimate_memory(spec: StepSpec) -> Built:
     mesh = AbstractMesh(tuple(spec.mesh.values()), tuple(spec.mesh), axis_types=axis_types)
     with jax.sharding.use_abstract_mesh(mesh):
         _, parts = _trace(spec, mesh)
-    if spec.config.objective == "dit":
+    if spec.config.objective != "vae":
         dit, sizes = objective_of(spec.config).dit, spec.mesh
         positions = spec.batch_size * positions_of(spec)
         own = positions / (sizes["data"] * sizes["fsdp"] * sizes["sequence"])
-        widest = 2 * 2 * own * dit.mlp_ratio * dit.width / sizes["tensor"]
+        widest = 2 * 2 * own * dit.hidden / sizes["tensor"]
         parts["temporaries"] = 2 * 2 * 12 * dit.width**2 + widest + 4 * 4 * own * dit.width
     if spec.step == "train":
         parts["temporaries"] += parts["parameters"]
@@ -195,7 +210,7 @@ _KEPT = ("parameters", "average", "optimizer", "batch")
 
 def _trace(spec: StepSpec, mesh: Mesh | AbstractMesh) -> tuple[Any, dict[str, float]]:
     """The traced program, and the bytes of its arguments on each chip."""
-    loop, objective = read_loop_config(spec.config), objective_of(spec.config)
+    objective = objective_of(spec.config)
     batch = _placed(objective.shapes(spec.batch_size), lambda leaf: sharding(mesh, "B"))
     key = _placed(jax.eval_shape(lambda: jax.random.key(0)), lambda leaf: sharding(mesh, ""))
     keep = lambda leaf: parameter_sharding(mesh, leaf.shape)
@@ -204,6 +219,7 @@ def _trace(spec: StepSpec, mesh: Mesh | AbstractMesh) -> tuple[Any, dict[str, fl
     if spec.step == "sample":
         return _trace_sampler(spec, objective, batch, mesh, parts)
 
+    loop = read_loop_config(spec.config)
     init, step = make_steps(objective, loop.optim)
     state = _placed(jax.eval_shape(init, key), keep)
     if loop.optim.offload:
@@ -254,7 +270,7 @@ def _saved(objective: Any, params: Any, batch: Any, key: Any, spec: StepSpec) ->
         if spec.config.objective == "dit":
             config = objective.dit
             positions = positions_of(spec)
-            of_heads = {config.heads, 3 * config.heads, config.mlp_ratio * config.width}
+            of_heads = {config.heads, 3 * config.heads, config.hidden}
             cut *= sizes["sequence"] if positions in leaf.shape else 1
             cut *= sizes["tensor"] if of_heads & set(leaf.shape[2:]) else 1
         total += math.prod(leaf.shape) * leaf.dtype.itemsize / cut

@@ -24,7 +24,7 @@ def changes(spec: StepSpec) -> Iterator[tuple[Change, Topology]]:
     are taken.
     """
     config, mesh, here = spec.config, spec.mesh, spec.topology
-    is_dit, learns = config.objective == "dit", spec.step == "train"
+    is_dit, learns = config.objective != "vae", spec.step == "train"
     saving: Change = {}
     if is_dit and learns:
         for remat in REMAT[REMAT.index(config.dit.get("remat", "all")) + 1 :]:

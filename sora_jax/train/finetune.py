@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from sora_jax.checkpoints.base_model import check_base
 from sora_jax.checkpoints.components import Bundle
-from sora_jax.checkpoints.pretrained import load_pretrained, load_transformer, pretrained_folder
+from sora_jax.checkpoints.pretrained import load_transformer, load_vae, pretrained_folder, read_shapes
 from sora_jax.config import ABSENT, FROM_ZERO, SHARE, check_ranges, component
 from sora_jax.data.data_config import DataConfig
 from sora_jax.data.encode import LatentsConfig
@@ -36,7 +36,7 @@ from sora_jax.models.dit_config import Backend
 from sora_jax.models.low_rank import LoRAConfig, init_lora, with_lora
 from sora_jax.models.text import TextEncoder, load_text_encoder
 from sora_jax.models.vae import VAE
-from sora_jax.models.wan import Wan, WanConfig
+from sora_jax.models.wan import Wan, WanPair, wan_flops
 from sora_jax.tokens.packing import PackedBatch
 from sora_jax.train.dit import DiTObjective, add_noise, velocity_error
 from sora_jax.train.loop_config import LoopConfig
@@ -128,13 +128,19 @@ class FinetuneObjective(DiTObjective):
 
     @functools.cached_property
     def base(self) -> Bundle:
-        """The folder's model, its transformer as shapes alone."""
+        """The folder's model, its networks as shapes alone."""
         if not self.pretrained:
             raise UserError(
                 "config.pretrained is empty: name a diffusers folder, --config.pretrained=path/to/Wan2.1-T2V-1.3B, or "
                 "hf:OWNER/NAME."
             )
-        return load_pretrained(self.folder, shapes_only=True)
+        base = read_shapes(self.folder)
+        if not isinstance(base.dit, Wan):
+            what = (
+                "has two transformers (Wan2.2-A14B)" if isinstance(base.dit, WanPair) else "is of LTX-Video"
+            )
+            raise UserError(f"{self.folder} {what}, which can't be trained here yet.")
+        return base
 
     @functools.cached_property
     def folder(self) -> pathlib.Path:
@@ -143,7 +149,7 @@ class FinetuneObjective(DiTObjective):
     @functools.cached_property
     def dit(self) -> Any:  # type: ignore[override]
         """The transformer's configuration."""
-        assert isinstance(self.base.dit, Wan)
+        assert self.base.dit is not None
         own = {name: getattr(self.transformer, name) for name in ("dtype", "remat", "attention", "sequence")}
         return dataclasses.replace(self.base.dit.config, **own)
 
@@ -151,10 +157,10 @@ class FinetuneObjective(DiTObjective):
     def template(self) -> Wan:
         return jax.eval_shape(lambda: Wan(self.dit, rngs=nnx.Rngs(0)))
 
-    @property
+    @functools.cached_property
     def vae(self) -> Any:
         """The folder's autoencoder."""
-        return self.base.vae
+        return load_vae(self.folder)
 
     @functools.cached_property
     def text(self) -> Any:  # type: ignore[override]
@@ -245,12 +251,13 @@ class FinetuneObjective(DiTObjective):
                     self.text_encoder.encode(captions[start : start + _CAPTIONS], truncate=True)
 
     def bundle(self, name: str, vae: VAE, dit: Any = None) -> Bundle:
-        return dataclasses.replace(self.base, name=name, dit=dit, limits=self.limits)
+        return dataclasses.replace(self.base, name=name, vae=vae, dit=dit, limits=self.limits)
 
     def flops(self, batch: PackedBatch) -> float:
         count = lambda ids: np.bincount(ids, minlength=self.pipeline.max_segments + 1)[1:].astype(float)
         rows = zip(batch.segment_ids, batch.text_segment_ids, strict=True)
-        once = sum(np.sum(wan_flops(self.dit, count(ids), count(words))) for ids, words in rows)
+        one = lambda n, m: wan_flops(self.dit, n.sum(), (n**2).sum(), m.sum(), (n * m).sum())
+        once = sum(one(count(ids), count(words)) for ids, words in rows)
         # A backward pass is two, of which a LoRA has the one to the layers before.
         return (2 if self.lora.rank else 3) * float(once)
 
@@ -274,12 +281,3 @@ def uncaption(batch: PackedBatch, is_kept: jax.Array, uncaptioned_me: jax.Array)
     text = jnp.where(kept[..., None], batch.text, jnp.asarray(uncaptioned_me)[jnp.minimum(place, count - 1)])
     ids = jnp.where(kept | (place < count), ids, 0)
     return dataclasses.replace(batch, text=text, text_segment_ids=ids)
-
-
-def wan_flops(config: WanConfig, tokens: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """Floating-point operations (2 per multiply-add) of a forward pass over segments of so many tokens and words."""
-    D, L = config.width, config.layers
-    per_token = L * (6 * D * D + 2 * D * config.hidden) + 2 * config.patch_width * D
-    per_word = L * 2 * D * D + config.text_width * D + D * D
-    attention = 2 * L * D * (tokens**2 + tokens * words)
-    return 2 * (tokens * per_token + words * per_word + attention)

@@ -13,11 +13,13 @@ from safetensors.numpy import save_file
 
 import sora_jax
 from sora_jax.checkpoints.finetuned import read_sampling
-from sora_jax.checkpoints.pretrained import load_model, load_pretrained
+from sora_jax.checkpoints.pretrained import load_model
 from sora_jax.cli.main import cli
 from sora_jax.diffusion.solvers import solver_step
 from sora_jax.errors import UserError
 from sora_jax.pipeline.pipeline import list_models
+from sora_jax.planner.published import published_config
+from sora_jax.train.finetune import FinetuneObjective
 
 TEXT, GIVEN = golden("ltx_pipeline_text"), golden("ltx_pipeline_given")
 SETTINGS = TEXT["settings"]
@@ -202,6 +204,10 @@ def test_what_is_wrong_with_a_folder_is_said(folder, tmp_path, break_it, sentenc
         load_model(broken)
 
 
-def test_training_on_top_is_refused_in_a_sentence(folder):
+def test_training_and_planning_are_refused_in_a_sentence(folder):
+    objective = FinetuneObjective.__new__(FinetuneObjective)
+    objective.pretrained = str(folder)
     with pytest.raises(UserError, match="is of LTX-Video, which can't be trained here yet"):
-        load_pretrained(folder, shapes_only=True)
+        _ = objective.base
+    with pytest.raises(UserError, match="is of LTX-Video: 2 layers.*only Wan's models can be planned yet"):
+        published_config(folder)

@@ -73,6 +73,7 @@ def test_a_model_with_a_timestep_a_token_animates_as_diffusers_does(tmp_path):
     assert psnr(pipeline.decode_job(job, latents).whole().frames, given["frames"][0]) > 50
 
 
+@pytest.mark.slow
 def test_two_transformers_are_taken_by_noise_level(tmp_path):
     """A14B's kind: the first above the boundary, the second below; a packed step runs both where it needs both."""
     pair = golden("wan_pipeline_pair")

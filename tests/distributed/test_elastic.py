@@ -10,6 +10,7 @@ import types
 
 import jax
 import numpy as np
+import pytest
 from flax import nnx
 from helpers.compiling import QUICKLY
 from helpers.records import records
@@ -34,6 +35,7 @@ MESHES = ((8, {"data": 8}), (4, {"fsdp": 2, "tensor": 2}), (1, {}))
 ROWS = PipelineConfig(seq_len=64, text_len=40, batch_size=8, shards=4, max_segments=8, num_packing_bins=8)
 
 
+@pytest.mark.slow
 def test_eight_devices_four_and_one():
     flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {QUICKLY}", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(

@@ -89,6 +89,7 @@ def assert_equal(one: pathlib.Path, other: pathlib.Path, atol: float = 0.0) -> N
     np.testing.assert_allclose(*losses, rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 def test_a_killed_host_ends_the_job_and_one_host_goes_on(tmp_path):
     """Step 8 is looked at before 9 runs, and every third is saved: the restart takes up step 3 or 6."""
     (first, told), (second, _) = run_hosts(tmp_path / "run", 12, {"data": 4}, [], ["--kill=8"])

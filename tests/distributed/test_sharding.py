@@ -33,6 +33,7 @@ def meshes():
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_every_mesh_gives_what_one_device_gives(meshes):
     assert len(meshes) == 19
     for mesh in meshes:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers.packed import pack_segments
+from helpers.slow import rest_slow
 from helpers.tiny_batch import wave
 from helpers.tiny_dit import (
     BATCH,
@@ -264,7 +265,7 @@ def test_what_a_token_covers_is_given_where_places_are(model, outputs):
         assert (np.abs(ours - theirs).max() > 1e-2) == model.config.absolute
 
 
-@pytest.mark.parametrize("how", ["unrolled", "dots", "none"])
+@pytest.mark.parametrize("how", rest_slow(["unrolled", "dots", "none"]))
 def test_scanning_and_recomputing_change_no_number(model, how, monkeypatch):
     weights = wave(2, N, CONFIG.patch_width)
     expected = forward_backward(model, BATCH, TABLE, weights)

@@ -49,6 +49,7 @@ def test_bfloat16_is_as_near_as_pytorchs_own():
     assert 0 < relative_error(run(rounded, GOLDEN), GOLDEN["velocity"]) < 1.5 * theirs
 
 
+@pytest.mark.slow
 def test_packed_is_alone_forward_and_gradient(model):
     generator = np.random.default_rng(3)
     shapes, words = [(3, 2, 3), (1, 4, 4), (2, 3, 2)], [5, 0, 9]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers.slow import rest_slow
 
 from sora_jax.checkpoints.ltx_vae_weights import diffusers_names, load_ltx_vae, stored_name, stored_shape
 from sora_jax.checkpoints.store import named_leaves
@@ -55,7 +56,7 @@ def clip(version: str) -> np.ndarray:
     return golden(version)["frames"][None] / np.float32(127.5) - 1
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", rest_slow(VERSIONS))
 def test_it_computes_what_diffusers_computes(version):
     """With a timestep and with the noise in its layers, where it takes them."""
     errors = check(golden(version))

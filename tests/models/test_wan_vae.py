@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers.slow import rest_slow
 
 from sora_jax.backend import ONEDNN
 from sora_jax.checkpoints.store import named_leaves
@@ -87,7 +88,7 @@ def test_bfloat16_is_no_further_off_than_diffusers_own():
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("chunks", CHUNKINGS)
+@pytest.mark.parametrize("chunks", rest_slow(CHUNKINGS))
 def test_a_stream_is_encoded_and_decoded_as_the_whole(version, chunks):
     model, frames = tiny(version), clip(version)
     means, logvars, clips, past, cache, start = [], [], [], None, None, 0
@@ -119,6 +120,7 @@ def test_nothing_sees_what_comes_later(version):
         assert (shown[:first] < 1e-5).all() and (shown[first : 4 * j + 1] > 1e-3).all(), j
 
 
+@pytest.mark.slow
 def test_there_is_a_gradient_of_every_parameter():
     """Of Wan 2.2, whose layers are 2.1's and shortcuts."""
 
@@ -141,7 +143,7 @@ def test_the_norm_of_zeros_has_a_finite_gradient():
     np.testing.assert_allclose(norm(x), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", rest_slow(VERSIONS))
 def test_tiles_with_the_full_halo_are_the_whole_frame(version):
     """Though attention sees whole frames: it runs on them."""
     model, (_, high, wide) = tiny(version), tiny(version).config.compression

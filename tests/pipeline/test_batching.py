@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.sampling import sample, tabulate
+from helpers.slow import rest_slow
 from helpers.tiny_batch import (
     CONFIG,
     MAX_STEPS,
@@ -79,7 +80,7 @@ def drain(batcher: ContinuousBatcher) -> dict[int, np.ndarray]:
     raise AssertionError("the batcher doesn't come to its end")
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", rest_slow(SOLVERS))
 def test_segments_that_join_later_get_what_they_get_alone(solver):
     batcher, ids, out = ContinuousBatcher(MODEL, [SHAPE], solver), {}, {}
     for i in (1, 3, 0, 2, 4):  # one more each step: most join sequences where others are half way

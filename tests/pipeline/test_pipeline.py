@@ -72,6 +72,7 @@ def test_another_seed_prompt_or_guidance_gives_another_video(pipeline):
         assert (other != base).any(), change
 
 
+@pytest.mark.slow
 def test_solvers_of_second_order_take_the_same_road_with_smaller_steps_error():
     bundle = tiny_bundle()
     # Random weights turn the finest waves of σ into a road so rough that no solver has an order on it.

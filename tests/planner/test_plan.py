@@ -212,6 +212,7 @@ def test_every_rung_of_the_ladder_fits_its_own_numbers(name):
     assert programs.make_step_spec(rung(name), "sample", read_topology(WHERE[name])).passes == 2
 
 
+@pytest.mark.slow
 def test_arithmetic_agrees_with_the_compiler():
     """Of a small transformer on this machine: what is kept to the byte, products with attention's within a third."""
     config = rung(

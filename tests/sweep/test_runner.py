@@ -12,6 +12,7 @@ import sys
 import time
 
 import pytest
+from helpers.slow import rest_slow
 
 from sora_jax.cli.main import main
 from sora_jax.errors import UserError, is_locked, locked
@@ -101,7 +102,7 @@ def begin(out: pathlib.Path) -> subprocess.Popen:
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", rest_slow([signal.SIGTERM, signal.SIGINT, signal.SIGKILL]))
 def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, number):
     process = begin(tmp_path)
     process.send_signal(number)

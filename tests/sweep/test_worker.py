@@ -49,6 +49,7 @@ def write_file(folder: pathlib.Path, *evaluations: str) -> None:
     (folder / "s.py").write_text(text)
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_measures_and_records_and_nothing_twice(folder, monkeypatch, capfd):
     monkeypatch.chdir(folder)
     write_file(folder, PICTURES)

@@ -57,6 +57,7 @@ def test_degraded_shapes_are_named_and_none_is_read_too_often() -> None:
         assert abs(read - shown) <= 0.02 * clips, name
 
 
+@pytest.mark.slow
 def test_the_older_reading_is_kept_for_comparison() -> None:
     pairs = confusions("nearest")
     assert pairs["ring", "circle"] >= 3  # a hole that is 60% closed was a circle

@@ -33,9 +33,9 @@ FLAGS = {
 }
 
 
-# The ladder is the transformer's configuration with other sizes, Moving MNIST with pixels; of training on top of Wan
-# the parts are tested in test_finetune.py.
-SLOW = ("ladder", "moving_mnist", "finetune_wan")
+# The ladder is the transformer's configuration with other sizes, Moving MNIST with pixels; of the others the parts are
+# tested in files of their own.
+SLOW = ("ladder", "moving_mnist", "finetune_wan", "distill", "toyworld_vae")
 
 
 @pytest.mark.parametrize(

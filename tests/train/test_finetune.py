@@ -97,6 +97,7 @@ def test_a_segment_without_caption_has_the_empty_prompts_state_in_place_of_each(
     np.testing.assert_array_equal(seen.text[0, 5:7], text[0, 5:7])
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_goes_on_to_the_same_updates(place):
     run(tiny_config(place, 5), place / "whole")
     for steps in (2, 5):

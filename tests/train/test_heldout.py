@@ -55,6 +55,7 @@ def test_it_is_of_the_average_with_the_same_batches_and_noise_each_time(tmp_path
     assert first == second == third and len({row["loss"] for row in rows}) == 9
 
 
+@pytest.mark.slow
 def test_it_is_the_same_after_a_restart(tmp_path):
     train(config_with(6), tmp_path / "whole", LineObjective())
     for steps in (4, 6):

@@ -69,6 +69,7 @@ def test_sigterm_saves_and_exits_0(tmp_path, uninterrupted):
     assert losses(tmp_path) == losses(workdir)
 
 
+@pytest.mark.slow
 def test_a_growing_batch_compiles_once_and_goes_on_where_it_was(tmp_path):
     def run(workdir, *stops):
         config = get_config(12)
@@ -85,6 +86,7 @@ def test_a_growing_batch_compiles_once_and_goes_on_where_it_was(tmp_path):
     assert_same(run(tmp_path / "stopped", 8, 12), whole)
 
 
+@pytest.mark.slow
 def test_an_optimizer_on_the_host_gives_the_same_and_may_move_there_midway(tmp_path, uninterrupted):
     """A CPU's host memory is its own, but arrays, programs and checkpoints tell the two apart."""
 

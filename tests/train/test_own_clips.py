@@ -46,6 +46,7 @@ def vae_config(folder: pathlib.Path, **data) -> ConfigDict:
     )
 
 
+@pytest.mark.slow
 def test_an_autoencoder_learns_from_a_folder_to_its_last_sheet(folder, tmp_path, capsys):
     run(vae_config(folder), tmp_path / "run")
     assert [path.name for path in (tmp_path / "run" / "sheets").iterdir()] == ["step_0000002.png"]

@@ -78,6 +78,7 @@ def test_a_run_that_stopped_goes_on_to_the_same_parameters(whole, tmp_path):
     assert_equal_runs(whole, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_can_be_drawn_from(whole):
     assert list((whole / "sheets").glob("*.png"))
     video = load(whole).generate("a red circle", duration=0.5, resolution=32, steps=2)

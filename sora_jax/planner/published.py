@@ -1,0 +1,168 @@
+"""An open model's sampler as the planner sees it, from the settings in its folder: no weights are read."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+from ml_collections import ConfigDict
+
+from sora_jax.checkpoints.components import DTYPES, Bundle, check_choice
+from sora_jax.checkpoints.pretrained import pretrained_folder, read_shapes
+from sora_jax.errors import UserError
+from sora_jax.media.video import frame_size
+from sora_jax.models.wan_vae import WanVAE
+from sora_jax.models.wan_vae_config import WanVAEConfig
+from sora_jax.tokens.packing import PackedBatch
+
+OBJECTIVE = "published"
+# Latent cells along the sides of the frame whose decoding is counted: its cost grows with their product.
+_SIDE = 64
+
+
+class PublishedSampler:
+    """What `programs` asks of an objective, for a model that is sampled only.
+
+    Args:
+      config: of `published_config`.
+    """
+
+    def __init__(self, config: ConfigDict) -> None:
+        own = config.transformer
+        self.bundle = _shapes(pathlib.Path(config.pretrained), own.dtype)
+        self.weights, self.pipeline = jnp.dtype(own.weights), config.pipeline
+
+    @property
+    def dit(self) -> Any:
+        """The transformer's configuration."""
+        assert self.bundle.dit is not None
+        return self.bundle.dit.config
+
+    @property
+    def vae(self) -> Any:
+        """The autoencoder's configuration."""
+        return self.bundle.vae.config
+
+    def init(self, key: jax.Array) -> Any:
+        """The transformer in the type that its weights have in memory."""
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, self.weights), self.bundle.dit)
+
+    def shapes(self, batch_size: int) -> PackedBatch:
+        """Of a batch of so many packed sequences, one segment each."""
+        sizes, dit = self.pipeline, self.dit
+        return PackedBatch.shapes(
+            batch_size, sizes.seq_len, sizes.text_len, 1, dit.patch_width, dit.text_width, reference=False
+        )
+
+    def decoding_flops(self, frames: int, height: int, width: int) -> float:
+        """Operations of decoding a clip of so many pixels."""
+        time, high, wide = self.vae.compression
+        first, two = (_decoding_flops(self.vae, count) for count in (1, 2))
+        whole = first + (two - first) * ((frames - 1) // time)
+        return whole * (height // high) * (width // wide) / _SIDE**2
+
+
+def published_config(
+    model: str | os.PathLike[str],
+    size: tuple[int, int] | None = None,
+    frames: int | None = None,
+    dtype: str = "bfloat16",
+    weights: str = "",
+) -> ConfigDict:
+    """The sampling of one video by a diffusers folder, as a configuration for `programs`.
+
+    Args:
+      size: (height, width) in pixels; None, and `frames`: the model's own.
+      dtype: of the arithmetic.
+      weights: type of the transformer's parameters in memory; "" is `dtype`.
+
+    Raises:
+      UserError: there is no such folder, or its settings are of an architecture that isn't supported.
+    """
+    check_choice("dtype", dtype, DTYPES)
+    check_choice("weights", weights or dtype, DTYPES)
+    folder = pretrained_folder(model)
+    bundle = _shapes(folder, dtype)
+    sampling, limits, vae = bundle.sampling, bundle.limits, bundle.vae.config
+    assert bundle.dit is not None
+    if not isinstance(vae, WanVAEConfig):
+        raise UserError(f"{folder} is of {bundle.card['summary']}: only Wan's models can be planned yet.")
+    patch = bundle.dit.config.patch
+    height, width = size or frame_size(sampling.resolution, sampling.aspect)
+    count = frames or round(sampling.duration * sampling.fps)
+    latent_frames = 1 + math.ceil((count - 1) / vae.compression[0])
+    cells = [
+        math.ceil(side / (pixels * by))
+        for side, pixels, by in zip((height, width), vae.compression[1:], patch[1:])
+    ]
+    tokens = latent_frames * math.prod(cells)
+    multiple = limits.seq_multiple or 1
+    if min(height, width) < 1 or count < 1:
+        raise UserError(f"A video of {count} frames of {width}x{height} can't be: give at least 1 of each.")
+    return ConfigDict(
+        {
+            "objective": OBJECTIVE,
+            "pretrained": str(folder),
+            "transformer": {"dtype": dtype, "weights": weights or dtype},
+            "pipeline": {
+                "seq_len": -(-tokens // multiple) * multiple,
+                "text_len": limits.text_len,
+                "batch_size": 1,
+                "max_segments": 1,
+            },
+            "text": {"max_tokens": limits.text},
+            "mesh": {},
+            "video": {
+                "resolution": min(height, width),
+                "aspect": f"{width}:{height}",
+                "seconds": count / sampling.fps,
+                "fps": sampling.fps,
+                "steps": sampling.steps,
+                "passes": 1 + (sampling.guidance != 1),
+            },
+        }
+    )
+
+
+@functools.cache
+def _shapes(folder: pathlib.Path, dtype: str) -> Bundle:
+    """A plan asks for them several times."""
+    return read_shapes(folder, dtype=dtype)
+
+
+@functools.cache
+def _decoding_flops(config: WanVAEConfig, latent_frames: int) -> float:
+    """Of a decode of so many latent frames, of convolutions and matrix products in the form that accelerators run."""
+    vae = jax.eval_shape(lambda: WanVAE(config, rngs=nnx.Rngs(0)))
+    latent = jax.ShapeDtypeStruct((1, latent_frames, _SIDE, _SIDE, config.channels), jnp.float32)
+    device = AbstractDevice("any", 1, "gpu")
+    mesh = AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        return _flops(jax.make_jaxpr(lambda model, x: model.decode(x))(vae, latent).jaxpr)
+
+
+def _flops(jaxpr: Any) -> float:
+    """Of the convolutions and products in a traced program without loops."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        name, parameters = equation.primitive.name, equation.params
+        if name == "conv_general_dilated":
+            kernel, numbers = equation.invars[1].aval.shape, parameters["dimension_numbers"]
+            outputs = kernel[numbers.rhs_spec[0]]
+            total += 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) / outputs
+        elif name == "dot_general":
+            (contracted, _), _ = parameters["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            total += 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[i] for i in contracted)
+        for value in parameters.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                total += _flops(inner)
+    return total
