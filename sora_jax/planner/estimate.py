@@ -14,7 +14,6 @@ from sora_jax.models.tiles import TILES
 from sora_jax.models.vae import VAEConfig, decoding_flops
 from sora_jax.planner.programs import Built, StepSpec, objective_of, target_of
 from sora_jax.planner.published import PublishedSampler
-from sora_jax.tokens.canvas import FRAMES_PER_LATENT
 
 DAY = 86_400
 
@@ -75,12 +74,13 @@ def clip_of(spec: StepSpec) -> ClipShape | None:
     dit, is_published = objective.dit, isinstance(objective, PublishedSampler)
     vae = objective.vae if is_published else component(VAEConfig, video.vae, "video.vae")
     height, width = frame_size(video.resolution, video.aspect)
-    frames = 1 + FRAMES_PER_LATENT * math.ceil((video.seconds * video.fps - 1) / FRAMES_PER_LATENT)
+    stride = vae.compression[0]
+    frames = 1 + stride * math.ceil((video.seconds * video.fps - 1) / stride)
     grid = [
         math.ceil(side / (pixels * by))
         for side, pixels, by in zip((height, width), vae.compression[1:], dit.patch[1:], strict=True)
     ]
-    tokens = (1 + (frames - 1) // FRAMES_PER_LATENT) // dit.patch[0] * math.prod(grid)
+    tokens = (1 + (frames - 1) // stride) // dit.patch[0] * math.prod(grid)
     cells = [count * by for count, by in zip(grid, dit.patch[1:], strict=True)]
     pixels = [count * by for count, by in zip(cells, vae.compression[1:], strict=True)]
     if tokens > config.pipeline.seq_len:

@@ -111,7 +111,7 @@ def test_a_checkpoint_brings_its_settings(folder):
     assert (fields["solver"], fields["resolution"], fields["aspect"], fields["fps"]) == (
         "unipc",
         480,
-        "16:9",
+        "832:480",
         16,
     )
     assert "resolution" not in pipeline.request_defaults({"size": (32, 48)})

@@ -19,7 +19,8 @@ import numpy as np
 from seeded import draw
 
 import sora_jax
-from sora_jax.checkpoints.base_model import check_base, export_run
+from sora_jax.checkpoints.base_model import check_base
+from sora_jax.checkpoints.finetuned import export_run
 from sora_jax.checkpoints.store import CheckpointConfig, Checkpoints, keep_config, named_leaves, restore_into
 from sora_jax.train.__main__ import make_config
 from sora_jax.train.objectives import make_objective
