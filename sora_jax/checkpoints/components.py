@@ -13,11 +13,13 @@ import jax.numpy as jnp
 from sora_jax.checkpoints.knowledge import Knowledge
 from sora_jax.config import component
 from sora_jax.diffusion import flow
+from sora_jax.diffusion.ltx_schedule import DynamicShift
 from sora_jax.errors import UserError
 from sora_jax.models.text import TextConfig
 
-# `models.dit.DiT`, `models.wan.Wan` or `WanPair`; `models.vae.VAE`, `models.pixels.PixelVAE` or
-# `models.wan_vae.WanVAE`. Each has a `config`, with what pipelines ask of it under the same names.
+# `models.dit.DiT`, `models.wan.Wan` or `WanPair`, `models.ltx.LTX`; `models.vae.VAE`, `models.pixels.PixelVAE`,
+# `models.wan_vae.WanVAE` or `models.ltx_vae.LTXVAE`. Each has a `config`, with what pipelines ask of it under the same
+# names.
 Transformer: TypeAlias = Any
 Autoencoder: TypeAlias = Any
 DTYPES = ("float32", "bfloat16", "float16")  # of arithmetic
@@ -69,6 +71,8 @@ class Sampling:
       solver: a name of `solvers.SOLVERS`.
       negative: the negative prompt.
       shift: of the schedule towards noise (`flow.shift`), for every length; 0: by length, see `Bundle`.
+      shift_tokens, log_shifts, terminal: a shift that grows with tokens, and the last sigma but 0; see
+        `ltx_schedule.DynamicShift`. Where `shift_tokens` is (0, 0) there is no such shift.
       ends, keep_end: between which the schedule's sigmas are spaced, see `flow.schedule`.
       max_sigma: of a schedule; a little below 1 where its solver divides by 1 − σ.
       resolution, aspect, fps, duration: of a video of a prompt; 0 or "": as `pipeline.request.Request` has it.
@@ -82,6 +86,9 @@ class Sampling:
     solver: str = "euler"
     negative: str = ""
     shift: float = 0.0
+    shift_tokens: tuple[int, int] = (0, 0)
+    log_shifts: tuple[float, float] = (0.0, 0.0)
+    terminal: float = 0.0
     ends: tuple[float, float] = (1.0, 0.0)
     keep_end: bool = False
     max_sigma: float = 1.0
@@ -89,6 +96,15 @@ class Sampling:
     aspect: str = ""
     fps: float = 0.0
     duration: float = 0.0
+
+    @property
+    def dynamic_shift(self) -> DynamicShift | None:
+        """The shift that grows with tokens, where there is one."""
+        return (
+            DynamicShift(self.shift_tokens, self.log_shifts, self.terminal)
+            if any(self.shift_tokens)
+            else None
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +131,8 @@ class Bundle:
 
     def shift_factor(self, tokens: int) -> jax.Array:
         """By which the schedule of a segment of so many tokens is shifted towards noise (`flow.shift`)."""
+        if (dynamic := self.sampling.dynamic_shift) is not None:
+            return jnp.asarray(dynamic.factor(tokens), jnp.float32)
         return jnp.asarray(
             self.sampling.shift or flow.shift_factor(jnp.array(tokens), self.base_tokens), jnp.float32
         )
@@ -122,5 +140,7 @@ class Bundle:
     def schedule(self, steps: int, tokens: int, init_sigma: float = 1.0) -> jax.Array:
         """`steps` + 1 sigmas from `init_sigma` to 0, see `flow.schedule`."""
         own = self.sampling
+        if (dynamic := own.dynamic_shift) is not None:
+            return jnp.asarray(dynamic.sigmas(steps, tokens, init_sigma))
         sigmas = flow.schedule(steps, self.shift_factor(tokens), init_sigma, own.ends, own.keep_end)
         return jnp.minimum(sigmas, own.max_sigma)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -16,6 +17,29 @@ PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 
 Reference: TypeAlias = Literal["original", "diffusers"]
 REFERENCES = ("original", "diffusers")
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What the files of a model don't say.
+
+    Attributes:
+      tokens, latent_frames: of the longest and largest video of its training.
+      resolution, width, fps, frames: of that; a frame of 16:9 may be wider than what it was trained on.
+      steps, guidance, shift: of the original code; diffusers' defaults, and the scheduler's shift, may be others.
+      licence: of the weights.
+    """
+
+    tokens: int
+    latent_frames: int
+    resolution: int
+    width: int
+    fps: float
+    frames: int
+    steps: int
+    guidance: float
+    shift: float
+    licence: str
 
 
 def is_pretrained(folder: pathlib.Path) -> bool:

@@ -11,8 +11,9 @@ from sora_jax.errors import UserError
 
 PREFIX = "hf:"
 TIMEOUT = 20.0  # seconds until the hub must have answered a question about a file
-# What a diffusers pipeline is made of; PyTorch's pickles and weights for other frameworks aren't fetched.
-_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.md")
+# What a diffusers pipeline is made of. PyTorch's pickles and weights for other frameworks aren't fetched, nor weights
+# beside the folders of its parts: some repositories hold every version there as one file each (Lightricks/LTX-Video).
+_PATTERNS = ("*.json", "*/*.safetensors", "*/*.model", "*.txt", "*.md")
 _NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 

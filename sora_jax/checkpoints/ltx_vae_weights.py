@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from sora_jax.checkpoints.store import named_leaves, restore_into
-from sora_jax.checkpoints.wan_vae_weights import channels_last, check_shapes
+from sora_jax.checkpoints.vae_tensors import channels_last, check_shapes
 from sora_jax.errors import UserError
 from sora_jax.models.ltx_vae import LTXVAE
 from sora_jax.models.ltx_vae_config import LTXVAEConfig

@@ -1,7 +1,8 @@
 """Open models as diffusers writes them: a folder with `model_index.json`, and a folder for each component.
 
-Wan2.1 and 2.2 (text to video, and TI2V-5B) can be read. A folder carries its autoencoder, text encoder and schedule;
-what the files don't say is in `wan_pipeline`. Weights are memory-mapped and go to their devices one after another.
+Wan2.1 and 2.2 (text to video, and TI2V-5B) and LTX-Video 0.9 can be read, see `KINDS`. A folder carries its
+autoencoder, text encoder and schedule; what the files don't say is in `wan_pipeline` and `ltx_pipeline`. Weights are
+memory-mapped and go to their devices one after another.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +19,18 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 
+from sora_jax.checkpoints import ltx_pipeline, wan_pipeline
 from sora_jax.checkpoints.bundle import find, load_bundle, with_dtype
 from sora_jax.checkpoints.bundle import read_sampling as read_own_sampling
-from sora_jax.checkpoints.components import DTYPES, Bundle, Limits, Sampling, Transformer, check_choice
+from sora_jax.checkpoints.components import (
+    DTYPES,
+    Autoencoder,
+    Bundle,
+    Limits,
+    Sampling,
+    Transformer,
+    check_choice,
+)
 from sora_jax.checkpoints.diffusers_folder import (
     INDEX,
     REFERENCES,
@@ -33,21 +43,59 @@ from sora_jax.checkpoints.diffusers_folder import (
 )
 from sora_jax.checkpoints.hub import resolve
 from sora_jax.checkpoints.lora import merge_loras
-from sora_jax.checkpoints.wan_pipeline import family_of, sampling_of
+from sora_jax.checkpoints.ltx_vae_weights import load_ltx_vae
+from sora_jax.checkpoints.pipeline_kind import PipelineKind
 from sora_jax.checkpoints.wan_vae_weights import load_wan_vae
 from sora_jax.distributed.chips import GIB
 from sora_jax.errors import UserError
+from sora_jax.models import ltx_weights, wan_weights
 from sora_jax.models.int8 import INT8, weight_bytes
+from sora_jax.models.ltx import LTX
+from sora_jax.models.ltx_vae import LTXVAE
+from sora_jax.models.ltx_vae_config import LTXVAEConfig
 from sora_jax.models.pixels import PIXELS
-from sora_jax.models.text import TextConfig
-from sora_jax.models.wan import Wan, WanConfig, WanPair
+from sora_jax.models.wan import Wan, WanPair
 from sora_jax.models.wan_vae import WanVAE
 from sora_jax.models.wan_vae_config import WanVAEConfig
-from sora_jax.models.wan_weights import diffusers_names, load_wan, offload_wan, published_shapes, wan_config
 from sora_jax.models.weights import map_weights
 
-TEXT_TOKENS = 512  # to which captions are padded
 STORED = (*DTYPES, "int8")  # types of a transformer's parameters in memory
+# By the `_class_name` of a model_index.json.
+KINDS = {
+    "WanPipeline": PipelineKind(
+        models="Wan2.1 and 2.2 text to video, and TI2V-5B",
+        transformer=Wan,
+        read_config=wan_weights.wan_config,
+        load=wan_weights.load_wan,
+        offload=wan_weights.offload_wan,
+        names=wan_weights.diffusers_names,
+        shapes=wan_weights.published_shapes,
+        autoencoder=WanVAE,
+        read_vae_config=WanVAEConfig.read,
+        load_vae=load_wan_vae,
+        family=wan_pipeline.family_of,
+        sampling=wan_pipeline.sampling_of,
+        text=wan_pipeline.text_of,
+        adapt=wan_pipeline.adapt,
+    ),
+    "LTXPipeline": PipelineKind(
+        models="LTX-Video 0.9",
+        transformer=LTX,
+        read_config=ltx_weights.ltx_config,
+        load=ltx_weights.load_ltx,
+        offload=ltx_weights.offload_ltx,
+        names=ltx_weights.diffusers_names,
+        shapes=ltx_weights.published_shapes,
+        autoencoder=LTXVAE,
+        read_vae_config=LTXVAEConfig.read,
+        load_vae=load_ltx_vae,
+        family=ltx_pipeline.family_of,
+        sampling=ltx_pipeline.sampling_of,
+        text=ltx_pipeline.text_of,
+        adapt=ltx_pipeline.adapt,
+        adapt_vae=ltx_pipeline.adapt_vae,
+    ),
+}
 
 
 def load_model(
@@ -112,7 +160,7 @@ def load_pretrained(
     """Loads a diffusers folder.
 
     Args:
-      reference: whose arithmetic, schedule and defaults are followed where Wan's original code and diffusers differ.
+      reference: whose arithmetic, schedule and defaults are followed where the original code and diffusers differ.
       dtype: of the arithmetic of transformer and autoencoder.
       loras: (file, scale) each, merged into the transformer while it is read.
       weights: type of the transformer's parameters in memory, of `STORED`; "" is `dtype`. Of "int8" see `models.int8`.
@@ -130,7 +178,7 @@ def load_pretrained(
     dit = load("transformer")
     if is_pair:
         dit = WanPair(dit, load("transformer_2"), bundle.dit.boundary)
-    return dataclasses.replace(bundle, vae=load_vae(folder, dtype), dit=dit)
+    return dataclasses.replace(bundle, vae=load_vae(folder, dtype, reference), dit=dit)
 
 
 def read_shapes(folder: pathlib.Path, reference: Reference = "diffusers", dtype: str = "float32") -> Bundle:
@@ -141,66 +189,70 @@ def read_shapes(folder: pathlib.Path, reference: Reference = "diffusers", dtype:
     """
     check_choice("reference", reference, REFERENCES)
     check_choice("dtype", dtype, DTYPES)
-    index = read_json(folder / INDEX)
+    kind, index = kind_of(folder), read_json(folder / INDEX)
     _check_parts(folder, index)
     settings = {
         part: read_json(folder / part / "config.json") for part in ("transformer", "vae", "text_encoder")
     }
-    vae_config = WanVAEConfig.read(settings["vae"], dtype)
-    config = wan_config(settings["transformer"], dtype=dtype, reference=reference)
-    name, family = family_of(config.channels, config.heads, index)
-    sampling, whole = sampling_of(folder, family, index, reference)
-    config = dataclasses.replace(config, whole_timesteps=whole)
+    vae_config = kind.read_vae_config(settings["vae"], dtype)
+    config = kind.read_config(settings["transformer"], dtype=dtype)
+    name, family = kind.family(config, index)
+    sampling = kind.sampling(folder, family, index, reference)
+    vae_config = kind.adapt_vae(vae_config, reference)
+    config = kind.adapt(config, vae_config, sampling, reference)
     _check_together(folder, config, vae_config, settings["text_encoder"])
     is_pair = "transformer_2" in parts_of(index)
+    text = dataclasses.replace(kind.text(reference), name=str(folder))
     limits = Limits(
         tokens=family.tokens,
         latent_frames=family.latent_frames,
         resolution=family.resolution,
         fps=family.fps,
-        text=TEXT_TOKENS,
-        text_len=TEXT_TOKENS,
+        text=text.max_tokens,
+        text_len=text.max_tokens,
         seq_multiple=256,
     )
     summary = f"{name}: {config.layers} layers of {config.width}, {config.channels} latent channels"
 
-    def networks() -> tuple[WanVAE, Wan | WanPair]:
-        one = lambda: Wan(config, rngs=nnx.Rngs(0))
+    def networks() -> tuple[Autoencoder, Transformer]:
+        one = lambda: kind.transformer(config, rngs=nnx.Rngs(0))
         boundary = float(index.get("boundary_ratio") or 0)
-        return WanVAE(vae_config, rngs=nnx.Rngs(0)), WanPair(one(), one(), boundary) if is_pair else one()
+        dit = WanPair(one(), one(), boundary) if is_pair else one()
+        return kind.autoencoder(vae_config, rngs=nnx.Rngs(0)), dit
 
     vae, dit = jax.eval_shape(networks)
     return Bundle(
         folder.name,
         vae,
         dit,
-        TextConfig(kind="t5", name=str(folder), max_tokens=TEXT_TOKENS, clean="wan"),
+        text,
         limits,
         sampling=sampling,
         card={"summary": summary, "licence": family.licence, "reference": reference},
     )
 
 
-def load_vae(folder: pathlib.Path, dtype: str = "float32") -> WanVAE:
+def load_vae(folder: pathlib.Path, dtype: str = "float32", reference: Reference = "diffusers") -> Autoencoder:
     """The autoencoder of a diffusers folder.
 
     Raises:
       UserError: its files are missing, damaged, or of another architecture.
     """
-    vae = load_wan_vae(read_json(folder / "vae" / "config.json"), map_weights(folder / "vae" / WEIGHTS))
-    vae.config = dataclasses.replace(vae.config, dtype=cast(Any, dtype))
+    kind = kind_of(folder)
+    vae = kind.load_vae(read_json(folder / "vae" / "config.json"), map_weights(folder / "vae" / WEIGHTS))
+    vae.config = kind.adapt_vae(dataclasses.replace(vae.config, dtype=dtype), reference)
     return vae
 
 
 def load_transformer(
     folder: pathlib.Path,
-    config: WanConfig,
+    config: Any,
     loras: Sequence[tuple[str, float]] = (),
     weights: str = "",
     place: Callable[[str, np.ndarray], Any] = lambda name, array: jnp.asarray(array),
     part: str = "transformer",
     offload: bool = False,
-) -> Transformer:
+) -> Any:
     """The transformer of a diffusers folder.
 
     Args:
@@ -211,17 +263,17 @@ def load_transformer(
     Raises:
       UserError: as `load_pretrained`; or it is more than this machine's memory holds.
     """
-    stored = _stored(config, weights)
+    kind, stored = kind_of(folder), _stored(config, weights)
     check_memory(folder, config, stored, 1, offload)
     tensors: Mapping[str, np.ndarray] = map_weights(folder / part / WEIGHTS)
     if loras:
-        tensors = merge_loras(diffusers_names(tensors), loras, diffusers_names)
+        tensors = merge_loras(kind.names(tensors), loras, kind.names)
     if offload:
-        return offload_wan(config, tensors, str(folder / part), stored)
-    return load_wan(config, tensors, str(folder / part), place, stored)
+        return kind.offload(config, tensors, str(folder / part), stored)
+    return kind.load(config, tensors, str(folder / part), place, stored)
 
 
-def _stored(config: WanConfig, weights: str) -> np.dtype:
+def _stored(config: Any, weights: str) -> np.dtype:
     """The type of the transformer's parameters.
 
     Raises:
@@ -238,9 +290,9 @@ def read_pretrained_sampling(folder: pathlib.Path, reference: Reference = "diffu
     Raises:
       UserError: a file of settings can't be read.
     """
-    index, config = read_json(folder / INDEX), wan_config(read_json(folder / "transformer" / "config.json"))
-    _, family = family_of(config.channels, config.heads, index)
-    return sampling_of(folder, family, index, reference)[0]
+    kind, index = kind_of(folder), read_json(folder / INDEX)
+    _, family = kind.family(kind.read_config(read_json(folder / "transformer" / "config.json")), index)
+    return kind.sampling(folder, family, index, reference)
 
 
 def pretrained_summary(folder: pathlib.Path) -> str:
@@ -249,13 +301,14 @@ def pretrained_summary(folder: pathlib.Path) -> str:
     Raises:
       UserError: they can't be read, or are of another architecture.
     """
-    config = wan_config(read_json(folder / "transformer" / "config.json"))
-    name, family = family_of(config.channels, config.heads, read_json(folder / INDEX))
+    kind = kind_of(folder)
+    config = kind.read_config(read_json(folder / "transformer" / "config.json"))
+    name, family = kind.family(config, read_json(folder / INDEX))
     return f"{name}, {family.licence}; {config.layers} layers of {config.width}"
 
 
 def check_memory(
-    folder: pathlib.Path, config: WanConfig, stored: np.dtype, copies: int = 1, offload: bool = False
+    folder: pathlib.Path, config: Any, stored: np.dtype, copies: int = 1, offload: bool = False
 ) -> None:
     """Raises UserError where the transformer's weights are more than this machine's free memory.
 
@@ -266,11 +319,10 @@ def check_memory(
       copies: how many transformers of this shape there are.
       offload: whether two of its blocks at most are in memory.
     """
-    need = copies * weight_bytes(published_shapes(config), stored)
+    shapes = kind_of(folder).shapes
+    need = copies * weight_bytes(shapes(config), stored)
     if offload:
-        outer, two = (
-            weight_bytes(published_shapes(dataclasses.replace(config, layers=n)), stored) for n in (0, 2)
-        )
+        outer, two = (weight_bytes(shapes(dataclasses.replace(config, layers=n)), stored) for n in (0, 2))
         need = two + (copies - 1) * outer
     if jax.default_backend() == "cpu" and need > (free := free_memory()):
         ways = ["--weights bfloat16, which halves it"] if stored.itemsize == 4 else []
@@ -282,22 +334,27 @@ def check_memory(
         )
 
 
+def kind_of(folder: pathlib.Path) -> PipelineKind:
+    """Which kind of pipeline a folder holds.
+
+    Raises:
+      UserError: one that can't be loaded.
+    """
+    name = read_json(folder / INDEX).get("_class_name")
+    if name not in KINDS:
+        known = " and ".join(f"{name} ({kind.models})" for name, kind in KINDS.items())
+        raise UserError(f"{folder / INDEX} is of a {name}: of diffusers' pipelines {known} can be loaded.")
+    return KINDS[name]
+
+
 def _check_parts(folder: pathlib.Path, index: Mapping[str, Any]) -> None:
-    kind = index.get("_class_name")
-    if kind != "WanPipeline":
-        raise UserError(
-            f"{folder / INDEX} is of a {kind}: of diffusers' pipelines only WanPipeline can be loaded (Wan2.1 and 2.2 "
-            "text to video, and TI2V-5B)."
-        )
     if missing := [part for part in parts_of(index) if not (folder / part).is_dir()]:
         raise UserError(
             f"{folder} has no {' and no '.join(missing)}: the model's folder is incomplete; fetch it again."
         )
 
 
-def _check_together(
-    folder: pathlib.Path, config: WanConfig, vae: WanVAEConfig, text: Mapping[str, Any]
-) -> None:
+def _check_together(folder: pathlib.Path, config: Any, vae: Any, text: Mapping[str, Any]) -> None:
     """Raises UserError where parts are of different models."""
     if vae.channels != config.channels:
         raise UserError(

@@ -12,10 +12,14 @@ from typing import Any
 import jax.numpy as jnp
 
 from sora_jax.checkpoints.components import Sampling
-from sora_jax.checkpoints.diffusers_folder import Reference, parts_of, read_json
+from sora_jax.checkpoints.diffusers_folder import Family, Reference, parts_of, read_json
 from sora_jax.diffusion import flow
 from sora_jax.errors import UserError
+from sora_jax.models.text import TextConfig
+from sora_jax.models.wan import WanConfig
+from sora_jax.models.wan_vae_config import WanVAEConfig
 
+TEXT_TOKENS = 512  # to which captions are padded
 # Wan's own negative prompt is for the original's defaults; diffusers has none.
 _NEGATIVE = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"
@@ -24,31 +28,7 @@ _NEGATIVE = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """What the files of a model don't say.
-
-    Attributes:
-      tokens, latent_frames: of the longest and largest video of its training.
-      resolution, width, fps, frames: of that; a frame of 16:9 may be wider than what it was trained on.
-      steps, guidance, shift: of the original code; diffusers' defaults are 50 steps and guidance 5, and the shift is
-        the scheduler's.
-      licence: of the weights.
-    """
-
-    tokens: int
-    latent_frames: int
-    resolution: int
-    width: int
-    fps: float
-    frames: int
-    steps: int
-    guidance: float
-    shift: float
-    licence: str
-
-
-# By the width of the transformer and the channels of its latents.
+# By the width of the transformer and the channels of its latents. diffusers' defaults are 50 steps and guidance 5.
 FAMILIES = {
     "Wan2.1, 480p": Family(32_760, 21, 480, 832, 16, 81, 50, 5.0, 5.0, "Apache-2.0"),
     "Wan2.1, 720p": Family(75_600, 21, 720, 1280, 16, 81, 50, 5.0, 5.0, "Apache-2.0"),
@@ -58,14 +38,14 @@ FAMILIES = {
 }
 
 
-def family_of(channels: int, heads: int, index: Mapping[str, Any]) -> tuple[str, Family]:
+def family_of(config: WanConfig, index: Mapping[str, Any]) -> tuple[str, Family]:
     """Which model it is, by the channels of its latents, its heads and its parts."""
-    if channels == 48:
+    if config.channels == 48:
         name = "Wan2.2-TI2V"
     elif "transformer_2" in parts_of(index):
         name = "Wan2.2-A14B"
     else:
-        name = "Wan2.1, 480p" if heads <= 12 else "Wan2.1, 720p"
+        name = "Wan2.1, 480p" if config.heads <= 12 else "Wan2.1, 720p"
     return name, FAMILIES[name]
 
 
@@ -74,8 +54,12 @@ def sampling_of(
     family: Family,
     index: Mapping[str, Any],
     reference: Reference,
-) -> tuple[Sampling, bool]:
-    """How it is sampled, and whether timesteps are whole numbers."""
+) -> Sampling:
+    """How it is sampled.
+
+    Raises:
+      UserError: its scheduler can't be followed.
+    """
     common: dict[str, Any] = {
         "resolution": family.resolution,
         "aspect": f"{family.width}:{family.resolution}",
@@ -83,7 +67,7 @@ def sampling_of(
         "duration": family.frames / family.fps,
     }
     if reference == "original":
-        own = Sampling(
+        return Sampling(
             family.steps,
             family.guidance,
             solver="unipc",
@@ -92,7 +76,6 @@ def sampling_of(
             ends=(0.999, 0.0),
             **common,
         )
-        return own, True
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     kind = scheduler.get("_class_name", index.get("scheduler", [None, None])[1])
     if kind == "UniPCMultistepScheduler":
@@ -112,5 +95,16 @@ def sampling_of(
             f"{folder / 'scheduler'} is a {kind}: UniPCMultistepScheduler and FlowMatchEulerDiscreteScheduler can be "
             "followed."
         )
-    own = Sampling(50, 5.0, solver=solver, shift=float(shift), ends=ends, **common)
-    return own, solver == "unipc"
+    return Sampling(50, 5.0, solver=solver, shift=float(shift), ends=ends, **common)
+
+
+def text_of(reference: Reference) -> TextConfig:
+    """The same in both."""
+    del reference
+    return TextConfig(kind="t5", max_tokens=TEXT_TOKENS, clean="wan")
+
+
+def adapt(config: WanConfig, vae: WanVAEConfig, sampling: Sampling, reference: Reference) -> WanConfig:
+    """UniPC's timesteps are whole numbers in both."""
+    del vae
+    return dataclasses.replace(config, reference=reference, whole_timesteps=sampling.solver == "unipc")

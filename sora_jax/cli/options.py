@@ -118,6 +118,13 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
             "what they got wrong (0 = off).  [default: the model's own]",
         ),
         click.option(
+            "--step-cache",
+            type=share,
+            default=0.0,
+            help="Take later layers' part from the step before where the first layer's changed by less, relative to "
+            "itself; some 0.05 to 0.15 (0 = off).",
+        ),
+        click.option(
             "--negative", help="Negative prompt.  [default: none; of a diffusers folder its reference's]"
         ),
         click.option(
@@ -256,7 +263,7 @@ def as_settings(fields: dict[str, Any]) -> dict[str, Any]:
       UserError: the interval is not two numbers.
     """
     names = """seed steps guidance solver negative conditioning_guidance guidance_rescale guidance_interval
-        guidance_method context_noise anchor strict max_frames"""
+        guidance_method context_noise anchor step_cache strict max_frames"""
     own = {name: value for name in names.split() if (value := fields.pop(name)) is not None}
     if len(own["guidance_interval"]) != 2:
         raise UserError(

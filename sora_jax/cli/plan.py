@@ -125,7 +125,7 @@ def plan(
     if not wanted and models and not configs:
         _before_jax(0)
         from sora_jax.cli import plan_report
-        from sora_jax.planner.host import host_needs
+        from sora_jax.planner.counts import host_needs
         from sora_jax.planner.published import published_config
 
         for name in models:

@@ -10,8 +10,7 @@ from typing import Any
 from sora_jax.cli.terminal import table
 from sora_jax.distributed.chips import GIB
 from sora_jax.errors import UserError, atomic_path
-from sora_jax.planner.estimate import DAY, Assumptions, PlannedStep
-from sora_jax.planner.host import HostNeeds
+from sora_jax.planner.estimate import DAY, Assumptions, HostNeeds, PlannedStep
 
 KINDS = ("parameters", "average", "optimizer", "batch", "activations", "temporaries", "code")
 

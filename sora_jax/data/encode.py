@@ -20,12 +20,13 @@ from sora_jax.data.data_config import DataConfig
 from sora_jax.data.footage import Footage
 from sora_jax.data.latents import LatentCache, Record, Records, earlier_cache, write_latents
 from sora_jax.data.masks import LAYOUTS, draw_layout
+from sora_jax.errors import UserError
 from sora_jax.media.clip import Clip, ClipSource
 from sora_jax.media.digests import array_digest, value_digest
 from sora_jax.models.text import TextConfig, TextEncoder, load_text_encoder, text_digest
 from sora_jax.models.tiles import TILES, encode_stream, tiles_of
 from sora_jax.models.vae import VAE
-from sora_jax.tokens.canvas import check_temporal_stride, frames_shown, split_into_spans
+from sora_jax.tokens.canvas import FRAMES_PER_LATENT, frames_shown, split_into_spans
 
 RECORDS = 3  # version; increased where the same inputs give other records
 YOUNGER = (("crop", "none"),)  # fields of `DataConfig` with their defaults, since the last version of records
@@ -202,8 +203,15 @@ def make_encoder(
 
     Frames of more than a tile, and those of autoencoders that have tiles of their own, are encoded clip by clip, in
     memory that doesn't grow with them (`tiles`).
+
+    Raises:
+      UserError: a latent frame of the autoencoder doesn't show `FRAMES_PER_LATENT` video frames.
     """
-    check_temporal_stride(vae.config.compression[0])
+    if (stride := vae.config.compression[0]) != FRAMES_PER_LATENT:
+        raise UserError(
+            f"The autoencoder's latent frames show {stride} video frames, and training's clips are cut for "
+            f"{FRAMES_PER_LATENT}: choose vae.strides whose first numbers multiply to that."
+        )
 
     def to_latent(clips: np.ndarray) -> np.ndarray:
         if tiles_of(vae) == TILES and TILES.fit(vae.config, *clips.shape[2:4]):

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.diffusion import flow
+from sora_jax.models.step_cache import StepCache
 from sora_jax.tokens.packing import PackedBatch
 
 VelocityFn = Callable[..., jax.Array]
@@ -95,8 +96,9 @@ def guided_clean(
     guidance: Guidance,
     passes: int,
     negative_batch: PackedBatch | None = None,
-) -> jax.Array:
-    """The guided x₀, [B, N, P]; all passes are one call of the model with `passes` times the batch.
+    cache: StepCache | None = None,
+) -> tuple[jax.Array, StepCache | None]:
+    """The guided x₀, [B, N, P], and what is cached; all passes are one call of the model with `passes` times the batch.
 
     Args:
       x_bnp: noisy patches.
@@ -104,13 +106,17 @@ def guided_clean(
       guidance: of tables.
       passes: of `Guidance.passes`, or more.
       negative_batch: the same batch with the negative prompts, see `without_caption`.
+      cache: of all passes, for the model; None: it has none.
     """
     uncaptioned = without_caption(batch, negative_batch)
     batches = (batch, uncaptioned, without_conditioning(uncaptioned))[:passes]
     all_batches = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *batches)
     repeat = lambda array: jnp.concatenate([array] * passes)
-    velocities = jnp.split(model(repeat(x_bnp), all_batches, repeat(sigma_bs)), passes)
-    return combine(velocities, x_bnp, batch, sigma_bs, guidance)
+    if cache is None:
+        velocity = model(repeat(x_bnp), all_batches, repeat(sigma_bs))
+    else:
+        velocity, cache = model(repeat(x_bnp), all_batches, repeat(sigma_bs), cache=cache)
+    return combine(jnp.split(velocity, passes), x_bnp, batch, sigma_bs, guidance), cache
 
 
 def without_caption(batch: PackedBatch, negative_batch: PackedBatch | None = None) -> PackedBatch:

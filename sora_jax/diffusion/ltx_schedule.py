@@ -43,8 +43,10 @@ class DynamicShift:
         (few, many), (low, high) = self.tokens, self.shifts
         return math.exp(low + (high - low) * (tokens - few) / (many - few))
 
-    def sigmas(self, steps: int, tokens: int) -> np.ndarray:
+    def sigmas(self, steps: int, tokens: int, init_sigma: float = 1.0) -> np.ndarray:
         """float32[steps + 1], from 1 to 0: evenly spaced from 1 to 1/steps, shifted, stretched, and 0.
+
+        From an `init_sigma` below 1: as much shorter, and stretched where it is above the terminal one.
 
         Raises:
           UserError: there is less than one step.
@@ -52,10 +54,14 @@ class DynamicShift:
         _check(steps)
         # In float32, as diffusers: what is near 1 is rounded and then stretched.
         even, factor = np.linspace(1.0, 1 / steps, steps).astype(np.float32), self.factor(tokens)
+        if init_sigma < 1:
+            even *= np.float32(init_sigma / (init_sigma + factor * (1 - init_sigma)))
         sigmas = factor / (factor + (1 / even - 1))
+        first = np.float32(init_sigma)
         # One step has nothing to stretch; diffusers divides by 0 there.
-        if self.terminal and steps > 1:
-            sigmas = 1 - (1 - sigmas) * (1 - self.terminal) / (1 - sigmas[-1])
+        if first > self.terminal > 0 and steps > 1:
+            sigmas = first - (first - sigmas) * (first - self.terminal) / (first - sigmas[-1])
+        sigmas[0] = first
         return np.append(sigmas, 0.0).astype(np.float32)
 
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from sora_jax.diffusion import flow
 from sora_jax.diffusion.guidance import Guidance, VelocityFn, guided_clean
+from sora_jax.models.step_cache import StepCache
 from sora_jax.tokens.packing import PackedBatch
 
 SOLVERS = ("euler", "heun", "dpm", "unipc")
@@ -36,6 +37,7 @@ class State(NamedTuple):
       last_sigma: float[B,S], the σ of `last_x`; that of a condition which the last step left alone is its present σ,
         not a higher one, so there is nothing to extrapolate from.
       earlier_sigma: float[B,S], the σ of `earlier_clean`, likewise.
+      cache: of the model's layers; None: every evaluation is whole.
     """
 
     x: jax.Array
@@ -44,11 +46,12 @@ class State(NamedTuple):
     earlier_clean: jax.Array
     last_sigma: jax.Array
     earlier_sigma: jax.Array
+    cache: StepCache | None = None
 
     @classmethod
-    def begin(cls, x: Any, sigma_bs: Any) -> State:
+    def begin(cls, x: Any, sigma_bs: Any, cache: StepCache | None = None) -> State:
         """Before the first step: there is no step before it."""
-        return cls(x, x, x, x, sigma_bs, sigma_bs)
+        return cls(x, x, x, x, sigma_bs, sigma_bs, cache)
 
 
 @functools.partial(jax.jit, static_argnames=("solver", "passes"))
@@ -79,21 +82,24 @@ def solver_step(
       passes: of `Guidance.passes`, or more.
     """
     per_token = lambda table: flow.gather_sigmas(table, batch.condition_ids)[..., None]
-    denoised = lambda x, sigmas: guided_clean(model, x, batch, sigmas, guidance, passes, negative_batch)
+    denoised = lambda x, sigmas, cache: guided_clean(
+        model, x, batch, sigmas, guidance, passes, negative_batch, cache
+    )
     sigma, next_sigma, last_sigma = map(per_token, (sigma_bs, next_sigma_bs, state.last_sigma))
     earlier_sigma = per_token(state.earlier_sigma)
     active_bs = (next_sigma_bs < sigma_bs) & (sigma_bs <= guidance.zero_init_sigma)
     masked = lambda new: jnp.where(per_token(active_bs), new, state.x)
     before = lambda sigma_bs: jnp.where(active_bs, sigma_bs, next_sigma_bs)
-    after = lambda next_x, x, clean: State(
-        next_x, x, clean, state.clean, before(sigma_bs), before(state.last_sigma)
+    after = lambda next_x, x, clean, cache: State(
+        next_x, x, clean, state.clean, before(sigma_bs), before(state.last_sigma), cache
     )
 
     if is_flow_map(model):
         velocity = model(state.x, batch, sigma_bs, next_sigma_bs)
         next_x = masked(flow.euler(state.x, velocity, sigma, next_sigma))
-        return after(next_x, state.x, flow.predict_x0(state.x, velocity, sigma))
-    x, clean = state.x, denoised(state.x, sigma_bs)
+        return after(next_x, state.x, flow.predict_x0(state.x, velocity, sigma), state.cache)
+    x = state.x
+    clean, cache = denoised(x, sigma_bs, state.cache)
     if solver == "unipc":
         cleans = clean, state.clean, state.earlier_clean
         x = flow.corrector(x, state.last_x, *cleans, sigma, last_sigma, earlier_sigma)
@@ -103,11 +109,12 @@ def solver_step(
         velocity = flow.velocity_at(x, clean, sigma)
         next_x = masked(flow.euler(x, velocity, sigma, next_sigma))
     if solver == "heun":
-        next_velocity = flow.velocity_at(next_x, denoised(next_x, next_sigma_bs), next_sigma)
+        next_clean, cache = denoised(next_x, next_sigma_bs, cache)
+        next_velocity = flow.velocity_at(next_x, next_clean, next_sigma)
         # A step to 0 is Euler's (Karras et al. 2022, algorithm 1): training sees no σ of exactly 0.
         corrected = masked(flow.heun(x, velocity, next_velocity, sigma, next_sigma))
         next_x = jnp.where(next_sigma > 0, corrected, next_x)
-    return after(next_x, x, clean)
+    return after(next_x, x, clean, cache)
 
 
 def step_of(model: VelocityFn) -> Callable[..., State]:

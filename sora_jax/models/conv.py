@@ -58,6 +58,20 @@ def depth_to_space(x: jax.Array, stride: Stride) -> jax.Array:
     return x.reshape(B, T * a, Y * b, X * c, C // (a * b * c))
 
 
+def patchify(x: jax.Array, size: int) -> jax.Array:
+    """Squares of pixels as channels in the original's order (C, X, Y): [B,T,Y,X,C] → [B,T,Y/size,X/size,C·size²]."""
+    B, T, Y, X, C = x.shape
+    x = x.reshape(B, T, Y // size, size, X // size, size, C).transpose(0, 1, 2, 4, 6, 5, 3)
+    return x.reshape(B, T, Y // size, X // size, C * size * size)
+
+
+def unpatchify(x: jax.Array, size: int) -> jax.Array:
+    """The inverse of `patchify`."""
+    B, T, Y, X, C = x.shape
+    x = x.reshape(B, T, Y, X, C // size**2, size, size).transpose(0, 1, 2, 6, 3, 5, 4)
+    return x.reshape(B, T, Y * size, X * size, C // size**2)
+
+
 def causal_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """3-D convolution that sees no later time step: x [B, T+2, Y, X, I], kernel [3,3,3,I,O] → [B,T,Y,X,O].
 
@@ -100,6 +114,35 @@ def _conv3d_backward(saved: tuple[jax.Array, jax.Array], grad: jax.Array) -> tup
 
 
 conv3d.defvjp(_conv3d_forward, _conv3d_backward)
+
+
+def by_onednn() -> bool:
+    """Whether convolutions of three axes are oneDNN's; for those of two XLA's CPU backend has a slower way only."""
+    return platform() == "cpu" and onednn()
+
+
+def frame_conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: tuple[int, int],
+    padding: tuple[tuple[int, int], tuple[int, int]],
+) -> jax.Array:
+    """2-D convolution of each frame: x [B,T,Y,X,I], kernel [a,b,I,O]."""
+    if by_onednn():
+        return jax.lax.conv_general_dilated(
+            x, kernel[None], (1, *strides), ((0, 0), *padding), dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+        )
+    frames = x.reshape(-1, *x.shape[2:])
+    out = jax.lax.conv_general_dilated(
+        frames, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return out.reshape(*x.shape[:2], *out.shape[1:])
+
+
+def time_taps(x: jax.Array, stride: int) -> jax.Array:
+    """Three frames in a row as channels, at every `stride`-th place: [B, T+2, Y, X, C] → [B, T/stride, Y, X, 3C]."""
+    last = x.shape[1] - 2
+    return jnp.concatenate([x[:, k : last + k : stride] for k in range(3)], axis=-1)
 
 
 class CausalConv(nnx.Module):

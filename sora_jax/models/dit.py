@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from sora_jax.models.layers import (
     rotary_angles,
     rotate,
 )
+from sora_jax.models.step_cache import StepCache, run_cached
 from sora_jax.tokens.packing import PackedBatch
 
 POSITION_WIDTH = 32
@@ -176,8 +177,9 @@ class DiT(nnx.Module):
         sigma_bs: Sigma,
         next_sigma_bs: Sigma | None = None,
         routing: Routing | None = None,
-    ) -> Patches:
-        """Velocity of every token, float32 [B, N, P].
+        cache: StepCache | None = None,
+    ) -> Any:
+        """Velocity of every token, float32 [B, N, P]; given a cache, that and the cache for the next evaluation.
 
         Args:
           patches_bnp: noisy latent patches.
@@ -185,6 +187,7 @@ class DiT(nnx.Module):
           sigma_bs: the σ of each condition; that of condition 0, of conditioning tokens, is 0.
           next_sigma_bs: the σ that the step goes to, of each condition; for a flow map. None: the velocity at σ.
           routing: tokens that skip layers; None: none does.
+          cache: see `models.step_cache`; None: every layer is evaluated.
 
         Raises:
           UserError: the mesh's `sequence` doesn't divide the positions, or its `tensor` and `sequence` the heads.
@@ -222,7 +225,9 @@ class DiT(nnx.Module):
         angles = self._angles(coords)
 
         run = functools.partial(_run_layers, condition=condition, config=config, captions=captions)
-        if routing is None:
+        if cache is not None:
+            x, cache = run(self.blocks, x, index, angles, segment_ids, cache=cache)
+        elif routing is None:
             x = run(self.blocks, x, index, angles, segment_ids)
         else:
             layers = lambda start, stop: jax.tree.map(lambda leaf: leaf[start:stop], self.blocks)
@@ -242,7 +247,7 @@ class DiT(nnx.Module):
         if config.predict == "clean":
             sigma = _take(sigma_bs, batch.condition_ids)[..., None]
             velocity = (patches_bnp - velocity) / jnp.maximum(sigma, MIN_SIGMA)
-        return velocity
+        return velocity if cache is None else (velocity, cache)
 
     def _conditions(
         self, sigma_bs: Sigma, text_bme: jax.Array, batch: PackedBatch, next_sigma_bs: Sigma | None = None
@@ -274,12 +279,15 @@ def _run_layers(
     condition: jax.Array,
     config: DiTConfig,
     captions: Captions | None,
-) -> jax.Array:
-    """Scans the stacked blocks."""
+    cache: StepCache | None = None,
+) -> Any:
+    """Scans the stacked blocks; with a cache, as `step_cache.run_cached`."""
 
     def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
         return block(x, condition, index_bn, angles, segment_ids_bn, config, captions), None
 
+    if cache is not None:
+        return run_cached(layer, x_bnd, blocks, segment_ids_bn, cache)
     if config.remat != "all":
         layer = jax.checkpoint(layer, policy=POLICIES[config.remat])
     return jax.lax.scan(layer, x_bnd, blocks)[0]

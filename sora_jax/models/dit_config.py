@@ -146,6 +146,11 @@ class DiTConfig:
         return ("tensor",) if self.sequence == "ring" else HEADS
 
     @property
+    def stream_dtype(self) -> str:
+        """Of the residual stream."""
+        return "float32"
+
+    @property
     def hidden(self) -> int:
         """Width of an MLP."""
         return self.mlp_ratio * self.width

@@ -35,6 +35,7 @@ from sora_jax.models.layers import (
     rotate,
     timestep_features,
 )
+from sora_jax.models.step_cache import StepCache, run_cached
 from sora_jax.tokens.packing import PackedBatch
 from sora_jax.tokens.patches import CoordinateMode
 
@@ -112,6 +113,11 @@ class LTXConfig:
     def heads_over(self) -> tuple[str, ...]:
         """The axes of a mesh that must divide the heads, together."""
         return ("tensor",) if self.sequence == "ring" else HEADS
+
+    @property
+    def stream_dtype(self) -> str:
+        """Of the residual stream."""
+        return self.dtype
 
     def text_positions(self, text_len: int) -> int:
         """Of so many text positions, how many are in the sequence that self-attention sees: none."""
@@ -204,8 +210,10 @@ class LTX(nnx.Module):
         self.modulation = nnx.Param(jnp.zeros((2, D)))
         self.patch_out = Linear(D, config.patch_width, rngs=rngs)
 
-    def __call__(self, patches_bnp: Patches, batch: PackedBatch, sigma_bs: Sigma) -> Patches:
-        """Velocity of every token, float32 [B, N, P].
+    def __call__(
+        self, patches_bnp: Patches, batch: PackedBatch, sigma_bs: Sigma, cache: StepCache | None = None
+    ) -> Any:
+        """Velocity of every token, float32 [B, N, P]; given a cache, that and the cache for the next evaluation.
 
         Args:
           patches_bnp: noisy latent patches, of one cell each.
@@ -213,6 +221,7 @@ class LTX(nnx.Module):
             `tokens.patches.coordinates`, "absolute", with `frames_per_latent=config.cell[0]`: seconds, then cells
             down and to the right.
           sigma_bs: the σ of each condition; that of condition 0, of conditioning tokens, is 0. The timestep is 1000 σ.
+          cache: see `models.step_cache`; None: every layer is evaluated.
 
         Raises:
           UserError: the mesh's `sequence` doesn't divide the positions, or its `tensor` and `sequence` the heads.
@@ -223,9 +232,14 @@ class LTX(nnx.Module):
         def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
             return block(x, config, *given), None
 
-        if config.remat != "all":
-            layer = jax.checkpoint(layer, policy=POLICIES[config.remat])
-        return self.project(jax.lax.scan(layer, x, self.blocks)[0], time, batch.condition_ids)
+        if cache is not None:
+            x, cache = run_cached(layer, x, self.blocks, batch.segment_ids, cache)
+        else:
+            if config.remat != "all":
+                layer = jax.checkpoint(layer, policy=POLICIES[config.remat])
+            x = jax.lax.scan(layer, x, self.blocks)[0]
+        velocity = self.project(x, time, batch.condition_ids)
+        return velocity if cache is None else (velocity, cache)
 
     def embed(
         self, patches_bnp: Patches, batch: PackedBatch, sigma_bs: Sigma

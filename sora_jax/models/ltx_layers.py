@@ -14,10 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sora_jax.distributed.mesh import constrain
-from sora_jax.models.conv import ConvCache, Stride, causal_conv
+from sora_jax.models.conv import ConvCache, Stride, causal_conv, frame_conv, time_taps
 from sora_jax.models.layers import Linear, layer_norm, rms_norm, timestep_features
 from sora_jax.models.ltx_vae_config import Down, Up
-from sora_jax.models.wan_layers import frame_conv, time_taps
 
 FEATURES = 256  # numbers of a timestep
 EPSILON = 1e-8  # of norms without weights

@@ -9,14 +9,15 @@ from typing import Any, Literal, NamedTuple
 
 from sora_jax.config import component
 from sora_jax.errors import UserError, nearest
-from sora_jax.models.conv import Stride
 
+Stride = tuple[int, int, int]  # of time, height and width
 _STRIDES: dict[str, Stride] = {
     "conv": (2, 2, 2),
     "spatial": (1, 2, 2),
     "temporal": (2, 1, 1),
     "spatiotemporal": (2, 2, 2),
 }
+DECODE_TIMESTEP, DECODE_NOISE = 0.05, 0.025  # of the original's configurations; diffusers' defaults are 0
 _OLD, _NEW = "LTXVideoDownBlock3D", "LTXVideo095DownBlock3D"
 
 
@@ -68,6 +69,8 @@ class LTXVAEConfig:
       spatial_compression_ratio, temporal_compression_ratio: what stages and patches come to; None: not said.
       latents_mean, latents_std: per channel, from the file of weights; encode and decode leave them to the pipeline.
       dtype: of the arithmetic; parameters and norms stay float32.
+      decode_timestep, decode_noise: with `timestep_conditioning`, how noisy a latent is said to be, 0…1, and how much
+        noise is added to it before it is decoded in windows of time. Not of the file: pipelines choose them.
     """
 
     in_channels: int = 3
@@ -96,6 +99,8 @@ class LTXVAEConfig:
     latents_mean: tuple[float, ...] = ()
     latents_std: tuple[float, ...] = ()
     dtype: Literal["bfloat16", "float16", "float32"] = "float32"
+    decode_timestep: float = DECODE_TIMESTEP
+    decode_noise: float = DECODE_NOISE
 
     def __post_init__(self) -> None:
         numbers = {name: getattr(self, name) for name in ("latent_channels", "patch_size")}
@@ -191,7 +196,11 @@ class LTXVAEConfig:
         Raises:
           UserError: a key is not known, or its value can't be what it says.
         """
-        fields = {field.name for field in dataclasses.fields(cls)} - {"dtype"}
+        fields = {field.name for field in dataclasses.fields(cls)} - {
+            "dtype",
+            "decode_timestep",
+            "decode_noise",
+        }
         kind = settings.get("_class_name", "AutoencoderKLLTXVideo")
         if kind != "AutoencoderKLLTXVideo":
             raise _refused(f"it is of an autoencoder of class {kind!r}, not AutoencoderKLLTXVideo")

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.errors import UserError
+from sora_jax.models.decode_windows import Windows, split_windows
 
 Key = tuple[int, int]
 
@@ -61,6 +62,18 @@ class SplitAutoencoder(Protocol):
     def encode_global(self, features: Any, cache: Any = None, /) -> tuple[jax.Array, jax.Array, Any]: ...
     def decode_global(self, latent: Any, cache: Any = None, /) -> tuple[jax.Array, Any]: ...
     def decode_local(self, features: Any, cache: Any = None, /) -> tuple[jax.Array, Any]: ...
+
+
+@runtime_checkable
+class WindowedAutoencoder(Protocol):
+    """One whose decoder sees later frames, so that it takes windows of time instead of a stream; see `ltx_vae`."""
+
+    @property
+    def config(self) -> LatentSpace: ...
+    @property
+    def windows(self) -> Windows | None: ...
+    def raw_latents(self, latents: Iterable[np.ndarray], /) -> Iterator[np.ndarray]: ...
+    def decode(self, latent: Any, /) -> jax.Array: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,9 +225,13 @@ def decode_stream(
       tiles: how to cut; by default as `tiles_of` says.
 
     Yields:
-      float32[n,Y,X,3] in [-1, 1]: the first chunk has one frame, later ones four for each latent frame.
+      float32[n,Y,X,3] in [-1, 1]: the first chunk has one frame, later ones those of the compression for each latent
+        frame.
     """
     tiles = tiles or tiles_of(vae)
+    if isinstance(vae, WindowedAutoencoder) and vae.windows is not None:
+        yield from _decode_windows(vae, latents, tiles, vae.windows)
+        return
     time, *space = vae.config.compression
     caches: dict[Key, Any] = {}
     whole: Any = None
@@ -226,6 +243,18 @@ def decode_stream(
             features, whole = _decode_global(vae, chunk[None], whole)
             chunk = np.asarray(features)[0]
         yield _code_tiles(decode, chunk, caches, tiles, (1, 1), space)[:frames]
+
+
+def _decode_windows(
+    vae: WindowedAutoencoder, latents: Iterable[np.ndarray], tiles: Tiles, windows: Windows
+) -> Iterator[np.ndarray]:
+    """`decode_stream` of a decoder that sees later frames: memory is a window's."""
+    time, *space = vae.config.compression
+    decode = lambda tile, cache: (_decode_whole(vae, tile), None)
+    for window, start, end in split_windows(vae.raw_latents(latents), windows):
+        clip = _code_tiles(decode, window, {}, tiles, (1, 1), space)
+        for latent in range(start, end):  # parts, so that what is made of them is small
+            yield clip[max(time * (latent - 1) + 1, 0) : time * latent + 1]
 
 
 def _chunks(items: Iterable[np.ndarray], size: int) -> Iterator[tuple[np.ndarray, int]]:
@@ -285,6 +314,11 @@ def _encode_chunk(vae: Autoencoder, frames: jax.Array, cache: Any) -> tuple[jax.
 def _decode_chunk(vae: Autoencoder, latent: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
     clip, cache = vae.decode_chunk(_raw(vae, latent), cache)
     return jnp.clip(clip, -1.0, 1.0), cache
+
+
+@jax.jit
+def _decode_whole(vae: WindowedAutoencoder, raw: jax.Array) -> jax.Array:
+    return jnp.clip(vae.decode(raw), -1.0, 1.0)
 
 
 @jax.jit

@@ -35,6 +35,7 @@ from sora_jax.models.layers import (
     rotate,
     timestep_features,
 )
+from sora_jax.models.step_cache import StepCache, run_cached
 from sora_jax.tokens.packing import PackedBatch
 from sora_jax.tokens.patches import CoordinateMode
 
@@ -117,6 +118,11 @@ class WanConfig:
     def text_positions(self, text_len: int) -> int:
         """Of so many text positions, how many are in the sequence that self-attention sees: none."""
         return 0
+
+    @property
+    def stream_dtype(self) -> str:
+        """Of the residual stream."""
+        return "float32" if self.reference == "original" else self.dtype
 
     @property
     def rope_pairs(self) -> tuple[int, int, int]:
@@ -218,14 +224,17 @@ class Wan(nnx.Module):
         self.modulation = nnx.Param(jnp.zeros((2, D)))
         self.patch_out = Linear(D, config.patch_width, rngs=rngs)
 
-    def __call__(self, patches_bnp: Patches, batch: PackedBatch, sigma_bs: Sigma) -> Patches:
-        """Velocity of every token, float32 [B, N, P].
+    def __call__(
+        self, patches_bnp: Patches, batch: PackedBatch, sigma_bs: Sigma, cache: StepCache | None = None
+    ) -> Any:
+        """Velocity of every token, float32 [B, N, P]; given a cache, that and the cache for the next evaluation.
 
         Args:
           patches_bnp: noisy latent patches.
           batch: everything else about the sequences; its own `patches` are not used. Coordinates count patches
             (`tokens.patches.coordinates`, "latent").
           sigma_bs: the σ of each condition; that of condition 0, of conditioning tokens, is 0.
+          cache: see `models.step_cache`; None: every layer is evaluated.
 
         Raises:
           UserError: the mesh's `sequence` doesn't divide the positions, or its `tensor` and `sequence` the heads.
@@ -236,9 +245,14 @@ class Wan(nnx.Module):
         def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
             return block(x, config, *given), None
 
-        if config.remat != "all":
-            layer = jax.checkpoint(layer, policy=POLICIES[config.remat])
-        return self.project(jax.lax.scan(layer, x, self.blocks)[0], time, batch.condition_ids)
+        if cache is not None:
+            x, cache = run_cached(layer, x, self.blocks, batch.segment_ids, cache)
+        else:
+            if config.remat != "all":
+                layer = jax.checkpoint(layer, policy=POLICIES[config.remat])
+            x = jax.lax.scan(layer, x, self.blocks)[0]
+        velocity = self.project(x, time, batch.condition_ids)
+        return velocity if cache is None else (velocity, cache)
 
     def embed(
         self, patches_bnp: Patches, batch: PackedBatch, sigma_bs: Sigma
@@ -254,7 +268,7 @@ class Wan(nnx.Module):
         mask = jnp.pad(batch.caption_mask, ((0, 0), (0, 0), (0, 1)), constant_values=True)
         angles = rotary_angles(batch.coords, config)
         x = self.patch_in(patches_bnp.astype(dtype))
-        x = constrain(x.astype(jnp.float32 if config.reference == "original" else dtype), "BND")
+        x = constrain(x.astype(config.stream_dtype), "BND")
         return x, time, (condition, batch.condition_ids, angles, batch.segment_ids, text, mask)
 
     def project(self, x_bnd: jax.Array, time_bsd: jax.Array, index_bn: jax.Array) -> Patches:

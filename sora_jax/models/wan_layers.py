@@ -12,9 +12,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sora_jax.backend import onednn
-from sora_jax.distributed.mesh import constrain, platform
-from sora_jax.models.conv import CausalConv, ConvCache, Stride, causal_conv, conv3d, depth_to_space
+from sora_jax.distributed.mesh import constrain
+from sora_jax.models.conv import (
+    CausalConv,
+    ConvCache,
+    Stride,
+    by_onednn,
+    causal_conv,
+    conv3d,
+    depth_to_space,
+    frame_conv,
+    time_taps,
+)
 from sora_jax.models.layers import Linear
 
 QUERIES = 1024  # whose scores are computed at a time: large frames take no more memory for them
@@ -43,11 +52,6 @@ class WideConv(CausalConv):
         paired = x.dtype == jnp.float32 and x.shape[1] % 2 == 0 and by_onednn()
         conv = conv_in_pairs if paired else causal_conv
         return conv(x, kernel.astype(x.dtype)) + self.bias[...].astype(x.dtype)
-
-
-def by_onednn() -> bool:
-    """Whether convolutions of three axes are oneDNN's; for those of two XLA's CPU backend has a slower way only."""
-    return platform() == "cpu" and onednn()
 
 
 def conv_in_pairs(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -169,24 +173,6 @@ class Upsample(nnx.Module):
         return self.resample.up(x)
 
 
-def frame_conv(
-    x: jax.Array,
-    kernel: jax.Array,
-    strides: tuple[int, int],
-    padding: tuple[tuple[int, int], tuple[int, int]],
-) -> jax.Array:
-    """2-D convolution of each frame: x [B,T,Y,X,I], kernel [a,b,I,O]."""
-    if by_onednn():
-        return jax.lax.conv_general_dilated(
-            x, kernel[None], (1, *strides), ((0, 0), *padding), dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
-        )
-    frames = x.reshape(-1, *x.shape[2:])
-    out = jax.lax.conv_general_dilated(
-        frames, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    return out.reshape(*x.shape[:2], *out.shape[1:])
-
-
 def doubled_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Each cell as 2×2 equal ones, then a 3×3 convolution padded by 1: [B,T,Y,X,I], [3,3,I,O] → [B,T,2Y,2X,O].
 
@@ -198,12 +184,6 @@ def doubled_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     taps = jnp.einsum("ajy,bkx,yxio->abjkio", sums, sums, kernel, precision="highest").astype(x.dtype)
     places = [frame_conv(x, taps[a, b], (1, 1), ((1 - a, a), (1 - b, b))) for a in (0, 1) for b in (0, 1)]
     return depth_to_space(jnp.concatenate(places, axis=-1), (1, 2, 2))
-
-
-def time_taps(x: jax.Array, stride: int) -> jax.Array:
-    """Three frames in a row as channels, at every `stride`-th place: [B, T+2, Y, X, C] → [B, T/stride, Y, X, 3C]."""
-    last = x.shape[1] - 2
-    return jnp.concatenate([x[:, k : last + k : stride] for k in range(3)], axis=-1)
 
 
 def average_down(x: jax.Array, width_out: int, stride: Stride) -> jax.Array:

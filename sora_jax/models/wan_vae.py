@@ -20,7 +20,7 @@ from flax import nnx
 
 from sora_jax.axes import Latent, Pixels
 from sora_jax.errors import UserError
-from sora_jax.models.conv import CausalConv, ConvCache, Stride, check_clip
+from sora_jax.models.conv import CausalConv, ConvCache, Stride, check_clip, patchify, unpatchify
 from sora_jax.models.layers import Linear
 from sora_jax.models.tiles import Tiles
 from sora_jax.models.wan_layers import (
@@ -257,17 +257,3 @@ class UpStage(nnx.Module):
 
 def _blocks(width_in: int, width: int, count: int, rngs: nnx.Rngs) -> nnx.List:
     return nnx.List([ResidualBlock(width if i else width_in, width, rngs=rngs) for i in range(count)])
-
-
-def patchify(x: jax.Array, size: int) -> jax.Array:
-    """Squares of pixels as channels in the original's order (C, X, Y): [B,T,Y,X,C] → [B,T,Y/size,X/size,C·size²]."""
-    B, T, Y, X, C = x.shape
-    x = x.reshape(B, T, Y // size, size, X // size, size, C).transpose(0, 1, 2, 4, 6, 5, 3)
-    return x.reshape(B, T, Y // size, X // size, C * size * size)
-
-
-def unpatchify(x: jax.Array, size: int) -> jax.Array:
-    """The inverse of `patchify`."""
-    B, T, Y, X, C = x.shape
-    x = x.reshape(B, T, Y, X, C // size**2, size, size).transpose(0, 1, 2, 6, 3, 5, 4)
-    return x.reshape(B, T, Y * size, X * size, C // size**2)

@@ -20,6 +20,7 @@ from sora_jax.diffusion import flow
 from sora_jax.diffusion.guidance import Guidance, VelocityFn
 from sora_jax.diffusion.solvers import SOLVERS, State, step_of
 from sora_jax.errors import UserError
+from sora_jax.models.step_cache import StepCache
 from sora_jax.tokens.packing import PackedBatch, Placement, Segment, check_fits, pack_batch
 
 MAX_OVERTAKE_STEPS = 16  # steps that smaller segments may overtake the first in line
@@ -91,14 +92,23 @@ class ContinuousBatcher:
     many passes its guidance takes, whether it has a negative prompt.
 
     Args:
+      step_cache: see `models.step_cache.StepCache.threshold`; 0: nothing is cached. When segments join or leave, the
+        next step evaluates every layer.
       batch_shapes: from small to large, of one batch size: a step costs what the smallest one costs that holds all
         active segments, and the largest says how many those may be.
     """
 
-    def __init__(self, model: VelocityFn, batch_shapes: Sequence[BatchShape], solver: str = "euler") -> None:
+    def __init__(
+        self,
+        model: VelocityFn,
+        batch_shapes: Sequence[BatchShape],
+        solver: str = "euler",
+        step_cache: float = 0.0,
+    ) -> None:
         if solver not in SOLVERS:
             raise UserError(f"There is no solver {solver!r}: choose one of {', '.join(SOLVERS)}.")
         self.model, self.batch_shapes, self.solver = model, tuple(batch_shapes), solver
+        self.step_cache = step_cache
         self.batch_shape = self.batch_shapes[0]
         self.passes = 1
         self.advanced = 0  # segments that the last step advanced
@@ -207,7 +217,7 @@ class ContinuousBatcher:
         sizes = shape.batch_size, shape.seq_len, shape.text_len, shape.max_conditions
         batch, placements = pack_batch(segments, *sizes)
         self._active.sort(key=lambda member: member.row)  # as they are packed
-        old = None if self._state is None else State(*map(np.asarray, self._state))
+        old = None if self._state is None else State(*map(np.asarray, self._state[:6]))
         state = State(
             *(np.zeros(batch.patches.shape, np.float32) for _ in range(4)),
             *(np.zeros(batch.condition_segment_ids.shape, np.float32) for _ in range(2)),
@@ -222,18 +232,25 @@ class ContinuousBatcher:
                 carried = State.begin(*_initial_state(member, batch))
             else:
                 assert old is not None
-                tables = (table[member.row, ids_before] for table in old[4:])
+                tables = (table[member.row, ids_before] for table in old[4:6])
                 carried = State(*(array[before] for array in old[:4]), *tables)
             for array, values in zip(state[:4], carried[:4], strict=True):
                 array[now] = values
-            for table, values in zip(state[4:], carried[4:], strict=True):
+            for table, values in zip(state[4:6], carried[4:6], strict=True):
                 table[conditions] = values
-        self._state = State(*map(jnp.asarray, state))
         self._init_sigmas = batch.condition_init_sigma
         self.passes = max([self.passes, *(member.guidance.passes() for member in self._active)])
+        self._state = State(*map(jnp.asarray, state[:6]))._replace(cache=self._empty_cache())
         self._has_negatives |= any(member.size[2] for member in self._active)
         negative = self._pack_negatives(batch) if self._has_negatives and self.passes > 1 else None
         self._batch = jax.tree.map(jnp.asarray, (batch, negative, self._pack_guidance(batch)))
+
+    def _empty_cache(self) -> StepCache | None:
+        if not self.step_cache:
+            return None
+        shape, config = self.batch_shape, self.model.config  # type: ignore[attr-defined]
+        sequences = self.passes * shape.batch_size
+        return StepCache.begin(config, sequences, shape.seq_len, shape.text_len, self.step_cache)
 
     def _pack_guidance(self, batch: PackedBatch) -> Guidance:
         """A table [B,S] a setting."""

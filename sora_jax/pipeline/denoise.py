@@ -19,6 +19,7 @@ from sora_jax.diffusion.guidance import zero_init_sigma
 from sora_jax.errors import UserError
 from sora_jax.models.attention.dispatch import choose
 from sora_jax.models.text import TextEncoder
+from sora_jax.models.wan import WanPair
 from sora_jax.pipeline.batching import BatchShape, ContinuousBatcher
 from sora_jax.pipeline.job import Captions, Job
 from sora_jax.pipeline.model import VideoModel
@@ -69,8 +70,11 @@ def iter_latents(
     Raises:
       UserError: a frame is larger than the model holds, or the jobs differ in solver, which is one for a batch.
     """
-    if len({job.settings.solver for job in jobs}) > 1:
-        raise UserError("A batch shares one solver: make these videos separately, or choose one solver.")
+    for name in ("solver", "step_cache"):
+        if len({getattr(job.settings, name) for job in jobs}) > 1:
+            raise UserError(f"A batch shares one {name}: make these videos separately, or choose one {name}.")
+    if jobs and jobs[0].settings.step_cache:
+        _check_cached(model)
     captions = _encode_captions(model.text_encoder, [job.captions or ((0.0, ""),) for job in jobs])
     negatives = _encode_captions(model.text_encoder, [((0.0, job.settings.negative),) for job in jobs])
     active = [
@@ -79,6 +83,19 @@ def iter_latents(
     ]
     steps = _take_steps(model, active, progress)
     return [_drain(job, steps) for job in active]
+
+
+def _check_cached(model: VideoModel) -> None:
+    """Raises UserError where a model's layers can't be cached from step to step."""
+    if isinstance(model.dit, WanPair):
+        what = "has two transformers, of which one can't go on where the other was"
+    elif getattr(model.dit, "offloaded", False):
+        what = "is offloaded, a layer at a time"
+    elif model.sampling.distilled:
+        what = "takes few steps, each of them far from the one before"
+    else:
+        return
+    raise UserError(f"The model {model.name!r} {what}: step_cache is 0 for it.")
 
 
 def _drain(job: _ActiveJob, steps: Iterator[None]) -> Iterator[np.ndarray]:
@@ -122,7 +139,8 @@ def _take_group_steps(model: VideoModel, jobs: Sequence[_ActiveJob]) -> Iterator
     segments = [segment for own in pending.values() for segment, _ in own.values()]
     negatives = [job.negative_text for job, own in pending.items() for _ in own]
     shape = _batch_shape(model, segments, negatives)
-    batcher = ContinuousBatcher(model.dit, [shape], jobs[0].job.settings.solver)
+    settings = jobs[0].job.settings
+    batcher = ContinuousBatcher(model.dit, [shape], settings.solver, settings.step_cache)
     sampled: dict[int, tuple[_ActiveJob, int]] = {}
     while pending or batcher.busy:
         for job, own in pending.items():

@@ -16,7 +16,7 @@ from sora_jax.pipeline.checks import check_int, check_number, is_number, short_r
 from sora_jax.pipeline.keywords import explicit_keywords, option_name
 from sora_jax.pipeline.settings import Settings
 from sora_jax.pipeline.shape import SHAPE_FIELDS, Shape
-from sora_jax.tokens.canvas import FRAMES_PER_LATENT, Sketch
+from sora_jax.tokens.canvas import Sketch
 
 Captions: TypeAlias = tuple[tuple[float, str], ...]  # (seconds from which it holds, prompt)
 Sound: TypeAlias = tuple[str | os.PathLike[str], float, float]
@@ -95,12 +95,13 @@ def new_frames(seconds: float | None, shape: Shape, given: int, fps: float, defa
     return new
 
 
-def transition_frames(wanted: int, fps: float) -> tuple[int, tuple[str, ...]]:
+def transition_frames(wanted: int, fps: float, stride: int) -> tuple[int, tuple[str, ...]]:
     """Frames that lead to a conditioning clip, the nearest possible to `wanted`, and a note where that isn't it.
 
-    The clip's first frame is generated too, so that the seam can be blended: 4k − 1 frames.
+    The clip's first frame is generated too, so that the seam can be blended: one frame less than
+    whole latent frames, of `stride` frames each.
     """
-    frames = max(FRAMES_PER_LATENT * round((wanted + 1) / FRAMES_PER_LATENT), FRAMES_PER_LATENT) - 1
+    frames = stride * max(round((wanted + 1) / stride), 1) - 1
     note = f"The transition takes {frames} frames ({frames / fps:.3g} s), the nearest to {wanted} that is possible."
     return frames, () if frames == wanted else (note,)
 

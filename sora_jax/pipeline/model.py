@@ -15,7 +15,7 @@ from sora_jax.errors import UserError
 from sora_jax.models.text import TextEncoder, load_text_encoder
 from sora_jax.pipeline.budget import LIMIT_FPS, LIMIT_SECONDS, VideoCost, check_frames, check_pixels
 from sora_jax.pipeline.settings import Settings
-from sora_jax.tokens.canvas import FRAMES_PER_LATENT, check_temporal_stride, tile_boxes
+from sora_jax.tokens.canvas import tile_boxes
 
 
 class VideoModel:
@@ -36,14 +36,10 @@ class VideoModel:
     ):
         self._load = bundle if callable(bundle) else lambda: bundle
         self._text_encoder, self._sampling = text_encoder, sampling
-        if not callable(bundle):
-            check_temporal_stride(bundle.vae.config.compression[0])
 
     @functools.cached_property
     def bundle(self) -> Bundle:
-        bundle = self._load()
-        check_temporal_stride(bundle.vae.config.compression[0])
-        return bundle
+        return self._load()
 
     @property
     def sampling(self) -> Sampling:
@@ -70,6 +66,11 @@ class VideoModel:
     @property
     def vae(self) -> Autoencoder:
         return self.bundle.vae
+
+    @property
+    def stride(self) -> int:
+        """Video frames of a latent frame, but for the first of what is encoded together, which shows one."""
+        return self.vae.config.compression[0]
 
     @property
     def dit(self) -> Transformer:
@@ -153,7 +154,7 @@ class VideoModel:
             frames,
             *size,
             frame_tokens=tokens,
-            latent_frames=1 + -(-(frames - 1) // FRAMES_PER_LATENT),
+            latent_frames=1 + -(-(frames - 1) // self.stride),
             max_latent_frames=at_once,
             steps=settings.steps,
             passes=settings.as_guidance.passes() * (2 if settings.solver == "heun" else 1),

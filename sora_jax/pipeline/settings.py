@@ -23,6 +23,7 @@ from sora_jax.pipeline.checks import (
 MAX_STEPS = 1000
 MAX_GUIDANCE = 100
 MAX_CONTEXT_NOISE = 0.99
+MAX_STEP_CACHE = 1
 MAX_FRAMES = 10**9  # that `max_frames` may allow
 
 Progress: TypeAlias = Callable[[int, int], None]  # (steps done, steps in all)
@@ -45,6 +46,8 @@ class Settings:
         below 1, at which a window is shown what was generated before it, so that the model repairs what it got wrong
         (diffusion forcing); 0 shows it as it is.
       anchor: whether later windows also see an early frame: the latest that was given, or the shot's first.
+      step_cache: how little the first layer's part may change from step to step, relative to itself, for the other
+        layers' to be taken from the step before (`models.step_cache`): some 0.05 to 0.15; 0 evaluates all of them.
       negative: the negative prompt.
       strict: refuse words that the model doesn't know; otherwise a note names them.
       max_frames: the most frames of a video, and of a batch together; None is what lasts ten minutes at the model's
@@ -64,6 +67,7 @@ class Settings:
     conditioning_guidance: float = 1.0
     context_noise: float = 0.0
     anchor: bool = False
+    step_cache: float = 0.0
     negative: str = ""
     strict: bool = False
     max_frames: int | None = None
@@ -101,6 +105,7 @@ class Settings:
         check_number("guidance_rescale", self.guidance_rescale, minimum=0, maximum=1)
         check_number("context_noise", self.context_noise, minimum=0, maximum=MAX_CONTEXT_NOISE)
         check_bool("anchor", self.anchor)
+        check_number("step_cache", self.step_cache, minimum=0, maximum=MAX_STEP_CACHE)
         check_text("negative", self.negative)
         check_bool("strict", self.strict)
         if self.max_frames is not None:

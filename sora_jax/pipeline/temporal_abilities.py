@@ -44,9 +44,8 @@ from sora_jax.pipeline.model import VideoModel
 from sora_jax.pipeline.request import Request, text_to_video
 from sora_jax.pipeline.settings import Progress, Settings
 from sora_jax.pipeline.shape import SHAPE_FIELDS, Shape
-from sora_jax.tokens.canvas import FRAMES_PER_LATENT
 
-CONTEXT = 1 + 2 * FRAMES_PER_LATENT  # frames of a clip that the transition back to it sees
+CONTEXT = 2  # latent frames of a clip, besides its first, that the transition back to it sees
 
 MAX_FACTOR = 1000  # of slow motion
 # Share of the sampler's steps.
@@ -168,8 +167,8 @@ def loop(
         check_one(seconds, shape)
     media = read_input(model, video, shape.without_duration())
     frames, fps = media.video.frames, media.video.fps
-    new, note = transition_frames(new_frames(seconds, shape, len(frames), fps, 1.5), fps)
-    repeated = min(len(frames), CONTEXT)
+    new, note = transition_frames(new_frames(seconds, shape, len(frames), fps, 1.5), fps, model.stride)
+    repeated = min(len(frames), 1 + CONTEXT * model.stride)
     model.check_limits(len(frames) + new + repeated, media.video.size, fps, settings)
     sketch = sketches.loop(frames, new, repeated, fps, strength)
     keep = slice(len(frames) + new)
@@ -293,7 +292,7 @@ def connect(
         check_one(seconds, shape)
     first, second, notes = read_pair(model, a, b, shape.without_duration())
     fps, T = first.fps, len(first) + len(second)
-    new, note = transition_frames(new_frames(seconds, shape, T, fps, 2.0), fps)
+    new, note = transition_frames(new_frames(seconds, shape, T, fps, 2.0), fps, model.stride)
     model.check_limits(T + new, first.size, fps, settings)
     sketch = sketches.connect(first.frames, second.frames, new, fps, strength)
     return Job(sketch, captions_of(prompt), settings, notes=notes + note)

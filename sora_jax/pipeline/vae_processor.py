@@ -14,7 +14,6 @@ from sora_jax.diffusion import flow
 from sora_jax.models.tiles import Tiles, decode_stream, encode_stream
 from sora_jax.pipeline.model import VideoModel
 from sora_jax.tokens.canvas import (
-    FRAMES_PER_LATENT,
     Canvas,
     CausalSpan,
     Sketch,
@@ -52,10 +51,10 @@ class VaeProcessor(VideoModel):
     def prepare_latents(self, sketch: Sketch) -> Canvas:
         """The canvas of a sketch, its conditioning encoded; frames are padded to whole cells at their edges."""
         T, Y, X, _ = sketch.frames.shape
-        spans = split_into_spans(sketch.conditioning_frames)
+        spans = split_into_spans(sketch.conditioning_frames, self.stride)
         if self.bundle.dit is not None and len(spans) == 1:  # whole patches in time too
             count, pt = len(spans[0].ends), self.dit.config.patch[0]
-            spans = [CausalSpan(0, 1 + FRAMES_PER_LATENT * (math.ceil(count / pt) * pt - 1))]
+            spans = [CausalSpan(0, 1 + self.stride * (math.ceil(count / pt) * pt - 1), self.stride)]
         if sketch.all_noise:
             return all_noise_canvas(spans[0], self.cells(Y, X), self.vae.config.channels, sketch.fps)
         sides = [
@@ -73,12 +72,10 @@ class VaeProcessor(VideoModel):
             index = np.minimum(np.arange(span.begin, span.begin + span.frames), T - 1)
             known = np.flatnonzero(~open_frames[index])
             count = len(span.ends)
-            needed = 0 if not known.size else 1 + -(-int(known[-1]) // FRAMES_PER_LATENT)
+            needed = 0 if not known.size else 1 + -(-int(known[-1]) // self.stride)
             latent = np.zeros((count, *self.cells(Y, X), self.vae.config.channels), np.float32)
             if needed:
-                pieces = encode_stream(
-                    self.vae, frames[index[: 1 + FRAMES_PER_LATENT * (needed - 1)]], self.tiles
-                )
+                pieces = encode_stream(self.vae, frames[index[: 1 + self.stride * (needed - 1)]], self.tiles)
                 latent[:needed] = np.concatenate(list(pieces))
             latents.append(latent)
         start = strength

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from sora_jax.errors import UserError
-from sora_jax.tokens.canvas import FRAMES_PER_LATENT, Canvas, join, temporal_windows
+from sora_jax.tokens.canvas import Canvas, join, temporal_windows
 from sora_jax.tokens.patches import Grid, unpatchify
 
 # Latent frames from the anchor to the context's first, as the model is told: as if one followed the other. Told that
@@ -127,7 +127,7 @@ class WindowedCanvas:
             return part, noise
         first = self._part(range(anchor, anchor + self.patch[0]))
         gap = int(part.ends[0] - first.ends[-1])
-        first = dataclasses.replace(first, ends=first.ends + max(gap - MAX_ANCHOR_GAP * FRAMES_PER_LATENT, 0))
+        first = dataclasses.replace(first, ends=first.ends + max(gap - MAX_ANCHOR_GAP * part.stride, 0))
         return join(first, part), np.concatenate([np.zeros_like(first.latent), noise])
 
     def put(self, latent: np.ndarray) -> None:

@@ -6,16 +6,31 @@ full of clips of `config.video`'s duration, each with its caption; without it ea
 
 from __future__ import annotations
 
+import json
 import math
+import pathlib
 
 import jax
+from ml_collections import ConfigDict
 
+from sora_jax.checkpoints.diffusers_folder import free_memory
+from sora_jax.distributed.chips import Topology
 from sora_jax.models.dit_config import DiTConfig, forward_flops
 from sora_jax.models.vae import reconstruction_flops
 from sora_jax.models.wan import WanConfig, wan_flops
-from sora_jax.planner.estimate import ClipShape, Counts, clip_of
-from sora_jax.planner.programs import Built, StepSpec, objective_of, positions_of
+from sora_jax.planner.estimate import ClipShape, Counts, HostNeeds, clip_of
+from sora_jax.planner.programs import (
+    Built,
+    StepSpec,
+    estimate_memory,
+    make_step_spec,
+    objective_of,
+    positions_of,
+)
 
+# Of a decoder's finest activation, how many are in memory at once: a residual block's input, what it normalized, its
+# convolution's padded input and output. With what XLA keeps beside them `generate` was seen to take about as much.
+_ACTIVATIONS = 4
 # Products of a block of logits with a block of keys or values: two forward, seven in the two backward kernels, which
 # recompute the logits.
 FORWARD, BACKWARD = 2, 7
@@ -141,3 +156,47 @@ def _attention_bytes(spec: StepSpec) -> float:
     _, attention, _, _ = _work(spec)
     # A block of 512 queries reads each byte of keys and values once, 2 operations a byte.
     return attention / 512
+
+
+def host_needs(config: ConfigDict) -> HostNeeds:
+    """Of a `published.published_config`.
+
+    Raises:
+      UserError: the folder's settings can't be read.
+    """
+    spec = make_step_spec(config, "sample", Topology("cpu:1", "cpu", 1))
+    sampler, clip = objective_of(config), clip_of(spec)
+    assert clip is not None
+    parts = estimate_memory(spec).memory
+    counts = estimate_counts(spec)
+    size = lambda tree: float(
+        sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    )
+    weights = {"transformer": parts["parameters"], "autoencoder": size(sampler.bundle.vae)}
+    kept = sum(weights.values())
+    text = json.loads((pathlib.Path(config.pretrained) / "text_encoder" / "config.json").read_text())
+    inner = text["num_heads"] * text["d_kv"]
+    layer = text["d_model"] * (4 * inner + 3 * text["d_ff"])
+    tiles, vae = sampler.bundle.vae.tiles, sampler.vae
+    time, high, wide = vae.compression
+    cells = tiles.shape(-(-clip.height // high), -(-clip.width // wide))
+    finest = time * math.prod(cells) * high * wide / (vae.patch_size or 1) ** 2
+    activation = 4.0 * finest * vae.decoder_widths[-1]
+    stages = {
+        # A layer as it is read and as it is computed with, in float32.
+        "text": 2 * 4.0 * layer,
+        "sampling": kept + parts["batch"] + parts["temporaries"],
+        "decoding": kept + _ACTIVATIONS * activation + 3.0 * clip.frames * clip.height * clip.width,
+    }
+    card = sampler.bundle.card
+    return HostNeeds(
+        card["summary"],
+        card["licence"],
+        clip,
+        config.video.steps,
+        config.video.passes,
+        stages,
+        weights,
+        free_memory(),
+        counts.products + counts.attention,
+    )

@@ -14,7 +14,6 @@ from sora_jax.models.tiles import TILES
 from sora_jax.models.vae import VAEConfig, decoding_flops
 from sora_jax.planner.programs import Built, StepSpec, objective_of, target_of
 from sora_jax.planner.published import PublishedSampler
-from sora_jax.tokens.canvas import FRAMES_PER_LATENT
 
 DAY = 86_400
 
@@ -75,12 +74,13 @@ def clip_of(spec: StepSpec) -> ClipShape | None:
     dit, is_published = objective.dit, isinstance(objective, PublishedSampler)
     vae = objective.vae if is_published else component(VAEConfig, video.vae, "video.vae")
     height, width = frame_size(video.resolution, video.aspect)
-    frames = 1 + FRAMES_PER_LATENT * math.ceil((video.seconds * video.fps - 1) / FRAMES_PER_LATENT)
+    stride = vae.compression[0]
+    frames = 1 + stride * math.ceil((video.seconds * video.fps - 1) / stride)
     grid = [
         math.ceil(side / (pixels * by))
         for side, pixels, by in zip((height, width), vae.compression[1:], dit.patch[1:], strict=True)
     ]
-    tokens = (1 + (frames - 1) // FRAMES_PER_LATENT) // dit.patch[0] * math.prod(grid)
+    tokens = (1 + (frames - 1) // stride) // dit.patch[0] * math.prod(grid)
     cells = [count * by for count, by in zip(grid, dit.patch[1:], strict=True)]
     pixels = [count * by for count, by in zip(cells, vae.compression[1:], strict=True)]
     if tokens > config.pipeline.seq_len:
@@ -94,6 +94,40 @@ def clip_of(spec: StepSpec) -> ClipShape | None:
         decode = decoding_flops(vae, 1, frames, *pixels) * TILES.cost(*cells)
     words = min(config.text.max_tokens, config.pipeline.text_len)
     return ClipShape(frames, height, width, tokens, words, decode)
+
+
+@dataclasses.dataclass(frozen=True)
+class HostNeeds:
+    """What an open model takes of the machine that it runs on: bytes and operations of making one video.
+
+    Attributes:
+      summary, licence: of the model.
+      clip: the video.
+      steps, passes: of the solver, and of the model in each.
+      stages: the most that each stage takes; the text encoder's is freed before the next.
+      weights: of the transformer and the autoencoder, which stay.
+      free: what programs can still take on this machine.
+      step_flops: of a step, all passes.
+    """
+
+    summary: str
+    licence: str
+    clip: ClipShape
+    steps: int
+    passes: int
+    stages: dict[str, float]
+    weights: dict[str, float]
+    free: float
+    step_flops: float
+
+    @property
+    def peak(self) -> float:
+        return max(self.stages.values())
+
+    @property
+    def flops(self) -> float:
+        """Of the whole video, without its text."""
+        return self.steps * self.step_flops + self.clip.decode
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,6 @@ from sora_jax.errors import UserError
 from sora_jax.media.video import frame_size
 from sora_jax.models.wan_vae import WanVAE
 from sora_jax.models.wan_vae_config import WanVAEConfig
-from sora_jax.tokens.canvas import FRAMES_PER_LATENT
 from sora_jax.tokens.packing import PackedBatch
 
 OBJECTIVE = "published"
@@ -93,10 +92,12 @@ def published_config(
     bundle = _shapes(folder, dtype)
     sampling, limits, vae = bundle.sampling, bundle.limits, bundle.vae.config
     assert bundle.dit is not None
+    if not isinstance(vae, WanVAEConfig):
+        raise UserError(f"{folder} is of {bundle.card['summary']}: only Wan's models can be planned yet.")
     patch = bundle.dit.config.patch
     height, width = size or frame_size(sampling.resolution, sampling.aspect)
     count = frames or round(sampling.duration * sampling.fps)
-    latent_frames = 1 + math.ceil((count - 1) / FRAMES_PER_LATENT)
+    latent_frames = 1 + math.ceil((count - 1) / vae.compression[0])
     cells = [
         math.ceil(side / (pixels * by))
         for side, pixels, by in zip((height, width), vae.compression[1:], patch[1:])

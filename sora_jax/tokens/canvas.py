@@ -4,9 +4,9 @@ It begins as a `Sketch`: frames of pixels, and for each pixel a strength as in S
 generated from noise. Encoded, it is a `Canvas`; temporal windows of that are the segments which the sampler
 generates, without knowing of abilities.
 
-The causal autoencoder codes the first frame of a clip alone and later ones in groups of four, each depending on those
-before. So a conditioning clip in the middle or at the end is coded as a span of its own: `split_into_spans` cuts a
-clip such that conditioning frames decode to the autoencoder's own reconstruction of them, independent of what is
+The causal autoencoder codes the first frame of a clip alone and later ones in groups, its stride, each depending on
+those before. So a conditioning clip in the middle or at the end is coded as a span of its own: `split_into_spans` cuts
+a clip such that conditioning frames decode to the autoencoder's own reconstruction of them, independent of what is
 generated around them. A group that overlaps the span after it shows a few frames twice; the later span's are kept.
 """
 
@@ -22,7 +22,8 @@ from sora_jax.errors import UserError
 from sora_jax.tokens.packing import Segment, active_caption_time
 from sora_jax.tokens.patches import CoordinateMode, Grid, coordinates, patchify, reference_patches
 
-FRAMES_PER_LATENT = 4  # video frames of a latent frame, but for a span's first
+# Video frames of a latent frame, but for a span's first, where an autoencoder doesn't say otherwise: its stride.
+FRAMES_PER_LATENT = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,56 +59,51 @@ class Sketch:
 
 @dataclasses.dataclass(frozen=True)
 class CausalSpan:
-    """Video frames begin … begin + frames − 1, coded as one sequence by the causal autoencoder: 1 + 4k of them."""
+    """Video frames begin … begin + frames − 1, coded as one sequence by the causal autoencoder.
+
+    They are 1 + k strides, of so many video frames each.
+    """
 
     begin: int
     frames: int
+    stride: int = FRAMES_PER_LATENT
 
     @property
     def ends(self) -> np.ndarray:
         """The last video frame of each latent frame."""
-        return self.begin + np.arange(0, self.frames, FRAMES_PER_LATENT)
+        return self.begin + np.arange(0, self.frames, self.stride)
 
 
-def split_into_spans(conditioning: Sequence[bool] | np.ndarray) -> list[CausalSpan]:
+def split_into_spans(
+    conditioning: Sequence[bool] | np.ndarray, stride: int = FRAMES_PER_LATENT
+) -> list[CausalSpan]:
     """Cuts a clip into spans so that no latent frame shows both conditioning and generated frames.
 
-    n conditioning frames in a row are a span of 1 + 4k, before it up to three of a single frame; generated frames after
-    them continue their span. Spans cover every frame, and may overlap the next one's begin or the clip's end.
+    n conditioning frames in a row are a span of 1 + k strides, before it fewer than a stride of single frames;
+    generated frames after them continue their span. Spans cover every frame, and may overlap the next one's begin or
+    the clip's end.
     """
     conditioning = np.asarray(conditioning, bool)
+    rounded = lambda frames: -(-frames // stride) * stride
     edges = np.flatnonzero(np.diff(conditioning)) + 1
     spans: list[CausalSpan] = []
     for begin, end in zip([0, *edges], [*edges, len(conditioning)], strict=True):
         begin, length = int(begin), int(end - begin)
         if conditioning[begin]:
-            alone = (length - 1) % FRAMES_PER_LATENT
-            spans += [CausalSpan(begin + i, 1) for i in range(alone)]
-            spans.append(CausalSpan(begin + alone, length - alone))
+            alone = (length - 1) % stride
+            spans += [CausalSpan(begin + i, 1, stride) for i in range(alone)]
+            spans.append(CausalSpan(begin + alone, length - alone, stride))
         elif spans:
-            spans[-1] = CausalSpan(spans[-1].begin, spans[-1].frames + _round_up(length))
+            spans[-1] = CausalSpan(spans[-1].begin, spans[-1].frames + rounded(length), stride)
         else:
-            spans.append(CausalSpan(0, 1 + _round_up(length - 1)))
+            spans.append(CausalSpan(0, 1 + rounded(length - 1), stride))
     return spans
-
-
-def check_temporal_stride(frames: int) -> None:
-    """Raises UserError where an autoencoder's latent frame doesn't show `FRAMES_PER_LATENT` video frames."""
-    if frames != FRAMES_PER_LATENT:
-        raise UserError(
-            f"The autoencoder's latent frames show {frames} video frames, and canvases need {FRAMES_PER_LATENT}: "
-            "choose vae.strides whose first numbers multiply to that."
-        )
-
-
-def _round_up(frames: int) -> int:
-    return -(-frames // FRAMES_PER_LATENT) * FRAMES_PER_LATENT
 
 
 def frames_shown(spans: Sequence[CausalSpan], frames: int) -> list[np.ndarray]:
     """Which of a clip's `frames` each latent frame shows; those beyond the clip's end are its last."""
     return [
-        np.minimum(np.arange(end if end == span.begin else end - FRAMES_PER_LATENT + 1, end + 1), frames - 1)
+        np.minimum(np.arange(end if end == span.begin else end - span.stride + 1, end + 1), frames - 1)
         for span in spans
         for end in span.ends
     ]
@@ -125,6 +121,7 @@ class Canvas:
       fps: of the video.
       corner, frame: its position in a larger frame (top, left), and that one's (height, width), in cells; None is
         this frame itself.
+      stride: video frames of a latent frame, but for a span's first.
     """
 
     latent: np.ndarray
@@ -134,6 +131,7 @@ class Canvas:
     fps: float
     corner: tuple[int, int] = (0, 0)
     frame: tuple[int, int] | None = None
+    stride: int = FRAMES_PER_LATENT
 
     def __len__(self) -> int:
         return len(self.latent)
@@ -185,13 +183,14 @@ def make_canvas(
       fps: of the video.
       cells: pixels of a latent cell (frames, height, width); `init_sigma`'s height and width are multiples.
     """
-    _, high, wide = cells
+    stride, high, wide = cells
     T, Y, X = init_sigma.shape
     blocks = init_sigma.reshape(T, Y // high, high, X // wide, wide).max((2, 4))
     ends = np.concatenate([span.ends for span in spans])
     first = np.concatenate([span.ends == span.begin for span in spans])
     groups = [blocks[shown].max(0) for shown in frames_shown(spans, T)]
-    return Canvas(np.concatenate(latents).astype(np.float32), np.stack(groups), ends, first, fps)
+    latent = np.concatenate(latents).astype(np.float32)
+    return Canvas(latent, np.stack(groups), ends, first, fps, stride=stride)
 
 
 def join(before: Canvas, after: Canvas) -> Canvas:
@@ -209,7 +208,7 @@ def all_noise_canvas(span: CausalSpan, cells: tuple[int, int], channels: int, fp
     latent, init_sigma = (
         np.broadcast_to(np.float32(value), shape) for value, shape in ((0, (*grid, channels)), (1, grid))
     )
-    return Canvas(latent, init_sigma, span.ends, span.ends == span.begin, fps)
+    return Canvas(latent, init_sigma, span.ends, span.ends == span.begin, fps, stride=span.stride)
 
 
 def to_segment(
@@ -253,7 +252,7 @@ def to_segment(
             canvas.grid,
             patch,
             canvas.fps,
-            FRAMES_PER_LATENT,
+            canvas.stride,
             mode,
             canvas.ends - zero,
             canvas.first,

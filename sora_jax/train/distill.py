@@ -170,7 +170,7 @@ class DistillObjective(DiTObjective):
     ) -> jax.Array:
         guidance = Guidance(self.distill.guidance).tables(sigma.shape)
         passes = Guidance(self.distill.guidance).passes()
-        clean = guided_clean(teacher, x, batch, sigma, guidance, passes)
+        clean, _ = guided_clean(teacher, x, batch, sigma, guidance, passes)
         return flow.velocity_at(x, clean, gather_sigmas(sigma, batch.condition_ids)[..., None])
 
     def flops(self, batch: PackedBatch) -> float:

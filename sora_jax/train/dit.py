@@ -184,7 +184,7 @@ class DiTObjective:
         token_sigma = gather_sigmas(sigma, batch.condition_ids)[..., None]
         seen = dataclasses.replace(seen, text=rms_norm(batch.text) + blur)
         share = self.flow.routing
-        routing = {"routing": Routing(jax.random.fold_in(key, 0), share)} if share else {}
+        routing: dict[str, Any] = {"routing": Routing(jax.random.fold_in(key, 0), share)} if share else {}
         predicted = model(noisy, seen, sigma, **routing)
         if self.flow.self_guidance > 1:
             uncaptioned = jax.lax.stop_gradient(model)(noisy, without_caption(seen), sigma, **routing)

@@ -36,7 +36,7 @@ from sora_jax.models.dit_config import Backend
 from sora_jax.models.low_rank import LoRAConfig, init_lora, with_lora
 from sora_jax.models.text import TextEncoder, load_text_encoder
 from sora_jax.models.vae import VAE
-from sora_jax.models.wan import Wan, wan_flops
+from sora_jax.models.wan import Wan, WanPair, wan_flops
 from sora_jax.tokens.packing import PackedBatch
 from sora_jax.train.dit import DiTObjective, add_noise, velocity_error
 from sora_jax.train.loop_config import LoopConfig
@@ -137,9 +137,10 @@ class FinetuneObjective(DiTObjective):
             )
         base = read_shapes(self.folder)
         if not isinstance(base.dit, Wan):
-            raise UserError(
-                f"{self.folder} has two transformers (Wan2.2-A14B), which can't be trained here yet."
+            what = (
+                "has two transformers (Wan2.2-A14B)" if isinstance(base.dit, WanPair) else "is of LTX-Video"
             )
+            raise UserError(f"{self.folder} {what}, which can't be trained here yet.")
         return base
 
     @functools.cached_property

@@ -43,7 +43,12 @@ def test_a_whole_cache_is_taken_without_the_network(hub):
     assert resolve("hf:team/model@v1") == hub.cached
     (asked,) = hub.asked
     assert (asked["repository"], asked["revision"], asked["local_files_only"]) == ("team/model", "v1", True)
-    assert not any(pattern.endswith((".bin", ".pth")) for pattern in asked["allow_patterns"])
+    names = ["model_index.json", "vae/config.json", "vae/model.safetensors", "tokenizer/spiece.model"]
+    others = ["vae/model.bin", "original.pth", "ltxv-13b-0.9.7.safetensors"]
+    fetched = huggingface_hub.utils.filter_repo_objects(
+        names + others, allow_patterns=asked["allow_patterns"]
+    )
+    assert list(fetched) == names
 
 
 def test_a_cache_that_lacks_a_shard_is_completed(hub):

@@ -81,6 +81,9 @@ def test_offloaded_blocks_make_the_same_latents(folder, sampled):
     job, latents, _ = sampled
     pipeline = sora_jax.load(folder, offload=True)
     assert relative_error(pipeline.sample_latents([job])[0], latents) < 1e-5
+    cached = dataclasses.replace(job, settings=dataclasses.replace(job.settings, step_cache=0.1))
+    with pytest.raises(UserError, match="is offloaded, a layer at a time: step_cache is 0 for it"):
+        pipeline.sample_latents([cached])
 
 
 def test_a_model_with_a_timestep_a_token_animates_as_diffusers_does(tmp_path):
@@ -148,7 +151,7 @@ def test_a_checkpoint_brings_its_settings(folder):
     assert (fields["solver"], fields["resolution"], fields["aspect"], fields["fps"]) == (
         "unipc",
         480,
-        "16:9",
+        "832:480",
         16,
     )
     assert "resolution" not in pipeline.request_defaults({"size": (32, 48)})

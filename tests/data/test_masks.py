@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from helpers.packed import pack_stream
 from helpers.tiny_model import TEXT, tiny_bundle
 from helpers.tiny_run import tiny_config
@@ -26,6 +27,7 @@ from sora_jax.errors import UserError
 from sora_jax.media.clip import Clip
 from sora_jax.media.video import Video
 from sora_jax.models.text import load_text_encoder
+from sora_jax.models.vae import VAE
 from sora_jax.tokens.canvas import Canvas, frames_shown, split_into_spans
 from sora_jax.tokens.packing import PackedBatch
 from sora_jax.tokens.patches import coordinates
@@ -250,6 +252,13 @@ def records() -> list[dict[str, Any]]:
         for caption in record["captions"].values():
             caption.update({name: caption[name].astype(dtype) for name, dtype in half.items()})
     return records
+
+
+def test_an_autoencoder_of_other_groups_is_refused():
+    config = dataclasses.replace(tiny_bundle().vae.config, strides=((2, 2, 2), (1, 2, 2), (1, 2, 2)))
+    vae = jax.eval_shape(lambda: VAE(config, rngs=nnx.Rngs(0)))
+    with pytest.raises(UserError, match="show 2 video frames, and training's clips are cut for 4"):
+        make_encoder(vae, load_text_encoder(TEXT))
 
 
 CONFIG = PipelineConfig(

@@ -155,7 +155,9 @@ def test_the_model_is_asked_no_more_often_than_needed():
 
 def asked(guidance: Guidance, negative=None, batch=BATCH) -> np.ndarray:
     tables, passes = guidance.tables(SHAPE), guidance.passes()
-    return np.asarray(ask(MODEL, X, batch, SIGMA, tables, passes, negative))
+    clean, cache = ask(MODEL, X, batch, SIGMA, tables, passes, negative)
+    assert cache is None
+    return np.asarray(clean)
 
 
 def test_each_pass_leaves_out_what_it_should():

@@ -42,6 +42,20 @@ def test_one_step_goes_from_noise_to_data():
             schedule()
 
 
+@pytest.mark.parametrize("init_sigma", [0.05, 0.5, 0.97])
+def test_what_starts_late_goes_the_same_way_to_the_terminal_sigma(init_sigma):
+    shift = DynamicShift()
+    sigmas = shift.sigmas(6, 2048, init_sigma)
+    assert sigmas[0] == np.float32(init_sigma) and sigmas[-1] == 0 and (np.diff(sigmas) < 0).all()
+    plain = np.asarray(flow.schedule(6, shift.factor(2048), init_sigma))
+    if init_sigma > shift.terminal:
+        assert sigmas[-2] == pytest.approx(shift.terminal, abs=1e-6)
+        stretch = (sigmas[0] - sigmas[:-1])[1:] / (plain[0] - plain[:-1])[1:]
+        np.testing.assert_allclose(stretch, stretch[0], rtol=1e-4)
+    else:
+        np.testing.assert_allclose(sigmas, plain, atol=1e-6)
+
+
 def test_distilled_sigmas_fall():
     assert DISTILLED[0] == 1 and (np.diff(DISTILLED) < 0).all()
     # The second pass goes on from where the first one's big steps begin.

@@ -39,5 +39,6 @@ def write_folder(folder: pathlib.Path, kept: dict[str, Any]) -> pathlib.Path:
         (folder / name).write_text(json.dumps(value))
     for part, names in kept["names"].items():
         weights = draw_all(names, "second." if part == "transformer_2" else "")
+        weights |= {name: kept[name] for name in weights if name in kept}  # what isn't drawn
         safetensors.numpy.save_file(weights, folder / part / WEIGHTS[part])
     return folder

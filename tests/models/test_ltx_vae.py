@@ -16,8 +16,9 @@ from helpers.slow import rest_slow
 from sora_jax.checkpoints.ltx_vae_weights import diffusers_names, load_ltx_vae, stored_name, stored_shape
 from sora_jax.checkpoints.store import named_leaves
 from sora_jax.errors import UserError
+from sora_jax.models.decode_windows import Windows
 from sora_jax.models.ltx_layers import fold, unfold
-from sora_jax.models.ltx_vae import LTXVAE, add_noise, decode_windows
+from sora_jax.models.ltx_vae import LTXVAE, add_noise
 from sora_jax.models.ltx_vae_config import LTX_0_9_0, LTX_0_9_1, LTX_0_9_5, LTXVAEConfig
 from sora_jax.models.tiles import Tiles, decode_stream, encode_stream
 
@@ -92,35 +93,52 @@ def test_a_causal_decoder_decodes_a_stream_as_the_whole():
     assert first.shape[1] == 1
 
 
-def test_a_decoder_that_sees_later_frames_takes_no_stream():
+def test_a_decoder_that_sees_later_frames_takes_no_chunks():
     model, latent = tiny("0_9_5"), golden("0_9_5")["latent"]
     with pytest.raises(UserError, match="decoder sees later frames.*`decode`"):
         model.decode_chunk(latent[None, :1])
-    with pytest.raises(UserError, match="decoder sees later frames"):
-        next(decode_stream(model, latent))
     changed = latent[None].copy()
     changed[:, 1] += 1
     moved = np.abs(decode(model, changed) - decode(model, latent[None])).max(axis=(0, 2, 3, 4))
     assert moved[0] > 1e-3  # it does see them
 
 
-@pytest.mark.slow  # compiles a program for each window
 @pytest.mark.parametrize("count", [16, 17])
-def test_windows_that_overlap_enough_are_the_whole(count):
-    model = tiny("0_9_5")
+def test_windows_that_overlap_enough_are_the_whole(count, monkeypatch):
+    model = plain("0_9_5", decode_noise=0.0)
     assert model.config.reach == 7
     assert [config.reach for config in PUBLISHED.values()] == [24, 31, 22]
-    latent = np.random.default_rng(0).standard_normal((1, count, 1, 1, 8)).astype(np.float32)
-    whole = np.asarray(decode_window(model, latent, 300.0))
-    full, rough = (
-        np.concatenate(list(decode_windows(model, latent, 2, overlap, 300.0)), axis=1)
-        for overlap in (model.config.reach, 0)
-    )
-    assert full.shape == whole.shape
-    assert np.abs(full - whole).max() < 1e-5 < 1e-2 < np.abs(rough - whole).max()
-    assert [part.shape[1] for part in decode_windows(model, latent[:, :3], 2, 1, 300.0)] == [9, 8]
-    with pytest.raises(UserError, match="0 latent frames at a time"):
-        next(decode_windows(model, latent, 0, 1))
+    latent = np.random.default_rng(0).standard_normal((count, 1, 1, 8)).astype(np.float32)
+    whole = np.clip(decode_window(model, latent[None], None)[0], -1, 1)
+    off = []
+    for overlap in (model.config.reach, 0):
+        monkeypatch.setattr(LTXVAE, "windows", property(lambda self, own=overlap: Windows(2, own)))
+        clip = np.concatenate(list(decode_stream(model, iter(latent))))
+        assert clip.shape == whole.shape
+        off.append(np.abs(clip - whole).max())
+    assert off[0] < 1e-5 < 1e-2 < off[1]
+
+
+def test_noise_is_added_before_decoding_and_is_the_same_each_time():
+    """Of the models that take a timestep: the same video however it is read, and that of the clip alone."""
+    loud, quiet = plain("0_9_5"), plain("0_9_5", decode_noise=0.0)
+    assert (loud.config.decode_timestep, loud.config.decode_noise) == (0.05, 0.025)
+    latent = golden("0_9_5")["latent"]
+    frames = [np.concatenate(list(decode_stream(loud, latent))) for _ in range(2)]
+    np.testing.assert_array_equal(*frames)
+    noise = np.random.default_rng(0)
+    given = np.stack([add_noise(one, noise.standard_normal(one.shape, np.float32)) for one in latent])
+    expected = np.clip(decode_window(loud, given[None], 0.05)[0], -1, 1)
+    np.testing.assert_allclose(frames[0], expected, atol=1e-5)
+    assert np.abs(frames[0] - np.concatenate(list(decode_stream(quiet, latent)))).max() > 1e-3
+    np.testing.assert_array_equal(list(plain("0_9_0").raw_latents(latent)), latent)
+
+
+def plain(version: str, **fields: float) -> LTXVAE:
+    """A model whose latents are raw ones."""
+    model = model_of(golden(version))
+    model.config = dataclasses.replace(model.config, latents_mean=(), latents_std=(), **fields)
+    return model
 
 
 def test_the_encoder_sees_nothing_that_comes_later():

@@ -21,9 +21,9 @@ from sora_jax.checkpoints.wan_vae_weights import diffusers_name, load_wan_vae, s
 from sora_jax.errors import UserError
 from sora_jax.models import tiles as module
 from sora_jax.models import wan_layers
-from sora_jax.models.conv import ConvCache, causal_conv
+from sora_jax.models.conv import ConvCache, causal_conv, patchify, unpatchify
 from sora_jax.models.tiles import Tiles, decode_stream, encode_stream
-from sora_jax.models.wan_vae import WanVAE, patchify, unpatchify
+from sora_jax.models.wan_vae import WanVAE
 from sora_jax.models.wan_vae_config import WAN_2_1, WAN_2_2, WanVAEConfig
 
 ROOT = pathlib.Path(__file__).parents[2]

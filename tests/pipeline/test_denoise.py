@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -210,10 +210,25 @@ def test_frames_of_which_no_two_fit_a_row_are_refused(narrow):
         denoised(narrow, [Job(sketch)])
 
 
-def test_an_autoencoder_of_other_groups_is_refused():
-    bundle = tiny_bundle(SHORT)
-    strides = ((2, 2, 2), (1, 2, 2), (1, 2, 2))
-    config = dataclasses.replace(bundle.vae.config, strides=strides)
-    vae = jax.eval_shape(lambda: VAE(config, rngs=nnx.Rngs(0)))
-    with pytest.raises(UserError, match="show 2 video frames, and canvases need 4"):
-        VaeProcessor(dataclasses.replace(bundle, vae=vae))
+@pytest.mark.parametrize("strides", [((2, 2, 2), (1, 2, 2), (1, 2, 2)), ((2, 2, 2),) * 3])
+def test_an_autoencoder_of_other_groups_serves_the_same_canvases(strides, engine):
+    """Groups of two and of eight frames: what is given is the reconstruction of what was encoded, at its own time."""
+    config = dataclasses.replace(engine.vae.config, strides=strides)
+    vae = VAE(config, rngs=nnx.Rngs(0))
+    model = VaeProcessor(dataclasses.replace(engine.bundle, vae=vae))
+    stride = math.prod(time for time, _, _ in strides)
+    assert model.stride == stride
+    for ability in ("an image is in the middle", "extended backward", "connected"):
+        sketch = SKETCHES[ability]
+        before = model.prepare_latents(sketch)
+        assert before.stride == stride
+        (after,) = denoise(model, [Job(sketch, (), SETTINGS)], [before])
+        shape = sketch.frames.shape[:3]
+        generated, coded = (decode_floats(model, canvas, *shape) for canvas in (after, before))
+        fixed = sketch.conditioning_frames
+        np.testing.assert_array_equal(generated[fixed], coded[fixed])
+        assert np.isfinite(generated).all() and (generated[~fixed] != coded[~fixed]).any()
+        for part in pieces(fixed):
+            alone = Sketch(sketch.frames[part], sketch.strength[part], sketch.fps)
+            own = decode_floats(model, model.prepare_latents(alone), *alone.frames.shape[:3])
+            np.testing.assert_allclose(coded[part], own, atol=1e-5)

@@ -16,9 +16,8 @@ from sora_jax.checkpoints.pretrained import load_pretrained
 from sora_jax.cli.main import cli
 from sora_jax.distributed.chips import read_topology
 from sora_jax.models.wan import Wan, wan_flops
-from sora_jax.planner.counts import estimate_counts
+from sora_jax.planner.counts import estimate_counts, host_needs
 from sora_jax.planner.estimate import clip_of
-from sora_jax.planner.host import host_needs
 from sora_jax.planner.programs import build, estimate_memory, make_step_spec, objective_of
 from sora_jax.planner.published import _flops, published_config
 

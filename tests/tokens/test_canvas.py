@@ -24,21 +24,23 @@ from sora_jax.tokens.patches import coordinates, unpatchify
 
 # Spans.
 
+strides = st.sampled_from((1, 2, FRAMES_PER_LATENT, 8))
 
-@given(masks)
-def test_streams_cover_a_clip_in_lengths_that_the_autoencoder_codes(fixed):
-    streams = split_into_spans(fixed)
-    assert all(stream.frames % FRAMES_PER_LATENT == 1 for stream in streams)
+
+@given(masks, strides)
+def test_streams_cover_a_clip_in_lengths_that_the_autoencoder_codes(fixed, stride):
+    streams = split_into_spans(fixed, stride)
+    assert all((stream.frames - 1) % stride == 0 and stream.stride == stride for stream in streams)
     assert streams[0].begin == 0
     for stream, after in itertools.pairwise(streams):
-        assert stream.begin < after.begin <= stream.begin + stream.frames < after.begin + FRAMES_PER_LATENT
-    assert len(fixed) <= streams[-1].begin + streams[-1].frames < len(fixed) + FRAMES_PER_LATENT
+        assert stream.begin < after.begin <= stream.begin + stream.frames < after.begin + stride
+    assert len(fixed) <= streams[-1].begin + streams[-1].frames < len(fixed) + stride
 
 
-@given(masks)
-def test_no_fixed_frame_depends_on_a_painted_one(fixed):
+@given(masks, strides)
+def test_no_fixed_frame_depends_on_a_painted_one(fixed, stride):
     """What shows it (the last stream that begins by then) shows fixed frames alone, and so does all before in there."""
-    streams = split_into_spans(fixed)
+    streams = split_into_spans(fixed, stride)
     for frame in np.flatnonzero(fixed):
         owner = [stream for stream in streams if stream.begin <= frame][-1]
         for end, shown in zip(owner.ends, frames_shown([owner], len(fixed)), strict=True):
@@ -50,36 +52,38 @@ def test_no_fixed_frame_depends_on_a_painted_one(fixed):
             pytest.fail("its stream ends before it")
 
 
-@given(masks)
-def test_latent_frames_are_few(fixed):
-    """A group's worth each, but for up to three single frames before each fixed part and the beginnings."""
-    streams = split_into_spans(fixed)
+@given(masks, strides)
+def test_latent_frames_are_few(fixed, stride):
+    """A group's worth each, but for fewer single frames than that before each fixed part, and the beginnings."""
+    streams = split_into_spans(fixed, stride)
     parts = 1 + np.count_nonzero(np.diff(fixed))
-    assert sum(len(stream.ends) for stream in streams) <= len(fixed) / FRAMES_PER_LATENT + 4 * parts
+    assert sum(len(stream.ends) for stream in streams) <= len(fixed) / stride + (stride + 1) * parts
     if not fixed.any():
-        assert streams == [CausalSpan(0, 1 + FRAMES_PER_LATENT * -(-(len(fixed) - 1) // FRAMES_PER_LATENT))]
+        assert streams == [CausalSpan(0, 1 + stride * -(-(len(fixed) - 1) // stride), stride)]
 
 
 def test_streams_of_what_abilities_give():
     assert split_into_spans([True] + 8 * [False]) == [CausalSpan(0, 9)]
     assert split_into_spans(8 * [False] + [True]) == [CausalSpan(0, 9), CausalSpan(8, 1)]
     assert split_into_spans(6 * [True] + 3 * [False]) == [CausalSpan(0, 1), CausalSpan(1, 9)]
+    assert split_into_spans(10 * [True] + 3 * [False], 8) == [CausalSpan(0, 1, 8), CausalSpan(1, 17, 8)]
     assert split_into_spans(3 * [True, False]) == [CausalSpan(0, 5), CausalSpan(2, 5), CausalSpan(4, 5)]
 
 
-@given(masks, st.integers(0, 100))
-def test_a_cell_starts_where_the_noisiest_of_its_pixels_does(fixed, seed):
+@given(masks, st.integers(0, 100), strides)
+def test_a_cell_starts_where_the_noisiest_of_its_pixels_does(fixed, seed, stride):
     T, rng = len(fixed), np.random.default_rng(seed)
     start = rng.random((T, 6, 4)).astype(np.float32) * (rng.random((T, 6, 4)) < 0.3)
     start[fixed] = 0
-    streams = split_into_spans(fixed)
+    streams = split_into_spans(fixed, stride)
     latents = [rng.random((len(stream.ends), 3, 2, 5)) for stream in streams]
-    canvas = make_canvas(streams, latents, start, 8.0, (FRAMES_PER_LATENT, 2, 2))
+    canvas = make_canvas(streams, latents, start, 8.0, (stride, 2, 2))
+    assert canvas.stride == stride
     np.testing.assert_allclose(canvas.latent, np.concatenate(latents), atol=1e-6)
     j = 0
     for stream in streams:
         for end in stream.ends:
-            group = [end] if end == stream.begin else range(end - 3, end + 1)
+            group = [end] if end == stream.begin else range(end - stride + 1, end + 1)
             pixels = np.stack([start[min(frame, T - 1)] for frame in group])
             for y, x in np.ndindex(3, 2):
                 assert canvas.init_sigma[j, y, x] == pixels[:, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].max()

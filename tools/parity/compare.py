@@ -15,6 +15,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 PARTS = ("wan_vae", "ltx_vae", "ltx", "t5", "wan")  # the longest names first
 NO_NETWORK = (
+    "ltx_pipeline",
     "ltx_schedules",
     "wan_solvers",
     "wan_lora",

@@ -21,5 +21,5 @@ def draw(name: str, shape: tuple[int, ...] | list[int]) -> np.ndarray:
         is_bias = name.endswith("bias")
         return (0.1 * values if is_bias else 1 + 0.1 * values).astype(np.float32)
     if len(wide) < 2 or name.endswith(("bias", "scale_shift_table")):
-        return 0.1 * values
+        return np.asarray(0.1 * values, np.float32)  # of one number too
     return (values / math.sqrt(math.prod(shape[1:]))).astype(np.float32)
