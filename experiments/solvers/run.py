@@ -63,9 +63,9 @@ def main() -> None:
 def solvers(model: str, clips: int, split: str, only: str) -> None:
     """Every solver at every number of steps, with plain guidance."""
     import sora_jax
-    from sora_jax.diffusion.solvers import SOLVERS
+    from sora_jax.diffusion.solvers import ODE_SOLVERS
 
-    chosen = tuple(only.split(",")) if only else SOLVERS
+    chosen = tuple(only.split(",")) if only else ODE_SOLVERS
     pipeline = sora_jax.load(model)
     settings = {f"{name}, {steps}": {"solver": name, "steps": steps} for name in chosen for steps in STEPS}
     rows = _measure(pipeline, HERE / "solvers.json", settings, clips, split)

@@ -73,6 +73,7 @@ class Sampling:
       shift: of the schedule towards noise (`flow.shift`), for every length; 0: by length, see `Bundle`.
       shift_tokens, log_shifts, terminal: a shift that grows with tokens, and the last sigma but 0; see
         `ltx_schedule.DynamicShift`. Where `shift_tokens` is (0, 0) there is no such shift.
+      sigmas: the schedule of a few-step model as it is, without its last 0, for so many steps; (): there is none.
       ends, keep_end: between which the schedule's sigmas are spaced, see `flow.schedule`.
       max_sigma: of a schedule; a little below 1 where its solver divides by 1 − σ.
       resolution, aspect, fps, duration: of a video of a prompt; 0 or "": as `pipeline.request.Request` has it.
@@ -89,6 +90,7 @@ class Sampling:
     shift_tokens: tuple[int, int] = (0, 0)
     log_shifts: tuple[float, float] = (0.0, 0.0)
     terminal: float = 0.0
+    sigmas: tuple[float, ...] = ()
     ends: tuple[float, float] = (1.0, 0.0)
     keep_end: bool = False
     max_sigma: float = 1.0
@@ -140,6 +142,8 @@ class Bundle:
     def schedule(self, steps: int, tokens: int, init_sigma: float = 1.0) -> jax.Array:
         """`steps` + 1 sigmas from `init_sigma` to 0, see `flow.schedule`."""
         own = self.sampling
+        if len(own.sigmas) == steps and init_sigma == 1:
+            return jnp.asarray([*own.sigmas, 0.0], jnp.float32)
         if (dynamic := own.dynamic_shift) is not None:
             return jnp.asarray(dynamic.sigmas(steps, tokens, init_sigma))
         sigmas = flow.schedule(steps, self.shift_factor(tokens), init_sigma, own.ends, own.keep_end)

@@ -96,6 +96,10 @@ KINDS = {
         adapt_vae=ltx_pipeline.adapt_vae,
     ),
 }
+# FastWan, which has Wan's files; those with weights of sparse attention (to_gate_compress) are refused.
+KINDS[wan_pipeline.FEW_STEPS] = dataclasses.replace(
+    KINDS["WanPipeline"], models="FastWan with full attention"
+)
 
 
 def load_model(

@@ -20,6 +20,9 @@ from sora_jax.models.wan import WanConfig
 from sora_jax.models.wan_vae_config import WanVAEConfig
 
 TEXT_TOKENS = 512  # to which captions are padded
+# FastWan's (FastVideo): guidance is learned, three steps at these sigmas.
+FEW_STEPS, _FEW_SIGMAS = "WanDMDPipeline", (1.0, 0.757, 0.522)
+
 # Wan's own negative prompt is for the original's defaults; diffusers has none.
 _NEGATIVE = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"
@@ -66,6 +69,8 @@ def sampling_of(
         "fps": family.fps,
         "duration": family.frames / family.fps,
     }
+    if index.get("_class_name") == FEW_STEPS:
+        return Sampling(3, 1.0, solver="sde", shift=8.0, sigmas=_FEW_SIGMAS, **common)
     if reference == "original":
         return Sampling(
             family.steps,
@@ -87,7 +92,10 @@ def sampling_of(
         shift, solver, ends = scheduler.get("flow_shift", 1.0), "unipc", (1.0, 0.001)
         common["max_sigma"] = 1 - 1e-6
     elif kind == "FlowMatchEulerDiscreteScheduler":
-        shift, solver = scheduler.get("shift", 1.0), "euler"
+        shift, solver = (
+            scheduler.get("shift", 1.0),
+            "sde" if scheduler.get("stochastic_sampling") else "euler",
+        )
         # It shifts its least sigma when it is made, and again when steps are set.
         ends, common["keep_end"] = (1.0, float(flow.shift(jnp.float32(0.001), shift))), True
     else:

@@ -151,8 +151,9 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("-S", "--seed", type=seeds, default=0, help="Random seed."),
         click.option(
             "--solver",
-            type=click.Choice(["euler", "heun", "dpm", "unipc"]),
-            help="heun evaluates the model twice a step.  [default: euler; of a diffusers folder its scheduler's]",
+            type=click.Choice(["euler", "heun", "dpm", "unipc", "sde"]),
+            help="heun evaluates the model twice a step, sde draws new noise in each.  "
+            "[default: euler; of a diffusers folder its scheduler's]",
         ),
         click.option(
             "--guidance",

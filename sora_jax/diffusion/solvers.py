@@ -1,8 +1,10 @@
 """Solvers: one compiled step of a packed batch, each segment at its own σ; the loop is `pipeline/batching.py`.
 
 "euler" evaluates the model once a step; "heun" twice, of second order; "dpm" once, of second order by the step before
-(DPM-Solver++(2M)); "unipc" is "dpm" with each step corrected by the evaluation of the next one (UniPC-2). A flow map
-(`models.dit_config.DiTConfig.flow_map`) integrates by itself, its guidance learned: one evaluation a step.
+(DPM-Solver++(2M)); "unipc" is "dpm" with each step corrected by the evaluation of the next one (UniPC-2);
+"sde" goes from the predicted x₀ to the next sigma with new noise each step, as few-step models do that were trained by
+distribution matching (Yin et al. 2024, arXiv:2405.14867). A flow map (`models.dit_config.DiTConfig.flow_map`)
+integrates by itself, its guidance learned: one evaluation a step.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from sora_jax.diffusion.guidance import Guidance, VelocityFn, guided_clean
 from sora_jax.models.step_cache import StepCache
 from sora_jax.tokens.packing import PackedBatch
 
-SOLVERS = ("euler", "heun", "dpm", "unipc")
+ODE_SOLVERS = ("euler", "heun", "dpm", "unipc")
+SOLVERS = (*ODE_SOLVERS, "sde")
 
 
 def is_flow_map(model: VelocityFn) -> bool:
@@ -65,6 +68,7 @@ def solver_step(
     negative_batch: PackedBatch | None,
     solver: str,
     passes: int,
+    fresh_noise: jax.Array | None = None,
 ) -> State:
     """One step of every condition from its σ to its next.
 
@@ -80,6 +84,7 @@ def solver_step(
       negative_batch: the same batch with the negative prompts, see `guidance.without_caption`.
       solver: a name of `SOLVERS`.
       passes: of `Guidance.passes`, or more.
+      fresh_noise: float[B,N,P], this step's own, for "sde".
     """
     per_token = lambda table: flow.gather_sigmas(table, batch.condition_ids)[..., None]
     denoised = lambda x, sigmas, cache: guided_clean(
@@ -103,7 +108,10 @@ def solver_step(
     if solver == "unipc":
         cleans = clean, state.clean, state.earlier_clean
         x = flow.corrector(x, state.last_x, *cleans, sigma, last_sigma, earlier_sigma)
-    if solver in ("dpm", "unipc"):
+    if solver == "sde":
+        assert fresh_noise is not None
+        next_x = masked(flow.interpolate(clean, fresh_noise, next_sigma))
+    elif solver in ("dpm", "unipc"):
         next_x = masked(flow.multistep(x, clean, state.clean, sigma, next_sigma, last_sigma))
     else:
         velocity = flow.velocity_at(x, clean, sigma)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import zlib
 from collections.abc import Sequence
 
 import jax
@@ -168,10 +169,21 @@ class ContinuousBatcher:
             start = self._init_sigmas[member.row, member.condition_ids]
             for table, step in ((sigma, member.step), (next_sigma, member.step + 1)):
                 table[member.row, member.condition_ids] = np.minimum(member.sigmas[step], start)
+        fresh = self._fresh_noise() if self.solver == "sde" else None
+        for member in self._active:
             member.step += 1
         batch, negative, guidance = self._batch
         self._state = step_of(self.model)(
-            self.model, self._state, batch, sigma, next_sigma, guidance, negative, self.solver, self.passes
+            self.model,
+            self._state,
+            batch,
+            sigma,
+            next_sigma,
+            guidance,
+            negative,
+            self.solver,
+            self.passes,
+            fresh,
         )
         finished = [member for member in self._active if member.step == len(member.sigmas) - 1]
         if not finished:
@@ -181,6 +193,15 @@ class ContinuousBatcher:
             self._active.remove(member)
         self._changed = True
         return {member.uid: x[member.positions] for member in finished}
+
+    def _fresh_noise(self) -> np.ndarray:
+        """float32[B,N,P] of this step, of each segment by its first noise and its step: as it would be alone."""
+        assert self._state is not None
+        noise = np.zeros(self._state.x.shape, np.float32)
+        for member in self._active:
+            generator = np.random.default_rng([zlib.crc32(member.noise.tobytes()), member.step])
+            noise[member.positions] = generator.standard_normal(member.noise.shape, np.float32)
+        return noise
 
     def _schedule(self) -> None:
         """Schedules waiting segments in order; where the first doesn't fit, others may overtake it for a while."""

@@ -178,7 +178,7 @@ SCHEDULER = "scheduler/scheduler_config.json"
     [
         (
             lambda f: change(f, "model_index.json", _class_name="LTX2Pipeline"),
-            r"of a LTX2Pipeline: .* WanPipeline \(.*\) and LTXPipeline \(LTX-Video 0.9\) can be loaded",
+            r"of a LTX2Pipeline: .* WanPipeline \(.*\) and LTXPipeline \(LTX-Video 0.9\) and .* can be loaded",
         ),
         (lambda f: change(f, SCHEDULER, _class_name="DDIMScheduler"), "is a DDIMScheduler: of LTX-Video's"),
         (

@@ -258,3 +258,29 @@ def test_a_folder_is_found_by_its_index(folder):
     assert find(folder) == folder
     with pytest.raises(UserError, match="did you mean .*tiny-wan"):
         find(folder.parent / "tiny-wam")
+
+
+def test_a_few_step_model_has_its_own_sigmas_and_draws_new_noise(folder, tmp_path):
+    """FastWan's folders: Wan's files under another pipeline's name."""
+    few = shutil.copytree(folder, tmp_path / "few")
+    index = json.loads((few / "model_index.json").read_text())
+    (few / "model_index.json").write_text(json.dumps(index | {"_class_name": "WanDMDPipeline"}))
+    pipeline = sora_jax.load(few)
+    own = pipeline.sampling
+    assert (own.steps, own.guidance, own.solver) == (3, 1.0, "sde")
+    np.testing.assert_allclose(pipeline.bundle.schedule(3, 100), [1.0, 0.757, 0.522, 0.0])
+    # Of another number of steps: as those three were made, a shift of 8.
+    np.testing.assert_allclose(
+        pipeline.bundle.schedule(2, 100), [1.0, 8 * 0.5 / (1 + 7 * 0.5), 0.0], rtol=1e-6
+    )
+    assert not pipeline.dit.config.whole_timesteps
+    videos = [pipeline.generate("a ball", seed=seed, **SHAPE).frames for seed in (1, 1, 2)]
+    np.testing.assert_array_equal(videos[0], videos[1])
+    assert (videos[0] != videos[2]).any()
+
+
+def test_a_stochastic_scheduler_is_followed(folder, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "stochastic")
+    settings = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "stochastic_sampling": True}
+    (other / "scheduler" / "scheduler_config.json").write_text(json.dumps(settings))
+    assert read_sampling(other).solver == "sde"

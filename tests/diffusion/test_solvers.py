@@ -20,18 +20,19 @@ from helpers.tiny_batch import (
     make_noise,
     make_sigmas,
     pack,
+    wave,
 )
 
 from sora_jax.diffusion import flow
 from sora_jax.diffusion.guidance import Guidance
-from sora_jax.diffusion.solvers import SOLVERS, solver_step
+from sora_jax.diffusion.solvers import ODE_SOLVERS, State, solver_step
 from sora_jax.tokens.packing import PackedBatch, unpack
 
 MODEL = make_dit()
 GUIDANCE = tabulate(SETTINGS, PLACES, BATCH.condition_segment_ids)
 
 
-@pytest.fixture(scope="module", params=SOLVERS)
+@pytest.fixture(scope="module", params=ODE_SOLVERS)
 def solver(request) -> str:
     return request.param
 
@@ -96,6 +97,20 @@ def test_tokens_wait_where_they_start(solver):
 def test_a_segment_that_is_done_rests(solver, filled):
     longer = np.concatenate([SIGMAS, np.zeros_like(SIGMAS[:2])])
     np.testing.assert_array_equal(sample(MODEL, BATCH, NOISE, longer, GUIDANCE, solver), filled)
+
+
+def test_new_noise_takes_the_place_of_the_old():
+    """With a model that always predicts the same x₀, a step's result is that and the step's own noise."""
+    clean, fresh = wave(*NOISE.shape, pitch=9), wave(*NOISE.shape, pitch=11)
+    at = lambda sigmas, batch: flow.gather_sigmas(sigmas, batch.condition_ids)[..., None]
+    knows = lambda x, batch, sigma: (x - clean) / jnp.maximum(at(sigma, batch), 1e-6)
+    state = State.begin(jnp.asarray(NOISE), SIGMAS[0])
+    given = knows, state, BATCH, SIGMAS[0], SIGMAS[1], Guidance().tables(SIGMAS[0].shape), None
+    after = jax.jit(lambda noise: solver_step.__wrapped__(*given, "sde", 1, noise))(fresh).x
+    sigma, then = at(SIGMAS[0], BATCH), at(SIGMAS[1], BATCH)
+    expected = np.where(then < sigma, (1 - then) * clean + then * fresh, NOISE)
+    assert (then < sigma).any() and (then >= sigma).any()
+    np.testing.assert_allclose(after, expected, atol=1e-5)
 
 
 def test_a_step_above_hold_is_left_out():

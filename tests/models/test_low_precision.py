@@ -20,7 +20,7 @@ from helpers.tiny_dit import make_dit as make_trained
 
 from sora_jax.data.pipeline import PipelineConfig
 from sora_jax.diffusion.guidance import Guidance
-from sora_jax.diffusion.solvers import SOLVERS, State, solver_step
+from sora_jax.diffusion.solvers import ODE_SOLVERS, State, solver_step
 from sora_jax.evaluation import (
     abilities,
     extractors,
@@ -206,7 +206,7 @@ def _elementwise(x: jax.Array, batch: Any, sigma: jax.Array) -> jax.Array:
     return jnp.sin(3 * x) + 0.1 * words + sigma.mean(1)[:, None, None]
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ODE_SOLVERS)
 def test_the_samplers_own_arithmetic_is_exact(solver):
     guidance = tabulate(SETTINGS, PLACES, BATCH.condition_segment_ids)
     x = jnp.asarray(NOISE)

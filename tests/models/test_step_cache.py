@@ -14,7 +14,7 @@ from helpers.sampling import tabulate
 from helpers.tiny_batch import BATCH, CONFIG, NOISE, PLACES, SETTINGS, SIGMAS, K, M, N, make_segment, wave
 
 from sora_jax.diffusion.guidance import Guidance
-from sora_jax.diffusion.solvers import SOLVERS, State, solver_step
+from sora_jax.diffusion.solvers import ODE_SOLVERS, State, solver_step
 from sora_jax.models.dit import DiT
 from sora_jax.models.ltx import LTX
 from sora_jax.models.ltx_weights import load_ltx, ltx_config
@@ -107,7 +107,7 @@ def test_one_segment_that_changes_is_enough():
     assert len(padding[0]) and skipped(padding, 1e6)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ODE_SOLVERS)
 def test_every_solver_steps_with_a_cache(solver):
     model, tables = make_deep(), tabulate(SETTINGS, PLACES, BATCH.condition_segment_ids)
     states = []

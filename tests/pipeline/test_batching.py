@@ -27,7 +27,7 @@ from helpers.tiny_batch import (
 
 from sora_jax.diffusion import flow
 from sora_jax.diffusion.guidance import Guidance
-from sora_jax.diffusion.solvers import SOLVERS, solver_step
+from sora_jax.diffusion.solvers import ODE_SOLVERS, solver_step
 from sora_jax.errors import UserError
 from sora_jax.pipeline.batching import MAX_OVERTAKE_STEPS, BatchShape, ContinuousBatcher
 from sora_jax.tokens.packing import unpack
@@ -80,7 +80,7 @@ def drain(batcher: ContinuousBatcher) -> dict[int, np.ndarray]:
     raise AssertionError("the batcher doesn't come to its end")
 
 
-@pytest.mark.parametrize("solver", rest_slow(SOLVERS))
+@pytest.mark.parametrize("solver", rest_slow(ODE_SOLVERS))
 def test_segments_that_join_later_get_what_they_get_alone(solver):
     batcher, ids, out = ContinuousBatcher(MODEL, [SHAPE], solver), {}, {}
     for i in (1, 3, 0, 2, 4):  # one more each step: most join sequences where others are half way
@@ -90,6 +90,27 @@ def test_segments_that_join_later_get_what_they_get_alone(solver):
     assert sorted(out) == sorted(ids.values())
     for i, uid in ids.items():
         np.testing.assert_allclose(out[uid], alone(i, solver), atol=1e-4, err_msg=f"segment {i}")
+
+
+def test_new_noise_of_a_step_is_the_segments_own():
+    """Whatever is packed beside it; the same again from the same first noise, and another from another."""
+
+    def run(*numbers: int, solver: str = "sde", flip: bool = False) -> list[np.ndarray]:
+        batcher = ContinuousBatcher(MODEL, [SHAPE], solver)
+        asked = [ask(i) for i in numbers]
+        for own in asked:
+            own["noise"] = -own["noise"] if flip else own["noise"]
+        ids = [batcher.add(**own) for own in asked]
+        out = drain(batcher)
+        return [out[uid] for uid in ids]
+
+    one, other = run(1, 4)
+    np.testing.assert_allclose(run(1)[0], one, atol=2e-5)
+    np.testing.assert_allclose(run(4)[0], other, atol=2e-5)
+    assert np.abs(run(1, solver="euler")[0] - one).max() > 0.1
+    assert np.abs(run(1, flip=True)[0] - one).max() > 0.1
+    given = SEGMENTS[0].init_sigma == 0
+    np.testing.assert_array_equal(run(0)[0][given], SEGMENTS[0].patches[given])
 
 
 def test_positions_are_used_again_and_nothing_compiles_again():

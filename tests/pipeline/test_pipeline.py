@@ -13,7 +13,7 @@ from flax import nnx
 from helpers.tiny_model import tiny_bundle
 
 from sora_jax.checkpoints.bundle import load_bundle, save_bundle, take_weights
-from sora_jax.diffusion.solvers import SOLVERS, solver_step
+from sora_jax.diffusion.solvers import ODE_SOLVERS, solver_step
 from sora_jax.errors import UserError
 from sora_jax.media.video import Video
 from sora_jax.media.writing import read_metadata
@@ -82,7 +82,7 @@ def test_solvers_of_second_order_take_the_same_road_with_smaller_steps_error():
     exact = pipeline.generate("a ring", steps=64, solver="heun", **fields).frames.astype(float)
     errors = {
         solver: np.abs(pipeline.generate("a ring", steps=6, solver=solver, **fields).frames - exact).mean()
-        for solver in SOLVERS
+        for solver in ODE_SOLVERS
     }
     better = {solver: error / errors["euler"] for solver, error in errors.items() if solver != "euler"}
     assert len(better) == 3 and max(better.values()) < 0.5, errors
