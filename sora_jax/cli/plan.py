@@ -59,7 +59,9 @@ def _show_chips(context: click.Context, _: click.Parameter, asked: bool) -> None
 @click.option("--size", type=Size(), metavar="WxH", help="Of --model's video.  [default: the model's own]")
 @click.option("--frames", type=click.IntRange(1), help="Of --model's video.  [default: the model's own]")
 @click.option("--dtype", type=click.Choice(DTYPES), default="bfloat16", help="Of --model's arithmetic.")
-@click.option("--weights", type=click.Choice(DTYPES), help="Of --model in memory.  [default: --dtype]")
+@click.option(
+    "--weights", type=click.Choice((*DTYPES, "int8")), help="Of --model in memory.  [default: --dtype]"
+)
 @click.option(
     "--topology",
     "topologies",

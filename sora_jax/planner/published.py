@@ -15,9 +15,11 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from ml_collections import ConfigDict
 
 from sora_jax.checkpoints.components import DTYPES, Bundle, check_choice
-from sora_jax.checkpoints.pretrained import pretrained_folder, read_shapes
+from sora_jax.checkpoints.pretrained import STORED, pretrained_folder, read_shapes
 from sora_jax.errors import UserError
 from sora_jax.media.video import frame_size
+from sora_jax.models.int8 import INT8
+from sora_jax.models.layers import linear_layers
 from sora_jax.models.wan_vae import WanVAE
 from sora_jax.models.wan_vae_config import WanVAEConfig
 from sora_jax.tokens.packing import PackedBatch
@@ -52,7 +54,15 @@ class PublishedSampler:
 
     def init(self, key: jax.Array) -> Any:
         """The transformer in the type that its weights have in memory."""
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, self.weights), self.bundle.dit)
+        is_int8 = self.weights == INT8
+        like = jnp.float32 if is_int8 else self.weights
+        model = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, like), self.bundle.dit)
+        for path, layer in linear_layers(model).items() if is_int8 else ():
+            if "blocks/" in path:  # as `models.int8.to_int8`
+                shape = layer.kernel.shape
+                layer.kernel = nnx.Param(jnp.zeros(shape, INT8))
+                layer.kernel_scale = nnx.Param(jnp.zeros((*shape[:-2], shape[-1])))
+        return model
 
     def shapes(self, batch_size: int) -> PackedBatch:
         """Of a batch of so many packed sequences, one segment each."""
@@ -81,13 +91,13 @@ def published_config(
     Args:
       size: (height, width) in pixels; None, and `frames`: the model's own.
       dtype: of the arithmetic.
-      weights: type of the transformer's parameters in memory; "" is `dtype`.
+      weights: type of the transformer's parameters in memory, of `pretrained.STORED`; "" is `dtype`.
 
     Raises:
       UserError: there is no such folder, or its settings are of an architecture that isn't supported.
     """
     check_choice("dtype", dtype, DTYPES)
-    check_choice("weights", weights or dtype, DTYPES)
+    check_choice("weights", weights or dtype, STORED)
     folder = pretrained_folder(model)
     bundle = _shapes(folder, dtype)
     sampling, limits, vae = bundle.sampling, bundle.limits, bundle.vae.config

@@ -1,12 +1,8 @@
 """What tests of open models share: weights by name, and errors relative to the deviation of what is expected."""
 
-import pathlib
-import sys
 from collections.abc import Sequence
 
 import numpy as np
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "tools" / "parity"))  # of wan_check and others too
 from seeded import draw
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import pathlib
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers.slow import rest_slow
+from ltx_vae_check import check, decode, encode, model_of
 
 from sora_jax.checkpoints.ltx_vae_weights import diffusers_names, load_ltx_vae, stored_name, stored_shape
 from sora_jax.checkpoints.store import named_leaves
@@ -23,8 +23,6 @@ from sora_jax.models.ltx_vae_config import LTX_0_9_0, LTX_0_9_1, LTX_0_9_5, LTXV
 from sora_jax.models.tiles import Tiles, decode_stream, encode_stream
 
 ROOT = pathlib.Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tools" / "parity"))
-from ltx_vae_check import check, decode, encode, model_of  # noqa: E402
 
 VERSIONS = ("0_9_0", "0_9_1", "0_9_5", "causal")
 PUBLISHED = {"0_9_0": LTX_0_9_0, "0_9_1": LTX_0_9_1, "0_9_5": LTX_0_9_5}

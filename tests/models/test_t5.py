@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import pathlib
-import sys
 import time
 import tracemalloc
 import weakref
@@ -17,6 +16,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tokenizers
+from seeded import draw
+from t5_check import check, config_of, drawn
 
 from sora_jax.errors import UserError
 from sora_jax.models import prompts, t5
@@ -28,9 +29,6 @@ from sora_jax.models.weights import map_weights, read_weights, write_weights
 ROOT = pathlib.Path(__file__).parents[2]
 VARIANTS = ("tiny_umt5", "tiny_t5")
 WORDS = ["<pad>", "</s>", "<unk>", "a", "red", "ball", "moves", "left", "&", "Red"]
-sys.path.insert(0, str(ROOT / "tools" / "parity"))
-from seeded import draw  # noqa: E402
-from t5_check import check, config_of, drawn  # noqa: E402
 
 
 def golden(variant: str) -> dict[str, np.ndarray]:

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import json
 import pathlib
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers.slow import rest_slow
+from wan_vae_check import check, decode, encode, model_of
 
 from sora_jax.backend import ONEDNN
 from sora_jax.checkpoints.store import named_leaves
@@ -27,8 +27,6 @@ from sora_jax.models.wan_vae import WanVAE
 from sora_jax.models.wan_vae_config import WAN_2_1, WAN_2_2, WanVAEConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tools" / "parity"))
-from wan_vae_check import check, decode, encode, model_of  # noqa: E402
 
 VERSIONS = ("2_1", "2_2")
 CHUNKINGS = [(2, 1), (1, 1, 1)]  # in latent frames

@@ -50,6 +50,8 @@ def test_no_weights_are_needed_and_their_bytes_are_right(whole, settings_only):
     assert found.clip.tokens == 3 * 2 * 3 and found.clip.frames == FRAMES
     narrow = host_needs(published_config(settings_only, SIZE, FRAMES, "bfloat16"))
     assert narrow.weights["transformer"] == bytes_of(bundle.dit) / 2
+    small = host_needs(published_config(settings_only, SIZE, FRAMES, "float32", "int8"))
+    assert small.weights["transformer"] == bytes_of(load_pretrained(whole, weights="int8").dit)
     assert found.peak == max(found.stages.values()) and found.peak > sum(found.weights.values())
 
 
@@ -140,7 +142,7 @@ def test_the_command_says_what_this_machine_needs(settings_only, tmp_path):
         (["--model", "{folder}", "--config.steps=3"], "are of --config, not of --model"),
         (["--model", "nowhere"], "nowhere"),
         (["--model", "toyworld"], "no diffusers pipeline"),
-        (["--model", "{folder}", "--dtype", "int4"], "'int4' is not one of"),
+        (["--model", "{folder}", "--dtype", "int8"], "'int8' is not one of"),
     ],
 )
 def test_bad_input_is_one_sentence(settings_only, arguments, sentence, capsys):
