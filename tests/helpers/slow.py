@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 
-def rest_slow(cases: Sequence[Any], keep: int = 1) -> list[Any]:
-    """The cases for `pytest.mark.parametrize`, of which those after the first `keep` are marked slow."""
-    as_tuple = lambda case: case if isinstance(case, tuple) else (case,)
-    slow = [pytest.param(*as_tuple(case), marks=pytest.mark.slow) for case in cases[keep:]]
+def rest_slow(cases: Sequence[Any], keep: int = 1, several: bool = False) -> list[Any]:
+    """The cases for `pytest.mark.parametrize`, of which those after the first `keep` are marked slow.
+
+    `several`: whether a case is a tuple of several arguments.
+    """
+    slow = [pytest.param(*(case if several else (case,)), marks=pytest.mark.slow) for case in cases[keep:]]
     return [*cases[:keep], *slow]

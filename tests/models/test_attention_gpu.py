@@ -42,7 +42,10 @@ def d_out(attend):
 
 @pytest.mark.parametrize(
     ("width", "dtype", "tolerance"),
-    rest_slow([(72, "float32", 1e-5), (16, "float32", 1e-5), (72, "bfloat16", 0.05), (128, "float32", 1e-5)]),
+    rest_slow(
+        [(72, "float32", 1e-5), (16, "float32", 1e-5), (72, "bfloat16", 0.05), (128, "float32", 1e-5)],
+        several=True,
+    ),
 )
 def test_heads_of_any_width_are_as_the_reference_has_them(width, dtype, tolerance):
     """72 is a power of two and a piece that reaches over the head's end; what lies there must not be read."""
