@@ -58,7 +58,7 @@ def prepare() -> None:
     # Programs with oneDNN's calls can't be kept (jax 0.12: bad_alloc while writing them), and JAX says so each time.
     warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
     if CACHE not in os.environ:
-        os.environ[CACHE] = str(_cache_home() / f"{version}-{_machine()}")
+        os.environ[CACHE] = str(cache_home() / "xla" / f"{version}-{_machine()}")
     _check_cache()
 
 
@@ -119,9 +119,10 @@ def _check_cache() -> None:
         os.environ[CACHE] = ""
 
 
-def _cache_home() -> pathlib.Path:
+def cache_home() -> pathlib.Path:
+    """The package's folder for what can be made again."""
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path("~/.cache").expanduser()
-    return pathlib.Path(home) / "sora_jax" / "xla"
+    return pathlib.Path(home) / "sora_jax"
 
 
 def _machine() -> str:

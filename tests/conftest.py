@@ -13,6 +13,7 @@ if QUICKLY.partition("=")[0] not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICKLY}".strip()
 # Before jax is imported, so that the processes that tests start inherit it.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(TESTS.parent / ".jax_cache"))
+os.environ.setdefault("SORA_JAX_TEXT_STATES", "")  # a prompt's states are those of the test's own model
 # Processes that tests start find this checkout's package, and tests/helpers.
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(TESTS.parent), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]

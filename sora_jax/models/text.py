@@ -178,6 +178,8 @@ class TextEncoder:
 
     def _forward(self, captions: list[tuple[int, ...]]) -> dict[tuple[int, ...], np.ndarray]:
         """Runs captions of similar length together, padded to a few static shapes: few compilations."""
+        if not captions:
+            return {}
         by_length: dict[int, list[tuple[int, ...]]] = {}
         for ids in captions:
             length = min(_padded(len(ids), _SHORTEST), max(self.config.max_tokens, _SHORTEST))

@@ -5,17 +5,34 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
+from sora_jax.backend import cache_home
 from sora_jax.checkpoints.components import Autoencoder, Bundle, Sampling, Transformer
 from sora_jax.errors import UserError
 from sora_jax.models.text import TextEncoder, load_text_encoder
 from sora_jax.pipeline.budget import LIMIT_FPS, LIMIT_SECONDS, VideoCost, check_frames, check_pixels
 from sora_jax.pipeline.settings import Settings
 from sora_jax.tokens.canvas import tile_boxes
+
+STATES = "SORA_JAX_TEXT_STATES"  # environment variable: the folder of prompts' states; empty: none are kept
+
+
+def _kept_states() -> pathlib.Path | None:
+    """Where states of prompts are kept whose encoder is read from its files each time; None where that can't be."""
+    name = os.environ.get(STATES, str(cache_home() / "text_states"))
+    try:
+        if name:
+            (folder := pathlib.Path(name)).mkdir(parents=True, exist_ok=True)
+            return folder if os.access(folder, os.W_OK) else None
+    except OSError:
+        pass
+    return None
 
 
 class VideoModel:
@@ -94,7 +111,7 @@ class VideoModel:
     def text_encoder(self) -> TextEncoder:
         """The text encoder, loaded when first needed."""
         if self._text_encoder is None:
-            self._text_encoder = load_text_encoder(self.bundle.text)
+            self._text_encoder = load_text_encoder(self.bundle.text, kept_states=_kept_states())
         return self._text_encoder
 
     def cells(self, height: int, width: int) -> tuple[int, int]:

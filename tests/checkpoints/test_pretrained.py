@@ -284,3 +284,16 @@ def test_a_stochastic_scheduler_is_followed(folder, tmp_path):
     settings = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "stochastic_sampling": True}
     (other / "scheduler" / "scheduler_config.json").write_text(json.dumps(settings))
     assert read_sampling(other).solver == "sde"
+
+
+def test_a_prompt_is_encoded_once(folder, tmp_path, monkeypatch):
+    """Its states are kept on disk, by the encoder's content: another pipeline of it reads no weights for them."""
+    monkeypatch.setenv("SORA_JAX_TEXT_STATES", str(tmp_path / "states"))
+    first = sora_jax.load(folder).text_encoder.encode(["a ball"])
+    assert len(list((tmp_path / "states").rglob("*.npy"))) == 1
+    monkeypatch.setattr("sora_jax.models.t5.T5Encoder.encode", lambda *_: pytest.fail("encoded again"))
+    np.testing.assert_array_equal(sora_jax.load(folder).text_encoder.encode(["a ball"])[0], first[0])
+    monkeypatch.undo()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SORA_JAX_TEXT_STATES", str(tmp_path / "file" / "states"))  # which can't be made
+    np.testing.assert_allclose(sora_jax.load(folder).text_encoder.encode(["a ball"])[0], first[0], atol=1e-6)
