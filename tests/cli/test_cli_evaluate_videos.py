@@ -119,9 +119,9 @@ def test_local_weights(videos, capsys):
         words = transformers.clip_text(weights, np.array([ids + [0] * (12 - len(ids))]), text)[0]
         cosines = np.asarray(transformers.clip_image(weights, frames, vision)) @ np.asarray(words)
         wanted.append(np.maximum(100 * cosines, 0).mean())
-    assert [row["clip_score"] for row in result["clips"]] == pytest.approx(wanted, abs=1e-3) and max(
-        wanted
-    ) > 0.1
+        # Of drawn weights; the sign differs by the version of the decoder, and a score below 0 is 0.
+        assert np.abs(cosines).max() > 1e-3
+    assert [row["clip_score"] for row in result["clips"]] == pytest.approx(wanted, abs=1e-3)
 
 
 BAD = {
