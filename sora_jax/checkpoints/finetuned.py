@@ -17,9 +17,9 @@ import numpy as np
 from sora_jax.checkpoints import pretrained
 from sora_jax.checkpoints.base_model import check_base
 from sora_jax.checkpoints.bundle import find
-from sora_jax.checkpoints.components import Bundle, Sampling
+from sora_jax.checkpoints.components import Bundle, Sampling, check_choice
 from sora_jax.checkpoints.diffusers_folder import INDEX, WEIGHTS, Reference
-from sora_jax.checkpoints.pretrained import load_pretrained, load_vae, pretrained_folder, read_shapes
+from sora_jax.checkpoints.pretrained import STORED, load_pretrained, load_vae, pretrained_folder, read_shapes
 from sora_jax.checkpoints.store import load_params, read_config
 from sora_jax.config import component
 from sora_jax.errors import UserError
@@ -67,6 +67,7 @@ def load_model(
         base = read_shapes(folder, reference, dtype or "float32")
         base = dataclasses.replace(base, vae=load_vae(folder, dtype or "float32"))
         assert isinstance(base.dit, Wan)
+        check_choice("weights", weights or base.dit.config.dtype, STORED)
         is_int8 = weights == "int8"  # which is made of all that was learned
         shapes = base.dit
         kind = jnp.dtype("float32" if is_int8 else weights or base.dit.config.dtype)

@@ -14,11 +14,14 @@ TIMEOUT = 20.0  # seconds until the hub must have answered a question about a fi
 # What a diffusers pipeline is made of. PyTorch's pickles and weights for other frameworks aren't fetched, nor weights
 # beside the folders of its parts: some repositories hold every version there as one file each (Lightricks/LTX-Video).
 _PATTERNS = ("*.json", "*/*.safetensors", "*/*.model", "*.txt", "*.md")
+_SETTINGS = ("*.json",)
 _NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
-def resolve(name: str | os.PathLike[str]) -> str | os.PathLike[str]:
+def resolve(name: str | os.PathLike[str], weights: bool = True) -> str | os.PathLike[str]:
     """The folder of a model on the hub; any other name as it is.
+
+    `weights`: whether they are wanted, or settings alone.
 
     What is in the cache whole is taken from there without asking the network. A download shows its progress, and goes
     on where it was interrupted.
@@ -40,14 +43,14 @@ def resolve(name: str | os.PathLike[str]) -> str | os.PathLike[str]:
             huggingface_hub.snapshot_download(
                 repository,
                 revision=revision or None,
-                allow_patterns=list(_PATTERNS),
+                allow_patterns=list(_PATTERNS if weights else _SETTINGS),
                 local_files_only=offline,
                 etag_timeout=TIMEOUT,
             )
         )
 
     try:
-        if not missing_files(cached := folder(offline=True)):
+        if not missing_files(cached := folder(offline=True), weights):
             return cached
     except LocalEntryNotFoundError:
         pass
@@ -60,15 +63,15 @@ def resolve(name: str | os.PathLike[str]) -> str | os.PathLike[str]:
             f"{repository} is not in the hub's cache and can't be fetched ({type(error).__name__}): check the name and "
             "the network, or fetch it elsewhere and give --model its folder."
         ) from error
-    if missing := missing_files(fetched):
+    if missing := missing_files(fetched, weights):
         raise UserError(f"{repository} is on the hub without {missing[0]}: it can't be loaded.")
     return fetched
 
 
-def missing_files(folder: pathlib.Path) -> list[str]:
+def missing_files(folder: pathlib.Path, weights: bool = True) -> list[str]:
     """Shards of weights that an index names and that aren't there: a cache may be returned as if it were whole."""
     missing = [] if (folder / "model_index.json").is_file() else ["model_index.json"]
-    for index in folder.glob("*/*.safetensors.index.json"):
+    for index in () if not weights else folder.glob("*/*.safetensors.index.json"):
         try:
             shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (OSError, ValueError, KeyError, TypeError, AttributeError):

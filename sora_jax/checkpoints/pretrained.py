@@ -141,13 +141,15 @@ def read_sampling(name: str | os.PathLike[str], reference: Reference = "diffuser
     return read_own_sampling(name)
 
 
-def pretrained_folder(name: str | os.PathLike[str]) -> pathlib.Path:
+def pretrained_folder(name: str | os.PathLike[str], weights: bool = True) -> pathlib.Path:
     """The diffusers folder of a name, which may be "hf:OWNER/NAME".
+
+    `weights`: whether they are fetched too, where the folder is on the hub.
 
     Raises:
       UserError: there is none.
     """
-    folder = find(resolve(name))
+    folder = find(resolve(name, weights))
     if not is_pretrained(folder):
         raise UserError(f"{name} is no diffusers pipeline: its folder has a {INDEX}.")
     return folder

@@ -11,7 +11,16 @@ from typing import Any
 
 import click
 
-from sora_jax.cli.options import MODEL, as_settings, bar, common, note, report_overwritten, settings
+from sora_jax.cli.options import (
+    MODEL,
+    as_settings,
+    bar,
+    common,
+    load_model,
+    note,
+    report_overwritten,
+    settings,
+)
 from sora_jax.cli.terminal import ListOf, Number, Output, table
 from sora_jax.errors import UserError, atomic_path
 
@@ -131,10 +140,8 @@ def evaluate_toyworld_command(model: str, truth: bool, vae: bool, results: Resul
     if truth and vae:
         raise click.UsageError("--truth and --vae exclude each other: choose one.")
     report = _report()
-    from sora_jax.pipeline import pipeline as api
-
     source = "truth" if truth else "vae" if vae else "generated"
-    pipeline = None if truth else api.load(model, lazy=True)
+    pipeline = None if truth else load_model(model)
     with bar("clip") as progress:
         result = report.evaluate_toyworld(
             pipeline,
@@ -163,11 +170,10 @@ def evaluate_abilities_command(
     """Whether each ABILITY (default: all) does what it is for, on toyworld's clips, whose truth is known."""
     _report()
     from sora_jax.evaluation.abilities import evaluate_abilities
-    from sora_jax.pipeline import pipeline as api
 
     own = as_settings(fields)
     seed = own.pop("seed")
-    pipeline = api.load(model, lazy=True)
+    pipeline = load_model(model)
     pipeline.notify = functools.cache(pipeline.notify)  # a note holds for every clip: once is enough
 
     def show(label: str, videos: Sequence[Any]) -> None:

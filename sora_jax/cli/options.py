@@ -214,7 +214,7 @@ def loading() -> tuple[Callable[..., Any], ...]:
         ),
         click.option(
             "--weights",
-            type=click.Choice(["float32", "bfloat16", "int8"]),
+            type=click.Choice(["float32", "bfloat16", "float16", "int8"]),
             expose_value=False,
             callback=keep,
             help="Of a diffusers folder's transformer in memory; int8 takes half of bfloat16.  [default: as --dtype]",

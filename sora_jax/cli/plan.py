@@ -58,7 +58,11 @@ def _show_chips(context: click.Context, _: click.Parameter, asked: bool) -> None
 )
 @click.option("--size", type=Size(), metavar="WxH", help="Of --model's video.  [default: the model's own]")
 @click.option("--frames", type=click.IntRange(1), help="Of --model's video.  [default: the model's own]")
-@click.option("--dtype", type=click.Choice(DTYPES), default="bfloat16", help="Of --model's arithmetic.")
+@click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    help="Of --model's arithmetic.  [default: of chips bfloat16; of this machine float32, as generate's]",
+)
 @click.option(
     "--weights", type=click.Choice((*DTYPES, "int8")), help="Of --model in memory.  [default: --dtype]"
 )
@@ -94,7 +98,7 @@ def plan(
     models: tuple[str, ...],
     size: tuple[int, int] | None,
     frames: int | None,
-    dtype: str,
+    dtype: str | None,
     weights: str | None,
     topologies: tuple[str, ...],
     devices: int | None,
@@ -121,10 +125,16 @@ def plan(
         raise click.UsageError("There is nothing to plan: name a --config, or a --model.")
     if models and (overrides or tokens):
         raise click.UsageError("--tokens and --config.key=value are of --config, not of --model.")
+    if not models and (size or frames or dtype or weights):
+        raise click.UsageError("--size, --frames, --dtype and --weights are of --model, not of --config.")
     wanted = [*map(read_topology, topologies)]
     if devices:
         wanted.append(read_topology(f"cpu:{devices}"))
     if not wanted and models and not configs:
+        if compare or json_path or picture or price is not None or assumptions:
+            raise click.UsageError(
+                "--compare, --json, --picture, --price and --assume are of plans for chips: name --topology h100:1."
+            )
         _before_jax(0)
         from sora_jax.cli import plan_report
         from sora_jax.planner.counts import host_needs
@@ -132,7 +142,9 @@ def plan(
 
         for name in models:
             click.echo(
-                plan_report.needs(host_needs(published_config(name, size, frames, dtype, weights or "")))
+                plan_report.needs(
+                    host_needs(published_config(name, size, frames, dtype or "float32", weights or ""))
+                )
             )
         return
     if not wanted:
@@ -152,7 +164,7 @@ def plan(
     for name in models:
         from sora_jax.planner.published import published_config
 
-        config = published_config(name, size, frames, dtype, weights or "")
+        config = published_config(name, size, frames, dtype or "bfloat16", weights or "")
         named.append((pathlib.Path(config.pretrained).name, config, "sample"))
     for name, config, own in named:
         for topology in wanted:
@@ -180,6 +192,7 @@ def _plan(
     notify: Callable[[str], None],
 ) -> Any:
     from sora_jax.planner import counts, estimate, programs
+    from sora_jax.planner.published import OBJECTIVE
     from sora_jax.planner.search import find_fit
 
     compiled = topology.is_tpu or topology.kind == "cpu"
@@ -196,6 +209,8 @@ def _plan(
     found = estimate.plan_step(name, built, counted(built), price, tokens, assumed)
     if built.fits or not search:
         return found
+    if config.objective == OBJECTIVE:
+        return found.with_change("--weights int8, a smaller --size, fewer --frames, or more chips", None)
     change, other = find_fit(
         spec,
         build,

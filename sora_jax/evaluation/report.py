@@ -90,7 +90,7 @@ def evaluate_vae(
         done, error, similarity, source = 0, 0.0, 0.0, (0, 0)
         first: list[Video] = []
         met = Report()
-        for piece, source in _pieces(path, resolution, seconds, start, met):
+        for piece, source in _pieces(path, resolution, seconds, start, met, pipeline.stride):
             again = pipeline.reconstruct(piece)
             error += len(piece) * 10 ** (-float(metrics.psnr(again.frames, piece.frames)) / 10)
             similarity += len(piece) * float(metrics.ssim(again.frames, piece.frames))
@@ -138,7 +138,7 @@ def evaluate_toyworld(
     fps: float = 8.0,
     steps: int | None = None,
     guidance: float | None = None,
-    solver: str = "euler",
+    solver: str | None = None,
     seed: int = 0,
     source: str = "generated",
     expand: bool = False,
@@ -177,8 +177,9 @@ def evaluate_toyworld(
     if clips < 1 or not durations or not aspects:
         raise UserError("At least one clip, one duration and one aspect ratio are needed.")
     progress, show = progress or _ignore, show or _ignore
-    asked = {name: value for name, value in (("steps", steps), ("guidance", guidance)) if value is not None}
-    sampler: dict[str, Any] = (pipeline.defaults if pipeline else {}) | asked | {"solver": solver} | settings
+    given = {"steps": steps, "guidance": guidance, "solver": solver}
+    asked = {name: value for name, value in given.items() if value is not None}
+    sampler: dict[str, Any] = (pipeline.defaults if pipeline else {}) | asked | settings
     requests = [
         Request("?", duration, resolution, aspect, fps, **sampler)
         for duration, aspect in itertools.product(durations, aspects)
@@ -244,9 +245,12 @@ def _expected_frames(path: str | os.PathLike[str], seconds: float, start: float)
 
 
 def _pieces(
-    path: str | os.PathLike[str], resolution: int, seconds: float, start: float, met: Report
+    path: str | os.PathLike[str], resolution: int, seconds: float, start: float, met: Report, stride: int
 ) -> Iterator[tuple[Video, tuple[int, int]]]:
-    """(a piece of the scaled video, (height, width) in the file), one after another."""
+    """(a piece of the scaled video, (height, width) in the file), one after another.
+
+    But for the last they fill latent frames of `stride` video frames.
+    """
     fps = probe(path).fps
     limit = frame_count(seconds, fps) if seconds else None
     frames = itertools.islice((frame for _, frame in stream_frames(path, start, fps, met)), limit)
@@ -255,7 +259,7 @@ def _pieces(
         size = frame.shape[:2]
         height, width = (round(side * resolution / min(size)) for side in size)
         piece.append(resample(frame, height, width)[: height - height % 2, : width - width % 2])
-        if len(piece) == 1 + 4 * min(max(_PIXELS // (4 * height * width), 1), 12):
+        if len(piece) == 1 + stride * min(max(_PIXELS // (stride * height * width), 1), 48 // stride):
             yield Video(np.stack(piece), fps), size
             piece = []
     if piece:

@@ -14,6 +14,7 @@ import os
 import pathlib
 import re
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
@@ -172,8 +173,12 @@ class TextEncoder:
             return self._forward(captions)
         kept = {ids: self._files.read(ids) for ids in captions}
         states = self._forward([ids for ids in captions if kept[ids] is None])
-        for ids, states_me in states.items():
-            self._files.write(ids, states_me)
+        try:
+            for ids, states_me in states.items():
+                self._files.write(ids, states_me)
+        except UserError as error:  # they are here, and can be computed again
+            warnings.warn(f"{error} What the text encoder gave is not kept.", stacklevel=2)
+            self._files = None
         return {ids: states_me for ids, states_me in kept.items() if states_me is not None} | states
 
     def _forward(self, captions: list[tuple[int, ...]]) -> dict[tuple[int, ...], np.ndarray]:

@@ -68,7 +68,8 @@ def iter_latents(
       Of each job its latent frames in order of time, float32[y,x,c], each as soon as no later window changes it.
 
     Raises:
-      UserError: a frame is larger than the model holds, or the jobs differ in solver, which is one for a batch.
+      UserError: a frame is larger than the model holds, or the jobs differ in solver or step_cache, which are one for a
+        batch.
     """
     for name in ("solver", "step_cache"):
         if len({getattr(job.settings, name) for job in jobs}) > 1:
@@ -91,7 +92,7 @@ def _check_cached(model: VideoModel) -> None:
         what = "has two transformers, of which one can't go on where the other was"
     elif getattr(model.dit, "offloaded", False):
         what = "is offloaded, a layer at a time"
-    elif model.sampling.distilled:
+    elif model.sampling.distilled or model.sampling.sigmas:
         what = "takes few steps, each of them far from the one before"
     else:
         return

@@ -204,7 +204,7 @@ class Pipeline(VaeProcessor):
         Each result is what its request gives alone, up to rounding.
 
         Raises:
-          UserError: as `generate`; or the requests differ in solver, which is one for a batch.
+          UserError: as `generate`; or the requests differ in solver or step_cache, which are one for a batch.
         """
         return self.make([text_to_video(self, request) for request in requests], progress)
 

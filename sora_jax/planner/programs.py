@@ -106,7 +106,8 @@ def make_step_spec(config: ConfigDict, step: str, topology: Topology) -> StepSpe
     """
     if config.objective == OBJECTIVE:
         # A video on as many chips as its heads allow; where that leaves some, several videos.
-        own = {"data": -1, "sequence": math.gcd(objective_of(config).dit.heads, topology.count)}
+        heads = objective_of(config).dit.heads
+        own = {"data": -1, "sequence": math.gcd(heads, topology.count, config.pipeline.seq_len)}
         mesh = component(MeshConfig, own | {"fsdp": 1, "tensor": 1} | config.mesh.to_dict(), "mesh")
         return _sampler_spec(config, mesh, topology)
     loop = read_loop_config(config)
@@ -191,7 +192,9 @@ def estimate_memory(spec: StepSpec) -> Built:
         dit, sizes = objective_of(spec.config).dit, spec.mesh
         positions = spec.batch_size * positions_of(spec)
         own = positions / (sizes["data"] * sizes["fsdp"] * sizes["sequence"])
-        widest = 2 * 2 * own * dit.hidden / sizes["tensor"]
+        own *= spec.passes  # of a sampler all are one call
+        number = 4 if dit.dtype == "float32" else 2
+        widest = 2 * number * own * dit.hidden / sizes["tensor"]
         parts["temporaries"] = 2 * 2 * 12 * dit.width**2 + widest + 4 * 4 * own * dit.width
     if spec.step == "train":
         parts["temporaries"] += parts["parameters"]

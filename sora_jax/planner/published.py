@@ -98,7 +98,7 @@ def published_config(
     """
     check_choice("dtype", dtype, DTYPES)
     check_choice("weights", weights or dtype, STORED)
-    folder = pretrained_folder(model)
+    folder = pretrained_folder(model, weights=False)
     bundle = _shapes(folder, dtype)
     sampling, limits, vae = bundle.sampling, bundle.limits, bundle.vae.config
     assert bundle.dit is not None
@@ -107,6 +107,8 @@ def published_config(
     patch = bundle.dit.config.patch
     height, width = size or frame_size(sampling.resolution, sampling.aspect)
     count = frames or round(sampling.duration * sampling.fps)
+    if min(height, width) < 1 or count < 1:
+        raise UserError(f"A video of {count} frames of {width}x{height} can't be: give at least 1 of each.")
     latent_frames = 1 + math.ceil((count - 1) / vae.compression[0])
     cells = [
         math.ceil(side / (pixels * by))
@@ -114,8 +116,19 @@ def published_config(
     ]
     tokens = latent_frames * math.prod(cells)
     multiple = limits.seq_multiple or 1
-    if min(height, width) < 1 or count < 1:
-        raise UserError(f"A video of {count} frames of {width}x{height} can't be: give at least 1 of each.")
+    held = min(limits.tokens // math.prod(cells), limits.latent_frames or latent_frames)
+    if held < min(latent_frames, 2):
+        raise UserError(
+            f"Frames of {width}x{height} are {math.prod(cells):,} tokens and a sequence of {bundle.name} holds "
+            f"{limits.tokens:,}: choose a smaller --size."
+        )
+    if latent_frames > held:
+        most = 1 + vae.compression[0] * (held - 1)
+        windows = 1 + math.ceil((latent_frames - held) / (held - held // 2))
+        raise UserError(
+            f"A video of {count} frames of {width}x{height} is made in {windows} windows of up to {most} frames: plan "
+            f"one of them, --frames {most}; it takes no more memory, and the video {windows} times as long."
+        )
     return ConfigDict(
         {
             "objective": OBJECTIVE,

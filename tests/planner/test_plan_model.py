@@ -15,8 +15,9 @@ from helpers.diffusers_folder import golden, write_folder
 from sora_jax.checkpoints.pretrained import load_pretrained
 from sora_jax.cli.main import cli
 from sora_jax.distributed.chips import read_topology
+from sora_jax.errors import UserError
 from sora_jax.models.wan import Wan, wan_flops
-from sora_jax.planner.counts import estimate_counts, host_needs
+from sora_jax.planner.counts import count, estimate_counts, host_needs
 from sora_jax.planner.estimate import clip_of
 from sora_jax.planner.programs import build, estimate_memory, make_step_spec, objective_of
 from sora_jax.planner.published import _flops, published_config
@@ -52,6 +53,7 @@ def test_no_weights_are_needed_and_their_bytes_are_right(whole, settings_only):
     assert narrow.weights["transformer"] == bytes_of(bundle.dit) / 2
     small = host_needs(published_config(settings_only, SIZE, FRAMES, "float32", "int8"))
     assert small.weights["transformer"] == bytes_of(load_pretrained(whole, weights="int8").dit)
+    assert found.stages["sampling"] > sum(found.weights.values())
     assert found.peak == max(found.stages.values()) and found.peak > sum(found.weights.values())
 
 
@@ -102,7 +104,17 @@ def test_products_and_convolutions_are_counted_by_hand():
 def test_arithmetic_is_near_the_compiler(settings_only):
     spec = make_step_spec(published_config(settings_only, SIZE, FRAMES, "float32"), "sample", HERE)
     built = build(spec)
-    assert built.memory["parameters"] == estimate_memory(spec).memory["parameters"]
+    by_compiler, by_arithmetic = count(built), estimate_counts(spec)
+    assert by_compiler.products == pytest.approx(by_arithmetic.products + by_arithmetic.attention, rel=0.25)
+    guessed = estimate_memory(spec).memory
+    assert built.memory["temporaries"] / guessed["temporaries"] == pytest.approx(1, abs=0.75)
+
+
+def test_a_video_longer_than_a_sequence_is_planned_by_its_windows(settings_only):
+    with pytest.raises(UserError, match=r"in 2 windows of up to 81 frames: plan one of them, --frames 81;"):
+        published_config(settings_only, SIZE, 97)
+    with pytest.raises(UserError, match="choose a smaller --size"):
+        published_config(settings_only, (4096, 4096), 9)
 
 
 def test_a_video_is_cut_over_as_many_chips_as_the_heads_allow(settings_only):
@@ -140,6 +152,11 @@ def test_the_command_says_what_this_machine_needs(settings_only, tmp_path):
     [
         (["--topology", "h100:1"], "name a --config, or a --model"),
         (["--model", "{folder}", "--config.steps=3"], "are of --config, not of --model"),
+        (["--model", "{folder}", "--json", "x.json"], "are of plans for chips"),
+        (
+            ["--config", "toyworld_dit", "--size", "64x64", "--devices", "1"],
+            "are of --model, not of --config",
+        ),
         (["--model", "nowhere"], "nowhere"),
         (["--model", "toyworld"], "no diffusers pipeline"),
         (["--model", "{folder}", "--dtype", "int8"], "'int8' is not one of"),
