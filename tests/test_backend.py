@@ -104,6 +104,7 @@ jax.block_until_ready(jnp.zeros(1 << 46, jnp.int8))
 """
 
 
+@pytest.mark.slow
 def test_a_slow_compile_raises_no_alarm_and_a_real_error_is_told(tmp_path):
     own = {name: value for name, value in os.environ.items() if name != backend.LOGS}
     run = lambda **more: subprocess.run(

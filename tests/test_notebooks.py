@@ -20,7 +20,7 @@ transformers = pytest.importorskip(
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
-SLOW = ("canvas", "fine_tune", "first_video", "packing", "plan_a_pod", "train_tiny")  # half a minute and more
+QUICK = ("read_ablation",)  # the others take half a minute and more
 MOST_BYTES, MOST_LINES = 400_000, 5
 # Folders of machines on which notebooks are run, not of those on which they are read.
 MACHINE = re.compile(r"/(root|home|Users|work|tmp|var|private|mnt|opt|content)/[\w.]")
@@ -57,7 +57,7 @@ def shown_text(cell: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(one, marks=[pytest.mark.slow] * (one in SLOW)) for one in NAMES]
+    "name", [pytest.param(one, marks=[pytest.mark.slow] * (one not in QUICK)) for one in NAMES]
 )
 def test_it_runs_from_top_to_bottom(name, tmp_path):
     made = TOOL.run(read(name), tmp_path, SHORT=True)

@@ -86,6 +86,7 @@ def test_offloaded_blocks_make_the_same_latents(folder, sampled):
         pipeline.sample_latents([cached])
 
 
+@pytest.mark.slow
 def test_a_model_with_a_timestep_a_token_animates_as_diffusers_does(tmp_path):
     """TI2V's kind: the picture is a conditioning frame of the canvas, which is timestep 0 for its tokens."""
     given = golden("wan_pipeline_given")

@@ -83,6 +83,7 @@ def test_nothing_is_decoded_or_scaled_twice(tmp_path, monkeypatch):
     assert len(opened) == 1 and len(scaled) <= 60 < sum(len(clip.video.frames) for clip in clips.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fps", [Fraction(30000, 1001), 25, 30, Fraction(24000, 1001), 8])
 def test_no_clip_of_a_healthy_film_is_taken_for_damaged(tmp_path, fps):
     write(tmp_path / "a.mp4", moving(50), fps=fps)

@@ -13,6 +13,7 @@ def load():
         yield load
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["padding", "buckets", "packing"])
 def test_each_way_keeps_to_its_slots_and_to_the_stream(load, way):
     stream = load("streams").Stream("hostile")

@@ -200,6 +200,7 @@ def test_a_packed_row_leaves_out_all_that_can_be_left_out():
     np.testing.assert_array_equal(share, exact | np.eye(len(exact), dtype=bool))
 
 
+@pytest.mark.slow
 @given(
     ids=st.lists(st.integers(0, 6), min_size=80, max_size=80),
     sizes=st.sampled_from(((7, 6, 5, 3), (30, 12, 8), (4, 1))),

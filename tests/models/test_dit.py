@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers.packed import pack_segments
-from helpers.slow import rest_slow
 from helpers.tiny_batch import wave
 from helpers.tiny_dit import (
     BATCH,
@@ -94,6 +93,7 @@ def test_a_row_without_empty_slots_and_without_words_gives_the_same(model, outpu
     close(unpack(forward(model, batch, sigma_table([SIGMAS[i]], [own], batch)), [own]), [outputs[i]])
 
 
+@pytest.mark.slow
 def test_a_batch_with_no_room_for_words_gives_the_same_as_one_whose_segments_have_none(model):
     segments = [
         dataclasses.replace(segment, text=segment.text[:0], text_time=segment.text_time[:0])
@@ -265,7 +265,8 @@ def test_what_a_token_covers_is_given_where_places_are(model, outputs):
         assert (np.abs(ours - theirs).max() > 1e-2) == model.config.absolute
 
 
-@pytest.mark.parametrize("how", rest_slow(["unrolled", "dots", "none"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["unrolled", "dots", "none"])
 def test_scanning_and_recomputing_change_no_number(model, how, monkeypatch):
     weights = wave(2, N, CONFIG.patch_width)
     expected = forward_backward(model, BATCH, TABLE, weights)

@@ -12,7 +12,6 @@ import pytest
 from flax import nnx
 from helpers.low_precision import rounded, rounded_products
 from helpers.sampling import tabulate
-from helpers.slow import rest_slow
 from helpers.tiny_batch import BATCH, NOISE, PLACES, SETTINGS, SIGMAS, make_dit
 from helpers.tiny_dit import BATCH as TRAINED
 from helpers.tiny_dit import CONFIG
@@ -183,7 +182,8 @@ class Differentiated:
         return loss + sum(jax.tree.leaves(slopes)), metrics
 
 
-@pytest.mark.parametrize("name", rest_slow(["adamw", "muon"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_training_step_is_near_the_exact_one(name, gradients):
     init, step = make_steps(Differentiated, OptimConfig(name=name, lr=1e-3, warmup=0))
     state, key = init(jax.random.key(0)), jax.random.key(1)

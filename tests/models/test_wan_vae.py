@@ -85,7 +85,7 @@ def test_bfloat16_is_no_further_off_than_diffusers_own():
         assert 1e-3 < error < 1.2 * bound
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", rest_slow(VERSIONS))
 @pytest.mark.parametrize("chunks", rest_slow(CHUNKINGS))
 def test_a_stream_is_encoded_and_decoded_as_the_whole(version, chunks):
     model, frames = tiny(version), clip(version)
@@ -155,6 +155,7 @@ def test_tiles_with_the_full_halo_are_the_whole_frame(version):
         assert np.abs(full - one).max() < 1e-4 * one.std() < 1e-2 < np.abs(rough - one).max()
 
 
+@pytest.mark.slow
 def test_streams_are_the_chunks_of_the_normalised_latents():
     model, own = tiny("2_1"), golden("2_1")
     mean, std = (np.array(values) for values in (model.config.latent_mean, model.config.latent_std))

@@ -58,6 +58,7 @@ def test_a_type_that_is_none_for_weights_is_refused(dtype, tmp_path):
         write_weights(WEIGHTS, tmp_path / "w.safetensors", dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", SAVED)
 def test_a_bundle_loads_in_every_type(dtype, tmp_path):
     bundle = tiny_bundle()

@@ -61,6 +61,7 @@ def test_streams_read_in_turn_equal_videos_made_whole(pipeline):
         assert stream.size == (32, 32) and stream.duration == request.duration
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patch", [(1, 2, 2), (2, 2, 2)])
 def test_a_seed_has_one_noise_however_a_canvas_is_cut(monkeypatch, patch):
     """Each latent frame's is that of the canvas drawn at once, forward and backward."""

@@ -317,6 +317,7 @@ def test_the_command_says_what_fits_and_what_it_costs(tmp_path):
     assert drawn.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_told_with_what_makes_it_fit():
     done = run(
         "--config",

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from helpers.slow import rest_slow
 from helpers.tiny_model import TINY_VAE, measured_bundle
 
 from sora_jax.checkpoints.bundle import save_bundle
@@ -82,7 +83,7 @@ def trace(point: Point, workdir: pathlib.Path, latents: pathlib.Path) -> None:
             assert measured.dit == config.dit and not measured.flow.text_dropout
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", rest_slow(NAMES, 3))
 def test_every_arm_of_the_debug_form_reads_its_clips_and_has_a_loss(name, tiny, uncompiled, tmp_path):
     points = resolve(load(f"{name}:debug"), tiny)
     assert len(points) == len({tuple(point.labels.items()) for point in points}) >= 3

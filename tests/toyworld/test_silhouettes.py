@@ -47,6 +47,7 @@ def confusions(reading: str) -> collections.Counter[tuple[str, str]]:
     return pairs
 
 
+@pytest.mark.slow
 def test_degraded_shapes_are_named_and_none_is_read_too_often() -> None:
     pairs = confusions("likelihood")
     clips = sum(pairs.values())

@@ -101,6 +101,7 @@ def whole(config, tmp_path_factory) -> tuple[pathlib.Path, TrainState]:
     return workdir, train(config, workdir, LineObjective())
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_keeps_the_same_averages_bit_for_bit(config, whole, tmp_path):
     workdir, expected = whole
     config = config.copy_and_resolve_references()

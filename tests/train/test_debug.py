@@ -33,14 +33,8 @@ FLAGS = {
 }
 
 
-# The ladder is the transformer's configuration with other sizes, Moving MNIST with pixels; of the others the parts are
-# tested in files of their own.
-SLOW = ("ladder", "moving_mnist", "finetune_wan", "distill", "toyworld_vae")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in shipped()]
-)
+@pytest.mark.slow  # three quarters of a minute each; the parts are tested in files of their own
+@pytest.mark.parametrize("name", shipped())
 def test_a_debug_run_has_all_parts_of_a_run(name, tmp_path, tiny, capsys, monkeypatch):
     monkeypatch.setattr("sora_jax.checkpoints.bundle.BUNDLED", tiny)
     flags = [flag.replace("FOLDER", str(tiny)) for flag in FLAGS.get(name, [])]

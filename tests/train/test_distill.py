@@ -121,6 +121,7 @@ def test_a_run_gives_a_model_that_is_sampled_in_few_steps(config, tmp_path):
     assert video.frames.shape == (4, 32, 32, 3)
 
 
+@pytest.mark.slow
 def test_a_distilled_model_has_its_own_defaults_and_says_what_it_cannot_follow(config, tmp_path):
     """Steps and guidance are the model's where nothing is asked for, known before it is loaded."""
     objective = objective_of(config, tmp_path)

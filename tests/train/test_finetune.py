@@ -44,6 +44,7 @@ def lora(place):
     batches.close()
 
 
+@pytest.mark.slow
 def test_a_lora_overfits_four_clips_and_its_base_stays_as_it_is(place, lora):
     objective, batch = lora
     assert sorted(set(batch.segment_ids.flat)) == [1, 2, 3, 4]

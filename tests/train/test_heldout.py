@@ -39,6 +39,7 @@ def test_it_is_logged_and_training_stays_the_same_bit_for_bit(tmp_path, capsys):
     assert f"heldout_loss {rows[3]['heldout_loss']:.4f}" in line
 
 
+@pytest.mark.slow
 def test_it_is_of_the_average_with_the_same_batches_and_noise_each_time(tmp_path):
     state = train(config_with(6), tmp_path / "run", LineObjective())
     objective, root = LineObjective(), jax.random.key(3)

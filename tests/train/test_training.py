@@ -72,6 +72,7 @@ def test_one_compilation_serves_a_stream_of_many_shapes(whole):
     assert [row["step"] for row in rows if np.isfinite(row.get("heldout_loss", np.nan))] == [4, 8]
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_goes_on_to_the_same_parameters(whole, tmp_path):
     for steps in (4, 9):  # 4 is off the grid of checkpoints: the end of a run is saved too
         run(tiny_config(tmp_path, steps), tmp_path / "run")
