@@ -18,7 +18,7 @@ from sora_jax.toyworld.render import render
 class Painter:
     """A model of known skill: paints the scenes of `_examples`, every fourth of them in another's colour and place."""
 
-    name, defaults = "painter", {}
+    name, defaults, stride = "painter", {}, 4
 
     def __init__(self, scenes=None, error=0):
         self.scenes, self.error, self.pieces, self.checked = scenes or {}, error, [], []

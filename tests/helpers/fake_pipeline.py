@@ -13,7 +13,7 @@ from sora_jax.media.video import Video, VideoStream
 class FakePipeline:
     """Answers as `pipeline.Pipeline` does, without a network; `before` is called when the sampling begins."""
 
-    name, defaults = "fake", {}
+    name, defaults, stride = "fake", {}, 4
 
     def __init__(self):
         self.requests, self.before = [], lambda: None

@@ -19,7 +19,7 @@ from sora_jax.errors import UserError
 from sora_jax.models.wan import Wan, wan_flops
 from sora_jax.planner.counts import count, estimate_counts, host_needs
 from sora_jax.planner.estimate import clip_of
-from sora_jax.planner.programs import build, estimate_memory, make_step_spec, objective_of
+from sora_jax.planner.programs import build, make_step_spec, objective_of
 from sora_jax.planner.published import _flops, published_config
 
 SIZE, FRAMES = (32, 48), 9
@@ -106,8 +106,6 @@ def test_arithmetic_is_near_the_compiler(settings_only):
     built = build(spec)
     by_compiler, by_arithmetic = count(built), estimate_counts(spec)
     assert by_compiler.products == pytest.approx(by_arithmetic.products + by_arithmetic.attention, rel=0.25)
-    guessed = estimate_memory(spec).memory
-    assert built.memory["temporaries"] / guessed["temporaries"] == pytest.approx(1, abs=0.75)
 
 
 def test_a_video_longer_than_a_sequence_is_planned_by_its_windows(settings_only):
