@@ -36,8 +36,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "apg 8": {"guidance": 8.0, "guidance_method": "apg"},
 }
 GUIDANCE_STEPS = (12,)
-CACHE_STEPS = (12, 24, 50)
-THRESHOLDS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3)
+CACHE_STEPS = (12, 24)
+THRESHOLDS = (0.0, 0.05, 0.1, 0.2, 0.3)
 SHOWN = ("colour", "shape", "direction", "count", "all")
 SHEET_PROMPTS = (
     "a red circle moves left",
