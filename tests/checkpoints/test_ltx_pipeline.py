@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from helpers.diffusers_folder import golden, write_folder
-from helpers.parity import relative_error
+from helpers.parity import psnr, relative_error
 from safetensors.numpy import save_file
 
 import sora_jax
@@ -40,11 +40,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pipeline(folder):
     return sora_jax.load(folder)
-
-
-def psnr(frames: np.ndarray, expected: np.ndarray) -> float:
-    """Of uint8 frames against floats of 0 to 1."""
-    return float(-10 * np.log10(np.square(frames / 255.0 - expected).mean()))
 
 
 def test_a_pipeline_makes_what_diffusers_makes(pipeline):

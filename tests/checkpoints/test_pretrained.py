@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from helpers.diffusers_folder import golden, write_folder
-from helpers.parity import relative_error
+from helpers.parity import psnr, relative_error
 
 import sora_jax
 from sora_jax.checkpoints import pretrained
@@ -32,11 +32,6 @@ ASKED = SHAPE | {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_folder(tmp_path_factory.mktemp("models") / "tiny-wan", UNIPC)
-
-
-def psnr(frames: np.ndarray, expected: np.ndarray) -> float:
-    """Of uint8 frames against floats of 0 to 1."""
-    return float(-10 * np.log10(np.square(frames / 255.0 - expected).mean()))
 
 
 def test_a_pipeline_makes_what_diffusers_makes(folder):

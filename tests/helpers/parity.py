@@ -14,3 +14,8 @@ def draw_all(names: Sequence[tuple[str, Sequence[int]]], prefix: str = "") -> di
 def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
     """The largest error, in standard deviations of what is expected."""
     return float(np.abs(np.asarray(got) - expected).max() / expected.std())
+
+
+def psnr(frames: np.ndarray, expected: np.ndarray) -> float:
+    """Of uint8 frames against floats of 0 to 1."""
+    return float(-10 * np.log10(np.square(frames / 255.0 - expected).mean()))
