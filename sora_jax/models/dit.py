@@ -29,7 +29,7 @@ from sora_jax.models.layers import (
     rotary_angles,
     rotate,
 )
-from sora_jax.models.step_cache import StepCache, run_cached
+from sora_jax.models.step_cache import StepCache, run_layers
 from sora_jax.tokens.packing import PackedBatch
 
 POSITION_WIDTH = 32
@@ -225,21 +225,19 @@ class DiT(nnx.Module):
         angles = self._angles(coords)
 
         run = functools.partial(_run_layers, condition=condition, config=config, captions=captions)
-        if cache is not None:
+        if routing is None:
             x, cache = run(self.blocks, x, index, angles, segment_ids, cache=cache)
-        elif routing is None:
-            x = run(self.blocks, x, index, angles, segment_ids)
         else:
             layers = lambda start, stop: jax.tree.map(lambda leaf: leaf[start:stop], self.blocks)
             kept, left = _draw_routes(routing, order < M, segment_ids, x.shape[1] - M, M)
-            x = run(layers(0, 1), x, index, angles, segment_ids)
-            through = run(
+            x, _ = run(layers(0, 1), x, index, angles, segment_ids)
+            through, _ = run(
                 layers(1, -1),
                 gather_positions(x, kept, left),
                 *jax.tree.map(lambda array: _take(array, kept), (index, angles, segment_ids)),
             )
             x = jnp.where((left >= 0)[..., None], gather_positions(through, jnp.maximum(left, 0), kept), x)
-            x = run(layers(-1, None), x, index, angles, segment_ids)
+            x, _ = run(layers(-1, None), x, index, angles, segment_ids)
         modulation = gather_conditions(self.modulation(condition, "highest"), index)
         shift, scale = jnp.split(modulation, 2, axis=-1)
         velocity = self.patch_out(rms_norm(x) * (1 + scale) + shift)
@@ -280,17 +278,13 @@ def _run_layers(
     config: DiTConfig,
     captions: Captions | None,
     cache: StepCache | None = None,
-) -> Any:
-    """Scans the stacked blocks; with a cache, as `step_cache.run_cached`."""
+) -> tuple[jax.Array, StepCache | None]:
+    """The stacked blocks, see `step_cache.run_layers`."""
 
     def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
         return block(x, condition, index_bn, angles, segment_ids_bn, config, captions), None
 
-    if cache is not None:
-        return run_cached(layer, x_bnd, blocks, segment_ids_bn, cache)
-    if config.remat != "all":
-        layer = jax.checkpoint(layer, policy=POLICIES[config.remat])
-    return jax.lax.scan(layer, x_bnd, blocks)[0]
+    return run_layers(layer, x_bnd, blocks, segment_ids_bn, POLICIES[config.remat], cache)
 
 
 def _draw_routes(

@@ -66,6 +66,19 @@ def renamed(names: Mapping[str, Any], patterns: Mapping[str, str]) -> dict[str, 
     return out
 
 
+def by_names(
+    tensors: Mapping[str, np.ndarray], names: Callable[[Mapping[str, Any]], dict[str, Any]]
+) -> Mapping[str, np.ndarray]:
+    """The tensors by diffusers' names, `names` being a model's `diffusers_names`.
+
+    Those that have them already stay as they are, unread: what a LoRA is merged into is merged when it is read.
+    """
+    theirs = names({name: name for name in tensors})
+    if list(theirs) == list(tensors):
+        return tensors
+    return {name: tensors[given] for name, given in theirs.items()}
+
+
 def fill(
     template: Any,
     layout: Layout,

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 
 from sora_jax.axes import SegmentIds
 
+Layer = Callable[[jax.Array, Any], tuple[jax.Array, None]]
+
 
 class StepCache(NamedTuple):
     """What one evaluation of a packed batch leaves for the next.
@@ -41,20 +43,32 @@ class StepCache(NamedTuple):
         return cls(nothing, nothing, jnp.array(False), jnp.float32(threshold), jnp.int32(0))
 
 
-def run_cached(
-    layer: Callable[[jax.Array, Any], tuple[jax.Array, None]],
+def run_layers(
+    layer: Layer,
     x_bnd: jax.Array,
     blocks: Any,
     segment_ids_bn: SegmentIds,
-    cache: StepCache,
-) -> tuple[jax.Array, StepCache]:
-    """As `jax.lax.scan(layer, x_bnd, blocks)[0]`, with a cache; has no gradient.
+    policy: Callable[..., Any] | None,
+    cache: StepCache | None = None,
+) -> tuple[jax.Array, StepCache | None]:
+    """x through a stack of layers, and the cache for the next evaluation where one is given.
 
     Args:
-      layer: takes x and a block's parameters.
+      layer: takes x and a block's parameters, as `jax.lax.scan` has it.
       blocks: parameters with a leading axis of layers.
       segment_ids_bn: of the positions, in x's order; 0 is padding.
+      policy: of what the backward pass keeps, of `dit_config.POLICIES`; None: everything. With a cache there is none.
     """
+    if cache is not None:
+        return _run_cached(layer, x_bnd, blocks, segment_ids_bn, cache)
+    if policy is not None:
+        layer = jax.checkpoint(layer, policy=policy)
+    return jax.lax.scan(layer, x_bnd, blocks)[0], None
+
+
+def _run_cached(
+    layer: Layer, x_bnd: jax.Array, blocks: Any, segment_ids_bn: SegmentIds, cache: StepCache
+) -> tuple[jax.Array, StepCache]:
     count = len(jax.tree.leaves(blocks)[0])
     # Indexed inside of the loop, as a scan does: a slice of all but the first would be a copy of the model.
     take = lambda i: jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), blocks)

@@ -35,7 +35,7 @@ from sora_jax.models.layers import (
     rotate,
     timestep_features,
 )
-from sora_jax.models.step_cache import StepCache, run_cached
+from sora_jax.models.step_cache import StepCache, run_layers
 from sora_jax.tokens.packing import PackedBatch
 from sora_jax.tokens.patches import CoordinateMode
 
@@ -245,12 +245,7 @@ class Wan(nnx.Module):
         def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
             return block(x, config, *given), None
 
-        if cache is not None:
-            x, cache = run_cached(layer, x, self.blocks, batch.segment_ids, cache)
-        else:
-            if config.remat != "all":
-                layer = jax.checkpoint(layer, policy=POLICIES[config.remat])
-            x = jax.lax.scan(layer, x, self.blocks)[0]
+        x, cache = run_layers(layer, x, self.blocks, batch.segment_ids, POLICIES[config.remat], cache)
         velocity = self.project(x, time, batch.condition_ids)
         return velocity if cache is None else (velocity, cache)
 

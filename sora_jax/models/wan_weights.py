@@ -14,6 +14,7 @@ from sora_jax.errors import UserError
 from sora_jax.models.offload import Offloaded
 from sora_jax.models.published import (
     Layout,
+    by_names,
     check_tensors,
     fill,
     fill_offloaded,
@@ -137,11 +138,7 @@ def _checked(
     config: WanConfig, tensors: Mapping[str, np.ndarray], where: str
 ) -> tuple[Wan, Mapping[str, np.ndarray]]:
     """The model's shapes, and the tensors by diffusers' names, which are those that it has."""
-    names = diffusers_names({name: name for name in tensors})
-    if list(names) != list(
-        tensors
-    ):  # else they stay as they are: those of a LoRA are merged when they are read
-        tensors = {name: tensors[theirs] for name, theirs in names.items()}
+    tensors = by_names(tensors, diffusers_names)
     check_tensors(dict(published_shapes(config)), tensors, where)
     return jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0))), tensors
 
