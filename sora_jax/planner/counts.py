@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 import math
 import pathlib
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from sora_jax.checkpoints.diffusers_folder import free_memory
 from sora_jax.distributed.chips import Topology
-from sora_jax.models.dit_config import DiTConfig, forward_flops
+from sora_jax.models.dit_config import DiTConfig, forward_flops, published_flops
 from sora_jax.models.vae import reconstruction_flops
-from sora_jax.models.wan import WanConfig, wan_flops
 from sora_jax.planner.estimate import ClipShape, Counts, HostNeeds, clip_of
 from sora_jax.planner.programs import (
     Built,
@@ -73,8 +73,8 @@ def estimate_counts(spec: StepSpec) -> Counts:
     dit, sizes = objective.dit, spec.mesh
     passes = _passes(spec, dit)
     chips = spec.topology.count
-    if isinstance(dit, WanConfig):
-        parameters = wan_flops(dit, 1, 0, 1) / 2
+    if not isinstance(dit, DiTConfig):
+        parameters = published_flops(dit, 1, 0, 1) / 2
     else:  # of the 18 a third computes modulations, once a condition; cross-attention has four more
         parameters = (18 + 4 * (dit.caption == "cross")) * dit.width**2 * dit.layers
     positions = spec.batch_size * spec.passes * positions_of(spec)
@@ -113,7 +113,7 @@ def _segments(spec: StepSpec, clip: ClipShape) -> int:
     return max(min(row.seq_len // clip.tokens, row.get("max_segments") or row.seq_len), 1)
 
 
-def _passes(spec: StepSpec, dit: DiTConfig | WanConfig) -> int:
+def _passes(spec: StepSpec, dit: Any) -> int:
     """Products in forward passes: one of a sampler; three of training, four where the forward pass is recomputed."""
     return 1 if spec.step == "sample" else 3 + (dit.remat == "none")
 
@@ -136,7 +136,7 @@ def _work(spec: StepSpec) -> tuple[float, float, float, float]:
     sequences = spec.batch_size * spec.passes / chips
     factor = 3 if spec.step == "train" else 1
     attention_pairs = sequences * segments * (tokens + dit.text_positions(words)) ** 2
-    flops = wan_flops if isinstance(dit, WanConfig) else forward_flops
+    flops = forward_flops if isinstance(dit, DiTConfig) else published_flops
     inside, beside = (tokens, words) if dit.caption == "cross" else (tokens + words, 0)
     useful = factor * sequences * segments * flops(dit, inside, inside**2, beside, tokens * beside)
     positions = sequences * positions_of(spec)

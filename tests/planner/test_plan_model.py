@@ -16,7 +16,8 @@ from sora_jax.checkpoints.pretrained import load_pretrained
 from sora_jax.cli.main import cli
 from sora_jax.distributed.chips import read_topology
 from sora_jax.errors import UserError
-from sora_jax.models.wan import Wan, wan_flops
+from sora_jax.models.dit_config import published_flops
+from sora_jax.models.wan import Wan
 from sora_jax.planner.counts import count, estimate_counts, host_needs
 from sora_jax.planner.estimate import clip_of
 from sora_jax.planner.programs import build, make_step_spec, objective_of
@@ -81,10 +82,10 @@ def test_operations_are_those_of_the_program(settings_only):
     body = next(one for one in traced.jaxpr.eqns if one.primitive.name == "scan")
     outside = _flops(traced.jaxpr) - _flops(body.params["jaxpr"].jaxpr)
     counted = outside + dit.layers * _flops(body.params["jaxpr"].jaxpr)
-    assert wan_flops(dit, N, N**2, M, N * M) == pytest.approx(counted, rel=0.1)
+    assert published_flops(dit, N, N**2, M, N * M) == pytest.approx(counted, rel=0.1)
     counts = estimate_counts(spec)
     clip = clip_of(spec)
-    assert counts.useful == 2 * wan_flops(
+    assert counts.useful == 2 * published_flops(
         dit, clip.tokens, clip.tokens**2, clip.words, clip.tokens * clip.words
     )
 
