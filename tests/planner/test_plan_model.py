@@ -58,6 +58,22 @@ def test_no_weights_are_needed_and_their_bytes_are_right(whole, settings_only):
     assert found.peak == max(found.stages.values()) and found.peak > sum(found.weights.values())
 
 
+def test_ltx_video_is_planned_too(tmp_path):
+    """Its decoder takes windows of 25 latent frames, each as a whole: of one, operations are the program's."""
+    folder = write_folder(tmp_path / "tiny-ltx", golden("ltx_pipeline_text"))
+    config = published_config(folder, (64, 96), 41, "float32")
+    found, bundle = host_needs(config), load_pretrained(folder)
+    assert found.weights == {"transformer": bytes_of(bundle.dit), "autoencoder": bytes_of(bundle.vae)}
+    assert found.clip.tokens == 6 * 2 * 3 and found.clip.frames == 41
+    latent = jnp.zeros((1, 6, 2, 3, 8))
+    traced = _flops(jax.make_jaxpr(lambda latent: bundle.vae.decode(latent))(latent).jaxpr)
+    assert found.clip.decode == pytest.approx(traced, rel=0.02)
+    sampler = objective_of(config)
+    one, two = (sampler.decoding_flops(frames, 32, 32) for frames in (193, 257))
+    assert two == pytest.approx(2 * one)  # 33 latent frames are two windows of 25
+    assert sampler.decoding_bytes(257, 32, 32) == sampler.decoding_bytes(193, 32, 32)
+
+
 def test_two_transformers_take_twice_the_memory_and_no_more_time(tmp_path, settings_only):
     pair = write_folder(tmp_path / "pair", golden("wan_pipeline_pair"))
     one, two = (host_needs(published_config(name, SIZE, FRAMES)) for name in (settings_only, pair))

@@ -67,11 +67,11 @@ def test_a_lora_overfits_four_clips_and_its_base_stays_as_it_is(place, any_lora)
     before = jax.tree.map(np.array, frozen["model"])
     init, step = make_steps(objective, read_loop_config(tiny_config(place, 9)).optim)
     state, step = jax.jit(init)(root), jax.jit(step, donate_argnums=0)
-    losses = []
+    losses, bar = [], {"Wan": 0.45, "LTX": 0.6}[type(objective.template).__name__]
     for _ in range(100):
         state, metrics = step(state, batch, root, frozen)
         losses.append(float(metrics["loss"]))
-    assert np.mean(losses[:5]) > 2 and np.mean(losses[-20:]) < 0.45 * np.mean(losses[:5])
+    assert np.mean(losses[:5]) > 2 and np.mean(losses[-20:]) < bar * np.mean(losses[:5])
     assert {name.rsplit("/", 1)[1] for name in named_leaves(state.params)} == {"lora_down", "lora_up"}
     jax.tree.map(np.testing.assert_array_equal, before, frozen["model"])
 
