@@ -83,7 +83,7 @@ def load_bundle(name: str | os.PathLike[str] = "toyworld") -> Bundle:
     if (folder / INDEX).is_file():
         raise UserError(
             f"{folder} is a diffusers pipeline, which is trained further by another configuration: "
-            f"--config finetune_wan --config.pretrained={folder}."
+            f"--config finetune_wan or finetune_ltx, --config.pretrained={folder}."
         )
     config = with_new_names(_read_json(folder / "config.json"))
     if "objective" in config:

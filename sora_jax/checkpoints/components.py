@@ -134,12 +134,15 @@ class Bundle:
         """What it saw in training, as its card's "knows" tells; nothing where that is absent."""
         return component(Knowledge, self.card.get("knows", {}), "card.knows")
 
-    def shift_factor(self, tokens: int) -> jax.Array:
-        """By which the schedule of a segment of so many tokens is shifted towards noise (`flow.shift`)."""
+    def shift_factor(self, tokens: int | jax.Array) -> jax.Array:
+        """By which the schedule of a segment of so many tokens is shifted towards noise (`flow.shift`).
+
+        Of each segment, where they are an array; but one number, where it is the same for all.
+        """
         if (dynamic := self.sampling.dynamic_shift) is not None:
-            return jnp.asarray(dynamic.factor(tokens), jnp.float32)
+            return jnp.exp(jnp.float32(dynamic.log_factor(tokens)))
         return jnp.asarray(
-            self.sampling.shift or flow.shift_factor(jnp.array(tokens), self.base_tokens), jnp.float32
+            self.sampling.shift or flow.shift_factor(jnp.asarray(tokens), self.base_tokens), jnp.float32
         )
 
     def schedule(self, steps: int, tokens: int, init_sigma: float = 1.0) -> jax.Array:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 
@@ -19,15 +20,20 @@ from sora_jax.checkpoints.base_model import check_base
 from sora_jax.checkpoints.bundle import find
 from sora_jax.checkpoints.components import Bundle, Sampling, check_choice
 from sora_jax.checkpoints.diffusers_folder import INDEX, WEIGHTS, Reference
-from sora_jax.checkpoints.pretrained import STORED, load_pretrained, load_vae, pretrained_folder, read_shapes
+from sora_jax.checkpoints.pretrained import (
+    STORED,
+    kind_of,
+    load_pretrained,
+    load_vae,
+    pretrained_folder,
+    read_shapes,
+)
 from sora_jax.checkpoints.store import load_params, read_config
 from sora_jax.config import component
 from sora_jax.errors import UserError
 from sora_jax.models.int8 import to_int8
 from sora_jax.models.low_rank import LoRA, LoRAConfig, merge_lora, with_lora
 from sora_jax.models.pixels import PIXELS
-from sora_jax.models.wan import Wan
-from sora_jax.models.wan_weights import published_lora, published_tensors
 from sora_jax.models.weights import write_weights
 
 OBJECTIVE = "finetune"
@@ -56,7 +62,6 @@ def load_model(
     folder, config = base_folder(workdir), lora_config(workdir)
     if config.rank:
         base = load_pretrained(folder, reference, dtype or "float32", loras, weights)
-        assert isinstance(base.dit, Wan)
         join = with_lora if weights == "int8" else merge_lora
         dit = join(base.dit, load_lora(workdir), config)
     elif loras:
@@ -66,7 +71,7 @@ def load_model(
     else:
         base = read_shapes(folder, reference, dtype or "float32")
         base = dataclasses.replace(base, vae=load_vae(folder, dtype or "float32"))
-        assert isinstance(base.dit, Wan)
+        assert base.dit is not None
         check_choice("weights", weights or base.dit.config.dtype, STORED)
         is_int8 = weights == "int8"  # which is made of all that was learned
         shapes = base.dit
@@ -154,20 +159,20 @@ def export_run(
     if not is_finetuned(workdir):
         objective = read_config(workdir).get("objective", "none: it is a model")
         raise UserError(
-            f"{workdir} is of objective {objective}: runs on top of a diffusers folder (configs/finetune_wan.py) can "
-            "be exported."
+            f"{workdir} is of objective {objective}: runs on top of a diffusers folder (--config finetune_wan or "
+            "finetune_ltx) can be exported."
         )
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"{to} is there already: name a folder that isn't, or an empty one.")
     folder, config = base_folder(workdir), lora_config(workdir)
-    base = read_shapes(folder).dit
-    assert isinstance(base, Wan)
+    base, published = read_shapes(folder).dit, kind_of(folder).transformer
+    assert base is not None
     learned = load_params(workdir, ema=average, step=step)
     if config.rank:
         path = to / LORA_WEIGHTS
-        write_lora(published_lora(base.config, learned), config, path, dtype)
+        write_lora(published.publish_lora(base.config, learned), config, path, dtype)
         return path
-    tensors = published_tensors(base.config, learned)
+    tensors = published.publish(base.config, learned)
     for part in sorted(folder.iterdir()):
         if part.is_dir() and part.name != "transformer":
             shutil.copytree(part, to / part.name)
@@ -189,7 +194,7 @@ def write_lora(
     for module, (a, b) in modules.items():
         tensors |= {f"transformer.{module}.lora_A.weight": a, f"transformer.{module}.lora_B.weight": b}
     # Of all layers alike: PEFT's targets are the ends of modules' names.
-    targets = {name.split(".", 2)[2] if name.startswith("blocks.") else name for name in modules}
+    targets = {re.sub(r"^\w*blocks\.\d+\.", "", name) for name in modules}
     alpha = int(config.alpha) if config.alpha == math.floor(config.alpha) else config.alpha
     settings = {"r": config.rank, "lora_alpha": alpha, "target_modules": sorted(targets)}
     written = json.dumps({f"transformer.{name}": value for name, value in settings.items()}, indent=2)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from sora_jax.checkpoints.components import Autoencoder, Sampling, Transformer
+from sora_jax.checkpoints.components import Autoencoder, Sampling
 from sora_jax.checkpoints.diffusers_folder import Family, Reference
+from sora_jax.models.published import Published
 from sora_jax.models.text import TextConfig
 
 
@@ -20,12 +21,8 @@ class PipelineKind:
 
     Attributes:
       models: what they are, in a few words.
-      transformer: the class of the network; a configuration and `rngs` make one.
+      transformer: the network and its files.
       read_config: its configuration, of the contents of a config.json and fields of ours.
-      load: the transformer of (configuration, tensors, where, place, dtype), as `wan_weights.load_wan`.
-      offload: it with blocks that come one by one, of (configuration, tensors, where, dtype).
-      names: of tensors by the original code's names or diffusers', the latter.
-      shapes: diffusers' name and shape of each parameter, of a configuration.
       autoencoder, read_vae_config, load_vae: likewise, of (contents of config.json, dtype) and of (contents, tensors).
       family: the name of a model and what its files don't say, of a configuration and the contents of model_index.json.
       sampling: how a model is sampled, of (folder, family, contents of model_index.json, reference).
@@ -36,12 +33,8 @@ class PipelineKind:
     """
 
     models: str
-    transformer: Callable[..., Transformer]
+    transformer: Published
     read_config: Callable[..., Any]
-    load: Callable[[Any, Mapping[str, np.ndarray], str, Callable[[str, np.ndarray], Any], Any], Transformer]
-    offload: Callable[[Any, Mapping[str, np.ndarray], str, Any], Transformer]
-    names: Callable[[Mapping[str, Any]], dict[str, Any]]
-    shapes: Callable[[Any], Iterator[tuple[str, tuple[int, ...]]]]
     autoencoder: Callable[..., Autoencoder]
     read_vae_config: Callable[[Mapping[str, Any], str], Any]
     load_vae: Callable[[Mapping[str, Any], Mapping[str, np.ndarray]], Autoencoder]

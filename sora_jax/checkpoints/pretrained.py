@@ -50,11 +50,10 @@ from sora_jax.distributed.chips import GIB
 from sora_jax.errors import UserError
 from sora_jax.models import ltx_weights, wan_weights
 from sora_jax.models.int8 import INT8, weight_bytes
-from sora_jax.models.ltx import LTX
 from sora_jax.models.ltx_vae import LTXVAE
 from sora_jax.models.ltx_vae_config import LTXVAEConfig
 from sora_jax.models.pixels import PIXELS
-from sora_jax.models.wan import Wan, WanPair
+from sora_jax.models.wan import WanPair
 from sora_jax.models.wan_vae import WanVAE
 from sora_jax.models.wan_vae_config import WanVAEConfig
 from sora_jax.models.weights import map_weights
@@ -64,12 +63,8 @@ STORED = (*DTYPES, "int8")  # types of a transformer's parameters in memory
 KINDS = {
     "WanPipeline": PipelineKind(
         models="Wan2.1 and 2.2 text to video, and TI2V-5B",
-        transformer=Wan,
+        transformer=wan_weights.PUBLISHED_WAN,
         read_config=wan_weights.wan_config,
-        load=wan_weights.load_wan,
-        offload=wan_weights.offload_wan,
-        names=wan_weights.diffusers_names,
-        shapes=wan_weights.published_shapes,
         autoencoder=WanVAE,
         read_vae_config=WanVAEConfig.read,
         load_vae=load_wan_vae,
@@ -80,12 +75,8 @@ KINDS = {
     ),
     "LTXPipeline": PipelineKind(
         models="LTX-Video 0.9",
-        transformer=LTX,
+        transformer=ltx_weights.PUBLISHED_LTX,
         read_config=ltx_weights.ltx_config,
-        load=ltx_weights.load_ltx,
-        offload=ltx_weights.offload_ltx,
-        names=ltx_weights.diffusers_names,
-        shapes=ltx_weights.published_shapes,
         autoencoder=LTXVAE,
         read_vae_config=LTXVAEConfig.read,
         load_vae=load_ltx_vae,
@@ -221,7 +212,7 @@ def read_shapes(folder: pathlib.Path, reference: Reference = "diffusers", dtype:
     summary = f"{name}: {config.layers} layers of {config.width}, {config.channels} latent channels"
 
     def networks() -> tuple[Autoencoder, Transformer]:
-        one = lambda: kind.transformer(config, rngs=nnx.Rngs(0))
+        one = lambda: kind.transformer.model(config, rngs=nnx.Rngs(0))
         boundary = float(index.get("boundary_ratio") or 0)
         dit = WanPair(one(), one(), boundary) if is_pair else one()
         return kind.autoencoder(vae_config, rngs=nnx.Rngs(0)), dit
@@ -273,10 +264,10 @@ def load_transformer(
     check_memory(folder, config, stored, 1, offload)
     tensors: Mapping[str, np.ndarray] = map_weights(folder / part / WEIGHTS)
     if loras:
-        tensors = merge_loras(kind.names(tensors), loras, kind.names)
+        tensors = merge_loras(kind.transformer.names(tensors), loras, kind.transformer.names)
     if offload:
-        return kind.offload(config, tensors, str(folder / part), stored)
-    return kind.load(config, tensors, str(folder / part), place, stored)
+        return kind.transformer.offload(config, tensors, str(folder / part), stored)
+    return kind.transformer.load(config, tensors, str(folder / part), place, stored)
 
 
 def _stored(config: Any, weights: str) -> np.dtype:
@@ -325,7 +316,7 @@ def check_memory(
       copies: how many transformers of this shape there are.
       offload: whether two of its blocks at most are in memory.
     """
-    shapes = kind_of(folder).shapes
+    shapes = kind_of(folder).transformer.shapes
     need = copies * weight_bytes(shapes(config), stored)
     if offload:
         outer, two = (weight_bytes(shapes(dataclasses.replace(config, layers=n)), stored) for n in (0, 2))

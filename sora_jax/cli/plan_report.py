@@ -12,7 +12,7 @@ from sora_jax.distributed.chips import GIB
 from sora_jax.errors import UserError, atomic_path
 from sora_jax.planner.estimate import DAY, Assumptions, HostNeeds, PlannedStep
 
-KINDS = ("parameters", "average", "optimizer", "batch", "activations", "temporaries", "code")
+KINDS = ("parameters", "base", "average", "optimizer", "batch", "activations", "temporaries", "code")
 
 
 def report(plan: PlannedStep, assumed: Assumptions, dollars: float | None) -> str:

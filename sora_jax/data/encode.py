@@ -20,13 +20,12 @@ from sora_jax.data.data_config import DataConfig
 from sora_jax.data.footage import Footage
 from sora_jax.data.latents import LatentCache, Record, Records, earlier_cache, write_latents
 from sora_jax.data.masks import LAYOUTS, draw_layout
-from sora_jax.errors import UserError
 from sora_jax.media.clip import Clip, ClipSource
 from sora_jax.media.digests import array_digest, value_digest
 from sora_jax.models.text import TextConfig, TextEncoder, load_text_encoder, text_digest
 from sora_jax.models.tiles import TILES, encode_stream, tiles_of
 from sora_jax.models.vae import VAE
-from sora_jax.tokens.canvas import FRAMES_PER_LATENT, frames_shown, split_into_spans
+from sora_jax.tokens.canvas import frames_shown, split_into_spans
 
 RECORDS = 3  # version; increased where the same inputs give other records
 YOUNGER = (("crop", "none"),)  # fields of `DataConfig` with their defaults, since the last version of records
@@ -193,7 +192,7 @@ def _identify(
 def make_encoder(
     vae: VAE, text: TextEncoder, layouts: Mapping[str, float] | None = None, given: int = 0
 ) -> Callable[[list[Clip]], list[Record]]:
-    """A function from clips of one shape (1 + 4k frames) to the records of a latent cache.
+    """A function from clips of one shape (1 + k strides) to the records of a latent cache.
 
     Clips that are encoded together share a layout (drawn by the first one's key, or the first `given` frames are
     conditioning): one span, or several, see `canvas.split_into_spans`.
@@ -203,15 +202,8 @@ def make_encoder(
 
     Frames of more than a tile, and those of autoencoders that have tiles of their own, are encoded clip by clip, in
     memory that doesn't grow with them (`tiles`).
-
-    Raises:
-      UserError: a latent frame of the autoencoder doesn't show `FRAMES_PER_LATENT` video frames.
     """
-    if (stride := vae.config.compression[0]) != FRAMES_PER_LATENT:
-        raise UserError(
-            f"The autoencoder's latent frames show {stride} video frames, and training's clips are cut for "
-            f"{FRAMES_PER_LATENT}: choose vae.strides whose first numbers multiply to that."
-        )
+    stride = vae.config.compression[0]
 
     def to_latent(clips: np.ndarray) -> np.ndarray:
         if tiles_of(vae) == TILES and TILES.fit(vae.config, *clips.shape[2:4]):
@@ -221,8 +213,8 @@ def make_encoder(
     def encode(clips: list[Clip]) -> list[Record]:
         frames = np.stack([clip.video.frames for clip in clips])
         rng = np.random.default_rng(zlib.crc32(clips[0].key.encode()))
-        conditioning = draw_layout(rng, frames.shape[1], layouts or {"none": 1.0}, given)
-        spans = split_into_spans(conditioning)
+        conditioning = draw_layout(rng, frames.shape[1], layouts or {"none": 1.0}, given, stride)
+        spans = split_into_spans(conditioning, stride)
         last = frames.shape[1] - 1
         shown = [np.minimum(np.arange(span.begin, span.begin + span.frames), last) for span in spans]
         latents = np.concatenate([to_latent(frames[:, places]) for places in shown], axis=1)

@@ -19,12 +19,14 @@ from sora_jax.tokens.canvas import FRAMES_PER_LATENT, Canvas, split_into_spans
 Rng: TypeAlias = np.random.Generator
 
 
-def draw_layout(rng: Rng, frames: int, weights: Mapping[str, float], given: int = 0) -> np.ndarray:
+def draw_layout(
+    rng: Rng, frames: int, weights: Mapping[str, float], given: int = 0, stride: int = FRAMES_PER_LATENT
+) -> np.ndarray:
     """Which of a clip's frames will be conditioning: bool[T], T ≤ `frames`, by a kind drawn from `weights`.
 
     "none": no frame; the clip is one span. "last": some frames at the end. "ends": some at both ends.
     "even": every second to fifth frame. "scattered": single frames anywhere. "middle": some in the middle.
-    Where `given` isn't 0, nothing is drawn: the first so many frames are.
+    Where `given` isn't 0, nothing is drawn: the first so many frames are. A latent frame shows `stride` frames.
     Where spans would reach past the clip's end, the layout is shorter than the clip.
 
     Raises:
@@ -33,48 +35,48 @@ def draw_layout(rng: Rng, frames: int, weights: Mapping[str, float], given: int 
     conditioning = np.zeros(frames, bool)
     conditioning[:given] = True
     kind = _draw(rng, weights, _LAYOUTS, "latents.layouts")
-    if frames > FRAMES_PER_LATENT and not given:
-        _LAYOUTS[kind](rng, conditioning)
+    if frames > stride and not given:
+        _LAYOUTS[kind](rng, conditioning, stride)
     length = frames
-    while max(span.ends[-1] for span in split_into_spans(conditioning[:length])) >= frames:
+    while max(span.ends[-1] for span in split_into_spans(conditioning[:length], stride)) >= frames:
         length -= 1
     if conditioning[:length].all():  # nothing is left to generate: a clip of one span
-        return np.zeros(1 + (frames - 1) // FRAMES_PER_LATENT * FRAMES_PER_LATENT, bool)
+        return np.zeros(1 + (frames - 1) // stride * stride, bool)
     return conditioning[:length]
 
 
-def _last(rng: Rng, conditioning: np.ndarray) -> None:
-    conditioning[-_some(rng, len(conditioning)) :] = True
+def _last(rng: Rng, conditioning: np.ndarray, stride: int) -> None:
+    conditioning[-_some(rng, len(conditioning), stride) :] = True
 
 
-def _ends(rng: Rng, conditioning: np.ndarray) -> None:
-    conditioning[: _some(rng, len(conditioning) // 2)] = True
-    _last(rng, conditioning[len(conditioning) // 2 :])
+def _ends(rng: Rng, conditioning: np.ndarray, stride: int) -> None:
+    conditioning[: _some(rng, len(conditioning) // 2, stride)] = True
+    _last(rng, conditioning[len(conditioning) // 2 :], stride)
 
 
-def _even(rng: Rng, conditioning: np.ndarray) -> None:
+def _even(rng: Rng, conditioning: np.ndarray, stride: int) -> None:
     conditioning[:: rng.integers(2, 6)] = True
 
 
-def _scattered(rng: Rng, conditioning: np.ndarray) -> None:
+def _scattered(rng: Rng, conditioning: np.ndarray, stride: int) -> None:
     conditioning[rng.integers(len(conditioning), size=rng.integers(1, 4))] = True
 
 
-def _middle(rng: Rng, conditioning: np.ndarray) -> None:
-    length = _some(rng, len(conditioning))
+def _middle(rng: Rng, conditioning: np.ndarray, stride: int) -> None:
+    length = _some(rng, len(conditioning), stride)
     begin = rng.integers(1, max(len(conditioning) - length, 2))
     conditioning[begin : begin + length] = True
 
 
-def _some(rng: Rng, frames: int) -> int:
-    """Mostly one frame, or 1 + 4k: what costs no single frames before it; less than all."""
-    most = max((frames - 1 - 1) // FRAMES_PER_LATENT, 0)
-    choices = [1, 1 + FRAMES_PER_LATENT * rng.integers(most + 1), rng.integers(1, max(frames - 1, 2))]
+def _some(rng: Rng, frames: int, stride: int) -> int:
+    """Mostly one frame, or 1 + k strides: what costs no single frames before it; less than all."""
+    most = max((frames - 1 - 1) // stride, 0)
+    choices = [1, 1 + stride * rng.integers(most + 1), rng.integers(1, max(frames - 1, 2))]
     return int(choices[rng.choice(3, p=(0.4, 0.45, 0.15))])
 
 
-_LAYOUTS: dict[str, Callable[[Rng, np.ndarray], None]] = {
-    "none": lambda rng, conditioning: None,
+_LAYOUTS: dict[str, Callable[[Rng, np.ndarray, int], None]] = {
+    "none": lambda rng, conditioning, stride: None,
     "last": _last,
     "ends": _ends,
     "even": _even,

@@ -19,7 +19,7 @@ from sora_jax.data.shards import Sharded, own_shards
 from sora_jax.distributed.mesh import WHOLE, Share
 from sora_jax.errors import UserError
 from sora_jax.media.clip import Clip, ClipSource
-from sora_jax.tokens.canvas import Canvas, tile_size, to_segment
+from sora_jax.tokens.canvas import FRAMES_PER_LATENT, Canvas, tile_size, to_segment
 from sora_jax.tokens.packing import PackedBatch, Segment, pack_batch, stream_sequences
 from sora_jax.tokens.patches import CoordinateMode, Grid
 
@@ -83,6 +83,7 @@ def make_pipeline(
     records: str | os.PathLike[str] | Records,
     share: Share = WHOLE,
     epochs: int | None = None,
+    stride: int = FRAMES_PER_LATENT,
 ) -> grain.IterDataset[PackedBatch]:
     """Streams packed batches (NumPy, float32), reshuffled each epoch; its iterators have an exact, JSON-able state.
 
@@ -93,6 +94,7 @@ def make_pipeline(
         and together complete.
       epochs: passes over the records; None never ends. The last batch of a finite stream is filled with empty
         sequences.
+      stride: video frames of a latent frame.
 
     Raises:
       UserError: there are no records, the shards can't be split over the hosts, or (while iterating) a segment is
@@ -108,7 +110,7 @@ def make_pipeline(
         grain.MapDataset.source(records)
         .shuffle(seed=config.seed)
         .repeat(epochs)
-        .random_map(functools.partial(draw_segment, config=config), seed=config.seed)
+        .random_map(functools.partial(draw_segment, config=config, stride=stride), seed=config.seed)
     )
     own = own_shards(share, config.shards, config.batch_size)
     options = _read_options(_each(config.threads, own))
@@ -151,11 +153,13 @@ def draw_segment(
     record: Record,
     rng: np.random.Generator,
     config: PipelineConfig,
+    stride: int = FRAMES_PER_LATENT,
 ) -> Segment:
-    """Makes a record a segment, with one of its captions and a canvas drawn at random."""
+    """Makes a record a segment, with one of its captions and a canvas drawn at random; `stride` is a canvas's."""
     latent = record["latent"].astype(np.float32)
     init_sigma = np.broadcast_to(np.where(record["given"], 0.0, 1.0)[:, None, None], latent.shape[:3])
-    whole = Canvas(latent, init_sigma.astype(np.float32), record["ends"], record["first"], record["fps"])
+    own = init_sigma.astype(np.float32), record["ends"], record["first"], record["fps"]
+    whole = Canvas(latent, *own, stride=stride)
     if config.frame_tokens:
         sides = tile_size(whole.grid, config.patch, config.frame_tokens)
         steps = ((size - side) // by for size, side, by in zip(latent.shape[1:3], sides, config.patch[1:]))

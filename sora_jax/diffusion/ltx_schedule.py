@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
@@ -38,10 +39,14 @@ class DynamicShift:
     shifts: tuple[float, float] = (0.95, 2.05)
     terminal: float = 0.1
 
-    def factor(self, tokens: int) -> float:
-        """The shift of a video of so many tokens (`flow.shift`)."""
+    def log_factor(self, tokens: Any) -> Any:
+        """The logarithm of the shift of a video of so many tokens (`flow.shift`); of each, where they are an array."""
         (few, many), (low, high) = self.tokens, self.shifts
-        return math.exp(low + (high - low) * (tokens - few) / (many - few))
+        return low + (high - low) * (tokens - few) / (many - few)
+
+    def factor(self, tokens: int) -> float:
+        """The shift of a video of so many tokens."""
+        return math.exp(self.log_factor(tokens))
 
     def sigmas(self, steps: int, tokens: int, init_sigma: float = 1.0) -> np.ndarray:
         """float32[steps + 1], from 1 to 0: evenly spaced from 1 to 1/steps, shifted, stretched, and 0.

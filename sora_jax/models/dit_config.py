@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 
@@ -178,6 +178,16 @@ def forward_flops(
     per_token = 2 * D * D * (4 + 2 * config.mlp_ratio) * config.layers + 4 * D * config.patch_width
     cross = 4 * D * D * (tokens + words) * config.layers if config.caption == "cross" else 0
     return tokens * per_token + cross + 4.0 * (attention_pairs + word_pairs) * D * config.layers
+
+
+def published_flops(
+    config: Any, tokens: float, attention_pairs: float, words: float = 0, word_pairs: float = 0
+) -> float:
+    """As `forward_flops`, of Wan's and LTX-Video's transformers: captions are projected, and reached across."""
+    D, L = config.width, config.layers
+    per_token = L * (6 * D * D + 2 * D * config.hidden) + 2 * config.patch_width * D
+    per_word = L * 2 * D * D + config.text_width * D + D * D
+    return 2 * (tokens * per_token + words * per_word + 2 * L * D * (attention_pairs + word_pairs))
 
 
 def segment_flops(config: DiTConfig, tokens: float, words: float) -> float:

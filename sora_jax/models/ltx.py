@@ -81,6 +81,7 @@ class LTXConfig:
     coords: CoordinateMode = dataclasses.field(default="absolute", init=False, repr=False)
     flow_map: bool = dataclasses.field(default=False, init=False, repr=False)
     reference_frames: bool = dataclasses.field(default=False, init=False, repr=False)
+    caption: Literal["cross"] = dataclasses.field(default="cross", init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.head_width % 2 or self.width < 6:

@@ -268,6 +268,11 @@ class LTXVAEConfig:
         return out
 
     @property
+    def decoder_widths(self) -> tuple[int, ...]:
+        """Channels of the decoder's stages, from coarse to fine."""
+        return tuple(stage.width_out for stage in self.ups)
+
+    @property
     def reach(self) -> int:
         """Latent frames that a decoder which isn't causal sees on either side: 24 in 0.9.0, 31 in 0.9.1, 22 later."""
         convolutions, rate = 1 + 2.0 * self.decoder_layers_per_block[-1], 1

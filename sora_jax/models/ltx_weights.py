@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
-
-import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import nnx
 
 from sora_jax.errors import UserError
 from sora_jax.models.ltx import LTX, TIME_WIDTH, LTXConfig
-from sora_jax.models.offload import Offloaded
-from sora_jax.models.published import Layout, by_names, check_tensors, fill, fill_offloaded, publish, renamed
+from sora_jax.models.published import Layout, Published, renamed
 
 # Keys of diffusers' config.json by ours, and those that must have one value.
 _FIELDS = {
@@ -108,44 +102,6 @@ def diffusers_names(names: Mapping[str, Any]) -> dict[str, Any]:
     return renamed({name: value for name, value in names.items() if not name.startswith("vae.")}, _RENAMED)
 
 
-def load_ltx(
-    config: LTXConfig,
-    tensors: Mapping[str, np.ndarray],
-    where: str = "The transformer's file",
-    place: Callable[[str, np.ndarray], Any] = lambda name, array: jnp.asarray(array),
-    dtype: Any = np.float32,
-) -> LTX:
-    """The transformer of a file's tensors, read one after another; arguments and errors as `wan_weights.load_wan`."""
-    template, tensors = _checked(config, tensors, where)
-    return fill(template, _layout(config), tensors, place, dtype)
-
-
-def offload_ltx(
-    config: LTXConfig,
-    tensors: Mapping[str, np.ndarray],
-    where: str = "The transformer's file",
-    dtype: Any = np.float32,
-    keep: bool | None = None,
-) -> Offloaded:
-    """As `load_ltx`, but blocks come to the device when called; `keep` as `published.fill_offloaded` has it."""
-    template, tensors = _checked(config, tensors, where)
-    return fill_offloaded(template, _layout(config), tensors, dtype, keep)
-
-
-def _checked(
-    config: LTXConfig, tensors: Mapping[str, np.ndarray], where: str
-) -> tuple[LTX, Mapping[str, np.ndarray]]:
-    """The model's shapes, and the tensors by diffusers' names, which are those that it has."""
-    tensors = by_names(tensors, diffusers_names)
-    check_tensors(dict(published_shapes(config)), tensors, where)
-    return jax.eval_shape(lambda: LTX(config, rngs=nnx.Rngs(0))), tensors
-
-
-def published_tensors(config: LTXConfig, leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The way back: a transformer's tensors by diffusers' names."""
-    return publish(leaves, _layout(config), dict(published_shapes(config)))
-
-
 def published_shapes(config: LTXConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """diffusers' name and shape of each parameter."""
     D, W = config.width, config.hidden
@@ -173,3 +129,6 @@ def published_shapes(config: LTXConfig) -> Iterator[tuple[str, tuple[int, ...]]]
 
 def _layout(config: LTXConfig) -> Layout:
     return Layout("transformer_blocks", _LINEARS, _TABLES, _ROTATED, config.heads)
+
+
+PUBLISHED_LTX = Published(LTX, diffusers_names, published_shapes, _layout)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from sora_jax.errors import UserError
 from sora_jax.models.int8 import INT8, quantize, with_scales
@@ -44,6 +45,73 @@ class Layout:
     rotated: frozenset[str]
     heads: int
     patches: frozenset[str] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A published transformer: its class here, and the tensors of its files.
+
+    Attributes:
+      model: the class; a configuration and `rngs` make one.
+      names: of tensors by the original code's names or diffusers', the latter.
+      shapes: diffusers' name and shape of each parameter, of a configuration.
+      layout: which of them ours are, of a configuration.
+    """
+
+    model: Callable[..., Any]
+    names: Callable[[Mapping[str, Any]], dict[str, Any]]
+    shapes: Callable[[Any], Iterator[tuple[str, tuple[int, ...]]]]
+    layout: Callable[[Any], Layout]
+
+    def load(
+        self,
+        config: Any,
+        tensors: Mapping[str, np.ndarray],
+        where: str = "The transformer's file",
+        place: Callable[[str, np.ndarray], Any] = lambda name, array: jnp.asarray(array),
+        dtype: Any = np.float32,
+    ) -> Any:
+        """The transformer of a file's tensors, read one after another.
+
+        Args:
+          tensors: by diffusers' names or the original's; memory-mapped ones are read as they are needed.
+          where: names the file in errors.
+          place: puts a parameter, by our name, on its devices.
+          dtype: of the parameters; they are cast while they are read. int8: see `fill`.
+
+        Raises:
+          UserError: a tensor is unknown, missing or of another shape: all of them are named, up to three.
+        """
+        template, tensors = self._checked(config, tensors, where)
+        return fill(template, self.layout(config), tensors, place, dtype)
+
+    def offload(
+        self,
+        config: Any,
+        tensors: Mapping[str, np.ndarray],
+        where: str = "The transformer's file",
+        dtype: Any = np.float32,
+        keep: bool | None = None,
+    ) -> Offloaded:
+        """As `load`, but blocks come to the device when called; `keep` as `fill_offloaded` has it."""
+        template, tensors = self._checked(config, tensors, where)
+        return fill_offloaded(template, self.layout(config), tensors, dtype, keep)
+
+    def publish(self, config: Any, leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The way back: our parameters, by names such as "blocks/qkv/kernel", as diffusers' tensors."""
+        return publish(leaves, self.layout(config), dict(self.shapes(config)))
+
+    def publish_lora(self, config: Any, lora: Mapping[str, Any]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Low-rank updates, by names such as "blocks/qkv/lora_down": see `publish_lora`."""
+        return publish_lora(lora, self.layout(config), dict(self.shapes(config)))
+
+    def _checked(
+        self, config: Any, tensors: Mapping[str, np.ndarray], where: str
+    ) -> tuple[Any, Mapping[str, np.ndarray]]:
+        """The model's shapes, and the tensors by diffusers' names, which are those that it has."""
+        tensors = by_names(tensors, self.names)
+        check_tensors(dict(self.shapes(config)), tensors, where)
+        return jax.eval_shape(lambda: self.model(config, rngs=nnx.Rngs(0))), tensors
 
 
 def renamed(names: Mapping[str, Any], patterns: Mapping[str, str]) -> dict[str, Any]:

@@ -324,16 +324,6 @@ class WanPair(nnx.Module):
         return jnp.where(of_token[..., None], high, low)
 
 
-def wan_flops(
-    config: WanConfig, tokens: float, attention_pairs: float, words: float = 0, word_pairs: float = 0
-) -> float:
-    """Floating-point operations (2 per multiply-add) of one forward pass, as `dit_config.forward_flops`."""
-    D, L = config.width, config.layers
-    per_token = L * (6 * D * D + 2 * D * config.hidden) + 2 * config.patch_width * D
-    per_word = L * 2 * D * D + config.text_width * D + D * D
-    return 2 * (tokens * per_token + words * per_word + 2 * L * D * (attention_pairs + word_pairs))
-
-
 def whole_timesteps(sigma: jax.Array) -> jax.Array:
     """Timesteps 0…999 of sigmas, rounded down as the originals do."""
     # 1000 σ of a σ that was k/1000 in float64 may fall short of k; σ = 1 is the last step of 999.

@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import nnx
-
 from sora_jax.errors import UserError
-from sora_jax.models.offload import Offloaded
-from sora_jax.models.published import (
-    Layout,
-    by_names,
-    check_tensors,
-    fill,
-    fill_offloaded,
-    publish,
-    publish_lora,
-    renamed,
-)
+from sora_jax.models.published import Layout, Published, renamed
 from sora_jax.models.wan import Wan, WanConfig
 
 # Keys of diffusers' config.json by ours, and those that say nothing of the shape or must have one value.
@@ -100,63 +85,6 @@ def diffusers_names(names: Mapping[str, Any]) -> dict[str, Any]:
     return renamed(names, _RENAMED)
 
 
-def load_wan(
-    config: WanConfig,
-    tensors: Mapping[str, np.ndarray],
-    where: str = "The transformer's file",
-    place: Callable[[str, np.ndarray], Any] = lambda name, array: jnp.asarray(array),
-    dtype: Any = np.float32,
-) -> Wan:
-    """The transformer of a file's tensors, read one after another.
-
-    Args:
-      tensors: by diffusers' names or the original's; memory-mapped ones are read as they are needed.
-      where: names the file in errors.
-      place: puts a parameter, by our name, on its devices.
-      dtype: of the parameters; they are cast while they are read. int8: see `published.fill`.
-
-    Raises:
-      UserError: a tensor is unknown, missing or of another shape: all of them are named, up to three.
-    """
-    template, tensors = _checked(config, tensors, where)
-    return fill(template, _layout(config), tensors, place, dtype)
-
-
-def offload_wan(
-    config: WanConfig,
-    tensors: Mapping[str, np.ndarray],
-    where: str = "The transformer's file",
-    dtype: Any = np.float32,
-    keep: bool | None = None,
-) -> Offloaded:
-    """As `load_wan`, but blocks come to the device when called; `keep` as `published.fill_offloaded` has it."""
-    template, tensors = _checked(config, tensors, where)
-    return fill_offloaded(template, _layout(config), tensors, dtype, keep)
-
-
-def _checked(
-    config: WanConfig, tensors: Mapping[str, np.ndarray], where: str
-) -> tuple[Wan, Mapping[str, np.ndarray]]:
-    """The model's shapes, and the tensors by diffusers' names, which are those that it has."""
-    tensors = by_names(tensors, diffusers_names)
-    check_tensors(dict(published_shapes(config)), tensors, where)
-    return jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0))), tensors
-
-
-def published_tensors(config: WanConfig, leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The way back: our parameters, by names such as "blocks/qkv/kernel", as diffusers' tensors."""
-    return publish(leaves, _layout(config), dict(published_shapes(config)))
-
-
-def published_lora(config: WanConfig, lora: Mapping[str, Any]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Low-rank updates (`models.low_rank`) by diffusers' module, each as PEFT's A [rank, in] and B [out, rank].
-
-    Args:
-      lora: by names such as "blocks/qkv/lora_down".
-    """
-    return publish_lora(lora, _layout(config), dict(published_shapes(config)))
-
-
 def published_shapes(config: WanConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """diffusers' name and shape of each parameter."""
     D, W = config.width, config.hidden
@@ -213,3 +141,6 @@ _ROTATED = frozenset({"attn1.to_q", "attn1.to_k", "attn1.norm_q.weight", "attn1.
 
 def _layout(config: WanConfig) -> Layout:
     return Layout("blocks", _LINEARS, _TABLES, _ROTATED, config.heads, frozenset({"patch_embedding"}))
+
+
+PUBLISHED_WAN = Published(Wan, diffusers_names, published_shapes, _layout)

@@ -143,17 +143,17 @@ def _views(
 def write_weights(
     tensors: Mapping[str, np.ndarray],
     path: pathlib.Path,
-    dtype: str,
+    dtype: str | None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes tensors as one type, of `SAVED`, or each as its own with ""; the file is complete or absent.
+    """Writes tensors as one type, of `SAVED`, or each as its own with None; the file is complete or absent.
 
     `metadata`: texts for the file's header.
 
     Raises:
       UserError: there is no such type, or it doesn't hold some weight.
     """
-    if dtype not in ("", *SAVED):
+    if dtype not in (None, *SAVED):
         raise UserError(f"Weights can't be saved as {dtype!r}: choose one of {', '.join(SAVED)}.")
     out = {}
     for name, tensor in tensors.items():
@@ -170,14 +170,14 @@ def write_weights(
         safetensors.numpy.save_file(out, temporary, None if metadata is None else dict(metadata))
 
 
-def _saved_type(tensor: np.ndarray, dtype: str) -> np.dtype:
+def _saved_type(tensor: np.ndarray, dtype: str | None) -> np.dtype:
     return np.dtype(getattr(ml_dtypes, dtype, dtype)) if dtype else tensor.dtype
 
 
 def write_parts(
     tensors: Iterable[tuple[str, np.ndarray]],
     path: pathlib.Path,
-    dtype: str = "",
+    dtype: str | None = None,
     part_bytes: int = PART_BYTES,
 ) -> None:
     """Writes tensors into one file, or several with an index, as transformers and diffusers do; one is in memory.
@@ -185,7 +185,7 @@ def write_parts(
     Args:
       tensors: by name, each taken when its turn comes.
       path: of the one file; of several, "-00001-of-00003" and so on stand before its suffix.
-      dtype: of `SAVED`; "" keeps each one's own.
+      dtype: of `SAVED`; None keeps each one's own.
       part_bytes: of a file, at most, but for a tensor that is larger.
 
     Raises:
@@ -200,6 +200,8 @@ def write_parts(
         file = path.with_name(f"{path.stem}-{len(files) + 1:05d}.part")
         write_weights(part, file, dtype, {"format": "pt"})
         files.append((file, list(part)))
+        for tensor in part.values():
+            release(tensor)
         part.clear()
         size = 0
 
@@ -210,7 +212,7 @@ def write_parts(
         part[name] = tensor
         size, total = size + count, total + count
     flush()
-    places = {}
+    places: dict[str, str] = {}
     for number, (file, names) in enumerate(files, 1):
         last = f"{path.stem}-{number:05d}-of-{len(files):05d}{path.suffix}" if len(files) > 1 else path.name
         file.replace(path.with_name(last))

@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 import math
 import pathlib
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from sora_jax.checkpoints.diffusers_folder import free_memory
 from sora_jax.distributed.chips import Topology
-from sora_jax.models.dit_config import DiTConfig, forward_flops
+from sora_jax.models.dit_config import DiTConfig, forward_flops, published_flops
 from sora_jax.models.vae import reconstruction_flops
-from sora_jax.models.wan import WanConfig, wan_flops
 from sora_jax.planner.estimate import ClipShape, Counts, HostNeeds, clip_of
 from sora_jax.planner.programs import (
     Built,
@@ -27,6 +27,7 @@ from sora_jax.planner.programs import (
     objective_of,
     positions_of,
 )
+from sora_jax.train.finetune import FinetuneObjective
 
 # Of a decoder's finest activation, how many are in memory at once: a residual block's input, what it normalized, its
 # convolution's padded input and output. With what XLA keeps beside them `generate` was seen to take about as much.
@@ -71,19 +72,19 @@ def estimate_counts(spec: StepSpec) -> Counts:
         traffic = products / 50 + 10 * weights  # convolutions at fifty operations a byte
         return Counts("arithmetic", products, 0.0, useful, traffic, shared, 0, tokens)
     dit, sizes = objective.dit, spec.mesh
-    passes = _passes(spec, dit)
-    chips = spec.topology.count
-    if isinstance(dit, WanConfig):
-        parameters = wan_flops(dit, 1, 0, 1) / 2
+    passes, chips = _passes(spec), spec.topology.count
+    if not isinstance(dit, DiTConfig):
+        parameters = published_flops(dit, 1, 0, 1) / 2
     else:  # of the 18 a third computes modulations, once a condition; cross-attention has four more
         parameters = (18 + 4 * (dit.caption == "cross")) * dit.width**2 * dit.layers
     positions = spec.batch_size * spec.passes * positions_of(spec)
     own = positions / (sizes["data"] * sizes["fsdp"] * sizes["sequence"])
     kept = chips / sizes["data"]
     gathered = 2 * parameters / sizes["tensor"]
+    learned = _lora_parameters(objective) or parameters
     traffic = passes * (gathered + TRAFFIC * own * dit.width * dit.layers)
     # Activations go forward, backward, and once more where the forward pass is recomputed; weights are gathered twice.
-    directions, times = {1: (1, 1), 3: (2, 2), 4: (3, 2)}[passes]
+    directions, times = (1, 1) if spec.step == "sample" else (2 + (dit.remat == "none"), 2)
     width = 2 * own * dit.width * dit.layers
     tensor, sequence = sizes["tensor"], sizes["sequence"]
     network = {
@@ -92,10 +93,12 @@ def estimate_counts(spec: StepSpec) -> Counts:
         "all-reduce": 4 * directions * width * (1 - 1 / tensor),
     }
     if spec.step == "train":
-        traffic += 40 * parameters / kept  # moments, averages and parameters, read and written
+        traffic += 40 * learned / kept  # moments, averages and parameters, read and written
         # Over copies of the model a TPU's compiler sums gradients whole.
         kind, twice = ("all-reduce", 2) if sizes["data"] > 1 else ("reduce-scatter", 1)
-        network[kind] = network.get(kind, 0.0) + twice * gathered * (1 - 1 / (kept * sizes["data"]))
+        network[kind] = network.get(kind, 0.0) + twice * (2 * learned / tensor) * (
+            1 - 1 / (kept * sizes["data"])
+        )
     return Counts(
         "arithmetic", products, attention, useful, traffic + _attention_bytes(spec), network, 0, tokens
     )
@@ -113,9 +116,26 @@ def _segments(spec: StepSpec, clip: ClipShape) -> int:
     return max(min(row.seq_len // clip.tokens, row.get("max_segments") or row.seq_len), 1)
 
 
-def _passes(spec: StepSpec, dit: DiTConfig | WanConfig) -> int:
-    """Products in forward passes: one of a sampler; three of training, four where the forward pass is recomputed."""
-    return 1 if spec.step == "sample" else 3 + (dit.remat == "none")
+def _passes(spec: StepSpec) -> int:
+    """Products in forward passes: one of a sampler; of training `_directions`, and one more where it is recomputed."""
+    if spec.step == "sample":
+        return 1
+    objective = objective_of(spec.config)
+    return _directions(objective) + (objective.dit.remat == "none")
+
+
+def _directions(objective: Any) -> int:
+    """Forward, and backward to the layers before; to their weights too, but below a LoRA."""
+    return 2 if _lora_parameters(objective) else 3
+
+
+def _lora_parameters(objective: Any) -> int:
+    """How many numbers a LoRA has; 0: none is trained."""
+    if not isinstance(objective, FinetuneObjective) or not objective.lora.rank:
+        return 0
+    return sum(
+        math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(objective.init, jax.random.key(0)))
+    )
 
 
 def _work(spec: StepSpec) -> tuple[float, float, float, float]:
@@ -134,15 +154,15 @@ def _work(spec: StepSpec) -> tuple[float, float, float, float]:
     tokens, words = (clip.tokens, clip.words) if clip else (row.seq_len, row.text_len)
     words = min(words, row.text_len // segments)
     sequences = spec.batch_size * spec.passes / chips
-    factor = 3 if spec.step == "train" else 1
+    factor = _directions(objective) if spec.step == "train" else 1
     attention_pairs = sequences * segments * (tokens + dit.text_positions(words)) ** 2
-    flops = wan_flops if isinstance(dit, WanConfig) else forward_flops
+    flops = forward_flops if isinstance(dit, DiTConfig) else published_flops
     inside, beside = (tokens, words) if dit.caption == "cross" else (tokens + words, 0)
     useful = factor * sequences * segments * flops(dit, inside, inside**2, beside, tokens * beside)
     positions = sequences * positions_of(spec)
     # Cross-attention is dense, in plain products.
     beside = sequences * row.text_len if dit.caption == "cross" else 0.0
-    passes = _passes(spec, dit)
+    passes = _passes(spec)
     once = flops(dit, 0, attention_pairs)
     kernels = 1 if spec.step == "sample" else 1 + (dit.remat == "none") + BACKWARD / FORWARD
     products = passes * flops(dit, positions, 0, beside, row.seq_len * beside)
@@ -177,11 +197,7 @@ def host_needs(config: ConfigDict) -> HostNeeds:
     text = json.loads((pathlib.Path(config.pretrained) / "text_encoder" / "config.json").read_text())
     inner = text["num_heads"] * text["d_kv"]
     layer = text["d_model"] * (4 * inner + 3 * text["d_ff"])
-    tiles, vae = sampler.bundle.vae.tiles, sampler.vae
-    time, high, wide = vae.compression
-    cells = tiles.shape(-(-clip.height // high), -(-clip.width // wide))
-    finest = time * math.prod(cells) * high * wide / (vae.patch_size or 1) ** 2
-    activation = 4.0 * finest * vae.decoder_widths[-1]
+    activation = sampler.decoding_bytes(clip.frames, clip.height, clip.width)
     stages = {
         # A layer as it is read and as it is computed with, in float32.
         "text": 2 * 4.0 * layer,

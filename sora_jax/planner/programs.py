@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh
 from ml_collections import ConfigDict
 
+from sora_jax.checkpoints.pretrained import pretrained_folder
 from sora_jax.config import component
 from sora_jax.diffusion.guidance import Guidance
 from sora_jax.diffusion.solvers import State, solver_step
@@ -26,8 +27,9 @@ from sora_jax.distributed.chips import Topology
 from sora_jax.distributed.mesh import MeshConfig, make_mesh, on_host, parameter_sharding, sharding
 from sora_jax.errors import UserError
 from sora_jax.planner.hlo import Program
-from sora_jax.planner.published import OBJECTIVE, PublishedSampler
+from sora_jax.planner.published import OBJECTIVE, PublishedSampler, stored_zeros
 from sora_jax.tokens.packing import PackedBatch
+from sora_jax.train.finetune import FinetuneObjective
 from sora_jax.train.loop import make_steps
 from sora_jax.train.loop_config import read_loop_config
 from sora_jax.train.objectives import make_objective
@@ -68,9 +70,9 @@ class Built:
     Attributes:
       spec: the step whose program it is.
       seconds: that compiling took.
-      memory: bytes on one chip by kind: "parameters", "average", "optimizer", "batch", "activations", "temporaries",
-        "code". All but activations are the compiler's; those are what the backward pass saves of the forward one, by
-        shape, and temporaries are the rest.
+      memory: bytes on one chip by kind: "parameters", "base" (a model below a LoRA), "average", "optimizer", "batch",
+        "activations", "temporaries", "code". All but activations are the compiler's; those are what the backward pass
+        saves of the forward one, by shape, and temporaries are the rest.
       fits: whether it fits the memory.
       program: its parsed text; None where it didn't fit.
     """
@@ -89,7 +91,22 @@ def objective_of(config: ConfigDict) -> Any:
     """
     if config.objective == OBJECTIVE:
         return PublishedSampler(config)
+    if config.objective == "finetune":
+        objective: Any = make_objective(config, "")
+        objective.folder = pretrained_folder(config.pretrained, weights=False)
+        return objective
     return make_objective(ConfigDict(config.to_dict() | {"init_from": ""}), "")
+
+
+def frozen_shapes(objective: Any) -> tuple[Any, ...]:
+    """Of what a training step takes besides and nothing changes (`train.loop.place_frozen`): a model below a LoRA."""
+    if not isinstance(objective, FinetuneObjective):
+        return ()
+    frozen = {"uncaptioned": jax.ShapeDtypeStruct((1, objective.dit.text_width), jnp.float32)}
+    if objective.lora.rank:
+        weights = jnp.dtype(objective.transformer.weights)
+        frozen["model"] = jax.eval_shape(lambda: stored_zeros(objective.template, weights))
+    return (frozen,)
 
 
 def positions_of(spec: StepSpec) -> int:
@@ -116,19 +133,18 @@ def make_step_spec(config: ConfigDict, step: str, topology: Topology) -> StepSpe
             "Distillation can't be planned: plan the training of its teacher's architecture, of which a step takes "
             "about three fifths as much."
         )
-    if loop.objective == "finetune":
-        raise UserError(
-            "Training on top of an open model can't be planned yet: plan a transformer of its width."
-        )
+    if loop.objective == "finetune" and step == "sample":
+        raise UserError(f"Of sampling an open model, plan --model {config.pretrained or 'FOLDER'}.")
     if step == "sample" and loop.objective != "dit":
         raise UserError("An autoencoder has no sampler: plan its training, or a transformer's --step sample.")
     if step == "sample":
         return _sampler_spec(config, dataclasses.replace(loop.mesh, data=-1, fsdp=1), topology)
     sizes = loop.mesh.sizes(topology.count)
     parts = sizes["data"] * sizes["fsdp"]
-    batch_size = config.pipeline.batch_size if loop.objective == "dit" else config.loss.batch_size
+    part = "loss" if loop.objective == "vae" else "pipeline"
+    batch_size = config[part].batch_size
     if batch_size < 1 or batch_size % parts:
-        field = f"config.{'pipeline' if loop.objective == 'dit' else 'loss'}.batch_size"
+        field = f"config.{part}.batch_size"
         raise UserError(
             f"A batch of {batch_size} doesn't divide over data x fsdp = {parts} chips of {topology.name}: make {field} "
             "a multiple of it, or change config.mesh."
@@ -208,7 +224,7 @@ def host_memory() -> float:
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
-_KEPT = ("parameters", "average", "optimizer", "batch")
+_KEPT = ("parameters", "base", "average", "optimizer", "batch")
 
 
 def _trace(spec: StepSpec, mesh: Mesh | AbstractMesh) -> tuple[Any, dict[str, float]]:
@@ -224,6 +240,7 @@ def _trace(spec: StepSpec, mesh: Mesh | AbstractMesh) -> tuple[Any, dict[str, fl
 
     loop = read_loop_config(spec.config)
     init, step = make_steps(objective, loop.optim)
+    frozen = _placed(frozen_shapes(objective), keep)
     state = _placed(jax.eval_shape(init, key), keep)
     if loop.optim.offload:
         host_shardings = on_host(jax.tree.map(lambda leaf: leaf.sharding, state.opt_state))
@@ -231,13 +248,14 @@ def _trace(spec: StepSpec, mesh: Mesh | AbstractMesh) -> tuple[Any, dict[str, fl
         state = dataclasses.replace(state, opt_state=moved)
     parts |= {
         "parameters": _bytes(state.params),
+        "base": _bytes(frozen),
         "average": _bytes((state.ema, state.long_ema)),
         "optimizer": 0.0 if loop.optim.offload else _bytes(state.opt_state),
-        "activations": _saved(objective, state.params, batch, key, spec),
+        "activations": _saved(objective, state.params, batch, key, frozen, spec),
     }
     kept = jax.tree.map(lambda leaf: leaf.sharding, state)
     update = jax.jit(step, donate_argnums=0, out_shardings=(kept, sharding(mesh, "")))
-    return update.trace(state, batch, key), parts
+    return update.trace(state, batch, key, *frozen), parts
 
 
 def _trace_sampler(
@@ -256,23 +274,23 @@ def _trace_sampler(
     return traced, parts
 
 
-def _saved(objective: Any, params: Any, batch: Any, key: Any, spec: StepSpec) -> float:
+def _saved(objective: Any, params: Any, batch: Any, key: Any, frozen: Any, spec: StepSpec) -> float:
     """Bytes on a chip of what the forward pass saves for the backward one, by shape."""
 
-    def residuals(params: Any, batch: Any, key: Any) -> Any:
-        loss = lambda params: objective.loss(params, batch, key)
+    def residuals(params: Any, batch: Any, key: Any, frozen: Any) -> Any:
+        loss = lambda params: objective.loss(params, batch, key, *frozen)
         return jax.tree.leaves(jax.vjp(loss, params, has_aux=True)[1])
 
-    own = {leaf.shape for leaf in jax.tree.leaves(params)}
+    own = {leaf.shape for leaf in jax.tree.leaves((params, frozen))}
     sizes = spec.mesh
+    positions = 0 if spec.config.objective == "vae" else positions_of(spec)
     total = 0.0
-    for leaf in jax.eval_shape(residuals, params, batch, key):
+    for leaf in jax.eval_shape(residuals, params, batch, key, frozen):
         if leaf.shape in own or spec.batch_size not in leaf.shape:
             continue
         cut = sizes["data"] * sizes["fsdp"]
-        if spec.config.objective == "dit":
+        if spec.config.objective != "vae":
             config = objective.dit
-            positions = positions_of(spec)
             of_heads = {config.heads, 3 * config.heads, config.hidden}
             cut *= sizes["sequence"] if positions in leaf.shape else 1
             cut *= sizes["tensor"] if of_heads & set(leaf.shape[2:]) else 1

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from ml_collections import ConfigDict
@@ -18,10 +19,9 @@ from sora_jax.checkpoints.components import DTYPES, Bundle, check_choice
 from sora_jax.checkpoints.pretrained import STORED, pretrained_folder, read_shapes
 from sora_jax.errors import UserError
 from sora_jax.media.video import frame_size
+from sora_jax.models.decode_windows import Windows, split_windows
 from sora_jax.models.int8 import INT8
 from sora_jax.models.layers import linear_layers
-from sora_jax.models.wan_vae import WanVAE
-from sora_jax.models.wan_vae_config import WanVAEConfig
 from sora_jax.tokens.packing import PackedBatch
 
 OBJECTIVE = "published"
@@ -54,15 +54,7 @@ class PublishedSampler:
 
     def init(self, key: jax.Array) -> Any:
         """The transformer in the type that its weights have in memory."""
-        is_int8 = self.weights == INT8
-        like = jnp.float32 if is_int8 else self.weights
-        model = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, like), self.bundle.dit)
-        for path, layer in linear_layers(model).items() if is_int8 else ():
-            if "blocks/" in path:  # as `models.int8.to_int8`
-                shape = layer.kernel.shape
-                layer.kernel = nnx.Param(jnp.zeros(shape, INT8))
-                layer.kernel_scale = nnx.Param(jnp.zeros((*shape[:-2], shape[-1])))
-        return model
+        return stored_zeros(self.bundle.dit, self.weights)
 
     def shapes(self, batch_size: int) -> PackedBatch:
         """Of a batch of so many packed sequences, one segment each."""
@@ -74,9 +66,37 @@ class PublishedSampler:
     def decoding_flops(self, frames: int, height: int, width: int) -> float:
         """Operations of decoding a clip of so many pixels."""
         time, high, wide = self.vae.compression
-        first, two = (_decoding_flops(self.vae, count) for count in (1, 2))
-        whole = first + (two - first) * ((frames - 1) // time)
+        kind: Any = type(self.bundle.vae)
+        first, two = (_decoding_flops(kind, self.vae, count) for count in (1, 2))
+        own = lambda count: first + (two - first) * (count - 1)
+        latents, windows = 1 + (frames - 1) // time, getattr(self.bundle.vae, "windows", None)
+        whole = sum(map(own, _window_sizes(latents, windows))) if windows else own(latents)
         return whole * (height // high) * (width // wide) / _SIDE**2
+
+    def decoding_bytes(self, frames: int, height: int, width: int) -> float:
+        """Of the finest activation of a decoder, for as much of a clip of so many pixels as it decodes at once."""
+        autoencoder = self.bundle.vae
+        time, high, wide = self.vae.compression
+        cells = math.prod(autoencoder.tiles.shape(-(-height // high), -(-width // wide)))
+        windows = getattr(autoencoder, "windows", None)
+        latents = _window_sizes(1 + (frames - 1) // time, windows)[0] if windows else 1
+        finest = latents * time * cells * high * wide / (self.vae.patch_size or 1) ** 2
+        return 4.0 * finest * self.vae.decoder_widths[-1]
+
+
+def stored_zeros(shapes: Any, weights: Any) -> Any:
+    """A transformer of those shapes with zeros for weights, of the type that they have in memory; int8 is of matrices.
+
+    To be traced, as all of it are arrays.
+    """
+    is_int8 = weights == INT8
+    model = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32 if is_int8 else weights), shapes)
+    for path, layer in linear_layers(model).items() if is_int8 else ():
+        if "blocks/" in path:  # as `models.int8.to_int8`
+            shape = layer.kernel.shape
+            layer.kernel = nnx.Param(jnp.zeros(shape, INT8))
+            layer.kernel_scale = nnx.Param(jnp.zeros((*shape[:-2], shape[-1])))
+    return model
 
 
 def published_config(
@@ -102,8 +122,6 @@ def published_config(
     bundle = _shapes(folder, dtype)
     sampling, limits, vae = bundle.sampling, bundle.limits, bundle.vae.config
     assert bundle.dit is not None
-    if not isinstance(vae, WanVAEConfig):
-        raise UserError(f"{folder} is of {bundle.card['summary']}: only Wan's models can be planned yet.")
     patch = bundle.dit.config.patch
     height, width = size or frame_size(sampling.resolution, sampling.aspect)
     count = frames or round(sampling.duration * sampling.fps)
@@ -160,10 +178,15 @@ def _shapes(folder: pathlib.Path, dtype: str) -> Bundle:
     return read_shapes(folder, dtype=dtype)
 
 
+def _window_sizes(latent_frames: int, windows: Windows) -> list[int]:
+    """Latent frames of each of the windows in which so many are decoded."""
+    return [len(window) for window, *_ in split_windows(np.empty((latent_frames, 0)), windows)]
+
+
 @functools.cache
-def _decoding_flops(config: WanVAEConfig, latent_frames: int) -> float:
+def _decoding_flops(kind: Any, config: Any, latent_frames: int) -> float:
     """Of a decode of so many latent frames, of convolutions and matrix products in the form that accelerators run."""
-    vae = jax.eval_shape(lambda: WanVAE(config, rngs=nnx.Rngs(0)))
+    vae = jax.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))
     latent = jax.ShapeDtypeStruct((1, latent_frames, _SIDE, _SIDE, config.channels), jnp.float32)
     device = AbstractDevice("any", 1, "gpu")
     mesh = AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)

@@ -27,8 +27,9 @@ def changes(spec: StepSpec) -> Iterator[tuple[Change, Topology]]:
     is_dit, learns = config.objective != "vae", spec.step == "train"
     saving: Change = {}
     if is_dit and learns:
-        for remat in REMAT[REMAT.index(config.dit.get("remat", "all")) + 1 :]:
-            saving = {"dit.remat": remat}
+        dit = "transformer" if config.objective == "finetune" else "dit"
+        for remat in REMAT[REMAT.index(config[dit].get("remat", "all")) + 1 :]:
+            saving = {f"{dit}.remat": remat}
             yield saving, here
     if is_dit:
         for times in (2, 4, 8):

@@ -277,7 +277,7 @@ class DiTObjective:
             self.sources,
             self.text_encoder,
         )
-        return make_pipeline(self.pipeline, records, share)
+        return make_pipeline(self.pipeline, records, share, stride=self.vae.config.compression[0])
 
     def heldout_data(self, share: Share, batches: int) -> list[PackedBatch]:
         """Of the validation split as many clips as might fill the batches, at most a twentieth of training's."""
@@ -292,9 +292,9 @@ class DiTObjective:
             latents, data, self.vae, self.text, self.latents_folder / "heldout", sources, self.text_encoder
         )
         # Few bins, since all are to be filled before the first sequence is full.
-        bins = min(self.pipeline.num_packing_bins, 8)
+        bins, stride = min(self.pipeline.num_packing_bins, 8), self.vae.config.compression[0]
         pipeline = dataclasses.replace(self.pipeline, num_packing_bins=bins, prefetch=0)
-        return list(itertools.islice(make_pipeline(pipeline, records, share), batches))
+        return list(itertools.islice(make_pipeline(pipeline, records, share, stride=stride), batches))
 
     @property
     def latents_folder(self) -> pathlib.Path:

@@ -20,8 +20,14 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from sora_jax.checkpoints.base_model import check_base
-from sora_jax.checkpoints.components import Bundle
-from sora_jax.checkpoints.pretrained import load_transformer, load_vae, pretrained_folder, read_shapes
+from sora_jax.checkpoints.components import Bundle, Transformer
+from sora_jax.checkpoints.pretrained import (
+    kind_of,
+    load_transformer,
+    load_vae,
+    pretrained_folder,
+    read_shapes,
+)
 from sora_jax.config import ABSENT, FROM_ZERO, SHARE, check_ranges, component
 from sora_jax.data.data_config import DataConfig
 from sora_jax.data.encode import LatentsConfig
@@ -32,11 +38,11 @@ from sora_jax.diffusion.flow import gather_sigmas
 from sora_jax.distributed.hosts import barrier
 from sora_jax.distributed.mesh import check_heads, check_sequence_split
 from sora_jax.errors import UserError
-from sora_jax.models.dit_config import Backend
+from sora_jax.models.dit_config import Backend, published_flops
 from sora_jax.models.low_rank import LoRAConfig, init_lora, with_lora
 from sora_jax.models.text import TextEncoder, load_text_encoder
 from sora_jax.models.vae import VAE
-from sora_jax.models.wan import Wan, WanPair, wan_flops
+from sora_jax.models.wan import WanPair
 from sora_jax.tokens.packing import PackedBatch
 from sora_jax.train.dit import DiTObjective, add_noise, velocity_error
 from sora_jax.train.loop_config import LoopConfig
@@ -132,15 +138,14 @@ class FinetuneObjective(DiTObjective):
         """The folder's model, its networks as shapes alone."""
         if not self.pretrained:
             raise UserError(
-                "config.pretrained is empty: name a diffusers folder, --config.pretrained=path/to/Wan2.1-T2V-1.3B, or "
+                "config.pretrained is empty: name a diffusers folder, --config.pretrained=path/to/FOLDER, or "
                 "hf:OWNER/NAME."
             )
         base = read_shapes(self.folder)
-        if not isinstance(base.dit, Wan):
-            what = (
-                "has two transformers (Wan2.2-A14B)" if isinstance(base.dit, WanPair) else "is of LTX-Video"
+        if isinstance(base.dit, WanPair):
+            raise UserError(
+                f"{self.folder} has two transformers (Wan2.2-A14B), which can't be trained here yet."
             )
-            raise UserError(f"{self.folder} {what}, which can't be trained here yet.")
         return base
 
     @functools.cached_property
@@ -155,8 +160,12 @@ class FinetuneObjective(DiTObjective):
         return dataclasses.replace(self.base.dit.config, **own)
 
     @functools.cached_property
-    def template(self) -> Wan:
-        return jax.eval_shape(lambda: Wan(self.dit, rngs=nnx.Rngs(0)))
+    def template(self) -> Transformer:
+        return jax.eval_shape(lambda: self._fresh(jax.random.key(0)))
+
+    def _fresh(self, key: jax.Array) -> Transformer:
+        """With random weights."""
+        return kind_of(self.folder).transformer.model(self.dit, rngs=nnx.Rngs(key))
 
     @functools.cached_property
     def vae(self) -> Any:
@@ -172,20 +181,17 @@ class FinetuneObjective(DiTObjective):
         """The folder's, which is read whole for each call: what it gave is kept in the workdir."""
         return load_text_encoder(self.text, kept_states=self.workdir / "text_states")
 
-    @property
-    def shift(self) -> float:
-        """Of all sigmas towards noise."""
-        return self.tuning.shift or self.base.sampling.shift
+    def shift(self, lengths: jax.Array) -> Any:
+        """Of sigmas towards noise, in segments of so many tokens."""
+        return self.tuning.shift or self.base.shift_factor(lengths)
 
     def init(self, key: jax.Array) -> Any:
         check_heads(self.dit.heads, self.dit.heads_over)
         check_sequence_split(self.pipeline.seq_len, 0)
-        return (
-            init_lora(self.template, self.lora, key) if self.lora.rank else Wan(self.dit, rngs=nnx.Rngs(key))
-        )
+        return init_lora(self.template, self.lora, key) if self.lora.rank else self._fresh(key)
 
     @property
-    def initial(self) -> Wan | None:
+    def initial(self) -> Transformer | None:
         """The model to begin with; None where a LoRA is trained, which begins as `init` gives it."""
         return None if self.lora.rank else self._load("float32")
 
@@ -196,13 +202,13 @@ class FinetuneObjective(DiTObjective):
         base = {"model": self._load(self.transformer.weights)} if self.lora.rank else {}
         return {"uncaptioned": np.array(uncaptioned)} | base
 
-    def _load(self, weights: str) -> Wan:
+    def _load(self, weights: str) -> Transformer:
         # Of several devices each takes its shards of what the host holds; of one, tensors go there one by one.
         to_device = jax.device_count() == 1
         place = lambda name, array: jnp.asarray(array) if to_device else array
         return load_transformer(self.folder, self.dit, weights=weights, place=place)
 
-    def whole(self, model: Any, frozen: dict[str, Any]) -> Wan:
+    def whole(self, model: Any, frozen: dict[str, Any]) -> Transformer:
         """The transformer with what is trained."""
         return with_lora(frozen["model"], model, self.lora) if self.lora.rank else model
 
@@ -213,8 +219,10 @@ class FinetuneObjective(DiTObjective):
         [given] = frozen
         sigma_key, noise_key, drop_key = jax.random.split(key, 3)
         shape = len(batch.patches), self.pipeline.max_segments + 1
-        sigma = flow.draw_sigma(sigma_key, shape, self.tuning.mean, self.tuning.deviation)
-        noisy, target, sigma = add_noise(batch, flow.shift(sigma, self.shift), noise_key)
+        # All tokens of a segment, as when it is sampled.
+        lengths = jnp.sum(batch.segment_ids[:, :, None] == jnp.arange(shape[1]), axis=1)
+        drawn = flow.draw_sigma(sigma_key, shape, self.tuning.mean, self.tuning.deviation)
+        noisy, target, sigma = add_noise(batch, flow.shift(drawn, self.shift(lengths)), noise_key)
         is_kept = jax.random.bernoulli(drop_key, 1 - self.tuning.text_dropout, shape)
         seen = uncaption(batch, is_kept, given["uncaptioned"])
         predicted = self.whole(model, given)(noisy, seen, sigma)
@@ -228,10 +236,14 @@ class FinetuneObjective(DiTObjective):
         """
         self.pipeline = dataclasses.replace(self.pipeline, patch=self.dit.patch, coords=self.dit.coords)
         cell = tuple(a * b for a, b in zip(self.vae.config.compression, self.dit.patch, strict=True))
-        if any(size % by for size, by in zip(self.data_config.grid[1:], cell[1:], strict=True)):
+        if any(size % by for size, by in zip(self.data_config.grid, cell, strict=True)):
             raise UserError(
-                f"config.data.grid={self.data_config.grid} and a token of {self.pretrained} is {cell[1]}×{cell[2]} "
-                f"pixels: set config.data.grid={cell[0]},{cell[1]},{cell[2]}."
+                f"config.data.grid={self.data_config.grid} and a token of {self.pretrained} is {cell[0]} frames of "
+                f"{cell[1]}×{cell[2]} pixels: set config.data.grid={cell[0]},{cell[1]},{cell[2]}."
+            )
+        if self.text.attend_padding and self.text_tokens != (own := self.base.text.max_tokens):
+            raise UserError(
+                f"{self.pretrained} fills captions up to {own} tokens and attends to all: set config.text_tokens={own}."
             )
         if not self.lora.rank and self.transformer.weights != "float32":
             raise UserError(
@@ -257,7 +269,7 @@ class FinetuneObjective(DiTObjective):
     def flops(self, batch: PackedBatch) -> float:
         count = lambda ids: np.bincount(ids, minlength=self.pipeline.max_segments + 1)[1:].astype(float)
         rows = zip(batch.segment_ids, batch.text_segment_ids, strict=True)
-        one = lambda n, m: wan_flops(self.dit, n.sum(), (n**2).sum(), m.sum(), (n * m).sum())
+        one = lambda n, m: published_flops(self.dit, n.sum(), (n**2).sum(), m.sum(), (n * m).sum())
         once = sum(one(count(ids), count(words)) for ids, words in rows)
         # A backward pass is two, of which a LoRA has the one to the layers before.
         return (2 if self.lora.rank else 3) * float(once)

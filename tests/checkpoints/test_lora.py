@@ -13,7 +13,7 @@ from helpers.parity import draw_all, relative_error
 import sora_jax
 from sora_jax.checkpoints.lora import merge_loras
 from sora_jax.errors import UserError
-from sora_jax.models.wan_weights import diffusers_names, load_wan, wan_config
+from sora_jax.models.wan_weights import PUBLISHED_WAN, diffusers_names, wan_config
 from sora_jax.tokens.canvas import CausalSpan, all_noise_canvas, to_segment
 from sora_jax.tokens.packing import pack_batch, unpack
 from sora_jax.tokens.patches import patchify, unpatchify
@@ -66,7 +66,7 @@ def velocity(tensors) -> np.ndarray:
     batch, (place,) = pack_batch([[one]], 1, 18, 8, 1)
     x = patchify(latent, CONFIG.patch)[None]
     sigma = np.array([[0, 0.75]], np.float32)
-    (tokens,) = unpack(jax.jit(load_wan(CONFIG, tensors))(x, batch, sigma), [place])
+    (tokens,) = unpack(jax.jit(PUBLISHED_WAN.load(CONFIG, tensors))(x, batch, sigma), [place])
     return unpatchify(tokens, latent.shape[:3], CONFIG.patch).transpose(3, 0, 1, 2)
 
 

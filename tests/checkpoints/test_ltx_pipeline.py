@@ -18,8 +18,6 @@ from sora_jax.cli.main import cli
 from sora_jax.diffusion.solvers import solver_step
 from sora_jax.errors import UserError
 from sora_jax.pipeline.pipeline import list_models
-from sora_jax.planner.published import published_config
-from sora_jax.train.finetune import FinetuneObjective
 
 TEXT, GIVEN = golden("ltx_pipeline_text"), golden("ltx_pipeline_given")
 SETTINGS = TEXT["settings"]
@@ -203,12 +201,3 @@ def test_what_is_wrong_with_a_folder_is_said(folder, tmp_path, break_it, sentenc
     break_it(broken)
     with pytest.raises(UserError, match=sentence):
         load_model(broken)
-
-
-def test_training_and_planning_are_refused_in_a_sentence(folder):
-    objective = FinetuneObjective.__new__(FinetuneObjective)
-    objective.pretrained = str(folder)
-    with pytest.raises(UserError, match="is of LTX-Video, which can't be trained here yet"):
-        _ = objective.base
-    with pytest.raises(UserError, match="is of LTX-Video: 2 layers.*only Wan's models can be planned yet"):
-        published_config(folder)

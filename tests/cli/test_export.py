@@ -2,64 +2,78 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 
 import jax
+import ltx_check
 import numpy as np
 import pytest
+import wan_check
 from click.testing import CliRunner
 from finetune_write import write_run
-from helpers.diffusers_folder import golden, write_folder
+from helpers.diffusers_folder import golden
 from helpers.parity import relative_error
+from helpers.tiny_finetune import write_base
 from helpers.tiny_run import tiny_config as tiny_dit_config
-from wan_check import run as velocity
 
 import sora_jax
 from sora_jax.checkpoints.finetuned import load_lora, lora_config
 from sora_jax.cli.main import cli
 from sora_jax.models.low_rank import with_lora
 
-TINY = golden("wan_tiny")
+VELOCITY = {"wan": wan_check.run, "ltx": ltx_check.run}
 NAMES = ("lora", "full")
 
 
+@pytest.fixture(scope="module", params=VELOCITY)
+def model(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def velocity(model):
+    """Of a transformer, for the latent of the model's golden file."""
+    return functools.partial(VELOCITY[model], npz=golden(f"{model}_tiny"))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, model):
     """Two runs, and their exports."""
     place = tmp_path_factory.mktemp("export")
-    base = write_folder(place / "tiny-wan", golden("wan_pipeline_unipc"))
-    write_run(place / "lora", base, lora__alpha="8")
-    write_run(place / "full", base, lora__rank="0")
+    base = write_base(place / "base", model)
+    write_run(place / "lora", base, model, lora__alpha="8")
+    write_run(place / "full", base, model, lora__rank="0")
     for name in NAMES:
         result = CliRunner().invoke(cli, ["export", str(place / name), "--to", str(place / f"{name}-out")])
         assert result.exit_code == 0, result.output
     return place
 
 
-def test_an_exported_lora_merges_to_what_the_run_does(place):
+def test_an_exported_lora_merges_to_what_the_run_does(place, velocity):
     """Alpha is twice the rank: a file that left it out would be off."""
-    base = sora_jax.load(place / "tiny-wan").dit
-    unmerged = velocity(with_lora(base, load_lora(place / "lora"), lora_config(place / "lora")), TINY)
-    merged = velocity(sora_jax.load(place / "lora").dit, TINY)
+    base = sora_jax.load(place / "base").dit
+    unmerged = velocity(with_lora(base, load_lora(place / "lora"), lora_config(place / "lora")))
+    merged = velocity(sora_jax.load(place / "lora").dit)
     file = place / "lora-out" / "pytorch_lora_weights.safetensors"
-    exported = velocity(sora_jax.load(place / "tiny-wan", lora=file).dit, TINY)
+    exported = velocity(sora_jax.load(place / "base", lora=file).dit)
     assert relative_error(merged, unmerged) < 1e-5
     assert relative_error(exported, unmerged) < 1e-5
-    assert relative_error(velocity(base, TINY), unmerged) > 0.01
+    assert relative_error(velocity(base), unmerged) > 0.01
 
 
-def test_an_exported_folder_is_the_runs_model(place):
+def test_an_exported_folder_is_the_runs_model(place, velocity):
     own, exported = (sora_jax.load(place / name) for name in ("full", "full-out"))
     for leaf, other in zip(jax.tree.leaves(own.dit), jax.tree.leaves(exported.dit), strict=True):
         np.testing.assert_array_equal(leaf, other)
-    base = sora_jax.load(place / "tiny-wan").dit
-    assert relative_error(velocity(base, TINY), velocity(own.dit, TINY)) > 0.01
+    base = sora_jax.load(place / "base").dit
+    assert relative_error(velocity(base), velocity(own.dit)) > 0.01
     own8, exported8 = (sora_jax.load(place / name, weights="int8").dit for name in ("full", "full-out"))
     assert own8.blocks.up.kernel.dtype == np.int8
     jax.tree.map(np.testing.assert_array_equal, own8, exported8)
     assert exported.sampling == own.sampling
-    given = {path.relative_to(place / "tiny-wan") for path in (place / "tiny-wan").rglob("*")}
+    given = {path.relative_to(place / "base") for path in (place / "base").rglob("*")}
     assert {path.relative_to(place / "full-out") for path in (place / "full-out").rglob("*")} == given
 
 

@@ -10,22 +10,33 @@ from ml_collections import ConfigDict
 from helpers.diffusers_folder import golden, write_folder
 from sora_jax.train.__main__ import make_config
 
+# Clips of three latent frames of two by two tokens.
+TWELVE_TOKENS = {
+    "wan": {"data.durations": "0.5"},
+    "ltx": {"data.durations": "1", "data.resolutions": "64"},
+}
 
-def tiny_config(place: pathlib.Path, steps: int, **changes: Any) -> ConfigDict:
-    """configs/finetune_wan.py with tiny parts; `place` gets the folder that it needs, and latents.
+
+def write_base(folder: pathlib.Path, model: str) -> pathlib.Path:
+    """A tiny pipeline of "wan" or "ltx"."""
+    return write_folder(folder, golden({"wan": "wan_pipeline_unipc", "ltx": "ltx_pipeline_text"}[model]))
+
+
+def tiny_config(place: pathlib.Path, steps: int, model: str = "wan", **changes: Any) -> ConfigDict:
+    """configs/finetune_MODEL.py with tiny parts; `place` gets the folder that it needs, and latents.
 
     Args:
       changes: keys with values as the command line has them, __ for the dot.
     """
-    folder = place / "tiny-wan"
+    folder = place / f"tiny-{model}"
     if not folder.exists():
-        write_folder(folder, golden("wan_pipeline_unipc"))
+        write_base(folder, model)
     own = {
         "pretrained": str(folder),
         "steps": str(steps),
-        "data.durations": "0.5",
+        **TWELVE_TOKENS[model],
         "latents.clips": "4",
-        "latents.folder": str(place / "latents"),
+        "latents.folder": str(place / f"latents-{model}"),
         "pipeline.seq_len": "48",
         "optim.lr": "0.01",
         "log.every": "1",
@@ -33,4 +44,4 @@ def tiny_config(place: pathlib.Path, steps: int, **changes: Any) -> ConfigDict:
         "log.sheet_every": "0",
         "checkpoint.every": "3",
     }
-    return make_config("finetune_wan:debug", own | {k.replace("__", "."): v for k, v in changes.items()})
+    return make_config(f"finetune_{model}:debug", own | {k.replace("__", "."): v for k, v in changes.items()})

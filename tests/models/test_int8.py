@@ -17,9 +17,9 @@ from sora_jax.checkpoints.store import named_leaves
 from sora_jax.models.int8 import quantize, to_int8, weight_bytes
 from sora_jax.models.layers import linear_layers
 from sora_jax.models.low_rank import LoRAConfig, init_lora, with_lora
-from sora_jax.models.ltx_weights import load_ltx, ltx_config
+from sora_jax.models.ltx_weights import PUBLISHED_LTX, ltx_config
 from sora_jax.models.wan import Wan
-from sora_jax.models.wan_weights import load_wan, published_shapes, wan_config
+from sora_jax.models.wan_weights import PUBLISHED_WAN, published_shapes, wan_config
 from sora_jax.tokens.packing import pack_batch
 
 WAN, LTX = golden("wan_tiny"), golden("ltx_tiny")
@@ -28,7 +28,7 @@ CONFIG = wan_config(WAN["config"])
 
 @pytest.fixture(scope="module")
 def quantized() -> Wan:
-    return load_wan(CONFIG, draw_all(WAN["names"]), dtype=np.int8)
+    return PUBLISHED_WAN.load(CONFIG, draw_all(WAN["names"]), dtype=np.int8)
 
 
 def restored(model):
@@ -61,12 +61,12 @@ def test_a_number_is_off_by_half_a_step_of_its_column_at_most():
 
 
 @pytest.mark.parametrize(
-    ("load", "config", "kept", "run"),
-    [(load_wan, CONFIG, WAN, run_wan), (load_ltx, ltx_config(LTX["config"]), LTX, run_ltx)],
+    ("published", "config", "kept", "run"),
+    [(PUBLISHED_WAN, CONFIG, WAN, run_wan), (PUBLISHED_LTX, ltx_config(LTX["config"]), LTX, run_ltx)],
 )
-def test_matrices_of_the_blocks_are_int8_and_nothing_else_is(load, config, kept, run):
+def test_matrices_of_the_blocks_are_int8_and_nothing_else_is(published, config, kept, run):
     weights = draw_all(kept["names"])
-    model, whole = load(config, weights, dtype=np.int8), load(config, weights)
+    model, whole = published.load(config, weights, dtype=np.int8), published.load(config, weights)
     leaves, originals = named_leaves(model), named_leaves(whole)
     for name, leaf in originals.items():
         if name.startswith("blocks/") and name.endswith("/kernel"):

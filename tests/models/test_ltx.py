@@ -14,13 +14,7 @@ from ltx_check import run, segment, sigmas, velocity
 from sora_jax.checkpoints.store import named_leaves
 from sora_jax.errors import UserError
 from sora_jax.models.ltx import LTX, LTXConfig, rotary_angles
-from sora_jax.models.ltx_weights import (
-    diffusers_names,
-    load_ltx,
-    ltx_config,
-    published_shapes,
-    published_tensors,
-)
+from sora_jax.models.ltx_weights import PUBLISHED_LTX, diffusers_names, ltx_config, published_shapes
 from sora_jax.tokens.packing import PackedBatch, pack_batch, unpack
 from sora_jax.tokens.patches import coordinates
 
@@ -31,20 +25,20 @@ CONFIG = ltx_config(SETTINGS)
 
 @pytest.fixture(scope="module")
 def model() -> LTX:
-    return load_ltx(CONFIG, draw_all(NAMES))
+    return PUBLISHED_LTX.load(CONFIG, draw_all(NAMES))
 
 
 def test_velocities_are_those_of_diffusers(model):
     """As LTXPipeline calls it, and as LTXConditionPipeline: a timestep a token, other times of frames."""
     assert relative_error(run(model, GOLDEN), GOLDEN["velocity"]) < 1e-4
     config = dataclasses.replace(CONFIG, first_frame_time=True)
-    other = load_ltx(config, draw_all(NAMES))
+    other = PUBLISHED_LTX.load(config, draw_all(NAMES))
     assert relative_error(run(other, GOLDEN, given=1, fps=24.0), GOLDEN["velocity_by_token"]) < 1e-4
 
 
 def test_bfloat16_is_as_near_as_pytorchs_own():
     config = dataclasses.replace(CONFIG, dtype="bfloat16")
-    rounded = load_ltx(config, draw_all(NAMES), dtype=jnp.bfloat16)
+    rounded = PUBLISHED_LTX.load(config, draw_all(NAMES), dtype=jnp.bfloat16)
     theirs = relative_error(GOLDEN["velocity_bfloat16"], GOLDEN["velocity"])
     assert 0 < relative_error(run(rounded, GOLDEN), GOLDEN["velocity"]) < 1.5 * theirs
 
@@ -112,7 +106,7 @@ def test_a_token_sees_the_caption_that_is_active_at_its_time(model):
     time = np.repeat(np.float32([0.0, 0.5]), len(GOLDEN["text"]))
     caption_time = np.where(one.coords[:, 0] >= 0.6, 0.5, 0).astype(np.float32)
     shallow_weights = {n: v for n, v in draw_all(NAMES).items() if not n.startswith("transformer_blocks.1")}
-    shallow = load_ltx(dataclasses.replace(CONFIG, layers=1), shallow_weights)
+    shallow = PUBLISHED_LTX.load(dataclasses.replace(CONFIG, layers=1), shallow_weights)
     changed = one.text.copy()
     changed[len(GOLDEN["text"]) :] += 1
     results = []
@@ -144,7 +138,7 @@ def test_names_are_those_of_diffusers_and_of_the_original():
 
 def test_weights_are_written_as_they_were_read(model):
     given = draw_all(NAMES)
-    written = published_tensors(model.config, named_leaves(model))
+    written = PUBLISHED_LTX.publish(model.config, named_leaves(model))
     assert written.keys() == given.keys()
     for name, tensor in given.items():
         np.testing.assert_array_equal(written[name], tensor, err_msg=name)
@@ -161,7 +155,7 @@ def test_weights_are_written_as_they_were_read(model):
 def test_a_file_that_differs_from_its_settings_is_refused(change, sentence):
     tensors = draw_all(NAMES) | change
     with pytest.raises(UserError, match=sentence):
-        load_ltx(CONFIG, {name: value for name, value in tensors.items() if value is not None})
+        PUBLISHED_LTX.load(CONFIG, {name: value for name, value in tensors.items() if value is not None})
 
 
 @pytest.mark.parametrize(

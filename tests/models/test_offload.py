@@ -14,8 +14,8 @@ from ltx_check import sigmas
 from wan_check import segment as wan_segment
 
 from sora_jax.models import offload
-from sora_jax.models.ltx_weights import load_ltx, ltx_config, offload_ltx
-from sora_jax.models.wan_weights import load_wan, offload_wan, published_shapes, wan_config
+from sora_jax.models.ltx_weights import PUBLISHED_LTX, ltx_config
+from sora_jax.models.wan_weights import PUBLISHED_WAN, published_shapes, wan_config
 from sora_jax.tokens.packing import pack_batch
 
 WAN, LTX = golden("wan_tiny"), golden("ltx_tiny")
@@ -33,29 +33,29 @@ def ltx_batch():
 
 
 @pytest.mark.parametrize(
-    ("load", "load_offloaded", "config", "kept", "batch", "dtype"),
+    ("published", "config", "kept", "batch", "dtype"),
     [
-        (load_wan, offload_wan, wan_config(WAN["config"]), WAN, wan_batch(), np.float32),
-        (load_wan, offload_wan, wan_config(WAN["config"]), WAN, wan_batch(), np.int8),
-        (load_ltx, offload_ltx, ltx_config(LTX["config"]), LTX, ltx_batch(), np.float32),
+        (PUBLISHED_WAN, wan_config(WAN["config"]), WAN, wan_batch(), np.float32),
+        (PUBLISHED_WAN, wan_config(WAN["config"]), WAN, wan_batch(), np.int8),
+        (PUBLISHED_LTX, ltx_config(LTX["config"]), LTX, ltx_batch(), np.float32),
     ],
 )
-def test_it_gives_what_the_whole_model_gives(load, load_offloaded, config, kept, batch, dtype):
+def test_it_gives_what_the_whole_model_gives(published, config, kept, batch, dtype):
     weights = draw_all(kept["names"])
-    whole = load(config, weights, dtype=dtype)
+    whole = published.load(config, weights, dtype=dtype)
     expected = jax.jit(lambda model, batch, sigma: model(batch.patches, batch, sigma))(whole, *batch)
     for keep in (True, False):
-        model = load_offloaded(config, weights, dtype=dtype, keep=keep)
+        model = published.offload(config, weights, dtype=dtype, keep=keep)
         assert relative_error(model(batch[0].patches, *batch), np.asarray(expected)) < 1e-5
     numbers = lambda tree: sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(tree))
-    assert numbers(model) == numbers(load(config, weights))
+    assert numbers(model) == numbers(published.load(config, weights))
 
 
 @pytest.fixture
 def deep():
     """Eight layers, read from their tensors each time."""
     config = dataclasses.replace(wan_config(WAN["config"]), layers=8)
-    return offload_wan(config, draw_all(list(published_shapes(config))), keep=False)
+    return PUBLISHED_WAN.offload(config, draw_all(list(published_shapes(config))), keep=False)
 
 
 def test_two_blocks_at_most_are_on_the_device(deep, monkeypatch):

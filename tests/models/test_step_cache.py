@@ -17,10 +17,10 @@ from sora_jax.diffusion.guidance import Guidance
 from sora_jax.diffusion.solvers import ODE_SOLVERS, State, solver_step
 from sora_jax.models.dit import DiT
 from sora_jax.models.ltx import LTX
-from sora_jax.models.ltx_weights import load_ltx, ltx_config
+from sora_jax.models.ltx_weights import PUBLISHED_LTX, ltx_config
 from sora_jax.models.step_cache import StepCache
 from sora_jax.models.wan import Wan
-from sora_jax.models.wan_weights import load_wan, wan_config
+from sora_jax.models.wan_weights import PUBLISHED_WAN, wan_config
 from sora_jax.pipeline.batching import BatchShape, ContinuousBatcher
 from sora_jax.tokens.packing import PackedBatch
 
@@ -35,12 +35,12 @@ def make_deep() -> DiT:
 
 def make_wan() -> Wan:
     file = golden("wan_tiny")
-    return load_wan(wan_config(file["config"]), draw_all(file["names"]))
+    return PUBLISHED_WAN.load(wan_config(file["config"]), draw_all(file["names"]))
 
 
 def make_ltx() -> LTX:
     file = golden("ltx_tiny")
-    return load_ltx(ltx_config(file["config"]), draw_all(file["names"]))
+    return PUBLISHED_LTX.load(ltx_config(file["config"]), draw_all(file["names"]))
 
 
 def batch_of(config) -> PackedBatch:

@@ -14,13 +14,7 @@ from sora_jax.checkpoints.store import named_leaves
 from sora_jax.errors import UserError
 from sora_jax.models.attention.dispatch import attend_padded, cross_attend
 from sora_jax.models.wan import Wan, WanConfig
-from sora_jax.models.wan_weights import (
-    diffusers_names,
-    load_wan,
-    published_shapes,
-    published_tensors,
-    wan_config,
-)
+from sora_jax.models.wan_weights import PUBLISHED_WAN, diffusers_names, published_shapes, wan_config
 from sora_jax.tokens.packing import PackedBatch, pack_batch, unpack
 from sora_jax.tokens.patches import patchify
 
@@ -32,7 +26,7 @@ LATENT, TEXT = GOLDEN["latent"][0].transpose(1, 2, 3, 0), GOLDEN["text"][0]
 
 @pytest.fixture(scope="module")
 def model() -> Wan:
-    return load_wan(CONFIG, draw_all(NAMES))
+    return PUBLISHED_WAN.load(CONFIG, draw_all(NAMES))
 
 
 @pytest.mark.parametrize(("given", "expected"), [(0, "velocity"), (1, "velocity_by_token")])
@@ -43,7 +37,7 @@ def test_velocities_are_those_of_diffusers(model, given, expected):
 
 def test_bfloat16_is_as_near_as_pytorchs_own():
     config = dataclasses.replace(CONFIG, dtype="bfloat16")
-    rounded = load_wan(config, draw_all(NAMES), dtype=jnp.bfloat16)
+    rounded = PUBLISHED_WAN.load(config, draw_all(NAMES), dtype=jnp.bfloat16)
     theirs = relative_error(GOLDEN["velocity_bfloat16"][0], GOLDEN["velocity"][0])
     assert 0 < relative_error(run(rounded, GOLDEN), GOLDEN["velocity"][0]) < 1.5 * theirs
 
@@ -103,7 +97,9 @@ def test_a_token_sees_the_caption_that_is_active_at_its_time(model):
     time = np.repeat(np.float32([0.0, 0.25]), len(TEXT))
     caption_time = np.where(one.coords[:, 0] >= 1, 0.25, 0).astype(np.float32)
     config = dataclasses.replace(CONFIG, layers=1)
-    shallow = load_wan(config, {n: v for n, v in draw_all(NAMES).items() if not n.startswith("blocks.1")})
+    shallow = PUBLISHED_WAN.load(
+        config, {n: v for n, v in draw_all(NAMES).items() if not n.startswith("blocks.1")}
+    )
     changed = one.text.copy()
     changed[len(TEXT) :] += 1
     results = []
@@ -157,7 +153,7 @@ def test_the_original_codes_names_are_read_too():
 def test_a_file_that_differs_from_its_settings_is_refused(change, sentence):
     tensors = draw_all(NAMES) | change
     with pytest.raises(UserError, match=sentence):
-        load_wan(CONFIG, {name: value for name, value in tensors.items() if value is not None})
+        PUBLISHED_WAN.load(CONFIG, {name: value for name, value in tensors.items() if value is not None})
 
 
 @pytest.mark.parametrize(
@@ -181,7 +177,7 @@ def test_a_config_says_what_pipelines_ask():
 
 def test_weights_are_written_as_they_were_read(model):
     given = draw_all(NAMES)
-    written = published_tensors(model.config, named_leaves(model))
+    written = PUBLISHED_WAN.publish(model.config, named_leaves(model))
     assert written.keys() == given.keys()
     for name, tensor in given.items():
         np.testing.assert_array_equal(written[name], tensor, err_msg=name)

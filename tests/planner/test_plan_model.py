@@ -16,7 +16,8 @@ from sora_jax.checkpoints.pretrained import load_pretrained
 from sora_jax.cli.main import cli
 from sora_jax.distributed.chips import read_topology
 from sora_jax.errors import UserError
-from sora_jax.models.wan import Wan, wan_flops
+from sora_jax.models.dit_config import published_flops
+from sora_jax.models.wan import Wan
 from sora_jax.planner.counts import count, estimate_counts, host_needs
 from sora_jax.planner.estimate import clip_of
 from sora_jax.planner.programs import build, make_step_spec, objective_of
@@ -57,6 +58,22 @@ def test_no_weights_are_needed_and_their_bytes_are_right(whole, settings_only):
     assert found.peak == max(found.stages.values()) and found.peak > sum(found.weights.values())
 
 
+def test_ltx_video_is_planned_too(tmp_path):
+    """Its decoder takes windows of 25 latent frames, each as a whole: of one, operations are the program's."""
+    folder = write_folder(tmp_path / "tiny-ltx", golden("ltx_pipeline_text"))
+    config = published_config(folder, (64, 96), 41, "float32")
+    found, bundle = host_needs(config), load_pretrained(folder)
+    assert found.weights == {"transformer": bytes_of(bundle.dit), "autoencoder": bytes_of(bundle.vae)}
+    assert found.clip.tokens == 6 * 2 * 3 and found.clip.frames == 41
+    latent = jnp.zeros((1, 6, 2, 3, 8))
+    traced = _flops(jax.make_jaxpr(lambda latent: bundle.vae.decode(latent))(latent).jaxpr)
+    assert found.clip.decode == pytest.approx(traced, rel=0.02)
+    sampler = objective_of(config)
+    one, two = (sampler.decoding_flops(frames, 32, 32) for frames in (193, 257))
+    assert two == pytest.approx(2 * one)  # 33 latent frames are two windows of 25
+    assert sampler.decoding_bytes(257, 32, 32) == sampler.decoding_bytes(193, 32, 32)
+
+
 def test_two_transformers_take_twice_the_memory_and_no_more_time(tmp_path, settings_only):
     pair = write_folder(tmp_path / "pair", golden("wan_pipeline_pair"))
     one, two = (host_needs(published_config(name, SIZE, FRAMES)) for name in (settings_only, pair))
@@ -81,10 +98,10 @@ def test_operations_are_those_of_the_program(settings_only):
     body = next(one for one in traced.jaxpr.eqns if one.primitive.name == "scan")
     outside = _flops(traced.jaxpr) - _flops(body.params["jaxpr"].jaxpr)
     counted = outside + dit.layers * _flops(body.params["jaxpr"].jaxpr)
-    assert wan_flops(dit, N, N**2, M, N * M) == pytest.approx(counted, rel=0.1)
+    assert published_flops(dit, N, N**2, M, N * M) == pytest.approx(counted, rel=0.1)
     counts = estimate_counts(spec)
     clip = clip_of(spec)
-    assert counts.useful == 2 * wan_flops(
+    assert counts.useful == 2 * published_flops(
         dit, clip.tokens, clip.tokens**2, clip.words, clip.tokens * clip.words
     )
 

@@ -6,7 +6,7 @@ import json
 import pathlib
 
 import pytest
-from helpers.diffusers_folder import golden, write_folder
+from helpers.tiny_finetune import write_base
 from helpers.tiny_model import TINY_VAE, tiny_bundle
 
 from sora_jax.checkpoints.bundle import save_bundle
@@ -20,7 +20,8 @@ def tiny(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("bundled")
     bundle = tiny_bundle(absolute=True, pooled_text=True, reference_frames=True)
     save_bundle(bundle, folder / "toyworld", dtype="float32")
-    write_folder(folder / "tiny-wan", golden("wan_pipeline_unipc"))
+    for model in ("wan", "ltx"):
+        write_base(folder / f"tiny-{model}", model)
     return folder
 
 
@@ -30,6 +31,7 @@ FLAGS = {
     "ladder": [f"--config.dit.channels={TINY_VAE['channels']}", "--config.dit.attention=reference"],
     "distill": ["--config.dit.attention=reference"],
     "finetune_wan": ["--config.pretrained=FOLDER/tiny-wan"],
+    "finetune_ltx": ["--config.pretrained=FOLDER/tiny-ltx"],
 }
 
 

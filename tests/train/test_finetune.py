@@ -18,6 +18,7 @@ from sora_jax.diffusion.flow import gather_sigmas
 from sora_jax.distributed.mesh import WHOLE
 from sora_jax.errors import UserError
 from sora_jax.models.low_rank import with_lora
+from sora_jax.tokens.packing import PackedBatch
 from sora_jax.train.__main__ import run
 from sora_jax.train.dit import add_noise
 from sora_jax.train.finetune import FinetuneObjective, uncaption
@@ -31,46 +32,65 @@ def place(tmp_path_factory) -> pathlib.Path:
     return tmp_path_factory.mktemp("finetune")
 
 
-def objective_of(place: pathlib.Path, **changes) -> FinetuneObjective:
-    return make_objective(tiny_config(place, 9, **changes), place / "objective")
+def objective_of(place: pathlib.Path, model: str = "wan", **changes) -> FinetuneObjective:
+    return make_objective(tiny_config(place, 9, model, **changes), place / f"objective-{model}")
+
+
+def first_batch(objective: FinetuneObjective) -> PackedBatch:
+    batches = iter(objective.data(None, WHOLE))
+    batch = next(batches)
+    batches.close()
+    return batch
 
 
 @pytest.fixture(scope="module")
 def lora(place):
     """An objective, and the batch of its four clips."""
     objective = objective_of(place)
-    batches = iter(objective.data(None, WHOLE))
-    yield objective, next(batches)
-    batches.close()
+    return objective, first_batch(objective)
+
+
+@pytest.fixture(scope="module", params=["wan", "ltx"])
+def any_lora(request, place, lora):
+    """The same of each model."""
+    if request.param == "wan":
+        return lora
+    objective = objective_of(place, request.param)
+    return objective, first_batch(objective)
 
 
 @pytest.mark.slow
-def test_a_lora_overfits_four_clips_and_its_base_stays_as_it_is(place, lora):
-    objective, batch = lora
+def test_a_lora_overfits_four_clips_and_its_base_stays_as_it_is(place, any_lora):
+    objective, batch = any_lora
     assert sorted(set(batch.segment_ids.flat)) == [1, 2, 3, 4]
     frozen, root = jax.tree.map(jnp.asarray, objective.frozen), jax.random.key(0)
     before = jax.tree.map(np.array, frozen["model"])
     init, step = make_steps(objective, read_loop_config(tiny_config(place, 9)).optim)
     state, step = jax.jit(init)(root), jax.jit(step, donate_argnums=0)
-    losses = []
+    losses, bar = [], {"Wan": 0.45, "LTX": 0.6}[type(objective.template).__name__]
     for _ in range(100):
         state, metrics = step(state, batch, root, frozen)
         losses.append(float(metrics["loss"]))
-    assert np.mean(losses[:5]) > 2 and np.mean(losses[-20:]) < 0.45 * np.mean(losses[:5])
+    assert np.mean(losses[:5]) > 2 and np.mean(losses[-20:]) < bar * np.mean(losses[:5])
     assert {name.rsplit("/", 1)[1] for name in named_leaves(state.params)} == {"lora_down", "lora_up"}
     jax.tree.map(np.testing.assert_array_equal, before, frozen["model"])
 
 
-def test_the_loss_is_that_of_the_model_with_its_own_captions_and_its_own_shift(lora):
-    """Text states as the encoder gives them, sigmas shifted by the scheduler's 3 whatever the length."""
-    objective, batch = lora
+# Wan's scheduler shifts by 3; the logarithm of LTX-Video's is linear in tokens, 0.95 of 1024 and 2.05 of 4096.
+SHIFT = {"Wan": 3.0, "LTX": np.exp(0.95 + 1.1 * (12 - 1024) / 3072)}
+
+
+def test_the_loss_is_that_of_the_model_with_its_own_captions_and_its_own_shift(any_lora):
+    """Text states as the encoder gives them, sigmas shifted as when twelve tokens are sampled."""
+    objective, batch = any_lora
     objective = dataclass_like(objective, text_dropout=0.0)
     frozen, key = objective.frozen, jax.random.key(3)
     model = jax.tree.map(lambda x: 0.1 * jnp.ones(x.shape), objective.init(key))
     loss, _ = jax.jit(objective.loss)(model, batch, key, frozen)
     keys = jax.random.split(key, 3)
     drawn = jax.nn.sigmoid(jax.random.normal(keys[0], (1, 17)))
-    noisy, target, sigma = add_noise(batch, 3 * drawn / (1 + 2 * drawn), keys[1])
+    shift = SHIFT[type(objective.template).__name__]
+    noisy, target, sigma = add_noise(batch, shift * drawn / (1 + (shift - 1) * drawn), keys[1])
     whole = with_lora(frozen["model"], model, objective.lora)
     error = np.square(jax.jit(lambda m: m(noisy, batch, sigma))(whole) - target)
     np.testing.assert_allclose(loss, error.mean(), rtol=1e-5)
@@ -99,17 +119,19 @@ def test_a_segment_without_caption_has_the_empty_prompts_state_in_place_of_each(
 
 
 @pytest.mark.slow
-def test_a_run_that_stopped_goes_on_to_the_same_updates(place):
-    run(tiny_config(place, 5), place / "whole")
+@pytest.mark.parametrize("model", ["wan", "ltx"])
+def test_a_run_that_stopped_goes_on_to_the_same_updates(place, model):
+    whole, parts = (place / f"{name}-{model}" for name in ("whole", "parts"))
+    run(tiny_config(place, 5, model), whole)
     for steps in (2, 5):
-        run(tiny_config(place, steps), place / "parts")
+        run(tiny_config(place, steps, model), parts)
     for ema in (True, False):
-        one, other = (load_params(place / name, ema=ema) for name in ("whole", "parts"))
+        one, other = (load_params(workdir, ema=ema) for workdir in (whole, parts))
         assert one.keys() == other.keys() and all("lora_" in name for name in one)
         for name in one:
             np.testing.assert_array_equal(one[name], other[name], err_msg=name)
-    moved = named_leaves(sora_jax.load(place / "whole").dit)["blocks/qkv/kernel"]
-    assert np.abs(moved - objective_of(place).frozen["model"].blocks.qkv.kernel[...]).max() > 0.01
+    moved = named_leaves(sora_jax.load(whole).dit)["blocks/qkv/kernel"]
+    assert np.abs(moved - objective_of(place, model).frozen["model"].blocks.qkv.kernel[...]).max() > 0.01
 
 
 def test_a_run_does_not_go_on_with_another_base(place, lora):
@@ -120,6 +142,24 @@ def test_a_run_does_not_go_on_with_another_base(place, lora):
     with pytest.raises(UserError, match="holds another transformer than the one that the run in"):
         objective.check()
     kept.write_text(was)
+
+
+def test_clips_of_several_shapes_are_packed_and_each_is_alone(place):
+    """A picture, clips of two lengths and two aspect ratios: latent frames of eight video frames."""
+    shapes = {"data.aspects": "1:1,2:1", "data.durations": "0,1,2"}
+    objective = objective_of(
+        place, "ltx", **{key.replace(".", "__"): value for key, value in shapes.items()}, latents__clips="8"
+    )
+    batch = first_batch(objective)
+    lengths = np.unique_counts(batch.segment_ids[batch.segment_ids > 0]).counts
+    assert len(set(lengths.tolist())) > 1
+    one = batch.segment_ids[0] == 1
+    model, sigma = objective.frozen["model"], np.where(batch.condition_segment_ids > 0, 0.5, 0.0)
+    changed = np.where(one[None, :, None], batch.patches, batch.patches + 1)
+    run = jax.jit(lambda patches: model(patches, batch, jnp.float32(sigma)))
+    np.testing.assert_allclose(run(batch.patches)[0, one], run(changed)[0, one], atol=1e-5)
+    times = np.unique(batch.coords[batch.segment_ids > 0][:, 0])
+    assert set(np.round(times * 16).astype(int)) <= {0, 8, 16, 24, 32} and times.max() >= 1
 
 
 def test_a_model_that_is_trained_as_a_whole_begins_with_the_folders_weights(place, lora):
@@ -158,8 +198,10 @@ def test_a_lora_is_trained_on_int8_weights_and_stays_beside_them(place):
         ({"lora__rank": "64"}, "rank=64 is more than the 48×48 matrix 'blocks/cross/kv' has: set 48"),
         ({"lora__rank": "0", "transformer__weights": "bfloat16"}, "has float32 weights; set that"),
         ({"lora__rank": "0", "transformer__weights": "int8"}, "has float32 weights; set that"),
-        ({"data__grid": "4,8,8"}, "is 16×16 pixels: set config.data.grid=4,16,16"),
+        ({"data__grid": "4,8,8"}, "is 4 frames of 16×16 pixels: set config.data.grid=4,16,16"),
         ({"text_tokens": "512"}, "A caption may have 512 tokens"),
+        ({"model": "ltx", "data__grid": "4,32,32"}, "is 8 frames of 32×32 pixels: set config.data.grid=8,32"),
+        ({"model": "ltx", "text_tokens": "64"}, "captions up to 128 tokens and attends to all: set"),
     ],
 )
 def test_what_can_not_be_trained_is_said_before_anything_is_encoded(place, changes, sentence):

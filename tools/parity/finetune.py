@@ -2,7 +2,7 @@
 
     python tools/parity/finetune.py OUT
 
-Run by the environment of torch and diffusers, after `wan.py` and `finetune_write.py`.
+Run by the environment of torch and diffusers, after `wan.py`, `ltx.py`, `ltx_pipeline.py` and `finetune_write.py`.
 """
 
 from __future__ import annotations
@@ -10,40 +10,84 @@ from __future__ import annotations
 import json
 import pathlib
 import sys
+from collections.abc import Callable, Mapping
 
 import diffusers
 import numpy as np
 import torch
 
 
-def main() -> None:
-    """Prints both figures, with what was wanted."""
-    out = pathlib.Path(sys.argv[1])
-    place = out / "finetune"
-    torch.set_grad_enabled(False)
+def wan_velocity(transformer: torch.nn.Module, npz: Mapping[str, np.ndarray]) -> np.ndarray:
+    """As `wan.py` asks for it: [c,t,y,x]."""
+    text = np.pad(npz["text"], ((0, 0), (0, 512 - npz["text"].shape[1]), (0, 0)))
+    given = torch.from_numpy(npz["latent"]), torch.tensor([750]), torch.from_numpy(text)
+    return transformer(*given, return_dict=False)[0].numpy()[0]
+
+
+def ltx_velocity(transformer: torch.nn.Module, npz: Mapping[str, np.ndarray]) -> np.ndarray:
+    """As `ltx.py` asks for it: [t,y,x,c]."""
+    latent, text = npz["latent"], torch.from_numpy(npz["text"][None])
+    frames, height, width, channels = latent.shape
+    velocity = transformer(
+        hidden_states=torch.from_numpy(latent.reshape(1, -1, channels)),
+        encoder_hidden_states=text,
+        timestep=torch.tensor([731.25]),
+        encoder_attention_mask=torch.ones(text.shape[:2]),
+        num_frames=frames,
+        height=height,
+        width=width,
+        rope_interpolation_scale=(8 / 25, 32, 32),
+        return_dict=False,
+    )[0]
+    return velocity.numpy().reshape(latent.shape)
+
+
+def check(
+    out: pathlib.Path,
+    model: str,
+    kind: type[diffusers.DiffusionPipeline],
+    base: str,
+    golden: str,
+    run: Callable[[torch.nn.Module, Mapping[str, np.ndarray]], np.ndarray],
+) -> None:
+    """Prints both figures of a model, with what was wanted; arguments as `finetune_write.write_all`."""
+    place = out / f"finetune_{model}"
     with np.load(place / "ours.npz") as file:
         ours = dict(file)
-    with np.load(out / "wan_tiny.npz") as file:
-        latent, text, plain = file["latent"], file["text"], file["velocity"]
-    with np.load(out / "wan_pipeline_unipc.npz") as file:
+    with np.load(out / f"{model}_tiny.npz") as file:
+        npz = dict(file)
+    with np.load(out / f"{golden}.npz") as file:
         noise, settings, before = file["noise"], json.loads(str(file["settings"])), file["frames"]
 
-    pipeline = diffusers.WanPipeline.from_pretrained(out / "pipeline_unipc")
+    pipeline = kind.from_pretrained(out / base)
+    plain = run(pipeline.transformer, npz)
     pipeline.load_lora_weights(place / "lora")
-    padded = torch.from_numpy(np.pad(text, ((0, 0), (0, 512 - text.shape[1]), (0, 0))))
-    given = torch.from_numpy(latent), torch.tensor([750]), padded
-    velocity = pipeline.transformer(*given, return_dict=False)[0].numpy()[0]
+    velocity = run(pipeline.transformer, npz)
     error = np.abs(ours["velocity"] - velocity).max() / velocity.std()
-    moved = np.abs(plain[0] - velocity).max() / velocity.std()
+    moved = np.abs(plain - velocity).max() / velocity.std()
     print(
-        f"LoRA: largest error of the velocity {error:.1e} of its deviation (bar 1e-4); it moved it by {moved:.2f}"
+        f"{model}: LoRA: largest error of the velocity {error:.1e} of its deviation (bar 1e-4); it moved it by "
+        f"{moved:.2f}"
     )
 
-    pipeline = diffusers.WanPipeline.from_pretrained(place / "full")
+    pipeline = kind.from_pretrained(place / "full")
     pipeline.set_progress_bar_config(disable=True)
-    frames = np.asarray(pipeline(**settings, latents=torch.from_numpy(noise), output_type="np").frames)[0]
+    latents = torch.from_numpy(noise)
+    if hasattr(pipeline, "_pack_latents"):  # LTX-Video's takes tokens
+        latents = pipeline._pack_latents(latents)
+    frames = np.asarray(pipeline(**settings, latents=latents, output_type="np").frames)[0]
     psnr = lambda other: -10 * np.log10(np.square(other - frames).mean())
-    print(f"folder: frames {psnr(ours['frames'] / 255):.1f} dB (bar 50); the base's {psnr(before[0]):.1f} dB")
+    print(
+        f"{model}: folder: frames {psnr(ours['frames'] / 255):.1f} dB (bar 50); the base's {psnr(before[0]):.1f} dB"
+    )
+
+
+def main() -> None:
+    """Of both models."""
+    out = pathlib.Path(sys.argv[1])
+    torch.set_grad_enabled(False)
+    check(out, "wan", diffusers.WanPipeline, "pipeline_unipc", "wan_pipeline_unipc", wan_velocity)
+    check(out, "ltx", diffusers.LTXPipeline, "ltx_text", "ltx_pipeline_text", ltx_velocity)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Exports of runs on top of a tiny pipeline, for `finetune.py`: OUT/finetune.
+"""Exports of runs on top of tiny pipelines, for `finetune.py`: OUT/finetune_wan, OUT/finetune_ltx.
 
     python tools/parity/finetune_write.py OUT
 
-Run by the project's environment, after `wan.py` (which writes OUT/pipeline_unipc). What the runs learned is `draw`'s.
+Run by the project's environment, after `wan.py`, `ltx.py` and `ltx_pipeline.py` (which write OUT/pipeline_unipc and
+OUT/ltx_text). What the runs learned is `draw`'s.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ import json
 import pathlib
 import shutil
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ltx_check
 import numpy as np
+import wan_check
 from seeded import draw
 
 import sora_jax
@@ -33,14 +37,14 @@ class NoData:
         return {"shards": {}}
 
 
-def write_run(workdir: pathlib.Path, base: pathlib.Path, **changes: str) -> None:
-    """A run of `configs/finetune_wan.py:debug` whose one checkpoint holds what `draw` gives.
+def write_run(workdir: pathlib.Path, base: pathlib.Path, model: str = "wan", **changes: str) -> None:
+    """A run of `configs/finetune_MODEL.py:debug` whose one checkpoint holds what `draw` gives.
 
     Args:
       changes: keys with values as the command line has them, __ for the dot.
     """
     given = {name.replace("__", "."): value for name, value in changes.items()}
-    config = make_config("finetune_wan:debug", given | {"pretrained": str(base)})
+    config = make_config(f"finetune_{model}:debug", given | {"pretrained": str(base)})
     objective = make_objective(config, workdir)
     shapes = jax.eval_shape(objective.init, jax.random.key(0))
     learned = {name: jnp.asarray(draw(name, leaf.shape)) for name, leaf in named_leaves(shapes).items()}
@@ -55,19 +59,21 @@ def write_run(workdir: pathlib.Path, base: pathlib.Path, **changes: str) -> None
     checkpoints.close()
 
 
-def main() -> None:
-    """Writes both runs, their exports, and what they make here."""
-    out = pathlib.Path(sys.argv[1])
-    base, place = out / "pipeline_unipc", out / "finetune"
+def write_all(out: pathlib.Path, model: str, base: str, golden: str, run: Callable[..., np.ndarray]) -> None:
+    """Both runs of a model, their exports, and what they make here.
+
+    Args:
+      base, golden: names of the tiny pipeline's folder and of its file in OUT.
+      run: the velocity of a transformer for the latent of OUT/MODEL_tiny.npz.
+    """
+    place = out / f"finetune_{model}"
     shutil.rmtree(place, ignore_errors=True)
     for name, rank in (("lora", "4"), ("full", "0")):
-        write_run(place / f"{name}_run", base, lora__rank=rank, lora__alpha="8")
+        write_run(place / f"{name}_run", out / base, model, lora__rank=rank, lora__alpha="8")
         export_run(place / f"{name}_run", place / name)
-    from wan_check import run
-
-    with np.load(out / "wan_tiny.npz") as file:
+    with np.load(out / f"{model}_tiny.npz") as file:
         npz = dict(file)
-    with np.load(out / "wan_pipeline_unipc.npz") as file:
+    with np.load(out / f"{golden}.npz") as file:
         noise, settings = file["noise"], json.loads(str(file["settings"]))
     velocity = run(sora_jax.load(place / "lora_run").dit, npz)
     pipeline = sora_jax.load(place / "full_run")
@@ -76,6 +82,13 @@ def main() -> None:
     steps = {"steps": settings["num_inference_steps"]}
     video = pipeline.generate(settings["prompt"], noise=noise[0], **shape, **own, **steps)
     np.savez(place / "ours.npz", velocity=velocity, frames=video.frames)
+
+
+def main() -> None:
+    """Writes those of each model."""
+    out = pathlib.Path(sys.argv[1])
+    write_all(out, "wan", "pipeline_unipc", "wan_pipeline_unipc", wan_check.run)
+    write_all(out, "ltx", "ltx_text", "ltx_pipeline_text", ltx_check.run)
 
 
 if __name__ == "__main__":

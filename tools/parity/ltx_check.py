@@ -12,7 +12,7 @@ import numpy as np
 from seeded import draw
 
 from sora_jax.models.ltx import LTX
-from sora_jax.models.ltx_weights import load_ltx, ltx_config
+from sora_jax.models.ltx_weights import PUBLISHED_LTX, ltx_config
 from sora_jax.tokens.packing import PackedBatch, Segment, pack_batch, unpack
 from sora_jax.tokens.patches import coordinates, patchify, unpatchify
 
@@ -30,7 +30,7 @@ def model_of(npz: Mapping[str, Any], dtype: str = "float32", **fields: Any) -> L
     """With the weights that the original had."""
     tensors = {name: draw(name, shape) for name, shape in json.loads(str(npz["names"]))}
     config = ltx_config(json.loads(str(npz["config"])), dtype=dtype, **fields)
-    return load_ltx(config, tensors, dtype=jnp.dtype(dtype))
+    return PUBLISHED_LTX.load(config, tensors, dtype=jnp.dtype(dtype))
 
 
 def segment(latent_tyxc: np.ndarray, text: np.ndarray, given: int = 0, fps: float = 25.0) -> Segment:

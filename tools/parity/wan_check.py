@@ -13,7 +13,7 @@ import numpy as np
 from seeded import draw
 
 from sora_jax.models.wan import Wan
-from sora_jax.models.wan_weights import load_wan, wan_config
+from sora_jax.models.wan_weights import PUBLISHED_WAN, wan_config
 from sora_jax.tokens.canvas import CausalSpan, all_noise_canvas, to_segment
 from sora_jax.tokens.packing import PackedBatch, Segment, pack_batch, unpack
 from sora_jax.tokens.patches import unpatchify
@@ -31,7 +31,7 @@ def model_of(npz: Mapping[str, Any], dtype: str = "float32") -> Wan:
     """With the weights that the original had."""
     tensors = {name: draw(name, shape) for name, shape in json.loads(str(npz["names"]))}
     config = wan_config(json.loads(str(npz["config"])), dtype=dtype)
-    return load_wan(config, tensors, dtype=jnp.dtype(dtype))
+    return PUBLISHED_WAN.load(config, tensors, dtype=jnp.dtype(dtype))
 
 
 def segment(latent_tyxc: np.ndarray, text: np.ndarray, given: int = 0) -> Segment:
