@@ -122,6 +122,7 @@ class Canvas:
       corner, frame: its position in a larger frame (top, left), and that one's (height, width), in cells; None is
         this frame itself.
       stride: video frames of a latent frame, but for a span's first.
+      extra_channels: float32[t,y,x,c'] beside the latent's, see `packing.Segment`.
     """
 
     latent: np.ndarray
@@ -132,6 +133,7 @@ class Canvas:
     corner: tuple[int, int] = (0, 0)
     frame: tuple[int, int] | None = None
     stride: int = FRAMES_PER_LATENT
+    extra_channels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.latent)
@@ -149,7 +151,8 @@ class Canvas:
     def part(self, frames: slice | np.ndarray) -> Canvas:
         """Some of its latent frames."""
         own = {name: getattr(self, name)[frames] for name in ("latent", "init_sigma", "ends", "first")}
-        return dataclasses.replace(self, **own)
+        extra = None if self.extra_channels is None else self.extra_channels[frames]
+        return dataclasses.replace(self, **own, extra_channels=extra)
 
     def crop(self, top: int, left: int, height: int, width: int) -> Canvas:
         """A crop of each frame, which keeps its position in it; in cells."""
@@ -265,6 +268,7 @@ def to_segment(
         text_time=kept_time,
         key=key,
         reference=reference.reshape(len(patches), -1),
+        extra_channels=None if canvas.extra_channels is None else patchify(canvas.extra_channels, patch),
     )
 
 
