@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from sora_jax.checkpoints import ltx_vae_weights, wan_vae_weights
 from sora_jax.checkpoints.diffusers_folder import INDEX, PARTS, WEIGHTS, read_json
 from sora_jax.checkpoints.original_files import Part, read_parts
 from sora_jax.checkpoints.pretrained import KINDS, pretrained_folder, read_shapes
@@ -57,10 +56,6 @@ _SCHEDULERS: dict[str, dict[str, Any]] = {
         "num_train_timesteps": 1000,
         "time_shift_type": "exponential",
     },
-}
-_VAE_SHAPES: dict[str, Callable[[Any], dict[str, tuple[int, ...]]]] = {
-    "wan": wan_vae_weights.stored_shapes,
-    "ltx": ltx_vae_weights.stored_shapes,
 }
 _BOUNDARY = 0.875  # of Wan2.2's two text-to-video transformers
 
@@ -244,7 +239,7 @@ def _check(part: Part, settings: Mapping[str, Any]) -> None:
     elif part.name == "vae":
         config = kind.read_vae_config(settings, "float32")
         check_shapes(
-            _VAE_SHAPES[part.model](config),
+            kind.vae_shapes(config),
             {name: tuple(tensor.shape) for name, tensor in part.named.items()},
         )
 

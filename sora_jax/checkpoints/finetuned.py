@@ -34,9 +34,9 @@ from sora_jax.errors import UserError
 from sora_jax.models.int8 import to_int8
 from sora_jax.models.low_rank import LoRA, LoRAConfig, merge_lora, with_lora
 from sora_jax.models.pixels import PIXELS
-from sora_jax.models.weights import write_weights
+from sora_jax.models.weights import write_parts, write_weights
 
-OBJECTIVE = "finetune"
+OBJECTIVE, VAE_OBJECTIVE = "finetune", "finetune_vae"  # of a transformer, and of an autoencoder
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
 
 
@@ -57,6 +57,10 @@ def load_model(
     """
     if name in PIXELS or not is_finetuned(workdir := find(name)):
         return pretrained.load_model(name, dtype, reference, loras, weights, offload)
+    if objective_of(workdir) == VAE_OBJECTIVE:
+        base = load_pretrained(base_folder(workdir), reference, dtype or "float32", loras, weights, offload)
+        vae = load_params(workdir, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), base.vae))
+        return dataclasses.replace(base, name=workdir.name, vae=vae, card=base.card | {"run": str(workdir)})
     if offload:
         raise UserError(f"{workdir} is a training run: export it first, and name that folder with offload.")
     folder, config = base_folder(workdir), lora_config(workdir)
@@ -93,10 +97,15 @@ def read_sampling(name: str | os.PathLike[str], reference: Reference = "diffuser
 
 def is_finetuned(folder: pathlib.Path) -> bool:
     """Whether a folder is the workdir of a run on top of a diffusers folder."""
+    return objective_of(folder) in (OBJECTIVE, VAE_OBJECTIVE)
+
+
+def objective_of(folder: pathlib.Path) -> str:
+    """What a folder's config.json says is trained; "" where it says nothing of it."""
     try:
-        return json.loads((folder / "config.json").read_text()).get("objective") == OBJECTIVE
+        return str(json.loads((folder / "config.json").read_text()).get("objective", ""))
     except (OSError, ValueError, AttributeError):
-        return False
+        return ""
 
 
 def base_folder(workdir: pathlib.Path) -> pathlib.Path:
@@ -113,7 +122,7 @@ def base_folder(workdir: pathlib.Path) -> pathlib.Path:
             f"{workdir} was trained on top of {name!r}, which isn't there: put it back, or set "
             f'"pretrained" in {workdir / "config.json"} to where it is. ({error})'
         ) from error
-    check_base(workdir, folder)
+    check_base(workdir, folder, "vae" if objective_of(workdir) == VAE_OBJECTIVE else "transformer")
     return folder
 
 
@@ -164,20 +173,29 @@ def export_run(
         )
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"{to} is there already: name a folder that isn't, or an empty one.")
-    folder, config = base_folder(workdir), lora_config(workdir)
-    base, published = read_shapes(folder).dit, kind_of(folder).transformer
+    folder, is_vae = base_folder(workdir), objective_of(workdir) == VAE_OBJECTIVE
+    kind, base = kind_of(folder), read_shapes(folder).dit
     assert base is not None
     learned = load_params(workdir, ema=average, step=step)
-    if config.rank:
+    if is_vae:
+        return _export_part("vae", kind.publish_vae(load_vae(folder).config, learned), folder, to, dtype)
+    if (config := lora_config(workdir)).rank:
         path = to / LORA_WEIGHTS
-        write_lora(published.publish_lora(base.config, learned), config, path, dtype)
+        write_lora(kind.transformer.publish_lora(base.config, learned), config, path, dtype)
         return path
-    tensors = published.publish(base.config, learned)
+    return _export_part("transformer", kind.transformer.publish(base.config, learned), folder, to, dtype)
+
+
+def _export_part(
+    name: str, tensors: Mapping[str, np.ndarray], folder: pathlib.Path, to: pathlib.Path, dtype: str
+) -> pathlib.Path:
+    """Writes a part's tensors beside copies of the base's other parts."""
     for part in sorted(folder.iterdir()):
-        if part.is_dir() and part.name != "transformer":
+        if part.is_dir() and part.name != name:
             shutil.copytree(part, to / part.name)
-    write_weights(tensors, to / "transformer" / WEIGHTS, dtype)
-    shutil.copy(folder / "transformer" / "config.json", to / "transformer")
+    (to / name).mkdir(parents=True)
+    write_parts(tensors.items(), to / name / WEIGHTS, dtype)
+    shutil.copy(folder / name / "config.json", to / name)
     shutil.copy(folder / INDEX, to)  # last: it makes the folder a model
     return to
 

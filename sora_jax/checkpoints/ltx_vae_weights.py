@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from sora_jax.checkpoints.store import named_leaves, restore_into
-from sora_jax.checkpoints.vae_tensors import channels_last, check_shapes
+from sora_jax.checkpoints.vae_tensors import as_stored, channels_last, check_shapes
 from sora_jax.errors import UserError
 from sora_jax.models.ltx_vae import LTXVAE
 from sora_jax.models.ltx_vae_config import LTXVAEConfig
@@ -67,6 +67,18 @@ def stored_shapes(config: LTXVAEConfig) -> dict[str, tuple[int, ...]]:
     leaves = named_leaves(jax.eval_shape(lambda: LTXVAE(config, rngs=nnx.Rngs(0))))
     shapes = {stored_name(name): stored_shape(name, leaf.shape) for name, leaf in leaves.items()}
     return shapes | dict.fromkeys(_STATISTICS, (config.channels,))
+
+
+def published_tensors(config: LTXVAEConfig, leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The way back: parameters, by names such as "encoder/conv_in/conv/kernel", as diffusers' tensors."""
+    tensors = {}
+    for name, leaf in leaves.items():
+        shape = stored_shape(name, leaf.shape)
+        tensors[stored_name(name)] = (
+            as_stored(leaf, shape) if name.endswith("kernel") else np.reshape(leaf, shape)
+        )
+    values = zip(_STATISTICS, (config.latents_mean, config.latents_std), strict=True)
+    return tensors | {name: np.asarray(value, np.float32) for name, value in values}
 
 
 def stored_name(name: str) -> str:

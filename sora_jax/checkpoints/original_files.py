@@ -165,7 +165,8 @@ def _wan_vae(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> Part:
             own = {"_class_name": "AutoencoderKLWan", **dataclasses.asdict(config), "base_dim": base}
             if config.decoder_base_dim:
                 own["decoder_base_dim"] = shape("decoder.conv_out.weight")[1]
-            del own["dtype"]
+            for name in ("dtype", "remat"):
+                del own[name]
             return Part("wan", "vae", own, names, tensors, path)
     raise UserError(
         f"{path} is an autoencoder of Wan's kind with {shape('post_quant_conv.weight')[0]} latent channels, whose mean "
@@ -177,7 +178,7 @@ def _ltx_vae(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> Part:
     for config in (LTX_0_9_0, LTX_0_9_1, LTX_0_9_5):
         names = ltx_vae_weights.diffusers_names(tensors, config)
         if set(names) == set(ltx_vae_weights.stored_shapes(config)):
-            skipped = ("dtype", "decode_timestep", "decode_noise", "latents_mean", "latents_std")
+            skipped = ("dtype", "remat", "decode_timestep", "decode_noise", "latents_mean", "latents_std")
             own = {key: value for key, value in dataclasses.asdict(config).items() if key not in skipped}
             return Part("ltx", "vae", {"_class_name": "AutoencoderKLLTXVideo", **own}, names, tensors, path)
     raise UserError(

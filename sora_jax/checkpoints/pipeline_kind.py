@@ -24,6 +24,8 @@ class PipelineKind:
       transformer: the network and its files.
       read_config: its configuration, of the contents of a config.json and fields of ours.
       autoencoder, read_vae_config, load_vae: likewise, of (contents of config.json, dtype) and of (contents, tensors).
+      vae_shapes: diffusers' name and shape of each of its tensors, of its configuration.
+      publish_vae: those tensors, of (its configuration, our parameters by name).
       family: the name of a model and what its files don't say, of a configuration and the contents of model_index.json.
       sampling: how a model is sampled, of (folder, family, contents of model_index.json, reference).
       text: how captions are encoded, but for the folder's name.
@@ -38,6 +40,8 @@ class PipelineKind:
     autoencoder: Callable[..., Autoencoder]
     read_vae_config: Callable[[Mapping[str, Any], str], Any]
     load_vae: Callable[[Mapping[str, Any], Mapping[str, np.ndarray]], Autoencoder]
+    vae_shapes: Callable[[Any], dict[str, tuple[int, ...]]]
+    publish_vae: Callable[[Any, Mapping[str, Any]], dict[str, np.ndarray]]
     family: Callable[[Any, Mapping[str, Any]], tuple[str, Family]]
     sampling: Callable[[pathlib.Path, Family, Mapping[str, Any], Reference], Sampling]
     text: Callable[[Reference], TextConfig]

@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 
-from sora_jax.checkpoints import ltx_pipeline, wan_pipeline
+from sora_jax.checkpoints import ltx_pipeline, ltx_vae_weights, wan_pipeline, wan_vae_weights
 from sora_jax.checkpoints.bundle import find, load_bundle, with_dtype
 from sora_jax.checkpoints.bundle import read_sampling as read_own_sampling
 from sora_jax.checkpoints.components import (
@@ -43,9 +43,7 @@ from sora_jax.checkpoints.diffusers_folder import (
 )
 from sora_jax.checkpoints.hub import resolve
 from sora_jax.checkpoints.lora import merge_loras
-from sora_jax.checkpoints.ltx_vae_weights import load_ltx_vae
 from sora_jax.checkpoints.pipeline_kind import PipelineKind
-from sora_jax.checkpoints.wan_vae_weights import load_wan_vae
 from sora_jax.distributed.chips import GIB
 from sora_jax.errors import UserError
 from sora_jax.models import ltx_weights, wan_weights
@@ -67,7 +65,9 @@ KINDS = {
         read_config=wan_weights.wan_config,
         autoencoder=WanVAE,
         read_vae_config=WanVAEConfig.read,
-        load_vae=load_wan_vae,
+        load_vae=wan_vae_weights.load_wan_vae,
+        vae_shapes=wan_vae_weights.stored_shapes,
+        publish_vae=wan_vae_weights.published_tensors,
         family=wan_pipeline.family_of,
         sampling=wan_pipeline.sampling_of,
         text=wan_pipeline.text_of,
@@ -79,7 +79,9 @@ KINDS = {
         read_config=ltx_weights.ltx_config,
         autoencoder=LTXVAE,
         read_vae_config=LTXVAEConfig.read,
-        load_vae=load_ltx_vae,
+        load_vae=ltx_vae_weights.load_ltx_vae,
+        vae_shapes=ltx_vae_weights.stored_shapes,
+        publish_vae=ltx_vae_weights.published_tensors,
         family=ltx_pipeline.family_of,
         sampling=ltx_pipeline.sampling_of,
         text=ltx_pipeline.text_of,

@@ -18,6 +18,16 @@ def channels_last(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return tensor.reshape(shape)
 
 
+def as_stored(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The inverse of `channels_last`: the tensor, of that shape, of a parameter."""
+    if len(shape) < 2:
+        return np.asarray(array).reshape(shape)
+    first, second, *sides = shape
+    return np.ascontiguousarray(
+        np.moveaxis(np.asarray(array).reshape(*sides, second, first), (-1, -2), (0, 1))
+    )
+
+
 def check_shapes(wanted: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]) -> None:
     """Raises UserError where the shapes by name that are given aren't those that are wanted."""
     wrong = [

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from sora_jax.checkpoints.store import named_leaves, restore_into
-from sora_jax.checkpoints.vae_tensors import channels_last, check_shapes
+from sora_jax.checkpoints.vae_tensors import as_stored, channels_last, check_shapes
 from sora_jax.models.wan_vae import WanVAE
 from sora_jax.models.wan_vae_config import WanVAEConfig
 
@@ -65,6 +65,14 @@ def stored_shapes(config: WanVAEConfig) -> dict[str, tuple[int, ...]]:
     """The shapes of a file's tensors, by diffusers' names."""
     leaves = named_leaves(jax.eval_shape(lambda: WanVAE(config, rngs=nnx.Rngs(0))))
     return {stored_name(name, config): stored_shape(name, leaf.shape) for name, leaf in leaves.items()}
+
+
+def published_tensors(config: WanVAEConfig, leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The way back: an autoencoder's parameters, by names such as "encoder/conv_in/kernel", as diffusers' tensors."""
+    return {
+        stored_name(name, config): as_stored(leaf, stored_shape(name, leaf.shape))
+        for name, leaf in leaves.items()
+    }
 
 
 def stored_name(name: str, config: WanVAEConfig) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +21,11 @@ class ConvCache:
     """The last two inputs of each causal convolution, kept between the chunks of a stream.
 
     A whole clip is a stream of one chunk, whose cache is zeros. `first`: whether this is a stream's first chunk.
+    `remat`: whether blocks that `run_block` runs keep nothing; then there are no chunks after the first.
     """
 
-    def __init__(self, steps: Sequence[jax.Array] | None = None) -> None:
-        self.first = steps is None
+    def __init__(self, steps: Sequence[jax.Array] | None = None, remat: bool = False) -> None:
+        self.first, self.remat = steps is None, remat
         self._old: Iterator[jax.Array] | None = None if steps is None else iter(steps)
         self.new: list[jax.Array] = []
 
@@ -42,6 +44,16 @@ class ConvCache:
         x = jnp.concatenate([before, x], axis=1)
         self.new.append(x[:, -steps:])
         return x
+
+
+def run_block(
+    block: Any, x: jax.Array, cache: ConvCache | None, *rest: Any, remat: bool = False
+) -> jax.Array:
+    """block(x, cache, *rest); with `remat` of a whole clip, and what is inside it is computed again for gradients."""
+    if not (remat or (cache is not None and cache.remat)):
+        return block(x, cache, *rest)
+    inside = lambda block, x: block(x, None if cache is None else ConvCache(), *rest)
+    return jax.checkpoint(inside)(block, x)
 
 
 def space_to_depth(x: jax.Array, stride: Stride) -> jax.Array:

@@ -21,7 +21,7 @@ from flax import nnx
 
 from sora_jax.axes import Latent, Pixels
 from sora_jax.errors import UserError
-from sora_jax.models.conv import ConvCache, check_clip, patchify, unpatchify
+from sora_jax.models.conv import ConvCache, check_clip, patchify, run_block, unpatchify
 from sora_jax.models.decode_windows import Windows
 from sora_jax.models.layers import rms_norm
 from sora_jax.models.ltx_layers import (
@@ -86,8 +86,8 @@ class LTXVAE(nnx.Module):
           UserError: the clip doesn't fill whole latent cells.
         """
         if self.config.encoder_causal:
-            return self.encode_chunk(clip_btyxc)[:2]
-        return self._encode(clip_btyxc, None)
+            return self._encode(clip_btyxc, ConvCache(), self.config.remat)
+        return self._encode(clip_btyxc, None, self.config.remat)
 
     def decode(
         self, latent_btyxc: Latent, timestep_b: jax.Array | float | None = None, noise: Noise | None = None
@@ -103,9 +103,8 @@ class LTXVAE(nnx.Module):
         Raises:
           UserError: the latent is of another autoencoder; or a timestep is given to a model that takes none.
         """
-        return self._decode(
-            latent_btyxc, timestep_b, noise, ConvCache() if self.config.decoder_causal else None
-        )
+        kept = ConvCache() if self.config.decoder_causal else None
+        return self._decode(latent_btyxc, timestep_b, noise, kept, self.config.remat)
 
     def encode_chunk(
         self, chunk_btyxc: Pixels, cache: Sequence[jax.Array] | None = None
@@ -144,10 +143,12 @@ class LTXVAE(nnx.Module):
         mean, std = jnp.array(self.config.latent_mean), jnp.array(self.config.latent_std)
         return (self.encode(clip_btyxc)[0] - mean) / std
 
-    def _encode(self, chunk: jax.Array, kept: ConvCache | None) -> tuple[jax.Array, jax.Array]:
+    def _encode(
+        self, chunk: jax.Array, kept: ConvCache | None, remat: bool = False
+    ) -> tuple[jax.Array, jax.Array]:
         check_clip(chunk.shape, self.config.compression, kept is None or kept.first)
         x = patchify(jnp.asarray(chunk).astype(self.config.dtype), self.config.patch_size)
-        x = self.encoder(x, kept).astype(jnp.float32)
+        x = self.encoder(x, kept, remat).astype(jnp.float32)
         mean, logvar = x[..., :-1], x[..., -1:]
         return mean, jnp.broadcast_to(jnp.clip(logvar, *_LOG_VARIANCE), mean.shape)
 
@@ -157,6 +158,7 @@ class LTXVAE(nnx.Module):
         timestep: jax.Array | float | None,
         noise: Noise | None,
         kept: ConvCache | None,
+        remat: bool = False,
     ) -> jax.Array:
         if latent.shape[-1] != self.config.channels or latent.shape[1] < 1:
             raise UserError(
@@ -167,7 +169,7 @@ class LTXVAE(nnx.Module):
             raise UserError("This autoencoder's decoder takes no timestep (LTX-Video 0.9.0's): leave it out.")
         own = self.config.decode_timestep if timestep is None else timestep
         timestep_b = jnp.broadcast_to(jnp.asarray(own, jnp.float32), latent.shape[:1])
-        x = self.decoder(jnp.asarray(latent).astype(self.config.dtype), kept, timestep_b, noise)
+        x = self.decoder(jnp.asarray(latent).astype(self.config.dtype), kept, timestep_b, noise, remat)
         return unpatchify(x, self.config.patch_size).astype(jnp.float32)
 
 
@@ -194,11 +196,11 @@ class LTXEncoder(nnx.Module):
         self.mid_block = MiddleBlock(width, config.layers_per_block[-1], epsilon, rngs=rngs)
         self.conv_out = Conv(width, config.latent_channels + 1, rngs=rngs)
 
-    def __call__(self, x: jax.Array, cache: ConvCache | None) -> jax.Array:
+    def __call__(self, x: jax.Array, cache: ConvCache | None, remat: bool = False) -> jax.Array:
         x = self.conv_in(x, cache)
-        for block in self.down_blocks:
-            x = block(x, cache)
-        x = rms_norm(self.mid_block(x, cache), epsilon=EPSILON)
+        for block in (*self.down_blocks, self.mid_block):
+            x = run_block(block, x, cache, remat=remat)
+        x = rms_norm(x, epsilon=EPSILON)
         return self.conv_out(jax.nn.silu(x), cache)
 
 
@@ -219,13 +221,18 @@ class LTXDecoder(nnx.Module):
         self.scale_shift_table = nnx.Param(jnp.zeros((2, width))) if timed else None
 
     def __call__(
-        self, x: jax.Array, cache: ConvCache | None, timestep_b: jax.Array, noise: Noise | None
+        self,
+        x: jax.Array,
+        cache: ConvCache | None,
+        timestep_b: jax.Array,
+        noise: Noise | None,
+        remat: bool = False,
     ) -> jax.Array:
         if self.timestep_scale_multiplier is not None:
             timestep_b = timestep_b * self.timestep_scale_multiplier[...]
-        x = self.mid_block(self.conv_in(x, cache), cache, timestep_b, noise)
-        for block in self.up_blocks:
-            x = block(x, cache, timestep_b, noise)
+        x = self.conv_in(x, cache)
+        for block in (self.mid_block, *self.up_blocks):
+            x = run_block(block, x, cache, timestep_b, noise, remat=remat)
         x = rms_norm(x, epsilon=EPSILON)
         if self.time_embedder is not None and self.scale_shift_table is not None:
             own = self.scale_shift_table[...]

@@ -69,6 +69,7 @@ class LTXVAEConfig:
       spatial_compression_ratio, temporal_compression_ratio: what stages and patches come to; None: not said.
       latents_mean, latents_std: per channel, from the file of weights; encode and decode leave them to the pipeline.
       dtype: of the arithmetic; parameters and norms stay float32.
+      remat: of whole clips, for training: activations inside stages are computed again in the backward pass.
       decode_timestep, decode_noise: with `timestep_conditioning`, how noisy a latent is said to be, 0…1, and how much
         noise is added to it before it is decoded in windows of time. Not of the file: pipelines choose them.
     """
@@ -99,6 +100,7 @@ class LTXVAEConfig:
     latents_mean: tuple[float, ...] = ()
     latents_std: tuple[float, ...] = ()
     dtype: Literal["bfloat16", "float16", "float32"] = "float32"
+    remat: bool = dataclasses.field(default=False, repr=False)  # latents are named by the rest
     decode_timestep: float = DECODE_TIMESTEP
     decode_noise: float = DECODE_NOISE
 
@@ -198,6 +200,7 @@ class LTXVAEConfig:
         """
         fields = {field.name for field in dataclasses.fields(cls)} - {
             "dtype",
+            "remat",
             "decode_timestep",
             "decode_noise",
         }

@@ -20,7 +20,7 @@ from flax import nnx
 
 from sora_jax.axes import Latent, Pixels
 from sora_jax.errors import UserError
-from sora_jax.models.conv import CausalConv, ConvCache, Stride, check_clip, patchify, unpatchify
+from sora_jax.models.conv import CausalConv, ConvCache, Stride, check_clip, patchify, run_block, unpatchify
 from sora_jax.models.layers import Linear
 from sora_jax.models.tiles import Tiles
 from sora_jax.models.wan_layers import (
@@ -66,11 +66,13 @@ class WanVAE(nnx.Module):
 
         Height and width must be multiples of `config.compression`.
         """
-        return self.encode_chunk(clip_btyxc)[:2]
+        kept = ConvCache(remat=self.config.remat)
+        return self._encode_global(self._encode_local(clip_btyxc, kept), kept)
 
     def decode(self, latent_btyxc: Latent) -> Pixels:
-        """The clip, clamped to [-1, 1], of a raw latent: 1 + k latent frames give 1 + 4k frames."""
-        return self.decode_chunk(latent_btyxc)[0]
+        """The clip (not clipped to [-1, 1]) of a raw latent: 1 + k latent frames give 1 + 4k frames."""
+        kept = ConvCache(remat=self.config.remat)
+        return self._decode_local(self._decode_global(latent_btyxc, kept), kept)
 
     def encode_chunk(
         self, chunk_btyxc: Pixels, cache: Sequence[jax.Array] | None = None
@@ -146,7 +148,7 @@ class WanVAE(nnx.Module):
 
     def _decode_local(self, features: jax.Array, kept: ConvCache) -> jax.Array:
         x = self.decoder.local(features.astype(self.config.dtype), kept)
-        return jnp.clip(unpatchify(x, self.config.patch_size or 1).astype(jnp.float32), -1.0, 1.0)
+        return unpatchify(x, self.config.patch_size or 1).astype(jnp.float32)
 
 
 class WanEncoder(nnx.Module):
@@ -176,7 +178,7 @@ class WanEncoder(nnx.Module):
     def local(self, x: jax.Array, cache: ConvCache) -> jax.Array:
         x = self.conv_in(x, cache)
         for block in self.down_blocks:
-            x = block(x, cache)
+            x = block(x, cache) if isinstance(block, DownStage) else run_block(block, x, cache)
         return x
 
     def whole(self, x: jax.Array, cache: ConvCache) -> jax.Array:
@@ -223,8 +225,8 @@ class DownStage(nnx.Module):
     def __call__(self, x: jax.Array, cache: ConvCache) -> jax.Array:
         short = average_down(x, self.width, self.stride)
         for block in self.resnets:
-            x = block(x, cache)
-        return short + (x if self.downsampler is None else self.downsampler(x, cache))
+            x = run_block(block, x, cache)
+        return short + (x if self.downsampler is None else run_block(self.downsampler, x, cache))
 
 
 class UpStage(nnx.Module):
@@ -247,9 +249,9 @@ class UpStage(nnx.Module):
     def __call__(self, x: jax.Array, cache: ConvCache) -> jax.Array:
         came_in = x
         for block in self.resnets:
-            x = block(x, cache)
+            x = run_block(block, x, cache)
         if self.upsampler is not None:
-            x = self.upsampler(x, cache)
+            x = run_block(self.upsampler, x, cache)
         return (
             x if self.shortcut is None else x + copy_up(came_in, self.width_out, self.shortcut, cache.first)
         )

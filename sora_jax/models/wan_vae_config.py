@@ -33,6 +33,7 @@ class WanVAEConfig:
       patch_size: pixels along each side of a patch; None: one.
       scale_factor_temporal, scale_factor_spatial: what the stages and patches come to.
       dtype: of the arithmetic; parameters, norms and softmax stay float32.
+      remat: of whole clips, for training: activations inside blocks are computed again in the backward pass.
     """
 
     base_dim: int = 96
@@ -57,6 +58,7 @@ class WanVAEConfig:
     scale_factor_temporal: int = 4
     scale_factor_spatial: int = 8
     dtype: Literal["bfloat16", "float16", "float32"] = "float32"
+    remat: bool = dataclasses.field(default=False, repr=False)  # latents are named by the rest
 
     def __post_init__(self) -> None:
         for name in ("base_dim", "z_dim", "num_res_blocks", "patch_size", "decoder_base_dim"):
@@ -96,7 +98,7 @@ class WanVAEConfig:
         Raises:
           UserError: a key is not known, or its value can't be what it says.
         """
-        fields = {field.name for field in dataclasses.fields(cls)} - {"dtype"}
+        fields = {field.name for field in dataclasses.fields(cls)} - {"dtype", "remat"}
         if (kind := settings.get("_class_name", "AutoencoderKLWan")) != "AutoencoderKLWan":
             raise _refused(f"it is of an autoencoder of class {kind!r}, not AutoencoderKLWan")
         given = {key: value for key, value in settings.items() if key[:1] != "_" and key not in IGNORED}

@@ -133,6 +133,10 @@ def make_step_spec(config: ConfigDict, step: str, topology: Topology) -> StepSpe
             "Distillation can't be planned: plan the training of its teacher's architecture, of which a step takes "
             "about three fifths as much."
         )
+    if loop.objective == "finetune_vae":
+        raise UserError(
+            "Training an open model's autoencoder can't be planned yet: try a step of it, --config.steps=1."
+        )
     if loop.objective == "finetune" and step == "sample":
         raise UserError(f"Of sampling an open model, plan --model {config.pretrained or 'FOLDER'}.")
     if step == "sample" and loop.objective != "dit":

@@ -19,6 +19,7 @@ from sora_jax.errors import UserError, nearest
 from sora_jax.train.distill import DistillObjective, DistillRun
 from sora_jax.train.dit import DiTObjective, DiTRun, Sheets
 from sora_jax.train.finetune import FinetuneObjective, FinetuneRun
+from sora_jax.train.finetune_vae import FinetuneVAEObjective, FinetuneVAERun
 from sora_jax.train.loop_config import LoopConfig, read_loop_config
 from sora_jax.train.protocol import Objective
 from sora_jax.train.vae import VAEObjective, VAERun
@@ -28,12 +29,14 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "vae": VAEObjective,
     "distill": DistillObjective,
     "finetune": FinetuneObjective,
+    "finetune_vae": FinetuneVAEObjective,
 }
 RUNS: dict[str, type[LoopConfig]] = {
     "dit": DiTRun,
     "vae": VAERun,
     "distill": DistillRun,
     "finetune": FinetuneRun,
+    "finetune_vae": FinetuneVAERun,
 }
 
 # What a finished run is good for: commands, in which WORKDIR stands for its folder and DATA for the flag that names its
@@ -47,6 +50,10 @@ NEXT = {
     "distill": ('sora-jax generate "WORDS OF YOUR CAPTIONS" --model WORKDIR',),
     "finetune": (
         'sora-jax generate "WORDS OF YOUR CAPTIONS" --model WORKDIR',
+        "sora-jax export WORKDIR --to FOLDER",
+    ),
+    "finetune_vae": (
+        'sora-jax generate "A PROMPT" --model WORKDIR',
         "sora-jax export WORKDIR --to FOLDER",
     ),
     "vae": (
@@ -112,5 +119,5 @@ def make_objective(
                 f"config.pipeline.{name} is {own} and config.dit.{name} is {config.dit[name]}: they are one setting, "
                 f"so set config.dit.{name} alone."
             )
-    options = {"sheets": sheets} if config.objective != "vae" else {}
+    options = {"sheets": sheets} if config.objective not in ("vae", "finetune_vae") else {}
     return OBJECTIVES[config.objective](config, pathlib.Path(workdir), **options)

@@ -17,6 +17,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from sora_jax.checkpoints.bundle import take_weights
+from sora_jax.checkpoints.components import Autoencoder
 from sora_jax.config import COUNT, FROM_ZERO, check_ranges, component
 from sora_jax.data.data_config import DataConfig
 from sora_jax.data.pipeline import clip_batches
@@ -92,14 +93,23 @@ class VAEObjective:
 
     def __init__(self, config: ConfigDict, workdir: pathlib.Path) -> None:
         del workdir  # an autoencoder keeps nothing next to its checkpoints
+        self.loss_config = component(VAELossConfig, config.loss, "loss")
+        self.data_config = component(DataConfig, config.data, "data")
+        self.sheets = bool(config.get("log", {}).get("sheet_every", 0))
+        self.read_model(config)
+
+    def read_model(self, config: ConfigDict) -> None:
+        """Which autoencoder it is."""
         self.init_from = config.get("init_from", "")
         self.vae = component(VAEConfig, config.vae, "vae")
         if self.vae.kind == "pixels":
             raise UserError(
                 "config.vae.kind='pixels' has no parameters to train: name its folder as autoencoder."
             )
-        self.loss_config = component(VAELossConfig, config.loss, "loss")
-        self.data_config = component(DataConfig, config.data, "data")
+        self.check_crop()
+
+    def check_crop(self) -> None:
+        """Raises UserError where crops can't be halved for the equivariance loss."""
         _, cell_height, cell_width = self.vae.compression
         _, height, width = self.loss_config.crop
         if self.loss_config.equivariance and (height % (2 * cell_height) or width % (2 * cell_width)):
@@ -107,14 +117,13 @@ class VAEObjective:
                 "loss.equivariance halves crops of an even number of latent cells: make the height and width of "
                 f"loss.crop={self.loss_config.crop} multiples of {2 * cell_height} and {2 * cell_width}."
             )
-        self.sheets = bool(config.get("log", {}).get("sheet_every", 0))
 
-    def init(self, key: jax.Array) -> VAE:
+    def init(self, key: jax.Array) -> Autoencoder:
         fresh = VAE(self.vae, rngs=nnx.Rngs(params=key))
         return take_weights(fresh, self.init_from, "vae") if self.init_from else fresh
 
     def loss(
-        self, model: VAE, batch: dict[str, jax.Array], key: jax.Array
+        self, model: Autoencoder, batch: dict[str, jax.Array], key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Mean over pixels, and PSNR in dB of the sampled reconstruction."""
         weights = self.loss_config
@@ -196,7 +205,7 @@ class VAEObjective:
                 clips.append((Video(video.frames[:T, :Y, :X], video.fps), label))
         return clips
 
-    def sample_sheet(self, model: VAE, step: int) -> PIL.Image.Image:
+    def sample_sheet(self, model: Autoencoder, step: int) -> PIL.Image.Image:
         """Crops that training has not seen, where there are such, above their reconstructions."""
         videos, labels = [], []
         for video, label in self.sheet_clips:
@@ -221,5 +230,5 @@ def _halve(x_btyxc: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _reconstruct(model: VAE, clip: jax.Array) -> jax.Array:
+def _reconstruct(model: Autoencoder, clip: jax.Array) -> jax.Array:
     return model.decode(model.encode(clip)[0])

@@ -32,6 +32,7 @@ FLAGS = {
     "distill": ["--config.dit.attention=reference"],
     "finetune_wan": ["--config.pretrained=FOLDER/tiny-wan"],
     "finetune_ltx": ["--config.pretrained=FOLDER/tiny-ltx"],
+    "finetune_vae": ["--config.pretrained=FOLDER/tiny-wan"],
 }
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from seeded import draw
 
@@ -13,7 +15,13 @@ from sora_jax.checkpoints.wan_vae_weights import load_wan_vae
 from sora_jax.models.wan_vae import WanVAE
 
 encode = jax.jit(WanVAE.encode_chunk)
-decode = jax.jit(WanVAE.decode_chunk)
+
+
+@jax.jit
+def decode(model: WanVAE, latent: jax.Array, cache: Any = None) -> tuple[jax.Array, Any]:
+    """Clipped, as diffusers' is."""
+    clip, cache = model.decode_chunk(latent, cache)
+    return jnp.clip(clip, -1.0, 1.0), cache
 
 
 def model_of(npz: Mapping[str, np.ndarray], dtype: str = "float32") -> WanVAE:
