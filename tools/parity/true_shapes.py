@@ -1,6 +1,6 @@
 """A diffusers folder of a real model's shapes with random weights, to measure memory and speed on: OUT/…
 
-    python tools/parity/true_shapes.py OUT [--model 1.3B] [--dtype bfloat16] [--no-text]
+    python tools/parity/true_shapes.py OUT [--model 1.3B] [--dtype bfloat16] [--layers 4] [--no-text]
 
 Not for looking at: what it makes is noise. Of the 1.3B model in bfloat16: 14.5 GB, 11.4 of them the text encoder's.
 """
@@ -63,11 +63,13 @@ def main() -> None:
     parser.add_argument("out", type=pathlib.Path)
     parser.add_argument("--model", choices=TRANSFORMERS, default="1.3B")
     parser.add_argument("--dtype", choices=TYPES, default="bfloat16")
-    parser.add_argument("--no-text", action="store_true", help="leave out the text encoder and its tokenizer")
+    parser.add_argument("--layers", type=int, help="fewer than the model's")
+    parser.add_argument("--no-text", action="store_true", help="leave out the text encoder's weights")
     arguments = parser.parse_args()
     out, dtype = arguments.out, arguments.dtype
     own = dict(TRANSFORMERS[arguments.model])
     channels = own.pop("channels")
+    own["num_layers"] = arguments.layers or own["num_layers"]
     settings: dict[str, Any] = own | {
         "_class_name": "WanTransformer3DModel",
         "attention_head_dim": 128,
@@ -108,10 +110,10 @@ def main() -> None:
     stem = "diffusion_pytorch_model"
     write_random(out / "transformer", stem, dict(published_shapes(wan_config(settings))), dtype, shards=2)
     write_random(out / "vae", stem, vae_shapes(vae), "float32", shards=1)
+    write_json(out / "text_encoder" / "config.json", UMT5_XXL)
+    write_tokenizer(out / "tokenizer")
     if not arguments.no_text:
-        write_json(out / "text_encoder" / "config.json", UMT5_XXL)
         write_random(out / "text_encoder", "model", text_shapes(out / "text_encoder"), dtype, shards=5)
-        write_tokenizer(out / "tokenizer")
 
 
 def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
@@ -125,7 +127,7 @@ def vae_settings(config: WanVAEConfig) -> dict[str, Any]:
     return {"_class_name": "AutoencoderKLWan"} | {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(config)
-        if field.init and field.name != "dtype"
+        if field.init and field.name not in ("dtype", "remat")
     }
 
 
