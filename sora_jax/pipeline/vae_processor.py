@@ -19,6 +19,8 @@ from sora_jax.tokens.canvas import (
     Sketch,
     all_noise_canvas,
     make_canvas,
+    put_beside,
+    split_beside,
     split_into_spans,
 )
 
@@ -51,7 +53,12 @@ class VaeProcessor(VideoModel):
     def prepare_latents(self, sketch: Sketch) -> Canvas:
         """The canvas of a sketch, its conditioning encoded; frames are padded to whole cells at their edges."""
         T, Y, X, _ = sketch.frames.shape
-        spans = split_into_spans(sketch.conditioning_frames, self.stride)
+        conditioning, later = sketch.conditioning_frames, list[CausalSpan]()
+        spans = split_into_spans(conditioning, self.stride)
+        takes_beside = self.bundle.dit is not None and getattr(self.dit.config, "conditional", False)
+        if takes_beside and not conditioning.all():
+            whole, later = split_beside(conditioning, self.stride)
+            spans = [whole]
         if self.bundle.dit is not None and len(spans) == 1:  # whole patches in time too
             count, pt = len(spans[0].ends), self.dit.config.patch[0]
             spans = [CausalSpan(0, 1 + self.stride * (math.ceil(count / pt) * pt - 1), self.stride)]
@@ -66,24 +73,29 @@ class VaeProcessor(VideoModel):
         ]
         frames = np.pad(sketch.frames, [(0, 0), *padding, (0, 0)], mode="edge")
         strength = np.pad(sketch.strength, [(0, 0), *padding], mode="edge")
-        open_frames = (strength == 1).all((1, 2))
-        latents = []
-        for span in spans:
+
+        def encode(span: CausalSpan, is_open: np.ndarray) -> np.ndarray:
             index = np.minimum(np.arange(span.begin, span.begin + span.frames), T - 1)
-            known = np.flatnonzero(~open_frames[index])
-            count = len(span.ends)
+            known = np.flatnonzero(~is_open[index])
             needed = 0 if not known.size else 1 + -(-int(known[-1]) // self.stride)
-            latent = np.zeros((count, *self.cells(Y, X), self.vae.config.channels), np.float32)
+            latent = np.zeros((len(span.ends), *self.cells(Y, X), self.vae.config.channels), np.float32)
             if needed:
                 pieces = encode_stream(self.vae, frames[index[: 1 + self.stride * (needed - 1)]], self.tiles)
                 latent[:needed] = np.concatenate(list(pieces))
-            latents.append(latent)
+            return latent
+
+        if later:  # generated in the clip itself
+            beside = [encode(span, np.zeros(T, bool)) for span in later]
+            strength[conditioning & (np.arange(T) >= later[0].begin)] = strength.max()
+        open_frames = (strength == 1).all((1, 2))
+        latents = [encode(span, open_frames) for span in spans]
         start = strength
         if self.bundle.dit is not None:
             _, _, *sides = self.spatial_tiles(self.cells(Y, X), from_noise=bool(strength.max() == 1))[0]
             tokens = math.prod(sides) // math.prod(self.dit.config.patch[1:])
             start = self.strength_to_sigma(strength, tokens, sum(len(span.ends) for span in spans))
-        return make_canvas(spans, latents, start, sketch.fps, self.vae.config.compression)
+        canvas = make_canvas(spans, latents, start, sketch.fps, self.vae.config.compression)
+        return put_beside(canvas, later, beside) if later else canvas
 
     def decode_latents(self, canvas: Canvas, frames: int, height: int, width: int) -> np.ndarray:
         """The first frames of a canvas, and the middle of each: uint8[T,Y,X,3]."""

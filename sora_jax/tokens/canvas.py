@@ -13,6 +13,8 @@ generated around them. A group that overlaps the span after it shows a few frame
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -24,6 +26,7 @@ from sora_jax.tokens.patches import CoordinateMode, Grid, coordinates, patchify,
 
 # Video frames of a latent frame, but for a span's first, where an autoencoder doesn't say otherwise: its stride.
 FRAMES_PER_LATENT = 4
+_PREFIX = 2  # latent frames of a clip that stand beside another's, see `put_beside`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +103,18 @@ def split_into_spans(
     return spans
 
 
+def split_beside(conditioning: np.ndarray, stride: int) -> tuple[CausalSpan, list[CausalSpan]]:
+    """A clip as one span, and its later conditioning frames beside it, as LTXConditionPipeline has them.
+
+    Those in a row are a span of 1 + k strides, and fewer than a stride at their end are left out, as are those at the
+    clip's begin, which are in its own span.
+    """
+    edges = [0, *(np.flatnonzero(np.diff(conditioning)) + 1).tolist(), len(conditioning)]
+    runs = [(begin, end) for begin, end in itertools.pairwise(edges) if begin and conditioning[begin]]
+    whole = CausalSpan(0, 1 + -(-(len(conditioning) - 1) // stride) * stride, stride)
+    return whole, [CausalSpan(begin, 1 + (end - begin - 1) // stride * stride, stride) for begin, end in runs]
+
+
 def frames_shown(spans: Sequence[CausalSpan], frames: int) -> list[np.ndarray]:
     """Which of a clip's `frames` each latent frame shows; those beyond the clip's end are its last."""
     return [
@@ -122,6 +137,7 @@ class Canvas:
       corner, frame: its position in a larger frame (top, left), and that one's (height, width), in cells; None is
         this frame itself.
       stride: video frames of a latent frame, but for a span's first.
+      beside: conditioning frames that the model sees besides, and that are no part of the clip; None: there are none.
     """
 
     latent: np.ndarray
@@ -132,6 +148,7 @@ class Canvas:
     corner: tuple[int, int] = (0, 0)
     frame: tuple[int, int] | None = None
     stride: int = FRAMES_PER_LATENT
+    beside: Canvas | None = None
 
     def __len__(self) -> int:
         return len(self.latent)
@@ -152,13 +169,26 @@ class Canvas:
         return dataclasses.replace(self, **own)
 
     def crop(self, top: int, left: int, height: int, width: int) -> Canvas:
-        """A crop of each frame, which keeps its position in it; in cells."""
+        """A crop of each frame, and of those beside them, which keeps its position in it; in cells."""
         crop = np.s_[:, top : top + height, left : left + width]
         corner = (self.corner[0] + top, self.corner[1] + left)
         frame = self.frame or (self.grid[1], self.grid[2])
+        beside = self.beside and self.beside.crop(top, left, height, width)
         return dataclasses.replace(
-            self, latent=self.latent[crop], init_sigma=self.init_sigma[crop], corner=corner, frame=frame
+            self,
+            latent=self.latent[crop],
+            init_sigma=self.init_sigma[crop],
+            corner=corner,
+            frame=frame,
+            beside=beside,
         )
+
+    def with_beside(self) -> Canvas:
+        """As the model sees it: with the frames beside it that are in its time, after its own."""
+        if self.beside is None:
+            return self
+        shown = (self.ends.min() <= self.beside.ends) & (self.beside.ends <= self.ends.max())
+        return join(dataclasses.replace(self, beside=None), self.beside.part(np.flatnonzero(shown)))
 
     def spans(self) -> list[slice]:
         """The latent frames of each span; those before the first begin are the end of one."""
@@ -191,6 +221,26 @@ def make_canvas(
     groups = [blocks[shown].max(0) for shown in frames_shown(spans, T)]
     latent = np.concatenate(latents).astype(np.float32)
     return Canvas(latent, np.stack(groups), ends, first, fps, stride=stride)
+
+
+def put_beside(canvas: Canvas, spans: Sequence[CausalSpan], latents: Sequence[np.ndarray]) -> Canvas:
+    """A clip's canvas with conditioning frames, those of `split_beside`, beside it.
+
+    Of a longer span the first two latent frames are beside it and the rest in it, where its groups are the clip's own:
+    that spares tokens, as LTXConditionPipeline does.
+
+    Args:
+      latents: float32[t,y,x,c] of each span.
+    """
+    own, given, parts = canvas.latent.copy(), canvas.init_sigma.copy(), []
+    for span, latent in zip(spans, latents, strict=True):
+        kept = len(latent)
+        if span.begin % canvas.stride == 0 and kept > _PREFIX:
+            place = slice(span.begin // canvas.stride + _PREFIX, span.begin // canvas.stride + kept)
+            own[place], given[place], kept = latent[_PREFIX:], 0, _PREFIX
+        frames = latent[:kept], np.zeros(latent[:kept].shape[:3], np.float32), span.ends[:kept]
+        parts.append(Canvas(*frames, (span.ends == span.begin)[:kept], canvas.fps, stride=canvas.stride))
+    return dataclasses.replace(canvas, latent=own, init_sigma=given, beside=functools.reduce(join, parts))
 
 
 def join(before: Canvas, after: Canvas) -> Canvas:
