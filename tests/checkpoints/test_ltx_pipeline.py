@@ -106,14 +106,24 @@ def test_keyframes_and_clips_are_given_as_diffusers_gives_them(conditional):
     assert psnr(conditional.decode_job(job, latents).whole().frames[::16], CONDITION["frames"][0]) > 50
 
 
-def test_sigmas_are_walked_as_they_are_given(conditional):
-    listed = {"sigmas": CONDITION["sigmas"], "guidance": 1.0}
-    job = conditional.request_job(
-        SETTINGS["prompt"], CONDITION["noise"][0], **ASKED | {"frames": 33} | listed
-    )
-    assert job.settings.steps == 3
-    (latents,) = conditional.sample_latents([job])
-    assert relative_error(latents, CONDITION["listed"][0]) < 1e-3
+def test_sigmas_are_walked_as_they_are_given(conditional, tmp_path, monkeypatch):
+    """As diffusers walks timesteps; by the command line, where they take the place of steps."""
+    monkeypatch.chdir(tmp_path)
+    np.save("noise.npy", CONDITION["noise"][0])
+    words = [
+        "generate",
+        SETTINGS["prompt"],
+        "--model",
+        conditional.bundle.text.name,
+        "--noise",
+        "noise.npy",
+        "-q",
+    ]
+    words += ["--latents-out", "latents.npy", "--frames", "33", "--size", "64x32", "--guidance", "1"]
+    words += ["--sigmas", ",".join(map(str, CONDITION["sigmas"]))]
+    result = CliRunner().invoke(cli, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert relative_error(np.load("latents.npy"), CONDITION["listed"][0]) < 1e-3
 
 
 def test_what_a_conditional_model_brings(conditional):
