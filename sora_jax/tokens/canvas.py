@@ -106,13 +106,26 @@ def split_into_spans(
 def split_beside(conditioning: np.ndarray, stride: int) -> tuple[CausalSpan, list[CausalSpan]]:
     """A clip as one span, and its later conditioning frames beside it, as LTXConditionPipeline has them.
 
-    Those in a row are a span of 1 + k strides, and fewer than a stride at their end are left out, as are those at the
-    clip's begin, which are in its own span.
+    Those in a row are a span of 1 + k strides; of what is less than a stride at their end (which that pipeline leaves
+    out) the last frame is one too. At the clip's begin they are in its own span. A long row that doesn't begin where
+    one of the clip's groups does is its first frame, and what follows from there on: most of it can be in the clip
+    then (`put_beside`).
     """
     edges = [0, *(np.flatnonzero(np.diff(conditioning)) + 1).tolist(), len(conditioning)]
-    runs = [(begin, end) for begin, end in itertools.pairwise(edges) if begin and conditioning[begin]]
     whole = CausalSpan(0, 1 + -(-(len(conditioning) - 1) // stride) * stride, stride)
-    return whole, [CausalSpan(begin, 1 + (end - begin - 1) // stride * stride, stride) for begin, end in runs]
+    spans = []
+    for begin, end in itertools.pairwise(edges):
+        if not conditioning[begin]:
+            continue
+        aligned = -(-begin // stride) * stride
+        if begin < aligned and end - aligned > _PREFIX * stride:
+            spans.append(CausalSpan(begin, 1, stride))
+            begin = aligned
+        if begin:
+            spans.append(CausalSpan(begin, 1 + (end - begin - 1) // stride * stride, stride))
+        if (end - begin - 1) % stride:
+            spans.append(CausalSpan(end - 1, 1, stride))
+    return whole, spans
 
 
 def frames_shown(spans: Sequence[CausalSpan], frames: int) -> list[np.ndarray]:

@@ -169,8 +169,10 @@ def clip(frames: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (frames, 32, 64, 3), np.uint8)
 
 
-def test_abilities_share_one_compiled_step_and_keep_what_is_given(pipeline):
+@pytest.mark.parametrize("kind", ["pipeline", "conditional"])
+def test_abilities_share_one_compiled_step_and_keep_what_is_given(request, kind):
     """Latent frames of eight video frames, on the same canvas: given frames are the autoencoder's reconstruction."""
+    pipeline, beside = request.getfixturevalue(kind), []
     given = {"steps": 2, "fps": 25.0}
     jobs = [
         pipeline.job("extend", clip(12), 0.4, "a", **given),
@@ -187,9 +189,11 @@ def test_abilities_share_one_compiled_step_and_keep_what_is_given(pipeline):
     for job, latent in zip(jobs, latents, strict=True):
         canvas = pipeline.prepare_latents(job.sketch)
         assert canvas.stride == 8
+        beside.append(canvas.beside is not None)
         known = canvas.conditioning_frames
         np.testing.assert_array_equal(np.moveaxis(latent, 0, -1)[known], canvas.latent[known])
         assert np.isfinite(latent).all() and np.abs(latent).max() < 100
+    assert beside == ([False] * 7 if kind == "pipeline" else [True] * 5 + [False, True])
     # A transition is one frame short of whole latent frames, of which none shows both kinds.
     for job in jobs[3:5]:
         assert (job.sketch.strength > 0).all((1, 2)).sum() % 8 == 7
