@@ -115,6 +115,8 @@ class Sampling:
 class Bundle:
     """A model, ready to use. `dit` is None where only an autoencoder was stored.
 
+    `decoder`: in place of the autoencoder's own (`models.taehv.TAEHV`); None: that.
+
     `base_tokens` is `flow.shift_factor`'s as the transformer was trained: segments longer than this spend more of their
     steps near noise; unless `sampling.shift` is one for all.
     """
@@ -127,6 +129,7 @@ class Bundle:
     base_tokens: float = 64.0
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     card: dict[str, Any] = dataclasses.field(default_factory=dict)
+    decoder: Autoencoder | None = None
 
     @functools.cached_property
     def knowledge(self) -> Knowledge:

@@ -226,6 +226,13 @@ def loading() -> tuple[Callable[..., Any], ...]:
             help="Of a diffusers folder's transformer in memory; int8 takes half of bfloat16.  [default: as --dtype]",
         ),
         click.option(
+            "--decoder",
+            metavar="FILE",
+            expose_value=False,
+            callback=keep,
+            help="TAEHV's weights for this model, such as taew2_1.safetensors for Wan 2.1: a fast preview.",
+        ),
+        click.option(
             "--offload",
             is_flag=True,
             default=None,

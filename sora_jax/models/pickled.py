@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import io
+import mmap
 import pathlib
 import pickle
 import struct
@@ -20,7 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from sora_jax.errors import UserError
-from sora_jax.models.weights import read_weights
+from sora_jax.models.weights import map_weights, read_weights
 
 _STORAGES = {
     "FloatStorage": np.float32,
@@ -39,28 +40,36 @@ _LEGACY_VERSION = 1001
 _NUMPY_CORES = ("numpy.core.multiarray", "numpy._core.multiarray")  # its name before and since NumPy 2
 
 
-def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+def read_tensors(path: pathlib.Path, mapped: bool = False) -> dict[str, np.ndarray]:
     """The tensors of a local file by their names: safetensors by that suffix, else what PyTorch saved.
+
+    Args:
+      mapped: they are views of the file, which is read when they are used; of PyTorch's older format they are not.
 
     Raises:
       UserError: there is no such file, it is damaged, or it holds something else than tensors.
     """
     if not path.is_file() and not path.with_name(path.name + ".index.json").is_file():
         raise UserError(f"There is no file of weights {path}: check the name.")
-    return read_weights(path) if path.suffix == ".safetensors" else read_torch(path)
+    if path.suffix == ".safetensors":
+        return map_weights(path) if mapped else read_weights(path)
+    return read_torch(path, mapped)
 
 
-def read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
+def read_torch(path: pathlib.Path, mapped: bool = False) -> dict[str, np.ndarray]:
     """The state dict of a file that `torch.save` wrote, in either of its two formats.
 
     Tensors inside nested dicts are named with dots between; what is no tensor is left out.
+
+    Args:
+      mapped: as `read_tensors` has it; the file's checksums aren't looked at then.
 
     Raises:
       UserError: it is damaged or was written by something else, or it holds objects of other classes.
     """
     try:
         with open(path, "rb") as file:
-            tree = _read_zip(file, path) if zipfile.is_zipfile(file) else _read_legacy(file, path)
+            tree = _read_zip(file, path, mapped) if zipfile.is_zipfile(file) else _read_legacy(file, path)
     except UserError:
         raise
     except Exception as error:  # damaged pickles fail in many ways
@@ -131,7 +140,7 @@ class _Storage:
 
     dtype: np.dtype
     count: int
-    data: bytes = b""
+    data: bytes | memoryview = b""
 
 
 @dataclasses.dataclass
@@ -142,7 +151,7 @@ class _Tensor:
     strides: tuple[int, ...]
 
     def array(self) -> np.ndarray:
-        """A copy that is contiguous."""
+        """A copy that is contiguous; of a mapped file's what is contiguous as it is."""
         numbers = np.frombuffer(self.storage.data, self.storage.dtype)
         last = self.offset + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
         if 0 not in self.shape and not (
@@ -152,7 +161,8 @@ class _Tensor:
                 "A tensor reaches beyond the numbers that are there: the file is cut short; fetch it again."
             )
         strides = [step * numbers.itemsize for step in self.strides]
-        return np.lib.stride_tricks.as_strided(numbers[self.offset :], self.shape, strides).copy()
+        view = np.lib.stride_tricks.as_strided(numbers[self.offset :], self.shape, strides)
+        return np.ascontiguousarray(view) if isinstance(self.storage.data, memoryview) else view.copy()
 
 
 def _rebuild(
@@ -170,7 +180,7 @@ _TORCH: dict[tuple[str, str], Any] = {
 }
 
 
-def _read_zip(file: BinaryIO, path: pathlib.Path) -> Any:
+def _read_zip(file: BinaryIO, path: pathlib.Path, mapped: bool) -> Any:
     with zipfile.ZipFile(file) as archive:
         (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
         folder = pickled.removesuffix("data.pkl")
@@ -180,11 +190,21 @@ def _read_zip(file: BinaryIO, path: pathlib.Path) -> Any:
                 f"{path} has its bytes in the order of another machine: save it again on this kind."
             )
         storages: dict[str, _Storage] = {}
+        pages = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) if mapped else None
+
+        def numbers(name: str) -> bytes | memoryview:
+            info = archive.getinfo(name)
+            if pages is None or info.compress_type != zipfile.ZIP_STORED:
+                return archive.read(name)
+            # After the file's own header (APPNOTE.TXT 4.3.7), whose name and extra field may be of other lengths there.
+            begin = info.header_offset
+            begin += 30 + sum(struct.unpack("<HH", pages[begin + 26 : begin + 30]))
+            return pages[begin : begin + info.file_size]
 
         def storage(pid: Any) -> _Storage:
             _, dtype, key, _, count = pid[:5]
             if key not in storages:
-                storages[key] = _Storage(dtype, count, archive.read(f"{folder}data/{key}"))
+                storages[key] = _Storage(dtype, count, numbers(f"{folder}data/{key}"))
             return storages[key]
 
         return Unpickler(io.BytesIO(archive.read(pickled)), _TORCH, path, storage).load()

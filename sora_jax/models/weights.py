@@ -10,7 +10,7 @@ import json
 import math
 import mmap
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -29,6 +29,7 @@ _TYPES = {
     **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
     **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
 }
+PART_BYTES = 2 * 10**9  # of a file, where there are several
 SAVED = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 
 
@@ -64,6 +65,7 @@ def release(tensor: np.ndarray) -> None:
     owner: Any = tensor
     while isinstance(owner, np.ndarray):
         owner = owner.base
+    owner = owner.obj if isinstance(owner, memoryview) else owner
     if isinstance(owner, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # Windows has none
         owner.madvise(mmap.MADV_DONTNEED)
 
@@ -141,21 +143,21 @@ def _views(
 def write_weights(
     tensors: Mapping[str, np.ndarray],
     path: pathlib.Path,
-    dtype: str,
+    dtype: str | None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes tensors as one type, of `SAVED`; the file is complete or absent.
+    """Writes tensors as one type, of `SAVED`, or each as its own with None; the file is complete or absent.
 
     `metadata`: texts for the file's header.
 
     Raises:
       UserError: there is no such type, or it doesn't hold some weight.
     """
-    if dtype not in SAVED:
+    if dtype not in (None, *SAVED):
         raise UserError(f"Weights can't be saved as {dtype!r}: choose one of {', '.join(SAVED)}.")
-    kept = np.dtype(getattr(ml_dtypes, dtype, dtype))
     out = {}
     for name, tensor in tensors.items():
+        kept = _saved_type(tensor, dtype)
         with np.errstate(over="ignore"):  # refused below
             out[name] = np.asarray(tensor).astype(kept, order="C")  # as files store them
         lost = np.isfinite(tensor) & ~np.isfinite(out[name].astype(np.float32))
@@ -166,3 +168,55 @@ def write_weights(
             )
     with atomic_path(path) as temporary:
         safetensors.numpy.save_file(out, temporary, None if metadata is None else dict(metadata))
+
+
+def _saved_type(tensor: np.ndarray, dtype: str | None) -> np.dtype:
+    return np.dtype(getattr(ml_dtypes, dtype, dtype)) if dtype else tensor.dtype
+
+
+def write_parts(
+    tensors: Iterable[tuple[str, np.ndarray]],
+    path: pathlib.Path,
+    dtype: str | None = None,
+    part_bytes: int = PART_BYTES,
+) -> None:
+    """Writes tensors into one file, or several with an index, as transformers and diffusers do; one is in memory.
+
+    Args:
+      tensors: by name, each taken when its turn comes.
+      path: of the one file; of several, "-00001-of-00003" and so on stand before its suffix.
+      dtype: of `SAVED`; None keeps each one's own.
+      part_bytes: of a file, at most, but for a tensor that is larger.
+
+    Raises:
+      UserError: as `write_weights`.
+    """
+    part: dict[str, np.ndarray] = {}
+    files: list[tuple[pathlib.Path, list[str]]] = []
+    size = total = 0
+
+    def flush() -> None:
+        nonlocal size
+        file = path.with_name(f"{path.stem}-{len(files) + 1:05d}.part")
+        write_weights(part, file, dtype, {"format": "pt"})
+        files.append((file, list(part)))
+        for tensor in part.values():
+            release(tensor)
+        part.clear()
+        size = 0
+
+    for name, tensor in tensors:
+        count = tensor.size * _saved_type(tensor, dtype).itemsize
+        if part and size + count > part_bytes:
+            flush()
+        part[name] = tensor
+        size, total = size + count, total + count
+    flush()
+    places: dict[str, str] = {}
+    for number, (file, names) in enumerate(files, 1):
+        last = f"{path.stem}-{number:05d}-of-{len(files):05d}{path.suffix}" if len(files) > 1 else path.name
+        file.replace(path.with_name(last))
+        places |= dict.fromkeys(names, last)
+    if len(files) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        path.with_name(path.name + ".index.json").write_text(json.dumps(index, indent=2) + "\n")

@@ -88,6 +88,11 @@ class VideoModel:
         return self.bundle.vae
 
     @property
+    def decoder(self) -> Autoencoder:
+        """What decodes: the autoencoder, where no other decoder is in its place."""
+        return self.vae if self.bundle.decoder is None else self.bundle.decoder
+
+    @property
     def stride(self) -> int:
         """Video frames of a latent frame, but for the first of what is encoded together, which shows one."""
         return self.vae.config.compression[0]

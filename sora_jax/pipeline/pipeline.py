@@ -27,6 +27,7 @@ from sora_jax.checkpoints.diffusers_folder import INDEX, Reference, is_pretraine
 from sora_jax.checkpoints.finetuned import load_model, read_sampling
 from sora_jax.checkpoints.hub import resolve
 from sora_jax.checkpoints.pretrained import pretrained_summary
+from sora_jax.checkpoints.taehv_weights import with_decoder
 from sora_jax.errors import UserError
 from sora_jax.media.video import Video, VideoStream
 from sora_jax.models.text import TextEncoder
@@ -323,6 +324,7 @@ def load(
     offload: bool = False,
     reference: Reference = "diffusers",
     lora: str | os.PathLike[str] | Sequence[tuple[str, float]] = (),
+    decoder: str | os.PathLike[str] = "",
 ) -> Pipeline:
     """Loads a bundled model by name, or a folder: of a model, a training run, or a diffusers pipeline.
 
@@ -334,6 +336,7 @@ def load(
       offload: of a diffusers folder: the transformer's blocks come to the device one by one, where it is larger.
       reference: of a diffusers folder: "diffusers" or "original", whose arithmetic, schedule and defaults are followed.
       lora: of a diffusers folder: a LoRA file, or several with their scales, [("style.safetensors", 0.8), ...].
+      decoder: a file of TAEHV's weights for this model's latents, whose decoder then makes the frames: a preview.
 
     Raises:
       UserError: there is no such model, or its files are damaged.
@@ -341,7 +344,11 @@ def load(
     name = resolve(name)
     find(name)
     loras = [(str(lora), 1.0)] if isinstance(lora, (str, os.PathLike)) else list(lora)
-    read = functools.partial(load_model, name, dtype, reference, loras, weights, offload)
+
+    def read() -> Bundle:
+        bundle = load_model(name, dtype, reference, loras, weights, offload)
+        return with_decoder(bundle, decoder) if decoder else bundle
+
     return Pipeline(read if lazy else read(), sampling=read_sampling(name, reference))
 
 

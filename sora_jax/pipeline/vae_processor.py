@@ -138,7 +138,7 @@ class VaeProcessor(VideoModel):
             if begin >= frames:
                 break
             coded = itertools.islice(rest, span.stop - span.start)
-            for chunk in decode_stream(self.vae, coded, self.tiles):
+            for chunk in decode_stream(self.decoder, coded, self.tiles):
                 chunk = chunk[: frames - place, top : top + height, left : left + width]
                 if place == begin and len(over) and open_from < begin:
                     _blend_seam(held[-(begin - open_from) :], chunk[0] - over[0])
