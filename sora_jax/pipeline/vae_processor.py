@@ -13,16 +13,8 @@ import numpy as np
 from sora_jax.diffusion import flow
 from sora_jax.models.tiles import Tiles, decode_stream, encode_stream
 from sora_jax.pipeline.model import VideoModel
-from sora_jax.tokens.canvas import (
-    Canvas,
-    CausalSpan,
-    Sketch,
-    all_noise_canvas,
-    make_canvas,
-    put_beside,
-    split_beside,
-    split_into_spans,
-)
+from sora_jax.tokens.canvas import Canvas, Sketch, all_noise_canvas, make_canvas, put_beside
+from sora_jax.tokens.spans import CausalSpan, split_beside, split_into_spans
 
 SEAM_FRAMES = (8, 3)  # over which a seam between two spans is blended: low, high spatial frequencies
 LOW_PASS = 16  # pixels: what differs over larger places is a low frequency

@@ -3,18 +3,12 @@
 It begins as a `Sketch`: frames of pixels, and for each pixel a strength as in SDEdit: 0 is conditioning, 1 is
 generated from noise. Encoded, it is a `Canvas`; temporal windows of that are the segments which the sampler
 generates, without knowing of abilities.
-
-The causal autoencoder codes the first frame of a clip alone and later ones in groups, its stride, each depending on
-those before. So a conditioning clip in the middle or at the end is coded as a span of its own: `split_into_spans` cuts
-a clip such that conditioning frames decode to the autoencoder's own reconstruction of them, independent of what is
-generated around them. A group that overlaps the span after it shows a few frames twice; the later span's are kept.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -23,10 +17,7 @@ import numpy as np
 from sora_jax.errors import UserError
 from sora_jax.tokens.packing import Segment, active_caption_time
 from sora_jax.tokens.patches import CoordinateMode, Grid, coordinates, patchify, reference_patches
-
-# Video frames of a latent frame, but for a span's first, where an autoencoder doesn't say otherwise: its stride.
-FRAMES_PER_LATENT = 4
-_PREFIX = 2  # latent frames of a clip that stand beside another's, see `put_beside`
+from sora_jax.tokens.spans import FRAMES_PER_LATENT, PREFIX, CausalSpan, frames_shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,83 +49,6 @@ class Sketch:
     def conditioning_frames(self) -> np.ndarray:
         """bool[T]: frames of which every pixel is conditioning."""
         return np.zeros(len(self.frames), bool) if self.all_noise else (self.strength == 0).all((1, 2))
-
-
-@dataclasses.dataclass(frozen=True)
-class CausalSpan:
-    """Video frames begin … begin + frames − 1, coded as one sequence by the causal autoencoder.
-
-    They are 1 + k strides, of so many video frames each.
-    """
-
-    begin: int
-    frames: int
-    stride: int = FRAMES_PER_LATENT
-
-    @property
-    def ends(self) -> np.ndarray:
-        """The last video frame of each latent frame."""
-        return self.begin + np.arange(0, self.frames, self.stride)
-
-
-def split_into_spans(
-    conditioning: Sequence[bool] | np.ndarray, stride: int = FRAMES_PER_LATENT
-) -> list[CausalSpan]:
-    """Cuts a clip into spans so that no latent frame shows both conditioning and generated frames.
-
-    n conditioning frames in a row are a span of 1 + k strides, before it fewer than a stride of single frames;
-    generated frames after them continue their span. Spans cover every frame, and may overlap the next one's begin or
-    the clip's end.
-    """
-    conditioning = np.asarray(conditioning, bool)
-    rounded = lambda frames: -(-frames // stride) * stride
-    edges = np.flatnonzero(np.diff(conditioning)) + 1
-    spans: list[CausalSpan] = []
-    for begin, end in zip([0, *edges], [*edges, len(conditioning)], strict=True):
-        begin, length = int(begin), int(end - begin)
-        if conditioning[begin]:
-            alone = (length - 1) % stride
-            spans += [CausalSpan(begin + i, 1, stride) for i in range(alone)]
-            spans.append(CausalSpan(begin + alone, length - alone, stride))
-        elif spans:
-            spans[-1] = CausalSpan(spans[-1].begin, spans[-1].frames + rounded(length), stride)
-        else:
-            spans.append(CausalSpan(0, 1 + rounded(length - 1), stride))
-    return spans
-
-
-def split_beside(conditioning: np.ndarray, stride: int) -> tuple[CausalSpan, list[CausalSpan]]:
-    """A clip as one span, and its later conditioning frames beside it, as LTXConditionPipeline has them.
-
-    Those in a row are a span of 1 + k strides; of what is less than a stride at their end (which that pipeline leaves
-    out) the last frame is one too. At the clip's begin they are in its own span. A long row that doesn't begin where
-    one of the clip's groups does is its first frame, and what follows from there on: most of it can be in the clip
-    then (`put_beside`).
-    """
-    edges = [0, *(np.flatnonzero(np.diff(conditioning)) + 1).tolist(), len(conditioning)]
-    whole = CausalSpan(0, 1 + -(-(len(conditioning) - 1) // stride) * stride, stride)
-    spans = []
-    for begin, end in itertools.pairwise(edges):
-        if not conditioning[begin]:
-            continue
-        aligned = -(-begin // stride) * stride
-        if begin < aligned and end - aligned > _PREFIX * stride:
-            spans.append(CausalSpan(begin, 1, stride))
-            begin = aligned
-        if begin:
-            spans.append(CausalSpan(begin, 1 + (end - begin - 1) // stride * stride, stride))
-        if (end - begin - 1) % stride:
-            spans.append(CausalSpan(end - 1, 1, stride))
-    return whole, spans
-
-
-def frames_shown(spans: Sequence[CausalSpan], frames: int) -> list[np.ndarray]:
-    """Which of a clip's `frames` each latent frame shows; those beyond the clip's end are its last."""
-    return [
-        np.minimum(np.arange(end if end == span.begin else end - span.stride + 1, end + 1), frames - 1)
-        for span in spans
-        for end in span.ends
-    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,9 +162,9 @@ def put_beside(canvas: Canvas, spans: Sequence[CausalSpan], latents: Sequence[np
     own, given, parts = canvas.latent.copy(), canvas.init_sigma.copy(), []
     for span, latent in zip(spans, latents, strict=True):
         kept = len(latent)
-        if span.begin % canvas.stride == 0 and kept > _PREFIX:
-            place = slice(span.begin // canvas.stride + _PREFIX, span.begin // canvas.stride + kept)
-            own[place], given[place], kept = latent[_PREFIX:], 0, _PREFIX
+        if span.begin % canvas.stride == 0 and kept > PREFIX:
+            place = slice(span.begin // canvas.stride + PREFIX, span.begin // canvas.stride + kept)
+            own[place], given[place], kept = latent[PREFIX:], 0, PREFIX
         frames = latent[:kept], np.zeros(latent[:kept].shape[:3], np.float32), span.ends[:kept]
         parts.append(Canvas(*frames, (span.ends == span.begin)[:kept], canvas.fps, stride=canvas.stride))
     return dataclasses.replace(canvas, latent=own, init_sigma=given, beside=functools.reduce(join, parts))

@@ -12,18 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sora_jax.errors import UserError
-from sora_jax.tokens.canvas import (
-    FRAMES_PER_LATENT,
-    CausalSpan,
-    all_noise_canvas,
-    frames_shown,
-    make_canvas,
-    put_beside,
-    split_beside,
-    split_into_spans,
-    to_segment,
-)
+from sora_jax.tokens.canvas import all_noise_canvas, make_canvas, put_beside, to_segment
 from sora_jax.tokens.patches import coordinates, unpatchify
+from sora_jax.tokens.spans import FRAMES_PER_LATENT, CausalSpan, frames_shown, split_beside, split_into_spans
 
 # Spans.
 
