@@ -26,7 +26,7 @@ parity: .venv/.installed  ## our numbers beside diffusers' and transformers' (Py
 	    .venv-parity/bin/python -m pip install --quiet --disable-pip-version-check -r tools/parity/requirements.txt && \
 	    touch .venv-parity/.installed; \
 	}
-	for part in wan wan_vae ltx ltx_vae ltx_pipeline t5; do .venv-parity/bin/python tools/parity/$$part.py build/parity || exit 1; done
+	for part in wan wan_image wan_vae ltx ltx_vae ltx_pipeline t5; do .venv-parity/bin/python tools/parity/$$part.py build/parity || exit 1; done
 	$(RUN) tools/parity/compare.py build/parity
 
 lint: .venv/.installed  ## ruff's rules and format, mypy's types

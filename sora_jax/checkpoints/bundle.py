@@ -89,6 +89,11 @@ def load_bundle(name: str | os.PathLike[str] = "toyworld") -> Bundle:
     if "objective" in config:
         return _load_run(folder, config)
     if config.get("format") != FORMAT:
+        if "format" not in config and "_class_name" in config:
+            raise UserError(
+                f"{folder} holds original files of a model, and no {INDEX}: `sora-jax convert {folder} --to FOLDER` "
+                "makes one that can be loaded."
+            )
         raise UserError(
             f"{folder}/config.json is of format {config.get('format')!r}, and this version reads {FORMAT}."
         )
@@ -145,6 +150,10 @@ def find(name: str | os.PathLike[str]) -> pathlib.Path:
         if any(os.path.isfile(folder / file) for file in ("config.json", INDEX)):
             return folder
     path = user_path(name)
+    if os.path.isfile(path):  # pathlib raises where a name is too long
+        raise UserError(
+            f"{path} is a file, of a part of a model: `sora-jax convert` makes a folder of it and the other parts."
+        )
     others = [str(file.parent) for known in ("config.json", INDEX) for file in path.parent.glob(f"*/{known}")]
     near = nearest(str(path), [*bundled(), *others])
     hint = f"did you mean {near}? Name" if near else "name"

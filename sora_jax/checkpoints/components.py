@@ -66,6 +66,7 @@ class Sampling:
     Attributes:
       steps: of the solver.
       guidance: classifier-free guidance scale.
+      low_noise_guidance: of the second transformer of a pair, see `pipeline.settings.Settings`.
       distilled: whether the model is a flow map that has learned that guidance: it can't be given another.
       context_noise, anchor: what later windows of a long video see of earlier ones, see `pipeline.settings.Settings`.
       solver: a name of `solvers.SOLVERS`.
@@ -82,6 +83,7 @@ class Sampling:
 
     steps: int = 12
     guidance: float = 3.0
+    low_noise_guidance: float | None = None
     distilled: bool = False
     context_noise: float = 0.0
     anchor: bool = False

@@ -14,6 +14,7 @@ from sora_jax.errors import UserError
 INDEX = "model_index.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+OPTIONAL = ("transformer_2",)
 
 Reference: TypeAlias = Literal["original", "diffusers"]
 REFERENCES = ("original", "diffusers")
@@ -28,6 +29,7 @@ class Family:
       resolution, width, fps, frames: of that; a frame of 16:9 may be wider than what it was trained on.
       steps, guidance, shift: of the original code; diffusers' defaults, and the scheduler's shift, may be others.
       licence: of the weights.
+      low_noise_guidance: of the original code for the transformer of low noise; None: `guidance`.
     """
 
     tokens: int
@@ -40,6 +42,7 @@ class Family:
     guidance: float
     shift: float
     licence: str
+    low_noise_guidance: float | None = None
 
 
 def is_pretrained(folder: pathlib.Path) -> bool:
@@ -49,7 +52,7 @@ def is_pretrained(folder: pathlib.Path) -> bool:
 
 def parts_of(index: Mapping[str, Any]) -> tuple[str, ...]:
     """The folders that a pipeline needs."""
-    return (*PARTS, "transformer_2") if any(index.get("transformer_2") or ()) else PARTS
+    return (*PARTS, *(part for part in OPTIONAL if any(index.get(part) or ())))
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -49,11 +49,7 @@ def load_ltx_vae(
     """
     config = LTXVAEConfig.read(settings, dtype)
     given = diffusers_names(tensors, config)
-    template = jax.eval_shape(lambda: LTXVAE(config, rngs=nnx.Rngs(0)))
-    leaves = named_leaves(template)
-    shapes = {stored_name(name): stored_shape(name, leaf.shape) for name, leaf in leaves.items()}
-    shapes |= dict.fromkeys(_STATISTICS, (config.channels,))
-    check_shapes(shapes, {name: tuple(tensors[own].shape) for name, own in given.items()})
+    check_shapes(stored_shapes(config), {name: tuple(tensors[own].shape) for name, own in given.items()})
     read = lambda name: np.asarray(tensors[given[name]], np.float32)
     mean, std = (tuple(map(float, read(name))) for name in _STATISTICS)
     config = dataclasses.replace(config, latents_mean=mean, latents_std=std)
@@ -64,6 +60,13 @@ def load_ltx_vae(
             for name, leaf in named_leaves(template).items()
         }
     return restore_into(template, placed)
+
+
+def stored_shapes(config: LTXVAEConfig) -> dict[str, tuple[int, ...]]:
+    """The shapes of a file's tensors, by diffusers' names."""
+    leaves = named_leaves(jax.eval_shape(lambda: LTXVAE(config, rngs=nnx.Rngs(0))))
+    shapes = {stored_name(name): stored_shape(name, leaf.shape) for name, leaf in leaves.items()}
+    return shapes | dict.fromkeys(_STATISTICS, (config.channels,))
 
 
 def stored_name(name: str) -> str:

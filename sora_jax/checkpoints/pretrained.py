@@ -97,6 +97,10 @@ KINDS[ltx_pipeline.CONDITION] = dataclasses.replace(
 KINDS[wan_pipeline.FEW_STEPS] = dataclasses.replace(
     KINDS["WanPipeline"], models="FastWan with full attention"
 )
+# TI2V-5B comes as this too; it has no channels for a picture.
+KINDS[wan_pipeline.IMAGE_TO_VIDEO] = dataclasses.replace(
+    KINDS["WanPipeline"], models="Wan2.1 and 2.2 image to video"
+)
 
 
 def load_model(
@@ -363,6 +367,12 @@ def _check_together(folder: pathlib.Path, config: Any, vae: Any, text: Mapping[s
         raise UserError(
             f"{folder}: the autoencoder's latents have {vae.channels} channels and the transformer takes "
             f"{config.channels}: they are of different models."
+        )
+    wanted = vae.compression[0] + vae.channels
+    if config.extra_channels not in (0, wanted):
+        raise UserError(
+            f"{folder}: the transformer takes {config.extra_channels} channels beside the latent's, and a picture is "
+            f"given to models of Wan as {wanted} (a mask, and its latent): other models aren't supported."
         )
     if text.get("d_model") != config.text_width:
         raise UserError(

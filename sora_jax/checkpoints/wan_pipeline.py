@@ -20,6 +20,7 @@ from sora_jax.models.wan import WanConfig
 from sora_jax.models.wan_vae_config import WanVAEConfig
 
 TEXT_TOKENS = 512  # to which captions are padded
+IMAGE_TO_VIDEO = "WanImageToVideoPipeline"
 # FastWan's (FastVideo): guidance is learned, three steps at these sigmas.
 FEW_STEPS, _FEW_SIGMAS = "WanDMDPipeline", (1.0, 0.757, 0.522)
 
@@ -35,8 +36,10 @@ _NEGATIVE = (
 FAMILIES = {
     "Wan2.1, 480p": Family(32_760, 21, 480, 832, 16, 81, 50, 5.0, 5.0, "Apache-2.0"),
     "Wan2.1, 720p": Family(75_600, 21, 720, 1280, 16, 81, 50, 5.0, 5.0, "Apache-2.0"),
-    # Its guidance is 3 below the boundary in the original, and that of above here throughout.
-    "Wan2.2-A14B": Family(75_600, 21, 720, 1280, 16, 81, 40, 4.0, 12.0, "Apache-2.0"),
+    "Wan2.2-A14B": Family(75_600, 21, 720, 1280, 16, 81, 40, 4.0, 12.0, "Apache-2.0", 3.0),
+    "Wan2.2-I2V-A14B": Family(75_600, 21, 720, 1280, 16, 81, 40, 3.5, 5.0, "Apache-2.0", 3.5),
+    # Those of 480p and of 720p differ in weights alone: the smaller size and its shift, up to the larger one's tokens.
+    "Wan2.1-I2V": Family(75_600, 21, 480, 832, 16, 81, 40, 5.0, 3.0, "Apache-2.0"),
     "Wan2.2-TI2V": Family(27_280, 31, 704, 1280, 24, 121, 50, 5.0, 5.0, "Apache-2.0"),
 }
 
@@ -46,7 +49,9 @@ def family_of(config: WanConfig, index: Mapping[str, Any]) -> tuple[str, Family]
     if config.channels == 48:
         name = "Wan2.2-TI2V"
     elif "transformer_2" in parts_of(index):
-        name = "Wan2.2-A14B"
+        name = "Wan2.2-I2V-A14B" if config.extra_channels else "Wan2.2-A14B"
+    elif config.extra_channels:
+        name = "Wan2.1-I2V"
     else:
         name = "Wan2.1, 480p" if config.heads <= 12 else "Wan2.1, 720p"
     return name, FAMILIES[name]
@@ -79,6 +84,7 @@ def sampling_of(
             negative=_NEGATIVE,
             shift=family.shift,
             ends=(0.999, 0.0),
+            low_noise_guidance=family.low_noise_guidance,
             **common,
         )
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")

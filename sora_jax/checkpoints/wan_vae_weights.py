@@ -51,15 +51,20 @@ def load_wan_vae(
     config = WanVAEConfig.read(settings, dtype)
     template = jax.eval_shape(lambda: WanVAE(config, rngs=nnx.Rngs(0)))
     wanted = {name: stored_name(name, config) for name in named_leaves(template)}
-    shapes = {wanted[name]: stored_shape(name, leaf.shape) for name, leaf in named_leaves(template).items()}
     given = {diffusers_name(name, config): name for name in tensors}
-    check_shapes(shapes, {name: tuple(tensors[own].shape) for name, own in given.items()})
+    check_shapes(stored_shapes(config), {name: tuple(tensors[own].shape) for name, own in given.items()})
     with jax.ensure_compile_time_eval():
         leaves = {
             name: jnp.asarray(channels_last(np.asarray(tensors[given[wanted[name]]], np.float32), leaf.shape))
             for name, leaf in named_leaves(template).items()
         }
     return restore_into(template, leaves)
+
+
+def stored_shapes(config: WanVAEConfig) -> dict[str, tuple[int, ...]]:
+    """The shapes of a file's tensors, by diffusers' names."""
+    leaves = named_leaves(jax.eval_shape(lambda: WanVAE(config, rngs=nnx.Rngs(0))))
+    return {stored_name(name, config): stored_shape(name, leaf.shape) for name, leaf in leaves.items()}
 
 
 def stored_name(name: str, config: WanVAEConfig) -> str:

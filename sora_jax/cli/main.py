@@ -18,6 +18,7 @@ import click
 from sora_jax.backend import __version__, check_version, restart_with_huge_pages
 from sora_jax.cli import options
 from sora_jax.cli.config import config_command
+from sora_jax.cli.convert import convert
 from sora_jax.cli.edit import COMMANDS
 from sora_jax.cli.evaluate import evaluate
 from sora_jax.cli.evaluate_videos import evaluate_videos_command
@@ -177,7 +178,7 @@ def train(context: click.Context, arguments: tuple[str, ...]) -> None:
     context.exit(train_main(list(arguments) or ["--help"]))
 
 
-for command in (*COMMANDS, info, evaluate, plan, config_command, sweep, export):
+for command in (*COMMANDS, info, evaluate, plan, config_command, sweep, convert, export):
     cli.add_command(command)
 evaluate.add_command(evaluate_videos_command)
 

@@ -128,6 +128,12 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
             "--negative", help="Negative prompt.  [default: none; of a diffusers folder its reference's]"
         ),
         click.option(
+            "--low-noise-guidance",
+            type=Number(),
+            help="Guidance scale where the second of two transformers denoises (Wan2.2-A14B).  "
+            "[default: that of --guidance; with --reference original the original's]",
+        ),
+        click.option(
             "--conditioning-guidance",
             type=Number(),
             default=1.0,
@@ -276,8 +282,8 @@ def as_settings(fields: dict[str, Any]) -> dict[str, Any]:
     Raises:
       UserError: the interval is not two numbers.
     """
-    names = """seed steps guidance solver negative conditioning_guidance guidance_rescale guidance_interval
-        guidance_method context_noise anchor step_cache sigmas strict max_frames"""
+    names = """seed steps guidance low_noise_guidance solver negative conditioning_guidance guidance_rescale
+        guidance_interval guidance_method context_noise anchor step_cache sigmas strict max_frames"""
     own = {name: value for name in names.split() if (value := fields.pop(name)) is not None}
     if len(own["guidance_interval"]) != 2:
         raise UserError(

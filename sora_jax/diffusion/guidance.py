@@ -42,6 +42,7 @@ class Guidance:
 
     Attributes:
       text: classifier-free guidance scale; 1 is off.
+      low_text: its scale for σ below `boundary`, of models with another transformer there.
       conditioning: guidance scale of the conditioning frames (the image guidance of Brooks et al.); 1 is off.
       low, high: weights apply for low < σ ≤ high and are 1 elsewhere (Kynkäänniemi et al. 2024).
       rescale: φ of Lin et al. 2023 (equations 15 and 16): 1 gives the guided velocity the standard deviation of
@@ -66,12 +67,15 @@ class Guidance:
     method: Any = 0
     norm_threshold: Any = 0.3
     zero_init_sigma: Any = 1.0
+    low_text: Any = 1.0
+    boundary: Any = 0.0
 
     def passes(self) -> int:
         """Model evaluations a step: 1 where no scale differs from 1, 3 where one of `conditioning` does, else 2."""
         if np.any(np.asarray(self.conditioning) != 1):
             return 3
-        return 2 if np.any(np.asarray(self.text) != 1) else 1
+        low = np.where(np.asarray(self.boundary) > 0, self.low_text, 1)
+        return 2 if np.any(np.asarray(self.text) != 1) or np.any(low != 1) else 1
 
     def tables(self, shape: tuple[int, int]) -> Guidance:
         """Every field as float32[B, S]."""
@@ -173,7 +177,8 @@ def combine(
         return jnp.sqrt(mean(jnp.square(values - per_token(mean(values)))))
 
     inside = (guidance.low < sigma_bs) & (sigma_bs <= guidance.high)
-    guided, weights = clean, (guidance.text, guidance.conditioning)
+    text = jnp.where(sigma_bs < guidance.boundary, guidance.low_text, guidance.text)
+    guided, weights = clean, (text, guidance.conditioning)
     for weight, stronger, weaker in zip(weights, velocities, velocities[1:], strict=False):
         guided += per_token(jnp.where(inside, weight - 1.0, 0.0)) * difference(stronger, weaker)
     # x₀' = x − σ f v, for the guided velocity v and its factor f = φ std(full) / std(v) + 1 − φ.

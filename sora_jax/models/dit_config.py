@@ -161,6 +161,16 @@ class DiTConfig:
         time, height, width = self.patch
         return time * height * width * self.channels
 
+    @property
+    def extra_channels(self) -> int:
+        """Channels that are given beside the latent's: none."""
+        return 0
+
+    @property
+    def extra_width(self) -> int:
+        """Numbers of a token beside those it holds: none."""
+        return 0
+
 
 def forward_flops(
     config: DiTConfig, tokens: float, attention_pairs: float, words: float = 0, word_pairs: float = 0
@@ -185,7 +195,7 @@ def published_flops(
 ) -> float:
     """As `forward_flops`, of Wan's and LTX-Video's transformers: captions are projected, and reached across."""
     D, L = config.width, config.layers
-    per_token = L * (6 * D * D + 2 * D * config.hidden) + 2 * config.patch_width * D
+    per_token = L * (6 * D * D + 2 * D * config.hidden) + (2 * config.patch_width + config.extra_width) * D
     per_word = L * 2 * D * D + config.text_width * D + D * D
     return 2 * (tokens * per_token + words * per_word + 2 * L * D * (attention_pairs + word_pairs))
 

@@ -190,8 +190,8 @@ def encode_stream(
 
     Args:
       vae: the autoencoder.
-      frames: uint8[Y,X,3] each, sides multiples of its compression (uint8[T,Y,X,3] is such an iterable too). A last
-        group that is not full is padded with its last frame.
+      frames: uint8[Y,X,3] each, or float32 from 0 to 255, sides multiples of its compression (uint8[T,Y,X,3] is such an
+        iterable too). A last group that is not full is padded with its last frame.
       tiles: how to cut; by default as `tiles_of` says.
 
     Yields:

@@ -51,7 +51,8 @@ class WanConfig:
     Attributes:
       layers, heads, head_width: [num_layers, num_attention_heads, attention_head_dim].
       hidden: width of an MLP [ffn_dim].
-      channels, channels_out: of the latent, and of the velocity [in_channels, out_channels].
+      channels: of the latent, and of the velocity [out_channels].
+      extra_channels: that are given beside the latent's, of image-to-video models [in_channels - out_channels].
       patch: latent cells a token spans [patch_size].
       text_width: of the text encoder's states [text_dim].
       text_padding: positions to which captions were padded in training.
@@ -71,7 +72,7 @@ class WanConfig:
     head_width: int = 128
     hidden: int = 8960
     channels: int = 16
-    channels_out: int = 16
+    extra_channels: int = 0
     patch: tuple[int, int, int] = (1, 2, 2)
     text_width: int = 4096
     text_padding: int = 512
@@ -94,10 +95,10 @@ class WanConfig:
     def __post_init__(self) -> None:
         if self.head_width % 2 or self.head_width < 6:
             raise UserError(f"Wan's heads are of an even width of 6 or more, not {self.head_width}.")
-        if self.channels_out != self.channels:
+        if self.extra_channels < 0:
             raise UserError(
-                f"This transformer takes {self.channels} channels and gives {self.channels_out}: models that are given "
-                "pictures as channels (Wan image-to-video) aren't supported; text-to-video and TI2V-5B are."
+                f"This transformer takes {self.channels + self.extra_channels} channels and gives {self.channels}: no "
+                "model of Wan gives more than it takes."
             )
 
     @property
@@ -109,6 +110,11 @@ class WanConfig:
     def patch_width(self) -> int:
         """P, numbers a token holds."""
         return math.prod(self.patch) * self.channels
+
+    @property
+    def extra_width(self) -> int:
+        """X, of `packing.Segment.extra_channels`."""
+        return math.prod(self.patch) * self.extra_channels
 
     @property
     def heads_over(self) -> tuple[str, ...]:
@@ -213,7 +219,7 @@ class Wan(nnx.Module):
     def __init__(self, config: WanConfig, *, rngs: nnx.Rngs) -> None:
         D = config.width
         self.config = config
-        self.patch_in = Linear(config.patch_width, D, rngs=rngs)
+        self.patch_in = Linear(config.patch_width + config.extra_width, D, rngs=rngs)
         self.text_in = Linear(config.text_width, D, rngs=rngs)
         self.text_out = Linear(D, D, rngs=rngs)
         self.time_in = Linear(config.time_width, D, rngs=rngs)
@@ -262,7 +268,12 @@ class Wan(nnx.Module):
         text = constrain(self.text_out(jax.nn.gelu(self.text_in(text))), "BMD")
         mask = jnp.pad(batch.caption_mask, ((0, 0), (0, 0), (0, 1)), constant_values=True)
         angles = rotary_angles(batch.coords, config)
-        x = self.patch_in(patches_bnp.astype(dtype))
+        x = patches_bnp
+        if config.extra_channels:  # of each cell, behind its latent's
+            by_cell = lambda tokens: tokens.reshape(*tokens.shape[:2], math.prod(config.patch), -1)
+            x = jnp.concatenate([by_cell(x), by_cell(batch.extra_channels)], axis=-1)
+            x = x.reshape(*x.shape[:2], -1)
+        x = self.patch_in(x.astype(dtype))
         x = constrain(x.astype(config.stream_dtype), "BND")
         return x, time, (condition, batch.condition_ids, angles, batch.segment_ids, text, mask)
 
@@ -305,6 +316,11 @@ class WanPair(nnx.Module):
         self.config, self.boundary = high.config, boundary
         self.offloaded = getattr(high, "offloaded", False)
         self.high, self.low = high, low
+
+    @property
+    def boundary_sigma(self) -> float:
+        """The σ from which on the first one is taken, as `whole_timesteps` rounds."""
+        return math.ceil(self.boundary * TIMESTEPS) / TIMESTEPS - 1e-6
 
     def __call__(self, patches_bnp: Patches, batch: PackedBatch, sigma_bs: Sigma) -> Patches:
         """As `Wan`'s."""

@@ -15,14 +15,13 @@ _FIELDS = {
     "heads": "num_attention_heads",
     "head_width": "attention_head_dim",
     "hidden": "ffn_dim",
-    "channels": "in_channels",
-    "channels_out": "out_channels",
     "patch": "patch_size",
     "text_width": "text_dim",
     "time_width": "freq_dim",
     "cross_norm": "cross_attn_norm",
     "epsilon": "eps",
 }
+_CHANNELS = {"in_channels", "out_channels"}
 _FIXED: dict[str, tuple[Any, ...]] = {
     "image_dim": (None,),
     "added_kv_proj_dim": (None,),
@@ -64,14 +63,16 @@ def wan_config(settings: Mapping[str, Any], **fields: Any) -> WanConfig:
     """
     own = {ours: settings[theirs] for ours, theirs in _FIELDS.items() if settings.get(theirs) is not None}
     own["patch"] = tuple(own.get("patch", WanConfig.patch))
-    own.setdefault("channels_out", own.get("channels", WanConfig.channels))
+    channels_in = settings.get("in_channels") or WanConfig.channels
+    own["channels"] = settings.get("out_channels") or channels_in
+    own["extra_channels"] = channels_in - own["channels"]
     for name, value in settings.items():
         if name in _FIXED and value not in _FIXED[name]:
             raise UserError(
                 f"The transformer's config.json says {name}={value!r}, which isn't supported: text-to-video models of "
                 f"Wan have {_FIXED[name][0]!r} there."
             )
-        if not (name.startswith("_") or name in (*_FIELDS.values(), *_FIXED, *_IGNORED)):
+        if not (name.startswith("_") or name in (*_FIELDS.values(), *_CHANNELS, *_FIXED, *_IGNORED)):
             raise UserError(f"The transformer's config.json has a key that isn't known, {name!r}={value!r}.")
     return WanConfig(**own, **fields)
 
@@ -89,7 +90,7 @@ def published_shapes(config: WanConfig) -> Iterator[tuple[str, tuple[int, ...]]]
     """diffusers' name and shape of each parameter."""
     D, W = config.width, config.hidden
     linears: dict[str, tuple[int, ...]] = {
-        "patch_embedding": (D, config.channels, *config.patch),
+        "patch_embedding": (D, config.channels + config.extra_channels, *config.patch),
         "condition_embedder.text_embedder.linear_1": (D, config.text_width),
         "condition_embedder.text_embedder.linear_2": (D, D),
         "condition_embedder.time_embedder.linear_1": (D, config.time_width),

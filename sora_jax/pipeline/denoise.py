@@ -205,6 +205,7 @@ class _ActiveJob:
         self.job, self.text_states = job, text_states
         self.negative_text = negative_text if len(negative_text) else None
         self.config, self.bundle = model.dit.config, model.bundle
+        self.boundary = model.dit.boundary_sigma if isinstance(model.dit, WanPair) else 0.0
         patch = self.config.patch
         t, y, x = canvas.grid
         self.tiles = model.spatial_tiles((y, x), from_noise=bool(canvas.init_sigma.max() == 1))
@@ -266,7 +267,8 @@ class _ActiveJob:
         """Adds one of its segments to the batcher; returns its uid."""
         guidance = self.job.settings.as_guidance
         if not len(segment.text) and self.negative_text is None:  # no text to be guided by: one pass suffices
-            guidance = dataclasses.replace(guidance, text=1.0)
+            guidance = dataclasses.replace(guidance, text=1.0, low_text=1.0)
+        guidance = dataclasses.replace(guidance, boundary=self.boundary)
         tokens = len(segment.patches)
         begin = float(segment.init_sigma.max())
         sigmas = np.asarray(self.bundle.schedule(self.steps, tokens, begin, self.sigmas))

@@ -71,6 +71,7 @@ def metadata_of(model: str, job: Job) -> dict[str, str]:
     settings = dataclasses.asdict(job.settings)
     del settings["strict"], settings["max_frames"]  # which don't change it
     low, high = settings.pop("guidance_interval")
+    settings = {name: value for name, value in settings.items() if value is not None}
     made = {"software": "sora_jax", "model": model, "prompt": prompt, **settings}
     return {key: str(value) for key, value in made.items()} | {"guidance_interval": f"{low:g},{high:g}"}
 

@@ -24,6 +24,7 @@ ALIASES = {
     "cfg": ("guidance",),
     "true_cfg_scale": ("guidance",),
     "guidance_2": ("conditioning_guidance",),
+    "guidance_scale_2": ("low_noise_guidance",),
     "given_guidance": ("conditioning_guidance",),
     "negative_prompt": ("negative",),
     "generator": ("seed",),

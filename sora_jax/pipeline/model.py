@@ -7,7 +7,7 @@ import functools
 import math
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -73,6 +73,11 @@ class VideoModel:
         own |= {"guidance": 1.0} if self.sampling.distilled else {}
         return {name: value for name, value in own.items() if value != getattr(Settings, name)}
 
+    def settings_defaults(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """`defaults` but for what these decide: a guidance that is asked for holds at all noise levels."""
+        left_out = {"low_noise_guidance"} if "guidance" in fields else set()
+        return {name: value for name, value in self.defaults.items() if name not in left_out}
+
     @property
     def shape_defaults(self) -> dict[str, Any]:
         """Of the shape of a video of a prompt what differs for this model where nothing is asked for."""
@@ -109,6 +114,11 @@ class VideoModel:
                 f"The model {self.name!r} is an autoencoder only: it can reconstruct, but not generate."
             )
         return self.bundle.dit
+
+    @property
+    def starts_from_picture(self) -> bool:
+        """Whether it makes videos from a picture alone, which is given as channels beside the noisy ones."""
+        return self.bundle.dit is not None and self.bundle.dit.config.extra_channels > 0
 
     @functools.cached_property
     def parameters(self) -> int:

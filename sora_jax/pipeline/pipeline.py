@@ -230,7 +230,7 @@ class Pipeline(VaeProcessor):
             shape = {name: value for name, value in shape.items() if name not in ("resolution", "aspect")}
         if fields.get("frames") is not None:
             shape.pop("duration", None)
-        return self.defaults | shape | dict(fields)
+        return self.settings_defaults(fields) | shape | dict(fields)
 
     def job(self, ability: str, *arguments: Any, progress: Progress | None = None, **keywords: Any) -> Job:
         """The job of an ability, by its name in `registry.ABILITIES`: `make` takes several, of any abilities.
@@ -248,7 +248,7 @@ class Pipeline(VaeProcessor):
         # Abilities that make a video of words alone have a request's defaults; others keep the shape they are given.
         from_words = {name for name in self.shape_defaults if name in takes and takes[name].default}
         shape = {name: value for name, value in self.request_defaults(keywords).items() if name in from_words}
-        return build(self, *arguments, **self.defaults | shape | keywords)
+        return build(self, *arguments, **self.settings_defaults(keywords) | shape | keywords)
 
     @explicit_keywords(Request)
     def variations(

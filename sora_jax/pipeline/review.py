@@ -10,6 +10,7 @@ import jax
 from sora_jax.checkpoints.knowledge import Knowledge
 from sora_jax.errors import UserError
 from sora_jax.media.video import frame_size
+from sora_jax.models.wan import WanPair
 from sora_jax.pipeline import budget
 from sora_jax.pipeline.checks import check_text, short_repr
 from sora_jax.pipeline.job import Captions, Job
@@ -49,6 +50,11 @@ def review(model: VideoModel, job: Job) -> list[str]:
     """
     settings, sketch = job.settings, job.sketch
     T, Y, X, _ = sketch.frames.shape
+    _check_picture(model, job)
+    if settings.low_noise_guidance is not None and not isinstance(model.dit, WanPair):
+        raise UserError(
+            f"The model {model.name!r} has one transformer, so there is no low_noise_guidance: leave it out."
+        )
     texts = [*job.captions, (0.0, settings.negative)]
     check_captions(model, job.captions)
     check_captions(model, texts[-1:])
@@ -66,6 +72,31 @@ def review(model: VideoModel, job: Job) -> list[str]:
     if sketch.from_noise and not model.holds((Y, X), T):
         raise UserError(too_large(model, (Y, X)))
     return [*filter(None, [_fixed(model, settings), warning]), *_unseen(model, job, sketch.from_noise)]
+
+
+def _check_picture(model: VideoModel, job: Job) -> None:
+    """Raises UserError where a model that makes videos from a picture is asked for something else."""
+    if not model.starts_from_picture:
+        return
+    sketch, name = job.sketch, model.name
+    given = sketch.conditioning_frames
+    first_or_last = bool(given[0]) and not given[1:-1].any() and not given.all()
+    if not first_or_last or not (sketch.strength[~given] == 1).all():
+        raise UserError(
+            f"The model {name!r} makes a video from a picture, its first frame (and if you like another, its last): "
+            "use animate, or another model."
+        )
+    if job.settings.conditioning_guidance != 1:
+        raise UserError(
+            f"The model {name!r} never saw a video without its picture: conditioning_guidance is 1."
+        )
+    T, Y, X, _ = sketch.frames.shape
+    most = model.max_latent_frames(model.frame_tokens(Y, X))
+    if most and 1 + math.ceil((T - 1) / model.stride) > most:
+        raise UserError(
+            f"The model {name!r} makes up to {1 + model.stride * (most - 1)} frames of {X}x{Y} from a picture, and {T} "
+            "were asked for: choose a shorter duration or a smaller size."
+        )
 
 
 def _fixed(model: VideoModel, settings: Settings) -> str | None:

@@ -40,6 +40,7 @@ class Settings:
       sigmas: noise levels of the steps, from 1 down and without the last, 0: as they are, in place of the model's
         schedule of so many `steps`; with a lower strength those below where it begins. (): the model's.
       guidance: classifier-free guidance scale; 1 is none.
+      low_noise_guidance: its scale where the second of two transformers denoises (Wan2.2-A14B); None: the same.
       solver: a name of `solvers.SOLVERS`.
       guidance_method: a name of `guidance.METHODS`; "zero" also leaves out the first 4% of the steps, at least one.
       guidance_interval: (lowest, highest) σ between which guidance acts.
@@ -63,6 +64,7 @@ class Settings:
     seed: int = 0
     steps: int = 12
     guidance: float = 3.0
+    low_noise_guidance: float | None = None
     solver: str = "euler"
     guidance_method: str = "cfg"
     guidance_interval: tuple[float, float] = (0.0, 1.0)
@@ -87,13 +89,23 @@ class Settings:
         """As the sampler takes it."""
         low, high = self.guidance_interval
         method = METHODS.index(self.guidance_method)
-        return Guidance(self.guidance, self.conditioning_guidance, low, high, self.guidance_rescale, method)
+        text, low_text = self.guidance, self.low_noise_guidance
+        return Guidance(
+            text,
+            self.conditioning_guidance,
+            low,
+            high,
+            self.guidance_rescale,
+            method,
+            low_text=text if low_text is None else low_text,
+        )
 
     def check(self) -> None:
         """Raises UserError where a setting can't be used."""
         check_int("seed", self.seed, 0, MAX_SEED)
         check_int("steps", self.steps, 1, MAX_STEPS)
-        for name in ("guidance", "conditioning_guidance"):
+        scales = ("guidance", "conditioning_guidance")
+        for name in scales if self.low_noise_guidance is None else (*scales, "low_noise_guidance"):
             # Huge scales overflow to NaN, and would spoil the other segments of a packed sequence.
             check_number(name, getattr(self, name), minimum=-MAX_GUIDANCE, maximum=MAX_GUIDANCE)
         for name, choices in (("solver", SOLVERS), ("guidance_method", METHODS)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Iterator
@@ -45,24 +46,21 @@ class VaeProcessor(VideoModel):
     def prepare_latents(self, sketch: Sketch) -> Canvas:
         """The canvas of a sketch, its conditioning encoded; frames are padded to whole cells at their edges."""
         T, Y, X, _ = sketch.frames.shape
-        conditioning, later = sketch.conditioning_frames, list[CausalSpan]()
-        spans = split_into_spans(conditioning, self.stride)
+        by_picture = self.starts_from_picture and sketch.from_noise
+        given = np.zeros(T, bool) if by_picture else sketch.conditioning_frames
+        spans, later = split_into_spans(given, self.stride), list[CausalSpan]()
         takes_beside = self.bundle.dit is not None and getattr(self.dit.config, "conditional", False)
-        if takes_beside and not conditioning.all():
-            whole, later = split_beside(conditioning, self.stride)
+        if takes_beside and not given.all():
+            whole, later = split_beside(given, self.stride)
             spans = [whole]
         if self.bundle.dit is not None and len(spans) == 1:  # whole patches in time too
             count, pt = len(spans[0].ends), self.dit.config.patch[0]
             spans = [CausalSpan(0, 1 + self.stride * (math.ceil(count / pt) * pt - 1), self.stride)]
-        if sketch.all_noise:
-            return all_noise_canvas(spans[0], self.cells(Y, X), self.vae.config.channels, sketch.fps)
-        sides = [
-            n * pixels for n, pixels in zip(self.cells(Y, X), self.vae.config.compression[1:], strict=True)
-        ]
-        padding = [
-            ((full - have) // 2, full - have - (full - have) // 2)
-            for full, have in zip(sides, (Y, X), strict=True)
-        ]
+        if sketch.all_noise or by_picture:
+            canvas = all_noise_canvas(spans[0], self.cells(Y, X), self.vae.config.channels, sketch.fps)
+            extra = self._picture_channels(sketch, spans[0]) if by_picture else None
+            return dataclasses.replace(canvas, extra_channels=extra)
+        padding = self._padding(Y, X)
         frames = np.pad(sketch.frames, [(0, 0), *padding, (0, 0)], mode="edge")
         strength = np.pad(sketch.strength, [(0, 0), *padding], mode="edge")
 
@@ -78,7 +76,7 @@ class VaeProcessor(VideoModel):
 
         if later:  # generated in the clip itself
             beside = [encode(span, np.zeros(T, bool)) for span in later]
-            strength[conditioning & (np.arange(T) >= later[0].begin)] = strength.max()
+            strength[given & (np.arange(T) >= later[0].begin)] = strength.max()
         open_frames = (strength == 1).all((1, 2))
         latents = [encode(span, open_frames) for span in spans]
         start = strength
@@ -88,6 +86,31 @@ class VaeProcessor(VideoModel):
             start = self.strength_to_sigma(strength, tokens, sum(len(span.ends) for span in spans))
         canvas = make_canvas(spans, latents, start, sketch.fps, self.vae.config.compression)
         return put_beside(canvas, later, beside) if later else canvas
+
+    def _padding(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Pixels before and after each side of a frame that make it whole cells."""
+        sides = zip(self.cells(height, width), self.vae.config.compression[1:], (height, width), strict=True)
+        missing = [cells * pixels - have for cells, pixels, have in sides]
+        return [(pixels // 2, pixels - pixels // 2) for pixels in missing]
+
+    def _picture_channels(self, sketch: Sketch, span: CausalSpan) -> np.ndarray:
+        """float32[t,y,x,stride + c]: a mask of the given frames, and a clip of them, gray for the others, encoded.
+
+        Of a latent frame the mask has a channel for each video frame; of the first, which shows one, all are that
+        one's (Wan team 2025, section 5.1).
+        """
+        T, Y, X, _ = sketch.frames.shape
+        given, padding = sketch.conditioning_frames, self._padding(Y, X)
+        gray = np.full(
+            (*(n + sum(pad) for n, pad in zip((Y, X), padding, strict=True)), 3), 127.5, np.float32
+        )
+        index = np.minimum(np.arange(span.frames), T - 1)
+        padded = lambda frame: np.pad(frame.astype(np.float32), [*padding, (0, 0)], mode="edge")
+        clip = (padded(sketch.frames[i]) if given[i] else gray for i in index)
+        latent = np.concatenate(list(encode_stream(self.vae, clip, self.tiles)))
+        shown = np.repeat(given[index], [self.stride, *[1] * (len(index) - 1)])
+        mask = shown.reshape(len(latent), 1, 1, self.stride).astype(np.float32)
+        return np.concatenate([np.broadcast_to(mask, (*latent.shape[:3], self.stride)), latent], axis=-1)
 
     def decode_latents(self, canvas: Canvas, frames: int, height: int, width: int) -> np.ndarray:
         """The first frames of a canvas, and the middle of each: uint8[T,Y,X,3]."""

@@ -60,7 +60,14 @@ class PublishedSampler:
         """Of a batch of so many packed sequences, one segment each."""
         sizes, dit = self.pipeline, self.dit
         return PackedBatch.shapes(
-            batch_size, sizes.seq_len, sizes.text_len, 1, dit.patch_width, dit.text_width, reference=False
+            batch_size,
+            sizes.seq_len,
+            sizes.text_len,
+            1,
+            dit.patch_width,
+            dit.text_width,
+            reference=False,
+            extra_width=dit.extra_width,
         )
 
     def decoding_flops(self, frames: int, height: int, width: int) -> float:

@@ -65,6 +65,7 @@ class Canvas:
         this frame itself.
       stride: video frames of a latent frame, but for a span's first.
       beside: conditioning frames that the model sees besides, and that are no part of the clip; None: there are none.
+      extra_channels: float32[t,y,x,c'] beside the latent's, see `packing.Segment`.
     """
 
     latent: np.ndarray
@@ -76,6 +77,7 @@ class Canvas:
     frame: tuple[int, int] | None = None
     stride: int = FRAMES_PER_LATENT
     beside: Canvas | None = None
+    extra_channels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.latent)
@@ -93,7 +95,8 @@ class Canvas:
     def part(self, frames: slice | np.ndarray) -> Canvas:
         """Some of its latent frames."""
         own = {name: getattr(self, name)[frames] for name in ("latent", "init_sigma", "ends", "first")}
-        return dataclasses.replace(self, **own)
+        extra = None if self.extra_channels is None else self.extra_channels[frames]
+        return dataclasses.replace(self, **own, extra_channels=extra)
 
     def crop(self, top: int, left: int, height: int, width: int) -> Canvas:
         """A crop of each frame, and of those beside them, which keeps its position in it; in cells."""
@@ -242,6 +245,7 @@ def to_segment(
         text_time=kept_time,
         key=key,
         reference=reference.reshape(len(patches), -1),
+        extra_channels=None if canvas.extra_channels is None else patchify(canvas.extra_channels, patch),
     )
 
 

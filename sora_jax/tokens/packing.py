@@ -41,6 +41,7 @@ class PackedBatch:
       condition_caption_time: float[B,S], the `text_time` of the caption that is active there.
       condition_init_sigma: float[B,S], the σ it starts from.
       reference: float[B,N,2(P+1)], see `Segment`; None for a model that takes none.
+      extra_channels: float[B,N,X], see `Segment`; None for a model that takes none.
     """
 
     patches: Any
@@ -56,6 +57,7 @@ class PackedBatch:
     condition_caption_time: Any
     condition_init_sigma: Any
     reference: Any = None
+    extra_channels: Any = None
 
     @classmethod
     def shapes(
@@ -67,8 +69,9 @@ class PackedBatch:
         patch_width: int,
         text_width: int,
         reference: bool,
+        extra_width: int = 0,
     ) -> PackedBatch:
-        """One of `jax.ShapeDtypeStruct`s: B, N, M, S - 1, P, E, and whether there is `reference`."""
+        """One of `jax.ShapeDtypeStruct`s: B, N, M, S - 1, P, E, whether there is `reference`, and X."""
         of = lambda dtype, *shape: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
         number, index = functools.partial(of, np.float32), functools.partial(of, np.int32)
         table_len = 1 + conditions
@@ -86,6 +89,7 @@ class PackedBatch:
             condition_caption_time=number(table_len),
             condition_init_sigma=number(table_len),
             reference=number(seq_len, 2 * (patch_width + 1)) if reference else None,
+            extra_channels=number(seq_len, extra_width) if extra_width else None,
         )
 
     def with_text_positions(self, count: int) -> PackedBatch:
@@ -122,6 +126,8 @@ class Segment:
       key: names the clip, in errors.
       reference: float[n,2(P+1)], the conditioning patches at a token's own (y, x), latest before it and earliest after
         it, each with its nearness in time, see `patches.reference_patches`; None is none.
+      extra_channels: float[n,X], latent channels that stand beside the noisy ones and stay as they are while it is
+        sampled (Wan image-to-video: the given picture), as patches; None for a model that takes none.
     """
 
     patches: np.ndarray
@@ -132,6 +138,7 @@ class Segment:
     text_time: np.ndarray
     key: str = ""
     reference: Any = None
+    extra_channels: Any = None
 
     def __post_init__(self) -> None:
         if self.reference is None:
@@ -150,7 +157,7 @@ class Segment:
         return len(np.unique(np.stack([self.init_sigma, self.caption_time])[:, noisy], axis=1).T)
 
 
-_TOKEN_FIELDS = ("patches", "coords", "init_sigma", "caption_time", "reference")
+_TOKEN_FIELDS = ("patches", "coords", "init_sigma", "caption_time", "reference", "extra_channels")
 _TEXT_FIELDS = ("text", "text_time")
 
 
@@ -218,7 +225,7 @@ def pack_batch(
         for segment_id, segment in enumerate(segments, 1):
             n, m = len(segment.patches), len(segment.text)
             tokens, text = slice(start, start + n), slice(text_start, text_start + m)
-            for name in _TOKEN_FIELDS:
+            for name in columns.keys() & set(_TOKEN_FIELDS):
                 columns[name][row, tokens] = getattr(segment, name)
             for name in _TEXT_FIELDS:
                 columns[name][row, text] = getattr(segment, name)
@@ -315,6 +322,7 @@ def _empty_columns(like: Segment, batch_size: int, seq_len: int, text_len: int) 
     columns = {
         name: np.zeros((batch_size, length, *getattr(like, name).shape[1:]), getattr(like, name).dtype)
         for name, length in lengths.items()
+        if getattr(like, name) is not None
     }
     ids = {"segment_ids": seq_len, "text_segment_ids": text_len}
     return columns | {name: np.zeros((batch_size, length), np.int32) for name, length in ids.items()}

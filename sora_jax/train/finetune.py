@@ -146,6 +146,11 @@ class FinetuneObjective(DiTObjective):
             raise UserError(
                 f"{self.folder} has two transformers (Wan2.2-A14B), which can't be trained here yet."
             )
+        assert base.dit is not None
+        if base.dit.config.extra_channels:
+            raise UserError(
+                f"{self.folder} makes videos from a picture, and such models can't be trained here yet."
+            )
         return base
 
     @functools.cached_property

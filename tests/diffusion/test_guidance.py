@@ -55,6 +55,19 @@ def test_weights_of_one_are_the_conditional_exactly(method):
         )
 
 
+def test_below_a_boundary_another_scale_holds():
+    """Condition by condition; without a boundary it has no effect."""
+    split = np.median(SIGMA[SIGMA > 0])
+    both = combined(Guidance(text=4.0, low_text=2.0, boundary=split), passes=2)
+    for scale, where in ((4.0, split <= TOKEN_SIGMA), (2.0, split > TOKEN_SIGMA)):
+        assert where.any()
+        np.testing.assert_array_equal(np.where(where, both - combined(Guidance(text=scale), passes=2), 0), 0)
+    np.testing.assert_array_equal(
+        combined(Guidance(text=4.0, low_text=2.0), passes=2), combined(Guidance(text=4.0), passes=2)
+    )
+    assert [Guidance(low_text=2.0, boundary=edge).passes() for edge in (0.0, 0.9)] == [1, 2]
+
+
 @pytest.mark.parametrize("method", range(len(METHODS)))
 def test_outside_its_interval_guidance_has_no_effect(method):
     guidance = Guidance(text=4.0, conditioning=3.0, rescale=0.5, method=method, low=0.5, high=0.8)

@@ -109,6 +109,11 @@ def test_a_state_dict_is_read(kind, torch, tmp_path):
     for name, tensor in wanted.items():
         np.testing.assert_array_equal(found[name], tensor)
         assert found[name].flags.c_contiguous
+    mapped = read_tensors(path, mapped=True)
+    assert {name: tensor.tobytes() for name, tensor in mapped.items()} == {
+        name: tensor.tobytes() for name, tensor in found.items()
+    }
+    assert mapped["weight"].flags.owndata == (kind == "legacy")  # of the other kind a view of the file
 
 
 class Attack:

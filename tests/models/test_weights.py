@@ -18,7 +18,7 @@ from sora_jax.checkpoints import bundle as bundles
 from sora_jax.checkpoints.bundle import load_bundle, measure_latents, save_bundle
 from sora_jax.errors import UserError
 from sora_jax.models.vae import VAE, VAEConfig
-from sora_jax.models.weights import SAVED, map_weights, read_weights, release, write_weights
+from sora_jax.models.weights import SAVED, map_weights, read_weights, release, write_parts, write_weights
 
 # Exact in every type.
 WEIGHTS = {
@@ -224,3 +224,25 @@ def test_an_autoencoder_that_codes_nothing_is_refused(vae):
         measure_latents(dumb, CLIPS)
     with pytest.raises(UserError, match="no clip to measure"):
         measure_latents(vae, [])
+
+
+def test_parts_are_written_with_an_index_and_read_back(tmp_path):
+    generator = np.random.default_rng(0)
+    tensors = {
+        f"layer.{i}": generator.standard_normal((2, 3)).astype(dtype)
+        for i, dtype in enumerate((np.float32, np.float16, ml_dtypes.bfloat16, np.float32))
+    }
+    path = tmp_path / "model.safetensors"
+    write_parts(tensors.items(), path, part_bytes=40)
+    names = [file.name for file in sorted(tmp_path.iterdir())]
+    assert names == [
+        *(f"model-0000{i}-of-00002.safetensors" for i in (1, 2)),
+        "model.safetensors.index.json",
+    ]
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == 24 + 12 + 12 + 24
+    for name, tensor in map_weights(path).items():
+        assert tensor.dtype == tensors[name].dtype
+        np.testing.assert_array_equal(tensor, tensors[name])
+    write_parts(tensors.items(), tmp_path / "one" / "model.safetensors", "float32")
+    assert [file.name for file in (tmp_path / "one").iterdir()] == ["model.safetensors"]

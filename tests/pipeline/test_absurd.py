@@ -274,6 +274,7 @@ WRONG = {
     "seed": (-1, 1.5, "3", None, True, 2**31, float("nan"), 10**30, [1]),
     "steps": (0, -1, 1.0, "12", None, True, 10**9),
     "guidance": ("3", None, True, float("nan"), float("inf"), 101, [3]),
+    "low_noise_guidance": ("3", True, float("nan"), 101),
     "conditioning_guidance": ("3", None, float("nan"), False),
     "context_noise": (-0.1, 1, 1.5, "0.2", None, True, float("nan")),
     "anchor": (None, 1, "yes"),

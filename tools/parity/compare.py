@@ -19,6 +19,7 @@ NO_NETWORK = (
     "ltx_schedules",
     "wan_solvers",
     "wan_lora",
+    "wan_image",
     "wan_pipeline",
     "t5_sentencepiece",
 )  # which the tests compare
