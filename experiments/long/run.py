@@ -104,7 +104,8 @@ def one_decode(seconds: float, height: int, width: int, tile: int) -> None:
         from sora_jax.media.video import write_frames
         from sora_jax.models.tiles import Tiles
         from sora_jax.pipeline.vae_processor import VaeProcessor, to_bytes
-        from sora_jax.tokens.canvas import CausalSpan, all_noise_canvas
+        from sora_jax.tokens.canvas import all_noise_canvas
+        from sora_jax.tokens.spans import CausalSpan
 
         engine, fps = VaeProcessor(load_bundle()), 24.0
         engine.tiles = Tiles(tile)

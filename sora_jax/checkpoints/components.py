@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from sora_jax.checkpoints.knowledge import Knowledge
 from sora_jax.config import component
 from sora_jax.diffusion import flow
-from sora_jax.diffusion.ltx_schedule import DynamicShift
+from sora_jax.diffusion.ltx_schedule import DynamicShift, linear_quadratic
 from sora_jax.errors import UserError
 from sora_jax.models.text import TextConfig
 
@@ -75,6 +75,7 @@ class Sampling:
       shift_tokens, log_shifts, terminal: a shift that grows with tokens, and the last sigma but 0; see
         `ltx_schedule.DynamicShift`. Where `shift_tokens` is (0, 0) there is no such shift.
       sigmas: the schedule of a few-step model as it is, without its last 0, for so many steps; (): there is none.
+      linear_quadratic: whether the schedule is `ltx_schedule.linear_quadratic`, for any number of steps.
       ends, keep_end: between which the schedule's sigmas are spaced, see `flow.schedule`.
       max_sigma: of a schedule; a little below 1 where its solver divides by 1 − σ.
       resolution, aspect, fps, duration: of a video of a prompt; 0 or "": as `pipeline.request.Request` has it.
@@ -93,6 +94,7 @@ class Sampling:
     log_shifts: tuple[float, float] = (0.0, 0.0)
     terminal: float = 0.0
     sigmas: tuple[float, ...] = ()
+    linear_quadratic: bool = False
     ends: tuple[float, float] = (1.0, 0.0)
     keep_end: bool = False
     max_sigma: float = 1.0
@@ -147,11 +149,25 @@ class Bundle:
             self.sampling.shift or flow.shift_factor(jnp.asarray(tokens), self.base_tokens), jnp.float32
         )
 
-    def schedule(self, steps: int, tokens: int, init_sigma: float = 1.0) -> jax.Array:
-        """`steps` + 1 sigmas from `init_sigma` to 0, see `flow.schedule`."""
+    def fixed_sigmas(self, steps: int) -> tuple[float, ...]:
+        """The sigmas of so many steps, without the last, 0, where they depend on nothing else; () where they do."""
         own = self.sampling
-        if len(own.sigmas) == steps and init_sigma == 1:
-            return jnp.asarray([*own.sigmas, 0.0], jnp.float32)
+        if own.linear_quadratic:
+            return tuple(linear_quadratic(steps)[:-1].tolist())
+        return own.sigmas if len(own.sigmas) == steps else ()
+
+    def schedule(
+        self, steps: int, tokens: int, init_sigma: float = 1.0, sigmas: Sequence[float] = ()
+    ) -> jax.Array:
+        """`steps` + 1 sigmas from `init_sigma` to 0, see `flow.schedule`.
+
+        Args:
+          sigmas: in place of these, of which those below `init_sigma` are taken; (): `fixed_sigmas`, where there are.
+        """
+        own = self.sampling
+        if fixed := sigmas or self.fixed_sigmas(steps):
+            below = (sigma for sigma in fixed if sigma < init_sigma)
+            return jnp.asarray([init_sigma, *below, 0.0], jnp.float32)
         if (dynamic := own.dynamic_shift) is not None:
             return jnp.asarray(dynamic.sigmas(steps, tokens, init_sigma))
         sigmas = flow.schedule(steps, self.shift_factor(tokens), init_sigma, own.ends, own.keep_end)

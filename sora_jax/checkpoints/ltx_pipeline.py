@@ -1,5 +1,5 @@
-"""LTX-Video's pipelines: what their files don't say, from the original's inference.py and diffusers' LTXPipeline; and
-how they are sampled, as their scheduler's settings have it.
+"""LTX-Video's pipelines: what their files don't say, from the original's inference.py and diffusers' LTXPipeline and
+LTXConditionPipeline; and how they are sampled, as their scheduler's settings have it.
 """
 
 from __future__ import annotations
@@ -12,12 +12,23 @@ from typing import Any
 
 from sora_jax.checkpoints.components import Sampling
 from sora_jax.checkpoints.diffusers_folder import Family, Reference, read_json
-from sora_jax.diffusion.ltx_schedule import FPS, FRAMES, GUIDANCE, HEIGHT, STEPS, TEXT_TOKENS, WIDTH
+from sora_jax.diffusion.ltx_schedule import (
+    CONDITION_TEXT_TOKENS,
+    FPS,
+    FRAMES,
+    GUIDANCE,
+    HEIGHT,
+    STEPS,
+    TEXT_TOKENS,
+    WIDTH,
+    DynamicShift,
+)
 from sora_jax.errors import UserError
 from sora_jax.models.ltx import TIMESTEPS, LTXConfig
 from sora_jax.models.ltx_vae_config import DECODE_NOISE, DECODE_TIMESTEP, LTXVAEConfig
 from sora_jax.models.text import TextConfig
 
+CONDITION = "LTXConditionPipeline"  # 0.9.5 and later
 # The default of the original's inference.py; diffusers has none.
 _NEGATIVE = "worst quality, inconsistent motion, blurry, jittery, distorted"
 # Ways of FlowMatchEulerDiscreteScheduler to other sigmas or steps, which these models' files don't ask for.
@@ -55,6 +66,9 @@ def sampling_of(
 ) -> Sampling:
     """How it is sampled. Of the original the negative prompt is another; its sigmas are taken for the scheduler's.
 
+    LTXConditionPipeline gives its scheduler linear-quadratic sigmas, as the original's files of 0.9.5 and later say.
+    What a strength means there, and sigmas in training, are shifted as before: at usual sizes the two are near.
+
     Raises:
       UserError: the scheduler is another than FlowMatchEulerDiscreteScheduler, or set to what can't be followed.
     """
@@ -76,13 +90,21 @@ def sampling_of(
         shifts = scheduler.get("base_shift", 0.5), scheduler.get("max_shift", 1.15)
     else:
         tokens, shifts = (256, 4096), (math.log(scheduler.get("shift", 1.0)),) * 2
+    if linear_quadratic := index.get("_class_name") == CONDITION:
+        if scheduler.get("use_dynamic_shifting") or any(shifts):
+            raise UserError(
+                f"{folder / 'scheduler'} shifts the sigmas that {CONDITION} gives it, which can't be followed: set "
+                "use_dynamic_shifting to false and shift to 1."
+            )
+        tokens, shifts = DynamicShift.tokens, DynamicShift.shifts
     return Sampling(
         family.steps,
         family.guidance,
         negative=_NEGATIVE if reference == "original" else "",
+        linear_quadratic=linear_quadratic,
         shift_tokens=tokens,
         log_shifts=shifts,
-        terminal=scheduler.get("shift_terminal") or 0.0,
+        terminal=0.0 if linear_quadratic else scheduler.get("shift_terminal") or 0.0,
         resolution=HEIGHT,
         aspect=f"{WIDTH}:{HEIGHT}",
         fps=FPS,
@@ -97,10 +119,22 @@ def text_of(reference: Reference) -> TextConfig:
     return TextConfig(kind="t5", max_tokens=TEXT_TOKENS, attend_padding=True)
 
 
+def condition_text_of(reference: Reference) -> TextConfig:
+    """Of LTXConditionPipeline, whose captions may be longer, and whose padding is masked in both."""
+    return dataclasses.replace(text_of(reference), max_tokens=CONDITION_TEXT_TOKENS, attend_padding=False)
+
+
 def adapt(config: LTXConfig, vae: LTXVAEConfig, sampling: Sampling, reference: Reference) -> LTXConfig:
     """A latent cell is the autoencoder's."""
     del sampling, reference
     return dataclasses.replace(config, cell=vae.compression)
+
+
+def adapt_condition(
+    config: LTXConfig, vae: LTXVAEConfig, sampling: Sampling, reference: Reference
+) -> LTXConfig:
+    """Of LTXConditionPipeline, which counts time otherwise and takes keyframes beside the clip."""
+    return dataclasses.replace(adapt(config, vae, sampling, reference), conditional=True)
 
 
 def adapt_vae(vae: LTXVAEConfig, reference: Reference) -> LTXVAEConfig:

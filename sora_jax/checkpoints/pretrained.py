@@ -89,6 +89,12 @@ KINDS = {
         adapt_vae=ltx_pipeline.adapt_vae,
     ),
 }
+KINDS[ltx_pipeline.CONDITION] = dataclasses.replace(
+    KINDS["LTXPipeline"],
+    models="LTX-Video 0.9.5 and later",
+    text=ltx_pipeline.condition_text_of,
+    adapt=ltx_pipeline.adapt_condition,
+)
 # FastWan, which has Wan's files; those with weights of sparse attention (to_gate_compress) are refused.
 KINDS[wan_pipeline.FEW_STEPS] = dataclasses.replace(
     KINDS["WanPipeline"], models="FastWan with full attention"

@@ -162,6 +162,12 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
             "[default: euler; of a diffusers folder its scheduler's]",
         ),
         click.option(
+            "--sigmas",
+            type=ListOf(share),
+            metavar="1,…",
+            help="Noise levels of the steps, from 1 down, in place of the model's schedule of so many --steps.",
+        ),
+        click.option(
             "--guidance",
             type=Number(),
             help="Classifier-free guidance scale (1 = off).  [default: 3; between two clips 1]",
@@ -277,7 +283,7 @@ def as_settings(fields: dict[str, Any]) -> dict[str, Any]:
       UserError: the interval is not two numbers.
     """
     names = """seed steps guidance low_noise_guidance solver negative conditioning_guidance guidance_rescale
-        guidance_interval guidance_method context_noise anchor step_cache strict max_frames"""
+        guidance_interval guidance_method context_noise anchor step_cache sigmas strict max_frames"""
     own = {name: value for name in names.split() if (value := fields.pop(name)) is not None}
     if len(own["guidance_interval"]) != 2:
         raise UserError(

@@ -25,7 +25,7 @@ from sora_jax.media.digests import array_digest, value_digest
 from sora_jax.models.text import TextConfig, TextEncoder, load_text_encoder, text_digest
 from sora_jax.models.tiles import TILES, encode_stream, tiles_of
 from sora_jax.models.vae import VAE
-from sora_jax.tokens.canvas import frames_shown, split_into_spans
+from sora_jax.tokens.spans import frames_shown, split_into_spans
 
 RECORDS = 3  # version; increased where the same inputs give other records
 YOUNGER = (("crop", "none"),)  # fields of `DataConfig` with their defaults, since the last version of records
@@ -195,7 +195,7 @@ def make_encoder(
     """A function from clips of one shape (1 + k strides) to the records of a latent cache.
 
     Clips that are encoded together share a layout (drawn by the first one's key, or the first `given` frames are
-    conditioning): one span, or several, see `canvas.split_into_spans`.
+    conditioning): one span, or several, see `spans.split_into_spans`.
 
     A clip's `timed` captions become one caption of kind "timed", of which the part of each shot is active from its
     start; clips of one shot have none.

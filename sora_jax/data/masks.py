@@ -1,7 +1,7 @@
 """Canvases for training: drawn at random from the family that abilities make, so that one model learns them all.
 
 Two draws make one. `draw_layout`, where clips are encoded, says which frames will be conditioning, since that decides
-how they are cut into spans (`canvas.split_into_spans`); `draw_canvas`, each time a record is read, draws the initial
+how they are cut into spans (`spans.split_into_spans`); `draw_canvas`, each time a record is read, draws the initial
 σ, and takes a temporal crop with some probability.
 """
 
@@ -14,7 +14,8 @@ from typing import TypeAlias
 import numpy as np
 
 from sora_jax.errors import UserError
-from sora_jax.tokens.canvas import FRAMES_PER_LATENT, Canvas, split_into_spans
+from sora_jax.tokens.canvas import Canvas
+from sora_jax.tokens.spans import FRAMES_PER_LATENT, split_into_spans
 
 Rng: TypeAlias = np.random.Generator
 

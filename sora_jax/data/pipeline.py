@@ -19,9 +19,10 @@ from sora_jax.data.shards import Sharded, own_shards
 from sora_jax.distributed.mesh import WHOLE, Share
 from sora_jax.errors import UserError
 from sora_jax.media.clip import Clip, ClipSource
-from sora_jax.tokens.canvas import FRAMES_PER_LATENT, Canvas, tile_size, to_segment
+from sora_jax.tokens.canvas import Canvas, tile_size, to_segment
 from sora_jax.tokens.packing import PackedBatch, Segment, pack_batch, stream_sequences
 from sora_jax.tokens.patches import CoordinateMode, Grid
+from sora_jax.tokens.spans import FRAMES_PER_LATENT
 
 SEGMENT_CONDITIONS = 2  # pairs of initial σ and active caption that a training segment may have
 

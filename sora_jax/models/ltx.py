@@ -56,8 +56,9 @@ class LTXConfig:
       text_width: of the text encoder's states [caption_channels].
       epsilon: of the residual stream's norms [norm_eps].
       cell: what a latent cell spans: video frames, pixels of height and of width; the autoencoder's compression.
-      first_frame_time: whether a latent frame is at the time of the first of the video frames that it shows, as in
-        LTXConditionPipeline, or of the last, as in LTXPipeline. A clip's first latent frame is at 0 in both.
+      conditional: whether it is used as by LTXConditionPipeline (0.9.5 and later). A latent frame is then at the time
+        of the first of the video frames that it shows, not of the last; a clip's first is at 0 in both. And given
+        frames after the clip's first stand beside it, as tokens of their own (`tokens.canvas.Canvas.beside`).
       dtype: of the arithmetic; norms, modulation, softmax and the residual stream's sums are float32.
       remat, attention, sequence: as `models.dit_config.DiTConfig`.
     """
@@ -70,7 +71,7 @@ class LTXConfig:
     text_width: int = 4096
     epsilon: float = 1e-6
     cell: tuple[int, int, int] = (8, 32, 32)
-    first_frame_time: bool = False
+    conditional: bool = False
     dtype: Literal["bfloat16", "float16", "float32"] = "float32"
     remat: Literal["all", "dots", "none"] = "all"
     attention: Backend = "auto"
@@ -272,7 +273,7 @@ def rotary_angles(coords_bn5: jax.Array, config: LTXConfig) -> tuple[jax.Array, 
     """
     coords = jnp.asarray(coords_bn5, jnp.float32)
     time = coords[..., 0]
-    if config.first_frame_time:
+    if config.conditional:
         # The span ends with the last frame, and begins after the last frame before.
         time = time - coords[..., 3] * ((config.cell[0] - 1) / config.cell[0])
     position = jnp.stack(

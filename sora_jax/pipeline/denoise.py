@@ -223,9 +223,13 @@ class _ActiveJob:
         # `steps` are those from pure noise: what starts at a lower sigma skips the first ones.
         factor = model.bundle.shift_factor(model.segment_tokens(frame_tokens, t))
         share = float(flow.unshift(jnp.array(canvas.init_sigma.max()), factor))
-        self.steps = max(math.ceil(job.settings.steps * share - 1e-3), 1)
+        self.steps = max(math.ceil(own.steps * share - 1e-3), 1)
+        self.sigmas = own.sigmas or model.bundle.fixed_sigmas(own.steps)
+        if self.sigmas:
+            self.steps = 1 + sum(sigma < canvas.init_sigma.max() for sigma in self.sigmas)
         self.windowed = WindowedCanvas(canvas, max_frames, context, patch, job.settings.seed, job.noise)
         self.denoised: dict[int, np.ndarray] = {}  # by tile, of the next window
+        self.own_frames = 0  # of that window, without those beside it
         self._skip()
 
     @property
@@ -246,16 +250,18 @@ class _ActiveJob:
     def segments(self) -> dict[int, tuple[Segment, np.ndarray]]:
         """The segments of its next window and their noise float[n,P], by tile, but for those all of conditioning."""
         part, noise = self.windowed.next_window()
+        self.own_frames = len(part)
         key = " / ".join(prompt for _, prompt in self.job.captions)
         patch, coords = self.config.patch, self.config.coords
-        return {
-            tile: (
-                to_segment(self._tile(part, tile), patch, *self.text_states, coords, key),
-                patchify(noise[:, top : top + high, left : left + wide], patch),
-            )
-            for tile, (top, left, high, wide) in enumerate(self.tiles)
-            if tile not in self.denoised
-        }
+        out = {}
+        for tile, (top, left, high, wide) in enumerate(self.tiles):
+            if tile not in self.denoised:
+                shown = self._tile(part, tile).with_beside()
+                own = np.zeros(shown.latent.shape, np.float32)  # what is beside it has none
+                own[: len(part)] = noise[:, top : top + high, left : left + wide]
+                segment = to_segment(shown, patch, *self.text_states, coords, key)
+                out[tile] = segment, patchify(own, patch)
+        return out
 
     def add(self, batcher: ContinuousBatcher, segment: Segment, noise: np.ndarray) -> int:
         """Adds one of its segments to the batcher; returns its uid."""
@@ -264,7 +270,8 @@ class _ActiveJob:
             guidance = dataclasses.replace(guidance, text=1.0, low_text=1.0)
         guidance = dataclasses.replace(guidance, boundary=self.boundary)
         tokens = len(segment.patches)
-        sigmas = np.asarray(self.bundle.schedule(self.steps, tokens, float(segment.init_sigma.max())))
+        begin = float(segment.init_sigma.max())
+        sigmas = np.asarray(self.bundle.schedule(self.steps, tokens, begin, self.sigmas))
         if self.job.settings.guidance_method == "zero" and guidance.passes() > 1 and guidance.high == 1:
             guidance = dataclasses.replace(
                 guidance, zero_init_sigma=zero_init_sigma(self.bundle.shift_factor(tokens))
@@ -275,7 +282,8 @@ class _ActiveJob:
         """Takes a denoised tile of its window; true where that was the window's last."""
         _, _, high, wide = self.tiles[tile]
         frames = len(patches) * math.prod(self.config.patch) // (high * wide)
-        self.denoised[tile] = unpatchify(patches, (frames, high, wide), self.config.patch)
+        latent = unpatchify(patches, (frames, high, wide), self.config.patch)
+        self.denoised[tile] = latent[: self.own_frames]
         if done := self._next():
             self._skip()
         return done

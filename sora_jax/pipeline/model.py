@@ -66,7 +66,10 @@ class VideoModel:
     def defaults(self) -> dict[str, Any]:
         """Of the settings those that differ for this model where nothing is asked for."""
         names = [field.name for field in dataclasses.fields(Settings)]
-        own = {name: value for name, value in vars(self.sampling).items() if name in names}
+        # A few-step model's own sigmas are for its own number of steps: `Bundle.fixed_sigmas`.
+        own = {
+            name: value for name, value in vars(self.sampling).items() if name in names and name != "sigmas"
+        }
         own |= {"guidance": 1.0} if self.sampling.distilled else {}
         return {name: value for name, value in own.items() if value != getattr(Settings, name)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from typing import TypeAlias
@@ -36,6 +37,8 @@ class Settings:
     Attributes:
       seed: random seed.
       steps: of the solver, from noise; with a lower strength that share of them.
+      sigmas: noise levels of the steps, from 1 down and without the last, 0: as they are, in place of the model's
+        schedule of so many `steps`; with a lower strength those below where it begins. (): the model's.
       guidance: classifier-free guidance scale; 1 is none.
       low_noise_guidance: its scale where the second of two transformers denoises (Wan2.2-A14B); None: the same.
       solver: a name of `solvers.SOLVERS`.
@@ -70,12 +73,16 @@ class Settings:
     context_noise: float = 0.0
     anchor: bool = False
     step_cache: float = 0.0
+    sigmas: tuple[float, ...] = ()
     negative: str = ""
     strict: bool = False
     max_frames: int | None = None
 
     def __post_init__(self) -> None:
         self.check()
+        if self.sigmas:
+            object.__setattr__(self, "sigmas", tuple(map(float, self.sigmas)))
+            object.__setattr__(self, "steps", len(self.sigmas))
 
     @property
     def as_guidance(self) -> Guidance:
@@ -105,6 +112,19 @@ class Settings:
             if (value := getattr(self, name)) not in choices:
                 what = f"{name.replace('_', ' ')} {short_repr(value)}"
                 raise UserError(f"There is no {what}: choose one of {', '.join(choices)}.")
+        if not isinstance(self.sigmas, (tuple, list)) or len(self.sigmas) > MAX_STEPS:
+            raise UserError(
+                f"sigmas={short_repr(self.sigmas)} can't be used: give at most {MAX_STEPS} numbers."
+            )
+        levels = [*self.sigmas, 0] if self.sigmas else [1, 0]
+        falling = all(is_number(level) for level in levels) and all(
+            a > b for a, b in itertools.pairwise(levels)
+        )
+        if not falling or levels[0] != 1:
+            raise UserError(
+                f"sigmas={short_repr(self.sigmas)} can't be walked: give the noise levels of the steps, from 1 down to "
+                "above 0, such as 1,0.9,0.75,0.5."
+            )
         try:
             low, high = self.guidance_interval
         except (TypeError, ValueError):

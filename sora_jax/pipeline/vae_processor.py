@@ -14,14 +14,8 @@ import numpy as np
 from sora_jax.diffusion import flow
 from sora_jax.models.tiles import Tiles, decode_stream, encode_stream
 from sora_jax.pipeline.model import VideoModel
-from sora_jax.tokens.canvas import (
-    Canvas,
-    CausalSpan,
-    Sketch,
-    all_noise_canvas,
-    make_canvas,
-    split_into_spans,
-)
+from sora_jax.tokens.canvas import Canvas, Sketch, all_noise_canvas, make_canvas, put_beside
+from sora_jax.tokens.spans import CausalSpan, split_beside, split_into_spans
 
 SEAM_FRAMES = (8, 3)  # over which a seam between two spans is blended: low, high spatial frequencies
 LOW_PASS = 16  # pixels: what differs over larger places is a low frequency
@@ -54,7 +48,11 @@ class VaeProcessor(VideoModel):
         T, Y, X, _ = sketch.frames.shape
         by_picture = self.starts_from_picture and sketch.from_noise
         given = np.zeros(T, bool) if by_picture else sketch.conditioning_frames
-        spans = split_into_spans(given, self.stride)
+        spans, later = split_into_spans(given, self.stride), list[CausalSpan]()
+        takes_beside = self.bundle.dit is not None and getattr(self.dit.config, "conditional", False)
+        if takes_beside and not given.all():
+            whole, later = split_beside(given, self.stride)
+            spans = [whole]
         if self.bundle.dit is not None and len(spans) == 1:  # whole patches in time too
             count, pt = len(spans[0].ends), self.dit.config.patch[0]
             spans = [CausalSpan(0, 1 + self.stride * (math.ceil(count / pt) * pt - 1), self.stride)]
@@ -65,24 +63,29 @@ class VaeProcessor(VideoModel):
         padding = self._padding(Y, X)
         frames = np.pad(sketch.frames, [(0, 0), *padding, (0, 0)], mode="edge")
         strength = np.pad(sketch.strength, [(0, 0), *padding], mode="edge")
-        open_frames = (strength == 1).all((1, 2))
-        latents = []
-        for span in spans:
+
+        def encode(span: CausalSpan, is_open: np.ndarray) -> np.ndarray:
             index = np.minimum(np.arange(span.begin, span.begin + span.frames), T - 1)
-            known = np.flatnonzero(~open_frames[index])
-            count = len(span.ends)
+            known = np.flatnonzero(~is_open[index])
             needed = 0 if not known.size else 1 + -(-int(known[-1]) // self.stride)
-            latent = np.zeros((count, *self.cells(Y, X), self.vae.config.channels), np.float32)
+            latent = np.zeros((len(span.ends), *self.cells(Y, X), self.vae.config.channels), np.float32)
             if needed:
                 pieces = encode_stream(self.vae, frames[index[: 1 + self.stride * (needed - 1)]], self.tiles)
                 latent[:needed] = np.concatenate(list(pieces))
-            latents.append(latent)
+            return latent
+
+        if later:  # generated in the clip itself
+            beside = [encode(span, np.zeros(T, bool)) for span in later]
+            strength[given & (np.arange(T) >= later[0].begin)] = strength.max()
+        open_frames = (strength == 1).all((1, 2))
+        latents = [encode(span, open_frames) for span in spans]
         start = strength
         if self.bundle.dit is not None:
             _, _, *sides = self.spatial_tiles(self.cells(Y, X), from_noise=bool(strength.max() == 1))[0]
             tokens = math.prod(sides) // math.prod(self.dit.config.patch[1:])
             start = self.strength_to_sigma(strength, tokens, sum(len(span.ends) for span in spans))
-        return make_canvas(spans, latents, start, sketch.fps, self.vae.config.compression)
+        canvas = make_canvas(spans, latents, start, sketch.fps, self.vae.config.compression)
+        return put_beside(canvas, later, beside) if later else canvas
 
     def _padding(self, height: int, width: int) -> list[tuple[int, int]]:
         """Pixels before and after each side of a frame that make it whole cells."""

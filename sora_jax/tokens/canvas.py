@@ -3,16 +3,12 @@
 It begins as a `Sketch`: frames of pixels, and for each pixel a strength as in SDEdit: 0 is conditioning, 1 is
 generated from noise. Encoded, it is a `Canvas`; temporal windows of that are the segments which the sampler
 generates, without knowing of abilities.
-
-The causal autoencoder codes the first frame of a clip alone and later ones in groups, its stride, each depending on
-those before. So a conditioning clip in the middle or at the end is coded as a span of its own: `split_into_spans` cuts
-a clip such that conditioning frames decode to the autoencoder's own reconstruction of them, independent of what is
-generated around them. A group that overlaps the span after it shows a few frames twice; the later span's are kept.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
@@ -21,9 +17,7 @@ import numpy as np
 from sora_jax.errors import UserError
 from sora_jax.tokens.packing import Segment, active_caption_time
 from sora_jax.tokens.patches import CoordinateMode, Grid, coordinates, patchify, reference_patches
-
-# Video frames of a latent frame, but for a span's first, where an autoencoder doesn't say otherwise: its stride.
-FRAMES_PER_LATENT = 4
+from sora_jax.tokens.spans import FRAMES_PER_LATENT, PREFIX, CausalSpan, frames_shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,58 +52,6 @@ class Sketch:
 
 
 @dataclasses.dataclass(frozen=True)
-class CausalSpan:
-    """Video frames begin … begin + frames − 1, coded as one sequence by the causal autoencoder.
-
-    They are 1 + k strides, of so many video frames each.
-    """
-
-    begin: int
-    frames: int
-    stride: int = FRAMES_PER_LATENT
-
-    @property
-    def ends(self) -> np.ndarray:
-        """The last video frame of each latent frame."""
-        return self.begin + np.arange(0, self.frames, self.stride)
-
-
-def split_into_spans(
-    conditioning: Sequence[bool] | np.ndarray, stride: int = FRAMES_PER_LATENT
-) -> list[CausalSpan]:
-    """Cuts a clip into spans so that no latent frame shows both conditioning and generated frames.
-
-    n conditioning frames in a row are a span of 1 + k strides, before it fewer than a stride of single frames;
-    generated frames after them continue their span. Spans cover every frame, and may overlap the next one's begin or
-    the clip's end.
-    """
-    conditioning = np.asarray(conditioning, bool)
-    rounded = lambda frames: -(-frames // stride) * stride
-    edges = np.flatnonzero(np.diff(conditioning)) + 1
-    spans: list[CausalSpan] = []
-    for begin, end in zip([0, *edges], [*edges, len(conditioning)], strict=True):
-        begin, length = int(begin), int(end - begin)
-        if conditioning[begin]:
-            alone = (length - 1) % stride
-            spans += [CausalSpan(begin + i, 1, stride) for i in range(alone)]
-            spans.append(CausalSpan(begin + alone, length - alone, stride))
-        elif spans:
-            spans[-1] = CausalSpan(spans[-1].begin, spans[-1].frames + rounded(length), stride)
-        else:
-            spans.append(CausalSpan(0, 1 + rounded(length - 1), stride))
-    return spans
-
-
-def frames_shown(spans: Sequence[CausalSpan], frames: int) -> list[np.ndarray]:
-    """Which of a clip's `frames` each latent frame shows; those beyond the clip's end are its last."""
-    return [
-        np.minimum(np.arange(end if end == span.begin else end - span.stride + 1, end + 1), frames - 1)
-        for span in spans
-        for end in span.ends
-    ]
-
-
-@dataclasses.dataclass(frozen=True)
 class Canvas:
     """Latents to generate, and where they are in the clip.
 
@@ -122,6 +64,7 @@ class Canvas:
       corner, frame: its position in a larger frame (top, left), and that one's (height, width), in cells; None is
         this frame itself.
       stride: video frames of a latent frame, but for a span's first.
+      beside: conditioning frames that the model sees besides, and that are no part of the clip; None: there are none.
       extra_channels: float32[t,y,x,c'] beside the latent's, see `packing.Segment`.
     """
 
@@ -133,6 +76,7 @@ class Canvas:
     corner: tuple[int, int] = (0, 0)
     frame: tuple[int, int] | None = None
     stride: int = FRAMES_PER_LATENT
+    beside: Canvas | None = None
     extra_channels: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -155,13 +99,26 @@ class Canvas:
         return dataclasses.replace(self, **own, extra_channels=extra)
 
     def crop(self, top: int, left: int, height: int, width: int) -> Canvas:
-        """A crop of each frame, which keeps its position in it; in cells."""
+        """A crop of each frame, and of those beside them, which keeps its position in it; in cells."""
         crop = np.s_[:, top : top + height, left : left + width]
         corner = (self.corner[0] + top, self.corner[1] + left)
         frame = self.frame or (self.grid[1], self.grid[2])
+        beside = self.beside and self.beside.crop(top, left, height, width)
         return dataclasses.replace(
-            self, latent=self.latent[crop], init_sigma=self.init_sigma[crop], corner=corner, frame=frame
+            self,
+            latent=self.latent[crop],
+            init_sigma=self.init_sigma[crop],
+            corner=corner,
+            frame=frame,
+            beside=beside,
         )
+
+    def with_beside(self) -> Canvas:
+        """As the model sees it: with the frames beside it that are in its time, after its own."""
+        if self.beside is None:
+            return self
+        shown = (self.ends.min() <= self.beside.ends) & (self.beside.ends <= self.ends.max())
+        return join(dataclasses.replace(self, beside=None), self.beside.part(np.flatnonzero(shown)))
 
     def spans(self) -> list[slice]:
         """The latent frames of each span; those before the first begin are the end of one."""
@@ -194,6 +151,26 @@ def make_canvas(
     groups = [blocks[shown].max(0) for shown in frames_shown(spans, T)]
     latent = np.concatenate(latents).astype(np.float32)
     return Canvas(latent, np.stack(groups), ends, first, fps, stride=stride)
+
+
+def put_beside(canvas: Canvas, spans: Sequence[CausalSpan], latents: Sequence[np.ndarray]) -> Canvas:
+    """A clip's canvas with conditioning frames, those of `split_beside`, beside it.
+
+    Of a longer span the first two latent frames are beside it and the rest in it, where its groups are the clip's own:
+    that spares tokens, as LTXConditionPipeline does.
+
+    Args:
+      latents: float32[t,y,x,c] of each span.
+    """
+    own, given, parts = canvas.latent.copy(), canvas.init_sigma.copy(), []
+    for span, latent in zip(spans, latents, strict=True):
+        kept = len(latent)
+        if span.begin % canvas.stride == 0 and kept > PREFIX:
+            place = slice(span.begin // canvas.stride + PREFIX, span.begin // canvas.stride + kept)
+            own[place], given[place], kept = latent[PREFIX:], 0, PREFIX
+        frames = latent[:kept], np.zeros(latent[:kept].shape[:3], np.float32), span.ends[:kept]
+        parts.append(Canvas(*frames, (span.ends == span.begin)[:kept], canvas.fps, stride=canvas.stride))
+    return dataclasses.replace(canvas, latent=own, init_sigma=given, beside=functools.reduce(join, parts))
 
 
 def join(before: Canvas, after: Canvas) -> Canvas:

@@ -14,9 +14,10 @@ import sora_jax
 from sora_jax.checkpoints.lora import merge_loras
 from sora_jax.errors import UserError
 from sora_jax.models.wan_weights import PUBLISHED_WAN, diffusers_names, wan_config
-from sora_jax.tokens.canvas import CausalSpan, all_noise_canvas, to_segment
+from sora_jax.tokens.canvas import all_noise_canvas, to_segment
 from sora_jax.tokens.packing import pack_batch, unpack
 from sora_jax.tokens.patches import patchify, unpatchify
+from sora_jax.tokens.spans import CausalSpan
 
 GOLDEN = golden("wan_lora")
 CONFIG = wan_config(GOLDEN["config"])

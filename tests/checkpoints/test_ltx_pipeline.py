@@ -15,11 +15,14 @@ import sora_jax
 from sora_jax.checkpoints.finetuned import read_sampling
 from sora_jax.checkpoints.pretrained import load_model
 from sora_jax.cli.main import cli
+from sora_jax.diffusion import ltx_schedule
 from sora_jax.diffusion.solvers import solver_step
 from sora_jax.errors import UserError
-from sora_jax.pipeline.pipeline import list_models
+from sora_jax.pipeline.pipeline import Pipeline, list_models
+from sora_jax.tokens.canvas import Sketch
 
 TEXT, GIVEN = golden("ltx_pipeline_text"), golden("ltx_pipeline_given")
+CONDITION = golden("ltx_pipeline_condition")
 SETTINGS = TEXT["settings"]
 ASKED = {
     "frames": SETTINGS["num_frames"],
@@ -69,6 +72,87 @@ def test_a_picture_is_animated_as_diffusers_does(tmp_path):
     assert psnr(pipeline.decode_job(job, latents).whole().frames, GIVEN["frames"][0]) > 50
 
 
+@pytest.fixture(scope="module")
+def conditional(tmp_path_factory):
+    """A folder of LTXConditionPipeline."""
+    return sora_jax.load(write_folder(tmp_path_factory.mktemp("models") / "tiny-condition", CONDITION))
+
+
+def random_frames(first: int, count: int) -> np.ndarray:
+    """As `tools/parity/ltx_pipeline.py` draws them."""
+    shape = (count, SETTINGS["height"], SETTINGS["width"], 3)
+    return np.random.default_rng(first).integers(0, 256, shape, np.uint8)
+
+
+def given_clips(frames: int = 33) -> Sketch:
+    """A video with what was given to diffusers: a picture, a keyframe, and a clip of 17 frames at the end."""
+    shape = (frames, SETTINGS["height"], SETTINGS["width"])
+    sketch = Sketch(np.zeros((*shape, 3), np.uint8), np.ones(shape, np.float32), 25.0)
+    for first, count in CONDITION["given"]:
+        sketch.frames[first : first + count] = random_frames(first, count)
+        sketch.strength[first : first + count] = 0
+    return sketch
+
+
+def test_keyframes_and_clips_are_given_as_diffusers_gives_them(conditional):
+    """Beside the clip, at their own times, but for the clip's begin and a given clip's later frames."""
+    job = conditional.request_job(SETTINGS["prompt"], CONDITION["noise"][0], **ASKED | {"frames": 33})
+    job = dataclasses.replace(job, sketch=given_clips())
+    canvas = conditional.prepare_latents(job.sketch)
+    assert canvas.conditioning_frames.tolist() == [True, False, False, False, True]
+    assert canvas.beside.ends.tolist() == [8, 16, 24]
+    (latents,) = conditional.sample_latents([job])
+    assert relative_error(latents, CONDITION["latents"][0]) < 1e-3
+    assert psnr(conditional.decode_job(job, latents).whole().frames[::16], CONDITION["frames"][0]) > 50
+
+
+def test_sigmas_are_walked_as_they_are_given(conditional, tmp_path, monkeypatch):
+    """As diffusers walks timesteps; by the command line, where they take the place of steps."""
+    monkeypatch.chdir(tmp_path)
+    np.save("noise.npy", CONDITION["noise"][0])
+    words = [
+        "generate",
+        SETTINGS["prompt"],
+        "--model",
+        conditional.bundle.text.name,
+        "--noise",
+        "noise.npy",
+        "-q",
+    ]
+    words += ["--latents-out", "latents.npy", "--frames", "33", "--size", "64x32", "--guidance", "1"]
+    words += ["--sigmas", ",".join(map(str, CONDITION["sigmas"]))]
+    result = CliRunner().invoke(cli, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert relative_error(np.load("latents.npy"), CONDITION["listed"][0]) < 1e-3
+
+
+def test_what_a_conditional_model_brings(conditional):
+    """Longer captions with masked padding, and its own schedule, from whose sigmas an edit takes the later ones."""
+    bundle = conditional.bundle
+    assert (bundle.text.max_tokens, bundle.text.attend_padding) == (256, False)
+    assert bundle.card["summary"].startswith("LTX-Video: 2 layers")
+    schedule = ltx_schedule.linear_quadratic(8)
+    np.testing.assert_allclose(bundle.schedule(8, 7392), schedule, atol=1e-7)
+    later = [0.5, *schedule[schedule < 0.5]]
+    np.testing.assert_allclose(bundle.schedule(8, 7392, 0.5), later, atol=1e-7)
+
+
+def test_windows_of_a_longer_video_see_the_keyframes_in_their_time(conditional):
+    """Nine latent frames in windows of three, each with what is given beside it and the noise of a whole."""
+    model = Pipeline(
+        dataclasses.replace(
+            conditional.bundle, limits=dataclasses.replace(conditional.bundle.limits, latent_frames=3)
+        )
+    )
+    job = model.request_job("a", **ASKED | {"frames": 65, "steps": 1})
+    job = dataclasses.replace(job, sketch=given_clips(65))
+    canvas = model.prepare_latents(job.sketch)
+    shown = [canvas.part(slice(i, i + 3)).with_beside().ends[3:].tolist() for i in range(5)]
+    assert shown == [[8, 16], [8, 16, 24], [16, 24], [24], []]
+    (latents,) = model.sample_latents([job])
+    assert latents.shape[1] == 9 and np.isfinite(latents).all()
+
+
 def test_the_command_line_takes_it_too(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.save("noise.npy", TEXT["noise"][0])
@@ -85,8 +169,10 @@ def clip(frames: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (frames, 32, 64, 3), np.uint8)
 
 
-def test_abilities_share_one_compiled_step_and_keep_what_is_given(pipeline):
+@pytest.mark.parametrize("kind", ["pipeline", "conditional"])
+def test_abilities_share_one_compiled_step_and_keep_what_is_given(request, kind):
     """Latent frames of eight video frames, on the same canvas: given frames are the autoencoder's reconstruction."""
+    pipeline, beside = request.getfixturevalue(kind), []
     given = {"steps": 2, "fps": 25.0}
     jobs = [
         pipeline.job("extend", clip(12), 0.4, "a", **given),
@@ -103,9 +189,11 @@ def test_abilities_share_one_compiled_step_and_keep_what_is_given(pipeline):
     for job, latent in zip(jobs, latents, strict=True):
         canvas = pipeline.prepare_latents(job.sketch)
         assert canvas.stride == 8
+        beside.append(canvas.beside is not None)
         known = canvas.conditioning_frames
         np.testing.assert_array_equal(np.moveaxis(latent, 0, -1)[known], canvas.latent[known])
         assert np.isfinite(latent).all() and np.abs(latent).max() < 100
+    assert beside == ([False] * 7 if kind == "pipeline" else [True] * 5 + [False, True])
     # A transition is one frame short of whole latent frames, of which none shows both kinds.
     for job in jobs[3:5]:
         assert (job.sketch.strength > 0).all((1, 2)).sum() % 8 == 7
@@ -193,6 +281,10 @@ SCHEDULER = "scheduler/scheduler_config.json"
             r"missing: decoder\.up_blocks\.3\.resnets\.1\.",
         ),
         (lambda f: shutil.rmtree(f / "tokenizer"), "has no tokenizer"),
+        (
+            lambda f: change(f, "model_index.json", _class_name="LTXConditionPipeline"),
+            "shifts the sigmas that LTXConditionPipeline gives it",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_folder_is_said(folder, tmp_path, break_it, sentence):

@@ -26,9 +26,10 @@ from sora_jax.errors import UserError
 from sora_jax.media.clip import Clip
 from sora_jax.media.video import Video
 from sora_jax.models.text import load_text_encoder
-from sora_jax.tokens.canvas import Canvas, frames_shown, split_into_spans
+from sora_jax.tokens.canvas import Canvas
 from sora_jax.tokens.packing import PackedBatch
 from sora_jax.tokens.patches import coordinates
+from sora_jax.tokens.spans import frames_shown, split_into_spans
 from sora_jax.train.dit import DiTObjective
 
 LAYOUTS = ("none", "last", "ends", "even", "scattered", "middle")

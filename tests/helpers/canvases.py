@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
-from sora_jax.tokens.canvas import FRAMES_PER_LATENT, Canvas
+from sora_jax.tokens.canvas import Canvas
+from sora_jax.tokens.spans import FRAMES_PER_LATENT
 
 masks = st.lists(st.booleans(), min_size=1, max_size=40).map(np.array)
 

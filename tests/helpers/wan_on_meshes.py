@@ -17,8 +17,9 @@ from helpers.tiny_batch import wave
 from sora_jax.distributed.mesh import MeshConfig, make_mesh, parameter_shardings, place_batch
 from sora_jax.models.int8 import to_int8
 from sora_jax.models.wan import Wan, WanConfig
-from sora_jax.tokens.canvas import CausalSpan, all_noise_canvas, to_segment
+from sora_jax.tokens.canvas import all_noise_canvas, to_segment
 from sora_jax.tokens.packing import pack_batch
+from sora_jax.tokens.spans import CausalSpan
 
 CONFIG = WanConfig(2, 4, 12, 64, 4, 4, text_width=16, text_padding=32, time_width=16, attention="reference")
 SIZES = ({"fsdp": 2, "tensor": 4}, {"data": 2, "tensor": 2, "sequence": 2})

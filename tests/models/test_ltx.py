@@ -31,7 +31,7 @@ def model() -> LTX:
 def test_velocities_are_those_of_diffusers(model):
     """As LTXPipeline calls it, and as LTXConditionPipeline: a timestep a token, other times of frames."""
     assert relative_error(run(model, GOLDEN), GOLDEN["velocity"]) < 1e-4
-    config = dataclasses.replace(CONFIG, first_frame_time=True)
+    config = dataclasses.replace(CONFIG, conditional=True)
     other = PUBLISHED_LTX.load(config, draw_all(NAMES))
     assert relative_error(run(other, GOLDEN, given=1, fps=24.0), GOLDEN["velocity_by_token"]) < 1e-4
 
@@ -83,7 +83,7 @@ def test_packed_is_alone_forward_and_gradient(model):
 @pytest.mark.parametrize(("fps", "first"), [(24.0, False), (25.0, True), (30.0, True)])
 def test_positions_are_seconds_and_pixels(fps, first):
     """The angles of the lowest and highest frequency, π/2 and 10⁴ π/2, over twenty seconds and 2048 pixels."""
-    config = dataclasses.replace(CONFIG, first_frame_time=first)
+    config = dataclasses.replace(CONFIG, conditional=first)
     grid = (4, 3, 5)
     cos, sin = rotary_angles(coordinates(grid, (1, 1, 1), fps, 8, "absolute")[None], config)
     frame, row, column = np.indices(grid).reshape(3, -1)

@@ -279,6 +279,7 @@ WRONG = {
     "context_noise": (-0.1, 1, 1.5, "0.2", None, True, float("nan")),
     "anchor": (None, 1, "yes"),
     "step_cache": (-0.1, 1.5, "0.1", None, True, float("nan")),
+    "sigmas": (None, 0.5, "1,0.5", (0.9, 0.5), (1, 0), (1, 0.5, 0.5), (1, float("nan")), (True, "a")),
     "guidance_rescale": (-0.1, 1.1, "0", None, True),
     "guidance_interval": (None, 0.5, (0.1,), (0.9, 0.1), ("0", "1"), (0, float("nan")), (False, True)),
     "guidance_method": ("magic", None, 3, ["cfg"]),

@@ -19,7 +19,8 @@ from sora_jax.pipeline import denoise, vae_processor
 from sora_jax.pipeline.job import Job
 from sora_jax.pipeline.settings import Settings
 from sora_jax.pipeline.vae_processor import VaeProcessor
-from sora_jax.tokens.canvas import FRAMES_PER_LATENT, Sketch
+from sora_jax.tokens.canvas import Sketch
+from sora_jax.tokens.spans import FRAMES_PER_LATENT
 
 LIMITS = Limits(tokens=96, latent_frames=6, frame_tokens=24, text=12, text_len=24)
 BASE_TOKENS = 4.0  # few, so that every segment here is shifted

@@ -12,15 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sora_jax.errors import UserError
-from sora_jax.tokens.canvas import (
-    FRAMES_PER_LATENT,
-    CausalSpan,
-    frames_shown,
-    make_canvas,
-    split_into_spans,
-    to_segment,
-)
+from sora_jax.tokens.canvas import all_noise_canvas, make_canvas, put_beside, to_segment
 from sora_jax.tokens.patches import coordinates, unpatchify
+from sora_jax.tokens.spans import FRAMES_PER_LATENT, CausalSpan, frames_shown, split_beside, split_into_spans
 
 # Spans.
 
@@ -161,3 +155,23 @@ def test_patches_of_several_frames_hold_no_clip_in_the_middle():
     canvas = dataclasses.replace(make_plain(np.ones((4, 2, 2))), first=np.array([True, False, True, False]))
     with pytest.raises(UserError, match="use dit.patch"):
         to_segment(canvas, (2, 1, 1), np.zeros((0, 6)), np.zeros(0))
+
+
+def test_later_conditioning_frames_stand_beside_a_clip():
+    """Those in a row as one span, or, where they are many, their first one and the clip's own groups."""
+    fixed = np.isin(np.arange(49), (0, 1, 5, 11, 12, 13, *range(22, 49)))
+    whole, beside = split_beside(fixed, 8)
+    assert whole == CausalSpan(0, 49, 8)
+    pairs = (1, 1), (5, 1), (11, 1), (13, 1), (22, 1), (24, 25)
+    assert beside == [CausalSpan(begin, frames, 8) for begin, frames in pairs]
+    latents = [np.full((len(span.ends), 1, 1, 2), span.begin, np.float32) for span in beside]
+    empty = all_noise_canvas(whole, (1, 1), 2, 25.0)
+    canvas = put_beside(empty, beside, latents)
+    # Of the last span, latent frames of 24, 25-32, 33-40 and 41-48, two are beside the clip and two in it.
+    assert canvas.beside.ends.tolist() == [1, 5, 11, 13, 22, 24, 32]
+    assert canvas.beside.first.tolist() == 6 * [True] + [False]
+    assert canvas.conditioning_frames.tolist() == 5 * [False] + 2 * [True]
+    assert canvas.latent[5:].min() == 24 and not empty.latent.any()
+    later = canvas.part(slice(3, 7)).crop(0, 0, 1, 1).with_beside()
+    assert later.ends.tolist() == [24, 32, 40, 48, 24, 32] and later.beside is None
+    assert split_beside(np.zeros(10, bool), 8) == (CausalSpan(0, 17, 8), [])

@@ -152,7 +152,7 @@ def test_every_component_belongs_to_a_run():
     reached = {schema.__name__ for run in RUNS.values() for schema in schemas(run)}
     # The first is the common part of all runs; the second is TFDS's; the others are of published models, whose folders
     # have them.
-    published = {"LTXConfig", "LTXVAEConfig", "T5Config", "WanConfig", "WanVAEConfig"}
+    published = {"LTXConfig", "LTXVAEConfig", "T5Config", "TAEHVConfig", "WanConfig", "WanVAEConfig"}
     assert named - reached == {"LoopConfig", "ToyworldConfig"} | published
 
 

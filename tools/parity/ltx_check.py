@@ -66,7 +66,7 @@ def check(npz: Mapping[str, Any]) -> dict[str, float]:
     error = lambda got, wanted: float(np.abs(got - wanted).max() / wanted.std())
     wanted = npz["velocity"]
     out = {"velocity": error(run(model_of(npz), npz), wanted)}
-    by_token = run(model_of(npz, first_frame_time=True), npz, given=1, fps=24.0)
+    by_token = run(model_of(npz, conditional=True), npz, given=1, fps=24.0)
     return out | {
         "velocity_by_token": error(by_token, npz["velocity_by_token"]),
         "bfloat16": error(run(model_of(npz, "bfloat16"), npz), wanted),

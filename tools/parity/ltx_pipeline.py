@@ -5,6 +5,8 @@
 Run by an environment with torch, diffusers and transformers; weights are `draw`'s. "text" is LTXPipeline with an
 autoencoder of 0.9.0's kind, "given" LTXImageToVideoPipeline with one of 0.9.5's, whose decoder takes a timestep.
 diffusers samples the latent of a picture; here it is the mean, given to the pipeline with the noise as its `latents`.
+"condition" is LTXConditionPipeline with a picture, a keyframe and a clip at the places of GIVEN, all of them means and
+without noise of their own, and another run without them, with a list of timesteps and no guidance.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ from typing import Any
 
 import diffusers
 import numpy as np
+import PIL.Image
 import torch
 import transformers
+from diffusers.pipelines.ltx import pipeline_ltx_condition
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from ltx_vae import LATER, NEW, SMALL_LATER
@@ -62,6 +66,9 @@ VAES: dict[str, dict[str, Any]] = {
         "temporal_compression_ratio": 8,
     },
 }
+# First frames of what is given to "condition", and how many there are of each; pixels are `random_frames`.
+GIVEN = {0: 1, 8: 1, 16: 17}
+SIGMAS = (1.0, 0.975, 0.725)  # of the run with a list
 SCHEDULER: dict[str, Any] = {
     "use_dynamic_shifting": True,
     "base_shift": 0.95,
@@ -91,10 +98,62 @@ def main() -> None:
     torch.set_grad_enabled(False)
     for variant in VAES:
         write_pipeline(out / f"ltx_pipeline_{variant}.npz", out / f"ltx_{variant}", variant)
+    write_condition(out / "ltx_pipeline_condition.npz", out / "ltx_condition")
 
 
-def write_pipeline(path: pathlib.Path, folder: pathlib.Path, variant: str) -> None:
-    """A tiny pipeline, saved by `save_pretrained` in a folder; its latents and frames for one noise."""
+def random_frames(first: int, count: int) -> np.ndarray:
+    """uint8[count,Y,X,3], as a test draws them too."""
+    shape = (count, SETTINGS["height"], SETTINGS["width"], 3)
+    return np.random.default_rng(first).integers(0, 256, shape, np.uint8)
+
+
+def write_condition(path: pathlib.Path, folder: pathlib.Path) -> None:
+    """LTXConditionPipeline's latents and every 16th frame, and the latents of the run with a list."""
+    parts, names, vae = make_parts("given", diffusers.FlowMatchEulerDiscreteScheduler())
+    pipeline = diffusers.LTXConditionPipeline(**parts)
+    pipeline.save_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    # The latent of what is given is drawn there.
+    pipeline_ltx_condition.retrieve_latents = lambda coded, generator=None: coded.latent_dist.mode()
+    pictures = {
+        first: [PIL.Image.fromarray(frame) for frame in random_frames(first, count)]
+        for first, count in GIVEN.items()
+    }
+    conditions = [
+        pipeline_ltx_condition.LTXVideoCondition(
+            frame_index=first, **({"video": own} if len(own) > 1 else {"image": own[0]})
+        )
+        for first, own in pictures.items()
+    ]
+    settings = SETTINGS | {"num_frames": 33}
+    grid = 5, SETTINGS["height"] // 32, SETTINGS["width"] // 32
+    noise = torch.randn((1, 8, *grid), generator=torch.manual_seed(0))  # as the pipeline draws it first
+    # Noise on given tokens, which diffusers adds in each step, would be drawn.
+    run = lambda **own: (
+        pipeline(
+            **settings | {"generator": torch.Generator().manual_seed(0), "image_cond_noise_scale": 0.0} | own
+        ).frames
+    )
+    frames = np.asarray(run(conditions=conditions, output_type="np"))
+    listed = {"timesteps": [1000 * sigma for sigma in SIGMAS], "guidance_scale": 1.0}
+    np.savez_compressed(
+        path,
+        settings=json.dumps(settings),
+        given=json.dumps(list(GIVEN.items())),
+        sigmas=json.dumps(SIGMAS),
+        **saved(folder),
+        names=json.dumps(names),
+        versions=versions(),
+        latents_std=vae.latents_std.numpy(),
+        noise=noise.numpy(),
+        latents=run(conditions=conditions, output_type="latent").numpy(),
+        listed=run(**listed, output_type="latent").numpy(),
+        frames=frames[:, ::16].astype(np.float16),
+    )
+
+
+def make_parts(variant: str, scheduler: Any) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    """A pipeline's parts, names and shapes of their weights, and the autoencoder."""
     vae = diffusers.AutoencoderKLLTXVideo(**VAES[variant])
     models = {
         "transformer": diffusers.LTXVideoTransformer3DModel(**TRANSFORMER),
@@ -104,8 +163,25 @@ def write_pipeline(path: pathlib.Path, folder: pathlib.Path, variant: str) -> No
     names = {part: fill(model) for part, model in models.items()}
     # Deviations are positive; drawn ones may not be. They are the file's, so they are kept.
     vae.latents_std.copy_(vae.latents_std.abs() + 0.5)
+    return models | {"tokenizer": tokenizer(), "scheduler": scheduler}, names, vae
+
+
+def saved(folder: pathlib.Path) -> dict[str, str]:
+    """The settings in a folder, as JSON."""
+    read = lambda *name: json.loads(folder.joinpath(*name).read_text())
+    files = {
+        "model_index.json": read("model_index.json"),
+        "scheduler": read("scheduler", "scheduler_config.json"),
+        "tokenizer": read("tokenizer", "tokenizer.json"),
+    }
+    configs = {part: read(part, "config.json") for part in ("transformer", "vae", "text_encoder")}
+    return {"config": json.dumps(configs), "files": json.dumps(files)}
+
+
+def write_pipeline(path: pathlib.Path, folder: pathlib.Path, variant: str) -> None:
+    """A tiny pipeline, saved by `save_pretrained` in a folder; its latents and frames for one noise."""
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(**SCHEDULER)
-    parts = models | {"tokenizer": tokenizer(), "scheduler": scheduler}
+    parts, names, vae = make_parts(variant, scheduler)
     pipeline = diffusers.LTXPipeline(**parts)
     pipeline.save_pretrained(folder)
     grid = 3, SETTINGS["height"] // 32, SETTINGS["width"] // 32
@@ -123,17 +199,10 @@ def write_pipeline(path: pathlib.Path, folder: pathlib.Path, variant: str) -> No
         pipeline(**SETTINGS, **given, latents=pipeline._pack_latents(latents), output_type=kind).frames
     )
     made, frames = run("latent"), np.asarray(run("np"))
-    configs = {part: json.loads((folder / part / "config.json").read_text()) for part in models}
-    files = {
-        "model_index.json": json.loads((folder / "model_index.json").read_text()),
-        "scheduler": json.loads((folder / "scheduler" / "scheduler_config.json").read_text()),
-        "tokenizer": json.loads((folder / "tokenizer" / "tokenizer.json").read_text()),
-    }
     np.savez_compressed(
         path,
         settings=json.dumps(SETTINGS),
-        config=json.dumps(configs),
-        files=json.dumps(files),
+        **saved(folder),
         names=json.dumps(names),
         versions=versions(),
         sigmas=scheduler.sigmas.numpy(),

@@ -14,9 +14,10 @@ from seeded import draw
 
 from sora_jax.models.wan import Wan
 from sora_jax.models.wan_weights import PUBLISHED_WAN, wan_config
-from sora_jax.tokens.canvas import CausalSpan, all_noise_canvas, to_segment
+from sora_jax.tokens.canvas import all_noise_canvas, to_segment
 from sora_jax.tokens.packing import PackedBatch, Segment, pack_batch, unpack
 from sora_jax.tokens.patches import unpatchify
+from sora_jax.tokens.spans import CausalSpan
 
 SIGMA = 0.75
 
