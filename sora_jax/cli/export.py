@@ -19,7 +19,7 @@ def export(run: str, to: str, weights: str, step: int | None, last: bool) -> Non
     """Write what the training run RUN learned as diffusers reads it.
 
     A LoRA becomes FOLDER/pytorch_lora_weights.safetensors, for `pipeline.load_lora_weights` and --lora; a model that
-    was trained as a whole becomes a diffusers folder, which --model takes too.
+    was trained as a whole, or its autoencoder, becomes a diffusers folder, which --model takes too.
     """
     from sora_jax.checkpoints.finetuned import export_run
 

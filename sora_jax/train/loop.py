@@ -43,7 +43,7 @@ from sora_jax.train.averages import power_update, save_snapshot
 from sora_jax.train.heldout import HeldOut
 from sora_jax.train.loop_config import LoopConfig, read_loop_config
 from sora_jax.train.metrics import RunLog, StepStats, parameter_count
-from sora_jax.train.optim import OptimConfig, ema_update, make_optimizer, make_schedule, without_frozen
+from sora_jax.train.optim import OptimConfig, ema_update, make_optimizer, make_schedule, stop_frozen
 from sora_jax.train.profile import Profiler
 from sora_jax.train.protocol import Objective
 from sora_jax.train.stopping import any_host_stopping, stop_signals
@@ -220,9 +220,8 @@ def make_steps(objective: Objective, config: OptimConfig) -> tuple[Callable, Cal
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(key, state.step + 1)
         optimizer = make_optimizer(config, state.params)
-        differentiate = jax.value_and_grad(objective.loss, has_aux=True)
-        (loss, metrics), gradients = differentiate(state.params, batch, key, *frozen)
-        gradients = without_frozen(config, gradients)
+        loss_of = lambda params: objective.loss(stop_frozen(config, params), batch, key, *frozen)
+        (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         opt_state = to_device(state.opt_state) if config.offload else state.opt_state
         updates, opt_state = optimizer.update(gradients, opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

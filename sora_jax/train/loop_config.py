@@ -19,8 +19,8 @@ class LoopConfig:
     """A training run.
 
     Attributes:
-      objective: what is trained: "dit" (the transformer), "vae" (the autoencoder), "distill" (a flow map) or
-        "finetune" (an open model).
+      objective: what is trained: "dit" (the transformer), "vae" (the autoencoder), "distill" (a flow map), "finetune"
+        (an open model) or "finetune_vae" (an open model's autoencoder).
       steps: batches in all.
       seed: of the weights to begin with, and of all that a step draws.
       stop_on_nan: whether the run ends where loss or gradient are not finite.

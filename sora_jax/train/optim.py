@@ -227,12 +227,12 @@ def trainable(config: OptimConfig, params: Tree) -> Tree:
     return jax.tree.map_with_path(lambda path, _: bool(pattern.search(_path(path))), params)
 
 
-def without_frozen(config: OptimConfig, gradients: Tree) -> Tree:
-    """The gradients, 0 where nothing is learned, so that a compiler leaves out what they would have taken."""
+def stop_frozen(config: OptimConfig, params: Tree) -> Tree:
+    """The parameters, for a loss whose gradient is 0 where nothing is learned: neither computed nor prepared for."""
     if not config.trainable:
-        return gradients
-    learns = trainable(config, gradients)
-    return jax.tree.map(lambda on, x: x if on else jnp.zeros_like(x), learns, gradients)
+        return params
+    learns = trainable(config, params)
+    return jax.tree.map(lambda on, x: x if on else jax.lax.stop_gradient(x), learns, params)
 
 
 def decayed(params: Tree) -> Tree:

@@ -1,4 +1,4 @@
-"""What diffusers makes of our exports: a LoRA's velocity and a folder's frames, beside ours.
+"""What diffusers makes of our exports: a LoRA's velocity, a folder's frames, a decoder's clip.
 
     python tools/parity/finetune.py OUT
 
@@ -79,6 +79,18 @@ def check(
     psnr = lambda other: -10 * np.log10(np.square(other - frames).mean())
     print(
         f"{model}: folder: frames {psnr(ours['frames'] / 255):.1f} dB (bar 50); the base's {psnr(before[0]):.1f} dB"
+    )
+
+    kinds = {"wan": diffusers.AutoencoderKLWan, "ltx": diffusers.AutoencoderKLLTXVideo}
+    latent = torch.from_numpy(ours["latent"].transpose(3, 0, 1, 2).copy())[None]
+    clips = []
+    for folder in (place / "vae", out / base):
+        vae = kinds[model].from_pretrained(folder / "vae")
+        own = {"temb": torch.tensor([0.0])} if vae.config.get("timestep_conditioning") else {}
+        clips.append(vae.decode(latent, **own).sample[0].permute(1, 2, 3, 0).clamp(-1, 1).numpy())
+    error, moved = (np.abs(other - clips[0]).max() / clips[0].std() for other in (ours["clip"], clips[1]))
+    print(
+        f"{model}: decoder: largest error {error:.1e} of the clip's deviation (bar 1e-4); it moved it by {moved:.2f}"
     )
 
 

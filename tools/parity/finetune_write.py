@@ -38,7 +38,7 @@ class NoData:
 
 
 def write_run(workdir: pathlib.Path, base: pathlib.Path, model: str = "wan", **changes: str) -> None:
-    """A run of `configs/finetune_MODEL.py:debug` whose one checkpoint holds what `draw` gives.
+    """A run of `configs/finetune_MODEL.py:debug` ("vae" of an autoencoder): its checkpoint holds what `draw` gives.
 
     Args:
       changes: keys with values as the command line has them, __ for the dot.
@@ -48,12 +48,12 @@ def write_run(workdir: pathlib.Path, base: pathlib.Path, model: str = "wan", **c
     objective = make_objective(config, workdir)
     shapes = jax.eval_shape(objective.init, jax.random.key(0))
     learned = {name: jnp.asarray(draw(name, leaf.shape)) for name, leaf in named_leaves(shapes).items()}
-    if objective.lora.rank == 0:  # near the base
-        begun = named_leaves(objective.initial)
+    if (initial := objective.initial) is not None:  # near the base
+        begun = named_leaves(initial)
         learned = {name: begun[name] + 0.1 * leaf for name, leaf in learned.items()}
     workdir.mkdir(parents=True)
     keep_config(workdir, config.to_dict(), resumed=False)
-    check_base(workdir, base)
+    check_base(workdir, base, "vae" if model == "vae" else "transformer")
     checkpoints = Checkpoints(workdir, CheckpointConfig())
     checkpoints.save(1, {"params": restore_into(shapes, learned)}, NoData())
     checkpoints.close()
@@ -71,6 +71,8 @@ def write_all(out: pathlib.Path, model: str, base: str, golden: str, run: Callab
     for name, rank in (("lora", "4"), ("full", "0")):
         write_run(place / f"{name}_run", out / base, model, lora__rank=rank, lora__alpha="8")
         export_run(place / f"{name}_run", place / name)
+    write_run(place / "vae_run", out / base, "vae")
+    export_run(place / "vae_run", place / "vae")
     with np.load(out / f"{model}_tiny.npz") as file:
         npz = dict(file)
     with np.load(out / f"{golden}.npz") as file:
@@ -81,7 +83,10 @@ def write_all(out: pathlib.Path, model: str, base: str, golden: str, run: Callab
     own = {"negative": settings["negative_prompt"], "guidance": settings["guidance_scale"]}
     steps = {"steps": settings["num_inference_steps"]}
     video = pipeline.generate(settings["prompt"], noise=noise[0], **shape, **own, **steps)
-    np.savez(place / "ours.npz", velocity=velocity, frames=video.frames)
+    vae = sora_jax.load(place / "vae_run").vae
+    latent = np.random.default_rng(0).standard_normal((3, 4, 6, vae.config.channels), np.float32)
+    clip = np.clip(vae.decode(latent[None])[0], -1, 1)
+    np.savez(place / "ours.npz", velocity=velocity, frames=video.frames, latent=latent, clip=clip)
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """A diffusers folder of a real model's shapes with random weights, to measure memory and speed on: OUT/…
 
-    python tools/parity/true_shapes.py OUT [--model 1.3B] [--dtype bfloat16] [--layers 4] [--no-text]
+    python tools/parity/true_shapes.py OUT [--model 1.3B] [--dtype bfloat16] [--layers 4] [--no-text] [--vae-only]
 
 Not for looking at: what it makes is noise. Of the 1.3B model in bfloat16: 14.5 GB, 11.4 of them the text encoder's.
 """
@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--model", choices=TRANSFORMERS, default="1.3B")
     parser.add_argument("--dtype", choices=TYPES, default="bfloat16")
     parser.add_argument("--layers", type=int, help="fewer than the model's")
+    parser.add_argument("--vae-only", action="store_true", help="weights of the autoencoder alone")
     parser.add_argument("--no-text", action="store_true", help="leave out the text encoder's weights")
     arguments = parser.parse_args()
     out, dtype = arguments.out, arguments.dtype
@@ -108,10 +109,12 @@ def main() -> None:
     write_json(out / "transformer" / "config.json", settings)
     write_json(out / "vae" / "config.json", vae_settings(vae))
     stem = "diffusion_pytorch_model"
-    write_random(out / "transformer", stem, dict(published_shapes(wan_config(settings))), dtype, shards=2)
-    write_random(out / "vae", stem, vae_shapes(vae), "float32", shards=1)
     write_json(out / "text_encoder" / "config.json", UMT5_XXL)
     write_tokenizer(out / "tokenizer")
+    write_random(out / "vae", stem, vae_shapes(vae), "float32", shards=1)
+    if arguments.vae_only:
+        return
+    write_random(out / "transformer", stem, dict(published_shapes(wan_config(settings))), dtype, shards=2)
     if not arguments.no_text:
         write_random(out / "text_encoder", "model", text_shapes(out / "text_encoder"), dtype, shards=5)
 
