@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sora_jax.checkpoints.knowledge import Knowledge
 from sora_jax.config import component
@@ -44,6 +45,7 @@ class Limits:
       grid: pixels of whose multiples the sides (height, width) of padded frames were in training.
       text: tokens of a prompt.
       text_len: text positions of a packed sequence.
+      pictures: an image encoder's states of a segment's pictures.
       seq_multiple: packed sequences are as short as what is asked for allows, a multiple of so many positions; 0: as
         long as training's, so that one compiled step serves every request.
     """
@@ -57,6 +59,7 @@ class Limits:
     text: int = 64
     text_len: int = 128
     seq_multiple: int = 0
+    pictures: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +82,7 @@ class Sampling:
       ends, keep_end: between which the schedule's sigmas are spaced, see `flow.schedule`.
       max_sigma: of a schedule; a little below 1 where its solver divides by 1 − σ.
       resolution, aspect, fps, duration: of a video of a prompt; 0 or "": as `pipeline.request.Request` has it.
+      from_picture: whether it makes videos from a picture alone, none of words.
     """
 
     steps: int = 12
@@ -102,6 +106,7 @@ class Sampling:
     aspect: str = ""
     fps: float = 0.0
     duration: float = 0.0
+    from_picture: bool = False
 
     @property
     def dynamic_shift(self) -> DynamicShift | None:
@@ -119,6 +124,9 @@ class Bundle:
 
     `decoder`: in place of the autoencoder's own (`models.taehv.TAEHV`); None: that.
 
+    `image_encoder`: of pictures uint8[Y,X,3], what the transformer sees besides their latent (`models.vision`); None:
+    nothing.
+
     `base_tokens` is `flow.shift_factor`'s as the transformer was trained: segments longer than this spend more of their
     steps near noise; unless `sampling.shift` is one for all.
     """
@@ -132,6 +140,7 @@ class Bundle:
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     card: dict[str, Any] = dataclasses.field(default_factory=dict)
     decoder: Autoencoder | None = None
+    image_encoder: Callable[[list[np.ndarray]], np.ndarray] | None = None
 
     @functools.cached_property
     def knowledge(self) -> Knowledge:

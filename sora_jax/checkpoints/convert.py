@@ -19,6 +19,7 @@ from sora_jax.checkpoints.diffusers_folder import INDEX, PARTS, WEIGHTS, read_js
 from sora_jax.checkpoints.original_files import Part, read_parts
 from sora_jax.checkpoints.pretrained import KINDS, pretrained_folder, read_shapes
 from sora_jax.checkpoints.vae_tensors import check_shapes
+from sora_jax.checkpoints.wan_pipeline import IMAGE_TO_VIDEO
 from sora_jax.errors import UserError
 from sora_jax.models import t5
 from sora_jax.models.prompts import tokenizer_file
@@ -57,7 +58,7 @@ _SCHEDULERS: dict[str, dict[str, Any]] = {
         "time_shift_type": "exponential",
     },
 }
-_BOUNDARY = 0.875  # of Wan2.2's two text-to-video transformers
+_BOUNDARY, _PICTURE_BOUNDARY = 0.875, 0.9  # of Wan2.2's two transformers, text to video and image to video
 
 
 def convert(
@@ -252,7 +253,12 @@ def _index(
     scheduler = {"_class_name": index["scheduler"][1], **_SCHEDULERS[model]}
     if "transformer_2" in parts:
         index |= {"transformer_2": index["transformer"], "boundary_ratio": _BOUNDARY}
-    if model == "wan" and settings["transformer"].get("in_channels") == 48:
+    own = settings["transformer"]
+    if model == "wan" and own.get("in_channels") != own.get("out_channels"):
+        index["_class_name"] = IMAGE_TO_VIDEO
+        if "transformer_2" in parts:
+            index["boundary_ratio"] = _PICTURE_BOUNDARY
+    if model == "wan" and own.get("in_channels") == 48:
         index["expand_timesteps"] = True
         scheduler["flow_shift"] = 5.0
     return index, scheduler

@@ -14,7 +14,7 @@ from sora_jax.errors import UserError
 INDEX = "model_index.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
-OPTIONAL = ("transformer_2",)
+OPTIONAL = ("transformer_2", "image_encoder", "image_processor")
 
 Reference: TypeAlias = Literal["original", "diffusers"]
 REFERENCES = ("original", "diffusers")
@@ -30,6 +30,7 @@ class Family:
       steps, guidance, shift: of the original code; diffusers' defaults, and the scheduler's shift, may be others.
       licence: of the weights.
       low_noise_guidance: of the original code for the transformer of low noise; None: `guidance`.
+      from_picture: whether it makes videos from a picture alone.
     """
 
     tokens: int
@@ -43,6 +44,7 @@ class Family:
     shift: float
     licence: str
     low_noise_guidance: float | None = None
+    from_picture: bool = False
 
 
 def is_pretrained(folder: pathlib.Path) -> bool:

@@ -179,6 +179,16 @@ def _read_settings(path: pathlib.Path) -> dict[str, Any]:
     return {_PREFIX.sub("", key): value for key, value in settings.items()}
 
 
+_ATTENTION = {
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "o",
+    "add_k_proj": "k_img",
+    "add_v_proj": "v_img",
+}
+
+
 def _joined_names(
     tensors: Mapping[str, np.ndarray], rename: Callable[[Mapping[str, Any]], dict[str, Any]]
 ) -> dict[str, str]:
@@ -188,7 +198,7 @@ def _joined_names(
     for block in {module.rsplit(".", 2)[0] for module in modules if module.startswith("blocks.")}:
         block = ".".join(block.split(".")[:2])
         for attention, old in (("attn1", "self_attn"), ("attn2", "cross_attn")):
-            for ours, theirs in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "o")):
+            for ours, theirs in _ATTENTION.items():
                 out[f"{block}.{old}.{theirs}".replace(".", "_")] = f"{block}.{attention}.{ours}"
         for ours, theirs in (("ffn.net.0.proj", "ffn.0"), ("ffn.net.2", "ffn.2")):
             out[f"{block}.{theirs}".replace(".", "_")] = f"{block}.{ours}"

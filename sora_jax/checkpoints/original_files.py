@@ -111,6 +111,7 @@ def _wan(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> Part:
     shape = _shape_of(path, tensors, names)
     width, channels, *patch = shape("patch_embedding.weight")
     pictures = "condition_embedder.image_embedder.norm1.weight"
+    places = "condition_embedder.image_embedder.pos_embed"
     settings = {
         "_class_name": "WanTransformer3DModel",
         "patch_size": patch,
@@ -127,6 +128,7 @@ def _wan(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> Part:
         "eps": 1e-6,
         "image_dim": shape(pictures)[0] if pictures in names else None,
         "added_kv_proj_dim": width if pictures in names else None,
+        "pos_embed_seq_len": shape(places)[1] if places in names else None,
     }
     return Part("wan", "transformer", settings, names, tensors, path)
 

@@ -51,6 +51,7 @@ from sora_jax.models.int8 import INT8, weight_bytes
 from sora_jax.models.ltx_vae import LTXVAE
 from sora_jax.models.ltx_vae_config import LTXVAEConfig
 from sora_jax.models.pixels import PIXELS
+from sora_jax.models.vision import load_clip_vision, read_tower
 from sora_jax.models.wan import WanPair
 from sora_jax.models.wan_vae import WanVAE
 from sora_jax.models.wan_vae_config import WanVAEConfig
@@ -187,7 +188,8 @@ def load_pretrained(
     dit = load("transformer")
     if is_pair:
         dit = WanPair(dit, load("transformer_2"), bundle.dit.boundary)
-    return dataclasses.replace(bundle, vae=load_vae(folder, dtype, reference), dit=dit)
+    encoder = load_clip_vision(*picture_folders(folder)) if config.picture_width else None
+    return dataclasses.replace(bundle, vae=load_vae(folder, dtype, reference), dit=dit, image_encoder=encoder)
 
 
 def read_shapes(folder: pathlib.Path, reference: Reference = "diffusers", dtype: str = "float32") -> Bundle:
@@ -220,6 +222,7 @@ def read_shapes(folder: pathlib.Path, reference: Reference = "diffusers", dtype:
         text=text.max_tokens,
         text_len=text.max_tokens,
         seq_multiple=256,
+        pictures=_picture_states(folder, config, index),
     )
     summary = f"{name}: {config.layers} layers of {config.width}, {config.channels} latent channels"
 
@@ -381,3 +384,31 @@ def _check_together(folder: pathlib.Path, config: Any, vae: Any, text: Mapping[s
             f"{folder}: the text encoder's states are {text.get('d_model')} wide and the transformer takes "
             f"{config.text_width}: they are of different models."
         )
+
+
+def picture_folders(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    """Of an image encoder, and of what prepares its pictures."""
+    return folder / "image_encoder", folder / "image_processor"
+
+
+def _picture_states(folder: pathlib.Path, config: Any, index: Mapping[str, Any]) -> int:
+    """How many states of its image encoder a transformer is given with a segment; 0: it takes none.
+
+    Raises:
+      UserError: the image encoder is missing or of another model.
+    """
+    if not config.picture_width:
+        return 0
+    encoder, _ = picture_folders(folder)
+    if missing := {"image_encoder", "image_processor"} - set(parts_of(index)):
+        raise UserError(
+            f"{folder}: the transformer takes an image encoder's states, and {INDEX} has no "
+            f"{' and no '.join(sorted(missing))}: fetch the model again."
+        )
+    sizes = read_tower(encoder)
+    if sizes.hidden_size != config.picture_width or config.picture_positions not in (0, 2 * sizes.states):
+        raise UserError(
+            f"{folder}: the image encoder gives {sizes.states} states of {sizes.hidden_size} numbers a picture and the "
+            f"transformer takes others: they are of different models."
+        )
+    return config.picture_positions or sizes.states

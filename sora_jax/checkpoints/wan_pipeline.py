@@ -37,9 +37,12 @@ FAMILIES = {
     "Wan2.1, 480p": Family(32_760, 21, 480, 832, 16, 81, 50, 5.0, 5.0, "Apache-2.0"),
     "Wan2.1, 720p": Family(75_600, 21, 720, 1280, 16, 81, 50, 5.0, 5.0, "Apache-2.0"),
     "Wan2.2-A14B": Family(75_600, 21, 720, 1280, 16, 81, 40, 4.0, 12.0, "Apache-2.0", 3.0),
-    "Wan2.2-I2V-A14B": Family(75_600, 21, 720, 1280, 16, 81, 40, 3.5, 5.0, "Apache-2.0", 3.5),
+    "Wan2.2-I2V-A14B": Family(
+        75_600, 21, 720, 1280, 16, 81, 40, 3.5, 5.0, "Apache-2.0", 3.5, from_picture=True
+    ),
     # Those of 480p and of 720p differ in weights alone: the smaller size and its shift, up to the larger one's tokens.
-    "Wan2.1-I2V": Family(75_600, 21, 480, 832, 16, 81, 40, 5.0, 3.0, "Apache-2.0"),
+    "Wan2.1-I2V": Family(75_600, 21, 480, 832, 16, 81, 40, 5.0, 3.0, "Apache-2.0", from_picture=True),
+    "Wan2.1-FLF2V": Family(75_600, 21, 720, 1280, 16, 81, 50, 5.0, 16.0, "Apache-2.0", from_picture=True),
     "Wan2.2-TI2V": Family(27_280, 31, 704, 1280, 24, 121, 50, 5.0, 5.0, "Apache-2.0"),
 }
 
@@ -51,7 +54,7 @@ def family_of(config: WanConfig, index: Mapping[str, Any]) -> tuple[str, Family]
     elif "transformer_2" in parts_of(index):
         name = "Wan2.2-I2V-A14B" if config.extra_channels else "Wan2.2-A14B"
     elif config.extra_channels:
-        name = "Wan2.1-I2V"
+        name = "Wan2.1-FLF2V" if config.picture_positions else "Wan2.1-I2V"
     else:
         name = "Wan2.1, 480p" if config.heads <= 12 else "Wan2.1, 720p"
     return name, FAMILIES[name]
@@ -73,6 +76,7 @@ def sampling_of(
         "aspect": f"{family.width}:{family.resolution}",
         "fps": family.fps,
         "duration": family.frames / family.fps,
+        "from_picture": family.from_picture,
     }
     if index.get("_class_name") == FEW_STEPS:
         return Sampling(3, 1.0, solver="sde", shift=8.0, sigmas=_FEW_SIGMAS, **common)

@@ -102,6 +102,10 @@ def causal_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    if x.dtype != jnp.float32 and by_onednn():
+        # XLA would make zeros before x padding of the convolution, for which oneDNN reads beyond x: one frame of three
+        # channels in bfloat16 gave other numbers each time, NaN among them (jaxlib 0.12.0).
+        x = jax.lax.optimization_barrier(x)
     return jax.lax.conv_general_dilated(
         x, kernel, (1, 1, 1), ((0, 0), (1, 1), (1, 1)), dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
     )

@@ -171,6 +171,11 @@ class DiTConfig:
         """Numbers of a token beside those it holds: none."""
         return 0
 
+    @property
+    def picture_width(self) -> int:
+        """Width of pictures' states: it takes none."""
+        return 0
+
 
 def forward_flops(
     config: DiTConfig, tokens: float, attention_pairs: float, words: float = 0, word_pairs: float = 0

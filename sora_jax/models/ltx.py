@@ -84,6 +84,7 @@ class LTXConfig:
     reference_frames: bool = dataclasses.field(default=False, init=False, repr=False)
     extra_channels: int = dataclasses.field(default=0, init=False, repr=False)
     extra_width: int = dataclasses.field(default=0, init=False, repr=False)
+    picture_width: int = dataclasses.field(default=0, init=False, repr=False)
     caption: Literal["cross"] = dataclasses.field(default="cross", init=False, repr=False)
 
     def __post_init__(self) -> None:

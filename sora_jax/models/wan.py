@@ -7,15 +7,16 @@ adaLN-Zero is a table of each layer plus one projection that layers share; RoPE 
 Wan was trained with captions padded to 512 positions of zeros, all of which are attended to. They are equal, so one
 key stands for them (`attention.dispatch.attend_padded`).
 
-Wan2.1 and 2.2 (text to video) have this architecture. TI2V-5B was trained with a timestep per token, 0 where frames are
-given: these are this package's conditioning tokens.
+Wan2.1 and 2.2 have this architecture, text to video and image to video. Of the latter the picture is given as channels
+beside the noisy ones; Wan2.1 also attends to an image encoder's states of it (section 5.1). TI2V-5B was trained with a
+timestep per token, 0 where frames are given: these are this package's conditioning tokens.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from flax import nnx
 from sora_jax.axes import Patches, SegmentIds, Sigma
 from sora_jax.distributed.mesh import HEADS, check_sequence_split, constrain
 from sora_jax.errors import UserError
-from sora_jax.models.attention.dispatch import attend, attend_padded
+from sora_jax.models.attention.dispatch import attend, attend_masked, attend_padded
 from sora_jax.models.dit_config import POLICIES, Backend
 from sora_jax.models.layers import (
     Linear,
@@ -41,7 +42,13 @@ from sora_jax.tokens.patches import CoordinateMode
 
 TIMESTEPS = 1000  # a sigma of 1
 THETA = 10_000.0  # of RoPE and of the timestep's features
+PICTURE_EPSILON = 1e-5  # of the norms of pictures' states
 _LONGEST = 1024  # positions along an axis whose angles are tabulated
+
+
+Pictures: TypeAlias = tuple[
+    jax.Array, jax.Array
+]  # states [B,I,D], and bool[B,N,I], which of them tokens attend to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +60,8 @@ class WanConfig:
       hidden: width of an MLP [ffn_dim].
       channels: of the latent, and of the velocity [out_channels].
       extra_channels: that are given beside the latent's, of image-to-video models [in_channels - out_channels].
+      picture_width: V, of the image encoder's states, which tokens attend to beside their caption [image_dim]; 0: none.
+      picture_positions: states of a segment's two pictures, each given its position [pos_embed_seq_len]; 0: not.
       patch: latent cells a token spans [patch_size].
       text_width: of the text encoder's states [text_dim].
       text_padding: positions to which captions were padded in training.
@@ -73,6 +82,8 @@ class WanConfig:
     hidden: int = 8960
     channels: int = 16
     extra_channels: int = 0
+    picture_width: int = 0
+    picture_positions: int = 0
     patch: tuple[int, int, int] = (1, 2, 2)
     text_width: int = 4096
     text_padding: int = 512
@@ -138,7 +149,7 @@ class WanConfig:
 
 
 class CrossAttention(nnx.Module):
-    """From a token to its active caption."""
+    """From a token to its active caption, and to the pictures that are given."""
 
     def __init__(self, config: WanConfig, *, rngs: nnx.Rngs) -> None:
         D, heads = config.width, (config.heads, config.head_width)
@@ -147,10 +158,18 @@ class CrossAttention(nnx.Module):
         self.q = Linear(D, heads, letters="DHF", rngs=rngs)
         self.kv = Linear(D, (2, *heads), letters="D2HF", rngs=rngs)
         self.qk_scale = nnx.Param(jnp.ones((2, *heads)))
+        if config.picture_width:
+            self.picture_kv = Linear(D, (2, *heads), letters="D2HF", rngs=rngs)
+            self.picture_k_scale = nnx.Param(jnp.ones(heads))
         self.out = Linear(D, D, letters="WD", rngs=rngs)
 
     def __call__(
-        self, x_bnd: jax.Array, text_bmd: jax.Array, mask_bnm: jax.Array, config: WanConfig
+        self,
+        x_bnd: jax.Array,
+        text_bmd: jax.Array,
+        mask_bnm: jax.Array,
+        pictures: Pictures | None,
+        config: WanConfig,
     ) -> jax.Array:
         """What the residual stream gains, [B, N, D]; the last of the text positions is the padding."""
         h = x_bnd
@@ -162,6 +181,11 @@ class CrossAttention(nnx.Module):
         k = norm_heads(k, scale[1], config.epsilon)
         padding = jnp.maximum(config.text_padding - mask_bnm[..., :-1].sum(-1), 0).astype(jnp.float32)
         h = constrain(attend_padded(q, k, v, mask_bnm, padding), "BNHF")
+        if pictures is not None:
+            states, mask = pictures
+            k, v = (constrain(x.squeeze(2), "BMHF") for x in jnp.split(self.picture_kv(states), 2, axis=2))
+            k = norm_heads(k, self.picture_k_scale[...], config.epsilon)
+            h += constrain(attend_masked(q, k, v, mask), "BNHF")
         return self.out(h.reshape(x_bnd.shape))
 
 
@@ -188,6 +212,7 @@ class Block(nnx.Module):
         segment_ids_bn: SegmentIds,
         text_bmd: jax.Array,
         mask_bnm: jax.Array,
+        pictures: Pictures | None,
     ) -> jax.Array:
         dtype, kept = jnp.dtype(config.dtype), x_bnd.dtype
         modulation = condition_bs6d + self.modulation[...].astype(jnp.float32)
@@ -206,7 +231,8 @@ class Block(nnx.Module):
         h = self.out(constrain(h, "BNHF").reshape(x_bnd.shape))
         x_bnd = constrain((x_bnd.astype(jnp.float32) + h * gate).astype(kept), "BND")
 
-        x_bnd = constrain(x_bnd + self.cross(x_bnd, text_bmd, mask_bnm, config).astype(kept), "BND")
+        h = self.cross(x_bnd, text_bmd, mask_bnm, pictures, config)
+        x_bnd = constrain(x_bnd + h.astype(kept), "BND")
 
         h = (layer_norm(x_bnd, config.epsilon) * (1 + scale_mlp) + shift_mlp).astype(dtype)
         h = self.down(jax.nn.gelu(self.up(h))).astype(jnp.float32)
@@ -225,6 +251,13 @@ class Wan(nnx.Module):
         self.time_in = Linear(config.time_width, D, rngs=rngs)
         self.time_out = Linear(D, D, rngs=rngs)
         self.condition = Linear(D, (6, D), rngs=rngs)
+        if width := config.picture_width:
+            norm = lambda size: nnx.Param(jnp.stack([jnp.ones(size), jnp.zeros(size)]))
+            self.picture_norm, self.picture_norm_out = norm(width), norm(D)
+            self.picture_in = Linear(width, width, rngs=rngs)
+            self.picture_out = Linear(width, D, rngs=rngs)
+            if config.picture_positions:
+                self.picture_place = nnx.Param(jnp.zeros((config.picture_positions, width)))
         keys = jax.random.split(rngs.params(), config.layers)
         self.blocks = jax.vmap(lambda key: Block(config, rngs=nnx.Rngs(params=key)))(keys)
         self.modulation = nnx.Param(jnp.zeros((2, D)))
@@ -275,7 +308,8 @@ class Wan(nnx.Module):
             x = x.reshape(*x.shape[:2], -1)
         x = self.patch_in(x.astype(dtype))
         x = constrain(x.astype(config.stream_dtype), "BND")
-        return x, time, (condition, batch.condition_ids, angles, batch.segment_ids, text, mask)
+        pictures = self._pictures(batch) if config.picture_width else None
+        return x, time, (condition, batch.condition_ids, angles, batch.segment_ids, text, mask, pictures)
 
     def project(self, x_bnd: jax.Array, time_bsd: jax.Array, index_bn: jax.Array) -> Patches:
         """The velocity of what the last block gives."""
@@ -283,6 +317,17 @@ class Wan(nnx.Module):
         shift, scale = (gather_conditions(modulation[:, :, i], index_bn) for i in range(2))
         x = layer_norm(x_bnd, self.config.epsilon) * (1 + scale) + shift
         return constrain(self.patch_out(x.astype(self.config.dtype)).astype(jnp.float32), "BNP")
+
+    def _pictures(self, batch: PackedBatch) -> Pictures:
+        """The states [B,I,D] of all pictures as blocks attend to them, and which tokens do."""
+        dtype = jnp.dtype(self.config.dtype)
+        x = batch.pictures
+        if count := self.config.picture_positions:  # every segment has so many, one segment's after another's
+            x = x + self.picture_place[...][jnp.arange(x.shape[1]) % count]
+        normed = lambda x, of: (layer_norm(x, PICTURE_EPSILON) * of[0] + of[1]).astype(dtype)
+        x = jax.nn.gelu(self.picture_in(normed(x, self.picture_norm[...])), approximate=False)
+        x = normed(self.picture_out(x), self.picture_norm_out[...])
+        return constrain(x, "BMD"), batch.picture_mask
 
     def _time(self, sigma_bs: Sigma) -> jax.Array:
         """float32[B,S,D], of timesteps 0…1000; exact on accelerators too, as the table is small."""

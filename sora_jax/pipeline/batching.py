@@ -37,6 +37,7 @@ class BatchShape:
       text_len: M, text positions; as many again for negative prompts.
       max_segments: K, of a sequence.
       max_conditions: S - 1, pairs of initial sigma and active caption over a sequence's segments.
+      picture_len: I, states of pictures.
     """
 
     batch_size: int
@@ -44,6 +45,7 @@ class BatchShape:
     text_len: int
     max_segments: int
     max_conditions: int
+    picture_len: int = 0
 
     @property
     def limits(self) -> tuple[int, int, int, int]:
@@ -53,7 +55,7 @@ class BatchShape:
     def holds(self, row: Sequence[_BatchedSegment]) -> bool:
         """Whether they fit one of its sequences."""
         sums = np.sum([member.size for member in row], axis=0)
-        most = self.seq_len, self.text_len, self.text_len, self.max_conditions
+        most = self.seq_len, self.text_len, self.text_len, self.max_conditions, self.picture_len
         return len(row) <= self.max_segments and bool((sums <= most).all())
 
 
@@ -73,10 +75,12 @@ class _BatchedSegment:
     step: int = 0
 
     @functools.cached_property
-    def size(self) -> tuple[int, int, int, int]:
-        """What it takes of a sequence: tokens, text tokens, negative text tokens, conditions."""
+    def size(self) -> tuple[int, ...]:
+        """What it takes of a sequence: tokens, text tokens, negative text tokens, conditions, states of pictures."""
         negative = 0 if self.negative_text is None else len(self.negative_text)
-        return len(self.segment.patches), len(self.segment.text), negative, self.segment.num_conditions
+        own = self.segment
+        pictures = 0 if own.pictures is None else len(own.pictures)
+        return len(own.patches), len(own.text), negative, own.num_conditions, pictures
 
     @property
     def positions(self) -> tuple[int, slice]:
@@ -235,7 +239,7 @@ class ContinuousBatcher:
         rows = self._rows()
         self.batch_shape = shape = next(shape for shape in self.batch_shapes if all(map(shape.holds, rows)))
         segments = [[member.segment for member in row] for row in rows]
-        sizes = shape.batch_size, shape.seq_len, shape.text_len, shape.max_conditions
+        sizes = shape.batch_size, shape.seq_len, shape.text_len, shape.max_conditions, shape.picture_len
         batch, placements = pack_batch(segments, *sizes)
         self._active.sort(key=lambda member: member.row)  # as they are packed
         old = None if self._state is None else State(*map(np.asarray, self._state[:6]))

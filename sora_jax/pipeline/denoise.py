@@ -35,6 +35,7 @@ MAX_SEGMENTS = 16  # in a packed sequence as long as training's
 # attention's backend: the reference's cost grows with the square of the sequence.
 LONGEST_SEQUENCE = {"cpu": 2, "gpu": 4, "tpu": 4, "reference": 1}
 MAX_CONDITIONS = 32  # pairs of initial sigma and active caption, over its segments
+PICTURES_MULTIPLE = 4  # of segments whose pictures there is room for, likewise: up to four share a program
 TEXT_MULTIPLE = 64  # of text positions, where sequences are as short as they can be
 MAX_HELD = 1 << 26  # bytes of latents; canvases that take more together are denoised one after another
 
@@ -79,8 +80,15 @@ def iter_latents(
     captions = _encode_captions(model.text_encoder, [job.captions or ((0.0, ""),) for job in jobs])
     negatives = _encode_captions(model.text_encoder, [((0.0, job.settings.negative),) for job in jobs])
     active = [
-        _ActiveJob(model, job, canvas, text, negative)
-        for job, canvas, text, (negative, _) in zip(jobs, canvases, captions, negatives, strict=True)
+        _ActiveJob(model, job, canvas, text, negative, pictures)
+        for job, canvas, text, (negative, _), pictures in zip(
+            jobs,
+            canvases,
+            captions,
+            negatives,
+            model.encode_pictures([job.sketch for job in jobs]),
+            strict=True,
+        )
     ]
     steps = _take_steps(model, active, progress)
     return [_drain(job, steps) for job in active]
@@ -172,10 +180,10 @@ def _batch_shape(
             max(len(segment.text), len(segment.text if own is None else own))
             for segment, own in zip(segments, negatives, strict=True)
         ]
-        seq_len = max(min(sum(tokens), longest), max(tokens))
-        return BatchShape(
-            1, up(seq_len, multiple), up(sum(words), TEXT_MULTIPLE), MAX_SEGMENTS, MAX_CONDITIONS
-        )
+        seq_len = up(max(min(sum(tokens), longest), max(tokens)), multiple)
+        at_once = min(len(segments), max(seq_len // min(tokens), 1), MAX_SEGMENTS)
+        pictures = limits.pictures * up(at_once, PICTURES_MULTIPLE)
+        return BatchShape(1, seq_len, up(sum(words), TEXT_MULTIPLE), MAX_SEGMENTS, MAX_CONDITIONS, pictures)
     shape = lambda times, text: BatchShape(
         1, times * limits.tokens, text * limits.text_len, times * MAX_SEGMENTS, times * MAX_CONDITIONS
     )
@@ -201,8 +209,9 @@ class _ActiveJob:
         canvas: Canvas,
         text_states: tuple[np.ndarray, np.ndarray],
         negative_text: np.ndarray,
+        pictures: np.ndarray | None,
     ) -> None:
-        self.job, self.text_states = job, text_states
+        self.job, self.text_states, self.pictures = job, text_states, pictures
         self.negative_text = negative_text if len(negative_text) else None
         self.config, self.bundle = model.dit.config, model.bundle
         self.boundary = model.dit.boundary_sigma if isinstance(model.dit, WanPair) else 0.0
@@ -259,7 +268,7 @@ class _ActiveJob:
                 shown = self._tile(part, tile).with_beside()
                 own = np.zeros(shown.latent.shape, np.float32)  # what is beside it has none
                 own[: len(part)] = noise[:, top : top + high, left : left + wide]
-                segment = to_segment(shown, patch, *self.text_states, coords, key)
+                segment = to_segment(shown, patch, *self.text_states, coords, key, self.pictures)
                 out[tile] = segment, patchify(own, patch)
         return out
 

@@ -7,10 +7,11 @@ import functools
 import math
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from sora_jax.backend import cache_home
 from sora_jax.checkpoints.components import Autoencoder, Bundle, Sampling, Transformer
@@ -18,8 +19,12 @@ from sora_jax.errors import UserError
 from sora_jax.models.text import TextEncoder, load_text_encoder
 from sora_jax.pipeline.budget import LIMIT_FPS, LIMIT_SECONDS, VideoCost, check_frames, check_pixels
 from sora_jax.pipeline.settings import Settings
-from sora_jax.tokens.canvas import tile_boxes
+from sora_jax.tokens.canvas import Sketch, tile_boxes
 
+ONLY_PICTURES = (
+    "This model makes a video from a picture, its first frame (and if you like another, its last): use animate, or "
+    "another model."
+)
 STATES = "SORA_JAX_TEXT_STATES"  # environment variable: the folder of prompts' states; empty: none are kept
 
 
@@ -115,11 +120,6 @@ class VideoModel:
             )
         return self.bundle.dit
 
-    @property
-    def starts_from_picture(self) -> bool:
-        """Whether it makes videos from a picture alone, which is given as channels beside the noisy ones."""
-        return self.bundle.dit is not None and self.bundle.dit.config.extra_channels > 0
-
     @functools.cached_property
     def parameters(self) -> int:
         """How many numbers the transformer has."""
@@ -131,6 +131,14 @@ class VideoModel:
         if self._text_encoder is None:
             self._text_encoder = load_text_encoder(self.bundle.text, kept_states=_kept_states())
         return self._text_encoder
+
+    def encode_pictures(self, sketches: Sequence[Sketch]) -> list[np.ndarray | None]:
+        """The image encoder's states float32[i,V] of the frames that are given in each; None: the model takes none."""
+        if self.bundle.image_encoder is None:
+            return [None] * len(sketches)
+        given = [list(sketch.frames[sketch.conditioning_frames]) for sketch in sketches]
+        states = iter(self.bundle.image_encoder([picture for own in given for picture in own]))
+        return [np.concatenate([next(states) for _ in own]) for own in given]
 
     def cells(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the latent that holds frames of a size; they are cropped when decoded."""

@@ -11,7 +11,7 @@ from sora_jax.pipeline.budget import frames_of
 from sora_jax.pipeline.checks import check_text
 from sora_jax.pipeline.job import Job, captions_of
 from sora_jax.pipeline.keywords import accepts_aliases, check_conflicts
-from sora_jax.pipeline.model import VideoModel
+from sora_jax.pipeline.model import ONLY_PICTURES, VideoModel
 from sora_jax.pipeline.settings import Settings
 from sora_jax.pipeline.shape import check_shape
 
@@ -72,8 +72,10 @@ def text_to_video(model: VideoModel, request: Request) -> Job:
     """The job of a request: everything is generated.
 
     Raises:
-      UserError: the video is larger or longer than what can be made.
+      UserError: the video is larger or longer than what can be made, or the model makes none of words.
     """
+    if model.sampling.from_picture:
+        raise UserError(ONLY_PICTURES)
     shape, settings = request.shape(), request.settings()
     model.check_limits(shape[0], shape[1:], request.fps, settings, held=False)
     return Job(sketches.all_noise(shape, request.fps), captions_of(request.prompt), settings)

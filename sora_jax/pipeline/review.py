@@ -14,7 +14,7 @@ from sora_jax.models.wan import WanPair
 from sora_jax.pipeline import budget
 from sora_jax.pipeline.checks import check_text, short_repr
 from sora_jax.pipeline.job import Captions, Job
-from sora_jax.pipeline.model import VideoModel
+from sora_jax.pipeline.model import ONLY_PICTURES, VideoModel
 from sora_jax.pipeline.settings import Settings
 
 LETTERS_A_TOKEN = 4  # of English text, about
@@ -76,16 +76,17 @@ def review(model: VideoModel, job: Job) -> list[str]:
 
 def _check_picture(model: VideoModel, job: Job) -> None:
     """Raises UserError where a model that makes videos from a picture is asked for something else."""
-    if not model.starts_from_picture:
+    if not model.sampling.from_picture:
         return
     sketch, name = job.sketch, model.name
     given = sketch.conditioning_frames
     first_or_last = bool(given[0]) and not given[1:-1].any() and not given.all()
     if not first_or_last or not (sketch.strength[~given] == 1).all():
-        raise UserError(
-            f"The model {name!r} makes a video from a picture, its first frame (and if you like another, its last): "
-            "use animate, or another model."
-        )
+        raise UserError(ONLY_PICTURES)
+    config, count = model.dit.config, int(given.sum())
+    if config.picture_width and count != (wanted := 2 if config.picture_positions else 1):
+        what = "two pictures, its first frame and its last" if wanted == 2 else "its first frame alone"
+        raise UserError(f"The model {name!r} makes a video from {what}, not from {count}.")
     if job.settings.conditioning_guidance != 1:
         raise UserError(
             f"The model {name!r} never saw a video without its picture: conditioning_guidance is 1."

@@ -46,7 +46,7 @@ class VaeProcessor(VideoModel):
     def prepare_latents(self, sketch: Sketch) -> Canvas:
         """The canvas of a sketch, its conditioning encoded; frames are padded to whole cells at their edges."""
         T, Y, X, _ = sketch.frames.shape
-        by_picture = self.starts_from_picture and sketch.from_noise
+        by_picture = self.sampling.from_picture and sketch.from_noise
         given = np.zeros(T, bool) if by_picture else sketch.conditioning_frames
         spans, later = split_into_spans(given, self.stride), list[CausalSpan]()
         takes_beside = self.bundle.dit is not None and getattr(self.dit.config, "conditional", False)

@@ -153,15 +153,17 @@ def _work(spec: StepSpec) -> tuple[float, float, float, float]:
     segments = _segments(spec, clip) if clip else 1
     tokens, words = (clip.tokens, clip.words) if clip else (row.seq_len, row.text_len)
     words = min(words, row.text_len // segments)
+    # States of pictures are projected and reached across as a caption's are.
+    pictures = row.get("picture_len", 0)
     sequences = spec.batch_size * spec.passes / chips
     factor = _directions(objective) if spec.step == "train" else 1
     attention_pairs = sequences * segments * (tokens + dit.text_positions(words)) ** 2
     flops = forward_flops if isinstance(dit, DiTConfig) else published_flops
-    inside, beside = (tokens, words) if dit.caption == "cross" else (tokens + words, 0)
+    inside, beside = (tokens, words + pictures) if dit.caption == "cross" else (tokens + words, 0)
     useful = factor * sequences * segments * flops(dit, inside, inside**2, beside, tokens * beside)
     positions = sequences * positions_of(spec)
     # Cross-attention is dense, in plain products.
-    beside = sequences * row.text_len if dit.caption == "cross" else 0.0
+    beside = sequences * (row.text_len + pictures) if dit.caption == "cross" else 0.0
     passes = _passes(spec)
     once = flops(dit, 0, attention_pairs)
     kernels = 1 if spec.step == "sample" else 1 + (dit.remat == "none") + BACKWARD / FORWARD

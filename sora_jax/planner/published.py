@@ -68,6 +68,7 @@ class PublishedSampler:
             dit.text_width,
             reference=False,
             extra_width=dit.extra_width,
+            picture=(sizes.picture_len, dit.picture_width),
         )
 
     def decoding_flops(self, frames: int, height: int, width: int) -> float:
@@ -162,6 +163,7 @@ def published_config(
             "pipeline": {
                 "seq_len": -(-tokens // multiple) * multiple,
                 "text_len": limits.text_len,
+                "picture_len": limits.pictures,
                 "batch_size": 1,
                 "max_segments": 1,
             },

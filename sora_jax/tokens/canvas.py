@@ -198,6 +198,7 @@ def to_segment(
     text_time: np.ndarray,
     mode: CoordinateMode = "fractional",
     key: str = "",
+    pictures: np.ndarray | None = None,
 ) -> Segment:
     """The canvas as tokens. Time counts from its earliest latent frame, not from the clip's start.
 
@@ -205,6 +206,7 @@ def to_segment(
       text: float[m,E], text-encoder states of its captions.
       text_time: float[m], seconds on the canvas's own clock (`ends` over `fps`) from which they are active; captions
         that another has replaced before the canvas begins are left out.
+      pictures: float[i,V], see `packing.Segment`.
     """
     if patch[0] > 1 and canvas.first[1:].any():
         raise UserError(
@@ -245,6 +247,7 @@ def to_segment(
         text_time=kept_time,
         key=key,
         reference=reference.reshape(len(patches), -1),
+        pictures=pictures,
         extra_channels=None if canvas.extra_channels is None else patchify(canvas.extra_channels, patch),
     )
 

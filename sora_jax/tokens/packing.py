@@ -42,6 +42,8 @@ class PackedBatch:
       condition_init_sigma: float[B,S], the σ it starts from.
       reference: float[B,N,2(P+1)], see `Segment`; None for a model that takes none.
       extra_channels: float[B,N,X], see `Segment`; None for a model that takes none.
+      pictures: float[B,I,V], states of the given pictures, see `Segment`; None for a model that takes none.
+      picture_segment_ids: int32[B,I], the segment that each of them is of; 0 is none.
     """
 
     patches: Any
@@ -58,6 +60,8 @@ class PackedBatch:
     condition_init_sigma: Any
     reference: Any = None
     extra_channels: Any = None
+    pictures: Any = None
+    picture_segment_ids: Any = None
 
     @classmethod
     def shapes(
@@ -70,8 +74,9 @@ class PackedBatch:
         text_width: int,
         reference: bool,
         extra_width: int = 0,
+        picture: tuple[int, int] = (0, 0),
     ) -> PackedBatch:
-        """One of `jax.ShapeDtypeStruct`s: B, N, M, S - 1, P, E, whether there is `reference`, and X."""
+        """One of `jax.ShapeDtypeStruct`s: B, N, M, S - 1, P, E, whether there is `reference`, X, and (I, V)."""
         of = lambda dtype, *shape: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
         number, index = functools.partial(of, np.float32), functools.partial(of, np.int32)
         table_len = 1 + conditions
@@ -90,6 +95,8 @@ class PackedBatch:
             condition_init_sigma=number(table_len),
             reference=number(seq_len, 2 * (patch_width + 1)) if reference else None,
             extra_channels=number(seq_len, extra_width) if extra_width else None,
+            pictures=number(*picture) if picture[0] else None,
+            picture_segment_ids=index(picture[0]) if picture[0] else None,
         )
 
     def with_text_positions(self, count: int) -> PackedBatch:
@@ -105,11 +112,19 @@ class PackedBatch:
     @property
     def caption_mask(self) -> jax.Array:
         """bool[B,N,M]: the positions of a token's active caption; conditioning tokens have all of their segment's."""
-        same_segment = self.segment_ids[:, :, None] == self.text_segment_ids[:, None, :]
-        owned = same_segment & (self.text_segment_ids > 0)[:, None, :]
+        owned = self._owned(self.text_segment_ids)
         time = jnp.take_along_axis(jnp.asarray(self.condition_caption_time), self.condition_ids, axis=1)
         active = (time[:, :, None] == self.text_time[:, None, :]) | (self.condition_ids == 0)[:, :, None]
         return owned & active
+
+    @property
+    def picture_mask(self) -> Any:
+        """bool[B,N,I]: the states of a token's own pictures."""
+        return self._owned(self.picture_segment_ids)
+
+    def _owned(self, others_bm: Any) -> Any:
+        """bool[B,N,M]: those of a second sequence that are of a token's segment."""
+        return (self.segment_ids[:, :, None] == others_bm[:, None, :]) & (others_bm > 0)[:, None, :]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +143,7 @@ class Segment:
         it, each with its nearness in time, see `patches.reference_patches`; None is none.
       extra_channels: float[n,X], latent channels that stand beside the noisy ones and stay as they are while it is
         sampled (Wan image-to-video: the given picture), as patches; None for a model that takes none.
+      pictures: float[i,V], an image encoder's states of the given pictures (`models.vision`); None likewise.
     """
 
     patches: np.ndarray
@@ -139,6 +155,7 @@ class Segment:
     key: str = ""
     reference: Any = None
     extra_channels: Any = None
+    pictures: Any = None
 
     def __post_init__(self) -> None:
         if self.reference is None:
@@ -207,7 +224,12 @@ def first_fit_decreasing(
 
 
 def pack_batch(
-    sequences: Sequence[Sequence[Segment]], batch_size: int, seq_len: int, text_len: int, conditions: int
+    sequences: Sequence[Sequence[Segment]],
+    batch_size: int,
+    seq_len: int,
+    text_len: int,
+    conditions: int,
+    picture_len: int = 0,
 ) -> tuple[PackedBatch, list[Placement]]:
     """The batch that holds these segments, and the placement of each, sequence after sequence.
 
@@ -216,12 +238,13 @@ def pack_batch(
       batch_size: B; sequences that are missing are empty.
       seq_len, text_len: N and M, positions of a sequence.
       conditions: S - 1, entries of a sequence's table.
+      picture_len: I, where segments have pictures.
     """
     like = next(segment for segments in sequences for segment in segments)
-    columns = _empty_columns(like, batch_size, seq_len, text_len)
+    columns = _empty_columns(like, batch_size, seq_len, text_len, picture_len)
     placements = []
     for row, segments in enumerate(sequences):
-        start = text_start = 0
+        start = text_start = picture_start = 0
         for segment_id, segment in enumerate(segments, 1):
             n, m = len(segment.patches), len(segment.text)
             tokens, text = slice(start, start + n), slice(text_start, text_start + m)
@@ -231,6 +254,11 @@ def pack_batch(
                 columns[name][row, text] = getattr(segment, name)
             columns["segment_ids"][row, tokens] = segment_id
             columns["text_segment_ids"][row, text] = segment_id
+            if segment.pictures is not None:
+                pictures = slice(picture_start, picture_start + len(segment.pictures))
+                columns["pictures"][row, pictures] = segment.pictures
+                columns["picture_segment_ids"][row, pictures] = segment_id
+                picture_start = pictures.stop
             placements.append(Placement(row, segment_id, start, n))
             start, text_start = start + n, text_start + m
     return _with_conditions(columns, conditions), placements
@@ -317,12 +345,17 @@ def _with_conditions(columns: dict[str, np.ndarray], conditions: int) -> PackedB
     )
 
 
-def _empty_columns(like: Segment, batch_size: int, seq_len: int, text_len: int) -> dict[str, np.ndarray]:
+def _empty_columns(
+    like: Segment, batch_size: int, seq_len: int, text_len: int, picture_len: int
+) -> dict[str, np.ndarray]:
     lengths = dict.fromkeys(_TOKEN_FIELDS, seq_len) | dict.fromkeys(_TEXT_FIELDS, text_len)
+    lengths["pictures"] = picture_len
     columns = {
         name: np.zeros((batch_size, length, *getattr(like, name).shape[1:]), getattr(like, name).dtype)
         for name, length in lengths.items()
         if getattr(like, name) is not None
     }
     ids = {"segment_ids": seq_len, "text_segment_ids": text_len}
+    if like.pictures is not None:
+        ids["picture_segment_ids"] = picture_len
     return columns | {name: np.zeros((batch_size, length), np.int32) for name, length in ids.items()}

@@ -87,6 +87,22 @@ def test_names_and_types_are_diffusers_and_the_files_own(converted, original):
         convert([original], converted)
 
 
+def test_files_that_take_a_picture_become_an_image_to_video_folder(original, tmp_path):
+    picture = weights("transformer")
+    kernel = picture["patch_embedding.weight"]
+    given = np.zeros((len(kernel), kernel.shape[1] + 4, *kernel.shape[2:]), np.float32)
+    picture["patch_embedding.weight"] = np.concatenate([kernel, given], axis=1)
+    for part in ("high_noise_model", "low_noise_model"):
+        (tmp_path / part).mkdir()
+        safetensors.numpy.save_file(picture, tmp_path / part / FILES["transformer"])
+    rest = [original / FILES[part] for part in ("vae", "text_encoder")]
+    words = original / "google" / "umt5-xxl"
+    pair = [tmp_path / "high_noise_model", tmp_path / "low_noise_model"]
+    folder = convert([*pair, *rest], tmp_path / "out", tokenizer=words)
+    index = json.loads((folder / "model_index.json").read_text())
+    assert (index["_class_name"], index["boundary_ratio"]) == ("WanImageToVideoPipeline", 0.9)
+
+
 def test_other_parts_come_from_a_base(original, converted, tmp_path):
     """One transformer of ComfyUI's kind: with a prefix, in float8 with a scale beside each matrix."""
     scaled = {}

@@ -15,6 +15,7 @@ WEIGHTS = {
     "transformer_2": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
     "text_encoder": "model.safetensors",
+    "image_encoder": "model.safetensors",
 }
 
 
@@ -32,6 +33,8 @@ def write_folder(folder: pathlib.Path, kept: dict[str, Any]) -> pathlib.Path:
         "scheduler/scheduler_config.json": kept["files"]["scheduler"],
         "tokenizer/tokenizer.json": kept["files"]["tokenizer"],
     }
+    if "image_processor" in kept["files"]:
+        files["image_processor/preprocessor_config.json"] = kept["files"]["image_processor"]
     if "transformer_2" in kept["names"]:
         files["transformer_2/config.json"] = kept["config"]["transformer"]
     for name, value in files.items():

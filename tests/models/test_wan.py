@@ -160,7 +160,7 @@ def test_a_file_that_differs_from_its_settings_is_refused(change, sentence):
     ("change", "sentence"),
     [
         ({"image_dim": 1280}, "image_dim=1280"),
-        ({"in_channels": 36, "out_channels": 16}, "takes 36 channels and gives 16"),
+        ({"in_channels": 8, "out_channels": 16}, "takes 8 channels and gives 16"),
         ({"num_heads": 4}, "isn't known, 'num_heads'=4"),
     ],
 )

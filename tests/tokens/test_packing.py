@@ -229,5 +229,5 @@ def test_a_packed_batch_is_a_pytree():
     doubled = jax.tree.map(lambda array: array * 2, batch)
     assert isinstance(doubled, PackedBatch) and doubled.segment_ids.max() == 2
     absent = [name for name, value in vars(batch).items() if value is None]
-    assert absent == ["extra_channels"]  # which these segments don't have
+    assert absent == ["extra_channels", "pictures", "picture_segment_ids"]  # which these segments don't have
     assert len(jax.tree.leaves(batch)) == len(dataclasses.fields(PackedBatch)) - len(absent) == 13

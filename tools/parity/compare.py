@@ -13,13 +13,13 @@ import sys
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-PARTS = ("wan_vae", "ltx_vae", "ltx", "t5", "wan")  # the longest names first
+PARTS = ("wan_image", "wan_vae", "ltx_vae", "ltx", "t5", "wan")  # the longest names first
 NO_NETWORK = (
     "ltx_pipeline",
     "ltx_schedules",
     "wan_solvers",
     "wan_lora",
-    "wan_image",
+    "wan_image_pair",
     "wan_pipeline",
     "t5_sentencepiece",
 )  # which the tests compare

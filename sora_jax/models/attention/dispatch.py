@@ -26,7 +26,7 @@ from sora_jax.models.attention.tpu import splash
 
 _log = logging.getLogger(__name__)
 
-QUERY_CHUNK = 2048  # of `attend_padded`
+QUERY_CHUNK = 2048  # of attention to a second sequence
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array, SegmentIds], jax.Array]
 
@@ -93,10 +93,10 @@ def cross_attend(
 
 
 def attend_masked(q_bnhf: Heads, k_bmhf: jax.Array, v_bmhf: jax.Array, mask_bnm: jax.Array) -> Heads:
-    """Attention to the keys of a second sequence that a mask allows, dense; zero where it allows none."""
+    """Attention to the keys of a second sequence that a mask allows, zero where it allows none; see `_by_chunks`."""
     if not k_bmhf.shape[1]:
         return jnp.zeros_like(q_bnhf)
-    out = _dense(q_bnhf, k_bmhf, v_bmhf, mask_bnm[:, None])
+    out = _by_chunks(lambda q, mask: _dense(q, k_bmhf, v_bmhf, mask[:, None]), q_bnhf, mask_bnm)
     return jnp.where(mask_bnm.any(-1)[:, :, None, None], out, 0)
 
 
@@ -108,7 +108,7 @@ def attend_padded(
     Equal keys with equal values weigh in a softmax as one whose logit is greater by the logarithm of their number, so
     captions that a model was trained to see padded to a fixed length need no positions for padding.
 
-    Dense, in chunks of queries: logits are float32[B,H,chunk,M].
+    See `_by_chunks`.
 
     Args:
       mask_bnm: bool, which keys a token attends to; of the last key it isn't used.
@@ -117,19 +117,27 @@ def attend_padded(
     keys = jnp.arange(k_bmhf.shape[1])
     last = keys == len(keys) - 1
     bias_bnm = jnp.where(last, jnp.log(repeats_bn)[..., None], jnp.where(mask_bnm, 0.0, -jnp.inf))
-    B, N, H, F = q_bnhf.shape
-    chunk = QUERY_CHUNK if N % QUERY_CHUNK == 0 and not sequence_is_split() else N
 
-    def of_chunk(given: tuple[jax.Array, jax.Array]) -> jax.Array:
-        q, bias = given
+    def of_chunk(q: jax.Array, bias: jax.Array) -> jax.Array:
         logits = jnp.einsum("bnhf,bmhf->bhnm", q, k_bmhf, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(logits / math.sqrt(F) + bias[:, None], axis=-1).astype(v_bmhf.dtype)
+        weights = jax.nn.softmax(logits / math.sqrt(q.shape[-1]) + bias[:, None], axis=-1).astype(
+            v_bmhf.dtype
+        )
         return jnp.einsum("bhnm,bmhf->bnhf", weights, v_bmhf)
 
+    return _by_chunks(of_chunk, q_bnhf, bias_bnm)
+
+
+def _by_chunks(
+    of_chunk: Callable[[jax.Array, jax.Array], jax.Array], q_bnhf: Heads, mask_bnm: jax.Array
+) -> Heads:
+    """Dense attention in chunks of queries, of which each has its rows of the mask: logits are float32[B,H,chunk,M]."""
+    B, N, H, F = q_bnhf.shape
+    chunk = QUERY_CHUNK if N % QUERY_CHUNK == 0 and not sequence_is_split() else N
     if chunk == N:
-        return of_chunk((q_bnhf, bias_bnm))
+        return of_chunk(q_bnhf, mask_bnm)
     split = lambda array: jnp.moveaxis(array.reshape(B, N // chunk, chunk, *array.shape[2:]), 1, 0)
-    out = jax.lax.map(of_chunk, (split(q_bnhf), split(bias_bnm)))
+    out = jax.lax.map(lambda given: of_chunk(*given), (split(q_bnhf), split(mask_bnm)))
     return jnp.moveaxis(out, 0, 1).reshape(B, N, H, F)
 
 
